@@ -1,0 +1,131 @@
+"""Every error that featcache raises on purpose.
+
+    FeatcacheError
+    ├── UnknownName           a backbone, layer, data set, head, ... that does not exist; offers the nearest
+    ├── InvalidOption         a value that cannot be used, or two that contradict each other
+    ├── MissingExtra          an optional package is not installed
+    ├── DownloadError         no network, or what came does not match its digest
+    ├── SourceError           the images cannot be listed
+    │   └── ImageError        one image cannot be read or decoded
+    ├── WeightsError          weights are absent, incomplete or of the wrong shape
+    ├── CacheError            anything about a cache file
+    │   ├── CacheNotFound     there is none, or several and none was named
+    │   ├── CacheIncomplete   its extraction has not been finished
+    │   ├── CacheDamaged      its bytes are not those that were written
+    │   ├── CacheForeign      it is no featcache file, or one that must not be trusted
+    │   └── CacheBusy         somebody else is writing it
+    ├── ExtractionError       features could not be computed or stored
+    └── HeadError             a head cannot be trained on, or applied to, what was given
+
+A message says what was expected and what was got; the hint says what to do. The command line translates
+them once, into two lines on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FeatcacheError(Exception):
+    """Root of all errors a user can act on.
+
+    `message` says what, expected, got; `hint` says what to do about it (None where there is nothing to say).
+    """
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors cross process borders (decoding workers); keyword-only arguments do not pickle by themselves.
+        return (_rebuild, (type(self), self.message, self.hint))
+
+
+def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> FeatcacheError:
+    error = kind.__new__(kind)
+    FeatcacheError.__init__(error, message, hint=hint)
+    return error
+
+
+class UnknownName(FeatcacheError):
+    """A name that is not among the known ones; the hint offers the nearest."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> None:
+        super().__init__(f"unknown {kind} {name!r}", hint=_nearest(name, sorted(known), listed_by))
+
+
+def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
+    lowered = {candidate.lower(): candidate for candidate in reversed(known)}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)]
+    if close:
+        offer = "did you mean " + ", ".join(close) + "?"
+    elif len(known) <= 12:
+        offer = "known: " + ", ".join(known)
+    else:
+        offer = ""
+    listed = f"`{listed_by}` lists them all" if listed_by else ""
+    return "; ".join(part for part in (offer, listed) if part) or None
+
+
+class InvalidOption(FeatcacheError):
+    """A value that cannot be used here, or two that contradict each other."""
+
+
+class MissingExtra(FeatcacheError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, what: str, *, package: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs the package {package}, which is not installed",
+            hint=f"pip install 'featcache[{extra}]'",
+        )
+
+
+class DownloadError(FeatcacheError):
+    """Nothing could be downloaded, or what came does not match its digest."""
+
+
+class SourceError(FeatcacheError):
+    """The images of a data set cannot be listed."""
+
+
+class ImageError(SourceError):
+    """One image cannot be read or decoded. The message names it."""
+
+
+class WeightsError(FeatcacheError):
+    """Weights are absent, incomplete or of the wrong shape."""
+
+
+class CacheError(FeatcacheError):
+    """Anything about a cache file."""
+
+
+class CacheNotFound(CacheError):
+    """There is no such cache, or several fit and none was named."""
+
+
+class CacheIncomplete(CacheError):
+    """The cache's extraction has not been finished."""
+
+
+class CacheDamaged(CacheError):
+    """The file's bytes are not those that were written."""
+
+
+class CacheForeign(CacheError):
+    """The file is no featcache file, or one that must not be trusted."""
+
+
+class CacheBusy(CacheError):
+    """Somebody else is writing this cache."""
+
+
+class ExtractionError(FeatcacheError):
+    """Features could not be computed or stored."""
+
+
+class HeadError(FeatcacheError):
+    """A head cannot be trained on, or applied to, what was given."""

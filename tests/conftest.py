@@ -1,0 +1,36 @@
+"""Fixtures that every room's tests share: where the real images and weights lie."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+_SHARED = Path(os.environ.get("FEATCACHE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real images and weights beside the project."""
+    if not (_SHARED / "data").is_dir():
+        pytest.skip(f"needs real images and weights in {_SHARED}, which is absent")
+    return _SHARED
+
+
+@pytest.fixture(scope="session")
+def cifar_zip(shared: Path) -> Path:
+    """All of CIFAR-10 as JPEG files: `cifar10/{train,test}/<class>/NNNN.jpg`."""
+    return shared / "data" / "cifar10-images.zip"
+
+
+@pytest.fixture(scope="session")
+def vgg_weights(shared: Path) -> Path:
+    """VGG16's 13 ImageNet convolutions, with mean and std in the metadata."""
+    return shared / "weights" / "vgg16_imagenet_features.safetensors"
+
+
+@pytest.fixture(scope="session")
+def inception_weights(shared: Path) -> Path:
+    """Inception v3 without `fc`, mean 0 and std 1."""
+    return shared / "weights" / "inception_v3_features.safetensors"
