@@ -1,0 +1,55 @@
+"""featcache: run the backbone once, train heads in seconds.
+
+    cache = featcache.extract("photos/", backbone="vgg16")
+    run = featcache.train_head(cache, head="mlp:128,64")
+
+The public names are those of `__all__`; they are resolved when they are first used, so that `import featcache`
+costs next to nothing and never imports torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featcache.api import extract
+    from featcache.backbones import load_backbone
+    from featcache.backbones.network import from_module
+    from featcache.cache.reader import FeatureCache
+    from featcache.errors import FeatcacheError
+    from featcache.heads.fit import train_head
+    from featcache.heads.runs import Run
+    from featcache.images.opening import open_source
+
+__all__ = [
+    "FeatcacheError",
+    "FeatureCache",
+    "Run",
+    "extract",
+    "from_module",
+    "load_backbone",
+    "open_source",
+    "train_head",
+]
+
+_HOMES = {
+    "FeatcacheError": "featcache.errors",
+    "FeatureCache": "featcache.cache.reader",
+    "Run": "featcache.heads.runs",
+    "extract": "featcache.api",
+    "from_module": "featcache.backbones.network",
+    "load_backbone": "featcache.backbones",
+    "open_source": "featcache.images.opening",
+    "train_head": "featcache.heads.fit",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

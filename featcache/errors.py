@@ -13,7 +13,8 @@
     │   ├── CacheIncomplete   its extraction has not been finished
     │   ├── CacheDamaged      its bytes are not those that were written
     │   ├── CacheForeign      it is no featcache file, or one that must not be trusted
-    │   └── CacheBusy         somebody else is writing it
+    │   ├── CacheBusy         somebody else is writing it
+    │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
     └── HeadError             a head cannot be trained on, or applied to, what was given
 
@@ -121,6 +122,10 @@ class CacheForeign(CacheError):
 
 class CacheBusy(CacheError):
     """Somebody else is writing this cache."""
+
+
+class CacheUnwritable(CacheError):
+    """The disk refused to store it: full, read-only, failing. Nothing was published under a final name."""
 
 
 class ExtractionError(FeatcacheError):

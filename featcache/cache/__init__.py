@@ -1,0 +1,89 @@
+"""The cache room: what a feature was computed from, the HDF5 file that keeps it, and everything that guards it.
+
+Written once by one writer, read by many. A spec says what determines a feature; parts hold rows as they are
+computed; `assemble` turns parts and older caches into one file; `FeatureCache` reads it. NumPy and h5py, never
+torch. Names are imported when they are first used, so that listing caches stays quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+# Before anything here imports h5py: libhdf5 reads it when it is loaded, and then loads no filter plugins, for a
+# stranger's file may name any.
+os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
+
+if TYPE_CHECKING:
+    from featcache.cache.catalog import CacheEntry as CacheEntry
+    from featcache.cache.catalog import candidates as candidates
+    from featcache.cache.catalog import find as find
+    from featcache.cache.catalog import list_caches as list_caches
+    from featcache.cache.catalog import mark_used as mark_used
+    from featcache.cache.donors import Donor as Donor
+    from featcache.cache.donors import Donors as Donors
+    from featcache.cache.donors import Located as Located
+    from featcache.cache.locks import Owner as Owner
+    from featcache.cache.locks import locked as locked
+    from featcache.cache.parts import Part as Part
+    from featcache.cache.parts import PartsPlan as PartsPlan
+    from featcache.cache.parts import Skipped as Skipped
+    from featcache.cache.parts import SplitTable as SplitTable
+    from featcache.cache.parts import write_part as write_part
+    from featcache.cache.reader import CachedDataset as CachedDataset
+    from featcache.cache.reader import CachedSplit as CachedSplit
+    from featcache.cache.reader import FeatureArray as FeatureArray
+    from featcache.cache.reader import FeatureCache as FeatureCache
+    from featcache.cache.spec import Difference as Difference
+    from featcache.cache.spec import LayerSpec as LayerSpec
+    from featcache.cache.spec import Selection as Selection
+    from featcache.cache.spec import Spec as Spec
+    from featcache.cache.spec import cache_name as cache_name
+    from featcache.cache.verification import Verification as Verification
+    from featcache.cache.verification import verify as verify
+    from featcache.cache.writer import assemble as assemble
+
+_WHERE = {
+    "CacheEntry": "catalog",
+    "CachedDataset": "reader",
+    "CachedSplit": "reader",
+    "Difference": "spec",
+    "Donor": "donors",
+    "Donors": "donors",
+    "FeatureArray": "reader",
+    "FeatureCache": "reader",
+    "LayerSpec": "spec",
+    "Located": "donors",
+    "Owner": "locks",
+    "Part": "parts",
+    "PartsPlan": "parts",
+    "Selection": "spec",
+    "Skipped": "parts",
+    "Spec": "spec",
+    "SplitTable": "parts",
+    "Verification": "verification",
+    "assemble": "writer",
+    "cache_name": "spec",
+    "candidates": "catalog",
+    "find": "catalog",
+    "list_caches": "catalog",
+    "locked": "locks",
+    "mark_used": "catalog",
+    "verify": "verification",
+    "write_part": "parts",
+}
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,375 @@
+"""Files written whole or not at all, on any desk.
+
+A file is written under `<name>.tmp-<unique>`, with its full size reserved first, fsynced and then renamed; so a
+final name only ever holds a whole file. Where the operating system lacks preadv, pwrite, posix_fallocate or the
+fsync of a directory, this module does the same by other means, and nobody else has to know. Every call that
+can fail goes through `system`, where tests make it fail or hide it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import mmap
+import os
+import platform
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from featcache.errors import CacheDamaged, CacheUnwritable
+
+Buffer = bytes | bytearray | memoryview
+_ZEROS = bytes(1 << 20)
+_TMP_NAME = re.compile(r"\.tmp-([0-9a-f]{6})-(\d+)-[0-9a-f]{8}$")
+_ABANDONED_AFTER_S = 24 * 3600.0
+# One system call takes at most this many buffers.
+_BUFFERS_PER_CALL = 1024
+_F_FULLFSYNC = 51
+
+
+@dataclass
+class System:
+    """The operating system's calls. None: this one has no such call."""
+
+    pwrite: Callable[[int, Buffer, int], int] | None
+    preadv: Callable[[int, Sequence[memoryview], int], int] | None
+    fallocate: Callable[[int, int, int], None] | None
+    fsync: Callable[[int], None]
+    fsync_folder: Callable[[int], None] | None
+    replace: Callable[[str | Path, str | Path], None]
+    flock: Callable[[int, int], None] | None
+
+
+def _full_fsync(fd: int) -> None:
+    # macOS' fsync leaves the bytes in the drive's own cache.
+    import fcntl
+
+    fcntl.fcntl(fd, _F_FULLFSYNC)
+
+
+system = System(
+    pwrite=getattr(os, "pwrite", None),
+    preadv=getattr(os, "preadv", None),
+    fallocate=getattr(os, "posix_fallocate", None),
+    fsync=_full_fsync if platform.system() == "Darwin" else os.fsync,
+    fsync_folder=os.fsync if os.name == "posix" else None,
+    replace=os.replace,
+    flock=importlib.import_module("fcntl").flock if os.name == "posix" else None,
+)
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+class Draft:
+    """A file of known size that is being written beside its final name."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self.path = path
+        self.size = size
+        self.tmp_path = path.with_name(tmp_name(path.name))
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        self._fd = os.open(self.tmp_path, flags, 0o666)
+
+    def write(self, data: Buffer, offset: int) -> None:
+        """Write all of `data` at `offset`."""
+        view = memoryview(data).cast("B")
+        if offset + len(view) > self.size:
+            raise ValueError(f"{self.path.name}: {len(view)} bytes at {offset} do not fit into {self.size}")
+        while len(view):
+            with contextlib.suppress(InterruptedError):
+                written = self._write_some(view, offset)
+                if written <= 0:
+                    raise OSError(errno.EIO, "the disk takes no more bytes")
+                view, offset = view[written:], offset + written
+
+    def _write_some(self, view: memoryview, offset: int) -> int:
+        if system.pwrite is not None:
+            return system.pwrite(self._fd, view, offset)
+        os.lseek(self._fd, offset, os.SEEK_SET)
+        return os.write(self._fd, view)
+
+    def reserve(self) -> None:
+        """Claim the full size now, so that a full disk is found before any work is done."""
+        if not self.size:
+            return
+        if system.fallocate is None or not self._allocated(system.fallocate):
+            os.ftruncate(self._fd, self.size)
+            for offset in range(0, self.size, len(_ZEROS)):
+                self.write(_ZEROS[: self.size - offset], offset)
+
+    def _allocated(self, fallocate: Callable[[int, int, int], None]) -> bool:
+        while True:
+            try:
+                fallocate(self._fd, 0, self.size)
+                return True
+            except InterruptedError:
+                continue
+            except OSError as error:
+                # Some network file systems cannot reserve.
+                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    return False
+                raise
+
+    def publish(self) -> None:
+        """Make it durable and give it its final name."""
+        # Never again after a failure: the kernel may have dropped the pages and would then report success.
+        system.fsync(self._fd)
+        os.close(self._release())
+        system.replace(self.tmp_path, self.path)
+        fsync_folder(self.path.parent)
+
+    def discard(self) -> None:
+        """Leave nothing behind."""
+        if self._fd >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._release())
+        with contextlib.suppress(OSError):
+            self.tmp_path.unlink()
+
+    def _release(self) -> int:
+        fd, self._fd = self._fd, -1
+        return fd
+
+
+@contextlib.contextmanager
+def publishing(path: Path, size: int) -> Iterator[Draft]:
+    """Write a file of `size` bytes that appears under `path` whole, when the block ends, or not at all.
+
+    Raises CacheUnwritable where the disk refuses; the unfinished file is removed then, as after any error.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = Draft(path, size)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    try:
+        draft.reserve()
+        yield draft
+        draft.publish()
+    except OSError as error:
+        draft.discard()
+        raise unwritable(path, error, needed=size) from error
+    except BaseException:
+        draft.discard()
+        raise
+
+
+def publish_bytes(path: Path, data: bytes) -> None:
+    """Write a small file, whole or not at all. Raises CacheUnwritable."""
+    with publishing(path, len(data)) as draft:
+        draft.write(data, 0)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable, where the operating system can."""
+    if system.fsync_folder is None:
+        return
+    fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        system.fsync_folder(fd)
+    finally:
+        os.close(fd)
+
+
+def unwritable(path: Path, error: OSError, *, needed: int | None = None) -> CacheUnwritable:
+    """The error that says why a file could not be written, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        room = "" if needed is None else f": it needs {needed:,} bytes, {free_bytes(path.parent):,} are free"
+        if error.errno == errno.EFBIG:
+            room = f": {needed or 0:,} bytes are more than this process or file system may write to one file"
+        return CacheUnwritable(
+            f"no room for {path}{room}", hint="free some space, or pass a --data-dir on another disk"
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return CacheUnwritable(
+            f"{path} cannot be written: {error.strerror}",
+            hint="give yourself write permission there, or pass another --data-dir",
+        )
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT):
+        return CacheUnwritable(
+            f"{path} cannot be written: expected the folder {path.parent}, got something else there ({error.strerror})",
+            hint="move what stands in the way, or pass another --data-dir",
+        )
+    return CacheUnwritable(
+        f"{path} could not be written: {error.strerror or error}",
+        hint="what stood there before is untouched; if running it again fails again, check the disk",
+    )
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that may still be written where `folder` is, or will be."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+# --- unfinished files --------------------------------------------------------------------------------------
+
+
+def tmp_name(name: str) -> str:
+    """A name beside `name` that nobody else uses and that tells whose it is."""
+    return f"{name}.tmp-{_host_tag()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
+def is_tmp(path: Path) -> bool:
+    """Whether the name is that of an unfinished file."""
+    return _TMP_NAME.search(path.name) is not None
+
+
+def is_abandoned(path: Path, *, now: float) -> bool:
+    """Whether an unfinished file has no living writer.
+
+    Its process is gone from this host; or, where that cannot be known, nobody wrote to it for a day.
+    `now` is in seconds since the epoch.
+    """
+    found = _TMP_NAME.search(path.name)
+    if found is None:
+        return False
+    if found[1] == _host_tag() and not is_alive(int(found[2])):
+        return True
+    try:
+        return now - path.stat().st_mtime > _ABANDONED_AFTER_S
+    except OSError:
+        return False
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this host exists. Unknown counts as alive."""
+    if os.name != "posix":
+        # Windows' os.kill would end it.
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _host_tag() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:6]
+
+
+# --- reading -----------------------------------------------------------------------------------------------
+
+
+class ReadableFile:
+    """A file read at offsets, by several threads at once, and by forked children too.
+
+    No position is shared, so there is nothing to lock. Raises FileNotFoundError and other OSErrors at opening.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._map: mmap.mmap | None = None
+        # Asked first, for opening a pipe would wait for its other end.
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self.size = os.fstat(self._fd).st_size
+
+    def read(self, offset: int, count: int) -> bytearray:
+        """`count` bytes from `offset`. Raises CacheDamaged where the file ends before, or cannot be read."""
+        data = bytearray(count)
+        self.read_into([memoryview(data)], offset)
+        return data
+
+    def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
+        """Fill the byte buffers, one after the other, from `offset` on.
+
+        Raises CacheDamaged where the file ends before, or cannot be read.
+        """
+        for first in range(0, len(buffers), _BUFFERS_PER_CALL):
+            some = buffers[first : first + _BUFFERS_PER_CALL]
+            wanted = sum(map(len, some))
+            if self._read_some(some, offset) != wanted:
+                self._read_slowly(some, offset)
+            offset += wanted
+
+    def read_each(self, buffers: Sequence[memoryview], offsets: Sequence[int]) -> None:
+        """Fill each buffer from its own offset. Raises CacheDamaged as `read_into` does."""
+        preadv, fd = system.preadv, self._fd
+        for buffer, offset in zip(buffers, offsets, strict=True):
+            try:
+                # Inlined, for a random gather is bound by what happens between two system calls.
+                whole = preadv is not None and preadv(fd, (buffer,), offset) == len(buffer)
+            except OSError:
+                whole = False
+            if not whole:
+                self.read_into([buffer], offset)
+
+    def _read_some(self, buffers: Sequence[memoryview], offset: int) -> int:
+        if self._fd < 0:
+            raise ValueError(f"{self.path} is closed")
+        if system.preadv is None:
+            return self._copy_from_map(buffers, offset)
+        try:
+            return system.preadv(self._fd, buffers, offset)
+        except InterruptedError:
+            return 0
+        except OSError as error:
+            raise CacheDamaged(
+                f"{self.path} cannot be read at byte {offset}: {error.strerror}",
+                hint="check the disk; then extract again",
+            ) from error
+
+    def _read_slowly(self, buffers: Sequence[memoryview], offset: int) -> None:
+        # A call may return less than it was asked for, at a signal or above 2 GiB.
+        for buffer in buffers:
+            while len(buffer):
+                got = self._read_some([buffer], offset)
+                if got <= 0 and offset >= os.fstat(self._fd).st_size:
+                    raise CacheDamaged(
+                        f"{self.path} ends at byte {os.fstat(self._fd).st_size}, expected more",
+                        hint="it was cut short while in use; extract again",
+                    )
+                buffer, offset = buffer[got:], offset + got
+
+    def _copy_from_map(self, buffers: Sequence[memoryview], offset: int) -> int:
+        mapped = self._map
+        if mapped is None and self.size:
+            self._map = mapped = mmap.mmap(self._fd, 0, access=mmap.ACCESS_READ)
+        copied = 0
+        for buffer in buffers:
+            piece = b"" if mapped is None else mapped[offset + copied : offset + copied + len(buffer)]
+            buffer[: len(piece)] = piece
+            copied += len(piece)
+        return copied
+
+    def close(self) -> None:
+        """Give the descriptor back; twice is fine."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> ReadableFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):
+            self.close()

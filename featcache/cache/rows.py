@@ -1,0 +1,72 @@
+"""Rows of a stored array, read by offset: any order, duplicates welcome, neighbours in one call."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.filesystem import ReadableFile
+from featcache.errors import InvalidOption
+
+Rows = npt.NDArray[np.int64]
+
+
+def as_rows(index: Any, count: int) -> Rows:
+    """Row numbers 0..count-1 from what NumPy would take as an index along one axis.
+
+    Takes integers (negative ones count from the end), a boolean mask or a slice; returns (n,) int64. Raises
+    IndexError where a row is out of range or the index is of another kind.
+    """
+    if isinstance(index, slice):
+        return np.arange(*index.indices(count), dtype=np.int64)
+    given = np.asarray(index)
+    if given.ndim != 1:
+        raise IndexError(f"expected one axis of row numbers, got an index of shape {given.shape}")
+    if given.dtype == np.bool_:
+        if len(given) != count:
+            raise IndexError(f"expected a mask of {count} rows, got {len(given)}")
+        return np.flatnonzero(given)
+    if given.dtype.kind not in "iu" and given.size:
+        raise IndexError(f"expected integers as row numbers, got {given.dtype}")
+    rows = given.astype(np.int64, copy=False)
+    if not rows.size:
+        return rows
+    low, high = int(rows.min()), int(rows.max())
+    if low < -count or high >= count:
+        raise IndexError(f"row {high if high >= count else low} is out of range for {count} rows")
+    return rows + np.where(rows < 0, count, 0) if low < 0 else rows
+
+
+def read_rows(
+    file: ReadableFile, offset: int, rows: Rows, shape: tuple[int, ...], dtype: str, out: Any = None
+) -> npt.NDArray[Any]:
+    """Rows of the array that begins at `offset`: (n, *shape) in the stored dtype, in the order of `rows`.
+
+    `out`, where given, must be C-contiguous and of that shape and dtype. Raises CacheDamaged where the file ends
+    before, InvalidOption for an `out` that does not fit.
+    """
+    wanted = (len(rows), *shape)
+    if out is None:
+        out = np.empty(wanted, dtype)
+    elif out.shape != wanted or out.dtype != np.dtype(dtype) or not out.flags.c_contiguous:
+        raise InvalidOption(
+            f"out: expected C-contiguous {dtype} {wanted}, got {out.dtype.str} {out.shape}",
+            hint="pass an array of that shape and dtype, or none",
+        )
+    if out.nbytes:
+        _fill(file, offset, rows, out.reshape(-1).view(np.uint8).data, out.nbytes // len(rows))
+    return out  # type: ignore[no-any-return]
+
+
+def _fill(file: ReadableFile, offset: int, rows: Rows, view: memoryview, row_bytes: int) -> None:
+    order = np.argsort(rows, kind="stable")
+    # A run is what one call reads: rows that follow each other in the file and in the output.
+    together = (np.diff(rows[order]) == 1) & (np.diff(order) == 1)
+    first = np.flatnonzero(np.concatenate(([True], ~together)))
+    length = np.diff(np.append(first, len(rows)))
+    begin = order[first] * row_bytes
+    end = begin + length * row_bytes
+    buffers = [view[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
+    file.read_each(buffers, (rows[order[first]] * row_bytes + offset).tolist())

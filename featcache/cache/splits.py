@@ -1,0 +1,194 @@
+"""What one reads of a cache: a split's ids, labels and digests, and the rows of each layer.
+
+Tables are checked when they are first touched, rows against their checksums whenever they are gathered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.checksums import Checksums, Digests, row_checksums
+from featcache.cache.layout import features_name
+from featcache.cache.rows import as_rows
+from featcache.cache.spec import Spec
+from featcache.cache.stored import StoredFile
+from featcache.cache.trailer import damaged
+from featcache.errors import UnknownName
+
+
+class CachedSplit:
+    """One split of a cache. As a donor it gives its rows to other caches of the same spec."""
+
+    def __init__(self, file: StoredFile, spec: Spec, name: str) -> None:
+        self.file = file
+        self.spec = spec
+        self.name = name
+        self._loaded: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return self.file.place(f"{self.name}/labels").shape[0]
+
+    def __repr__(self) -> str:
+        return f"<CachedSplit {self.name} of {self.file.path.name}: {len(self):,} rows>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (CachedSplit, (self.file, self.spec, self.name))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The stable names of the images, row by row."""
+        if "decoded" not in self._loaded:
+            encoded = self._table("ids").tolist()
+            self._loaded["decoded"] = tuple(one.decode("utf-8", "surrogateescape") for one in encoded)
+        return cast("tuple[str, ...]", self._loaded["decoded"])
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,) indices into the cache's classes, -1 for unlabelled. Read-only."""
+        return self._table("labels")
+
+    @property
+    def digests(self) -> Digests:
+        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
+        return self._table("digests")
+
+    @property
+    def features(self) -> FeatureArray:
+        """The rows of the first layer."""
+        return self.layer()
+
+    def layer(self, name: str | None = None) -> FeatureArray:
+        """The rows of one layer (None: the first). Raises UnknownName."""
+        if name is None:
+            name = self.spec.layer_names[0]
+        if name not in self.spec.layer_names:
+            raise UnknownName("layer", name, self.spec.layer_names)
+        return FeatureArray(self, name)
+
+    @property
+    def fingerprint(self) -> str:
+        """The fingerprint of the spec the rows were computed under."""
+        return self.spec.fingerprint
+
+    def gather(self, layer: str, rows: Any) -> npt.NDArray[Any]:
+        """(n, D) in the stored dtype, verified. As `layer(name).gather(rows)`."""
+        return self.layer(layer).gather(rows)
+
+    def checksums(self, layer: str, rows: Any) -> Checksums:
+        """The stored xxh3 of these rows: (n,) uint64."""
+        sums: Checksums = self._table(f"checksums/{layer}")
+        return sums[as_rows(rows, len(self))]
+
+    def intact(self, layer: str, rows: Any) -> npt.NDArray[np.bool_]:
+        """Which of these rows match their checksum: (n,) bool. A layer that is not there: none."""
+        if layer not in self.spec.layer_names:
+            return np.zeros(len(rows), np.bool_)
+        found = self.layer(layer).gather(rows, verify=False)
+        return np.equal(row_checksums(found), self.checksums(layer, rows))
+
+    def _table(self, name: str) -> npt.NDArray[Any]:
+        # Two threads may both load it; they get the same.
+        if name not in self._loaded:
+            self._loaded[name] = self.file.read_table(f"{self.name}/{name}")
+        return cast("npt.NDArray[Any]", self._loaded[name])
+
+
+class FeatureArray:
+    """The rows of one layer of one split, on disk: (N, D) in the stored dtype.
+
+    `array[i]`, `array[a:b]` and `array[index]` return NumPy arrays of stored values; value = stored x scale +
+    offset. `feature_shape` is one image's feature before it was flattened.
+    """
+
+    ndim = 2
+
+    def __init__(self, split: CachedSplit, layer: str) -> None:
+        self.split = split
+        self.name = layer
+        self.path = features_name(split.name, layer)
+        place, attributes = split.file.place(self.path), split.file.contents.features[self.path]
+        self.shape: tuple[int, int] = (place.shape[0], place.shape[1])
+        self.dtype = np.dtype(place.dtype)
+        self.nbytes = place.nbytes
+        self.feature_shape = attributes.shape
+        self.scale = attributes.scale
+        self.offset = attributes.offset
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return f"<FeatureArray {self.path} {self.shape} {self.dtype.name}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (FeatureArray, (self.split, self.name))
+
+    def __getitem__(self, index: Any) -> npt.NDArray[Any]:
+        if isinstance(index, int | np.integer):
+            return cast("npt.NDArray[Any]", self.gather([index])[0])
+        return self.gather(index)
+
+    def __iter__(self) -> Iterator[npt.NDArray[Any]]:
+        for _, block in self.blocks(max(1, (1 << 20) // (self.shape[1] * self.dtype.itemsize))):
+            yield from block
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        if copy is False:
+            raise ValueError("the rows lie on disk: expected copy to be True or None, got False")
+        rows = self.gather(slice(None))
+        return rows if dtype is None else rows.astype(dtype, copy=False)
+
+    def gather(self, rows: Any, out: npt.NDArray[Any] | None = None, verify: bool = True) -> npt.NDArray[Any]:
+        """Rows in any order, duplicates and negative numbers welcome: (n, D) in the stored dtype.
+
+        `out` is filled and returned where given (C-contiguous, that shape and dtype). Raises IndexError for a row
+        that is not there, CacheDamaged where a row does not match its checksum (never with verify=False).
+        """
+        numbers = as_rows(rows, len(self))
+        found = self.split.file.read(self.path, numbers, out)
+        if verify:
+            self._verify(found, numbers)
+        return found
+
+    def blocks(self, rows_per_block: int, verify: bool = True) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+        """All rows in order, in blocks: (first row, (n, D)). Memory stays at one or two blocks."""
+        for start in range(0, len(self), rows_per_block):
+            yield start, self.gather(slice(start, start + rows_per_block), verify=verify)
+
+    def _verify(self, found: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
+        bad = row_checksums(found) != self.split.checksums(self.name, rows)
+        if bad.any():
+            others = f", nor do {int(bad.sum()) - 1} others of those asked for" if bad.sum() > 1 else ""
+            raise damaged(
+                self.split.file.path,
+                f"{self.split.name}, layer {self.name}: row {int(rows[bad][0])} does not match its checksum{others}",
+            )
+
+
+@dataclass(frozen=True)
+class CachedDataset:
+    """A map-style dataset over one layer, for PyTorch's DataLoader, with fork and with spawn.
+
+    An item is (features float32 (D,) with scale and offset applied, label int). A batch of indices is read in one
+    sorted gather.
+    """
+
+    array: FeatureArray
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.float32], int]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[npt.NDArray[np.float32], int]]:
+        rows = as_rows(indices, len(self))
+        values = self.array.gather(rows).astype(np.float32, copy=False)
+        if (self.array.scale, self.array.offset) != (1.0, 0.0):
+            values = values * np.float32(self.array.scale) + np.float32(self.array.offset)
+        return list(zip(values, self.array.split.labels[rows].tolist(), strict=True))

@@ -1,0 +1,151 @@
+"""The last bytes of a cache: what must be true of the others.
+
+A trailer is canonical JSON followed by a seal of 40 bytes: the magic, the format version, the length of the JSON
+and a digest over all three. The seal keeps its place and form in every version, so that an older featcache can
+say "too new" instead of "damaged". Reading it needs neither libhdf5 nor NumPy, which is what makes `ls` quick.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from featcache.cache.filesystem import ReadableFile
+from featcache.cache.spec import Json, canonical_json
+from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
+
+FORMAT = "featcache"
+FORMAT_VERSION = 1
+MAGIC = b"\x89FEATCAC"
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SEAL = struct.Struct("<8sQQ16s")
+# One read fetches the whole trailer of nearly every cache.
+_FIRST_READ = 1 << 14
+_LARGEST = 1 << 26
+_MARKER_WITHIN = 1 << 24
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trailer:
+    """What the last bytes say.
+
+    `file_bytes` is the exact size of the file, `header_bytes` the length of the HDF5 header, `header_digest` its
+    xxh3-128, `tables` the xxh3-128 of each small array by its name in the file, `about` a copy of what `ls`
+    shows (set name, spec, selection, rows per split, created, skipped).
+    """
+
+    file_bytes: int
+    header_bytes: int
+    header_digest: str
+    tables: Mapping[str, str]
+    about: Mapping[str, Json]
+
+    def to_bytes(self) -> bytes:
+        """The trailer as it stands at the end of the file."""
+        text = canonical_json(
+            {
+                "about": self.about,
+                "bytes": self.file_bytes,
+                "header": {"bytes": self.header_bytes, "xxh3_128": self.header_digest},
+                "tables": self.tables,
+            }
+        ).encode()
+        return text + _seal(text, FORMAT_VERSION)
+
+
+def _seal(text: bytes, version: int) -> bytes:
+    return _SEAL.pack(MAGIC, version, len(text), _seal_digest(text, version))
+
+
+def _seal_digest(text: bytes, version: int) -> bytes:
+    return xxhash.xxh3_128_digest(text + struct.pack("<8sQQ", MAGIC, version, len(text)))
+
+
+def open_cache(path: Path) -> ReadableFile:
+    """The file, opened for reading. Raises CacheNotFound or CacheForeign where it is none."""
+    try:
+        return ReadableFile(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheNotFound(f"there is no cache at {path}", hint="`featcache ls` lists those there are") from error
+    except IsADirectoryError as error:
+        raise CacheForeign(f"{path} is a folder, expected a cache file") from error
+    except OSError as error:
+        raise CacheForeign(f"{path} cannot be opened: {error.strerror}") from error
+
+
+def read_trailer(file: ReadableFile) -> Trailer:
+    """The trailer of an opened file, checked against its seal and the file's exact size.
+
+    Raises CacheDamaged for a featcache file that is cut short or changed, CacheForeign for any other file and
+    for a format version of the future.
+    """
+    tail = bytes(file.read(max(0, file.size - _FIRST_READ), min(file.size, _FIRST_READ)))
+    magic, version, length, digest = _SEAL.unpack(tail[-_SEAL.size :].rjust(_SEAL.size, b"\0"))
+    if magic != MAGIC or length > min(file.size - _SEAL.size, _LARGEST):
+        raise _without_trailer(file)
+    start = file.size - _SEAL.size - length
+    text = (
+        bytes(file.read(start, length))
+        if length > _FIRST_READ - _SEAL.size
+        else tail[-_SEAL.size - length : -_SEAL.size]
+    )
+    if digest != _seal_digest(text, version):
+        raise damaged(file.path, "its trailer does not match its own digest")
+    if version != FORMAT_VERSION:
+        raise CacheForeign(
+            f"{file.path} has format version {version}, this featcache knows version {FORMAT_VERSION}",
+            hint="update featcache: pip install -U featcache",
+        )
+    return _parsed(file, text, start)
+
+
+def _parsed(file: ReadableFile, text: bytes, start: int) -> Trailer:
+    try:
+        values: dict[str, Any] = json.loads(text)
+        trailer = Trailer(
+            file_bytes=int(values["bytes"]),
+            header_bytes=int(values["header"]["bytes"]),
+            header_digest=str(values["header"]["xxh3_128"]),
+            tables={str(name): str(digest) for name, digest in values["tables"].items()},
+            about=dict(values["about"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CacheForeign(f"{file.path}: its trailer is none that featcache wrote ({error})") from error
+    if trailer.file_bytes != file.size:
+        raise damaged(file.path, f"it has {file.size:,} bytes, expected {trailer.file_bytes:,}")
+    if not 0 < trailer.header_bytes <= start:
+        raise CacheForeign(f"{file.path}: a header of {trailer.header_bytes} bytes does not fit into it")
+    return trailer
+
+
+def damaged(path: Path, what: str) -> CacheDamaged:
+    """The error for a file whose bytes are not those that were written."""
+    return CacheDamaged(
+        f"{path} is damaged: {what}",
+        hint=f"`featcache verify {path} --full` says how far; extracting again mends it",
+    )
+
+
+def _without_trailer(file: ReadableFile) -> CacheDamaged | CacheForeign:
+    head = bytes(file.read(0, min(file.size, _MARKER_WITHIN)))
+    if not head:
+        return damaged(file.path, "it is empty")
+    if _is_cut_short(head, file.size) or (head.startswith(HDF5_SIGNATURE) and FORMAT.encode() in head):
+        return damaged(file.path, f"it was cut short or changed at its end (it has {file.size:,} bytes)")
+    kind = "an HDF5 file that featcache did not write" if head.startswith(HDF5_SIGNATURE) else "no HDF5 file"
+    return CacheForeign(f"{file.path} is {kind}, expected a feature cache")
+
+
+def _is_cut_short(head: bytes, size: int) -> bool:
+    # The superblock of versions 2 and 3 holds the end of the HDF5 file at byte 28.
+    if not head.startswith(HDF5_SIGNATURE[: len(head)]):
+        return False
+    if len(head) < 48:
+        return True
+    return head[8] in (2, 3) and int.from_bytes(head[28:36], "little") > size

@@ -1,0 +1,48 @@
+"""The Typer app: every command in one place, each imported from the file of its group.
+
+Heavy imports stand inside command bodies: `featcache --help` never imports torch.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from featcache.cli import caches, extract, inventory, train
+
+app = typer.Typer(
+    name="featcache",
+    help="Run the backbone once. Train heads in seconds.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"featcache {version('featcache')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
+    ] = False,
+) -> None:
+    pass
+
+
+for group in (extract, train, caches, inventory):
+    group.register(app)
+
+
+def main() -> None:
+    """The console script `featcache`."""
+    app(prog_name="featcache")

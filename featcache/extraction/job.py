@@ -1,0 +1,355 @@
+"""One extraction at work: look who has rows already, compute the others in parts, assemble the cache.
+
+Parts are idempotent, so the same job after a kill, or two jobs at once, end with the same file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.pixels import Pixels
+from featcache.cache.donors import Donor, Donors
+from featcache.cache.filesystem import free_bytes
+from featcache.cache.locks import Owner, locked
+from featcache.cache.parts import Skipped, SplitTable, open_parts, write_part
+from featcache.cache.plan import PartsPlan, discard_parts, write_plan
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Spec, cache_name
+from featcache.cache.writer import assemble
+from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
+from featcache.extraction import devices
+from featcache.extraction.pipeline import Failure, Pipeline, Rows
+from featcache.extraction.plan import Plan, plan_rows
+from featcache.extraction.reporting import Reporter
+from featcache.extraction.request import Request
+from featcache.extraction.result import Extraction
+from featcache.images.sources import ImageSource, Sample
+
+_UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
+
+
+@dataclass(kw_only=True)
+class Job:
+    """Everything settled: what to compute (`spec`), of which images, and how fast."""
+
+    request: Request
+    reporter: Reporter
+    source: ImageSource
+    backbone: Backbone
+    spec: Spec
+    device: str
+    batch_size: int
+    threads: int
+    part_rows: int
+    skip: bool
+    _began: float = field(default_factory=time.monotonic)
+
+    @property
+    def cache_path(self) -> Path:
+        name = cache_name(self.source.name, self.spec, self.request.selection)
+        return self.request.features_dir / f"{name}.h5"
+
+    @property
+    def parts_dir(self) -> Path:
+        return self.cache_path.with_suffix(".parts")
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The rows, after every selected image has been read and hashed once."""
+        return plan_rows(
+            self.source, self.request, workers=self.threads, skip_unreadable=self.skip, reporter=self.reporter
+        )
+
+    def locked(self, *, wait: bool) -> Extraction:
+        """Runs while nobody else writes the same cache; `wait` for whoever does, else CacheBusy."""
+        with locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting):
+            return self._run()
+
+    def _say_waiting(self, owner: Owner | None) -> None:
+        self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
+
+    def _run(self) -> Extraction:
+        plan = self.plan
+        standing = self.standing_cache()
+        if standing is not None and self.is_hit(standing, plan):
+            return self._result(standing, computed=0, rate=None)
+        donors = Donors(self.donors(standing))
+        digests = plan.all_digests()
+        missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
+        self._say_what_stands(plan.rows, len(missing))
+        self._require_room(plan.rows, len(missing))
+        failures, rate = self._compute(plan, digests, missing) if len(missing) else ([], None)
+        cache = self._assemble(plan, failures)
+        return self._result(cache, computed=len(missing) - len(failures), rate=rate)
+
+    # --- who has what ---------------------------------------------------------------------------------------
+
+    def standing_cache(self) -> FeatureCache | None:
+        """The cache that lies under this job's name; a damaged one is said and counts as absent."""
+        try:
+            return FeatureCache.open(self.cache_path)
+        except CacheNotFound:
+            return None
+        except (CacheDamaged, CacheForeign) as error:
+            self.reporter.warn(f"{error.message}; it counts as absent")
+            return None
+
+    def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
+        """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
+        if cache.spec.fingerprint != self.spec.fingerprint or (cache.skipped and not self.skip):
+            return False
+        lost = {(one.split, one.id): one.digest for one in cache.skipped}
+        unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
+        if cache.classes != self.source.classes or not unread <= lost.keys():
+            return False
+        kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
+        return set(cache.splits) == set(kept) and all(
+            tuple(cache[split].ids) == table.ids
+            and np.array_equal(cache[split].labels, table.labels)
+            and np.array_equal(cache[split].digests, table.digests)
+            for split, table in kept.items()
+        )
+
+    def donors(self, standing: FeatureCache | None) -> list[Donor]:
+        """Everybody whose rows were computed under the same spec: parts first, then caches."""
+        folder, short = self.request.features_dir, self.spec.fingerprint[:8]
+        donors: list[Donor] = []
+        for parts in sorted(folder.glob(f"*-{short}-*.parts")):
+            opened = open_parts(parts, self.reporter.warn)
+            donors += [part for part in opened if part.fingerprint == self.spec.fingerprint]
+        for path in sorted(folder.glob(f"*-{short}-*.h5")):
+            cache = standing if path == self.cache_path else self._opened(path)
+            if cache is not None and cache.spec.fingerprint == self.spec.fingerprint:
+                donors += [cache[split] for split in cache.splits]
+        return donors
+
+    def _opened(self, path: Path) -> FeatureCache | None:
+        try:
+            return FeatureCache.open(path)
+        except _UNUSABLE as error:
+            self.reporter.warn(f"{error.message}; its rows do not count")
+            return None
+
+    def _say_what_stands(self, rows: int, missing: int) -> None:
+        if missing == rows:
+            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}")
+        else:
+            self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract")
+
+    def _require_room(self, rows: int, missing: int) -> None:
+        """Parts and file stand side by side for a moment. Raises ExtractionError before the first forward pass."""
+        row_bytes = sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
+        needed = (rows + missing) * row_bytes
+        self.request.features_dir.mkdir(parents=True, exist_ok=True)
+        free = free_bytes(self.request.features_dir)
+        if free < needed:
+            raise ExtractionError(
+                f"the disk of {self.request.features_dir} has {free / 1e9:.1f} GB free, "
+                f"{needed / 1e9:.1f} GB are needed (features and, for a moment, their parts)",
+                hint="make room, choose another --data-dir, or extract fewer images with --limit",
+            )
+
+    # --- computing ------------------------------------------------------------------------------------------
+
+    def _compute(
+        self, plan: Plan, digests: npt.NDArray[np.uint8], missing: npt.NDArray[np.int64]
+    ) -> tuple[list[tuple[Sample, Failure]], float]:
+        """Writes parts for the missing rows; what failed, and images per second."""
+        # An image that stands twice in the set is computed once.
+        _, first = np.unique(digests[missing], axis=0, return_index=True)
+        rows = missing[np.sort(first)]
+        samples = plan.all_samples()
+        wanted = [samples[row] for row in rows]
+        self._begin(plan)
+        began = time.monotonic()
+        with closing(self._pipeline()) as pipeline, _PartWriter(self, rows, digests[rows]) as writer:
+            failures: list[Failure] = []
+            done = 0
+            try:
+                for block in pipeline.rows(wanted, digests[rows]):
+                    failures += self._accepted(block.failures)
+                    writer.add(block)
+                    done += len(block.index) + len(block.failures)
+                    self.reporter.advance("extracting", done, len(rows))
+            except KeyboardInterrupt:
+                self.reporter.say("stopped; what is finished stands: run the same command again to go on")
+                raise
+        rate = len(rows) / max(time.monotonic() - began, 1e-9)
+        return [(wanted[failure.row], failure) for failure in failures], rate
+
+    def _begin(self, plan: Plan) -> None:
+        write_plan(
+            self.parts_dir,
+            PartsPlan(
+                spec=self.spec,
+                selection=self.request.selection,
+                set_name=self.source.name,
+                classes=self.source.classes,
+                rows={split: len(samples) for split, samples in plan.samples.items()},
+                created=_now(),
+            ),
+        )
+
+    def _pipeline(self) -> Pipeline:
+        return Pipeline(
+            source=self.source,
+            backbone=self.backbone,
+            dtype=self.spec.dtype,
+            batch_size=self.batch_size,
+            workers=self.threads,
+        )
+
+    def _accepted(self, failures: Sequence[Failure]) -> Sequence[Failure]:
+        if failures and not self.skip:
+            raise failures[0].error
+        return failures
+
+    # --- the cache ------------------------------------------------------------------------------------------
+
+    def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_digests()), strict=True))
+        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
+        # Every image with the same bytes fails alike.
+        lost = [
+            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
+            for sample, text in hexes.items()
+            if text in reasons
+        ]
+        lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
+        tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
+        if not any(len(table) for table in tables.values()):
+            raise SourceError(f"every image of {self.source.name} was skipped", hint="run with --on-error fail")
+        assemble(
+            self.cache_path,
+            spec=self.spec,
+            selection=self.request.selection,
+            set_name=self.source.name,
+            classes=self.source.classes,
+            provenance=self._provenance(),
+            tables={split: table for split, table in tables.items() if len(table)},
+            skipped=lost,
+            donors=Donors(self.donors(self.standing_cache())),
+            arrays=self._scaling(),
+        )
+        discard_parts(self.parts_dir)
+        return FeatureCache.open(self.cache_path)
+
+    def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
+        """The rows of each split without the skipped images; one whose bytes changed since counts again."""
+        tables = {}
+        for split, samples in plan.samples.items():
+            digests = plan.digests[split]
+            kept = [
+                row
+                for row, sample in enumerate(samples)
+                if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
+            ]
+            tables[split] = SplitTable(
+                ids=tuple(samples[row].id for row in kept),
+                labels=np.array([samples[row].label for row in kept], np.int64),
+                digests=digests[kept],
+            )
+        return tables
+
+    def _scaling(self) -> dict[str, tuple[float, float]] | None:
+        if isinstance(self.backbone, Pixels):
+            return {"pixels": (self.backbone.scale, self.backbone.offset)}
+        return None
+
+    def _provenance(self) -> dict[str, Any]:
+        weights = self.backbone.weights
+        return {
+            "created": _now(),
+            "weights": weights.source if weights else None,
+            "parameters": self.backbone.parameters,
+            "normalize": self.request.normalize or ("weights" if weights else "half"),
+            **devices.provenance(self.device),
+        }
+
+    def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
+        rows = {split: len(cache[split]) for split in cache.splits}
+        return Extraction(
+            cache=self.cache_path,
+            fingerprint=self.spec.fingerprint,
+            rows=rows,
+            feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
+            computed=computed,
+            reused=sum(rows.values()) - computed,
+            skipped=tuple(cache.skipped),
+            seconds=time.monotonic() - self._began,
+            images_per_s=rate,
+        )
+
+
+class _PartWriter:
+    """Collects rows into parts of `part_rows` and publishes each in the background, one at a time."""
+
+    def __init__(self, job: Job, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
+        self._job, self._rows, self._digests = job, rows, digests
+        self._blocks: list[Rows] = []
+        self._held = 0
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
+        self._writing: Future[Path] | None = None
+
+    def __enter__(self) -> _PartWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and self._held:
+                self._publish(self._held)
+            self._wait()
+        finally:
+            self._pool.shutdown(wait=True)
+
+    def add(self, block: Rows) -> None:
+        """Takes the next rows; publishes whenever a part is full."""
+        if not len(block.index):
+            return
+        self._blocks.append(block)
+        self._held += len(block.index)
+        while self._held >= self._job.part_rows:
+            self._publish(self._job.part_rows)
+
+    def _publish(self, count: int) -> None:
+        index = np.concatenate([block.index for block in self._blocks])
+        features = {
+            layer: np.concatenate([block.features[layer] for block in self._blocks])
+            for layer in self._job.spec.layer_names
+        }
+        self._blocks = []
+        self._held = len(index) - count
+        if self._held:
+            rest = {layer: values[count:] for layer, values in features.items()}
+            self._blocks = [Rows(index=index[count:], features=rest)]
+        self._wait()
+        self._writing = self._pool.submit(
+            write_part,
+            self._job.parts_dir,
+            fingerprint=self._job.spec.fingerprint,
+            first_row=int(self._rows[index[0]]),
+            digests=self._digests[index[:count]],
+            features={layer: values[:count] for layer, values in features.items()},
+            provenance=devices.provenance(self._job.device),
+        )
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,0 +1,201 @@
+"""Which existing cache is the one somebody means, told from what was said.
+
+Training needs neither the backbone, nor its weights, nor the images: what was left out means its definite
+default, `auto` matches any value, a weights file is digested where it exists and else matched by its recorded
+path.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from featcache.backbones import load_backbone, networks
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.weights import source_of
+from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Spec
+from featcache.errors import CacheNotFound, FeatcacheError
+from featcache.extraction import devices
+from featcache.extraction.plan import spec_of
+from featcache.extraction.request import Request
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A complete cache and, of its layers, those that were asked for (None: all it has)."""
+
+    path: Path
+    layers: tuple[str, ...] | None = None
+
+
+def settled_spec(backbone: Backbone, request: Request, precision: str) -> Spec:
+    """The spec to extract under: `precision` is what `auto` means here.
+
+    What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
+    the same selection exists with another precision, that one is obeyed; of several, the newest.
+    """
+    here = spec_of(backbone, request, precision)
+    if request.precision != "auto":
+        return here
+    existing = [
+        entry
+        for entry in candidates(request.features_dir)
+        if entry.selection == request.selection and entry.spec is not None and _but_for_precision(entry.spec, here)
+    ]
+    return _settled(existing, here.precision, here)
+
+
+def _but_for_precision(spec: Spec, wanted: Spec) -> bool:
+    return replace(spec, precision=wanted.precision) == wanted
+
+
+def _settled(existing: list[CacheEntry], precision: str, here: Spec) -> Spec:
+    chosen = _preferred(existing, precision)
+    return chosen.spec if chosen is not None and chosen.spec is not None else here
+
+
+def _preferred(entries: list[CacheEntry], precision: str) -> CacheEntry | None:
+    """The one with the precision that auto gives here, else the newest; a complete one before an unfinished."""
+    ranked = sorted(
+        entries,
+        key=lambda entry: (entry.spec is not None and entry.spec.precision == precision, entry.complete, entry.created),
+    )
+    return ranked[-1] if ranked else None
+
+
+def by_name(features_dir: Path, name: str) -> Found:
+    """The complete cache of that path, name or unique beginning of a name. Raises CacheError."""
+    return Found(path=find(features_dir, name).require_complete())
+
+
+def only_cache(features_dir: Path) -> Found | None:
+    """The only complete cache there is; None where there are none or several."""
+    complete = [entry for entry in list_caches(features_dir) if entry.complete]
+    return Found(path=complete[0].path) if len(complete) == 1 else None
+
+
+def by_request(request: Request) -> Found:
+    """The complete cache that these options describe.
+
+    Raises CacheNotFound, with the command that makes it, or CacheIncomplete where its extraction has not ended.
+    """
+    shelf = candidates(request.features_dir)
+    asked = _asked(request)
+    entries = [entry for entry in shelf if entry.selection == request.selection and _fits(entry, request, asked)]
+    chosen = _preferred(entries, devices.resolve_precision("auto", devices.resolve_device("auto")))
+    if chosen is None:
+        raise CacheNotFound(
+            f"there is no cache of {request.origin} with {request.backbone_name} and these options"
+            + (f"; there are {', '.join(entry.name for entry in shelf)}" if shelf else ""),
+            hint=f"make it with `{as_command(request)}`" + (", or name one of those" if shelf else ""),
+        )
+    return Found(path=chosen.require_complete(), layers=asked.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What the options mean, as far as it can be told without weights."""
+
+    layers: tuple[str, ...]
+    pool: str
+    image_size: int | None  # None: any, for `pixels` whose size is the set's own
+    normalize: str
+
+
+def _asked(request: Request) -> _Asked:
+    if isinstance(request.backbone, Backbone):
+        backbone = request.backbone
+        return _Asked(
+            layers=tuple(backbone.feature_dims),
+            pool=backbone.pool,
+            image_size=backbone.transform.image_size,
+            normalize=request.normalize or "weights",
+        )
+    if request.backbone == "pixels":
+        return _Asked(layers=("pixels",), pool="none", image_size=request.image_size, normalize="half")
+    family = networks.family_of(request.backbone)
+    return _Asked(
+        layers=request.layers or (family.layer,),
+        pool=request.pool or (family.pool if not request.layers else "none"),
+        image_size=request.image_size or networks.preset(request.backbone).image_size,
+        normalize=request.normalize or "weights",
+    )
+
+
+def _fits(entry: CacheEntry, request: Request, asked: _Asked) -> bool:
+    spec = entry.spec
+    if spec is None or spec.backbone != request.backbone_name or not set(asked.layers) <= set(spec.layer_names):
+        return False
+    dtype = "uint8" if request.backbone_name == "pixels" else request.dtype or "float16"
+    said = (asked.pool, request.resize, dtype)
+    if (spec.pool, spec.transform["resize"], spec.dtype) != said:
+        return False
+    if asked.image_size is not None and spec.transform["image_size"] != asked.image_size:
+        return False
+    if request.precision not in ("auto", spec.precision) and spec.precision != "uint8":
+        return False
+    return request.backbone_name == "pixels" or _same_weights(entry, spec, request, asked)
+
+
+def _same_weights(entry: CacheEntry, spec: Spec, request: Request, asked: _Asked) -> bool:
+    if isinstance(request.backbone, Backbone):
+        return spec_of(request.backbone, request, spec.precision) == spec.restricted_to(asked.layers)
+    if Path(request.weights).is_file():
+        try:
+            backbone = _loaded(request)
+        except FeatcacheError:
+            return False
+        return spec_of(backbone, request, spec.precision) == spec.restricted_to(asked.layers)
+    weights, normalize = _recorded(entry)
+    return (weights, normalize) == (source_of(request.backbone_name, request.weights), asked.normalize)
+
+
+def _loaded(request: Request) -> Backbone:
+    return load_backbone(
+        request.backbone_name,
+        weights=request.weights,
+        layers=request.layers,
+        pool=request.pool,
+        image_size=request.image_size,
+        resize=request.resize,
+        normalize=request.normalize,
+        weights_dir=request.weights_dir,
+    )
+
+
+def _recorded(entry: CacheEntry) -> tuple[object, object]:
+    if not entry.complete:
+        # Which weights an unfinished extraction uses is known by digest only: its own command finishes it.
+        return None, None
+    with FeatureCache.open(entry.path) as cache:
+        return cache.provenance.get("weights"), cache.provenance.get("normalize")
+
+
+def as_command(request: Request) -> str:
+    """The `featcache extract` that makes this cache."""
+    words = ["featcache", "extract", "--backbone", request.backbone_name, "--dataset", request.origin]
+    for layer in request.layers:
+        words += ["--layer", layer]
+    for split in request.splits or ():
+        words += ["--split", split]
+    defaults = Request(dataset=request.dataset, backbone=request.backbone)
+    for option in (
+        "pool",
+        "image_size",
+        "resize",
+        "normalize",
+        "weights",
+        "dtype",
+        "precision",
+        "limit",
+        "select_seed",
+    ):
+        value = getattr(request, option)
+        if value != getattr(defaults, option):
+            words += [f"--{option.replace('_', '-')}", str(value)]
+    if request.data_dir != defaults.data_dir:
+        words += ["--data-dir", str(request.data_dir)]
+    return shlex.join(words)

@@ -1,0 +1,177 @@
+"""Samples in, rows of features out: decoding runs ahead in threads while the backbone computes.
+
+Pillow releases the interpreter while it decodes and resizes, so threads are enough and nothing is copied
+between processes. Batches are padded to a power of two of at least 8: from there on a row comes out bit for
+bit the same at any position and in any company (measured for eager execution on CPU).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.backbones.backbone import Backbone
+from featcache.errors import ExtractionError, ImageError
+from featcache.images.decoding import decode
+from featcache.images.sources import ImageSource, Sample, digest
+
+_LEAST_BATCH = 8
+
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """One image that could not be read or decoded, and the error that says why."""
+
+    row: int
+    error: ImageError
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Features of some of the samples that were given: `index` (n,) says which, in ascending order.
+
+    `features`: {layer: (n, D)} in the storage dtype.
+    """
+
+    index: npt.NDArray[np.int64]
+    features: dict[str, npt.NDArray[np.generic]]
+    failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Decoded:
+    index: npt.NDArray[np.int64]
+    images: Bytes  # (n, S, S, 3)
+    failures: tuple[Failure, ...]
+
+
+@dataclass(kw_only=True)
+class Pipeline:
+    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice."""
+
+    source: ImageSource
+    backbone: Backbone
+    dtype: str
+    batch_size: int
+    workers: int
+    _pool: ThreadPoolExecutor = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+
+    def close(self) -> None:
+        """Stops decoding; what has not been started is dropped."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def rows(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[Rows]:
+        """The features of `samples`, batch by batch, in order. `digests` (n, 32) are what each must hash to.
+
+        Raises ExtractionError, naming layer and image, where a feature is not finite.
+        """
+        for decoded in self._decoded(samples, digests):
+            yield Rows(
+                index=decoded.index,
+                features=self._compute(decoded, samples) if len(decoded.index) else {},
+                failures=decoded.failures,
+            )
+
+    def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
+        ahead = self.workers + 1
+        pending: deque[Future[_Decoded]] = deque()
+        # The size is read anew: it may have halved meanwhile.
+        start = 0
+        while start < len(samples) or pending:
+            while start < len(samples) and len(pending) < ahead:
+                rows = range(start, min(start + self.batch_size, len(samples)))
+                pending.append(self._pool.submit(self._decode, samples, digests, rows))
+                start = rows.stop
+            yield pending.popleft().result()
+
+    def _decode(self, samples: Sequence[Sample], digests: Bytes, rows: range) -> _Decoded:
+        side = self.backbone.transform.image_size
+        images = np.empty((len(rows), side, side, 3), np.uint8)
+        index: list[int] = []
+        failures: list[Failure] = []
+        for row in rows:
+            try:
+                images[len(index)] = self._read(samples[row], digests[row].tobytes())
+                index.append(row)
+            except ImageError as error:
+                failures.append(Failure(row=row, error=error))
+        return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
+
+    def _read(self, sample: Sample, expected: bytes) -> Bytes:
+        payload = self.source.read(sample)
+        # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
+        if digest(payload) != expected:
+            raise ImageError(
+                f"{sample.id}: the image changed while it was being extracted", hint="run the command again"
+            )
+        return self.backbone.resize(decode(payload, sample.id))
+
+    def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
+        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
+        done = 0
+        while done < len(decoded.images):
+            batch = decoded.images[done : done + self.batch_size]
+            features = self._forward(batch)
+            if features is None:
+                continue
+            blocks.append(features)
+            done += len(batch)
+        features = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        for name, values in features.items():
+            _require_finite(values, name, [samples[row].id for row in decoded.index])
+        return features
+
+    def _forward(self, images: Bytes) -> dict[str, npt.NDArray[np.generic]] | None:
+        """The batch's features, or None where memory did not suffice and the batch size was halved."""
+        import torch
+
+        try:
+            computed = self.backbone.features(_padded(images))
+            dtype = getattr(torch, self.dtype)
+            return {name: value[: len(images)].to(dtype).cpu().numpy() for name, value in computed.items()}
+        except torch.OutOfMemoryError as error:
+            if self.batch_size <= _LEAST_BATCH:
+                raise ExtractionError(
+                    f"{self.backbone.name} does not fit into the device's memory with {_LEAST_BATCH} images",
+                    hint="use --device cpu, a smaller --image-size or --precision bf16",
+                ) from error
+        self.batch_size = max(_LEAST_BATCH, self.batch_size // 2)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return None
+
+
+def _padded(images: Bytes) -> Bytes:
+    """(n, ...) -> (m, ...) with m the next power of two, at least 8; the rows added are black."""
+    size = max(_LEAST_BATCH, 1 << (len(images) - 1).bit_length())
+    if size == len(images):
+        return images
+    padded = np.zeros((size, *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    return padded
+
+
+def _require_finite(values: npt.NDArray[np.generic], layer: str, ids: Sequence[str]) -> None:
+    if values.dtype.kind != "f":
+        return
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if not bad.size:
+        return
+    row = int(bad[0])
+    nan = bool(np.isnan(values[row]).any())
+    fits = "the backbone computes no number for it" if nan else f"larger than {values.dtype} can hold"
+    raise ExtractionError(
+        f"layer {layer} gives {'NaN' if nan else 'infinity'} for {ids[row]}"
+        f"{f' and {bad.size - 1} more of its batch' if bad.size > 1 else ''}: {fits}",
+        hint="check the weights" if nan else "extract again with --dtype float32",
+    )

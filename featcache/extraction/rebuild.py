@@ -1,0 +1,168 @@
+"""From a cache back to the backbone that made it, and a check of its rows against a new computation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.backbones import load_backbone
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.transforms import Resize
+from featcache.cache.reader import CachedSplit, FeatureCache
+from featcache.cache.spec import Json, Spec
+from featcache.errors import ExtractionError, WeightsError
+from featcache.extraction.pipeline import Pipeline
+from featcache.images import open_source
+from featcache.images.sources import ImageSource, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recomputation:
+    """Stored rows against rows computed anew: (split, id) of the worst, and the differences over all.
+
+    `relative` is the greatest norm of a row's difference over the norm of the row computed anew.
+    """
+
+    rows: int
+    equal: int
+    greatest: float
+    relative: float
+    worst: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "equal": self.equal,
+            "greatest_difference": self.greatest,
+            "relative_difference": self.relative,
+            "worst": self.worst,
+        }
+
+
+def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
+    """The backbone that computed this cache, with weights whose bytes are the same.
+
+    Raises WeightsError where the weights are not to be had, or differ from those the cache was made with.
+    """
+    spec = cache.spec
+    backbone = load_backbone(
+        spec.backbone,
+        weights=_as_said(cache.provenance),
+        layers=() if spec.backbone == "pixels" else spec.layer_names,
+        pool=spec.pool,
+        image_size=cast("int", spec.transform["image_size"]),
+        resize=cast("Resize", spec.transform["resize"]),
+        normalize=cast("str", cache.provenance.get("normalize")),
+        weights_dir=weights_dir,
+    )
+    _require_same(backbone, spec, cache)
+    return backbone
+
+
+def _as_said(provenance: Mapping[str, Json]) -> str:
+    """`file:/w.safetensors` -> `/w.safetensors`, `torchvision:VGG16_Weights.X` -> `VGG16_Weights.X`, ..."""
+    source = str(provenance.get("weights") or "default")
+    kind, _, rest = source.partition(":")
+    return {"file": rest, "torchvision": rest, "pypi": "pypi"}.get(kind, source)
+
+
+def _require_same(backbone: Backbone, spec: Spec, cache: FeatureCache) -> None:
+    if backbone.weights is None:
+        return
+    changed = [layer.name for layer in spec.layers if backbone.weights.digests.get(layer.name) != layer.weights]
+    if changed or backbone.transform.described() != dict(spec.transform):
+        raise WeightsError(
+            f"{backbone.weights.source} is not what {cache.name} was made with: "
+            + (f"the weights differ for {', '.join(changed)}" if changed else "mean or std differ"),
+            hint="put the old weights back, or extract again",
+        )
+
+
+def recompute(
+    cache: FeatureCache, rows: int, *, seed: int, data_dir: Path, device: str, threads: int = 2
+) -> Recomputation:
+    """Runs `rows` random rows through the backbone again, in the cache's own precision.
+
+    Raises ExtractionError where an image is no longer the one that was extracted.
+    """
+    backbone = backbone_of(cache, weights_dir=data_dir / "weights")
+    backbone.place(device, "fp32" if cache.spec.precision == "uint8" else cache.spec.precision)
+    with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
+        found = [
+            _recomputed(cache, cache[split], chosen, source, backbone, threads)
+            for split, chosen in _chosen(cache, rows, seed).items()
+        ]
+    return Recomputation(
+        rows=sum(one.rows for one in found),
+        equal=sum(one.equal for one in found),
+        greatest=max(one.greatest for one in found),
+        relative=max(one.relative for one in found),
+        worst=max(found, key=lambda one: one.relative).worst,
+    )
+
+
+def _chosen(cache: FeatureCache, rows: int, seed: int) -> dict[str, npt.NDArray[np.int64]]:
+    places = [(split, row) for split in cache.splits for row in range(len(cache[split]))]
+    count = min(rows, len(places))
+    picked = np.sort(np.random.default_rng(seed).choice(len(places), size=count, replace=False))
+    chosen: dict[str, list[int]] = {}
+    for place in picked:
+        split, row = places[place]
+        chosen.setdefault(split, []).append(row)
+    return {split: np.asarray(some, np.int64) for split, some in chosen.items()}
+
+
+def _recomputed(
+    cache: FeatureCache,
+    split: CachedSplit,
+    rows: npt.NDArray[np.int64],
+    source: ImageSource,
+    backbone: Backbone,
+    threads: int,
+) -> Recomputation:
+    by_id = {sample.id: sample for sample in source.samples(split.name)}
+    samples = [_sample(by_id, split.ids[row], cache) for row in rows]
+    pipeline = Pipeline(source=source, backbone=backbone, dtype=split.spec.dtype, batch_size=32, workers=threads)
+    with closing(pipeline):
+        blocks = list(pipeline.rows(samples, split.digests[rows]))
+    for block in blocks:
+        if block.failures:
+            raise ExtractionError(block.failures[0].error.message, hint="extract again: changed rows are replaced")
+    worst = Recomputation(rows=len(rows), equal=0, greatest=0.0, relative=-1.0, worst="")
+    equal = np.ones(len(rows), np.bool_)
+    for layer in split.spec.layer_names:
+        fresh = np.concatenate([block.features[layer] for block in blocks])
+        stored = split.gather(layer, rows)
+        equal &= (fresh == stored).all(axis=1)
+        worst = _worse(worst, fresh.astype(np.float64), stored.astype(np.float64), [s.id for s in samples])
+    return Recomputation(
+        rows=len(rows), equal=int(equal.sum()), greatest=worst.greatest, relative=worst.relative, worst=worst.worst
+    )
+
+
+def _sample(by_id: Mapping[str, Sample], name: str, cache: FeatureCache) -> Sample:
+    if name not in by_id:
+        raise ExtractionError(
+            f"{name} is in {cache.name} and no longer in {cache.selection.source}",
+            hint="extract again: rows of images that are gone are left out",
+        )
+    return by_id[name]
+
+
+def _worse(
+    so_far: Recomputation, fresh: npt.NDArray[np.float64], stored: npt.NDArray[np.float64], ids: list[str]
+) -> Recomputation:
+    difference = fresh - stored
+    norms = np.linalg.norm(fresh, axis=1)
+    relative = np.linalg.norm(difference, axis=1) / np.where(norms > 0, norms, 1.0)
+    row = int(relative.argmax())
+    greatest = max(so_far.greatest, float(np.abs(difference).max()))
+    if relative[row] <= so_far.relative:
+        return Recomputation(rows=so_far.rows, equal=0, greatest=greatest, relative=so_far.relative, worst=so_far.worst)
+    return Recomputation(rows=so_far.rows, equal=0, greatest=greatest, relative=float(relative[row]), worst=ids[row])

@@ -1,0 +1,89 @@
+"""What somebody asks for: which images, through which backbone, kept how. Frozen, and it checks itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from featcache.backbones.backbone import Backbone
+from featcache.cache.spec import Selection
+from featcache.errors import InvalidOption
+from featcache.images.sources import SPLITS, ImageSource
+
+OnError = Literal["fail", "skip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The options of `featcache extract`, as they were said; None and "auto" stand for what was left out.
+
+    `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
+    `dtype`: how features are stored, "float16" or "float32". `limit`: images per split.
+    Raises InvalidOption for a value that cannot be used.
+    """
+
+    dataset: str | Path | ImageSource = "cifar10"
+    backbone: str | Backbone = "vgg16"
+    layers: tuple[str, ...] = ()
+    pool: str | None = None
+    image_size: int | None = None
+    resize: Literal["squash", "crop"] = "squash"
+    normalize: str | None = None
+    weights: str | Path = "default"
+    dtype: str | None = None
+    precision: str = "auto"
+    splits: tuple[str, ...] | None = None
+    limit: int | None = None
+    select_seed: int = 0
+    data_dir: Path = field(default_factory=lambda: Path("data"))
+
+    def __post_init__(self) -> None:
+        if self.resize not in ("squash", "crop"):
+            raise InvalidOption(f"expected --resize squash or crop, got {self.resize!r}")
+        if self.dtype not in (None, "float16", "float32"):
+            raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
+        for name in ("limit", "image_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
+        if unknown := set(self.splits or ()) - set(SPLITS):
+            raise InvalidOption(f"expected --split {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
+        # An order or a repetition means nothing here: equal requests are equal.
+        ordered = tuple(split for split in SPLITS if split in self.splits) if self.splits else None
+        object.__setattr__(self, "splits", ordered)
+        object.__setattr__(self, "layers", tuple(dict.fromkeys(self.layers)))
+        object.__setattr__(self, "data_dir", Path(self.data_dir))
+
+    @property
+    def backbone_name(self) -> str:
+        return self.backbone if isinstance(self.backbone, str) else self.backbone.name
+
+    @property
+    def features_dir(self) -> Path:
+        """Where caches lie."""
+        return self.data_dir / "features"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Where downloaded data sets lie."""
+        return self.data_dir / "datasets"
+
+    @property
+    def weights_dir(self) -> Path:
+        """Where downloaded packages that carry weights lie."""
+        return self.data_dir / "weights"
+
+    @property
+    def origin(self) -> str:
+        """What names the set in a selection: its name, or the absolute path; nothing is opened."""
+        if isinstance(self.dataset, ImageSource):
+            return self.dataset.origin
+        text = str(self.dataset)
+        named = isinstance(self.dataset, str) and "/" not in text and not Path(text).exists()
+        return text if named else str(Path(text).resolve())
+
+    @property
+    def selection(self) -> Selection:
+        """Which images of which set."""
+        return Selection(source=self.origin, splits=self.splits, limit=self.limit, select_seed=self.select_seed)

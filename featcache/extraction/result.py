@@ -1,0 +1,42 @@
+"""What an extraction reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.cache.parts import Skipped
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extraction:
+    """What an extraction did. `seconds` is all wall time, `images_per_s` the steady state (None: nothing computed).
+
+    `computed` counts the rows nobody had before, `reused` those that were found.
+    """
+
+    cache: Path
+    fingerprint: str
+    rows: dict[str, int]
+    feature_dim: dict[str, int]
+    computed: int
+    reused: int
+    skipped: tuple[Skipped, ...]
+    seconds: float
+    images_per_s: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON object of `featcache extract --json`."""
+        return {
+            "cache": str(self.cache),
+            "fingerprint": self.fingerprint,
+            "complete": True,
+            "rows": self.rows,
+            "feature_dim": self.feature_dim,
+            "computed": self.computed,
+            "reused": self.reused,
+            "skipped": [{"id": one.id, "reason": one.reason} for one in self.skipped],
+            "seconds": round(self.seconds, 3),
+            "images_per_s": None if self.images_per_s is None else round(self.images_per_s, 2),
+        }

@@ -1,0 +1,53 @@
+"""heads: a cache goes in, a trained and tested head comes out.
+
+    run = train_head(cache, head="mlp:128,64", activation="leaky_relu")
+
+The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
+`architectures` builds the head; `lightning` trains it; `runs` keeps it. `fit` is the sentence that joins them.
+Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
+need torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featcache.heads.architectures import head_names
+    from featcache.heads.config import HeadConfig
+    from featcache.heads.fit import fit_head, train_head
+    from featcache.heads.records import EpochRecord, Predictions, Score
+    from featcache.heads.runs import Run
+
+__all__ = [
+    "EpochRecord",
+    "HeadConfig",
+    "Predictions",
+    "Run",
+    "Score",
+    "fit_head",
+    "head_names",
+    "train_head",
+]
+
+_HOMES = {
+    "EpochRecord": "records",
+    "HeadConfig": "config",
+    "Predictions": "records",
+    "Run": "runs",
+    "Score": "records",
+    "fit_head": "fit",
+    "head_names": "architectures",
+    "train_head": "fit",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,299 @@
+"""Cached features as batches: one iterable, whether the features sit in memory or are read as they are needed.
+
+    rows = FeatureRows.of(cache, cut.train, layers=("avgpool",))
+    batches = open_batches(rows, batch_size=64, seed=0, device=device)
+    for features, labels in batches.epoch(0):    # float32 (B, D), int64 (B,), on the device
+        ...
+
+The order of an epoch is a pure function of its number, the seed, the batch size and the width of a row; where the
+features lie does not change it. Small sets are permuted whole. Larger ones are permuted by blocks of neighbouring
+rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.cache.reader import CachedSplit, FeatureArray, FeatureCache
+from featcache.errors import HeadError, InvalidOption, UnknownName
+from featcache.heads.cuts import SplitRows
+from featcache.heads.placement import RESIDENT_SHARE, free_bytes
+
+Batch = tuple[Tensor, Tensor]  # features float32 (B, D), labels int64 (B,)
+
+# Neighbouring rows that stay together when a large set is shuffled: long enough to read at full speed.
+BLOCK_BYTES = 256 << 10
+# Rows that are shuffled among each other, and what streaming holds in memory at a time.
+WINDOW_BYTES = 128 << 20
+# What one evaluation batch may take as float32.
+EVALUATION_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FeatureRows:
+    """The chosen rows of one split, several layers side by side.
+
+    `arrays`: the layers; `layers`: their names. A row of them is `feature_dim` values wide and `row_bytes` long as
+    stored.
+    """
+
+    chosen: SplitRows
+    layers: tuple[str, ...]
+    arrays: tuple[FeatureArray, ...]
+    split: CachedSplit
+
+    @classmethod
+    def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...]) -> FeatureRows:
+        """The rows `chosen` of the layers named."""
+        split = cache[chosen.source]
+        arrays = tuple(split.layer(layer) for layer in layers)
+        return cls(chosen=chosen, layers=layers, arrays=arrays, split=split)
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def ids(self) -> tuple[str, ...]:
+        """The sample ids of the chosen rows."""
+        ids = self.split.ids
+        return tuple(ids[row] for row in self.chosen.rows.tolist())
+
+    @property
+    def feature_dim(self) -> int:
+        """Values a row has over all layers."""
+        return sum(int(array.shape[1]) for array in self.arrays)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes a row has over all layers, as stored."""
+        return sum(int(array.shape[1]) * array.dtype.itemsize for array in self.arrays)
+
+    def read(self, positions: NDArray[np.int64]) -> list[Tensor]:
+        """Rows at ascending `positions` among the chosen ones: one tensor (n, D) a layer, as stored, on the CPU.
+
+        Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
+        """
+        rows = self.chosen.rows[positions]
+        tensors = [torch.from_numpy(np.ascontiguousarray(array.gather(rows))) for array in self.arrays]
+        for layer, tensor in zip(self.layers, tensors, strict=True):
+            self._require_finite(layer, tensor, rows)
+        return tensors
+
+    def _require_finite(self, layer: str, values: Tensor, rows: NDArray[np.int64]) -> None:
+        wrong = _rows_not_finite(values)
+        if not len(wrong):
+            return
+        numbers = [int(rows[row]) for row in wrong]
+        shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+        first = self.split.ids[numbers[0]]
+        raise HeadError(
+            f"NaN or infinity in layer {layer}, {self.chosen.source} rows {shown} (first: {first})",
+            hint="extract again; --dtype float32 keeps what is too large for float16",
+        )
+
+
+class Batches(ABC):
+    """Batches of features and labels on one device."""
+
+    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
+        self.rows = rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self.device = device
+        self._labels = torch.from_numpy(rows.chosen.labels).to(device)
+
+    def __len__(self) -> int:
+        """Batches an epoch has; the last may be short."""
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D of a batch."""
+        return self.rows.feature_dim
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of features that stay on the device."""
+        return 0
+
+    @abstractmethod
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,)."""
+
+    @abstractmethod
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, as they stand in the cache, in batches of a size that suits evaluation."""
+
+    def _order(self, number: int) -> Tensor:
+        return epoch_order(
+            len(self.rows),
+            batch_size=self.batch_size,
+            row_bytes=self.rows.row_bytes,
+            seed=self.seed,
+            epoch=number,
+        )
+
+    def _values(self, stored: Sequence[Tensor]) -> Tensor:
+        # (B, d) a layer, as stored -> float32 (B, D). Scales belong to pixels: value = stored x scale + offset.
+        parts = [
+            _scaled(tensor, float(array.scale), float(array.offset))
+            for tensor, array in zip(stored, self.rows.arrays, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _evaluation_rows(self) -> int:
+        return max(self.batch_size, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
+
+
+class ResidentBatches(Batches):
+    """All features lie on the device, in the dtype of the cache; a batch is converted when it is taken."""
+
+    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
+        self._stored = _load(rows, device)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of features that stay on the device: all of them."""
+        return len(self.rows) * self.rows.row_bytes
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        order = self._order(number).to(self.device)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            taken = [tensor.index_select(0, chosen) for tensor in self._stored]
+            yield self._values(taken), self._labels.index_select(0, chosen)
+
+    def in_order(self) -> Iterator[Batch]:
+        for part in _ranges(len(self.rows), self._evaluation_rows()):
+            yield self._values([tensor[part] for tensor in self._stored]), self._labels[part]
+
+
+class StreamedBatches(Batches):
+    """Features stay in the cache; a window of rows is in memory at a time."""
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        order = self._order(number)
+        window = window_rows(self.batch_size, self.rows.row_bytes)
+        for start in range(0, len(order), window):
+            yield from self._window(order[start : start + window])
+
+    def in_order(self) -> Iterator[Batch]:
+        for part in _ranges(len(self.rows), self._evaluation_rows()):
+            stored = self.rows.read(np.arange(part.start, part.stop))
+            yield self._values([tensor.to(self.device) for tensor in stored]), self._labels[part]
+
+    def _window(self, chosen: Tensor) -> Iterator[Batch]:
+        # The file is read in its own order; `place` says where each chosen row then lies.
+        ascending, arrangement = torch.sort(chosen)
+        place = torch.empty_like(arrangement)
+        place[arrangement] = torch.arange(len(chosen))
+        stored = [tensor.to(self.device) for tensor in self.rows.read(ascending.numpy())]
+        chosen, place = chosen.to(self.device), place.to(self.device)
+        for part in _ranges(len(chosen), self.batch_size):
+            taken = [tensor.index_select(0, place[part]) for tensor in stored]
+            yield self._values(taken), self._labels.index_select(0, chosen[part])
+
+
+def open_batches(
+    rows: FeatureRows,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device,
+    resident_bytes: int | None = None,
+) -> Batches:
+    """Resident batches if the rows fit, else streamed ones, with the same batches in the same order.
+
+    `resident_bytes`: the most that features may take on the device; None for a share of what is free.
+    """
+    budget = int(free_bytes(device) * RESIDENT_SHARE) if resident_bytes is None else resident_bytes
+    kind = ResidentBatches if len(rows) * rows.row_bytes <= budget else StreamedBatches
+    return kind(rows, batch_size=batch_size, seed=seed, device=device)
+
+
+def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The layers to read: those asked for, else the only one.
+
+    Raises UnknownName for a layer that the cache has not, InvalidOption where one must be named.
+    """
+    there = tuple(cache.layers)
+    if asked is None:
+        if len(there) != 1:
+            raise InvalidOption(
+                f"{cache.name} holds {len(there)} layers ({', '.join(there)}) and none was named",
+                hint=f"--layer {there[0]}" if there else None,
+            )
+        return there
+    for layer in asked:
+        if layer not in there:
+            raise UnknownName("layer", layer, there)
+    return asked
+
+
+def epoch_order(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch: int) -> Tensor:
+    """The order of `rows` rows in one epoch: int64 (rows,), a permutation.
+
+    A set of one window is permuted whole. A larger one: blocks of neighbours are permuted, the result is cut into
+    windows of `window_rows`, and each window is permuted.
+    """
+    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    window = window_rows(batch_size, row_bytes)
+    if rows <= window:
+        return torch.randperm(rows, generator=generator)
+    block = max(1, BLOCK_BYTES // row_bytes)
+    blocks = torch.randperm(-(-rows // block), generator=generator)
+    order = (blocks[:, None] * block + torch.arange(block)).reshape(-1)
+    order = order[order < rows]
+    pieces = [piece[torch.randperm(len(piece), generator=generator)] for piece in torch.split(order, window)]
+    return torch.cat(pieces)
+
+
+def window_rows(batch_size: int, row_bytes: int) -> int:
+    """Rows of a window: whole batches, so that none spans two windows."""
+    return max(1, WINDOW_BYTES // row_bytes // batch_size) * batch_size
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    # Torch's CPU generator keeps 32 bits of a seed, so both numbers have to be mixed into those.
+    return int.from_bytes(hashlib.sha256(f"order of epoch {epoch}, seed {seed}".encode()).digest()[:4])
+
+
+def _load(rows: FeatureRows, device: torch.device) -> list[Tensor]:
+    step = max(1, WINDOW_BYTES // rows.row_bytes)
+    stored: list[Tensor] = []
+    for part in _ranges(len(rows), step):
+        read = rows.read(np.arange(part.start, part.stop))
+        if not stored:
+            stored = [torch.empty((len(rows), t.shape[1]), dtype=t.dtype, device=device) for t in read]
+        for tensor, piece in zip(stored, read, strict=True):
+            tensor[part] = piece.to(device)
+    return stored
+
+
+def _ranges(length: int, step: int) -> Iterator[slice]:
+    for start in range(0, length, step):
+        yield slice(start, min(start + step, length))
+
+
+def _scaled(stored: Tensor, scale: float, offset: float) -> Tensor:
+    if scale == 1.0 and offset == 0.0:
+        return stored.to(torch.float32)
+    # A copy, because float32 features would be scaled where they lie.
+    return stored.to(torch.float32, copy=True).mul_(scale).add_(offset)
+
+
+def _rows_not_finite(values: Tensor) -> NDArray[np.int64]:
+    if not values.is_floating_point():
+        return np.empty(0, np.int64)
+    # A row's sum in float32 is one quick pass, and it is finite unless a value is not, or a few are enormous.
+    doubtful = torch.nonzero(~torch.isfinite(values.sum(dim=1, dtype=torch.float32)))[:, 0]
+    wrong = doubtful[~torch.isfinite(values[doubtful]).all(dim=1)]
+    return np.asarray(wrong.numpy(), dtype=np.int64)

@@ -1,0 +1,123 @@
+"""What can be asked of a head's training: one frozen record that checks itself.
+
+A recipe is such a record with a name; a sweep is many of them over one cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from featcache.errors import InvalidOption
+from featcache.heads.architectures import Architecture, check_activation, parse_head
+
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """The options of one training. Equal configs on equal features give equal heads on one machine.
+
+    `layers`: the cache's layers to read, side by side; None for the only one there is.
+    `l1`: times the sum of absolute values of every trainable parameter, added to the loss.
+    `weight_decay`: Adam's.
+    `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
+    that counted by more than `min_delta`.
+    `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
+    `seed`: initial weights, order and dropout.
+
+    Raises InvalidOption or UnknownName for a value that cannot be used.
+    """
+
+    head: str = "mlp:128,64"
+    layers: tuple[str, ...] | None = None
+    activation: str = "relu"
+    dropout: float = 0.0
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    l1: float = 0.0
+    head_batch_size: int = 64
+    max_epochs: int = 50
+    patience: int = 5
+    min_delta: float = 0.001
+    val_fraction: float = 0.2
+    val_seed: int = 42
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        architecture = parse_head(self.head)
+        check_activation(self.activation)
+        for name, rule in _NUMBERS.items():
+            rule.check(name, getattr(self, name))
+        if self.dropout > 0 and not architecture.hidden:
+            raise InvalidOption(
+                f"dropout {self.dropout} follows hidden layers, and the head {self.head} has none",
+                hint="leave out dropout, or take a head such as mlp:128,64",
+            )
+        if self.layers is not None:
+            _check_layers(self.layers)
+
+    @property
+    def architecture(self) -> Architecture:
+        """`head`, parsed."""
+        return parse_head(self.head)
+
+    def to_json(self) -> dict[str, object]:
+        """All fields as JSON values."""
+        values = asdict(self)
+        values["layers"] = None if self.layers is None else list(self.layers)
+        return values
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> HeadConfig:
+        """The config that `to_json` described. Raises InvalidOption for fields that are none."""
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise InvalidOption(f"unknown options of a head: {', '.join(sorted(unknown))}")
+        layers = values.get("layers")
+        known = {**values, "layers": tuple(layers) if isinstance(layers, list) else None}
+        return cls(**known)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Number:
+    """What a numeric option may be."""
+
+    kind: type[int] | type[float]
+    holds: Callable[[float], bool]
+    wanted: str
+
+    def check(self, name: str, value: object) -> None:
+        numeric = isinstance(value, int | float if self.kind is float else int) and not isinstance(value, bool)
+        if not (numeric and isinstance(value, int | float) and math.isfinite(value) and self.holds(value)):
+            option = "--" + name.replace("_", "-")
+            raise InvalidOption(f"expected {option} to be {self.wanted}, got {value!r}")
+
+
+_POSITIVE = _Number(kind=float, holds=lambda value: value > 0, wanted="a number above 0")
+_NOT_NEGATIVE = _Number(kind=float, holds=lambda value: value >= 0, wanted="a number of at least 0")
+_COUNT = _Number(kind=int, holds=lambda value: value >= 1, wanted="a whole number of at least 1")
+_SEED = _Number(kind=int, holds=lambda value: 0 <= value <= LARGEST_SEED, wanted="a whole number from 0 to 2^32-1")
+
+_NUMBERS: Mapping[str, _Number] = {
+    "dropout": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
+    "lr": _POSITIVE,
+    "weight_decay": _NOT_NEGATIVE,
+    "l1": _NOT_NEGATIVE,
+    "head_batch_size": _COUNT,
+    "max_epochs": _COUNT,
+    "patience": _COUNT,
+    "min_delta": _NOT_NEGATIVE,
+    "val_fraction": _Number(kind=float, holds=lambda value: 0 < value < 1, wanted="above 0 and below 1"),
+    "val_seed": _SEED,
+    "seed": _SEED,
+}
+
+
+def _check_layers(layers: tuple[str, ...]) -> None:
+    if not layers or not all(isinstance(layer, str) and layer for layer in layers):
+        raise InvalidOption(f"expected the names of one or more layers, got {layers!r}")
+    if len(set(layers)) < len(layers):
+        raise InvalidOption(f"expected each layer once, got {', '.join(layers)}")

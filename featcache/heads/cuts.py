@@ -1,0 +1,154 @@
+"""Which rows train a head, which choose its best epoch, which test it.
+
+Every cut is by image: rows are image-major, so the views of one image always stand on the same side. Val and test
+look at each image once, at its first view; train sees all views.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.reader import FeatureCache
+from featcache.errors import HeadError
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitRows:
+    """Labelled rows of one split of a cache, in ascending order.
+
+    `source`: the split of the cache that holds them (val rows may lie in its train split).
+    `rows`: int64 (n,) row numbers there; `labels`: int64 (n,), indices into the classes.
+    `images`: how many images they show.
+    """
+
+    source: str
+    rows: Rows
+    labels: Rows
+    images: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """The rows of train, val and test (None where the cache has no labelled test images).
+
+    `notes` says in sentences what was left out and where val came from.
+    """
+
+    train: SplitRows
+    val: SplitRows
+    test: SplitRows | None
+    notes: tuple[str, ...] = field(default=())
+
+    def images(self) -> dict[str, int]:
+        """How many images each part has."""
+        sizes = {"train": self.train.images, "val": self.val.images}
+        return sizes | ({} if self.test is None else {"test": self.test.images})
+
+
+def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut:
+    """Cut a cache into train, val and test.
+
+    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`.
+    Raises HeadError where no head could be trained or chosen: no train split, no labels, a single class, too few
+    images, a class missing on one side.
+    """
+    _require_two_classes(cache)
+    notes: list[str] = []
+    images = {split: _labelled_images(cache, split, notes) for split in cache.splits}
+    val_source = "val" if len(images.get("val", ())) else "train"
+    if val_source == "val":
+        notes.append(f"val is the set's own split of {len(images['val'])} images")
+    else:
+        first, second = cut_images(len(images["train"]), val_fraction=val_fraction, val_seed=val_seed)
+        images |= {"train": images["train"][first], "val": images["train"][second]}
+    train = _split_rows(cache, "train", images["train"], views=_views(cache, "train"))
+    val = _split_rows(cache, val_source, images["val"])
+    for name, part in (("train", train), ("val", val)):
+        _require_every_class(part, name, cache)
+    test = _split_rows(cache, "test", images["test"]) if len(images.get("test", ())) else None
+    return Cut(train=train, val=val, test=test, notes=tuple(notes))
+
+
+def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
+    """Positions of train and val among `images`, each ascending, int64.
+
+    `torch.randperm(images)` from a generator seeded with `val_seed`; the first `images * (1 - val_fraction)` of
+    it, rounded, are train.
+    Raises HeadError if either side would be empty.
+    """
+    import torch
+
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(val_seed)).numpy()
+    train = round(images * (1 - val_fraction))
+    if not 0 < train < images:
+        raise HeadError(
+            f"{images} labelled train images leave {train} for train and {images - train} for val",
+            hint="more images, or another --val-fraction",
+        )
+    return np.sort(order[:train]), np.sort(order[train:])
+
+
+def _require_two_classes(cache: FeatureCache) -> None:
+    if "train" not in cache.splits:
+        raise HeadError(
+            f"{cache.name} has no train split, only {', '.join(cache.splits) or 'no rows at all'}",
+            hint="extract with --split train, or arrange the images as train/<class>/...",
+        )
+    if len(cache.classes) < 2:
+        raise HeadError(
+            f"expected at least 2 classes, got {len(cache.classes)} ({', '.join(cache.classes) or 'none'})",
+            hint="one folder a class; a head tells classes apart",
+        )
+
+
+def _views(cache: FeatureCache, split: str) -> int:
+    # Only train is augmented.
+    return cache.spec.views if split == "train" else 1
+
+
+def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
+    views, rows = _views(cache, split), len(cache[split])
+    if rows % views:
+        raise HeadError(f"{split} of {cache.name} has {rows} rows, which is no multiple of {views} views")
+    labels = np.asarray(cache[split].labels)[::views]
+    strange = np.flatnonzero((labels < -1) | (labels >= len(cache.classes)))
+    if len(strange):
+        raise HeadError(
+            f"expected labels from -1 to {len(cache.classes) - 1}, "
+            f"got {int(labels[strange[0]])} in {split} row {int(strange[0]) * views}",
+            hint="extract again: the labels do not belong to these classes",
+        )
+    images: Rows = np.flatnonzero(labels >= 0)
+    if split == "train" and len(images) == 0:
+        raise HeadError(
+            f"none of the {rows} train rows of {cache.name} has a label",
+            hint="labels come from folders, one a class",
+        )
+    if len(images) < len(labels):
+        notes.append(f"{len(labels) - len(images)} of {len(labels)} {split} images are unlabelled and left out")
+    return images
+
+
+def _split_rows(cache: FeatureCache, source: str, images: Rows, *, views: int = 1) -> SplitRows:
+    rows = (images[:, None] * _views(cache, source) + np.arange(views)).reshape(-1)
+    labels = np.asarray(cache[source].labels)[rows].astype(np.int64)
+    return SplitRows(source=source, rows=rows, labels=labels, images=len(images))
+
+
+def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> None:
+    present = np.bincount(part.labels, minlength=len(cache.classes)) > 0
+    missing = [label for label, there in zip(cache.classes, present, strict=True) if not there]
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise HeadError(
+            f"expected every class in {name} ({part.images} images), but {shown} has none there in {cache.name}",
+            hint="more images a class (a higher --limit), or another --val-fraction or --val-seed",
+        )

@@ -1,0 +1,258 @@
+"""From a cache to a trained head in a run folder.
+
+    run = train_head("data/features/digits-vgg16-....h5", head="mlp:128,64")
+    run.training.test.accuracy
+
+Train teaches, val chooses the epoch, test is looked at once, after everything has been decided.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from featcache.cache.reader import FeatureCache
+from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.batches import FeatureRows, StreamedBatches, choose_layers, open_batches
+from featcache.heads.config import HeadConfig
+from featcache.heads.cuts import Cut, cut_cache
+from featcache.heads.lightning import HeadModule, fit
+from featcache.heads.metrics import Outcome, evaluate
+from featcache.heads.placement import choose_device, seeded
+from featcache.heads.records import Predictions, Progress, Report, Score
+from featcache.heads.runs import FeatureLayer, FeatureOrigin, Run, Training, prepare_runs_dir, write_run
+from featcache.heads.stopping import Interruption
+
+
+def train_head(
+    cache: FeatureCache | str | Path,
+    head: str = "mlp:128,64",
+    *,
+    layer: str | Sequence[str] | None = None,
+    activation: str = "relu",
+    dropout: float = 0.0,
+    lr: float = 1e-3,
+    weight_decay: float = 0.0,
+    l1: float = 0.0,
+    head_batch_size: int = 64,
+    max_epochs: int = 50,
+    patience: int = 5,
+    min_delta: float = 0.001,
+    val_fraction: float = 0.2,
+    val_seed: int = 42,
+    seed: int = 0,
+    runs_dir: Path | str = Path("runs"),
+    device: str = "auto",
+    progress: Progress | None = None,
+    report: Report | None = None,
+) -> Run:
+    """Train a head on cached features and write it, with all that belongs to it, into a run folder.
+
+    `cache`: an open cache or the path of one. `head`: `linear` or `mlp:` with hidden sizes. `layer`: one name, or
+    several whose features are put side by side; None where the cache has only one. The other options are those of
+    HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
+    every epoch, `report` with a sentence about whatever was left out.
+
+    Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
+    the first epoch is finished it is a KeyboardInterrupt, and nothing is written.
+
+    Raises InvalidOption and UnknownName for options, HeadError where no head can be trained (no labels, a class
+    missing, NaN in the features, a loss that diverges), CacheError for a cache that cannot be used.
+    """
+    layers = None if layer is None else (layer,) if isinstance(layer, str) else tuple(layer)
+    config = HeadConfig(
+        head=head,
+        layers=layers,
+        activation=activation,
+        dropout=dropout,
+        lr=lr,
+        weight_decay=weight_decay,
+        l1=l1,
+        head_batch_size=head_batch_size,
+        max_epochs=max_epochs,
+        patience=patience,
+        min_delta=min_delta,
+        val_fraction=val_fraction,
+        val_seed=val_seed,
+        seed=seed,
+    )
+    with ExitStack() as opened:
+        if not isinstance(cache, FeatureCache):
+            cache = opened.enter_context(FeatureCache.open(Path(cache)))
+        return fit_head(cache, config, runs_dir=runs_dir, device=device, progress=progress, report=report)
+
+
+def fit_head(
+    cache: FeatureCache,
+    config: HeadConfig,
+    *,
+    runs_dir: Path | str = Path("runs"),
+    device: str = "auto",
+    progress: Progress | None = None,
+    report: Report | None = None,
+    resident_bytes: int | None = None,
+    created: datetime | None = None,
+) -> Run:
+    """`train_head` for options that are a HeadConfig already, as recipes are.
+
+    `resident_bytes`: the most that features may take on the device before they are streamed; None for a share of
+    what is free. `created`: the time in UTC that names the run; None for now.
+    """
+    runs_dir = Path(runs_dir)
+    prepare_runs_dir(runs_dir)
+    place = choose_device(device)
+    layers = choose_layers(cache, config.layers)
+    cut = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
+    _tell(report, cut.notes)
+    rows = {
+        part: FeatureRows.of(cache, chosen, layers)
+        for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
+        if chosen is not None
+    }
+    classes = len(cache.classes)
+    fitted = _fit(rows["train"], rows["val"], classes, config, place, progress, report, resident_bytes)
+    outcomes = {"val": fitted.val}
+    if "test" in rows:
+        outcomes["test"] = evaluate(fitted.module.head, _streamed(rows["test"], config, place))
+    return write_run(
+        runs_dir,
+        created=created or datetime.now(UTC),
+        config=config,
+        features=_origin(cache, rows["train"]),
+        classes=cache.classes,
+        training=_training(cache, fitted, cut, outcomes, place),
+        versions=_versions(),
+        weights={name: tensor.cpu().numpy() for name, tensor in fitted.module.head.state_dict().items()},
+        history=fitted.module.history,
+        predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fitted:
+    """The module with its best epoch restored, that epoch's val outcome, and how the fit went."""
+
+    module: HeadModule
+    val: Outcome
+    interrupted: bool
+    seconds: float
+
+
+def _fit(
+    train: FeatureRows,
+    val: FeatureRows,
+    classes: int,
+    config: HeadConfig,
+    place: torch.device,
+    progress: Progress | None,
+    report: Report | None,
+    resident_bytes: int | None,
+) -> _Fitted:
+    began = time.perf_counter()
+    options = {"batch_size": config.head_batch_size, "seed": config.seed}
+    train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
+    if not train_batches.resident_bytes:
+        size = len(train) * train.row_bytes
+        _tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
+    left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
+    val_batches = open_batches(val, device=place, resident_bytes=left, **options)
+    interruption = Interruption()
+    with seeded(config.seed, place):
+        head = build_head(config.architecture, _shape(config, train.feature_dim, classes))
+        module = HeadModule(head, config, interruption=interruption, progress=progress)
+        interrupted = fit(module, train_batches, val_batches, interruption)
+    # The Trainer leaves the head on the CPU.
+    module.head.to(place)
+    seconds = time.perf_counter() - began
+    return _Fitted(module=module, val=evaluate(module.head, val_batches), interrupted=interrupted, seconds=seconds)
+
+
+def _shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
+    return HeadShape(
+        in_features=in_features,
+        classes=classes,
+        hidden=config.architecture.hidden,
+        activation=config.activation,
+        dropout=config.dropout,
+    )
+
+
+def _streamed(rows: FeatureRows, config: HeadConfig, place: torch.device) -> StreamedBatches:
+    # Read once and in order: nothing is gained by holding it.
+    return StreamedBatches(rows, batch_size=config.head_batch_size, seed=config.seed, device=place)
+
+
+def _training(
+    cache: FeatureCache, fitted: _Fitted, cut: Cut, outcomes: Mapping[str, Outcome], place: torch.device
+) -> Training:
+    module = fitted.module
+    last = module.history[-1]
+    frozen = cache.provenance.get("parameters")
+    return Training(
+        trainable=sum(parameter.numel() for parameter in module.head.parameters() if parameter.requires_grad),
+        frozen=frozen if isinstance(frozen, int) else None,
+        images=cut.images(),
+        epochs=len(module.history),
+        best_epoch=module.best_epoch,
+        interrupted=fitted.interrupted,
+        seconds=fitted.seconds,
+        val=fitted.val.score(),
+        last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
+        test=outcomes["test"].score() if "test" in outcomes else None,
+        device=str(place),
+        notes=cut.notes,
+    )
+
+
+def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
+    return FeatureOrigin(
+        cache=str(cache.path),
+        cache_name=cache.name,
+        backbone=cache.spec.backbone,
+        fingerprint=cache.spec.fingerprint,
+        spec=cache.spec.to_json(),
+        layers=tuple(
+            FeatureLayer(
+                name=name,
+                dim=int(array.shape[1]),
+                dtype=str(array.dtype),
+                scale=float(array.scale),
+                offset=float(array.offset),
+            )
+            for name, array in zip(rows.layers, rows.arrays, strict=True)
+        ),
+    )
+
+
+def _predictions(rows: FeatureRows, outcome: Outcome) -> Predictions:
+    return Predictions(
+        ids=rows.ids(),
+        labels=outcome.labels.cpu().numpy(),
+        probabilities=outcome.logits.softmax(dim=1).cpu().numpy(),
+    )
+
+
+def _tell(report: Report | None, notes: Sequence[str]) -> None:
+    if report is not None:
+        for note in notes:
+            report(note)
+
+
+def _versions() -> dict[str, str]:
+    packages = ("featcache", "torch", "pytorch-lightning", "torchmetrics", "numpy", "safetensors")
+    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,241 @@
+"""Training a head with Lightning's Trainer, at the speed of a bare loop.
+
+The Trainer gets one item an epoch: the batches themselves. So its own work (hooks, fetching, progress, closures)
+is done once an epoch, and the steps run inside one `training_step` with manual optimisation. Metrics are computed
+once an epoch over all val logits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featcache.errors import HeadError
+from featcache.heads.batches import Batches
+from featcache.heads.config import HeadConfig
+from featcache.heads.metrics import evaluate
+from featcache.heads.records import EpochRecord, Progress
+from featcache.heads.stopping import Interruption, Patience
+
+
+class HeadModule(pl.LightningModule):
+    """A head, its optimiser, and the memory of its best epoch (that of the lowest val loss).
+
+    `history`: the finished epochs. `best_epoch`: 0 before the first.
+    """
+
+    def __init__(
+        self,
+        head: nn.Module,
+        config: HeadConfig,
+        *,
+        interruption: Interruption | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.head = head
+        self.config = config
+        self.history: list[EpochRecord] = []
+        self.best_epoch = 0
+        self._best: dict[str, Tensor] = {}
+        self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
+        self._interruption = interruption or Interruption()
+        self._progress = progress
+        self._train_loss = float("nan")
+        self._began = 0.0
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 (B, D) -> logits float32 (B, C)."""
+        logits: Tensor = self.head(features)
+        return logits
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Adam over all parameters, as one fused operation."""
+        return torch.optim.Adam(
+            self.head.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+        )
+
+    def on_train_epoch_start(self) -> None:
+        """Start the epoch's clock."""
+        self._began = time.perf_counter()
+
+    def training_step(self, batches: Batches, index: int) -> None:
+        """All steps of one epoch. Raises TrainingInterruptedError after the step in which a Ctrl-C came."""
+        with _interruptible():
+            self._train_epoch(batches)
+        self._require_finite("train loss", self._train_loss)
+
+    def _train_epoch(self, batches: Batches) -> None:
+        optimizer = self._optimizer()
+        parameters = list(self.head.parameters())
+        total, rows = torch.zeros((), device=self.device), 0
+        for features, labels in batches.epoch(self.current_epoch):
+            optimizer.zero_grad(set_to_none=True)
+            loss = F.cross_entropy(self.head(features), labels)
+            torch.autograd.backward(loss)
+            if self.config.l1:
+                add_l1_gradient(parameters, self.config.l1)
+            optimizer.step()
+            total += loss.detach() * len(labels)
+            rows += len(labels)
+            self._stop_if_asked()
+        self._train_loss = float(total) / rows
+
+    def validation_step(self, batches: Batches, index: int) -> None:
+        """Judge the epoch on val, remember its weights if they are the best, stop when patience is over."""
+        with _interruptible():
+            score = evaluate(self.head, batches).score()
+        self._require_finite("val loss", score.loss)
+        record = EpochRecord(
+            epoch=self.current_epoch + 1,
+            max_epochs=self.config.max_epochs,
+            train_loss=self._train_loss,
+            val_loss=score.loss,
+            val_accuracy=score.accuracy,
+            seconds=time.perf_counter() - self._began,
+        )
+        self._remember(record)
+        if self._patience.is_over(score.loss):
+            self.trainer.should_stop = True
+        with _interruptible():
+            if self._progress is not None:
+                self._progress(record)
+            self._stop_if_asked()
+
+    def _stop_if_asked(self) -> None:
+        if self._interruption.requested:
+            raise KeyboardInterrupt
+
+    def restore_best(self) -> None:
+        """Put the best epoch's weights back into the head."""
+        self.head.load_state_dict(self._best)
+
+    def _remember(self, record: EpochRecord) -> None:
+        if not self.history or record.val_loss < min(past.val_loss for past in self.history):
+            best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
+            self._best, self.best_epoch = best, record.epoch
+        self.history.append(record)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        # Lightning's wrapper would run its profiler and hooks at every step.
+        optimizer = self.optimizers(use_pl_optimizer=False)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"expected one optimiser, got {optimizer!r}")
+        return optimizer
+
+    def _require_finite(self, name: str, value: float) -> None:
+        if math.isfinite(value):
+            return
+        epoch = self.current_epoch + 1
+        before = f"; epoch {epoch - 1} still had val loss {self.history[-1].val_loss:.4g}" if self.history else ""
+        raise HeadError(
+            f"training diverged: {name} is {value} in epoch {epoch} with lr {self.config.lr:g}{before}",
+            hint=f"a lower --lr, for example {self.config.lr / 10:g}",
+        )
+
+
+class TrainingInterruptedError(Exception):
+    """A Ctrl-C on its way out of the Trainer, which would turn KeyboardInterrupt into SystemExit."""
+
+
+class OncePerEpoch:
+    """What the Trainer takes for a loader: the batches as its only item."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batches]:
+        return iter((self._batches,))
+
+    def __len__(self) -> int:
+        return 1
+
+
+def fit(module: HeadModule, train: Batches, val: Batches, interruption: Interruption) -> bool:
+    """Train until patience, epochs or the user end it, and put the best epoch back into `module.head`.
+
+    Returns whether it was interrupted. Ctrl-C keeps the best epoch so far; before the first finished epoch there
+    is none, and KeyboardInterrupt is raised. Raises HeadError if the loss stops being finite.
+    """
+    interrupted = False
+    with interruption, _quiet():
+        try:
+            _trainer(module.config, train.device).fit(module, OncePerEpoch(train), OncePerEpoch(val))
+        except (TrainingInterruptedError, KeyboardInterrupt):
+            interrupted = True
+        except SystemExit as stop:
+            # A KeyboardInterrupt inside the Trainer comes out as this.
+            if not isinstance(stop.__context__, KeyboardInterrupt):
+                raise
+            interrupted = True
+    if not module.history:
+        raise KeyboardInterrupt
+    module.restore_best()
+    return interrupted
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise TrainingInterruptedError from error
+
+
+def l1_norm(parameters: Iterable[Tensor]) -> float:
+    """Sum of absolute values of every parameter, weights and biases."""
+    return sum(float(parameter.detach().abs().sum()) for parameter in parameters)
+
+
+def add_l1_gradient(parameters: Iterable[Tensor], l1: float) -> None:
+    """Add the gradient of `l1 * l1_norm` to what `backward` left.
+
+    The sign is that gradient. Through autograd, the sum over millions of weights would cost as much as the head.
+    """
+    for parameter in parameters:
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach().sign(), alpha=l1)
+
+
+def _trainer(config: HeadConfig, device: torch.device) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator="gpu" if device.type == "cuda" else device.type,
+        devices=[device.index or 0] if device.type == "cuda" else 1,
+        max_epochs=config.max_epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        # The best epoch's weights are copied during validation, and must be ordinary tensors.
+        inference_mode=False,
+        # Without this, Lightning takes a SLURM job for its own and waits for other ranks.
+        plugins=[LightningEnvironment()],
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    # Lightning announces what hardware there is, on stderr, for every head. Its warnings still come through,
+    # but for these: an unused GPU was the user's choice, and the deprecation is between Lightning and torch.
+    announcer = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = announcer.level
+    announcer.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r".*\bavailable but not used")
+            warnings.filterwarnings("ignore", message=r".*LeafSpec")
+            yield
+    finally:
+        announcer.setLevel(level)

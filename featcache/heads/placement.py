@@ -1,0 +1,110 @@
+"""Where a head is trained, and whether its features fit there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from featcache.errors import InvalidOption
+
+# What features may take of the memory that is free; the rest is for batches, the head and whoever else is there.
+RESIDENT_SHARE = 0.6
+# Where the system does not say what is free.
+ASSUMED_FREE_BYTES = 2 << 30
+_UNLIMITED = 1 << 62
+
+
+def choose_device(name: str) -> torch.device:
+    """The device for `auto` (cuda, else mps, else cpu) or for a name that torch knows.
+
+    Raises InvalidOption for a name that is none or a device that is not there.
+    """
+    if name == "auto":
+        return torch.device(_best_device())
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidOption(f"expected --device auto, cpu, cuda, cuda:N or mps, got {name!r}") from error
+    if not _is_there(device):
+        raise InvalidOption(f"the device {name} is not there", hint="--device auto takes what there is")
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def free_bytes(device: torch.device) -> int:
+    """Bytes that could still be allocated on `device`, as far as the system says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min(_system_free(), _container_free())
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Torch's global generators start from `seed` inside, and are as before outside."""
+    cuda = [device.index or 0] if device.type == "cuda" else []
+    mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
+    with torch.random.fork_rng(devices=cuda):
+        # Not torch.manual_seed: that would also reach generators of devices that are not restored here.
+        torch.default_generator.manual_seed(seed)
+        for index in cuda:
+            torch.cuda.default_generators[index].manual_seed(seed)
+        if mps_state is not None:
+            torch.mps.manual_seed(seed)
+        try:
+            yield
+        finally:
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda:0"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _is_there(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    return device.type == "cpu"
+
+
+def _system_free() -> int:
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    except (AttributeError, ValueError, OSError):
+        return ASSUMED_FREE_BYTES
+
+
+def _container_free() -> int:
+    # A container's limit is invisible in /proc/meminfo, and overstepping it ends in a kill.
+    for folder, limit, used in (
+        (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
+        (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        try:
+            allowed = (folder / limit).read_text().strip()
+            taken = int((folder / used).read_text())
+            reclaimable = _inactive_file_bytes((folder / "memory.stat").read_text())
+        except (OSError, ValueError):
+            continue
+        return _UNLIMITED if allowed == "max" else max(0, int(allowed) - taken + reclaimable)
+    return _UNLIMITED
+
+
+def _inactive_file_bytes(statistics: str) -> int:
+    # Cached file pages count as used and are given up at need: a fresh cache file would fill the limit by itself.
+    for line in statistics.splitlines():
+        if line.startswith(("inactive_file ", "total_inactive_file ")):
+            return int(line.split()[1])
+    return 0

@@ -1,0 +1,455 @@
+"""A run: one trained head in a folder of its own, with all that is needed to use it and to repeat it.
+
+    <runs_dir>/<UTC time>-<backbone>-<head>-<unique>/
+        head.safetensors        the best epoch's weights, float32
+        config.json             options, features, cache and its spec, classes, versions
+        metrics.json            what `Run.to_json` gives
+        history.csv             a line an epoch
+        predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
+
+The folder is built under another name and renamed when it is whole. Reading a run needs no torch, until its head
+is asked for.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import safetensors.numpy
+from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+
+from featcache.cache.filesystem import fsync_folder, tmp_name
+from featcache.errors import FeatcacheError, HeadError
+from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.config import HeadConfig
+from featcache.heads.records import EpochRecord, Predictions, Score
+
+if TYPE_CHECKING:
+    from torch import nn
+
+RUN_FORMAT = 1
+WEIGHTS_FILE = "head.safetensors"
+CONFIG_FILE = "config.json"
+METRICS_FILE = "metrics.json"
+HISTORY_FILE = "history.csv"
+# File names that are no UTF-8 keep their bytes, in ids and paths.
+UTF8 = ("utf-8", "surrogateescape")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayer:
+    """One layer a head reads: `dim` values a row, stored as `dtype`; a value is stored x scale + offset."""
+
+    name: str
+    dim: int
+    dtype: str
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOrigin:
+    """Where a head's features came from: the cache as it was found, and the spec that determines them.
+
+    `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
+    """
+
+    cache: str
+    cache_name: str
+    backbone: str
+    fingerprint: str
+    spec: str
+    layers: tuple[FeatureLayer, ...]
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the head's input."""
+        return sum(layer.dim for layer in self.layers)
+
+    @property
+    def label(self) -> str:
+        """Backbone and layers, for messages: `vgg16/avgpool`."""
+        return f"{self.backbone}/{'+'.join(layer.name for layer in self.layers)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What came out of a training, before and after it has a folder.
+
+    `seconds`: reading the features and fitting; not imports, the test split or writing.
+    `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
+    """
+
+    trainable: int
+    frozen: int | None
+    images: Mapping[str, int]
+    epochs: int
+    best_epoch: int
+    interrupted: bool
+    seconds: float
+    val: Score
+    last: Score
+    test: Score | None
+    device: str
+    notes: tuple[str, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A trained head and its record, as `train_head` returns it and `Run.load` reads it back."""
+
+    folder: Path
+    created: str
+    config: HeadConfig
+    features: FeatureOrigin
+    classes: tuple[str, ...]
+    training: Training
+    versions: Mapping[str, str]
+    weights_sha256: str
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Run:
+        """Read a run folder. Raises HeadError if it is none, or if its records are damaged."""
+        folder = Path(folder)
+        config, metrics = _read_json(folder / CONFIG_FILE), _read_json(folder / METRICS_FILE)
+        if config.get("format") != RUN_FORMAT:
+            raise HeadError(
+                f"expected a run of format {RUN_FORMAT} in {folder}, got {config.get('format')!r}",
+                hint="a newer featcache wrote it: upgrade",
+            )
+        try:
+            return _run_from_json(folder, config, metrics)
+        except (KeyError, TypeError, ValueError, AttributeError, FeatcacheError) as error:
+            raise HeadError(f"the records of the run {folder} are damaged: {error!r}", hint="train again") from error
+
+    def to_json(self) -> dict[str, Any]:
+        """The result of `featcache train-head --json`, ready for `json.dumps`."""
+        done = self.training
+        return {
+            "run": str(self.folder),
+            "cache": self.features.cache,
+            "head": self.config.head,
+            "parameters": {"trainable": done.trainable, "frozen": done.frozen},
+            "n": dict(done.images),
+            "epochs": done.epochs,
+            "seconds": done.seconds,
+            "val": done.val.to_json(),
+            "last": {"val": done.last.to_json()},
+            "test": None if done.test is None else done.test.to_json(),
+            "best_epoch": done.best_epoch,
+            "interrupted": done.interrupted,
+        }
+
+    def history(self) -> tuple[EpochRecord, ...]:
+        """All finished epochs. Raises HeadError if the file is missing or damaged."""
+        try:
+            with (self.folder / HISTORY_FILE).open(newline="") as file:
+                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            return tuple(_epoch(row, self.config.max_epochs) for row in rows)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise HeadError(f"cannot read {self.folder / HISTORY_FILE}: {error}") from error
+
+    def predictions(self, part: str) -> Predictions:
+        """What the head said of `val` or `test`. Raises HeadError if the file is missing or damaged."""
+        path = self.folder / _predictions_file(part)
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                return Predictions(
+                    ids=tuple(sample.decode(*UTF8) for sample in arrays["ids"].tolist()),
+                    labels=arrays["labels"],
+                    probabilities=arrays["probabilities"],
+                )
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise HeadError(f"cannot read the predictions in {path}: {error}") from error
+
+    def head(self) -> nn.Module:
+        """The trained head in eval mode on the CPU: float32 (N, D) -> logits float32 (N, C).
+
+        Raises HeadError if the weights are missing, not those that were written, or do not fit the head.
+        """
+        import torch
+
+        head = build_head(
+            self.config.architecture,
+            HeadShape(
+                in_features=self.features.feature_dim,
+                classes=len(self.classes),
+                hidden=self.config.architecture.hidden,
+                activation=self.config.activation,
+                dropout=self.config.dropout,
+            ),
+        )
+        weights = self._weights()
+        wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
+        found = {name: tensor.shape for name, tensor in weights.items()}
+        for name in sorted(wanted.keys() | found.keys()):
+            if wanted.get(name) != found.get(name):
+                raise self._damaged(f"{name}: expected {wanted.get(name)}, got {found.get(name)}")
+        head.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in weights.items()})
+        return head.eval()
+
+    def predict(self, features: ArrayLike, *, batch_rows: int = 4096) -> NDArray[np.float32]:
+        """Probabilities of the classes: features (N, D) -> float32 (N, C).
+
+        Floats are taken as values. uint8 is taken as stored by a cache of pixels, and scaled as its cache says.
+        Raises HeadError for another width, or a head that is damaged.
+        """
+        import torch
+
+        rows = np.asarray(features)
+        if rows.ndim != 2 or rows.shape[1] != self.features.feature_dim:
+            raise HeadError(
+                f"expected features (N, {self.features.feature_dim}) of {self.features.label}, got {rows.shape}",
+                hint="features of the layers the head was trained on",
+            )
+        head = self.head()
+        parts = [np.empty((0, len(self.classes)), np.float32)]
+        with torch.inference_mode():
+            for start in range(0, len(rows), batch_rows):
+                values = torch.from_numpy(self._values(rows[start : start + batch_rows]))
+                parts.append(head(values).softmax(dim=1).numpy())
+        return np.concatenate(parts)
+
+    def _values(self, rows: NDArray[Any]) -> NDArray[np.float32]:
+        values = np.array(rows, dtype=np.float32)
+        if rows.dtype == np.uint8:
+            start = 0
+            for layer in self.features.layers:
+                part = values[:, start : start + layer.dim]
+                part *= np.float32(layer.scale)
+                part += np.float32(layer.offset)
+                start += layer.dim
+        return values
+
+    def _weights(self) -> dict[str, NDArray[Any]]:
+        try:
+            content = (self.folder / WEIGHTS_FILE).read_bytes()
+        except OSError as error:
+            raise self._damaged(str(error)) from error
+        if hashlib.sha256(content).hexdigest() != self.weights_sha256:
+            raise self._damaged(f"expected sha256 {self.weights_sha256[:12]}.., got other bytes")
+        try:
+            return dict(safetensors.numpy.load(content))
+        except SafetensorError as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, reason: str) -> HeadError:
+        return HeadError(f"the head in {self.folder / WEIGHTS_FILE} cannot be used: {reason}", hint="train again")
+
+
+def used_caches(runs_dir: Path) -> set[Path]:
+    """The cache files that the runs in a folder were trained on. A run that cannot be read uses none."""
+    used = set()
+    for config in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
+        try:
+            used.add(Path(json.loads(config.read_bytes())["features"]["cache"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return used
+
+
+def prepare_runs_dir(runs_dir: Path) -> None:
+    """Make sure, before anything is trained, that runs can be written. Raises HeadError."""
+    try:
+        runs_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(runs_dir, os.W_OK | os.X_OK):
+            raise PermissionError(f"{runs_dir} is not writable")
+    except OSError as error:
+        raise HeadError(f"cannot write runs: {error}", hint="another --runs-dir") from error
+
+
+def write_run(
+    runs_dir: Path,
+    *,
+    created: datetime,
+    config: HeadConfig,
+    features: FeatureOrigin,
+    classes: Sequence[str],
+    training: Training,
+    versions: Mapping[str, str],
+    weights: Mapping[str, NDArray[np.float32]],
+    history: Sequence[EpochRecord],
+    predictions: Mapping[str, Predictions],
+) -> Run:
+    """Write a run folder, whole or not at all.
+
+    `created` is in UTC and names the folder; `weights` are the head's tensors by name.
+    Raises HeadError if it cannot be written.
+    """
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in weights.items()})
+    run = Run(
+        folder=runs_dir / _folder_name(created, features.backbone, config),
+        created=created.isoformat(timespec="seconds"),
+        config=config,
+        features=features,
+        classes=tuple(classes),
+        training=training,
+        versions=dict(versions),
+        weights_sha256=hashlib.sha256(content).hexdigest(),
+    )
+    files = {
+        WEIGHTS_FILE: content,
+        CONFIG_FILE: _to_bytes(_config_json(run)),
+        METRICS_FILE: _to_bytes(run.to_json()),
+        HISTORY_FILE: _history_csv(history),
+        **{_predictions_file(part): _predictions_npz(said) for part, said in predictions.items()},
+    }
+    try:
+        with _built_aside(run.folder) as building:
+            for name, bytes_ in files.items():
+                _write(building / name, bytes_)
+    except OSError as error:
+        raise HeadError(
+            f"cannot write the run {run.folder}: {error}", hint="free space, or another --runs-dir"
+        ) from error
+    return run
+
+
+@contextmanager
+def _built_aside(folder: Path) -> Iterator[Path]:
+    # Nothing half-written under the final name, also after Ctrl-C or a full disk.
+    building = folder.with_name(tmp_name(folder.name))
+    building.mkdir(parents=True)
+    try:
+        yield building
+        fsync_folder(building)
+        building.rename(folder)
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _folder_name(created: datetime, backbone: str, config: HeadConfig) -> str:
+    words = (created.strftime("%Y%m%dT%H%M%SZ"), backbone, str(config.architecture), secrets.token_hex(3))
+    return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
+
+
+def _config_json(run: Run) -> dict[str, Any]:
+    origin = run.features
+    return {
+        "format": RUN_FORMAT,
+        "created": run.created,
+        "options": run.config.to_json(),
+        "features": {
+            "cache": origin.cache,
+            "cache_name": origin.cache_name,
+            "backbone": origin.backbone,
+            "fingerprint": origin.fingerprint,
+            "layers": [{field.name: getattr(layer, field.name) for field in fields(layer)} for layer in origin.layers],
+            "spec": json.loads(origin.spec),
+        },
+        "classes": list(run.classes),
+        "weights": {"file": WEIGHTS_FILE, "sha256": run.weights_sha256},
+        "device": run.training.device,
+        "notes": list(run.training.notes),
+        "versions": dict(run.versions),
+    }
+
+
+def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Run:
+    features = config["features"]
+    test = metrics["test"]
+    return Run(
+        folder=folder,
+        created=config["created"],
+        config=HeadConfig.from_json(config["options"]),
+        features=FeatureOrigin(
+            cache=features["cache"],
+            cache_name=features["cache_name"],
+            backbone=features["backbone"],
+            fingerprint=features["fingerprint"],
+            spec=json.dumps(features["spec"], sort_keys=True, separators=(",", ":"), ensure_ascii=False),
+            layers=tuple(FeatureLayer(**layer) for layer in features["layers"]),
+        ),
+        classes=tuple(config["classes"]),
+        training=Training(
+            trainable=metrics["parameters"]["trainable"],
+            frozen=metrics["parameters"]["frozen"],
+            images=metrics["n"],
+            epochs=metrics["epochs"],
+            best_epoch=metrics["best_epoch"],
+            interrupted=metrics["interrupted"],
+            seconds=metrics["seconds"],
+            val=Score(**metrics["val"]),
+            last=Score(**metrics["last"]["val"]),
+            test=None if test is None else Score(**test),
+            device=config["device"],
+            notes=tuple(config["notes"]),
+        ),
+        versions=config["versions"],
+        weights_sha256=config["weights"]["sha256"],
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes().decode(*UTF8))
+    except FileNotFoundError as error:
+        raise HeadError(f"no run in {path.parent}: {path.name} is missing", hint="a folder train-head wrote") from error
+    except (OSError, ValueError) as error:
+        raise HeadError(f"cannot read {path}: {error}", hint="train again") from error
+    if not isinstance(content, dict):
+        raise HeadError(f"expected a JSON object in {path}, got {type(content).__name__}", hint="train again")
+    return content
+
+
+def _to_bytes(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(*UTF8)
+
+
+_HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
+
+
+def _history_csv(history: Sequence[EpochRecord]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_HISTORY_COLUMNS)
+    writer.writerows([getattr(record, name) for name in _HISTORY_COLUMNS] for record in history)
+    return text.getvalue().encode()
+
+
+def _epoch(row: Mapping[str, float], max_epochs: int) -> EpochRecord:
+    return EpochRecord(
+        epoch=int(row["epoch"]),
+        max_epochs=max_epochs,
+        train_loss=row["train_loss"],
+        val_loss=row["val_loss"],
+        val_accuracy=row["val_accuracy"],
+        seconds=row["seconds"],
+    )
+
+
+def _predictions_file(part: str) -> str:
+    return f"predictions_{part}.npz"
+
+
+def _predictions_npz(said: Predictions) -> bytes:
+    content = io.BytesIO()
+    # Fixed-length UTF-8, so that reading needs no pickle.
+    ids = np.array([sample.encode(*UTF8) for sample in said.ids], dtype=np.bytes_)
+    np.savez(content, ids=ids, labels=said.labels, probabilities=said.probabilities)
+    return content.getvalue()

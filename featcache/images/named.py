@@ -1,0 +1,104 @@
+"""Opening a set by its name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import SourceError, UnknownName
+from featcache.images.acquisition import acquire
+from featcache.images.arrays import ArraySource
+from featcache.images.digits import digits
+from featcache.images.folder import FilesSource
+from featcache.images.sources import UNLABELLED, ImageSource, Listing
+from featcache.images.torchvision_sets import NAMED_SETS, ArrayRows, FileRows, NamedSet
+
+Report = Callable[[str], None]
+
+
+def dataset_names() -> tuple[str, ...]:
+    """The names of all known sets, sorted."""
+    return tuple(sorted(NAMED_SETS))
+
+
+def describe(name: str) -> NamedSet:
+    """What is known of a set without opening it. Raises UnknownName with the nearest names."""
+    try:
+        return NAMED_SETS[name]
+    except KeyError:
+        raise UnknownName("data set", name, NAMED_SETS, listed_by="featcache datasets") from None
+
+
+def open_named(name: str, datasets_dir: Path, report: Report | None = None) -> ImageSource:
+    """A known set, downloaded into `datasets_dir` unless it is there. Raises what `acquire` raises."""
+    named = describe(name)
+    if not named.dataset:
+        return digits()
+    datasets = acquire(named, datasets_dir, report)
+    rows = {split: _rows(named, data) for split, data in datasets.items()}
+    classes = _classes(named, datasets)
+    if report:
+        _report_sizes(named, {split: len(part.labels) for split, part in rows.items()}, report)
+    arrays = {split: part for split, part in rows.items() if isinstance(part, ArrayRows)}
+    if arrays:
+        return ArraySource(
+            {split: (part.images, part.labels) for split, part in arrays.items()}, classes=classes, name=name
+        )
+    return _files_source(named, {s: part for s, part in rows.items() if isinstance(part, FileRows)}, classes)
+
+
+def _rows(named: NamedSet, data: Any) -> ArrayRows | FileRows:
+    if named.extract is None:
+        raise SourceError(f"{named.name} has no images to extract")
+    try:
+        return named.extract(data)
+    except (OSError, KeyError, ValueError) as error:
+        raise SourceError(f"{named.name} cannot be read: {error}") from error
+
+
+def _classes(named: NamedSet, datasets: Mapping[str, Any]) -> tuple[str, ...]:
+    if named.classes is not None:
+        return named.classes
+    found = {split: _class_names(data) for split, data in datasets.items()}
+    first, names = next(iter(found.items()))
+    for split, others in found.items():
+        # Some of torchvision's classes number what folders they find: a missing one would shift all labels.
+        if others != names:
+            raise SourceError(
+                f"{named.name}: the classes of {split} differ from those of {first}; the copy on disk is incomplete"
+            )
+    return names
+
+
+def _class_names(data: Any) -> tuple[str, ...]:
+    for attribute in ("classes", "categories", "all_categories"):
+        names = getattr(data, attribute, None)
+        if names:
+            return tuple(str(name) for name in names)
+    raise SourceError(f"{type(data).__name__} names no classes")
+
+
+def _report_sizes(named: NamedSet, found: Mapping[str, int], report: Report) -> None:
+    for split, size in found.items():
+        if size != named.sizes[split]:
+            report(f"{named.name}: {size:,} images in {split}, {named.sizes[split]:,} are published")
+
+
+def _files_source(named: NamedSet, rows: Mapping[str, FileRows], classes: tuple[str, ...]) -> FilesSource:
+    paths: dict[str, str] = {}
+    listed: list[tuple[str, str, int]] = []
+    for split, part in rows.items():
+        for file, label in zip(part.files, part.labels, strict=True):
+            inside = os.path.relpath(file, part.folder).replace(os.sep, "/")
+            sample_id = f"{split}/{inside}"
+            paths[sample_id] = str(file)
+            listed.append((split, sample_id, UNLABELLED if label is None else int(label)))
+    return FilesSource(
+        name=named.name,
+        origin=named.name,
+        listing=Listing(listed, classes),
+        paths=paths,
+        native_size=named.image_size,
+    )

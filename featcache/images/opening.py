@@ -1,0 +1,38 @@
+"""From what the user says, a name or a path, to a source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from featcache.errors import SourceError, UnknownName
+from featcache.images.archive import open_archive
+from featcache.images.folder import FolderSource
+from featcache.images.layout import EXPECTED
+from featcache.images.named import dataset_names, open_named
+from featcache.images.sources import ImageSource, has_archive_suffix
+
+
+def open_source(dataset: str | Path, *, datasets_dir: Path, report: Callable[[str], None] | None = None) -> ImageSource:
+    """The images of a named set ("cifar10"), a folder, a zip or a tar.
+
+    A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
+    named sets lie and are downloaded to; `report` takes progress in words, one line a call.
+    Raises UnknownName (offering the nearest names), SourceError, DownloadError, MissingExtra.
+    """
+    if isinstance(dataset, str) and dataset in dataset_names():
+        return open_named(dataset, datasets_dir, report)
+    path = Path(dataset).expanduser()
+    if path.is_dir():
+        return FolderSource(path)
+    if path.exists():
+        return open_archive(path, report)
+    if isinstance(dataset, Path) or _looks_like_path(dataset):
+        raise SourceError(f"{dataset}: no such file or folder", hint=EXPECTED)
+    raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
+
+
+def _looks_like_path(text: str) -> bool:
+    separators = "/" + os.sep
+    return text.startswith(("~", ".")) or any(c in text for c in separators) or has_archive_suffix(text)

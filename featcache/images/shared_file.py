@@ -1,0 +1,47 @@
+"""One open file that many threads, and children after a fork, read at offsets without getting in each other's way."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import IO
+
+
+class SharedFile:
+    """Reads at offsets: `os.pread` leaves no position to share; where it is missing, a lock guards the position."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        """Takes over `file`, a binary file open for reading. Nobody else may use its position any more."""
+        self._file = file
+        self._lock = threading.Lock()
+
+    def read_at(self, size: int, offset: int) -> bytes:
+        """`size` bytes from `offset`, fewer only at the end of the file. Raises OSError, also once closed."""
+        chunks = []
+        while size > 0 and (chunk := self._read_once(size, offset)):
+            chunks.append(chunk)
+            size -= len(chunk)
+            offset += len(chunk)
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def _read_once(self, size: int, offset: int) -> bytes:
+        if self._file.closed:
+            raise OSError("the archive has been closed")
+        if hasattr(os, "pread"):
+            return os.pread(self._file.fileno(), size, offset)
+        with self._lock:
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    @property
+    def file(self) -> IO[bytes]:
+        """The file itself, for whoever lists it before it is shared."""
+        return self._file
+
+    def look(self) -> os.stat_result:
+        """Size and times of the open file."""
+        return os.fstat(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file; reading raises OSError from now on."""
+        self._file.close()

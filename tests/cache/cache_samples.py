@@ -1,0 +1,212 @@
+"""Small specs, rows and caches for the tests of the cache room."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from featcache.cache.checksums import table_digest
+from featcache.cache.donors import Donors
+from featcache.cache.filesystem import ReadableFile
+from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Json, LayerSpec, Selection, Spec
+from featcache.cache.trailer import Trailer, read_trailer
+from featcache.cache.writer import assemble
+
+CLASSES = ("cat", "dog", "frog")
+LAYERS = (
+    LayerSpec(name="avgpool", weights="a" * 64, shape=(4, 2, 2)),
+    LayerSpec(name="features.30", weights="b" * 64, shape=(6,)),
+)
+ROWS = {"train": 40, "test": 12}
+
+
+def a_spec(**changes: Any) -> Spec:
+    """A spec of two small layers."""
+    values: dict[str, Any] = {
+        "backbone": "vgg16",
+        "layers": LAYERS,
+        "pool": "none",
+        "transform": {"size": 224, "mean": [0.485, 0.456, 0.406], "resize": "squash"},
+        "decoder": "pillow",
+        "precision": "fp32",
+        "runner": "eager",
+        "dtype": "float16",
+    }
+    return Spec(**{**values, **changes})
+
+
+def a_selection(**changes: Any) -> Selection:
+    """All of a set."""
+    values: dict[str, Any] = {"source": "cifar10", "splits": None, "limit": None, "select_seed": 0}
+    return Selection(**{**values, **changes})
+
+
+def digests_of(ids: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """One SHA-256 per id: (N, 32) uint8."""
+    joined = b"".join(hashlib.sha256(one.encode()).digest() for one in ids)
+    return np.frombuffer(joined, np.uint8).reshape(-1, 32)
+
+
+def a_table(split: str, rows: int) -> SplitTable:
+    """A split whose ids, labels and digests follow from its name and length."""
+    ids = tuple(f"{split}/{CLASSES[row % 3]}/{row:04d}.jpg" for row in range(rows))
+    return SplitTable(ids=ids, labels=np.arange(rows) % 3, digests=digests_of(ids))
+
+
+def tables(rows: Mapping[str, int] = ROWS) -> dict[str, SplitTable]:
+    """A table for each split."""
+    return {split: a_table(split, count) for split, count in rows.items()}
+
+
+def rows_for(spec: Spec, digests: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    """Features that follow from the digests alone: {layer: (N, D)}."""
+    features = {}
+    for layer in spec.layers:
+        seeds = digests[:, :4].copy().view("<u4")[:, 0].astype(np.float64)
+        values = (seeds[:, None] * (np.arange(layer.feature_dim) + len(layer.name))) % 251
+        features[layer.name] = (values if spec.dtype == "uint8" else values / 16).astype(spec.dtype)
+    return features
+
+
+def write_parts(
+    folder: Path, spec: Spec, split_tables: Mapping[str, SplitTable], rows_per_part: int = 16
+) -> list[Part]:
+    """All rows of the tables, as parts in `folder`."""
+    digests = np.concatenate([table.digests for table in split_tables.values()])
+    features = rows_for(spec, digests)
+    paths = [
+        write_part(
+            folder,
+            fingerprint=spec.fingerprint,
+            first_row=first,
+            digests=digests[first : first + rows_per_part],
+            features={name: rows[first : first + rows_per_part] for name, rows in features.items()},
+        )
+        for first in range(0, len(digests), rows_per_part)
+    ]
+    return [Part.open(path) for path in paths]
+
+
+def make_cache(
+    path: Path,
+    spec: Spec | None = None,
+    split_tables: Mapping[str, SplitTable] | None = None,
+    provenance: Mapping[str, Json] | None = None,
+    **more: Any,
+) -> Path:
+    """A finished cache at `path`."""
+    spec = spec or a_spec()
+    split_tables = split_tables or tables()
+    parts = write_parts(path.with_name(path.name + "-made.parts"), spec, split_tables)
+    arguments: dict[str, Any] = {
+        "selection": a_selection(),
+        "set_name": "cifar10",
+        "classes": CLASSES,
+        "provenance": provenance or {"created": "2026-11-24T06:00:00+00:00"},
+        "donors": Donors(parts),
+    }
+    assemble(path, spec=spec, tables=split_tables, **{**arguments, **more})
+    for part in parts:
+        part.path.unlink()
+    path.with_name(path.name + "-made.parts").rmdir()
+    return path
+
+
+def assert_whole(path: Path, spec: Spec, split_tables: Mapping[str, SplitTable]) -> None:
+    """The cache holds exactly these rows."""
+    with FeatureCache.open(path) as cache:
+        assert cache.splits == tuple(split_tables)
+        for name, table in split_tables.items():
+            split = cache[name]
+            assert split.ids == table.ids
+            np.testing.assert_array_equal(split.labels, table.labels)
+            np.testing.assert_array_equal(split.digests, table.digests)
+            for layer, rows in rows_for(spec, table.digests).items():
+                np.testing.assert_array_equal(split.layer(layer)[:], rows)
+
+
+def no_tmp_under(folder: Path) -> bool:
+    """Whether nothing unfinished lies there."""
+    return not list(folder.rglob("*.tmp-*"))
+
+
+def trailer_of(path: Path) -> Trailer:
+    """What the last bytes of a cache say."""
+    with ReadableFile(path) as file:
+        return read_trailer(file)
+
+
+def seal(path: Path, like: Trailer) -> None:
+    """Append a valid trailer to an HDF5 file that somebody else made, so that its seal gives no reason to refuse it."""
+    data = path.read_bytes()
+    data += bytes(-len(data) % 8)
+    with h5py.File(path) as file:
+        header_bytes = _first_byte_of_data(file) or len(data)
+    size = 0
+    for _ in range(3):
+        trailer = Trailer(
+            file_bytes=size,
+            header_bytes=header_bytes,
+            header_digest=table_digest(data[:header_bytes]),
+            tables=like.tables,
+            about=like.about,
+        )
+        size = len(data) + len(trailer.to_bytes())
+    path.write_bytes(data + trailer.to_bytes())
+
+
+def reseal(path: Path, change: Mapping[str, Any]) -> None:
+    """Replace the trailer by a valid one that says something else."""
+    old = trailer_of(path)
+    data = path.read_bytes()[: -len(old.to_bytes())]
+    values = {name: getattr(old, name) for name in Trailer.__dataclass_fields__}
+    size = old.file_bytes
+    for _ in range(3):
+        trailer = Trailer(**{**values, "file_bytes": size, **change})
+        size = len(data) + len(trailer.to_bytes())
+    path.write_bytes(data + trailer.to_bytes())
+
+
+def reseal_header(path: Path) -> None:
+    """Make the trailer vouch for the header as it is now."""
+    trailer = trailer_of(path)
+    reseal(path, {"header_digest": table_digest(path.read_bytes()[: trailer.header_bytes])})
+
+
+def _first_byte_of_data(file: h5py.File) -> int | None:
+    offsets: list[int] = []
+
+    def note(name: str, node: object) -> None:
+        if isinstance(node, h5py.Dataset) and node.id.get_offset():
+            offsets.append(node.id.get_offset())
+
+    file.visititems(note)
+    return min(offsets, default=None)
+
+
+def flip(path: Path, position: int, mask: int = 1) -> None:
+    """Turn bits of one byte over; doing it twice turns them back."""
+    with path.open("r+b", buffering=0) as file:
+        file.seek(position)
+        byte = file.read(1)[0]
+        file.seek(position)
+        file.write(bytes([byte ^ mask]))
+
+
+def future_version(path: Path) -> None:
+    """Make a cache look as if a featcache of the future had written it."""
+    data = path.read_bytes()
+    magic, _, length, _ = struct.unpack("<8sQQ16s", data[-40:])
+    head = struct.pack("<8sQQ", magic, 2, length)
+    text = data[-40 - length : -40]
+    path.write_bytes(data[:-40] + head + xxhash.xxh3_128_digest(text + head))

@@ -1,0 +1,225 @@
+"""The spec: canonical, frozen, and every field of it counts."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+from cache_samples import a_selection, a_spec
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.cache.spec import FrozenMap, LayerSpec, Selection, Spec, cache_name
+from featcache.errors import CacheForeign, FeatcacheError, InvalidOption
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+words = st.text(min_size=1, max_size=12)
+layer_names = st.text(
+    st.characters(categories=["L", "N", "P", "S"], exclude_characters="/"), min_size=1, max_size=20
+).filter(lambda name: name not in (".", ".."))
+layers = st.builds(
+    LayerSpec,
+    name=layer_names,
+    weights=st.none() | words,
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3).map(tuple),
+)
+# A strategy for every field: a new field without one fails the tests below by name.
+strategies: dict[str, st.SearchStrategy[Any]] = {
+    "backbone": words,
+    "layers": st.lists(layers, min_size=1, max_size=3, unique_by=lambda layer: layer.name).map(tuple),
+    "pool": words,
+    "transform": st.dictionaries(st.text(max_size=5), json_values, max_size=4),
+    "decoder": words,
+    "precision": st.sampled_from(["fp32", "bf16", "fp16", "uint8"]),
+    "runner": words,
+    "dtype": st.sampled_from(["float16", "float32", "uint8"]),
+    "views": st.integers(1, 9),
+    "view_seed": st.integers(0, 99),
+    "version": st.just(1),
+}
+specs = st.builds(Spec, **strategies)
+
+
+@given(specs)
+def test_a_spec_comes_back_from_its_json(spec: Spec) -> None:
+    again = Spec.from_json(spec.to_json())
+    assert again == spec
+    assert again.to_json() == spec.to_json()
+    assert hash(again) == hash(spec)
+    assert again.fingerprint == spec.fingerprint
+    assert pickle.loads(pickle.dumps(spec)) == spec
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(Spec)])
+@given(data=st.data())
+def test_changing_any_field_changes_the_fingerprint(field: str, data: st.DataObject) -> None:
+    spec = data.draw(specs)
+    value = 2 if field == "version" else data.draw(strategies[field])
+    other = replace(spec, **{field: value})
+    assert (other.fingerprint == spec.fingerprint) == (other == spec)
+    assert (other == spec) == (getattr(other, field) == getattr(spec, field))
+    assert bool(spec.differences(other)) == (other != spec)
+
+
+@pytest.mark.parametrize("field", [field.name for field in fields(LayerSpec)])
+@given(data=st.data())
+def test_changing_anything_about_a_layer_changes_the_fingerprint(field: str, data: st.DataObject) -> None:
+    layer, another = data.draw(layers), data.draw(layers)
+    changed = replace(layer, **{field: getattr(another, field)})
+    same = a_spec(layers=(layer,)).fingerprint == a_spec(layers=(changed,)).fingerprint
+    assert same == (layer == changed)
+
+
+@given(specs, specs)
+def test_differences_name_every_field_that_differs(one: Spec, other: Spec) -> None:
+    named = {difference.field.split(".")[0] for difference in one.differences(other)}
+    assert named == {field.name for field in fields(Spec) if getattr(one, field.name) != getattr(other, field.name)}
+
+
+def test_differences_are_dotted_and_hold_both_sides() -> None:
+    changed = (replace(a_spec().layers[0], weights="c" * 64), a_spec().layers[1])
+    other = a_spec(layers=changed, transform={"size": 256, "mean": [0.485, 0.456, 0.406], "crop": True})
+    found = {one.field: (one.this, one.that) for one in a_spec().differences(other)}
+    assert found == {
+        "layers.avgpool.weights": ("a" * 64, "c" * 64),
+        "transform.size": (224, 256),
+        "transform.resize": ("squash", None),
+        "transform.crop": (None, True),
+    }
+
+
+def test_the_order_of_layers_is_told_as_a_difference() -> None:
+    turned = a_spec().restricted_to(["features.30", "avgpool"])
+    (difference,) = a_spec().differences(turned)
+    assert difference.field == "layers"
+    assert difference.this == ("avgpool", "features.30")
+
+
+def test_restricting_keeps_the_asked_layers_in_the_asked_order() -> None:
+    assert a_spec().restricted_to(["features.30"]).layer_names == ("features.30",)
+    assert a_spec().restricted_to(["avgpool", "features.30"]) == a_spec()
+    with pytest.raises(KeyError):
+        a_spec().restricted_to(["fc"])
+
+
+def test_the_fingerprint_of_a_known_spec_never_changes() -> None:
+    # Every cache in the world is named after it: if this fails, SPEC_VERSION has to rise.
+    assert a_spec().to_json() == (
+        '{"backbone":"vgg16","decoder":"pillow","dtype":"float16","layers":[{"name":"avgpool","shape":[4,2,2],'
+        f'"weights":"{"a" * 64}"}},{{"name":"features.30","shape":[6],"weights":"{"b" * 64}"}}],"pool":"none",'
+        '"precision":"fp32","runner":"eager","transform":{"mean":[0.485,0.456,0.406],"resize":"squash","size":224},'
+        '"version":1,"view_seed":null,"views":1}'
+    )
+    assert a_spec().fingerprint == "6a0293139718dddfc88b4019a73d91517b684acb2fdb11484fc67f5435632cb5"
+
+
+def test_equal_numbers_have_one_spelling() -> None:
+    assert a_spec(transform={"mean": [0.0, 1.0, -0.0]}) == a_spec(transform={"mean": (0, 1, 0)})
+    assert a_spec(transform={"crop": True}) != a_spec(transform={"crop": 1})
+    assert a_spec(transform={"b": 1, "a": 2}).fingerprint == a_spec(transform={"a": 2, "b": 1}).fingerprint
+
+
+def test_a_spec_is_frozen_all_the_way_down() -> None:
+    given_transform: dict[str, Any] = {"mean": [0.5], "inner": {"a": [1]}}
+    spec = a_spec(transform=given_transform)
+    before = spec.fingerprint
+    given_transform["mean"].append(0.7)
+    given_transform["inner"]["a"].append(2)
+    assert spec.transform == {"mean": [0.5], "inner": {"a": [1]}}
+    assert spec.fingerprint == before
+    with pytest.raises(FrozenInstanceError):
+        spec.backbone = "other"  # type: ignore[misc]  # the very thing that must fail
+    with pytest.raises(TypeError):
+        spec.transform["mean"] = 1  # type: ignore[index]  # the very thing that must fail
+    assert isinstance(spec.transform["inner"], FrozenMap)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transform": {"mean": float("nan")}},
+        {"transform": {"mean": float("inf")}},
+        {"transform": {"mean": {1, 2}}},
+        {"transform": {1: 2}},
+        {"transform": {"inner": {1: 2}}},
+        {"transform": {"f": a_spec}},
+        {"precision": "fp64"},
+        {"dtype": "int8"},
+        {"backbone": ""},
+        {"pool": None},
+        {"layers": ()},
+        {"layers": (LayerSpec(name="a", weights=None, shape=(1,)),) * 2},
+        {"views": 0},
+        {"views": 2},
+        {"views": True},
+        {"view_seed": 1.5},
+    ],
+)
+def test_what_cannot_be_described_exactly_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        a_spec(**changes)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\0b", "a\nb", "x" * 201])
+def test_a_layer_name_that_hdf5_could_misread_is_refused(name: str) -> None:
+    with pytest.raises(InvalidOption):
+        LayerSpec(name=name, weights=None, shape=(1,))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (-1, 2), (2.0,), (True,)])
+def test_a_layer_without_a_real_shape_is_refused(shape: tuple[Any, ...]) -> None:
+    with pytest.raises(InvalidOption):
+        LayerSpec(name="a", weights=None, shape=shape)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", "null", '{"version":1}', "\udcff", "[" * 100_000, '{"version":1,"layers":[1]}'],
+)
+def test_text_that_is_no_spec_is_refused(text: str) -> None:
+    with pytest.raises(CacheForeign):
+        Spec.from_json(text)
+
+
+@given(json_values)
+def test_no_json_crashes_the_reader_of_specs_and_selections(value: Any) -> None:
+    for kind in (Spec, Selection):
+        with pytest.raises(FeatcacheError):
+            kind.from_json(json.dumps(value))
+
+
+def test_a_spec_of_a_later_version_asks_for_an_update() -> None:
+    text = a_spec().to_json().replace('"version":1', '"version":2')
+    with pytest.raises(CacheForeign) as caught:
+        Spec.from_json(text)
+    assert "update" in str(caught.value.hint)
+
+
+@given(
+    st.builds(
+        Selection,
+        source=words,
+        splits=st.none() | st.lists(words, max_size=3).map(tuple),
+        limit=st.none() | st.integers(1, 9),
+        select_seed=st.integers(0, 9),
+    )
+)
+def test_a_selection_comes_back_from_its_json(selection: Selection) -> None:
+    assert Selection.from_json(selection.to_json()) == selection
+    assert Selection.from_json(selection.to_json()).digest == selection.digest
+
+
+def test_a_cache_is_named_after_set_backbone_fingerprint_and_selection() -> None:
+    spec, selection = a_spec(), a_selection()
+    assert cache_name("cifar10", spec, selection) == f"cifar10-vgg16-{spec.fingerprint[:8]}-{selection.digest[:8]}"
+    strange = cache_name("../My Set/ü", a_spec(backbone="hf_hub:timm/vit"), selection)
+    assert "/" not in strange
+    assert strange.startswith("my-set-hf_hub-timm-vit-")
+    assert len(cache_name("x" * 500, spec, selection)) < 200

@@ -1,0 +1,203 @@
+"""Assembling: rows come from whoever has them, or the cache is not written."""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cache_samples import (
+    a_selection,
+    a_spec,
+    a_table,
+    assert_whole,
+    digests_of,
+    make_cache,
+    no_tmp_under,
+    tables,
+    write_parts,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.cache.donors import Donors
+from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import LayerSpec
+from featcache.cache.writer import assemble
+from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
+
+
+def assembled(path: Path, donors: Donors, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {
+        "spec": a_spec(),
+        "selection": a_selection(),
+        "set_name": "cifar10",
+        "classes": ("cat", "dog", "frog"),
+        "provenance": {},
+        "tables": tables(),
+        "donors": donors,
+    }
+    return assemble(path, **{**arguments, **changes})
+
+
+def test_parts_become_a_cache(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    assert_whole(assembled(tmp_path / "c.h5", Donors(parts)), a_spec(), tables())
+
+
+def test_rows_come_in_the_order_of_the_table_whatever_order_the_parts_have(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(), tables(), rows_per_part=5)
+    table = tables()["train"]
+    order = np.random.default_rng(0).permutation(len(table))
+    turned = SplitTable(ids=[table.ids[row] for row in order], labels=table.labels[order], digests=table.digests[order])
+    path = assembled(tmp_path / "c.h5", Donors(parts[::-1]), tables={"train": turned})
+    assert_whole(path, a_spec(), {"train": turned})
+
+
+def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_parts(tmp_path: Path) -> None:
+    old = make_cache(tmp_path / "old.h5", split_tables={"train": a_table("train", 20)})
+    new = write_parts(tmp_path / "p", a_spec(), {"train": a_table("more", 7)})
+    grown = SplitTable(
+        ids=a_table("train", 20).ids + a_table("more", 7).ids,
+        labels=np.zeros(27, np.int64),
+        digests=np.concatenate([a_table("train", 20).digests, a_table("more", 7).digests]),
+    )
+    with FeatureCache.open(old) as cache:
+        # Under the name of the very cache it reads from.
+        path = assembled(old, Donors([cache["train"], *new]), tables={"train": grown})
+    assert_whole(path, a_spec(), {"train": grown})
+
+
+def test_a_cache_of_more_layers_donates_to_one_of_fewer(tmp_path: Path) -> None:
+    source = make_cache(tmp_path / "both.h5")
+    one = a_spec().restricted_to(["features.30"])
+    with FeatureCache.open(source) as cache:
+        path = assembled(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
+    assert_whole(path, one, tables())
+
+
+def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
+    twice = SplitTable(ids=("a", "b", "c"), labels=np.zeros(3, np.int64), digests=digests_of(["x", "y", "x"]))
+    path = make_cache(tmp_path / "c.h5", split_tables={"train": twice})
+    assert_whole(path, a_spec(), {"train": twice})
+    with FeatureCache.open(path) as cache:
+        np.testing.assert_array_equal(cache["train"].features[0], cache["train"].features[2])
+
+
+def test_splits_come_in_the_order_train_val_test_and_may_be_empty(tmp_path: Path) -> None:
+    made = {"test": a_table("test", 3), "val": a_table("val", 0), "train": a_table("train", 2)}
+    path = make_cache(tmp_path / "c.h5", split_tables=made)
+    with FeatureCache.open(path) as cache:
+        assert cache.splits == ("train", "val", "test")
+        assert len(cache["val"]) == 0
+        assert cache["val"].features[:].shape == (0, 16)
+        assert cache["val"].ids == ()
+
+
+def test_a_missing_row_is_counted_and_nothing_is_written(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(), {"train": a_table("train", 30), "test": a_table("test", 12)})
+    with pytest.raises(CacheIncomplete, match="10 of train"):
+        assembled(tmp_path / "c.h5", Donors(parts))
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_a_damaged_row_stops_it_and_the_old_cache_stays(tmp_path: Path) -> None:
+    path = make_cache(tmp_path / "c.h5")
+    before = path.read_bytes()
+    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    data = bytearray(parts[1].path.read_bytes())
+    data[-1] ^= 1
+    parts[1].path.write_bytes(data)
+    with pytest.raises(CacheDamaged, match=parts[1].path.name):
+        assembled(path, Donors(parts))
+    assert path.read_bytes() == before
+    assert no_tmp_under(tmp_path)
+
+
+def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(precision="bf16"), tables())
+    with pytest.raises(CacheForeign, match="fingerprint"):
+        assembled(tmp_path / "c.h5", Donors(parts))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tables": {"valid": a_table("train", 2)}},
+        {"tables": {}},
+        {"tables": {"train": a_table("train", 0)}},
+        {"classes": ("cat", "dog")},
+        {"arrays": {"fc": (1.0, 0.0)}},
+    ],
+)
+def test_tables_that_do_not_fit_are_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    with pytest.raises(InvalidOption):
+        assembled(tmp_path / "c.h5", Donors(parts), **changes)
+
+
+@pytest.mark.parametrize("bad", ["", "ends\0", "\0", "\ud800", "\udcc3\udca9"])
+def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> None:
+    table = SplitTable(ids=("ok", bad), labels=np.zeros(2, np.int64), digests=digests_of(["a", "b"]))
+    parts = write_parts(tmp_path / "p", a_spec(), {"train": table})
+    with pytest.raises(InvalidOption):
+        assembled(tmp_path / "c.h5", Donors(parts), tables={"train": table})
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(
+        st.text(min_size=1, max_size=12).filter(lambda one: not one.endswith("\0")) | st.just("caf\udce9.jpg"),
+        min_size=1,
+        max_size=8,
+    ),
+    st.data(),
+)
+def test_any_ids_and_labels_come_back(
+    tmp_path_factory: pytest.TempPathFactory, ids: list[str], data: st.DataObject
+) -> None:
+    labels = data.draw(st.lists(st.integers(-1, 2), min_size=len(ids), max_size=len(ids)))
+    table = SplitTable(ids=tuple(ids), labels=np.array(labels), digests=digests_of([repr(one) for one in ids]))
+    path = make_cache(tmp_path_factory.mktemp("ids") / "c.h5", split_tables={"test": table})
+    assert_whole(path, a_spec(), {"test": table})
+
+
+def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
+    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    told: list[tuple[int, int]] = []
+    assembled(tmp_path / "c.h5", Donors(parts), progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (52 * 22 * 2, 52 * 22 * 2)
+    assert told == sorted(told)
+
+
+def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
+    spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(16384,))])
+    ids = [str(row) for row in range(2000)]
+    digests = digests_of(ids)
+    paths = [
+        write_part(
+            tmp_path / "p",
+            fingerprint=spec.fingerprint,
+            first_row=first,
+            digests=digests[first : first + 200],
+            features={"l": np.full((200, 16384), first, np.float16)},
+        )
+        for first in range(0, 2000, 200)
+    ]
+    table = SplitTable(ids=tuple(ids), labels=np.zeros(2000, np.int64), digests=digests)
+    tracemalloc.start()
+    try:
+        donors = Donors([Part.open(path) for path in paths])
+        path = assembled(tmp_path / "c.h5", donors, spec=spec, tables={"train": table})
+        with FeatureCache.open(path) as cache:
+            for _, block in cache["train"].features.blocks(256):
+                assert block.shape[1] == 16384
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert path.stat().st_size > 65_000_000
+    assert peak < 30_000_000

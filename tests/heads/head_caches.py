@@ -1,0 +1,97 @@
+"""Small cache files for the tests of heads: clouds of points, written and read through featcache.cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.donors import Donors
+from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import LayerSpec, Selection, Spec
+from featcache.cache.writer import assemble
+
+LAYER = "avgpool"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Blobs:
+    """The features and labels of one split; `more` holds further layers by name."""
+
+    features: NDArray[Any]
+    labels: NDArray[np.int64]
+    more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> dict[str, NDArray[Any]]:
+        return {LAYER: self.features, **self.more}
+
+
+def blobs(
+    images: int, *, dim: int = 16, classes: int = 3, seed: int = 0, distance: float = 2.0, views: int = 1
+) -> Blobs:
+    """A cloud a class, float16, sorted by class as a set of folders is. All seeds share the clouds' centres."""
+    centres = np.random.default_rng(1234).standard_normal((classes, dim)) * distance
+    labels = np.sort(np.arange(images) % classes).repeat(views)
+    noise = np.random.default_rng(seed).standard_normal((len(labels), dim))
+    return Blobs(features=(centres[labels] + noise).astype(np.float16), labels=labels)
+
+
+def write_cache(
+    folder: Path,
+    splits: Mapping[str, Blobs],
+    *,
+    classes: tuple[str, ...] = ("ant", "bee", "cow"),
+    views: int = 1,
+    scaling: Mapping[str, tuple[float, float]] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+) -> FeatureCache:
+    """Write a cache file into `folder` and open it."""
+    layers = next(iter(splits.values())).layers
+    spec = Spec(
+        backbone="toy",
+        layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
+        pool="none",
+        transform={"size": [8, 8]},
+        decoder="none",
+        precision="fp32",
+        runner="eager",
+        dtype=str(next(iter(layers.values())).dtype),
+        views=views,
+        view_seed=0 if views > 1 else None,
+    )
+    tables = {name: _table(name, split) for name, split in splits.items()}
+    parts = []
+    for name, split in splits.items():
+        path = write_part(
+            folder / f"parts-{name}",
+            fingerprint=spec.fingerprint,
+            first_row=0,
+            digests=tables[name].digests,
+            features=split.layers,
+        )
+        parts.append(Part.open(path))
+    path = assemble(
+        folder / "toy.h5",
+        spec=spec,
+        selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
+        set_name="toy",
+        classes=classes,
+        provenance=provenance or {},
+        tables=tables,
+        donors=Donors(parts),
+        arrays=scaling,
+    )
+    return FeatureCache.open(path)
+
+
+def _table(split: str, rows: Blobs) -> SplitTable:
+    ids = tuple(f"{split}/{row:05d}" for row in range(len(rows.labels)))
+    digests = [np.frombuffer(hashlib.sha256(sample.encode()).digest(), np.uint8) for sample in ids]
+    return SplitTable(ids=ids, labels=rows.labels, digests=np.stack(digests))

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from head_caches import Blobs, blobs, write_cache
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from featcache.cache.reader import FeatureArray, FeatureCache
+from featcache.errors import HeadError, InvalidOption, UnknownName
+from featcache.heads import batches as batches_module
+from featcache.heads.batches import (
+    Batch,
+    FeatureRows,
+    ResidentBatches,
+    StreamedBatches,
+    choose_layers,
+    epoch_order,
+    open_batches,
+    window_rows,
+)
+from featcache.heads.cuts import SplitRows, cut_cache
+
+CPU = torch.device("cpu")
+CLASSES = ("ant", "bee", "cow")
+
+
+@pytest.fixture
+def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 4 rows and windows of 32, for rows of 32 bytes: a small set is streamed like a large one."""
+    monkeypatch.setattr(batches_module, "BLOCK_BYTES", 4 * 32)
+    monkeypatch.setattr(batches_module, "WINDOW_BYTES", 32 * 32)
+
+
+def train_rows(cache: FeatureCache, layers: tuple[str, ...] = ("avgpool",)) -> FeatureRows:
+    return FeatureRows.of(cache, cut_cache(cache, val_fraction=0.2, val_seed=42).train, layers)
+
+
+def opened(
+    kind: type[ResidentBatches] | type[StreamedBatches], rows: FeatureRows, seed: int = 0
+) -> ResidentBatches | StreamedBatches:
+    return kind(rows, batch_size=8, seed=seed, device=CPU)
+
+
+def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
+    assert len(one) == len(other)
+    for (features, labels), (other_features, other_labels) in zip(one, other, strict=True):
+        assert torch.equal(features, other_features) and torch.equal(labels, other_labels)
+
+
+@given(
+    rows=st.integers(1, 400),
+    batch_size=st.integers(1, 50),
+    row_bytes=st.integers(1, 40 << 20),
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 1000),
+)
+def test_every_epoch_is_a_permutation(rows: int, batch_size: int, row_bytes: int, seed: int, epoch: int) -> None:
+    order = epoch_order(rows, batch_size=batch_size, row_bytes=row_bytes, seed=seed, epoch=epoch)
+    assert sorted(order.tolist()) == list(range(rows))
+    assert window_rows(batch_size, row_bytes) % batch_size == 0
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {
+        (seed, epoch): tuple(epoch_order(100, batch_size=8, row_bytes=32, seed=seed, epoch=epoch).tolist())
+        for seed in (0, 1, 2**31)
+        for epoch in (0, 1)
+    }
+    assert len(set(orders.values())) == 6
+    torch.manual_seed(99)
+    again = epoch_order(100, batch_size=8, row_bytes=32, seed=1, epoch=1)
+    assert tuple(again.tolist()) == orders[1, 1]
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_windows_of_a_large_set_hold_runs_of_neighbours() -> None:
+    order = epoch_order(128, batch_size=8, row_bytes=32, seed=0, epoch=0)
+    for window in torch.split(order, 32):
+        blocks, sizes = np.unique(window.numpy() // 4, return_counts=True)
+        assert len(blocks) == 8 and set(sizes) == {4}
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_resident_and_streamed_give_the_same_batches(tmp_path: Path, epoch: int) -> None:
+    rows = train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES))
+    resident, streamed = opened(ResidentBatches, rows, seed=5), opened(StreamedBatches, rows, seed=5)
+    assert_same(list(resident.epoch(epoch)), list(streamed.epoch(epoch)))
+    assert_same(list(resident.in_order()), list(streamed.in_order()))
+
+
+def test_batches_are_the_rows_of_the_cache(tmp_path: Path) -> None:
+    train = blobs(50)
+    rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES))
+    batches = opened(ResidentBatches, rows)
+    assert len(batches) == 5 == len(list(batches.epoch(0)))
+    order = epoch_order(40, batch_size=8, row_bytes=32, seed=0, epoch=3).numpy()
+    features = torch.cat([features for features, _ in batches.epoch(3)])
+    labels = torch.cat([labels for _, labels in batches.epoch(3)])
+    chosen = rows.chosen.rows[order]
+    assert features.dtype == torch.float32 and labels.dtype == torch.int64
+    assert np.array_equal(features.numpy(), train.features[chosen].astype(np.float32))
+    assert np.array_equal(labels.numpy(), train.labels[chosen])
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_streaming_holds_one_window_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES))
+    asked: list[NDArray[np.int64]] = []
+    gather = FeatureArray.gather
+
+    def spy(self: FeatureArray, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+        asked.append(rows)
+        return gather(self, rows)
+
+    monkeypatch.setattr(FeatureArray, "gather", spy)
+    batches = iter(opened(StreamedBatches, rows).epoch(0))
+    next(batches)
+    assert len(asked) == 1
+    list(batches)
+    assert [len(window) for window in asked] == [32] * 5
+    assert all(np.all(np.diff(window) > 0) for window in asked)
+
+
+def test_features_are_resident_when_they_fit_and_streamed_when_not(tmp_path: Path) -> None:
+    rows = train_rows(write_cache(tmp_path, {"train": blobs(50)}, classes=CLASSES))
+    size = 40 * 16 * 2
+    kinds = [
+        type(open_batches(rows, batch_size=8, seed=0, device=CPU, resident_bytes=budget))
+        for budget in (size, size - 1, None)
+    ]
+    assert kinds == [ResidentBatches, StreamedBatches, ResidentBatches]
+
+
+def test_resident_features_keep_the_caches_dtype(tmp_path: Path) -> None:
+    rows = train_rows(write_cache(tmp_path, {"train": blobs(50)}, classes=CLASSES))
+    batches = ResidentBatches(rows, batch_size=8, seed=0, device=CPU)
+    assert batches.resident_bytes == 40 * 16 * 2
+    assert [tensor.dtype for tensor in batches._stored] == [torch.float16]
+
+
+def test_pixels_are_scaled(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 12), dtype=np.uint8)
+    train = Blobs(features=pixels, labels=np.arange(60) % 3)
+    scaling = {"avgpool": (1 / 127.5, -1.0)}
+    rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES, scaling=scaling))
+    expected = (pixels[rows.chosen.rows] / 255 - 0.5) / 0.5
+    for kind in (ResidentBatches, StreamedBatches):
+        features = torch.cat([features for features, _ in opened(kind, rows).in_order()])
+        assert features.numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_layers_stand_side_by_side_in_the_order_asked_for(tmp_path: Path) -> None:
+    one, two = blobs(50), blobs(50, seed=1, dim=5)
+    train = Blobs(features=one.features, labels=one.labels, more={"late": two.features})
+    cache = write_cache(tmp_path, {"train": train}, classes=CLASSES)
+    rows = train_rows(cache, ("late", "avgpool"))
+    assert rows.feature_dim == 21
+    chosen = rows.chosen.rows
+    expected = np.concatenate([two.features[chosen], one.features[chosen]], axis=1).astype(np.float32)
+    for kind in (ResidentBatches, StreamedBatches):
+        features = torch.cat([features for features, _ in opened(kind, rows).in_order()])
+        assert np.array_equal(features.numpy(), expected)
+
+
+def test_layer_is_never_guessed(tmp_path: Path) -> None:
+    one = blobs(50)
+    train = Blobs(features=one.features, labels=one.labels, more={"late": blobs(50, dim=5).features})
+    cache = write_cache(tmp_path, {"train": train}, classes=CLASSES)
+    assert choose_layers(cache, ("late",)) == ("late",)
+    with pytest.raises(InvalidOption, match="2 layers"):
+        choose_layers(cache, None)
+    with pytest.raises(UnknownName, match="layer") as raised:
+        choose_layers(cache, ("avgpol",))
+    assert "avgpool" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_that_are_not_finite_are_named(tmp_path: Path, value: float, dtype: str) -> None:
+    train = blobs(50)
+    features = train.features.astype(dtype)
+    features[17, 3] = features[31, 0] = value
+    cache = write_cache(tmp_path, {"train": Blobs(features=features, labels=train.labels)}, classes=CLASSES)
+    chosen = SplitRows(source="train", rows=np.arange(50), labels=train.labels, images=50)
+    rows = FeatureRows.of(cache, chosen, ("avgpool",))
+    for kind in (ResidentBatches, StreamedBatches):
+        with pytest.raises(HeadError, match=r"layer avgpool, train rows 17, 31 \(first: train/00017\)"):
+            list(opened(kind, rows).epoch(0))
+
+
+def test_rows_with_a_huge_sum_are_finite_all_the_same(tmp_path: Path) -> None:
+    features = np.full((30, 8), 3e38, np.float32)
+    cache = write_cache(tmp_path, {"train": Blobs(features=features, labels=np.arange(30) % 3)}, classes=CLASSES)
+    assert len(list(opened(ResidentBatches, train_rows(cache)).epoch(0))) == 3

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.heads.stopping import Interruption, Patience
+
+LOSSES = st.lists(st.floats(0, 3, width=32), min_size=1, max_size=40)
+
+
+@given(losses=LOSSES, patience=st.integers(1, 6), min_delta=st.sampled_from([0.0, 0.001, 0.25]))
+def test_patience_ends_where_lightnings_early_stopping_would(
+    losses: list[float], patience: int, min_delta: float
+) -> None:
+    ours = Patience(patience=patience, min_delta=min_delta)
+    theirs = pl.callbacks.EarlyStopping("val_loss", patience=patience, min_delta=min_delta)
+    for loss in losses:
+        stops, _ = theirs._evaluate_stopping_criteria(torch.tensor(loss, dtype=torch.float64))
+        over = ours.is_over(loss)
+        assert over == stops
+        if over:
+            break
+
+
+def test_small_steps_add_up_to_progress() -> None:
+    patience = Patience(patience=3, min_delta=0.1)
+    assert not any(patience.is_over(loss) for loss in [1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76])
+
+
+def test_first_interrupt_is_a_wish_and_the_second_an_exception() -> None:
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_somebody_else_stays_in_charge() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        with Interruption() as interruption:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert seen == [signal.SIGINT] and not interruption.requested
+    finally:
+        signal.signal(signal.SIGINT, before)

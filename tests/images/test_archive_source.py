@@ -1,0 +1,456 @@
+"""Archives: read in place, whatever is wrong with them found, nothing written to disk."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import pickle
+import stat
+import struct
+import tarfile
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from image_files import encoded, images_at, write_tar, write_zip
+from image_source_contract import all_samples, digests
+
+from featcache.errors import ImageError, SourceError
+from featcache.images import ImageSource, open_source
+from featcache.images.shared_file import SharedFile
+
+TWO = images_at("cat/1.png", "dog/1.png")
+_CENTRAL, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
+
+
+def opened(path: Path, report: Callable[[str], None] | None = None) -> ImageSource:
+    return open_source(path, datasets_dir=path.parent, report=report)
+
+
+def ids(source: ImageSource) -> list[str]:
+    return [sample.id for sample in all_samples(source)]
+
+
+def patched(path: Path, header: bytes, offset: int, value: bytes) -> Path:
+    """The archive with `value` at `offset` of its first header of that kind."""
+    content = bytearray(path.read_bytes())
+    start = content.index(header) + offset
+    content[start : start + len(value)] = value
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def zipped(tmp_path: Path) -> Path:
+    return write_zip(tmp_path / "set.zip", TWO)
+
+
+@pytest.fixture
+def tarred(tmp_path: Path) -> Path:
+    return write_tar(tmp_path / "set.tar", TWO)
+
+
+# zip
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_stored_and_deflated_members_are_read(tmp_path: Path, method: int) -> None:
+    source = opened(write_zip(tmp_path / "set.zip", TWO, method))
+    assert [source.read(sample) for sample in all_samples(source)] == list(TWO.values())
+
+
+def test_a_zip_behind_other_bytes_is_read(zipped: Path) -> None:
+    zipped.write_bytes(b"#!/bin/sh\nexit\n" * 10 + zipped.read_bytes())
+    source = opened(zipped)
+    assert [source.read(sample) for sample in all_samples(source)] == list(TWO.values())
+
+
+def test_a_long_extra_field_costs_a_second_read(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        info = zipfile.ZipInfo("cat/1.png")
+        info.extra = struct.pack("<2H", 0x9999, 4000) + bytes(4000)
+        archive.writestr(info, TWO["cat/1.png"])
+    source = opened(tmp_path / "set.zip")
+    assert source.read(source.samples("train")[0]) == TWO["cat/1.png"]
+
+
+def test_a_stamp_of_a_zip_member_is_its_content(zipped: Path, tmp_path: Path) -> None:
+    source = opened(zipped)
+    other = opened(write_zip(tmp_path / "other.zip", {**TWO, "dog/1.png": encoded(9)}, zipfile.ZIP_STORED))
+    cat, dog = source.samples("train")
+    assert source.stamp(cat) == ("zip", zlib.crc32(TWO["cat/1.png"]), len(TWO["cat/1.png"]))
+    assert source.stamp(cat) == other.stamp(cat)
+    assert source.stamp(dog) != other.stamp(dog)
+    assert source.modified_ns(cat) is None
+
+
+@pytest.mark.parametrize("name", ["cat/1.png", "./cat//1.png"])
+def test_a_member_twice_is_an_error(tmp_path: Path, name: str) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        warnings.simplefilter("ignore")
+        for written in ("cat/1.png", name):
+            archive.writestr(written, encoded(1))
+    with pytest.raises(SourceError, match=r"holds cat/1\.png twice"):
+        opened(tmp_path / "set.zip")
+
+
+@pytest.mark.parametrize("name", ["../1.png", "cat/../../1.png", "/etc/1.png", "C:/cat/1.png"])
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_names_that_lead_out_of_the_archive_are_refused(
+    tmp_path: Path, name: str, write: Callable[[Path, dict[str, bytes]], Path]
+) -> None:
+    path = write(tmp_path / ("set.zip" if write is write_zip else "set.tar"), {**TWO, name: encoded(1)})
+    with pytest.raises(SourceError, match="leads out of the archive"):
+        opened(path)
+
+
+def test_an_encrypted_image_is_refused(zipped: Path) -> None:
+    patched(zipped, _CENTRAL, 8, b"\x01\x00")
+    with pytest.raises(SourceError, match=r"cat/1\.png is encrypted") as caught:
+        opened(zipped)
+    assert "without a password" in (caught.value.hint or "")
+
+
+def test_encrypted_notes_do_not_matter(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {"notes.txt": b"secret", **TWO})
+    assert ids(opened(patched(path, _CENTRAL, 8, b"\x01\x00"))) == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_are_refused(tmp_path: Path, method: int) -> None:
+    with pytest.raises(SourceError, match=f"compressed by method {method}"):
+        opened(write_zip(tmp_path / "set.zip", TWO, method))
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        info = zipfile.ZipInfo("cat/1.png")
+        info.create_system = 3
+        info.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(SourceError, match=r"cat/1\.png is a link"):
+        opened(tmp_path / "set.zip")
+
+
+def test_a_member_larger_than_it_says_is_refused_unread(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {"cat/1.png": bytes(50_000_000), "dog/1.png": encoded(1)})
+    assert path.stat().st_size < 100_000
+    source = opened(patched(path, _CENTRAL, 24, struct.pack("<I", 100)))
+    bomb, good = all_samples(source)
+    with pytest.raises(ImageError, match=r"cat/1\.png: unpacks to more than the 100 bytes"):
+        source.read(bomb)
+    assert source.read(good) == encoded(1)
+
+
+def test_a_member_beyond_the_limit_is_refused(zipped: Path, tarred: Path) -> None:
+    size = struct.pack("<I", 600 * 2**20)
+    source = opened(patched(zipped, _CENTRAL, 24, size))
+    with pytest.raises(ImageError, match=r"cat/1\.png: 629,145,600 bytes, at most 536,870,912 are read"):
+        source.read(source.samples("train")[0])
+
+
+def test_a_tar_member_beyond_the_limit_is_refused(tarred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.images.tar_archive.MAX_FILE_BYTES", 100)
+    source = opened(tarred)
+    with pytest.raises(ImageError, match=r"cat/1\.png: [\d,]+ bytes, at most 100 are read"):
+        source.read(source.samples("train")[0])
+
+
+@pytest.mark.parametrize("offset", [0, 60, 100])
+def test_every_damaged_byte_of_a_member_is_found(tmp_path: Path, offset: int) -> None:
+    path = write_zip(tmp_path / "set.zip", TWO, zipfile.ZIP_STORED)
+    source = opened(path)
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ImageError, match=r"cat/1\.png: damaged in set\.zip"):
+        source.read(source.samples("train")[0])
+
+
+def test_a_zip_that_lost_its_end_is_damaged(zipped: Path) -> None:
+    zipped.write_bytes(zipped.read_bytes()[:-30])
+    with pytest.raises(SourceError, match="damaged zip archive"):
+        opened(zipped)
+
+
+def test_a_zip_cut_short_while_it_is_open_gives_image_errors(zipped: Path) -> None:
+    source = opened(zipped)
+    os.truncate(zipped, 200)
+    for sample in source.samples("train"):
+        with pytest.raises(ImageError, match=sample.id):
+            source.read(sample)
+
+
+def rename_in_zip(path: Path, old: bytes, new: bytes) -> Path:
+    path.write_bytes(path.read_bytes().replace(old, new))
+    return path
+
+
+def test_utf8_names_without_a_flag_are_read_where_unix_wrote_them(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {"cat/xx.png": encoded(1)})
+    patched(path, _CENTRAL, 5, b"\x03")
+    assert ids(opened(rename_in_zip(path, b"xx", "é".encode()))) == ["cat/é.png"]
+
+
+def test_names_in_code_page_437_are_read(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {"cat/x.png": encoded(1)})
+    assert ids(opened(rename_in_zip(path, b"cat/x", b"cat/\x82"))) == ["cat/é.png"]
+
+
+def test_the_unicode_path_field_is_read(tmp_path: Path) -> None:
+    plain, real = b"cat/x.png", "cat/日本.png"
+    field = struct.pack("<BI", 1, zlib.crc32(plain)) + real.encode()
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        info = zipfile.ZipInfo(plain.decode())
+        info.extra = struct.pack("<2H", 0x9999, 2) + b"ab" + struct.pack("<2H", 0x7075, len(field)) + field
+        archive.writestr(info, encoded(1))
+    source = opened(tmp_path / "set.zip")
+    assert ids(source) == [real]
+    assert source.read(source.samples("train")[0]) == encoded(1)
+
+
+def test_backslashes_of_windows_tools_are_separators(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.zip", {"train_cat_1.png": encoded(1)})
+    patched(path, _CENTRAL, 5, b"\x00")
+    assert ids(opened(rename_in_zip(path, b"train_cat_1", b"train\\cat\\1"))) == ["train/cat/1.png"]
+
+
+# tar
+
+
+def member(name: str, content: bytes = b"", **attributes: Any) -> tuple[tarfile.TarInfo, bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = len(content)
+    for key, value in attributes.items():
+        setattr(info, key, value)
+    return info, content
+
+
+def tar_of(path: Path, *members: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w:", format=tarfile.PAX_FORMAT) as archive:
+        for info, content in members:
+            archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_links_inside_a_tar_are_followed(tmp_path: Path) -> None:
+    path = tar_of(
+        tmp_path / "set.tar",
+        member("./blobs/ab12", encoded(1)),
+        member("cat/1.png", type=tarfile.SYMTYPE, linkname="../blobs/ab12"),
+        member("cat/2.png", type=tarfile.LNKTYPE, linkname="./blobs/ab12"),
+        member("cat/3.png", type=tarfile.SYMTYPE, linkname="2.png"),
+        member("dog/4.png", encoded(4)),
+    )
+    source = opened(path)
+    assert ids(source) == ["cat/1.png", "cat/2.png", "cat/3.png", "dog/4.png"]
+    assert [source.read(s) for s in source.samples("train")] == [encoded(1)] * 3 + [encoded(4)]
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../outside.png", "missing.png", "1.png"])
+def test_links_out_of_a_tar_or_in_circles_are_refused(tmp_path: Path, target: str) -> None:
+    link = member("cat/1.png", type=tarfile.SYMTYPE, linkname=target)
+    with pytest.raises(SourceError, match=r"the link cat/1\.png leads to no file in it"):
+        opened(tar_of(tmp_path / "set.tar", link, member("dog/1.png", encoded(1))))
+
+
+def test_a_link_to_a_folder_in_a_tar_is_not_silently_dropped(tmp_path: Path) -> None:
+    link = member("dog", type=tarfile.SYMTYPE, linkname="cat")
+    with pytest.raises(SourceError, match="dog is a link to the folder cat"):
+        opened(tar_of(tmp_path / "set.tar", member("cat/1.png", encoded(1)), link))
+
+
+def test_links_that_are_no_images_and_devices_do_not_matter(tmp_path: Path) -> None:
+    path = tar_of(
+        tmp_path / "set.tar",
+        member("cat/1.png", encoded(1)),
+        member("latest", type=tarfile.SYMTYPE, linkname="/var/log"),
+        member("cat/disk.png", type=tarfile.BLKTYPE, devmajor=8),
+        member("cat/pipe.png", type=tarfile.FIFOTYPE),
+    )
+    assert ids(opened(path)) == ["cat/1.png"]
+
+
+def test_a_member_twice_in_a_tar_is_an_error(tmp_path: Path) -> None:
+    path = tar_of(tmp_path / "set.tar", member("cat/1.png", encoded(1)), member("./cat/1.png", encoded(2)))
+    with pytest.raises(SourceError, match=r"holds cat/1\.png twice"):
+        opened(path)
+
+
+def test_long_and_foreign_names_in_a_tar_are_read(tmp_path: Path) -> None:
+    names = ["cat/" + "long" * 60 + ".png", "cat/日本 ü.png"]
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / "set.tar", "w:", format=form) as archive:
+            for name in names:
+                info, content = member(name, encoded(1))
+                archive.addfile(info, io.BytesIO(content))
+        assert ids(opened(tmp_path / "set.tar")) == sorted(names)
+
+
+def test_a_tar_cut_anywhere_is_found_before_an_image_is_lost(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar", TWO)
+    whole = path.read_bytes()
+    end = len(whole.rstrip(b"\0")) // 512 * 512 + 512
+    for length in range(512, end + 1, 256):
+        path.write_bytes(whole[:length])
+        with pytest.raises(SourceError, match=r"damaged or truncated tar|neither"):
+            opened(path)
+    path.write_bytes(whole[: end + 512])
+    assert len(ids(opened(path))) == 2
+
+
+def test_a_damaged_header_does_not_end_a_tar_silently(tarred: Path) -> None:
+    content = bytearray(tarred.read_bytes())
+    content[content.index(b"dog/1.png")] ^= 1
+    tarred.write_bytes(content)
+    with pytest.raises(SourceError, match="damaged or truncated tar archive: no end mark at byte"):
+        opened(tarred)
+
+
+def test_a_tar_stamp_changes_with_the_archive(tarred: Path) -> None:
+    source = opened(tarred)
+    first, second = source.samples("train")
+    assert source.stamp(first) != source.stamp(second)
+    assert source.modified_ns(first) == tarred.stat().st_mtime_ns
+    os.utime(tarred, ns=(5, 5))
+    assert opened(tarred).stamp(first) != source.stamp(first)
+
+
+# compressed tar
+
+
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
+def test_a_truncated_compressed_tar_is_an_error(tmp_path: Path, suffix: str) -> None:
+    path = write_tar(tmp_path / f"set.tar.{suffix}", TWO)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(SourceError, match=r"set\.tar\.\w+: cannot be decompressed"):
+        opened(path)
+
+
+def test_a_damaged_compressed_tar_is_an_error(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "set.tar.gz", TWO)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match="cannot be decompressed"):
+        opened(path)
+
+
+def test_a_compressed_file_that_is_no_tar_is_refused_early(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(range(256)) * 100))
+    with pytest.raises(SourceError, match="compressed, but no tar archive inside"):
+        opened(tmp_path / "x.tar.gz")
+
+
+def test_zstd_is_named_as_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "set.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
+    with pytest.raises(SourceError, match="zstd is not read"):
+        opened(tmp_path / "set.tar.zst")
+
+
+def test_a_nearly_full_disk_stops_decompression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "set.tar.gz", TWO)
+    monkeypatch.setattr("featcache.images.tar_archive._SPARE_DISK_BYTES", 2**62)
+    with pytest.raises(SourceError, match="nearly full") as caught:
+        opened(path)
+    assert "TMPDIR" in (caught.value.hint or "")
+
+
+def test_a_long_decompression_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.images.tar_archive._COPY_BYTES", 512)
+    said: list[str] = []
+    files = {f"cat/{number}.png": os.urandom(3000) for number in range(30)}
+    opened(write_tar(tmp_path / "set.tar.gz", files), report=said.append)
+    assert said
+    assert all(line.startswith("decompressing set.tar.gz: ") for line in said)
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+def test_no_file_is_left_beside_the_archive_or_in_the_temporary_folder(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    path = write_zip(tmp_path / name, TWO) if name.endswith("zip") else write_tar(tmp_path / name, TWO)
+    source = opened(path)
+    digests(source)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [name, "temporary"]
+    assert list((tmp_path / "temporary").iterdir()) == []
+    source.close()
+
+
+# all of them
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+def test_a_closed_archive_reads_nothing(tmp_path: Path, name: str) -> None:
+    path = write_zip(tmp_path / name, TWO) if name.endswith("zip") else write_tar(tmp_path / name, TWO)
+    with opened(path) as source:
+        sample = source.samples("train")[0]
+    with pytest.raises(ImageError, match=r"cat/1\.png: cannot be read .* closed"):
+        source.read(sample)
+
+
+@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+def test_an_archive_that_changed_is_not_taken_for_the_one_listed(tmp_path: Path, name: str) -> None:
+    write: Callable[[Path, dict[str, bytes]], Path] = write_zip if name.endswith("zip") else write_tar
+    pickled = pickle.dumps(opened(write(tmp_path / name, TWO)))
+    write(tmp_path / name, {**TWO, "emu/1.png": encoded(5)})
+    with pytest.raises(SourceError, match="has changed since it was listed"):
+        pickle.loads(pickled)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"PK", b"plain text", bytes(512), b"\x1f\x8b", b"BZh", encoded(1), os.urandom(2000)]
+)
+def test_what_is_no_archive_of_images_is_a_source_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "set.zip"
+    path.write_bytes(content)
+    with pytest.raises(SourceError, match=r"set\.zip"):
+        opened(path)
+
+
+def test_the_kind_of_archive_is_in_its_bytes_not_its_name(tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "set.tar.gz", TWO)
+    assert ids(opened(path)) == ["cat/1.png", "dog/1.png"]
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        ("cifar10-images.zip", "cifar10-images"),
+        ("Set.TAR.GZ", "set"),
+        ("a.b.tgz", "a.b"),
+        ("ü.zip", "images"),
+        ("two words.tar", "two-words"),
+    ],
+)
+def test_the_short_name_of_an_archive(tmp_path: Path, name: str, short: str) -> None:
+    assert opened(write_zip(tmp_path / name, TWO)).name == short
+
+
+def test_without_pread_a_lock_guards_the_position(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    source = opened(zipped)
+    expected = digests(source)
+    monkeypatch.delattr(os, "pread")
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: tuple(digests(source)), range(40))) == {tuple(expected)}
+
+
+def test_short_reads_are_continued(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(range(100)))
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda file, size, offset: pread(file, min(size, 7), offset))
+    shared = SharedFile(path.open("rb", buffering=0))
+    assert shared.read_at(50, 10) == bytes(range(10, 60))
+    assert shared.read_at(50, 90) == bytes(range(90, 100))
+    shared.close()

@@ -1,0 +1,271 @@
+"""Images from memory: arrays, digits, torch datasets."""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from image_files import pixels
+from PIL import Image
+
+from featcache.errors import ImageError, SourceError
+from featcache.images import ArraySource, TorchDatasetSource, decode, digest, open_source
+
+
+def zeros(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:
+    return np.zeros(shape, dtype)
+
+
+def test_arrays_give_ids_labels_and_classes() -> None:
+    source = ArraySource(zeros(3, 4, 5), [1, 0, -1], split="test")
+    assert [(s.id, s.label) for s in source.samples("test")] == [
+        ("test/00000", 1),
+        ("test/00001", 0),
+        ("test/00002", -1),
+    ]
+    assert source.classes == ("0", "1")
+    assert source.native_size == (4, 5)
+
+
+def test_arrays_without_labels_are_unlabelled() -> None:
+    source = ArraySource(zeros(2, 4, 5, 3))
+    assert [sample.label for sample in source.samples("train")] == [-1, -1]
+    assert source.classes == ()
+
+
+def test_ids_grow_wide_enough_to_stay_sorted() -> None:
+    source = ArraySource(np.zeros((100_001, 1, 1), np.uint8))
+    assert source.samples("train")[-1].id == "train/100000"
+    assert source.samples("train")[2].id == "train/000002"
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "complaint", "hint"),
+    [
+        (zeros(2, 4, 5, dtype="float32"), None, "expected uint8 pixels, got float32", "before scaling"),
+        (zeros(2, 4, 5, dtype="int64"), None, "expected uint8 pixels, got int64", None),
+        (zeros(2, 3, 32, 32), None, r"expected pixels of shape .* got \(3, 32, 32\)", "channels stand last"),
+        (zeros(2, 4), None, r"expected pixels of shape .* got \(4,\)", None),
+        (zeros(2, 4, 5, 2), None, r"got \(4, 5, 2\)", None),
+        (zeros(0, 4, 5), None, "has no images", None),
+        (zeros(2, 0, 5), None, "at least one pixel", None),
+        ([zeros(4, 5), zeros(4, 5, dtype="float64")], None, "image 1 of the split train", "before scaling"),
+        (zeros(2, 4, 5), [0], r"expected 2 labels for the split train, got shape \(1,\)", None),
+        (zeros(2, 4, 5), [0.5, 1.0], "expected whole numbers as labels", None),
+        (zeros(2, 4, 5), [0, -2], r"train/00001: expected a label from -1", None),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(images: Any, labels: Any, complaint: str, hint: str | None) -> None:
+    with pytest.raises(SourceError, match=complaint) as caught:
+        ArraySource(images, labels)
+    assert (hint or "") in (caught.value.hint or "")
+
+
+def test_labels_need_a_class() -> None:
+    with pytest.raises(SourceError, match=r"label from -1 \(unlabelled\) to 0, got 1"):
+        ArraySource(zeros(2, 4, 5), [0, 1], classes=["only"])
+
+
+def test_a_class_must_not_be_named_twice() -> None:
+    with pytest.raises(SourceError, match="class names must differ"):
+        ArraySource(zeros(2, 4, 5), [0, 1], classes=["same", "same"])
+
+
+def test_an_unknown_split_is_refused() -> None:
+    with pytest.raises(SourceError, match="unknown split 'dev'"):
+        ArraySource(zeros(2, 4, 5), split="dev")
+
+
+def test_what_is_handed_out_cannot_be_written_to() -> None:
+    images = zeros(2, 4, 5)
+    source = ArraySource(images)
+    payload = source.read(source.samples("train")[0])
+    assert isinstance(payload, np.ndarray)
+    with pytest.raises(ValueError, match="read-only"):
+        payload[0, 0] = 1
+    images[0, 0, 0] = 1
+
+
+def test_digests_tell_shapes_apart() -> None:
+    flat = np.zeros(12, np.uint8)
+    shapes: Sequence[tuple[int, ...]] = [(3, 4), (4, 3), (2, 2, 3), (3, 4, 1)]
+    assert len({digest(flat.reshape(shape)) for shape in shapes}) == len(shapes)
+    assert len(digest(flat.reshape(3, 4))) == 32
+
+
+def test_the_digest_of_an_array_is_pinned() -> None:
+    """Rows are found by digest in caches of any age."""
+    ramp = np.arange(12, dtype=np.uint8)
+    assert digest(ramp.reshape(2, 2, 3)).hex().startswith("bfcef221f9058e65")
+    assert digest(np.asfortranarray(ramp.reshape(2, 2, 3))) == digest(ramp.reshape(2, 2, 3))
+
+
+def test_digits_are_cut_by_class(tmp_path: Path) -> None:
+    source = open_source("digits", datasets_dir=tmp_path)
+    counts = {split: Counter(sample.label for sample in source.samples(split)) for split in source.splits()}
+    assert {split: sum(count.values()) for split, count in counts.items()} == {"train": 1442, "test": 355}
+    for label in range(10):
+        assert counts["test"][label] == (counts["test"][label] + counts["train"][label]) // 5
+    assert source.classes == tuple("0123456789")
+    assert source.native_size == (8, 8)
+    assert [sample.id for sample in source.samples("test")[:3]] == ["test/00008", "test/00009", "test/00039"]
+
+
+def test_digits_are_scikit_learns(tmp_path: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    source = open_source("digits", datasets_dir=tmp_path)
+    sample = source.samples("train")[100]
+    number = int(sample.id.partition("/")[2])
+    original = load_digits()
+    payload = source.read(sample)
+    assert isinstance(payload, np.ndarray)
+    assert np.abs(payload - original.images[number] * 255 / 16).max() <= 0.5
+    assert sample.label == original.target[number]
+
+
+class Items:
+    """A map-style dataset of whatever is given."""
+
+    def __init__(self, items: Sequence[Any], **attributes: Any) -> None:
+        self.items = items
+        vars(self).update(attributes)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+
+def as_picture(image: np.ndarray[Any, Any]) -> Any:
+    return Image.fromarray(image)
+
+
+def as_array(image: np.ndarray[Any, Any]) -> Any:
+    return image
+
+
+def as_tensor(image: np.ndarray[Any, Any]) -> Any:
+    return torch.from_numpy(image).permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", [as_picture, as_array, as_tensor])
+@pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1)])
+def test_torch_items_of_every_kind_are_the_same_pixels(kind: Callable[[np.ndarray[Any, Any]], Any], label: Any) -> None:
+    source = TorchDatasetSource(Items([(kind(pixels(n)), label) for n in range(3)]))
+    assert [(s.id, s.label) for s in source.samples("train")][-1] == ("train/00002", 1)
+    for number, sample in enumerate(source.samples("train")):
+        assert np.array_equal(decode(source.read(sample), sample.id), pixels(number))
+
+
+def test_gray_tensors_and_pictures_become_rgb() -> None:
+    gray = pixels(1)[:, :, 0]
+    items = [(Image.fromarray(gray), 0), (torch.from_numpy(gray), 0), (torch.from_numpy(gray)[None], 0)]
+    source = TorchDatasetSource(Items(items))
+    for sample in source.samples("train"):
+        assert np.array_equal(decode(source.read(sample), ""), np.stack([gray] * 3, axis=2))
+
+
+def test_torchs_own_subset_keeps_labels_and_classes() -> None:
+    whole = Items([(pixels(n), n % 3) for n in range(9)], targets=[n % 3 for n in range(9)], classes=["a", "b", "c"])
+    subset: Any = torch.utils.data.Subset(cast("Any", whole), [8, 1])
+    source = TorchDatasetSource({"test": subset})
+    assert [sample.label for sample in source.samples("test")] == [2, 1]
+    assert source.classes == ("a", "b", "c")
+
+
+def test_listed_labels_that_disagree_with_the_items_are_not_used() -> None:
+    items = Items([(pixels(n), n % 2) for n in range(20)], targets=[0] * 20)
+    source = TorchDatasetSource(items)
+    assert [sample.label for sample in source.samples("train")] == [n % 2 for n in range(20)]
+
+
+def test_labels_are_not_read_from_every_item_where_they_are_listed() -> None:
+    class Counting(Items):
+        read = 0
+
+        def __getitem__(self, index: int) -> Any:
+            Counting.read += 1
+            return super().__getitem__(index)
+
+    TorchDatasetSource(Counting([(pixels(n), 0) for n in range(500)], targets=torch.zeros(500, dtype=torch.int64)))
+    assert Counting.read < 50
+
+
+def test_a_random_transform_is_found() -> None:
+    class Flipping(Items):
+        generator = np.random.default_rng(0)
+
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return (image[:, ::-1] if self.generator.random() < 0.5 else image), label
+
+    with pytest.raises(SourceError, match="augments at random") as caught:
+        TorchDatasetSource(Flipping([(pixels(n), 0) for n in range(30)]))
+    assert "random transform" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("item", "complaint"),
+    [
+        ((np.zeros((4, 5, 3), np.float32), 0), "expected uint8 pixels, got float32"),
+        ((torch.zeros(3, 4, 5), 0), "expected uint8 pixels, got float32"),
+        ((torch.zeros(5, 4, 3, dtype=torch.uint8), 0), "expected pixels of shape"),
+        (("a path", 0), "expected a PIL image, an array or a tensor, got str"),
+        (pixels(0), r"expected an item \(image, label\), got ndarray"),
+        ({"image": 1}, r"expected an item \(image, label\), got dict"),
+        ((pixels(0), "cat"), "expected a class number as label, got 'cat'"),
+        ((pixels(0), [0, 1]), "expected a class number as label"),
+    ],
+)
+def test_torch_items_that_are_no_labelled_images_are_refused(item: Any, complaint: str) -> None:
+    with pytest.raises(SourceError, match=f"train/00000: {complaint}"):
+        TorchDatasetSource(Items([item]))
+
+
+def test_a_dataset_without_length_is_refused() -> None:
+    with pytest.raises(SourceError, match="has no length"):
+        TorchDatasetSource(cast("Any", iter([(pixels(0), 0)])))
+
+
+def test_an_empty_dataset_is_refused() -> None:
+    with pytest.raises(SourceError, match="is empty"):
+        TorchDatasetSource(Items([]))
+
+
+def test_splits_with_different_classes_are_refused() -> None:
+    one, other = (Items([(pixels(0), 0)], classes=[name]) for name in ("cat", "dog"))
+    with pytest.raises(SourceError, match="different classes"):
+        TorchDatasetSource({"train": one, "test": other})
+
+
+def test_an_item_that_cannot_be_read_is_an_image_error() -> None:
+    class Broken(Items):
+        def __getitem__(self, index: int) -> Any:
+            if index == 12:
+                raise RuntimeError("disk on fire")
+            return super().__getitem__(index)
+
+    broken = Broken([(pixels(n), 0) for n in range(30)], targets=[0] * 30)
+    source = TorchDatasetSource(broken)
+    sample = next(itertools.islice(source.samples("train"), 12, None))
+    with pytest.raises(ImageError, match="train/00012: cannot be read: RuntimeError: disk on fire"):
+        source.read(sample)
+
+
+def test_the_source_itself_does_not_import_torch() -> None:
+    code = (
+        "import sys, numpy as np; from featcache.images import TorchDatasetSource; "
+        "s = TorchDatasetSource([(np.zeros((2, 2), np.uint8), 0)]); s.read(s.samples('train')[0]); "
+        "assert 'torch' not in sys.modules"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
