@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from featcache.backbones import networks
 from featcache.errors import InvalidOption, UnknownName
 
 if TYPE_CHECKING:
-    from torch import Tensor, fx
+    from torch import Tensor
 
 _IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
 
@@ -84,6 +85,27 @@ def cut(network: nn.Module, backbone: str, names: Sequence[str]) -> nn.Module:
     return part
 
 
+def fold_batch_norms(part: nn.Module) -> None:
+    """Folds every batch norm into the convolution it alone reads: the same function, one rounding less a layer.
+
+    In eval mode a batch norm is a scale and a shift per channel, and those belong to the weights.
+    """
+    if not isinstance(part, fx.GraphModule):
+        return
+    modules = dict(part.named_modules())
+    for node in list(part.graph.nodes):
+        before = node.args[0] if node.op == "call_module" and node.args else None
+        if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) != 1:
+            continue
+        convolution, norm = modules.get(str(before.target)), modules.get(str(node.target))
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            part.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, norm))
+            node.replace_all_uses_with(before)
+            part.graph.erase_node(node)
+    part.delete_all_unused_submodules()
+    part.recompile()
+
+
 def traced_constants(part: nn.Module) -> dict[str, Tensor]:
     """The tensors that tracing computed and froze into the graph, by name."""
     return {name: value for name, value in part.named_buffers() if "_tensor_constant" in name}
@@ -102,26 +124,27 @@ def _forbid_in_place(part: fx.GraphModule) -> None:
     part.recompile()
 
 
-def measure(network: nn.Module, backbone: str, names: Sequence[str], pool: str, image_size: int) -> list[Layer]:
-    """The layers `names` at `image_size`, on a network that lies on the meta device.
+def measure(
+    network: nn.Module, part: nn.Module, backbone: str, names: Sequence[str], pool: str, image_size: int
+) -> list[Layer]:
+    """The layers `names` at `image_size`; `network` and `part`, cut from it, lie on the meta device.
 
     Raises InvalidOption where the network cannot take images of that size, where a layer's first dimension is
     not the batch, or where `pool` is "avg" and the position of the channels is not known.
     """
-    shapes = _shapes(cut(network, backbone, names), backbone, image_size, batch=2)
-    others = _shapes(cut(network, backbone, names), backbone, image_size, batch=3)
+    shapes, others = (_shapes(part, backbone, image_size, batch) for batch in (2, 3))
     layers = []
     for name in names:
-        part = cut(network, backbone, [name])
         if (shapes[name][0], others[name][0]) != (2, 3):
             raise InvalidOption(
                 f"layer {name} of {backbone} does not give one row per image (shape {shapes[name]} for 2 images)",
                 hint="choose the layer in front of it or behind it",
             )
-        mean_over = _spatial(part, name, backbone, image_size, shapes[name]) if pool == "avg" else ()
+        alone = part if len(names) == 1 else cut(network, backbone, [name])
+        mean_over = _spatial(alone, name, backbone, image_size, shapes[name]) if pool == "avg" else ()
         kept = [size for dim, size in enumerate(shapes[name]) if dim > 0 and dim not in mean_over]
         layers.append(
-            Layer(name=name, shape=tuple(kept), mean_over=mean_over, tensors=tuple(sorted(part.state_dict())))
+            Layer(name=name, shape=tuple(kept), mean_over=mean_over, tensors=tuple(sorted(alone.state_dict())))
         )
     return layers
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from torch import nn
 
 from featcache.backbones import layers as layer_room
 from featcache.backbones import networks
@@ -16,7 +19,7 @@ from featcache.backbones.weights import TensorDigests, Weights, needed, selected
 from featcache.errors import InvalidOption, WeightsError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class Network(Backbone):
@@ -47,19 +50,16 @@ class Network(Backbone):
         self.notes = notes
         self.warnings = warnings
         self.flops_per_image = _count_flops(part, transform.image_size)
-        self._part = part.eval().requires_grad_(False)
+        layer_room.fold_batch_norms(part.eval())
+        self._part = _with_exact_stem(part).requires_grad_(False)
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str) -> None:
-        import torch
-
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._part.to(self._device).to(memory_format=torch.channels_last)
 
     def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        import torch
-
         with (
             torch.inference_mode(),
             torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
@@ -70,10 +70,35 @@ class Network(Backbone):
             return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
 
 
-def _count_flops(part: nn.Module, image_size: int) -> int:
-    import copy
+class _FullPrecision(nn.Module):
+    """A module that autocast does not touch."""
 
-    import torch
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            result: Tensor = self.inner(images.float())
+            return result
+
+
+def _with_exact_stem(part: nn.Module) -> nn.Module:
+    """Keeps the convolution that sees the pixels in fp32, whatever the others compute in.
+
+    Its filters are differences of large, nearly equal numbers, so rounding its weights costs more than rounding
+    all other layers together: with VGG16 in bf16 the least cosine to fp32 is 0.99986 without this, 0.99997
+    with it, for half a percent of the arithmetic.
+    """
+    for path, module in part.named_modules():
+        if isinstance(module, nn.Conv2d):
+            if module.in_channels == 3:
+                part.set_submodule(path, _FullPrecision(module).eval())
+            break
+    return part
+
+
+def _count_flops(part: nn.Module, image_size: int) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     # A copied graph wakes up in train mode.
@@ -104,8 +129,8 @@ def from_torchvision(
     pooling = pool or (family.pool if not layers else "none")
     transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
     empty = networks.build_empty(name)
-    measured = layer_room.measure(empty, name, asked, pooling, transform.image_size)
     part = layer_room.cut(empty, name, asked)
+    measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)
     if layer_room.traced_constants(part):
         # MaxViT computes index tables while it is traced, which needs storage.
         part = layer_room.cut(networks.build_random(name, 0), name, asked)
@@ -173,14 +198,14 @@ def from_module(
 
     Raises InvalidOption where the output is not one tensor with a row per image.
     """
-    import copy
-
     if not name or name in networks.network_names() or name == "pixels":
         raise InvalidOption(f"expected a name of your own for the module, got {name!r}")
     frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
     if layers:
         part = layer_room.cut(frozen, name, layers)
-        measured = layer_room.measure(copy.deepcopy(frozen).to("meta"), name, layers, pool, transform.image_size)
+        empty = copy.deepcopy(frozen).to("meta")
+        shadow = layer_room.cut(empty, name, layers)
+        measured = layer_room.measure(empty, shadow, name, layers, pool, transform.image_size)
     else:
         part = layer_room.named_output(frozen)
         measured = [layer_room.measure_output(part, name, transform.image_size)]

@@ -21,16 +21,18 @@ if TYPE_CHECKING:
     from featcache.cache.catalog import find as find
     from featcache.cache.catalog import list_caches as list_caches
     from featcache.cache.catalog import mark_used as mark_used
+    from featcache.cache.checksums import row_digests as row_digests
     from featcache.cache.donors import Donor as Donor
     from featcache.cache.donors import Donors as Donors
     from featcache.cache.donors import Located as Located
     from featcache.cache.locks import Owner as Owner
     from featcache.cache.locks import locked as locked
     from featcache.cache.parts import Part as Part
-    from featcache.cache.parts import PartsPlan as PartsPlan
     from featcache.cache.parts import Skipped as Skipped
     from featcache.cache.parts import SplitTable as SplitTable
+    from featcache.cache.parts import open_parts as open_parts
     from featcache.cache.parts import write_part as write_part
+    from featcache.cache.plan import PartsPlan as PartsPlan
     from featcache.cache.reader import CachedDataset as CachedDataset
     from featcache.cache.reader import CachedSplit as CachedSplit
     from featcache.cache.reader import FeatureArray as FeatureArray
@@ -57,7 +59,7 @@ _WHERE = {
     "Located": "donors",
     "Owner": "locks",
     "Part": "parts",
-    "PartsPlan": "parts",
+    "PartsPlan": "plan",
     "Selection": "spec",
     "Skipped": "parts",
     "Spec": "spec",
@@ -70,6 +72,8 @@ _WHERE = {
     "list_caches": "catalog",
     "locked": "locks",
     "mark_used": "catalog",
+    "open_parts": "parts",
+    "row_digests": "checksums",
     "verify": "verification",
     "write_part": "parts",
 }

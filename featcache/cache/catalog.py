@@ -95,7 +95,13 @@ def list_caches(features_dir: Path) -> list[CacheEntry]:
 
     A folder that does not exist is an empty shelf. Raises CacheForeign where it is no folder.
     """
-    return [describe(path) for path in _names(features_dir) if path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX)]
+    entries = []
+    for path in _names(features_dir):
+        # What has gone in the meantime, or is a link to nothing, is not on the shelf.
+        if path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX) and path.exists():
+            with contextlib.suppress(CacheNotFound):
+                entries.append(describe(path))
+    return entries
 
 
 def candidates(features_dir: Path) -> list[CacheEntry]:
@@ -105,12 +111,13 @@ def candidates(features_dir: Path) -> list[CacheEntry]:
 
 def describe(path: Path) -> CacheEntry:
     """What lies at a path. Damaged and foreign files are described as such; raises CacheNotFound for nothing."""
+    unfinished = path.suffix == PARTS_SUFFIX and path.is_dir()
     try:
-        return _unfinished(path) if path.suffix == PARTS_SUFFIX and path.is_dir() else _finished(path)
-    except CacheNotFound:
-        raise
+        return _unfinished(path) if unfinished else _finished(path)
     except CacheError as error:
-        state = DAMAGED if isinstance(error, CacheDamaged) else FOREIGN
+        if isinstance(error, CacheNotFound) and not unfinished:
+            raise
+        state = FOREIGN if isinstance(error, CacheForeign) else DAMAGED
         return CacheEntry(path=path, state=state, nbytes=_bytes_of(path), problem=error.message)
 
 
@@ -119,17 +126,17 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
 
     Raises CacheNotFound for none or several; the hint lists them, or the nearest names.
     """
-    path = Path(ref)
-    if path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX) or len(path.parts) > 1 or path.is_absolute():
-        return describe(path if path.exists() else features_dir / path.name if len(path.parts) == 1 else path)
-    names: dict[str, Path] = {}
-    for one in _names(features_dir):
-        if one.suffix in (CACHE_SUFFIX, PARTS_SUFFIX) and (one.suffix == CACHE_SUFFIX or one.stem not in names):
-            names[one.name.removesuffix(one.suffix)] = one
-    matches = [str(ref)] if str(ref) in names else [name for name in names if name.startswith(str(ref))]
-    if len(matches) == 1:
-        return describe(names[matches[0]])
-    raise _not_found(features_dir, str(ref), matches, names)
+    path, name = Path(ref), str(ref)
+    if len(path.parts) > 1 or path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX):
+        is_name = len(path.parts) == 1 and not path.exists()
+        return describe(features_dir / path if is_name else path)
+    shelf = _names(features_dir)
+    # A finished cache goes before parts of the same name.
+    known = {one.stem: one for suffix in (PARTS_SUFFIX, CACHE_SUFFIX) for one in shelf if one.suffix == suffix}
+    matches = [name] if name in known else [one for one in known if one.startswith(name)]
+    if len(matches) != 1:
+        raise _not_found(features_dir, name, matches, known)
+    return describe(known[matches[0]])
 
 
 def mark_used(path: Path, *, now: float) -> None:
@@ -207,7 +214,7 @@ def _finished(path: Path) -> CacheEntry:
             created=about["created"] if isinstance(about["created"], str) else None,
             used=_modified(_sidecar(path, USED_SUFFIX)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheForeign(f"{path}: its trailer is none that featcache wrote ({error})") from error
 
 

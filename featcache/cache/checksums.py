@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,22 @@ def as_digests(digests: Any) -> Digests:
     if given.dtype != np.uint8 or given.ndim != 2 or given.shape[1] != DIGEST_BYTES:
         raise InvalidOption(f"digests: expected uint8 (N, {DIGEST_BYTES}), got {given.dtype} {given.shape}")
     return np.ascontiguousarray(given)
+
+
+def row_digests(images: Digests, views: int) -> Digests:
+    """The digests of rows that hold `views` augmented views per image, image-major: (N, 32) -> (N x views, 32).
+
+    The first view has the image's own digest; view v has SHA-256(image digest + v as 4 bytes, little-endian). So
+    rows are found by digest and no view is taken for another.
+    """
+    images = as_digests(images)
+    rows = np.empty((len(images), views, DIGEST_BYTES), np.uint8)
+    rows[:, 0] = images
+    for view in range(1, views):
+        number = view.to_bytes(4, "little")
+        joined = b"".join(hashlib.sha256(image.tobytes() + number).digest() for image in images)
+        rows[:, view] = np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
+    return rows.reshape(-1, DIGEST_BYTES)
 
 
 def row_checksums(rows: Array) -> Checksums:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests
 from featcache.cache.rows import Rows
-from featcache.errors import CacheIncomplete
+from featcache.errors import CacheDamaged, CacheIncomplete
 
 # Small enough for memory to stay flat, large enough for a call to be worth it.
 _ROWS_AT_ONCE = 512
@@ -49,11 +49,14 @@ class Located(NamedTuple):
 
 
 class Donors:
-    """Finds and gathers rows over many donors, by digest; of several that have a row, the first one gives it."""
+    """Finds and gathers rows over many donors, by digest; of several that have a row, the first one gives it.
 
-    def __init__(self, donors: Sequence[Donor]) -> None:
+    A donor whose digests are damaged has no rows, if there is a `report` to be told so; else CacheDamaged is raised.
+    """
+
+    def __init__(self, donors: Sequence[Donor], report: Callable[[str], None] | None = None) -> None:
         self.donors = tuple(donors)
-        tables = [donor.digests for donor in self.donors]
+        tables = [_digests_of(donor, report) for donor in self.donors]
         self._digests = np.concatenate([np.empty((0, DIGEST_BYTES), np.uint8), *tables])
         self._first = np.cumsum([0, *map(len, tables)])
 
@@ -79,13 +82,13 @@ class Donors:
     def gather(self, layer: str, located: Located) -> npt.NDArray[Any]:
         """The rows: (n, D) in the stored dtype. Raises CacheIncomplete where nobody has one, CacheDamaged."""
         out: npt.NDArray[Any] | None = None
-        for donor, mask in self._by_donor(located):
-            rows = donor.gather(layer, located.row[mask])
-            if mask.all():
+        for donor, places in self._by_donor(located):
+            rows = donor.gather(layer, located.row[places])
+            if len(rows) == len(located.row):
                 return rows
             if out is None:
-                out = np.empty((len(mask), *rows.shape[1:]), rows.dtype)
-            out[mask] = rows
+                out = np.empty((len(located.row), *rows.shape[1:]), rows.dtype)
+            out[places] = rows
         if out is None:
             raise CacheIncomplete("no rows were asked for, or no donor has any")
         return out
@@ -93,18 +96,28 @@ class Donors:
     def checksums(self, layer: str, located: Located) -> Checksums:
         """The rows' stored xxh3: (n,) uint64."""
         sums = np.zeros(len(located.row), np.uint64)
-        for donor, mask in self._by_donor(located):
-            sums[mask] = donor.checksums(layer, located.row[mask])
+        for donor, places in self._by_donor(located):
+            sums[places] = donor.checksums(layer, located.row[places])
         return sums
 
-    def _by_donor(self, located: Located) -> Iterator[tuple[Donor, npt.NDArray[np.bool_]]]:
-        for number in np.unique(located.donor).tolist():
-            if number < 0:
-                raise CacheIncomplete(
-                    f"nobody has {int((located.donor < 0).sum())} of {len(located.row)} rows",
-                    hint="run the same extraction again: it computes what is missing",
-                )
-            yield self.donors[number], located.donor == number
+    def _by_donor(self, located: Located) -> Iterator[tuple[Donor, npt.NDArray[np.int64]]]:
+        missing = int((located.donor < 0).sum())
+        if missing:
+            raise CacheIncomplete(
+                f"nobody has {missing} of {len(located.row)} rows",
+                hint="run the same extraction again: it computes what is missing",
+            )
+        return self._groups(located.donor)
+
+    def _groups(self, donor: npt.NDArray[np.int32]) -> Iterator[tuple[Donor, npt.NDArray[np.int64]]]:
+        """Each donor with the places it has something for, in order; what nobody has is left out."""
+        order = np.argsort(donor, kind="stable")
+        numbers, first = np.unique(donor[order], return_index=True)
+        if not len(numbers):
+            return
+        for number, places in zip(numbers.tolist(), np.split(order, first[1:]), strict=True):
+            if number >= 0:
+                yield self.donors[number], places
 
     def _located(self, place: npt.NDArray[np.int64]) -> Located:
         donor = np.searchsorted(self._first, place, side="right") - 1
@@ -116,13 +129,22 @@ class Donors:
         bad = np.zeros(len(located.row), np.bool_)
         if not layers:
             return bad
-        for number, donor in enumerate(self.donors):
-            places = np.flatnonzero(located.donor == number)
+        for donor, places in self._groups(located.donor):
             for start in range(0, len(places), _ROWS_AT_ONCE):
                 some = places[start : start + _ROWS_AT_ONCE]
                 for layer in layers:
                     bad[some] |= ~donor.intact(layer, located.row[some])
         return bad
+
+
+def _digests_of(donor: Donor, report: Callable[[str], None] | None) -> Digests:
+    try:
+        return donor.digests
+    except CacheDamaged as error:
+        if report is None:
+            raise
+        report(f"{error.message}; none of its rows count")
+        return np.empty((0, DIGEST_BYTES), np.uint8)
 
 
 def _find(digests: Digests, usable: npt.NDArray[np.bool_], wanted: Digests) -> npt.NDArray[np.int64]:

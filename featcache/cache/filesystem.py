@@ -33,6 +33,8 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 # One system call takes at most this many buffers.
 _BUFFERS_PER_CALL = 1024
 _F_FULLFSYNC = 51
+# What a file system answers to a call that it does not know.
+_CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclass
@@ -46,6 +48,7 @@ class System:
     fsync_folder: Callable[[int], None] | None
     replace: Callable[[str | Path, str | Path], None]
     flock: Callable[[int, int], None] | None
+    replaces_open_files: bool
 
 
 def _full_fsync(fd: int) -> None:
@@ -63,6 +66,7 @@ system = System(
     fsync_folder=os.fsync if os.name == "posix" else None,
     replace=os.replace,
     flock=importlib.import_module("fcntl").flock if os.name == "posix" else None,
+    replaces_open_files=os.name == "posix",
 )
 
 
@@ -80,10 +84,14 @@ class Draft:
         self._fd = os.open(self.tmp_path, flags, 0o666)
 
     def write(self, data: Buffer, offset: int) -> None:
-        """Write all of `data` at `offset`."""
+        """Write all of `data` at `offset`. Raises CacheUnwritable."""
         view = memoryview(data).cast("B")
         if offset + len(view) > self.size:
             raise ValueError(f"{self.path.name}: {len(view)} bytes at {offset} do not fit into {self.size}")
+        with self._translated():
+            self._write_all(view, offset)
+
+    def _write_all(self, view: memoryview, offset: int) -> None:
         while len(view):
             with contextlib.suppress(InterruptedError):
                 written = self._write_some(view, offset)
@@ -98,13 +106,14 @@ class Draft:
         return os.write(self._fd, view)
 
     def reserve(self) -> None:
-        """Claim the full size now, so that a full disk is found before any work is done."""
+        """Claim the full size now, so that a full disk is found before any work is done. Raises CacheUnwritable."""
         if not self.size:
             return
-        if system.fallocate is None or not self._allocated(system.fallocate):
-            os.ftruncate(self._fd, self.size)
-            for offset in range(0, self.size, len(_ZEROS)):
-                self.write(_ZEROS[: self.size - offset], offset)
+        with self._translated():
+            if system.fallocate is None or not self._allocated(system.fallocate):
+                os.ftruncate(self._fd, self.size)
+                for offset in range(0, self.size, len(_ZEROS)):
+                    self._write_all(memoryview(_ZEROS)[: self.size - offset], offset)
 
     def _allocated(self, fallocate: Callable[[int, int, int], None]) -> bool:
         while True:
@@ -115,17 +124,18 @@ class Draft:
                 continue
             except OSError as error:
                 # Some network file systems cannot reserve.
-                if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                if error.errno in _CANNOT:
                     return False
                 raise
 
     def publish(self) -> None:
-        """Make it durable and give it its final name."""
-        # Never again after a failure: the kernel may have dropped the pages and would then report success.
-        system.fsync(self._fd)
-        os.close(self._release())
-        system.replace(self.tmp_path, self.path)
-        fsync_folder(self.path.parent)
+        """Make it durable and give it its final name. Raises CacheUnwritable."""
+        with self._translated():
+            # Never again after a failure: the kernel may have dropped the pages and would then report success.
+            system.fsync(self._fd)
+            os.close(self._release())
+            system.replace(self.tmp_path, self.path)
+            fsync_folder(self.path.parent)
 
     def discard(self) -> None:
         """Leave nothing behind."""
@@ -134,6 +144,13 @@ class Draft:
                 os.close(self._release())
         with contextlib.suppress(OSError):
             self.tmp_path.unlink()
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise unwritable(self.path, error, needed=self.size) from error
 
     def _release(self) -> int:
         fd, self._fd = self._fd, -1
@@ -155,9 +172,6 @@ def publishing(path: Path, size: int) -> Iterator[Draft]:
         draft.reserve()
         yield draft
         draft.publish()
-    except OSError as error:
-        draft.discard()
-        raise unwritable(path, error, needed=size) from error
     except BaseException:
         draft.discard()
         raise
@@ -176,6 +190,9 @@ def fsync_folder(folder: Path) -> None:
     fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
     try:
         system.fsync_folder(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT:
+            raise
     finally:
         os.close(fd)
 
@@ -207,9 +224,9 @@ def unwritable(path: Path, error: OSError, *, needed: int | None = None) -> Cach
 
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written where `folder` is, or will be."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
     try:
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
         return shutil.disk_usage(folder).free
     except OSError:
         return 0

@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import platform
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,7 +69,6 @@ def locked(
     except OSError as error:
         raise unwritable(path, error) from error
     owner_pid = os.getpid()
-    _held.add(fd)
     try:
         yield
     finally:
@@ -91,7 +91,7 @@ def is_locked(features_dir: Path, cache_name: str) -> bool:
 
 def _acquire(path: Path, mode: int, wait: bool, waiting: Callable[[Owner | None], None] | None) -> int:
     while True:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        fd = _opened(path)
         try:
             if not _try(fd, mode):
                 _tell(path, _read_owner(fd), wait, waiting)
@@ -101,10 +101,10 @@ def _acquire(path: Path, mode: int, wait: bool, waiting: Callable[[Owner | None]
                 _write_owner(fd)
                 return fd
         except BaseException:
-            os.close(fd)
+            _close(fd)
             raise
         # Its last owner removed it while we waited: what we hold is nobody's lock any more.
-        os.close(fd)
+        _close(fd)
 
 
 def _tell(path: Path, owner: Owner | None, wait: bool, waiting: Callable[[Owner | None], None] | None) -> None:
@@ -138,13 +138,11 @@ def _flock(fd: int, mode: int) -> None:
 
 
 def _release(path: Path, fd: int) -> None:
-    _held.discard(fd)
     with contextlib.suppress(OSError):
         # Only who is alone may remove it; shards of the same extraction may still hold it.
         if _try(fd, _EXCLUSIVE) and _is_file(fd, path):
             path.unlink()
-    with contextlib.suppress(OSError):
-        os.close(fd)
+    _close(fd)
 
 
 def _is_file(fd: int, path: Path) -> bool:
@@ -199,16 +197,32 @@ def _locked_elsewhere(
 
 # --- forked children ---------------------------------------------------------------------------------------
 
-_held: set[int] = set()
+_open: set[int] = set()
+# No fork may come between opening a lock file and noting it.
+_noting = threading.Lock()
+
+
+def _opened(path: Path) -> int:
+    with _noting:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        _open.add(fd)
+    return fd
+
+
+def _close(fd: int) -> None:
+    with _noting, contextlib.suppress(OSError):
+        _open.discard(fd)
+        os.close(fd)
 
 
 def _close_in_child() -> None:
-    # An inherited descriptor keeps the lock alive after its owner's death.
-    for fd in _held:
+    # An inherited descriptor would keep the lock alive after its owner's death.
+    for fd in _open:
         with contextlib.suppress(OSError):
             os.close(fd)
-    _held.clear()
+    _open.clear()
+    _noting.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_close_in_child)
+    os.register_at_fork(before=_noting.acquire, after_in_parent=_noting.release, after_in_child=_close_in_child)

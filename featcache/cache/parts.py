@@ -7,6 +7,7 @@ checksum.
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,8 @@ PART_VERSION = "1"
 _LARGEST_HEADER = 100 << 20
 _SAFETENSORS = {"<f2": "F16", "<f4": "F32", "|u1": "U8", "<u8": "U64"}
 _NUMPY = {name: dtype for dtype, name in _SAFETENSORS.items()}
+# Axes and types of each kind of tensor.
+_KINDS = {"digests": (2, ("|u1",)), "checksums": (1, ("<u8",)), "features": (2, ("<f2", "<f4", "|u1"))}
 _NO_DIGEST = "0" * 32
 
 
@@ -249,7 +252,9 @@ class Part:
         return np.equal(row_checksums(self._read(layer, rows)), self.checksums(layer, rows))
 
     def _read(self, layer: str, rows: Rows) -> npt.NDArray[Any]:
-        tensor = self._tensors[f"features/{layer}"]
+        tensor = self._tensors.get(f"features/{layer}")
+        if tensor is None:
+            raise CacheDamaged(f"{self.path} has no layer {layer}, expected it among {', '.join(self.layers)}")
         with ReadableFile(self.path) as file:
             return read_rows(file, tensor.offset, as_rows(rows, len(self)), tensor.shape[1:], tensor.dtype)
 
@@ -269,7 +274,7 @@ def _open_part(cls: type[Part], file: ReadableFile) -> Part:
     try:
         tensors = _placed(entries, 8 + len(text), file.size)
         return _part_from(cls, file, metadata, tensors)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, InvalidOption) as error:
         raise CacheDamaged(f"{file.path} is damaged: {error}") from error
 
 
@@ -290,8 +295,9 @@ def _placed(entries: Mapping[str, Any], start: int, size: int) -> dict[str, _Ten
             shape=tuple(int(length) for length in entry["shape"]),
             offset=start + int(entry["data_offsets"][0]),
         )
-        nbytes = int(np.prod(tensor.shape, dtype=object)) * np.dtype(tensor.dtype).itemsize
-        if tensor.offset != end or tensor.offset + nbytes != start + int(entry["data_offsets"][1]):
+        nbytes = math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize
+        behind = start + int(entry["data_offsets"][1])
+        if min(tensor.shape, default=0) < 0 or (tensor.offset, tensor.offset + nbytes) != (end, behind):
             raise ValueError(f"{name} has no place in it")
         tensors[name], end = tensor, end + nbytes
     if end != size:
@@ -306,8 +312,9 @@ def _part_from(
     checksums = {}
     for name, tensor in tensors.items():
         kind, _, layer = name.partition("/")
-        if tensor.shape[0] != rows or (kind == "features" and len(tensor.shape) != 2):
-            raise ValueError(f"{name} has shape {tensor.shape}, expected {rows} rows")
+        axes, dtypes = _KINDS[kind]
+        if tensor.shape[:1] != (rows,) or len(tensor.shape) != axes or tensor.dtype not in dtypes:
+            raise ValueError(f"{name} has shape {tensor.shape} and type {tensor.dtype}, expected {rows} rows")
         if kind == "checksums":
             checksums[layer] = _table(file, tensor)
     return cls(
@@ -326,13 +333,21 @@ def _table(file: ReadableFile, tensor: _Tensor) -> npt.NDArray[Any]:
     return read_rows(file, tensor.offset, np.arange(tensor.shape[0]), tensor.shape[1:], tensor.dtype)
 
 
-def open_parts(folder: Path, report: Callable[[str], None] | None = None) -> list[Part]:
-    """All readable parts in a folder, by name. The others count as absent; `report` is told of each."""
+def open_parts(
+    folder: Path, report: Callable[[str], None] | None = None, *, fingerprint: str | None = None
+) -> list[Part]:
+    """All readable parts in a folder, by name, or only those with a fingerprint.
+
+    What cannot be read counts as absent, and `report` is told of it.
+    """
     parts = []
     for path in part_paths(folder):
         try:
-            parts.append(Part.open(path))
+            part = Part.open(path)
         except (CacheDamaged, CacheForeign, CacheNotFound) as error:
             if report is not None:
                 report(f"{error.message}; its rows are computed again")
+        else:
+            if fingerprint in (None, part.fingerprint):
+                parts.append(part)
     return parts

@@ -66,7 +66,7 @@ def read_plan(folder: Path) -> PartsPlan:
         )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheNotFound(f"{folder} has no {PLAN_NAME}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, CacheForeign) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, CacheForeign) as error:
         raise CacheDamaged(f"{path} is no plan: {error}", hint=f"`featcache rm {folder}` and begin again") from error
 
 

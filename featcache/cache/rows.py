@@ -40,7 +40,7 @@ def as_rows(index: Any, count: int) -> Rows:
 
 
 def read_rows(
-    file: ReadableFile, offset: int, rows: Rows, shape: tuple[int, ...], dtype: str, out: Any = None
+    file: ReadableFile, offset: int, rows: Rows, shape: tuple[int, ...], dtype: str, out: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
     """Rows of the array that begins at `offset`: (n, *shape) in the stored dtype, in the order of `rows`.
 
@@ -57,7 +57,7 @@ def read_rows(
         )
     if out.nbytes:
         _fill(file, offset, rows, out.reshape(-1).view(np.uint8).data, out.nbytes // len(rows))
-    return out  # type: ignore[no-any-return]
+    return out
 
 
 def _fill(file: ReadableFile, offset: int, rows: Rows, view: memoryview, row_bytes: int) -> None:

@@ -18,7 +18,7 @@ from featcache.cache.rows import as_rows
 from featcache.cache.spec import Spec
 from featcache.cache.stored import StoredFile
 from featcache.cache.trailer import damaged
-from featcache.errors import UnknownName
+from featcache.errors import CacheDamaged, UnknownName
 
 
 class CachedSplit:
@@ -85,11 +85,15 @@ class CachedSplit:
         return sums[as_rows(rows, len(self))]
 
     def intact(self, layer: str, rows: Any) -> npt.NDArray[np.bool_]:
-        """Which of these rows match their checksum: (n,) bool. A layer that is not there: none."""
+        """Which of these rows match their checksum: (n,) bool. A layer that is not there or unreadable: none."""
+        numbers = as_rows(rows, len(self))
         if layer not in self.spec.layer_names:
-            return np.zeros(len(rows), np.bool_)
-        found = self.layer(layer).gather(rows, verify=False)
-        return np.equal(row_checksums(found), self.checksums(layer, rows))
+            return np.zeros(len(numbers), np.bool_)
+        try:
+            found = self.layer(layer).gather(numbers, verify=False)
+            return np.equal(row_checksums(found), self.checksums(layer, numbers))
+        except CacheDamaged:
+            return np.zeros(len(numbers), np.bool_)
 
     def _table(self, name: str) -> npt.NDArray[Any]:
         # Two threads may both load it; they get the same.

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
-from featcache.cache.filesystem import Draft, publishing
+from featcache.cache.filesystem import Draft, publishing, system
 from featcache.cache.header import build_header
 from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.parts import Skipped, SplitTable
 from featcache.cache.spec import Json, LayerSpec, Selection, Spec, canonical_json
+from featcache.cache.splits import CachedSplit
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
 
@@ -55,6 +56,8 @@ def assemble(
     _require_same_spec(donors.donors, spec)
     for split, table in ordered.items():
         _require_labels(split, table, len(classes))
+    if "train" in ordered:
+        _require_views(ordered["train"], spec.views)
     ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
     located = {split: donors.locate(table.digests) for split, table in ordered.items()}
     _require_all(located)
@@ -121,7 +124,15 @@ class _Assembly:
                 for layer in self.spec.layers:
                     self._write_layer(draft, split, layer)
             draft.write(self._trailer(size).to_bytes(), self.trailer_offset)
+            if not system.replaces_open_files:
+                self._close_donors()
         return self.path
+
+    def _close_donors(self) -> None:
+        """An increment copies from the very file that it replaces."""
+        for donor in self.donors.donors:
+            if isinstance(donor, CachedSplit):
+                donor.file.close()
 
     def _size(self) -> int:
         # Digests have a fixed length, so the size is known before a row is read; but its own digits count too.
@@ -206,6 +217,20 @@ def _require_labels(split: str, table: SplitTable, classes: int) -> None:
     low, high = (int(table.labels.min()), int(table.labels.max())) if len(table) else (0, -1)
     if low < -1 or high >= classes:
         raise InvalidOption(f"{split}: expected labels from -1 to {classes - 1}, got {low} to {high}")
+
+
+def _require_views(table: SplitTable, views: int) -> None:
+    """Rows are found by digest, so the views of one image must not share one."""
+    if len(table) % views:
+        raise InvalidOption(f"train: expected {views} rows for each image, got {len(table)} rows")
+    groups = table.digests.reshape(-1, views, table.digests.shape[1])
+    for one in range(views):
+        for other in range(one + 1, views):
+            if (groups[:, one] == groups[:, other]).all(axis=1).any():
+                raise InvalidOption(
+                    "train: views of one image have the same digest",
+                    hint="featcache.cache.checksums.row_digests gives each view its own",
+                )
 
 
 def _require_all(located: Mapping[str, Located]) -> None:

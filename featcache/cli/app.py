@@ -5,18 +5,23 @@ Heavy imports stand inside command bodies: `featcache --help` never imports torc
 
 from __future__ import annotations
 
+import io
+import sys
 from typing import Annotated
 
 import typer
 
 from featcache.cli import caches, extract, inventory, train
+from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
     name="featcache",
+    cls=SectionedGroup,
     help="Run the backbone once. Train heads in seconds.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
+    # Rich alone costs as much as all the rest of `featcache --help`; `sections` writes the help instead.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -26,7 +31,7 @@ def _version(asked: bool) -> None:
     if asked:
         from importlib.metadata import version
 
-        print(f"featcache {version('featcache')}")
+        typer.echo(f"featcache {version('featcache')}")
         raise typer.Exit
 
 
@@ -45,4 +50,7 @@ for group in (extract, train, caches, inventory):
 
 def main() -> None:
     """The console script `featcache`."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is no UTF-8 is shown with its bytes escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     app(prog_name="featcache")

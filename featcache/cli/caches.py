@@ -2,153 +2,173 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from featcache.cli.options import (
-    BackboneOptions,
-    Common,
-    ImageOptions,
-    backbone_defaults,
-    command,
-    image_defaults,
-)
-from featcache.cli.terminal import Terminal, human_bytes, human_seconds, print_json, print_table
+from featcache.cli.commands import command
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
+from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_pairs, print_table
+from featcache.cli.terminal import Terminal
+from featcache.errors import CacheDamaged
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry
+    from featcache.cache.verification import Verification
     from featcache.extraction.why import Why
 
-_CACHE = typer.Argument(help="A cache's path, its name from `featcache ls`, or the beginning of one.")
+_SECTION = "The caches"
+_CACHE = typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.")
 _MOST_LISTED = 10
 
 
 def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
-    @command(app, "ls")
+    @command(app, "ls", section=_SECTION)
     def ls(common: Common) -> None:
         """List the caches: complete, unfinished, damaged."""
         from featcache.cache.catalog import list_caches
 
-        entries = list_caches(common.data_dir / "features")
+        entries = list_caches(common.features_dir)
         if common.json:
             print_json({"caches": [_entry_json(entry) for entry in entries]})
         elif entries:
             print_table([_entry_row(entry) for entry in entries], header=_HEADER)
         else:
-            print(f"no caches in {common.data_dir / 'features'}; `featcache extract` makes one")
+            print(f"no caches in {common.features_dir}; `featcache extract` makes one")
 
-    @command(app, "info")
+    @command(app, "info", section=_SECTION)
     def info(cache: Annotated[str, _CACHE], *, common: Common) -> None:
         """Show what a cache holds and what it was computed from."""
         from featcache.cache.catalog import find
 
-        entry = find(common.data_dir / "features", cache)
-        details = _entry_json(entry) | _details(entry)
+        entry = find(common.features_dir, cache)
+        details = _details(entry)
         if common.json:
-            print_json(details)
+            print_json(_entry_json(entry) | details)
         else:
-            print_table([(key, value) for key, value in _flat(details)])
+            print_pairs([*_entry_pairs(entry), *_flat(details)])
 
-    @command(app, "verify")
+    @command(app, "verify", section=_SECTION)
     def verify(
         cache: Annotated[str, _CACHE],
         full: Annotated[bool, typer.Option("--full", help="Read and check every row.")] = False,
-        recompute: Annotated[int, typer.Option(help="Run so many random rows through the backbone again.", min=0)] = 0,
-        seed: Annotated[int, typer.Option(help="Which rows --recompute takes.")] = 0,
-        device: Annotated[str, typer.Option(help="Where --recompute computes.")] = "auto",
+        recompute: Annotated[
+            int, typer.Option(help="Run so many random rows through the backbone again.", metavar="<rows>", min=0)
+        ] = 0,
+        seed: Annotated[int, typer.Option(help="Which rows --recompute takes.", metavar="<seed>", min=0)] = 0,
+        device: Annotated[str, typer.Option(help="Where --recompute computes.", metavar="<device>")] = "auto",
         *,
         common: Common,
     ) -> None:
-        """Check a cache file against its own checksums, and on request against a new computation."""
-        from featcache.cache.catalog import find
+        """Check a cache against its checksums or a new computation.
+
+        Without options: the file's size, its header and its tables. A cache that is not sound ends with exit 1.
+        """
+        from featcache.cache.catalog import UNFINISHED, find
         from featcache.cache.verification import verify
 
-        path = find(common.data_dir / "features", cache).path
+        entry = find(common.features_dir, cache)
+        if entry.state == UNFINISHED:
+            entry.require_complete()
         with Terminal(quiet=common.quiet) as terminal:
-            checked = verify(path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total))
-            again = _recomputed(cache, recompute, seed, device, common) if recompute and checked.sound else None
+            checked = verify(
+                entry.path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total)
+            )
+            again = _recomputed(entry, recompute, seed, device, common) if recompute and checked.sound else None
         report = _verification(checked) | ({"recomputed": again} if again is not None else {})
         if common.json:
             print_json(report)
         else:
-            print_table([(key, value) for key, value in _flat(report)])
+            print_pairs(_flat(report))
         if not checked.sound:
-            raise typer.Exit(1)
+            raise CacheDamaged(
+                f"{entry.path} is not sound: {checked.findings[0].what}",
+                hint="extract again: sound rows are kept, the others computed",
+            )
 
-    @command(app, "why")
+    @command(app, "why", section=_SECTION)
     def why(what: BackboneOptions, images: ImageOptions, common: Common) -> None:
-        """Say, field by field, whether `extract` with the same options finds its rows already there."""
+        """Say why `extract` would find its rows, or would not.
+
+        Takes the options of `featcache extract` and computes nothing: hit (all rows are there), partial (which are
+        new, changed or gone), or miss, with the fields in which the nearest caches differ.
+        """
         from featcache.extraction.request import Request
         from featcache.extraction.why import why
 
-        request = Request(**backbone_defaults(what), **image_defaults(images), data_dir=common.data_dir)
         with Terminal(quiet=common.quiet) as terminal:
-            told = why(request, reporter=terminal)
+            told = why(Request(**requested(what, images, common)), reporter=terminal)
         if common.json:
             print_json(told.to_json())
         else:
             _show_why(told)
 
-    @command(app, "rm")
+    @command(app, "rm", section=_SECTION)
     def rm(cache: Annotated[str, _CACHE], *, common: Common) -> None:
-        """Remove a cache, or the parts of an unfinished one."""
+        """Remove a cache, or what an unfinished one has so far."""
         from featcache.cache.catalog import find, remove
 
-        entry = find(common.data_dir / "features", cache)
+        entry = find(common.features_dir, cache)
         freed = remove(entry.path)
         if common.json:
             print_json({"removed": str(entry.path), "bytes": freed})
         else:
             print(f"removed {entry.path} ({human_bytes(freed)})")
 
-    @command(app, "gc")
+    @command(app, "gc", section=_SECTION)
     def gc(
-        delete: Annotated[bool, typer.Option("--delete", help="Really remove; without it, only list.")] = False,
+        delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only list it.")] = False,
         *,
         common: Common,
     ) -> None:
-        """List what no run uses: files of dead processes, left-over parts, unused caches."""
+        """List what no run uses, or remove it.
+
+        That is: caches that no run in --runs-dir was trained on, and what dead processes left behind.
+        """
         from featcache.cache.catalog import discard, garbage
         from featcache.heads.runs import used_caches
 
-        found = garbage(common.data_dir / "features", used=used_caches(common.runs_dir), now=time.time())
+        found = garbage(common.features_dir, used=used_caches(common.runs_dir), now=time.time())
         if delete:
             for piece in found:
                 discard(piece)
+        freed = sum(piece.nbytes for piece in found)
         if common.json:
-            pieces = [{"path": str(one.path), "bytes": one.nbytes, "reason": one.reason} for one in found]
-            print_json({"deleted": delete, "garbage": pieces, "bytes": sum(one.nbytes for one in found)})
-            return
-        if found:
-            print_table([(str(one.path), human_bytes(one.nbytes), one.reason) for one in found])
-        total = human_bytes(sum(one.nbytes for one in found))
-        print(f"{'removed' if delete else 'would remove (--delete does)'}: {total}")
+            pieces = [{"path": str(piece.path), "bytes": piece.nbytes, "reason": piece.reason} for piece in found]
+            print_json({"deleted": delete, "garbage": pieces, "bytes": freed})
+        elif found:
+            rows = [(str(piece.path), human_bytes(piece.nbytes), piece.reason) for piece in found]
+            print_table(rows, header=("path", "size", "reason"))
+            print(f"\n{human_bytes(freed)} " + ("removed" if delete else "to remove: --delete does it"))
+        else:
+            print("nothing to remove")
 
 
 _HEADER = ("name", "layers", "rows", "size", "age", "used", "state")
 
 
 def _entry_row(entry: CacheEntry) -> Sequence[str]:
-    rows = " ".join(f"{split} {count:,}" for split, count in (entry.rows or {}).items())
-    state = entry.state
-    if entry.state == "unfinished" and entry.rows_total:
-        state = f"unfinished, {100 * entry.rows_done // entry.rows_total} %"
-    layers = ", ".join(entry.spec.layer_names) if entry.spec else "-"
     return (
         entry.name,
-        layers,
-        rows or "-",
+        ", ".join(entry.spec.layer_names) if entry.spec else "-",
+        human_rows(entry.rows or {}) or "-",
         human_bytes(entry.nbytes),
         _age(_seconds(entry.created)),
         _age(entry.used),
-        state,
+        _state(entry),
     )
+
+
+def _state(entry: CacheEntry) -> str:
+    if entry.state == "unfinished" and entry.rows_total:
+        return f"unfinished, {100 * entry.rows_done // entry.rows_total} %"
+    return entry.state
 
 
 def _seconds(created: str | None) -> float | None:
@@ -187,9 +207,23 @@ def _entry_json(entry: CacheEntry) -> dict[str, Any]:
     }
 
 
-def _details(entry: CacheEntry) -> dict[str, Any]:
-    import json
+def _entry_pairs(entry: CacheEntry) -> list[tuple[str, str]]:
+    pairs = [
+        ("name", entry.name),
+        ("path", str(entry.path)),
+        ("state", _state(entry)),
+        ("problem", entry.problem or ""),
+        ("dataset", entry.set_name or ""),
+        ("rows", human_rows(entry.rows or {})),
+        ("skipped", str(entry.skipped or "")),
+        ("size", human_bytes(entry.nbytes)),
+        ("created", entry.created or ""),
+        ("used", _age(entry.used)),
+    ]
+    return [(name, value) for name, value in pairs if value]
 
+
+def _details(entry: CacheEntry) -> dict[str, Any]:
     from featcache.cache.reader import FeatureCache
 
     if entry.spec is None or entry.selection is None:
@@ -207,23 +241,28 @@ def _details(entry: CacheEntry) -> dict[str, Any]:
     return details
 
 
-def _flat(value: dict[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
+def _flat(value: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
+    """{"spec": {"pool": "avg"}} -> [("spec.pool", "avg")]; what is None or empty is left out."""
     rows: list[tuple[str, str]] = []
     for key, item in value.items():
-        if isinstance(item, dict):
+        if isinstance(item, Mapping):
             rows += _flat(item, f"{prefix}{key}.")
-        elif isinstance(item, list) and item and isinstance(item[0], dict):
+        elif isinstance(item, list | tuple) and item and isinstance(item[0], Mapping):
             for number, one in enumerate(item):
                 rows += _flat(one, f"{prefix}{key}.{number}.")
         elif isinstance(item, list | tuple):
-            shown = ", ".join(map(str, item[:_MOST_LISTED]))
-            rows.append((prefix + key, shown + (f", ... ({len(item)})" if len(item) > _MOST_LISTED else "")))
+            rows += [(prefix + key, _listed(list(map(str, item))))] if item else []
         elif item is not None:
             rows.append((prefix + key, str(item)))
     return rows
 
 
-def _verification(checked: Any) -> dict[str, Any]:
+def _listed(items: Sequence[str]) -> str:
+    more = f", ... ({len(items)})" if len(items) > _MOST_LISTED else ""
+    return ", ".join(items[:_MOST_LISTED]) + more
+
+
+def _verification(checked: Verification) -> dict[str, Any]:
     return {
         "path": str(checked.path),
         "sound": checked.sound,
@@ -234,24 +273,21 @@ def _verification(checked: Any) -> dict[str, Any]:
     }
 
 
-def _recomputed(cache: str, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
-    from featcache.cache.catalog import find
+def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.devices import resolve_device
     from featcache.extraction.rebuild import recompute
 
-    path = find(common.data_dir / "features", cache).require_complete()
-    with FeatureCache.open(path) as opened:
+    with FeatureCache.open(entry.require_complete()) as opened:
         again = recompute(opened, rows, seed=seed, data_dir=common.data_dir, device=resolve_device(device))
     return again.to_json()
 
 
 def _show_why(told: Why) -> None:
-    print(f"{told.state}: {told.rows - told.to_compute} of {told.rows} rows are there ({told.cache.name})")
+    print(f"{told.state}: {told.rows - told.to_compute:,} of {told.rows:,} rows are there ({told.cache.name})")
     for what, ids in (("new", told.new), ("changed", told.changed), ("gone", told.gone)):
         if ids:
-            more = f", ... ({len(ids)})" if len(ids) > _MOST_LISTED else ""
-            print(f"{what}: {', '.join(ids[:_MOST_LISTED])}{more}")
+            print(f"{what}: {_listed(ids)}")
     for neighbour in told.nearest:
         print(f"{neighbour.name} differs:")
         for difference in neighbour.differences:

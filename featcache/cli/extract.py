@@ -6,26 +6,21 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from featcache.cli.options import (
-    BackboneOptions,
-    Common,
-    ImageOptions,
-    RunOptions,
-    backbone_defaults,
-    command,
-    image_defaults,
-    whole_number,
-)
-from featcache.cli.terminal import Terminal, human_bytes, human_seconds, print_json, print_table
+from featcache.cli.commands import command
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, RunOptions, number_or_auto, requested
+from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_pairs
+from featcache.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from featcache.extraction.result import Extraction
 
 
 def register(app: typer.Typer) -> None:
-    @command(app, "extract")
+    """Adds this group's commands."""
+
+    @command(app, "extract", section="From images to a head")
     def extract(what: BackboneOptions, images: ImageOptions, how: RunOptions, common: Common) -> None:
-        """Run a frozen backbone over images once and cache the features.
+        """Run a frozen backbone over images once, and cache its features.
 
         Rows that a cache or an unfinished extraction already holds are never computed again: the same command,
         run again after an interruption, goes on where it stopped, and is done at once when all is there.
@@ -35,13 +30,13 @@ def register(app: typer.Typer) -> None:
 
         execution = Execution(
             device=how.device,
-            batch_size=whole_number(how.batch_size, "--batch-size"),
-            workers=whole_number(how.workers, "--workers"),
+            batch_size=number_or_auto(how.batch_size, "--batch-size"),
+            workers=number_or_auto(how.workers, "--workers"),
             part_rows=how.part_rows,
             on_error=how.on_error,
             wait=not how.no_wait,
         )
-        request = Request(**backbone_defaults(what), **image_defaults(images), data_dir=common.data_dir)
+        request = Request(**requested(what, images, common))
         with Terminal(quiet=common.quiet) as terminal:
             extraction = extract(request, execution, reporter=terminal)
         if common.json:
@@ -51,18 +46,16 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(extraction: Extraction) -> None:
-    counts = ", ".join(f"{rows} {split}" for split, rows in extraction.rows.items())
-    dims = ", ".join(f"{layer} {dim}" for layer, dim in extraction.feature_dim.items())
-    speed = f" at {extraction.images_per_s:.1f} images/s" if extraction.images_per_s else ""
-    print_table(
+    speed = f" at {extraction.images_per_s:,.1f} images/s" if extraction.images_per_s else ""
+    print_pairs(
         [
             ("cache", str(extraction.cache)),
             ("size", human_bytes(extraction.cache.stat().st_size)),
-            ("rows", counts),
-            ("features", dims),
-            ("computed", f"{extraction.computed}{speed}"),
-            ("reused", str(extraction.reused)),
-            ("skipped", str(len(extraction.skipped))),
+            ("rows", human_rows(extraction.rows)),
+            ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in extraction.feature_dim.items())),
+            ("computed", f"{extraction.computed:,}{speed}"),
+            ("reused", f"{extraction.reused:,}"),
+            ("skipped", f"{len(extraction.skipped):,}"),
             ("took", human_seconds(extraction.seconds)),
         ]
     )

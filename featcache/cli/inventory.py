@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import typer
 
-from featcache.cli.options import Common, command
-from featcache.cli.terminal import print_json, print_table
+from featcache.cli.commands import command
+from featcache.cli.options import Common
+from featcache.cli.printing import human_rows, print_json, print_table
+
+_SECTION = "What there is"
 
 
 def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
-    @command(app, "backbones")
+    @command(app, "backbones", section=_SECTION)
     def backbones(
         name: Annotated[str | None, typer.Argument(help="Show this backbone's layers.")] = None, *, common: Common
     ) -> None:
@@ -31,9 +33,12 @@ def register(app: typer.Typer) -> None:
         else:
             print("\n".join(f"{layer}  (default)" if layer == layers.default else layer for layer in layers.names))
 
-    @command(app, "datasets")
+    @command(app, "datasets", section=_SECTION)
     def datasets(common: Common) -> None:
-        """List the data sets that can be named; any folder, zip or tar of class/image will do as well."""
+        """List the data sets that have names.
+
+        Any folder, zip or tar of class/image or split/class/image will do as well: give its path.
+        """
         from featcache.images import dataset_names, describe
 
         known = [describe(name) for name in dataset_names()]
@@ -55,12 +60,8 @@ def register(app: typer.Typer) -> None:
         else:
             print_table(
                 [
-                    (one.name, str(one.class_count), _sizes(one.sizes), one.note or "downloaded when first used")
+                    (one.name, str(one.class_count), human_rows(one.sizes), one.note or "downloaded when first used")
                     for one in known
                 ],
                 header=("name", "classes", "images", ""),
             )
-
-
-def _sizes(sizes: Mapping[str, int]) -> str:
-    return ", ".join(f"{split} {count:,}" for split, count in sizes.items())

@@ -2,58 +2,86 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cli.options import (
-    BackboneOptions,
-    Common,
-    ImageOptions,
-    backbone_defaults,
-    command,
-    image_defaults,
-)
-from featcache.cli.terminal import Terminal, human_seconds, print_json, print_table
+from featcache.cli.commands import INTERRUPTED, command
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
+from featcache.cli.printing import human_seconds, print_json, print_pairs, print_table
+from featcache.cli.terminal import Terminal
 
 if TYPE_CHECKING:
     from featcache.extraction.matching import Found
     from featcache.heads import EpochRecord, Run
 
 _HEAD = "The head"
+_CACHE = "On which cache"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadOptions:
     """What is trained, and how."""
 
-    head: Annotated[str, typer.Option(help="linear, or mlp: with hidden sizes.", rich_help_panel=_HEAD)] = "mlp:128,64"
-    activation: Annotated[str, typer.Option(help="relu, leaky_relu, gelu, silu, tanh, ...", rich_help_panel=_HEAD)] = (
-        "relu"
-    )
-    dropout: Annotated[float, typer.Option(help="After each hidden layer.", rich_help_panel=_HEAD)] = 0.0
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.", rich_help_panel=_HEAD)] = 1e-3
-    weight_decay: Annotated[float, typer.Option(help="L2 penalty.", rich_help_panel=_HEAD)] = 0.0
-    l1: Annotated[float, typer.Option(help="L1 penalty over all weights and biases.", rich_help_panel=_HEAD)] = 0.0
-    head_batch_size: Annotated[int, typer.Option(help="Rows per step.", rich_help_panel=_HEAD)] = 64
-    max_epochs: Annotated[int, typer.Option(help="At most so many epochs.", rich_help_panel=_HEAD)] = 50
+    head: Annotated[
+        str, typer.Option(help="linear, or mlp: and the hidden sizes.", metavar="<head>", rich_help_panel=_HEAD)
+    ] = "mlp:128,64"
+    activation: Annotated[
+        str,
+        typer.Option(
+            help="Between the layers: relu, leaky_relu, gelu, tanh, ...", metavar="<name>", rich_help_panel=_HEAD
+        ),
+    ] = "relu"
+    dropout: Annotated[
+        float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
+    ] = 0.0
+    lr: Annotated[float, typer.Option(help="Adam's learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
+    weight_decay: Annotated[
+        float, typer.Option(help="Adam's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)
+    ] = 0.0
+    l1: Annotated[
+        float,
+        typer.Option(help="L1 penalty on all weights and biases.", metavar="<factor>", rich_help_panel=_HEAD),
+    ] = 0.0
+    head_batch_size: Annotated[int, typer.Option(help="Rows per step.", metavar="<rows>", rich_help_panel=_HEAD)] = 64
+    max_epochs: Annotated[
+        int, typer.Option(help="At most so many epochs.", metavar="<epochs>", rich_help_panel=_HEAD)
+    ] = 50
     patience: Annotated[
-        int, typer.Option(help="Stop after so many epochs without a lower val loss.", rich_help_panel=_HEAD)
+        int,
+        typer.Option(
+            help="Stop after so many epochs without a lower val loss.", metavar="<epochs>", rich_help_panel=_HEAD
+        ),
     ] = 5
-    min_delta: Annotated[float, typer.Option(help="What counts as lower.", rich_help_panel=_HEAD)] = 0.001
+    min_delta: Annotated[
+        float,
+        typer.Option(help="How much lower a val loss must be to count.", metavar="<loss>", rich_help_panel=_HEAD),
+    ] = 0.001
     val_fraction: Annotated[
-        float, typer.Option(help="Of train, where the set has no val split.", rich_help_panel=_HEAD)
+        float,
+        typer.Option(help="Share of train, unless the set has a val split.", metavar="<share>", rich_help_panel=_HEAD),
     ] = 0.2
-    val_seed: Annotated[int, typer.Option(help="Which images that takes.", rich_help_panel=_HEAD)] = 42
-    seed: Annotated[int, typer.Option(help="Initial weights and order.", rich_help_panel=_HEAD)] = 0
-    device: Annotated[str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", rich_help_panel=_HEAD)] = "auto"
+    val_seed: Annotated[
+        int, typer.Option(help="Which images --val-fraction takes.", metavar="<seed>", rich_help_panel=_HEAD)
+    ] = 42
+    seed: Annotated[
+        int, typer.Option(help="Initial weights and order of the rows.", metavar="<seed>", rich_help_panel=_HEAD)
+    ] = 0
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", rich_help_panel=_HEAD)
+    ] = "auto"
 
 
 def register(app: typer.Typer) -> None:
-    @command(app, "train-head")
+    """Adds this group's commands."""
+
+    @command(app, "train-head", section="From images to a head")
     def train_head(
-        cache: Annotated[str | None, typer.Argument(help="A cache's path, or its name from `featcache ls`.")] = None,
+        cache: Annotated[
+            str | None,
+            typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.", rich_help_panel=_CACHE),
+        ] = None,
         *,
         head: HeadOptions,
         what: BackboneOptions,
@@ -62,16 +90,13 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Train a head on cached features, in seconds.
 
-        Say which cache by its name, or by the options it was extracted with. Val decides which epoch is kept;
-        test is looked at once, at the end.
+        Say which cache by its name, or by the options it was extracted with; with neither, the only one there is.
+        Val decides which epoch is kept; test is looked at once, at the end.
         """
-        from dataclasses import asdict
-
         from featcache.heads import train_head
 
-        found = find(cache, what, images, common)
-        layers = what.layer or found.layers
         with Terminal(quiet=common.quiet) as terminal:
+            found = find(cache, what, images, common)
 
             def progress(epoch: EpochRecord) -> None:
                 terminal.advance("training", epoch.epoch, epoch.max_epochs)
@@ -79,7 +104,7 @@ def register(app: typer.Typer) -> None:
             run = train_head(
                 found.path,
                 **asdict(head),
-                layer=layers,
+                layer=what.layer or found.layers,
                 runs_dir=common.runs_dir,
                 progress=progress,
                 report=terminal.say,
@@ -88,20 +113,23 @@ def register(app: typer.Typer) -> None:
             print_json(run.to_json())
         else:
             _show(run)
+        if run.training.interrupted:
+            raise typer.Exit(INTERRUPTED)
 
 
 def find(cache: str | None, what: BackboneOptions, images: ImageOptions, common: Common) -> Found:
-    """The cache that is meant: by name, by options, or the only one there is. Raises CacheNotFound."""
+    """The cache that is meant: by name, by options, or the only one there is. Raises CacheError."""
     from featcache.extraction import matching
     from featcache.extraction.request import Request
 
-    features_dir = common.data_dir / "features"
-    said_nothing = what == BackboneOptions() and images == ImageOptions()
+    # A layer may be chosen from any cache.
+    said_nothing = replace(what, layer=None) == BackboneOptions() and images == ImageOptions()
     if cache is not None:
-        return matching.by_name(features_dir, cache)
-    request = Request(**backbone_defaults(what), **image_defaults(images), data_dir=common.data_dir)
-    only = matching.only_cache(features_dir) if said_nothing else None
-    return only or matching.by_request(request)
+        if not said_nothing:
+            raise typer.BadParameter("say which cache by its name or by options, not both", param_hint="cache")
+        return matching.by_name(common.features_dir, cache)
+    only = matching.only_cache(common.features_dir) if said_nothing else None
+    return only or matching.by_request(Request(**requested(what, images, common)))
 
 
 def _show(run: Run) -> None:
@@ -114,7 +142,7 @@ def _show(run: Run) -> None:
     stopped = ", interrupted" if result.get("interrupted") else ""
     print_table(rows, header=("", "accuracy", "loss", "images"))
     print()
-    print_table(
+    print_pairs(
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
             ("epochs", f"{result['epochs']} (best: {result['best_epoch']}){stopped}"),

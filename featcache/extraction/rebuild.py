@@ -76,7 +76,7 @@ def _require_same(backbone: Backbone, spec: Spec, cache: FeatureCache) -> None:
     if backbone.weights is None:
         return
     changed = [layer.name for layer in spec.layers if backbone.weights.digests.get(layer.name) != layer.weights]
-    if changed or backbone.transform.described() != dict(spec.transform):
+    if changed or spec.transform != backbone.transform.described():
         raise WeightsError(
             f"{backbone.weights.source} is not what {cache.name} was made with: "
             + (f"the weights differ for {', '.join(changed)}" if changed else "mean or std differ"),

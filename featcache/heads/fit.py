@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import FeatureRows, StreamedBatches, choose_layers, open_batches
@@ -122,9 +123,11 @@ def fit_head(
     outcomes = {"val": fitted.val}
     if "test" in rows:
         outcomes["test"] = evaluate(fitted.module.head, _streamed(rows["test"], config, place))
+    created = created or datetime.now(UTC)
+    mark_used(cache.path, now=created.timestamp())
     return write_run(
         runs_dir,
-        created=created or datetime.now(UTC),
+        created=created,
         config=config,
         features=_origin(cache, rows["train"]),
         classes=cache.classes,

@@ -34,7 +34,7 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
-from featcache.cache.filesystem import fsync_folder, tmp_name
+from featcache.cache.filesystem import fsync_folder, is_tmp, tmp_name
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
@@ -254,14 +254,20 @@ class Run:
 
 
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs in a folder were trained on. A run that cannot be read uses none."""
-    used = set()
-    for config in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")):
-        try:
-            used.add(Path(json.loads(config.read_bytes())["features"]["cache"]))
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return used
+    """The cache files that the runs in a folder were trained on, as they were called then.
+
+    Raises HeadError for a run that cannot be read: nobody could say which cache it needs.
+    """
+    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
+    return {_used_cache(folder) for folder in folders if not is_tmp(folder)}
+
+
+def _used_cache(folder: Path) -> Path:
+    features = _read_json(folder / CONFIG_FILE).get("features")
+    cache = features.get("cache") if isinstance(features, dict) else None
+    if not isinstance(cache, str):
+        raise HeadError(f"the run {folder} does not say which cache it used", hint="remove it, or train again")
+    return Path(cache)
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:

@@ -13,17 +13,17 @@ import io
 import shutil
 import socket
 import sys
+import tarfile
 import urllib.error
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import filelock
 
 from featcache.errors import DownloadError, MissingExtra, SourceError
+from featcache.images.sources import Report
 from featcache.images.torchvision_sets import NamedSet
-
-Report = Callable[[str], None]
 
 _STAGING = ".download"
 _LOCK = ".lock"
@@ -48,19 +48,27 @@ def acquire(named: NamedSet, datasets_dir: Path, report: Report | None) -> dict[
             f"{named.name} is not in {own_folder}, and torchvision cannot download it",
             hint=_ways_out(named, own_folder),
         )
-    own_folder.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(own_folder / _LOCK):
-        # Whoever held the lock may have downloaded it.
-        found = _find(named, own_folder)
-        if found is None:
-            _download(named, own_folder, report)
-            found = _find(named, own_folder)
+    found = _download_once(named, own_folder, report)
     if found is None:
         raise DownloadError(
             f"{named.name}: torchvision does not find in {own_folder} what it has just downloaded",
             hint=_ways_out(named, own_folder),
         )
     return found
+
+
+def _download_once(named: NamedSet, root: Path, report: Report | None) -> dict[str, Any] | None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(root / _LOCK):
+            # Whoever held the lock may have downloaded it.
+            found = _find(named, root)
+            if found is None:
+                _download(named, root, report)
+                found = _find(named, root)
+            return found
+    except (OSError, NotImplementedError) as error:
+        raise DownloadError(f"{named.name}: {root} cannot be used: {error}", hint=_ways_out(named, root)) from error
 
 
 def _find(named: NamedSet, root: Path) -> dict[str, Any] | None:
@@ -73,9 +81,13 @@ def _find(named: NamedSet, root: Path) -> dict[str, Any] | None:
             return None
         raise _unreadable(named, root, error) from error
     except ImportError as error:
-        raise MissingExtra(named.name, package=error.name or "scipy", extra="matlab") from error
+        raise _missing(named, error) from error
     except Exception as error:  # Whatever a parser raises on a damaged file.
         raise _unreadable(named, root, error) from error
+
+
+def _missing(named: NamedSet, error: ImportError) -> MissingExtra:
+    return MissingExtra(named.name, package=(error.name or "scipy").partition(".")[0], extra="matlab")
 
 
 def _unreadable(named: NamedSet, root: Path, error: Exception) -> SourceError:
@@ -103,11 +115,11 @@ def _download(named: NamedSet, root: Path, report: Report | None) -> None:
         report(f"downloading {named.name} into {root}" + ("" if named.digests else " (its digest is not known)"))
     staging = _prepare(named, root)
     try:
-        with _patience(), _progress_only_on_a_terminal(report):
+        with _patience(), _progress_only_on_a_terminal(report), _unpacking_stays_inside():
             _datasets(named, staging, download=True)
         _move_up(staging, root)
     except ImportError as error:
-        raise MissingExtra(named.name, package=error.name or "scipy", extra="matlab") from error
+        raise _missing(named, error) from error
     except Exception as error:  # Networks, servers, archives and disks: the message and the way out are the same.
         state = f"what {root} holds is incomplete or damaged, and the set " if damaged else ""
         raise DownloadError(f"{named.name}: {state}{_cause(error)}", hint=_ways_out(named, root)) from error
@@ -199,3 +211,15 @@ def _progress_only_on_a_terminal(report: Report | None) -> Iterator[None]:
         return
     with contextlib.redirect_stderr(io.StringIO()):
         yield
+
+
+@contextlib.contextmanager
+def _unpacking_stays_inside() -> Iterator[None]:
+    # torchvision unpacks with whatever filter tarfile has: before Python 3.14 none, before 3.11.4 there is none.
+    careful = getattr(tarfile, "data_filter", None)
+    before = vars(tarfile.TarFile).get("extraction_filter")
+    tarfile.TarFile.extraction_filter = staticmethod(careful) if careful else None
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before

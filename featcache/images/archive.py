@@ -10,19 +10,18 @@ from __future__ import annotations
 import re
 import zipfile
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.layout import arrange, is_image
 from featcache.images.shared_file import SharedFile
-from featcache.images.sources import ImageSource, Sample, name_of
+from featcache.images.sources import ImageSource, Report, Sample, name_of
 
 Member = TypeVar("Member")
-Report = Callable[[str], None]
 
-_DRIVE = re.compile("[A-Za-z]:")
+_DRIVE = re.compile("[A-Za-z]:/")
 
 
 class ArchiveSource(ImageSource, Generic[Member]):
@@ -124,11 +123,10 @@ def member_path(name: str, where: Path) -> str | None:
     no path inside the set.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
-    if not parts or not is_image(parts[-1]):
-        return None
-    if name.startswith("/") or ".." in parts or _DRIVE.fullmatch(parts[0]):
-        raise SourceError(f"{where}: the member {name!r} leads out of the archive")
     path = "/".join(parts)
+    leads_out = name.startswith("/") or ".." in parts or _DRIVE.match(path) is not None
+    if leads_out and is_image(parts[-1] if parts else ""):
+        raise SourceError(f"{where}: the member {name!r} leads out of the archive")
     return path if is_image(path) else None
 
 

@@ -71,7 +71,7 @@ class ArraySource(ImageSource):
             ((part, i, n) for part in ids for i, n in zip(ids[part], part_labels[part], strict=True)),
             _class_names(classes, part_labels),
         )
-        super().__init__(name=name, origin=name, listing=listing, native_size=_common_size(self._images))
+        super().__init__(name=name, origin=name, listing=listing, native_size=_size_of_all(self._images))
 
     def read(self, sample: Sample) -> Pixels:
         """The row's pixels as they were given, read-only: (H, W) or (H, W, C) uint8."""
@@ -130,7 +130,7 @@ def _class_names(classes: Sequence[str] | None, labels: Mapping[str, list[int]])
     return tuple(str(number) for number in range(greatest + 1))
 
 
-def _common_size(images: Mapping[str, Rows]) -> tuple[int, int] | None:
+def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:
     sizes: set[tuple[int, int]] = set()
     for rows in images.values():
         whole = getattr(rows, "shape", None)

@@ -115,7 +115,8 @@ def _refuse_bomb(image: Image.Image, name: str) -> None:
 
 def _complaint(error: Exception, kind: str, size: int) -> str:
     reason = str(error) or type(error).__name__
-    truncated = "truncated" in reason.lower() or isinstance(error.__cause__ or error, EOFError | IndexError | struct.error)
+    ran_out = isinstance(error.__cause__ or error, EOFError | IndexError | struct.error)
+    truncated = ran_out or "truncated" in reason.lower()
     return f"{'truncated' if truncated else 'damaged'} {kind} of {size:,} bytes: {reason}"
 
 

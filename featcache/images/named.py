@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ from featcache.images.acquisition import acquire
 from featcache.images.arrays import ArraySource
 from featcache.images.digits import digits
 from featcache.images.folder import FilesSource
-from featcache.images.sources import UNLABELLED, ImageSource, Listing
-from featcache.images.torchvision_sets import NAMED_SETS, ArrayRows, FileRows, NamedSet
-
-Report = Callable[[str], None]
+from featcache.images.sources import UNLABELLED, ImageSource, Listing, Report
+from featcache.images.torchvision_rows import ArrayRows, Extract, FileRows
+from featcache.images.torchvision_sets import NAMED_SETS, NamedSet
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -34,10 +33,10 @@ def describe(name: str) -> NamedSet:
 def open_named(name: str, datasets_dir: Path, report: Report | None = None) -> ImageSource:
     """A known set, downloaded into `datasets_dir` unless it is there. Raises what `acquire` raises."""
     named = describe(name)
-    if not named.dataset:
+    if named.extract is None:
         return digits()
     datasets = acquire(named, datasets_dir, report)
-    rows = {split: _rows(named, data) for split, data in datasets.items()}
+    rows = {split: _rows(named, named.extract, data) for split, data in datasets.items()}
     classes = _classes(named, datasets)
     if report:
         _report_sizes(named, {split: len(part.labels) for split, part in rows.items()}, report)
@@ -49,27 +48,28 @@ def open_named(name: str, datasets_dir: Path, report: Report | None = None) -> I
     return _files_source(named, {s: part for s, part in rows.items() if isinstance(part, FileRows)}, classes)
 
 
-def _rows(named: NamedSet, data: Any) -> ArrayRows | FileRows:
-    if named.extract is None:
-        raise SourceError(f"{named.name} has no images to extract")
+def _rows(named: NamedSet, extract: Extract, data: Any) -> ArrayRows | FileRows:
     try:
-        return named.extract(data)
+        return extract(data)
     except (OSError, KeyError, ValueError) as error:
         raise SourceError(f"{named.name} cannot be read: {error}") from error
 
 
 def _classes(named: NamedSet, datasets: Mapping[str, Any]) -> tuple[str, ...]:
+    found = {split: names for split, data in datasets.items() if (names := _class_names(data))}
+    for split, names in found.items():
+        # Some of torchvision's classes number what folders they find: a missing one would shift all labels.
+        if len(names) != named.class_count:
+            raise SourceError(
+                f"{named.name}: {len(names)} classes in {split}, {named.class_count} are published; "
+                "the copy on disk is incomplete"
+            )
     if named.classes is not None:
         return named.classes
-    found = {split: _class_names(data) for split, data in datasets.items()}
-    first, names = next(iter(found.items()))
-    for split, others in found.items():
-        # Some of torchvision's classes number what folders they find: a missing one would shift all labels.
-        if others != names:
-            raise SourceError(
-                f"{named.name}: the classes of {split} differ from those of {first}; the copy on disk is incomplete"
-            )
-    return names
+    different = sorted(set(found.values()))
+    if len(different) != 1:
+        raise SourceError(f"{named.name}: the classes differ from split to split; the copy on disk is incomplete")
+    return different[0]
 
 
 def _class_names(data: Any) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ def _class_names(data: Any) -> tuple[str, ...]:
         names = getattr(data, attribute, None)
         if names:
             return tuple(str(name) for name in names)
-    raise SourceError(f"{type(data).__name__} names no classes")
+    return ()
 
 
 def _report_sizes(named: NamedSet, found: Mapping[str, int], report: Report) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from featcache.errors import SourceError, UnknownName
@@ -11,10 +10,10 @@ from featcache.images.archive import open_archive
 from featcache.images.folder import FolderSource
 from featcache.images.layout import EXPECTED
 from featcache.images.named import dataset_names, open_named
-from featcache.images.sources import ImageSource, has_archive_suffix
+from featcache.images.sources import ImageSource, Report, has_archive_suffix
 
 
-def open_source(dataset: str | Path, *, datasets_dir: Path, report: Callable[[str], None] | None = None) -> ImageSource:
+def open_source(dataset: str | Path, *, datasets_dir: Path, report: Report | None = None) -> ImageSource:
     """The images of a named set ("cifar10"), a folder, a zip or a tar.
 
     A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
@@ -23,11 +22,19 @@ def open_source(dataset: str | Path, *, datasets_dir: Path, report: Callable[[st
     """
     if isinstance(dataset, str) and dataset in dataset_names():
         return open_named(dataset, datasets_dir, report)
+    if dataset == "":
+        raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
     path = Path(dataset).expanduser()
-    if path.is_dir():
+    try:
+        is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
+    except OSError as error:
+        raise SourceError(f"{dataset}: cannot be opened: {error.strerror or error}") from error
+    if is_folder:
         return FolderSource(path)
-    if path.exists():
+    if is_file:
         return open_archive(path, report)
+    if exists:
+        raise SourceError(f"{dataset}: neither a folder nor a regular file", hint=EXPECTED)
     if isinstance(dataset, Path) or _looks_like_path(dataset):
         raise SourceError(f"{dataset}: no such file or folder", hint=EXPECTED)
     raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")

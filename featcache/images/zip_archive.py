@@ -88,7 +88,7 @@ class ZipSource(ArchiveSource[ZipMember]):
 def _name(info: zipfile.ZipInfo) -> str:
     """The member's name; UTF-8 where the archive says so in any of the ways in use, else code page 437."""
     name = info.orig_filename.partition("\0")[0]
-    if info.flag_bits & _UTF8:
+    if info.flag_bits & _UTF8 or (name.isascii() and "\\" not in name and not info.extra):
         return name
     raw = name.encode("cp437")
     told = _unicode_path(info.extra, raw)

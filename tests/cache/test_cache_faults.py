@@ -125,10 +125,11 @@ def test_a_failing_call_leaves_no_part_or_a_whole_one(
 
 @pytest.mark.parametrize("call", ["pwrite", "fallocate"])
 def test_an_interrupted_call_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    errors = list(outcomes(monkeypatch, call, errno.EINTR, lambda: make_cache(tmp_path / "c.h5")))
+    few = {"train": a_table("train", 3)}
+    errors = list(outcomes(monkeypatch, call, errno.EINTR, lambda: make_cache(tmp_path / "c.h5", split_tables=few)))
     assert errors
     assert set(errors) == {None}
-    assert_whole(tmp_path / "c.h5", a_spec(), tables())
+    assert_whole(tmp_path / "c.h5", a_spec(), few)
 
 
 def test_a_failed_fsync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +188,7 @@ def test_a_draft_cannot_grow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "hidden",
-    [("pwrite",), ("fallocate",), ("fsync_folder",), ("preadv",), ("flock",), CALLS[:2] + ("fsync_folder", "preadv")],
+    [("pwrite",), ("fallocate",), ("fsync_folder",), ("preadv",), ("flock",), (*CALLS[:2], "fsync_folder", "preadv")],
     ids="+".join,
 )
 def test_without_a_call_of_the_operating_system_the_same_bytes_come_out(
@@ -212,6 +213,21 @@ def test_a_file_system_that_cannot_reserve_gets_zeros_written(
     with publishing(tmp_path / "a", 3_000_000) as draft:
         assert draft.tmp_path.stat().st_blocks * 512 >= 3_000_000
     assert (tmp_path / "a").read_bytes() == bytes(3_000_000)
+
+
+def test_a_file_system_that_cannot_fsync_a_folder_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unable(fd: int) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(filesystem.system, "fsync_folder", unable)
+    publish_bytes(tmp_path / "a", b"abc")
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+def test_an_error_of_the_callers_own_keeps_its_name(tmp_path: Path) -> None:
+    with pytest.raises(BrokenPipeError), publishing(tmp_path / "a", 10):
+        raise BrokenPipeError
+    assert not list(tmp_path.iterdir())
 
 
 def _limited(code: str, limit: int, folder: Path) -> subprocess.CompletedProcess[bytes]:

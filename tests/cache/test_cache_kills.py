@@ -105,7 +105,7 @@ def kill_many(tmp_path: Path, kills: int) -> None:
     run_and_kill(folder, None)
     assert (folder / "c.h5").read_bytes() == uninterrupted
     # What the dead left is known as such, and nothing else is.
-    left = {path for path in folder.rglob("*.tmp-*")}
+    left = set(folder.rglob("*.tmp-*"))
     found = {one.path for one in garbage(folder, used=[folder / "c.h5"], now=time.time()) if "gone" in one.reason}
     assert found == left
 

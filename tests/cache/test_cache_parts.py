@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from cache_samples import a_selection, a_spec, digests_of, flip, rows_for, tables, write_parts
+from cache_samples import a_selection, a_spec, digests_of, flip, make_cache, rows_for, tables, write_parts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -19,6 +19,7 @@ from safetensors import safe_open
 from featcache.cache.donors import Donors
 from featcache.cache.parts import Part, Skipped, SplitTable, open_parts, write_part
 from featcache.cache.plan import PartsPlan, covered_rows, discard_parts, part_paths, read_plan, write_plan
+from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, InvalidOption
 
 SKIPPED = Skipped(id="train/b.jpg", split="train", reason="truncated", digest="ab" * 32)
@@ -124,8 +125,12 @@ def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, changes: dict[str, A
     ],
 )
 def test_a_split_table_checks_itself(changes: dict[str, Any]) -> None:
-    columns = {"ids": ("a", "b"), "labels": np.zeros(2, np.int32), "digests": np.zeros((2, 32), np.uint8)}
-    assert SplitTable(**columns).labels.dtype == np.int64  # type: ignore[arg-type]  # a mixed dict
+    columns: dict[str, Any] = {
+        "ids": ("a", "b"),
+        "labels": np.zeros(2, np.int32),
+        "digests": np.zeros((2, 32), np.uint8),
+    }
+    assert SplitTable(**columns).labels.dtype == np.int64
     with pytest.raises(InvalidOption):
         SplitTable(**{**columns, **changes})
 
@@ -159,6 +164,33 @@ def test_every_truncation_is_found(tmp_path: Path) -> None:
         os.truncate(path, length)
         with pytest.raises((CacheDamaged, CacheForeign)):
             Part.open(path)
+
+
+def test_a_cache_with_a_damaged_table_has_no_rows_to_give(tmp_path: Path) -> None:
+    path = make_cache(tmp_path / "c.h5")
+    digests = tables()["train"].digests
+    with FeatureCache.open(path) as cache:
+        digest_place = cache.file.place("train/digests")
+        sums_place = cache.file.place("train/checksums/avgpool")
+    flip(path, sums_place.offset)
+    with FeatureCache.open(path) as cache:
+        donors = Donors([cache["train"]])
+        assert (donors.locate(digests).donor == 0).all()
+        assert (donors.locate(digests, ["features.30"]).donor == 0).all()
+        assert (donors.locate(digests, ["avgpool"]).donor == -1).all()
+    flip(path, digest_place.offset)
+    with FeatureCache.open(path) as cache:
+        told: list[str] = []
+        assert (Donors([cache["train"]], told.append).locate(digests).donor == -1).all()
+        assert "train/digests" in told[0]
+        with pytest.raises(CacheDamaged):
+            Donors([cache["train"]])
+
+
+def test_parts_of_another_fingerprint_are_left_out_when_one_is_named(tmp_path: Path) -> None:
+    mine, other = a_part(tmp_path), a_part(tmp_path, rows=3, fingerprint="f" * 64)
+    assert {part.path for part in open_parts(tmp_path)} == {mine, other}
+    assert [part.path for part in open_parts(tmp_path, fingerprint="f" * 64)] == [other]
 
 
 def _another_format(path: Path) -> None:
@@ -229,10 +261,10 @@ def test_locating_agrees_with_a_plain_search(have: list[list[int]], want: list[i
             self.digests = digests_of([str(image) for image in images]) if images else np.zeros((0, 32), np.uint8)
 
         def gather(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            return np.array(self.images)[rows][:, None]
+            return np.array(self.images).take(rows)[:, None]
 
         def checksums(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-            return np.array(self.images, np.uint64)[rows]
+            return np.array(self.images, np.uint64).take(rows)
 
         def intact(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
             return np.ones(len(rows), np.bool_)

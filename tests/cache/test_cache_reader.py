@@ -50,14 +50,15 @@ def test_a_cache_says_what_it_is(cache: FeatureCache, path: Path) -> None:
     assert cache.layers == ("avgpool", "features.30")
     assert cache.set_name == "cifar10"
     assert cache.classes == ("cat", "dog", "frog")
-    assert cache.provenance["created"].startswith("2026")
+    assert cache.provenance == {"created": "2026-11-24T06:00:00+00:00"}
     assert cache.skipped == ()
     assert list(cache) == ["train", "test"]
     assert "train" in cache
     assert "val" not in cache
     assert repr(cache) == "<FeatureCache c: train 40, test 12; avgpool [4, 2, 2], features.30 [6] float16>"
     features = cache["train"].features
-    assert (features.shape, features.dtype, features.feature_shape) == ((40, 16), np.float16, (4, 2, 2))
+    assert features.dtype == np.float16
+    assert (features.shape, features.feature_shape) == ((40, 16), (4, 2, 2))
     assert (features.scale, features.offset) == (1.0, 0.0)
     other = cache["train"].layer("features.30")
     assert (other.feature_shape, other.scale, other.offset) == ((6,), 2.0, 1.0)
@@ -257,18 +258,19 @@ def test_a_dataset_gives_float32_with_scale_and_offset(cache: FeatureCache) -> N
     values, label = dataset[5]
     stored = cache["train"].layer("features.30")[5].astype(np.float32)
     assert len(dataset) == 40
-    assert (values.dtype, values.shape, type(label)) == (np.float32, (6,), int)
+    assert values.dtype == np.float32
+    assert (values.shape, type(label)) == ((6,), int)
     np.testing.assert_array_equal(values, stored * 2 + 1)
     assert [label for _, label in dataset.__getitems__([0, 1, 2, -1])] == [0, 1, 2, 0]
     with pytest.raises(IndexError):
         dataset[40]
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_torch_reads_batches_in_workers(path: Path, expected: np.ndarray[Any, Any], start: str) -> None:
+@pytest.mark.parametrize(("start", "workers"), [("fork", 2), ("spawn", 1)])
+def test_torch_reads_batches_in_workers(path: Path, expected: np.ndarray[Any, Any], start: str, workers: int) -> None:
     data = pytest.importorskip("torch.utils.data")
     loader = data.DataLoader(
-        FeatureCache.open(path).dataset("train"), batch_size=16, num_workers=2, multiprocessing_context=start
+        FeatureCache.open(path).dataset("train"), batch_size=16, num_workers=workers, multiprocessing_context=start
     )
     batches = list(loader)
     np.testing.assert_array_equal(

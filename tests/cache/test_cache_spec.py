@@ -61,8 +61,8 @@ def test_a_spec_comes_back_from_its_json(spec: Spec) -> None:
 @given(data=st.data())
 def test_changing_any_field_changes_the_fingerprint(field: str, data: st.DataObject) -> None:
     spec = data.draw(specs)
-    value = 2 if field == "version" else data.draw(strategies[field])
-    other = replace(spec, **{field: value})
+    change: dict[str, Any] = {field: 2 if field == "version" else data.draw(strategies[field])}
+    other = replace(spec, **change)
     assert (other.fingerprint == spec.fingerprint) == (other == spec)
     assert (other == spec) == (getattr(other, field) == getattr(spec, field))
     assert bool(spec.differences(other)) == (other != spec)

@@ -23,12 +23,14 @@ from cache_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache.cache import filesystem
+from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donors
 from featcache.cache.parts import Part, SplitTable, write_part
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
 from featcache.cache.writer import assemble
-from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
+from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, InvalidOption
 
 
 def assembled(path: Path, donors: Donors, **changes: Any) -> Path:
@@ -53,7 +55,9 @@ def test_rows_come_in_the_order_of_the_table_whatever_order_the_parts_have(tmp_p
     parts = write_parts(tmp_path / "p", a_spec(), tables(), rows_per_part=5)
     table = tables()["train"]
     order = np.random.default_rng(0).permutation(len(table))
-    turned = SplitTable(ids=[table.ids[row] for row in order], labels=table.labels[order], digests=table.digests[order])
+    turned = SplitTable(
+        ids=tuple(table.ids[row] for row in order), labels=table.labels[order], digests=table.digests[order]
+    )
     path = assembled(tmp_path / "c.h5", Donors(parts[::-1]), tables={"train": turned})
     assert_whole(path, a_spec(), {"train": turned})
 
@@ -78,6 +82,47 @@ def test_a_cache_of_more_layers_donates_to_one_of_fewer(tmp_path: Path) -> None:
     with FeatureCache.open(source) as cache:
         path = assembled(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
     assert_whole(path, one, tables())
+
+
+def test_where_open_files_cannot_be_replaced_the_donor_is_closed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_cache(tmp_path / "c.h5")
+    monkeypatch.setattr(filesystem.system, "replaces_open_files", False)
+    cache = FeatureCache.open(path)
+    replace = filesystem.system.replace
+
+    def refusing(old: str | Path, new: str | Path) -> None:
+        assert not _is_open(path)
+        replace(old, new)
+
+    monkeypatch.setattr(filesystem.system, "replace", refusing)
+    assembled(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
+    with pytest.raises(CacheNotFound, match="replaced"):
+        cache["train"].features[0]
+    assert_whole(path, a_spec(), tables())
+
+
+def _is_open(path: Path) -> bool:
+    return any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir())
+
+
+def test_each_view_of_an_image_is_a_row_of_its_own(tmp_path: Path) -> None:
+    spec = a_spec(views=3, view_seed=0)
+    digests = row_digests(digests_of(["a", "b"]), 3)
+    assert digests[0].tobytes() == digests_of(["a"])[0].tobytes()
+    assert len(np.unique(digests, axis=0)) == 6
+    table = SplitTable(ids=("a", "a", "a", "b", "b", "b"), labels=np.zeros(6, np.int64), digests=digests)
+    path = make_cache(tmp_path / "c.h5", spec, {"train": table, "test": a_table("test", 2)})
+    assert_whole(path, spec, {"train": table, "test": a_table("test", 2)})
+
+
+@pytest.mark.parametrize("names", [["a", "a", "b", "c"], ["a", "b", "c"], ["a", "b", "c", "c"]])
+def test_views_that_would_be_taken_for_each_other_are_refused(tmp_path: Path, names: list[str]) -> None:
+    spec = a_spec(views=2, view_seed=0)
+    table = SplitTable(ids=tuple(names), labels=np.zeros(len(names), np.int64), digests=digests_of(names))
+    with pytest.raises(InvalidOption, match=r"views|rows for each"):
+        make_cache(tmp_path / "c.h5", spec, {"train": table})
 
 
 def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:

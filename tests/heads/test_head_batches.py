@@ -196,7 +196,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path, value: float, dtype:
             list(opened(kind, rows).epoch(0))
 
 
-def test_rows_with_a_huge_sum_are_finite_all_the_same(tmp_path: Path) -> None:
+def test_rows_of_huge_values_are_finite_all_the_same(tmp_path: Path) -> None:
     features = np.full((30, 8), 3e38, np.float32)
     cache = write_cache(tmp_path, {"train": Blobs(features=features, labels=np.arange(30) % 3)}, classes=CLASSES)
     assert len(list(opened(ResidentBatches, train_rows(cache)).epoch(0))) == 3

@@ -21,6 +21,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
 from featcache.heads import EpochRecord, HeadConfig, Predictions, Run, fit_head, train_head
 from featcache.heads import runs as runs_module
+from featcache.heads.runs import used_caches
 
 FILES = {
     "head.safetensors",
@@ -227,6 +228,15 @@ def test_damaged_history_and_predictions_are_refused(run: Run) -> None:
         run.history()
     with pytest.raises(HeadError, match="predictions"):
         run.predictions("val")
+
+
+def test_runs_say_which_caches_they_use(run: Run, cache: FeatureCache) -> None:
+    runs_dir = run.folder.parent
+    assert used_caches(runs_dir) == {cache.path}
+    assert used_caches(runs_dir / "nowhere") == set()
+    edit_json(run.folder / "config.json", features={})
+    with pytest.raises(HeadError, match="which cache"):
+        used_caches(runs_dir)
 
 
 # --- nothing half-written ---------------------------------------------------------------------------------

@@ -58,8 +58,14 @@ def write_tar(path: Path, files: Files) -> Path:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    compress = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress}.get(path.suffix, bytes)
-    path.write_bytes(compress(plain.getvalue()))
+    content = plain.getvalue()
+    if path.suffix == ".gz":
+        content = gzip.compress(content)
+    elif path.suffix == ".bz2":
+        content = bz2.compress(content)
+    elif path.suffix == ".xz":
+        content = lzma.compress(content)
+    path.write_bytes(content)
     return path
 
 

@@ -322,6 +322,20 @@ def test_a_tar_stamp_changes_with_the_archive(tarred: Path) -> None:
     assert opened(tarred).stamp(first) != source.stamp(first)
 
 
+def test_a_tar_cut_short_while_it_is_open_gives_image_errors(tarred: Path) -> None:
+    source = opened(tarred)
+    os.truncate(tarred, 520)
+    with pytest.raises(ImageError, match=r"cat/1\.png: truncated in set\.tar"):
+        source.read(source.samples("train")[0])
+
+
+def test_members_with_holes_are_refused(tmp_path: Path) -> None:
+    headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "cat/1.png"}
+    holes = member("cat/1.png", b"1\n0\n5\n".ljust(512, b"\0") + b"bytes", pax_headers=headers)
+    with pytest.raises(SourceError, match=r"cat/1\.png is stored with holes"):
+        opened(tar_of(tmp_path / "set.tar", holes, member("dog/1.png", encoded(1))))
+
+
 # compressed tar
 
 
@@ -383,6 +397,28 @@ def test_no_file_is_left_beside_the_archive_or_in_the_temporary_folder(
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [name, "temporary"]
     assert list((tmp_path / "temporary").iterdir()) == []
     source.close()
+
+
+def test_an_archive_that_cannot_be_opened_is_a_source_error(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Taking the right away does not hinder root.
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(SourceError, match=r"set\.zip: cannot be opened: Permission denied"):
+        opened(zipped)
+
+
+def test_an_input_error_is_an_image_error(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    source = opened(zipped)
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(ImageError, match=r"cat/1\.png: cannot be read from .*Input/output error"):
+        source.read(source.samples("train")[0])
+    with pytest.raises(SourceError, match=r"set\.zip: cannot be read: Input/output error"):
+        opened(zipped)
 
 
 # all of them

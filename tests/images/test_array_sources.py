@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import subprocess
 import sys
@@ -13,11 +14,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from image_files import pixels
+from image_files import encoded, pixels
 from PIL import Image
 
 from featcache.errors import ImageError, SourceError
 from featcache.images import ArraySource, TorchDatasetSource, decode, digest, open_source
+from featcache.images.sources import Listing
 
 
 def zeros(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:
@@ -269,3 +271,45 @@ def test_the_source_itself_does_not_import_torch() -> None:
         "assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_picture_that_cannot_be_loaded_is_an_image_error() -> None:
+    whole = encoded(Image.fromarray(pixels(1)), "BMP")
+
+    class Lazy(Items):
+        def __getitem__(self, index: int) -> Any:
+            return Image.open(io.BytesIO(whole[:-20])), 0
+
+    with pytest.raises(ImageError, match="train/00000: image file is truncated"):
+        TorchDatasetSource(Lazy([None], targets=[0]))
+
+
+def test_premultiplied_alpha_is_undone() -> None:
+    half = Image.frombytes("RGBa", (2, 1), bytes([64, 32, 0, 128, 10, 20, 30, 255]))
+    source = TorchDatasetSource(Items([(half, 0)]))
+    found = decode(source.read(source.samples("train")[0]), "x")
+    assert found.tolist() == [[[127, 63, 0], [10, 20, 30]]]
+
+
+def test_given_class_names_go_before_the_datasets_own() -> None:
+    items = Items([(pixels(0), 1)], classes=["x", "y"])
+    assert TorchDatasetSource(items, classes=["cat", "dog"]).classes == ("cat", "dog")
+
+
+def test_items_without_a_label_are_unlabelled() -> None:
+    source = TorchDatasetSource(Items([(pixels(n), None) for n in range(3)]))
+    assert [sample.label for sample in source.samples("train")] == [-1, -1, -1]
+    assert source.classes == ()
+
+
+def test_labels_that_a_target_transform_changes_are_read_from_the_items() -> None:
+    items = Items([(pixels(n), 1) for n in range(12)], targets=[1] * 12, target_transform=lambda label: label)
+    source = TorchDatasetSource(items)
+    assert [sample.label for sample in source.samples("train")] == [1] * 12
+
+
+def test_an_id_listed_twice_or_unfit_for_a_file_is_refused() -> None:
+    with pytest.raises(SourceError, match="the image a is listed twice"):
+        Listing([("train", "a", -1), ("train", "a", -1)], ())
+    with pytest.raises(SourceError, match="not valid UTF-8"):
+        Listing([("train", "a\0", -1)], ())

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from image_files import encoded, pixels
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from featcache.errors import ImageError
 from featcache.images import DECODER, decode
@@ -159,11 +159,30 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     assert found.shape == ((20, 30, 3) if orientation < 5 else (30, 20, 3))
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_an_orientation_in_xmp_is_applied(kind: str) -> None:
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    file = encoded(PICTURE, kind, xmp=xmp)
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
+    assert np.array_equal(decode(file, "x"), np.asarray(turned))
+    assert decode(file, "x").shape == (30, 20, 3)
+
+
 @pytest.mark.parametrize("orientation", [0, 9, 6000])
 def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode(encoded(PICTURE, "PNG", exif=exif), "x"), np.asarray(PICTURE))
+
+
+def test_exif_that_cannot_be_parsed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: Image.Image) -> None:
+        raise SyntaxError("not a TIFF file")
+
+    file = encoded(PICTURE, "PNG", exif=b"Exif\0\0noise")
+    monkeypatch.setattr(Image.Image, "getexif", fail)
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "getexif", fail)
+    assert np.array_equal(decode(file, "x"), np.asarray(PICTURE))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -186,11 +205,13 @@ def test_the_first_picture_of_an_animation_counts() -> None:
     assert np.array_equal(decode(file, "x"), pixels(0))
 
 
+@settings(deadline=None)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
 def test_any_pixels_survive_png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     assert np.array_equal(decode(encoded(Image.fromarray(image)), "x"), image)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"GIF89a"]))
 def test_any_other_bytes_are_an_image_error(noise: bytes, start: bytes) -> None:
     with pytest.raises(ImageError, match=r"^a\.jpg: "), warnings.catch_warnings():

@@ -165,3 +165,17 @@ def test_a_relative_path_is_made_absolute(folder: Path, monkeypatch: pytest.Monk
     assert (source.name, source.origin) == ("set", str(folder))
     monkeypatch.chdir("/")
     assert source.read(source.samples("train")[0])
+
+
+def test_a_file_that_grows_without_end_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = FolderSource(folder)
+    monkeypatch.setattr("featcache.images.folder.MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr(os, "read", lambda descriptor, size: bytes(size))
+    with pytest.raises(ImageError, match=r"cat/1\.png: grows while it is read"):
+        source.read(source.samples("train")[0])
+    monkeypatch.undo()
+
+
+def test_a_folder_that_is_not_there_is_a_source_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="gone: the folder cannot be listed"):
+        FolderSource(tmp_path / "gone")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import SourceError
@@ -154,6 +154,7 @@ def test_what_is_an_image(path: str, image: bool) -> None:
     assert is_image(path) is image
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from(["1", "x/2", "ü", "Z z"])), min_size=1, unique=True),
     st.randoms(use_true_random=False),

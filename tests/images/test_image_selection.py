@@ -6,7 +6,7 @@ import random
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import InvalidOption
@@ -19,6 +19,7 @@ samples_of_a_split = st.lists(
 ).map(lambda pairs: [Sample(id=i, split="train", label=n) for i, n in sorted(pairs)])
 
 
+@settings(deadline=None)
 @given(samples_of_a_split, st.integers(1, 45), st.integers(0, 3))
 def test_it_has_the_asked_size_and_keeps_the_order(samples: list[Sample], limit: int, seed: int) -> None:
     chosen = select(samples, limit, seed)
@@ -26,12 +27,14 @@ def test_it_has_the_asked_size_and_keeps_the_order(samples: list[Sample], limit:
     assert chosen == [sample for sample in samples if sample in chosen]
 
 
+@settings(deadline=None)
 @given(samples_of_a_split, st.integers(1, 45), st.integers(1, 45), st.integers(0, 3))
 def test_it_is_contained_in_every_larger_one(samples: list[Sample], one: int, other: int, seed: int) -> None:
     small, large = sorted((one, other))
     assert set(select(samples, small, seed)) <= set(select(samples, large, seed))
 
 
+@settings(deadline=None)
 @given(samples_of_a_split, st.integers(1, 45))
 def test_classes_differ_by_one_at_most_until_one_is_used_up(samples: list[Sample], limit: int) -> None:
     available = Counter(sample.label for sample in samples)
@@ -40,6 +43,7 @@ def test_classes_differ_by_one_at_most_until_one_is_used_up(samples: list[Sample
     assert all(chosen[label] >= min(size, most - 1) for label, size in available.items())
 
 
+@settings(deadline=None)
 @given(samples_of_a_split, st.integers(1, 45), st.randoms(use_true_random=False))
 def test_the_order_of_the_samples_does_not_matter(samples: list[Sample], limit: int, order: random.Random) -> None:
     shuffled = order.sample(samples, len(samples))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
 import tarfile
 import urllib.error
 import urllib.request
+from email.message import Message
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pytest
 from image_files import write_folder
 from torchvision_layouts import LAYOUTS
 
-from featcache.errors import DownloadError, SourceError, UnknownName
+from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError, UnknownName
 from featcache.images import SPLITS, dataset_names, decode, describe, open_source
 from featcache.images.torchvision_sets import NAMED_SETS
 
@@ -91,7 +93,7 @@ def test_file_sets_hand_out_the_encoded_files(tmp_path: Path, monkeypatch: pytes
 def test_ids_of_file_sets_are_split_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS["food101"](tmp_path / "food101", monkeypatch)
     source = open_source("food101", datasets_dir=tmp_path)
-    assert [sample.id for sample in source.samples("test")] == ["test/apple_pie/2.jpg", "test/waffles/2.jpg"]
+    assert [sample.id for sample in source.samples("test")][:2] == ["test/apple_pie/2.jpg", "test/class_000/2.jpg"]
 
 
 def test_a_damaged_cifar_batch_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,11 +123,40 @@ def test_labels_without_a_class_are_a_source_error(tmp_path: Path, monkeypatch: 
         open_source("kmnist", datasets_dir=tmp_path)
 
 
-def test_a_missing_class_folder_does_not_shift_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "folder", "complaint"),
+    [
+        ("country211", "country211/valid/class_007", "210 classes in val, 211 are published"),
+        ("eurosat", "eurosat/2750/Forest", "9 classes in train, 10 are published"),
+        ("imagenette", "imagenette2/val/n02102040", "9 classes in val, 10 are published"),
+    ],
+)
+def test_a_missing_class_folder_does_not_shift_labels(
+    name: str, folder: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    LAYOUTS[name](tmp_path / name, monkeypatch)
+    shutil.rmtree(tmp_path / name / folder)
+    with pytest.raises(SourceError, match=complaint):
+        open_source(name, datasets_dir=tmp_path)
+
+
+def test_classes_that_differ_from_split_to_split_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS["country211"](tmp_path / "country211", monkeypatch)
-    shutil.rmtree(tmp_path / "country211" / "country211" / "valid" / "AD")
-    with pytest.raises(SourceError, match="classes of val differ"):
+    folder = tmp_path / "country211" / "country211" / "valid"
+    (folder / "class_007").rename(folder / "class_999")
+    with pytest.raises(SourceError, match="the classes differ from split to split"):
         open_source("country211", datasets_dir=tmp_path)
+
+
+def test_gtsrb_labels_are_the_folders_own_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LAYOUTS["gtsrb"](tmp_path / "gtsrb", monkeypatch)
+    training = tmp_path / "gtsrb" / "gtsrb" / "GTSRB" / "Training"
+    (training / "00001").rename(training / "00042")
+    source = open_source("gtsrb", datasets_dir=tmp_path)
+    assert [(s.id, s.label) for s in source.samples("train")] == [
+        ("train/00000/1.ppm", 0),
+        ("train/00042/1.ppm", 42),
+    ]
 
 
 def test_a_set_of_another_size_than_published_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,3 +304,83 @@ def test_an_unknown_set_offers_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
         describe("cifar-10")
     assert "cifar10" in (caught.value.hint or "")
+
+
+def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LAYOUTS["flowers102"](tmp_path / "flowers102", monkeypatch)
+    monkeypatch.setitem(sys.modules, "scipy.io", None)
+    with pytest.raises(MissingExtra, match="flowers102 needs the package scipy") as caught:
+        open_source("flowers102", datasets_dir=tmp_path)
+    assert caught.value.hint == "pip install 'featcache[matlab]'"
+
+
+def test_a_server_that_refuses_is_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.HTTPError("https://here/set.zip", 403, "Forbidden", Message(), None)
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(DownloadError, match=r"the server answered 403 \(Forbidden\) for https://here"):
+        open_source("svhn", datasets_dir=tmp_path)
+
+
+def test_a_folder_that_cannot_be_written_is_a_download_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DownloadError, match="cannot be used"):
+        open_source("cifar10", datasets_dir=tmp_path / "file")
+
+
+def test_an_archive_on_another_file_system_is_copied(
+    cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    archive = cifar_server.archives.pop("cifar-10-python.tar.gz")
+    write_folder(tmp_path / "sets" / "cifar10", {"cifar-10-python.tar.gz": archive})
+    assert open_source("cifar10", datasets_dir=tmp_path / "sets").splits() == ("train", "test")
+
+
+def test_a_download_that_leads_to_nothing_is_an_error(
+    cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.images.acquisition._move_up", lambda staging, root: None)
+    with pytest.raises(DownloadError, match="does not find"):
+        open_source("cifar10", datasets_dir=tmp_path / "sets")
+
+
+def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import FGVCAircraft
+
+    with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("../../../escaped"))
+    server = _Server({"fgvc-aircraft-2013b.tar.gz": (tmp_path / "evil.tar.gz").read_bytes()}, monkeypatch)
+    with pytest.raises(DownloadError, match="escaped"):
+        open_source("fgvc_aircraft", datasets_dir=tmp_path / "a" / "sets")
+    assert server.asked == [FGVCAircraft._URL]
+    assert not list(tmp_path.rglob("escaped"))
+    assert tarfile.TarFile.extraction_filter is None
+
+
+def test_progress_is_drawn_on_a_terminal_only(
+    cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: dict[bool, str] = {}
+    for terminal in (True, False):
+        screen = io.StringIO()
+        monkeypatch.setattr(screen, "isatty", lambda terminal=terminal: terminal)
+        monkeypatch.setattr(sys, "stderr", screen)
+        open_source("cifar10", datasets_dir=tmp_path / str(terminal), report=lambda line: None)
+        drawn[terminal] = screen.getvalue()
+    assert drawn == {True: "noise of a download\n", False: ""}
+
+
+def test_damaged_hdf5_files_are_source_or_image_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LAYOUTS["pcam"](tmp_path / "pcam", monkeypatch)
+    source = open_source("pcam", datasets_dir=tmp_path)
+    images = next((tmp_path / "pcam").rglob("*test_x.h5"))
+    images.write_bytes(b"no HDF5")
+    with pytest.raises(ImageError, match="test/00000: cannot be read"):
+        source.read(source.samples("test")[0])
+    with pytest.raises(SourceError, match="pcam cannot be read"):
+        open_source("pcam", datasets_dir=tmp_path)

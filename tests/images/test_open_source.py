@@ -42,6 +42,19 @@ def test_a_path_that_does_not_exist_is_a_source_error(path: str, tmp_path: Path)
         open_source(path, datasets_dir=tmp_path)
 
 
+def test_no_name_at_all_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, FILES)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UnknownName):
+        open_source("", datasets_dir=tmp_path)
+
+
+@pytest.mark.parametrize("path", ["/dev/null", "x/" * 5000, "nul\0/x"])
+def test_what_cannot_be_opened_is_a_source_error(path: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError):
+        open_source(path, datasets_dir=tmp_path)
+
+
 @pytest.mark.parametrize(("name", "nearest"), [("cifar1", "cifar10"), ("CIFAR10", "cifar10"), ("digit", "digits")])
 def test_an_unknown_name_offers_the_nearest(name: str, nearest: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match=f"unknown data set '{name}'") as caught:

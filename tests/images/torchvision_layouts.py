@@ -11,6 +11,7 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,13 @@ from image_files import encoded, pixels
 from PIL import Image
 
 from featcache.images import describe
+from featcache.images.torchvision_sets import NAMED_SETS
 
 Fabricate = Callable[[Path, pytest.MonkeyPatch], None]
+
+
+def _names(count: int) -> list[str]:
+    return [f"class_{number:03d}" for number in range(count)]
 
 
 def _md5(path: Path) -> str:
@@ -155,7 +161,7 @@ def _pcam(root: Path, patch: pytest.MonkeyPatch) -> None:
 
 def _food101(root: Path, patch: pytest.MonkeyPatch) -> None:
     for split, number in (("train", 1), ("test", 2)):
-        listed = {name: [f"{name}/{number}"] for name in ("apple_pie", "waffles")}
+        listed = {name: [f"{name}/{number}"] for name in ("apple_pie", *_names(100))}
         _write(root / "food-101" / "meta" / f"{split}.json", json.dumps(listed))
         for name in listed:
             _jpeg(root / "food-101" / "images" / name / f"{number}.jpg", number)
@@ -177,22 +183,22 @@ def _flowers102(root: Path, patch: pytest.MonkeyPatch) -> None:
 def _pets(root: Path, patch: pytest.MonkeyPatch) -> None:
     folder = root / "oxford-iiit-pet"
     for split, number in (("trainval", 1), ("test", 2)):
-        lines = [f"Abyssinian_{number} 1 1 1", f"great_pyrenees_{number} 2 2 1"]
+        lines = [f"{name}_{number} {label} 1 1" for label, name in enumerate(_names(37), 1)]
         _write(folder / "annotations" / f"{split}.txt", "\n".join(lines))
-        for name in ("Abyssinian", "great_pyrenees"):
+        for name in _names(37):
             _jpeg(folder / "images" / f"{name}_{number}.jpg", number)
 
 
 def _eurosat(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for seed, name in enumerate(("AnnualCrop", "Forest")):
-        image = pixels(seed, 64, 64)
-        _write(root / "eurosat" / "2750" / name / f"{name}_1.jpg", encoded(Image.fromarray(image), "JPEG"))
+    for seed, name in enumerate(describe("eurosat").classes or ()):
+        image = Image.fromarray(pixels(seed, 64, 64))
+        _write(root / "eurosat" / "2750" / name / f"{name}_1.jpg", encoded(image, "JPEG"))
 
 
 def _dtd(root: Path, patch: pytest.MonkeyPatch) -> None:
     folder = root / "dtd" / "dtd"
     for number, split in enumerate(("train", "val", "test")):
-        names = [f"banded/banded_{number}.jpg", f"zigzagged/zigzagged_{number}.jpg"]
+        names = [f"{name}/{name}_{number}.jpg" for name in _names(47)]
         _write(folder / "labels" / f"{split}1.txt", "\n".join(names))
         for name in names:
             _jpeg(folder / "images" / name, number)
@@ -207,7 +213,7 @@ def _gtsrb(root: Path, patch: pytest.MonkeyPatch) -> None:
 
 def _imagenette(root: Path, patch: pytest.MonkeyPatch) -> None:
     for number, split in enumerate(("train", "val")):
-        for wnid in ("n01440764", "n03888257"):
+        for wnid in _torchvision().Imagenette._WNID_TO_CLASS:
             _jpeg(root / "imagenette2" / split / wnid / f"{wnid}_{number}.JPEG", number)
 
 
@@ -218,7 +224,7 @@ def _cars(root: Path, patch: pytest.MonkeyPatch) -> None:
     annotations = np.array([(1, "00001.jpg"), (2, "00002.jpg")], dtype=kind)
     scipy.io.savemat(folder / "devkit" / "cars_train_annos.mat", {"annotations": annotations})
     scipy.io.savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": annotations})
-    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(["Audi", "Bugatti"], dtype="O")})
+    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(_names(196), dtype="O")})
     for split in ("train", "test"):
         for number in (1, 2):
             _jpeg(folder / f"cars_{split}" / f"{number:05d}.jpg", number)
@@ -226,20 +232,21 @@ def _cars(root: Path, patch: pytest.MonkeyPatch) -> None:
 
 def _aircraft(root: Path, patch: pytest.MonkeyPatch) -> None:
     folder = root / "fgvc-aircraft-2013b" / "data"
-    _write(folder / "variants.txt", "707-320\nA300B4\n")
+    _write(folder / "variants.txt", "\n".join(["707-320", "A300 B4", *_names(98)]))
     for number, split in enumerate(("train", "val", "test")):
-        _write(folder / f"images_variant_{split}.txt", f"{number}0 707-320\n{number}1 A300B4\n")
+        _write(folder / f"images_variant_{split}.txt", f"{number}0 707-320\n{number}1 A300 B4\n")
         for last in (0, 1):
             _jpeg(folder / "images" / f"{number}{last}.jpg", number)
 
 
 def _caltech101(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for name in ("BACKGROUND_Google", "Faces", "yin_yang"):
+    for name in ("BACKGROUND_Google", *_names(101)):
         _jpeg(root / "caltech101" / "101_ObjectCategories" / name / "image_0001.jpg", 1)
 
 
 def _caltech256(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for number, name in enumerate(("001.ak47", "002.american-flag"), 1):
+    for number in range(1, 258):
+        name = f"{number:03d}.class"
         _jpeg(root / "caltech256" / "256_ObjectCategories" / name / f"{number:03d}_0001.jpg", number)
 
 
@@ -254,24 +261,29 @@ def _by_class(folder: str, splits: tuple[str, ...], classes: tuple[str, ...], su
 
 
 def _sun397(root: Path, patch: pytest.MonkeyPatch) -> None:
-    _write(root / "SUN397" / "ClassName.txt", "/a/abbey\n/b/bar/indoor\n")
-    _jpeg(root / "SUN397" / "a" / "abbey" / "sun_1.jpg", 1)
-    _jpeg(root / "SUN397" / "b" / "bar" / "indoor" / "sun_2.jpg", 2)
+    names = ["b/bar/indoor", *(f"c/{name}" for name in _names(396))]
+    _write(root / "SUN397" / "ClassName.txt", "".join(f"/{name}\n" for name in names))
+    for number, name in enumerate(names[:3]):
+        _jpeg(root / "SUN397" / name / f"sun_{number}.jpg", number)
 
 
 def _places365(root: Path, patch: pytest.MonkeyPatch) -> None:
     of_kind = _torchvision().Places365
-    categories = _write(root / "categories_places365.txt", "/a/airfield 0\n/z/zen_garden 1\n")
-    train = _write(root / "places365_train_standard.txt", "/a/airfield/1.jpg 0\n/z/zen_garden/2.jpg 1\n")
+    names = [f"/c/{name}" for name in _names(365)]
+    lines = [f"{name} {number}" for number, name in enumerate(names)]
+    categories = _write(root / "categories_places365.txt", "\n".join(lines))
+    train = _write(root / "places365_train_standard.txt", f"{names[0]}/1.jpg 0\n{names[1]}/2.jpg 1\n")
     val = _write(root / "places365_val.txt", "1.jpg 1\n")
     patch.setattr(of_kind, "_CATEGORIES_META", (categories.name, _md5(categories)))
     lists = {"train-standard": (train.name, _md5(train)), "val": (val.name, _md5(val))}
     patch.setattr(of_kind, "_FILE_LIST_META", lists)
-    for name in ("data_256_standard/a/airfield/1.jpg", "data_256_standard/z/zen_garden/2.jpg", "val_256/1.jpg"):
+    for name in (f"data_256_standard{names[0]}/1.jpg", f"data_256_standard{names[1]}/2.jpg", "val_256/1.jpg"):
         _write(root / name, encoded(Image.fromarray(pixels(1, 256, 256)), "JPEG"))
 
 
 def _inaturalist(root: Path, patch: pytest.MonkeyPatch) -> None:
+    known: Any = NAMED_SETS
+    patch.setitem(known, "inaturalist_mini", replace(known["inaturalist_mini"], class_count=2))
     for version in ("2021_train_mini", "2021_valid"):
         for number in range(2):
             name = f"{number:05d}_Animalia_Chordata_Aves_Passeriformes_Corvidae_Pica_pica{number}"
@@ -314,7 +326,7 @@ LAYOUTS: dict[str, Fabricate] = {
     "fgvc_aircraft": _aircraft,
     "caltech101": _caltech101,
     "caltech256": _caltech256,
-    "country211": _by_class("country211", ("train", "valid", "test"), ("AD", "ZW"), "jpg"),
+    "country211": _by_class("country211", ("train", "valid", "test"), tuple(_names(211)), "jpg"),
     "rendered_sst2": _by_class("rendered-sst2", ("train", "valid", "test"), ("negative", "positive"), "png"),
     "sun397": _sun397,
     "places365": _places365,

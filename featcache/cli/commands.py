@@ -1,0 +1,132 @@
+"""How a function becomes a command: its option groups unfolded, its errors and its exit code translated.
+
+0    done
+1    an error the user can act on: two lines on stderr, `error:` and `hint:`
+2    wrong usage
+130  interrupted
+141  nobody reads what the command says (`featcache ls | head -1`)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import os
+import sys
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import typer
+
+from featcache.cli.sections import SectionedCommand
+from featcache.errors import FeatcacheError
+
+INTERRUPTED = 130
+UNREAD = 141
+
+
+def command(app: typer.Typer, name: str, *, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Registers a function as a command whose parameters may be option groups (dataclasses).
+
+    `section` is where `featcache --help` lists it.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        hints = typing.get_type_hints(function, include_extras=True)
+        parameters = inspect.signature(function).parameters
+        groups = {key: hints[key] for key in parameters if dataclasses.is_dataclass(hints[key])}
+
+        @functools.wraps(function)
+        def run(**values: Any) -> None:
+            folded = {
+                key: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
+                for key, group in groups.items()
+            }
+            with _translated(debug=any(getattr(group, "debug", False) for group in folded.values())):
+                function(**values, **folded)
+
+        # What typer reads the options from.
+        vars(run)["__signature__"] = _unfolded(parameters, hints, groups)
+        return app.command(name, cls=SectionedCommand, rich_help_panel=section)(run)
+
+    return register
+
+
+def _unfolded(
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], groups: Mapping[str, Any]
+) -> inspect.Signature:
+    flat: list[inspect.Parameter] = []
+    for key, parameter in parameters.items():
+        if key not in groups:
+            flat.append(parameter.replace(annotation=hints[key], kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        kinds = typing.get_type_hints(groups[key], include_extras=True)
+        flat += [
+            inspect.Parameter(
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+            )
+            for field in dataclasses.fields(groups[key])
+        ]
+    return inspect.Signature(flat)
+
+
+@contextmanager
+def _translated(*, debug: bool) -> Iterator[None]:
+    """Turns what featcache raises on purpose into two lines and an exit code."""
+    try:
+        yield
+        flush_results()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        _leave_stdout()
+        raise typer.Exit(UNREAD) from None
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        _explain(error)
+        raise typer.Exit(1) from None
+
+
+def flush_results() -> None:
+    """Everything printed so far is written. Raises OSError where it cannot be, and lets go of stdout then."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _leave_stdout()
+        # One with EPIPE is a BrokenPipeError again.
+        raise OSError(error.errno, f"the result cannot be written: {error.strerror}") from error
+
+
+def _leave_stdout() -> None:
+    # Python flushes stdout once more when it ends, and would complain again.
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _explain(error: Exception) -> None:
+    if isinstance(error, FeatcacheError):
+        _say(f"error: {error.message}")
+        if error.hint:
+            _say(f"hint: {error.hint}")
+    elif isinstance(error, OSError):
+        what = error.strerror or str(error)
+        _say(f"error: {what}" if error.filename is None else f"error: {error.filename}: {what}")
+        _say("hint: --debug shows where it happened")
+    else:
+        _say(f"error: unexpected {type(error).__name__}: {error}")
+        _say("hint: this is a fault of featcache; --debug shows where it happened")
+
+
+def _say(text: str) -> None:
+    # Two lines are two lines, whatever a message quotes.
+    print(" ".join(text.splitlines()), file=sys.stderr)

@@ -1,0 +1,66 @@
+"""Results on stdout: one JSON object for programs, pairs and tables for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Exactly one JSON object on stdout, in one line."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        # A file name that is no UTF-8, or a console that knows less than Unicode.
+        text = json.dumps(value, allow_nan=False)
+    print(text)
+
+
+def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
+    """Names and values on stdout, a line each; nothing for no pairs."""
+    width = max((len(name) for name, _ in pairs), default=0)
+    for name, value in pairs:
+        print(f"{name.ljust(width)}  {value}".rstrip())
+
+
+def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> None:
+    """Columns on stdout, as wide as their content; a column whose cells are all numbers stands to the right."""
+    columns = [[name, *cells] for name, cells in zip(header, zip(*rows, strict=True), strict=True)]
+    aligned = [_aligned(column) for column in columns]
+    for number, row in enumerate(zip(*aligned, strict=True)):
+        print("  ".join(row).rstrip())
+        if number == 0:
+            print("  ".join("-" * len(cell) for cell in row))
+
+
+def _aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    numeric = all(cell[:1].isdigit() or cell == "-" for cell in column[1:])
+    return [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
+
+
+def human_rows(rows: Mapping[str, int]) -> str:
+    """{"test": 10, "train": 2000} -> "2,000 train, 10 test"."""
+    return ", ".join(f"{rows[split]:,} {split}" for split in ("train", "val", "test") if split in rows)
+
+
+def human_bytes(count: float) -> str:
+    """1_234_567 -> "1.2 MB"."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """75.2 -> "1m15s"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"

@@ -1,0 +1,106 @@
+"""The format on disk: old files open for ever, and docs/format.md tells the truth about them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cache_samples import CLASSES, LAYERS, a_spec, digests_of, make_cache
+
+from featcache.cache.catalog import describe
+from featcache.cache.parts import Part, Skipped
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Selection, Spec
+from featcache.cache.trailer import FORMAT_VERSION
+from featcache.cache.verification import verify
+
+GOLDEN = Path(__file__).parent / "golden"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
+CACHE = GOLDEN / "cache-1.h5"
+PART = GOLDEN / "part-1.safetensors"
+
+GOLDEN_SPEC = Spec(
+    backbone="golden",
+    layers=(LAYERS[0],),
+    pool="none",
+    transform={"size": 4, "mean": [0.5, 0.25], "resize": "squash"},
+    decoder="pillow",
+    precision="fp32",
+    runner="eager",
+    dtype="float16",
+)
+GOLDEN_SELECTION = Selection(source="golden", splits=("train",), limit=4, select_seed=7)
+GOLDEN_IDS = ("train/cat/1.jpg", "train/dog/ü.jpg", "train/frog/caf\udce9.jpg")
+GOLDEN_LABELS = [0, 1, -1]
+GOLDEN_ROWS = (np.arange(48, dtype=np.float16).reshape(3, 16) - 20) / 8
+GOLDEN_SKIPPED = Skipped(id="train/cat/2.jpg", split="train", reason="truncated", digest="ab" * 32)
+
+
+def test_there_is_a_golden_file_for_every_version() -> None:
+    assert {path.name for path in GOLDEN.glob("cache-*.h5")} == {f"cache-{n + 1}.h5" for n in range(FORMAT_VERSION)}
+
+
+def test_the_golden_cache_opens_for_ever() -> None:
+    with FeatureCache.open(CACHE) as cache:
+        assert cache.spec == GOLDEN_SPEC
+        assert cache.spec.fingerprint == "10bc96495237aeaba674bba792c2297b2cb6086d506611c78b8968403303ad45"
+        assert cache.selection == GOLDEN_SELECTION
+        assert cache.set_name == "golden"
+        assert cache.classes == CLASSES
+        assert cache.provenance == {"created": "2026-11-24T06:00:00+00:00", "torch": "2.14.1"}
+        assert cache.skipped == (GOLDEN_SKIPPED,)
+        split = cache["train"]
+        assert split.ids == GOLDEN_IDS
+        assert split.labels.tolist() == GOLDEN_LABELS
+        np.testing.assert_array_equal(split.digests, digests_of(["one", "two", "three"]))
+        np.testing.assert_array_equal(split.features[:], GOLDEN_ROWS)
+        assert split.features.feature_shape == (4, 2, 2)
+        assert (split.features.scale, split.features.offset) == (0.5, -1.0)
+    assert verify(CACHE, full=True).sound
+    assert describe(CACHE).complete
+
+
+def test_the_golden_part_opens_for_ever() -> None:
+    part = Part.open(PART)
+    assert part.fingerprint == GOLDEN_SPEC.fingerprint
+    assert part.first_row == 5
+    assert part.skipped == (GOLDEN_SKIPPED,)
+    np.testing.assert_array_equal(part.digests, digests_of(["one", "two", "three"]))
+    np.testing.assert_array_equal(part.gather("avgpool", np.arange(3)), GOLDEN_ROWS)
+
+
+def example() -> str:
+    (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)
+    assert "featcache" not in code.replace("FEATCAC", "")
+    return str(code)
+
+
+def test_the_documents_example_reads_the_golden_file() -> None:
+    found: dict[str, Any] = {"path": CACHE}
+    exec(compile(example(), str(DOCUMENT), "exec"), found)
+    np.testing.assert_allclose(found["features"], GOLDEN_ROWS * 0.5 - 1)
+    assert found["ids"] == list(GOLDEN_IDS)
+    assert found["labels"].tolist() == GOLDEN_LABELS
+    assert found["classes"] == list(CLASSES)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+def test_the_documents_example_reads_a_new_file(tmp_path: Path, dtype: str) -> None:
+    path = make_cache(tmp_path / "c.h5", a_spec(dtype=dtype))
+    found: dict[str, Any] = {"path": str(path)}
+    exec(compile(example(), str(DOCUMENT), "exec"), found)
+    with FeatureCache.open(path) as cache:
+        np.testing.assert_array_equal(found["features"], cache[found["split"]].features[:].astype(np.float32))
+
+
+def test_the_document_names_every_array_and_attribute(tmp_path: Path) -> None:
+    import h5py
+
+    text = DOCUMENT.read_text(encoding="utf-8")
+    path = make_cache(tmp_path / "c.h5", arrays={"avgpool": (2.0, 1.0)})
+    with h5py.File(path) as file:
+        names = {*file.attrs, *file["train"], *file["train/features/avgpool"].attrs}
+    assert [name for name in names if f"`{name}`" not in text and f"/{name}" not in text] == []

@@ -1,0 +1,244 @@
+"""Locks: a courtesy that never blocks for the dead."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from featcache.cache import filesystem
+from featcache.cache.locks import Owner, is_locked, lock_path, locked
+from featcache.errors import CacheBusy, CacheUnwritable
+
+NAME = "cifar10-vgg16-00000000-00000000"
+
+
+def in_child(action: Callable[[], int]) -> int:
+    """The pid of a forked child that does the action and ends with its status."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(action())
+        finally:
+            os._exit(99)
+    return pid
+
+
+def sleep() -> int:
+    time.sleep(60)
+    return 0
+
+
+def status_of(pid: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def try_lock(folder: Path, *, shared: bool = False) -> int:
+    try:
+        with locked(folder, NAME, shared=shared, wait=False):
+            return 0
+    except CacheBusy:
+        return 1
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def holder(folder: Path, *, shared: bool = False) -> int:
+    """A child that holds the lock until it is killed."""
+
+    def hold() -> int:
+        with locked(folder, NAME, shared=shared):
+            (folder / f"held-{os.getpid()}").touch()
+            time.sleep(60)
+        return 0
+
+    pid = in_child(hold)
+    until((folder / f"held-{pid}").exists)
+    return pid
+
+
+def test_the_second_is_told_who_holds_it_and_stops_when_it_may_not_wait(tmp_path: Path) -> None:
+    with locked(tmp_path, NAME):
+        assert is_locked(tmp_path, NAME)
+        with pytest.raises(CacheBusy) as caught, locked(tmp_path, NAME, wait=False):
+            pytest.fail("both hold it")
+        assert f"process {os.getpid()} on " in caught.value.message
+        assert NAME in caught.value.message
+        assert "--no-wait" in str(caught.value.hint)
+    assert not is_locked(tmp_path, NAME)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_second_waits_and_says_for_whom(tmp_path: Path) -> None:
+    told: list[Owner | None] = []
+    got = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path, NAME, waiting=told.append):
+            got.set()
+
+    with locked(tmp_path, NAME):
+        thread = threading.Thread(target=second)
+        thread.start()
+        until(lambda: bool(told))
+        assert not got.is_set()
+    thread.join(20)
+    assert got.is_set()
+    (owner,) = told
+    assert owner is not None
+    assert owner.pid == os.getpid()
+    assert owner.since.endswith("+00:00")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    pid = holder(tmp_path)
+    assert try_lock(tmp_path) == 1
+    os.kill(pid, signal.SIGKILL)
+    status_of(pid)
+    assert try_lock(tmp_path) == 0
+
+
+def test_living_forked_children_of_a_dead_owner_block_nobody(tmp_path: Path) -> None:
+    def own_and_fork() -> int:
+        with locked(tmp_path, NAME):
+            child = in_child(sleep)
+            (tmp_path / "child").write_text(str(child))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0
+
+    status_of(in_child(own_and_fork))
+    child = int((tmp_path / "child").read_text())
+    try:
+        assert filesystem.is_alive(child)
+        assert try_lock(tmp_path) == 0
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_that_unwinds_does_not_release_its_parents_lock(tmp_path: Path) -> None:
+    with locked(tmp_path, NAME):
+        pid = os.fork()
+        if pid:
+            assert status_of(pid) == 0
+            assert lock_path(tmp_path, NAME).exists()
+            assert status_of(in_child(lambda: try_lock(tmp_path))) == 1
+    if pid == 0:
+        os._exit(0)
+
+
+def test_a_started_program_does_not_inherit_the_lock(tmp_path: Path) -> None:
+    with locked(tmp_path, NAME):
+        program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        assert try_lock(tmp_path) == 0
+    finally:
+        program.kill()
+        program.wait()
+
+
+def test_shards_hold_it_together_and_keep_others_out(tmp_path: Path) -> None:
+    pids = [holder(tmp_path, shared=True) for _ in range(2)]
+    assert try_lock(tmp_path, shared=True) == 0
+    assert try_lock(tmp_path) == 1
+    os.kill(pids[0], signal.SIGKILL)
+    status_of(pids[0])
+    assert try_lock(tmp_path) == 1
+    os.kill(pids[1], signal.SIGKILL)
+    status_of(pids[1])
+    assert try_lock(tmp_path) == 0
+    assert not lock_path(tmp_path, NAME).exists()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_many_take_turns_and_nobody_is_forgotten(tmp_path: Path, shared: bool) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+
+    def count() -> int:
+        for _ in range(10):
+            with locked(tmp_path, NAME):
+                counter.write_text(str(int(counter.read_text()) + 1))
+            with locked(tmp_path, NAME, shared=shared):
+                pass
+        return 0
+
+    pids = [in_child(count) for _ in range(5)]
+    assert [status_of(pid) for pid in pids] == [0] * 5
+    assert counter.read_text() == "50"
+    assert not lock_path(tmp_path, NAME).exists()
+
+
+@pytest.mark.parametrize("failure", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS], ids=errno.errorcode.get)
+def test_a_file_system_that_cannot_lock_costs_double_work_at_worst(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int
+) -> None:
+    def unable(fd: int, mode: int) -> None:
+        raise OSError(failure, os.strerror(failure))
+
+    monkeypatch.setattr(filesystem.system, "flock", unable)
+    with locked(tmp_path, NAME), locked(tmp_path, NAME, wait=False):
+        pass
+
+
+def test_another_failure_of_the_lock_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(fd: int, mode: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(filesystem.system, "flock", failing)
+    with pytest.raises(CacheUnwritable, match="Input/output"), locked(tmp_path, NAME):
+        pytest.fail("it was held")
+
+
+def test_without_flock_another_library_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem.system, "flock", None)
+    told: list[Owner | None] = []
+    got = threading.Event()
+
+    def second() -> None:
+        with locked(tmp_path, NAME, waiting=told.append):
+            got.set()
+
+    with locked(tmp_path, NAME):
+        with pytest.raises(CacheBusy), locked(tmp_path, NAME, wait=False):
+            pytest.fail("both hold it")
+        with locked(tmp_path, NAME, shared=True):
+            pass
+        thread = threading.Thread(target=second)
+        thread.start()
+        until(lambda: bool(told))
+        assert not got.is_set()
+    thread.join(20)
+    assert got.is_set()
+
+
+def test_a_folder_that_cannot_hold_a_lock_is_a_clear_error(tmp_path: Path) -> None:
+    (tmp_path / "features").write_text("")
+    with pytest.raises(CacheUnwritable), locked(tmp_path / "features", NAME):
+        pytest.fail("it was held")
+
+
+def test_an_error_inside_releases_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), locked(tmp_path, NAME):
+        raise KeyError
+    assert try_lock(tmp_path) == 0
+
+
+def test_unreadable_owner_information_is_no_obstacle(tmp_path: Path) -> None:
+    with locked(tmp_path, NAME):
+        lock_path(tmp_path, NAME).write_text("not json")
+        with pytest.raises(CacheBusy, match="somebody else"), locked(tmp_path, NAME, wait=False):
+            pytest.fail("both hold it")

@@ -1,0 +1,118 @@
+"""`why` and `verify --recompute`: what an existing cache is worth."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+from tiny import jpeg, write_images
+
+from featcache.backbones import networks
+from featcache.cache.reader import FeatureCache
+from featcache.errors import ExtractionError, WeightsError
+from featcache.extraction.rebuild import recompute
+from featcache.extraction.reporting import LogReporter
+from featcache.extraction.request import Request
+from featcache.extraction.run import extract
+from featcache.extraction.why import Why, why
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    save_file(dict(networks.build_random("squeezenet1_1", 0).state_dict()), tmp_path / "w.safetensors")
+    return Request(
+        dataset=write_images(tmp_path / "pictures", train=3, test=2),
+        backbone="squeezenet1_1",
+        weights=str(tmp_path / "w.safetensors"),
+        image_size=64,
+        data_dir=tmp_path / "data",
+    )
+
+
+def asked(request: Request) -> Why:
+    return why(request, reporter=LogReporter())
+
+
+def fields(told: Why) -> list[str]:
+    return [difference.field for difference in told.nearest[0].differences]
+
+
+def test_before_and_after_an_extraction(request_: Request) -> None:
+    assert (asked(request_).state, asked(request_).to_compute) == ("miss", 15)
+    assert not request_.features_dir.exists()
+    extract(request_)
+    assert (asked(request_).state, asked(request_).to_compute) == ("hit", 0)
+
+
+def test_new_changed_and_gone_images_are_named(request_: Request) -> None:
+    extract(request_)
+    assert isinstance(request_.dataset, Path)
+    (request_.dataset / "train/cat/00.jpg").write_bytes(jpeg(900))
+    (request_.dataset / "train/cat/zz.jpg").write_bytes(jpeg(901))
+    (request_.dataset / "test/eel/01.jpg").unlink()
+    told = asked(request_)
+    assert (told.state, told.to_compute) == ("partial", 2)
+    assert (told.changed, told.new, told.gone) == (("train/cat/00.jpg",), ("train/cat/zz.jpg",), ("test/eel/01.jpg",))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [({"dtype": "float32"}, "dtype"), ({"image_size": 72}, "transform.image_size"), ({"pool": "none"}, "pool")],
+)
+def test_the_field_that_differs_is_named(change: dict[str, object], field: str, request_: Request) -> None:
+    extract(request_)
+    told = asked(replace(request_, **change))  # type: ignore[arg-type]
+    assert told.state == "miss"
+    assert field in fields(told)
+
+
+def test_one_bit_of_one_weight_is_a_miss_and_named(request_: Request, tmp_path: Path) -> None:
+    extract(request_)
+    data = bytearray((tmp_path / "w.safetensors").read_bytes())
+    place = data.rindex(b"}") + 200
+    data[place] ^= 1
+    (tmp_path / "w.safetensors").write_bytes(data)
+    told = asked(request_)
+    assert told.state == "miss"
+    assert fields(told) == ["layers.features.weights"]
+
+
+def test_rows_computed_again_are_equal(request_: Request) -> None:
+    cache = FeatureCache.open(extract(request_).cache)
+    again = recompute(cache, 10, seed=0, data_dir=request_.data_dir, device="cpu")
+    assert (again.rows, again.equal, again.greatest) == (10, 10, 0.0)
+
+
+def test_a_row_that_is_not_what_it_should_be_is_found(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = FeatureCache.open(extract(request_).cache)
+    original = type(cache["train"]).gather
+
+    def spoiled(split: object, layer: str, rows: np.ndarray) -> np.ndarray:
+        found: np.ndarray = original(split, layer, rows).copy()  # type: ignore[arg-type]
+        found[0, 0] += 1
+        return found
+
+    monkeypatch.setattr(type(cache["train"]), "gather", spoiled)
+    again = recompute(cache, 15, seed=0, data_dir=request_.data_dir, device="cpu")
+    assert again.equal == 13
+    assert again.greatest == pytest.approx(1.0, rel=1e-2)
+
+
+def test_other_weights_are_refused(request_: Request, tmp_path: Path) -> None:
+    cache = FeatureCache.open(extract(request_).cache)
+    tensors = load_file(tmp_path / "w.safetensors")
+    tensors["features.0.bias"] = tensors["features.0.bias"] + 1
+    save_file(tensors, tmp_path / "w.safetensors")
+    with pytest.raises(WeightsError, match="the weights differ for features"):
+        recompute(cache, 4, seed=0, data_dir=request_.data_dir, device="cpu")
+
+
+def test_images_that_changed_are_refused(request_: Request) -> None:
+    cache = FeatureCache.open(extract(request_).cache)
+    assert isinstance(request_.dataset, Path)
+    (request_.dataset / "train/cat/00.jpg").write_bytes(jpeg(900))
+    with pytest.raises(ExtractionError, match=r"train/cat/00\.jpg: the image changed"):
+        recompute(cache, 15, seed=0, data_dir=request_.data_dir, device="cpu")

@@ -1,0 +1,57 @@
+"""A set of real little images in a folder, and a backbone that is quick: what extraction is tested with."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import from_module
+from featcache.backbones.transforms import Transform
+
+CLASSES = ("cat", "dog", "eel")
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions and a mean: 12 features that depend on every pixel."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first = nn.Conv2d(3, 8, 3)
+            self.second = nn.Conv2d(8, 12, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.first(images))
+        return torch.relu(self.second(hidden)).mean(dim=(2, 3))
+
+
+def tiny_backbone(seed: int = 0, image_size: int = 16, name: str = "tiny") -> Backbone:
+    return from_module(TinyNetwork(seed), name=name, transform=Transform(image_size=image_size))
+
+
+def jpeg(seed: int, side: int = 20) -> bytes:
+    """An encoded image, different for every seed."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG")
+    return file.getvalue()
+
+
+def write_images(root: Path, train: int = 10, test: int = 4) -> Path:
+    """`train` and `test` images per class, all different: `split/class/NN.jpg`."""
+    seed = 0
+    for split, count in (("train", train), ("test", test)):
+        for name in CLASSES:
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                (folder / f"{number:02d}.jpg").write_bytes(jpeg(seed))
+                seed += 1
+    return root
