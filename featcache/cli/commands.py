@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import os
 import sys
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from typing import Any
 
 import typer
 
+from featcache.cli.printing import flush
 from featcache.cli.sections import SectionedCommand
 from featcache.errors import FeatcacheError
 
@@ -78,12 +78,11 @@ def _translated(*, debug: bool) -> Iterator[None]:
     """Turns what featcache raises on purpose into two lines and an exit code."""
     try:
         yield
-        flush_results()
+        flush()
     except KeyboardInterrupt:
         _say("interrupted")
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        _leave_stdout()
         raise typer.Exit(UNREAD) from None
     except (typer.Exit, typer.BadParameter):
         raise
@@ -92,25 +91,6 @@ def _translated(*, debug: bool) -> Iterator[None]:
             raise
         _explain(error)
         raise typer.Exit(1) from None
-
-
-def flush_results() -> None:
-    """Everything printed so far is written. Raises OSError where it cannot be, and lets go of stdout then."""
-    if sys.stdout is None:
-        return
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        _leave_stdout()
-        # One with EPIPE is a BrokenPipeError again.
-        raise OSError(error.errno, f"the result cannot be written: {error.strerror}") from error
-
-
-def _leave_stdout() -> None:
-    # Python flushes stdout once more when it ends, and would complain again.
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
 
 
 def _explain(error: Exception) -> None:

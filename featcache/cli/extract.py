@@ -8,7 +8,7 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, RunOptions, number_or_auto, requested
-from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_pairs
+from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_line, print_pairs
 from featcache.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def register(app: typer.Typer) -> None:
             part_rows=how.part_rows,
             on_error=how.on_error,
             wait=not how.no_wait,
+            rehash=how.rehash,
         )
         request = Request(**requested(what, images, common))
         with Terminal(quiet=common.quiet) as terminal:
@@ -60,4 +61,4 @@ def _show(extraction: Extraction) -> None:
         ]
     )
     for skipped in extraction.skipped:
-        print(f"skipped {skipped.id}: {skipped.reason}")
+        print_line(f"skipped {skipped.id}: {skipped.reason}")

@@ -8,7 +8,7 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.printing import human_rows, print_json, print_table
+from featcache.cli.printing import human_rows, print_json, print_line, print_table
 
 _SECTION = "What there is"
 
@@ -25,13 +25,13 @@ def register(app: typer.Typer) -> None:
 
         if name is None:
             names = backbone_names()
-            print_json({"backbones": list(names)}) if common.json else print("\n".join(names))
+            print_json({"backbones": list(names)}) if common.json else print_line("\n".join(names))
             return
         layers = backbone_layers(name)
         if common.json:
             print_json({"backbone": name, "default": layers.default, "layers": list(layers.names)})
         else:
-            print("\n".join(f"{layer}  (default)" if layer == layers.default else layer for layer in layers.names))
+            print_line("\n".join(f"{layer}  (default)" if layer == layers.default else layer for layer in layers.names))
 
     @command(app, "datasets", section=_SECTION)
     def datasets(common: Common) -> None:

@@ -189,6 +189,10 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = "fail"
+    rehash: Annotated[
+        bool,
+        typer.Option("--rehash", help="Read every image, also those that look unchanged.", rich_help_panel=_RUN),
+    ] = False
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Stop if somebody else is writing this cache.", rich_help_panel=_RUN)
     ] = False

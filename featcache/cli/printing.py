@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+
+def print_line(text: str = "") -> None:
+    """One line on stdout. Raises OSError, for a reader who has left BrokenPipeError, where it cannot be written."""
+    with _writing():
+        print(text)
+
+
+def flush() -> None:
+    """Everything printed so far is written. Raises what `print_line` raises."""
+    with _writing():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        # Python flushes stdout once more when it ends, and would complain again.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+        # With EPIPE it is a BrokenPipeError again.
+        raise OSError(error.errno, f"the result cannot be written: {error.strerror}") from error
 
 
 def print_json(value: Mapping[str, Any]) -> None:
@@ -16,14 +44,14 @@ def print_json(value: Mapping[str, Any]) -> None:
     except UnicodeEncodeError:
         # A file name that is no UTF-8, or a console that knows less than Unicode.
         text = json.dumps(value, allow_nan=False)
-    print(text)
+    print_line(text)
 
 
 def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
     """Names and values on stdout, a line each; nothing for no pairs."""
     width = max((len(name) for name, _ in pairs), default=0)
     for name, value in pairs:
-        print(f"{name.ljust(width)}  {value}".rstrip())
+        print_line(f"{name.ljust(width)}  {value}".rstrip())
 
 
 def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> None:
@@ -31,9 +59,9 @@ def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> None
     columns = [[name, *cells] for name, cells in zip(header, zip(*rows, strict=True), strict=True)]
     aligned = [_aligned(column) for column in columns]
     for number, row in enumerate(zip(*aligned, strict=True)):
-        print("  ".join(row).rstrip())
+        print_line("  ".join(row).rstrip())
         if number == 0:
-            print("  ".join("-" * len(cell) for cell in row))
+            print_line("  ".join("-" * len(cell) for cell in row))
 
 
 def _aligned(column: Sequence[str]) -> list[str]:

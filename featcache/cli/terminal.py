@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
+from featcache.cli.printing import human_bytes, human_seconds
+
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID
 
@@ -34,7 +36,7 @@ class Terminal:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._stage = ""
-        self._began = 0.0
+        self._began, self._first = 0.0, 0
 
     def __enter__(self) -> Self:
         self._open.enter_context(contextlib.redirect_stdout(self._stream))
@@ -65,30 +67,30 @@ class Terminal:
             return
         if stage != self._stage:
             self._finish()
-            self._stage, self._began = stage, self._clock()
-        if self._progress is None and self._clock() - self._began > _PATIENCE_S and done < total:
+            self._stage, self._began, self._first = stage, self._clock(), done
+        passed = self._clock() - self._began
+        if self._progress is None and passed > _PATIENCE_S and done < total:
             self._begin(total)
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, completed=done, total=total)
+            average = (done - self._first) / passed
+            self._progress.update(self._task, completed=done, total=total, average=average)
         if done >= total:
             self._finish()
 
     def _begin(self, total: int) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             *_counting(_COUNTED_IN.get(self._stage, "images")),
-            TimeRemainingColumn(),
-            TextColumn("left"),
             console=Console(file=self._stream),
             transient=True,
             speed_estimate_period=60,
             get_time=self._clock,
         )
-        self._task = self._progress.add_task(self._stage, total=total)
+        self._task = self._progress.add_task(self._stage, total=total, average=0.0)
         self._progress.start()
 
     def _finish(self) -> None:
@@ -98,17 +100,22 @@ class Terminal:
 
 
 def _counting(unit: str) -> Sequence[ProgressColumn]:
-    """How far, and how fast."""
-    from rich.progress import DownloadColumn, MofNCompleteColumn, ProgressColumn, Task, TransferSpeedColumn
+    """How far, how fast, and how long still."""
+    from rich.progress import DownloadColumn, MofNCompleteColumn, ProgressColumn, Task
     from rich.text import Text
 
-    if unit == "bytes":
-        return DownloadColumn(), TransferSpeedColumn()
+    def speed(task: Task) -> float:
+        # Rich knows one after two updates, which may be a minute apart.
+        return float(task.speed or task.fields["average"])
 
     class Rate(ProgressColumn):
-        """Images or epochs a second."""
-
         def render(self, task: Task) -> Text:
-            return Text(f"{task.speed:.1f} {unit}/s" if task.speed else f"- {unit}/s")
+            rate = speed(task)
+            return Text(f"{human_bytes(rate)}/s" if unit == "bytes" else f"{rate:,.1f} {unit}/s")
 
-    return MofNCompleteColumn(), Rate()
+    class Left(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            rate = speed(task)
+            return Text(f"{human_seconds((task.remaining or 0) / rate)} left" if rate else "")
+
+    return DownloadColumn() if unit == "bytes" else MofNCompleteColumn(), Rate(), Left()

@@ -9,7 +9,7 @@ import typer
 
 from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
-from featcache.cli.printing import human_seconds, print_json, print_pairs, print_table
+from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _show(run: Run) -> None:
     ]
     stopped = ", interrupted" if result.get("interrupted") else ""
     print_table(rows, header=("", "accuracy", "loss", "images"))
-    print()
+    print_line()
     print_pairs(
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),

@@ -54,6 +54,7 @@ class Job:
     threads: int
     part_rows: int
     skip: bool
+    rehash: bool
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -69,7 +70,12 @@ class Job:
     def plan(self) -> Plan:
         """The rows, after every selected image has been read and hashed once."""
         return plan_rows(
-            self.source, self.request, workers=self.threads, skip_unreadable=self.skip, reporter=self.reporter
+            self.source,
+            self.request,
+            workers=self.threads,
+            skip_unreadable=self.skip,
+            rehash=self.rehash,
+            reporter=self.reporter,
         )
 
     def locked(self, *, wait: bool) -> Extraction:
@@ -84,8 +90,10 @@ class Job:
         plan = self.plan
         standing = self.standing_cache()
         if standing is not None and self.is_hit(standing, plan):
+            # A run that was killed right after it had published may have left its parts.
+            discard_parts(self.parts_dir)
             return self._result(standing, computed=0, rate=None)
-        donors = Donors(self.donors(standing))
+        donors = Donors(self.donors(standing), self.reporter.warn)
         digests = plan.all_digests()
         missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
         self._say_what_stands(plan.rows, len(missing))
@@ -127,8 +135,7 @@ class Job:
         folder, short = self.request.features_dir, self.spec.fingerprint[:8]
         donors: list[Donor] = []
         for parts in sorted(folder.glob(f"*-{short}-*.parts")):
-            opened = open_parts(parts, self.reporter.warn)
-            donors += [part for part in opened if part.fingerprint == self.spec.fingerprint]
+            donors += open_parts(parts, self.reporter.warn, fingerprint=self.spec.fingerprint)
         for path in sorted(folder.glob(f"*-{short}-*.h5")):
             cache = standing if path == self.cache_path else self._opened(path)
             if cache is not None and cache.spec.fingerprint == self.spec.fingerprint:
@@ -240,7 +247,7 @@ class Job:
             provenance=self._provenance(),
             tables={split: table for split, table in tables.items() if len(table)},
             skipped=lost,
-            donors=Donors(self.donors(self.standing_cache())),
+            donors=Donors(self.donors(self.standing_cache()), self.reporter.warn),
             arrays=self._scaling(),
         )
         discard_parts(self.parts_dir)

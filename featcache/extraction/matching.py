@@ -17,7 +17,7 @@ from featcache.backbones.weights import source_of
 from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
-from featcache.errors import CacheNotFound, FeatcacheError
+from featcache.errors import CacheIncomplete, CacheNotFound, FeatcacheError
 from featcache.extraction import devices
 from featcache.extraction.plan import spec_of
 from featcache.extraction.request import Request
@@ -92,7 +92,11 @@ def by_request(request: Request) -> Found:
             + (f"; there are {', '.join(entry.name for entry in shelf)}" if shelf else ""),
             hint=f"make it with `{as_command(request)}`" + (", or name one of those" if shelf else ""),
         )
-    return Found(path=chosen.require_complete(), layers=asked.layers)
+    try:
+        return Found(path=chosen.require_complete(), layers=asked.layers)
+    except CacheIncomplete as error:
+        hint = f"finish it with `{as_command(request)}`: it goes on where it stopped"
+        raise CacheIncomplete(error.message, hint=hint) from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,8 @@ class Pipeline:
         # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
         if digest(payload) != expected:
             raise ImageError(
-                f"{sample.id}: the image changed while it was being extracted", hint="run the command again"
+                f"{sample.id}: the image changed while it was being extracted",
+                hint="run the command again; with --rehash if it happens twice",
             )
         return self.backbone.resize(decode(payload, sample.id))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from featcache.backbones.backbone import Backbone
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.errors import InvalidOption, SourceError
+from featcache.extraction.index import DigestIndex, index_path, keys_of, save
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.decoding import DECODER
@@ -62,46 +64,72 @@ def selected(source: ImageSource, request: Request) -> dict[str, list[Sample]]:
 
 
 def plan_rows(
-    source: ImageSource, request: Request, *, workers: int, skip_unreadable: bool, reporter: Reporter
+    source: ImageSource,
+    request: Request,
+    *,
+    workers: int,
+    skip_unreadable: bool,
+    rehash: bool,
+    reporter: Reporter,
 ) -> Plan:
-    """Reads and hashes every selected image. Raises SourceError where none is left."""
+    """The digest of every selected image: from the index where the image is unchanged, else read and hashed.
+
+    `rehash` reads all. Raises SourceError where an image cannot be read or none is left.
+    """
     chosen = selected(source, request)
-    read: dict[str, list[tuple[Sample, bytes]]] = {split: [] for split in chosen}
+    samples = [sample for some in chosen.values() for sample in some]
+    where = index_path(request.data_dir, request.origin)
+    known, digests = _known(source, samples, DigestIndex() if rehash else DigestIndex.load(where))
+    unread = np.flatnonzero(~known)
     unreadable: list[tuple[Sample, str]] = []
-    everything = [sample for samples in chosen.values() for sample in samples]
-    for done, (sample, hashed) in enumerate(_hashed(source, everything, workers), start=1):
-        if done % _CHUNK == 0 or done == len(everything):
-            reporter.advance("reading", done, len(everything))
+    lost = np.zeros(len(samples), np.bool_)
+    for done, (row, hashed) in enumerate(
+        zip(unread, _hashed(source, [samples[row] for row in unread], workers), strict=True), start=1
+    ):
+        if done % _CHUNK == 0 or done == len(unread):
+            reporter.advance("reading", done, len(unread))
         if isinstance(hashed, bytes):
-            read[sample.split].append((sample, hashed))
+            digests[row] = np.frombuffer(hashed, np.uint8)
         elif skip_unreadable:
-            unreadable.append((sample, hashed.message))
+            unreadable.append((samples[row], hashed.message))
+            lost[row] = True
         else:
             raise hashed
-    if not any(read.values()):
+    kept = np.flatnonzero(~lost)
+    if not len(kept):
         raise SourceError(f"no image of {request.origin} is left to extract")
+    if len(unread):
+        save(where, source, [samples[row] for row in kept], digests[kept], time.time_ns())
+    return _by_split([samples[row] for row in kept], digests[kept], tuple(unreadable))
+
+
+def _known(
+    source: ImageSource, samples: Sequence[Sample], index: DigestIndex
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+    keys, stamped = keys_of(source, samples)
+    known, digests = index.find(keys)
+    return known & stamped, digests
+
+
+def _by_split(
+    samples: Sequence[Sample], digests: npt.NDArray[np.uint8], unreadable: tuple[tuple[Sample, str], ...]
+) -> Plan:
+    rows = {split: [row for row, sample in enumerate(samples) if sample.split == split] for split in SPLITS}
     return Plan(
-        samples={split: tuple(sample for sample, _ in rows) for split, rows in read.items() if rows},
-        digests={
-            split: np.frombuffer(b"".join(d for _, d in rows), np.uint8).reshape(-1, 32)
-            for split, rows in read.items()
-            if rows
-        },
-        unreadable=tuple(unreadable),
+        samples={split: tuple(samples[row] for row in some) for split, some in rows.items() if some},
+        digests={split: digests[some] for split, some in rows.items() if some},
+        unreadable=unreadable,
     )
 
 
-def _hashed(
-    source: ImageSource, samples: Sequence[Sample], workers: int
-) -> Iterator[tuple[Sample, bytes | SourceError]]:
+def _hashed(source: ImageSource, samples: Sequence[Sample], workers: int) -> Iterator[bytes | SourceError]:
     def hash_chunk(chunk: tuple[Sample, ...]) -> list[bytes | SourceError]:
         return [_hash(source, sample) for sample in chunk]
 
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        chunks = list(_chunks(samples))
         try:
-            for chunk, hashes in zip(chunks, pool.map(hash_chunk, chunks), strict=True):
-                yield from zip(chunk, hashes, strict=True)
+            for hashes in pool.map(hash_chunk, _chunks(samples)):
+                yield from hashes
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 

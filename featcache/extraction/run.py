@@ -29,7 +29,7 @@ class Execution:
     """How an extraction runs: nothing here changes a feature. None stands for auto.
 
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. Raises InvalidOption.
+    who writes the same cache. `rehash`: read every image, also those that look unchanged. Raises InvalidOption.
     """
 
     device: str = "auto"
@@ -38,6 +38,7 @@ class Execution:
     part_rows: int | None = None
     on_error: str = "fail"
     wait: bool = True
+    rehash: bool = False
 
     def __post_init__(self) -> None:
         if self.on_error not in ("fail", "skip"):
@@ -92,6 +93,7 @@ def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iter
             threads=execution.threads,
             part_rows=execution.part_rows or part_rows_for(backbone),
             skip=execution.on_error == "skip",
+            rehash=execution.rehash,
         )
 
 

@@ -28,8 +28,8 @@ from featcache.heads.cuts import Cut, cut_cache
 from featcache.heads.lightning import HeadModule, fit
 from featcache.heads.metrics import Outcome, evaluate
 from featcache.heads.placement import choose_device, seeded
-from featcache.heads.records import Predictions, Progress, Report, Score
-from featcache.heads.runs import FeatureLayer, FeatureOrigin, Run, Training, prepare_runs_dir, write_run
+from featcache.heads.records import FeatureLayer, FeatureOrigin, Predictions, Progress, Report, Score, Training
+from featcache.heads.runs import Run, prepare_runs_dir, write_run
 from featcache.heads.stopping import Interruption
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +49,75 @@ class Predictions:
     ids: tuple[str, ...]
     labels: NDArray[np.int64]
     probabilities: NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureLayer:
+    """One layer a head reads: `dim` values a row, stored as `dtype`; a value is stored x scale + offset."""
+
+    name: str
+    dim: int
+    dtype: str
+    scale: float
+    offset: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOrigin:
+    """Where a head's features came from: the cache as it was found, and the spec that determines them.
+
+    `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
+    """
+
+    cache: str
+    cache_name: str
+    backbone: str
+    fingerprint: str
+    spec: str
+    layers: tuple[FeatureLayer, ...]
+
+    @property
+    def feature_dim(self) -> int:
+        """Width D of the head's input."""
+        return sum(layer.dim for layer in self.layers)
+
+    @property
+    def label(self) -> str:
+        """Backbone and layers, for messages: `vgg16/avgpool`."""
+        return f"{self.backbone}/{'+'.join(layer.name for layer in self.layers)}"
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values, the spec as an object."""
+        return asdict(self) | {"spec": json.loads(self.spec), "layers": [asdict(layer) for layer in self.layers]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> FeatureOrigin:
+        """What `to_json` described. Raises KeyError or TypeError for anything else."""
+        spec = json.dumps(values["spec"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        layers = tuple(FeatureLayer(**layer) for layer in values["layers"])
+        return cls(**{**values, "spec": spec, "layers": layers})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What came out of a training, before and after it has a folder.
+
+    `seconds`: reading the features and fitting; not imports, the test split or writing.
+    `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
+    """
+
+    trainable: int
+    frozen: int | None
+    images: Mapping[str, int]
+    epochs: int
+    best_epoch: int
+    interrupted: bool
+    seconds: float
+    val: Score
+    last: Score
+    test: Score | None
+    device: str
+    notes: tuple[str, ...] = field(default=())
 
 
 Progress = Callable[[EpochRecord], None]

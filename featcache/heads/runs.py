@@ -13,18 +13,12 @@ is asked for.
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 import re
 import secrets
-import shutil
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,80 +28,30 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
-from featcache.cache.filesystem import fsync_folder, is_tmp, tmp_name
+from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
-from featcache.heads.records import EpochRecord, Predictions, Score
+from featcache.heads.records import EpochRecord, FeatureOrigin, Predictions, Score, Training
+from featcache.heads.run_files import (
+    CONFIG_FILE,
+    HISTORY_FILE,
+    METRICS_FILE,
+    WEIGHTS_FILE,
+    history_bytes,
+    json_bytes,
+    predictions_bytes,
+    predictions_file,
+    publish_folder,
+    read_history,
+    read_json,
+    read_predictions,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
-WEIGHTS_FILE = "head.safetensors"
-CONFIG_FILE = "config.json"
-METRICS_FILE = "metrics.json"
-HISTORY_FILE = "history.csv"
-# File names that are no UTF-8 keep their bytes, in ids and paths.
-UTF8 = ("utf-8", "surrogateescape")
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureLayer:
-    """One layer a head reads: `dim` values a row, stored as `dtype`; a value is stored x scale + offset."""
-
-    name: str
-    dim: int
-    dtype: str
-    scale: float
-    offset: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class FeatureOrigin:
-    """Where a head's features came from: the cache as it was found, and the spec that determines them.
-
-    `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
-    """
-
-    cache: str
-    cache_name: str
-    backbone: str
-    fingerprint: str
-    spec: str
-    layers: tuple[FeatureLayer, ...]
-
-    @property
-    def feature_dim(self) -> int:
-        """Width D of the head's input."""
-        return sum(layer.dim for layer in self.layers)
-
-    @property
-    def label(self) -> str:
-        """Backbone and layers, for messages: `vgg16/avgpool`."""
-        return f"{self.backbone}/{'+'.join(layer.name for layer in self.layers)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """What came out of a training, before and after it has a folder.
-
-    `seconds`: reading the features and fitting; not imports, the test split or writing.
-    `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
-    """
-
-    trainable: int
-    frozen: int | None
-    images: Mapping[str, int]
-    epochs: int
-    best_epoch: int
-    interrupted: bool
-    seconds: float
-    val: Score
-    last: Score
-    test: Score | None
-    device: str
-    notes: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +71,7 @@ class Run:
     def load(cls, folder: Path | str) -> Run:
         """Read a run folder. Raises HeadError if it is none, or if its records are damaged."""
         folder = Path(folder)
-        config, metrics = _read_json(folder / CONFIG_FILE), _read_json(folder / METRICS_FILE)
+        config, metrics = read_json(folder / CONFIG_FILE), read_json(folder / METRICS_FILE)
         if config.get("format") != RUN_FORMAT:
             raise HeadError(
                 f"expected a run of format {RUN_FORMAT} in {folder}, got {config.get('format')!r}",
@@ -158,25 +102,11 @@ class Run:
 
     def history(self) -> tuple[EpochRecord, ...]:
         """All finished epochs. Raises HeadError if the file is missing or damaged."""
-        try:
-            with (self.folder / HISTORY_FILE).open(newline="") as file:
-                rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-            return tuple(_epoch(row, self.config.max_epochs) for row in rows)
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise HeadError(f"cannot read {self.folder / HISTORY_FILE}: {error}") from error
+        return read_history(self.folder / HISTORY_FILE, self.config.max_epochs)
 
     def predictions(self, part: str) -> Predictions:
         """What the head said of `val` or `test`. Raises HeadError if the file is missing or damaged."""
-        path = self.folder / _predictions_file(part)
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                return Predictions(
-                    ids=tuple(sample.decode(*UTF8) for sample in arrays["ids"].tolist()),
-                    labels=arrays["labels"],
-                    probabilities=arrays["probabilities"],
-                )
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-            raise HeadError(f"cannot read the predictions in {path}: {error}") from error
+        return read_predictions(self.folder / predictions_file(part))
 
     def head(self) -> nn.Module:
         """The trained head in eval mode on the CPU: float32 (N, D) -> logits float32 (N, C).
@@ -185,23 +115,25 @@ class Run:
         """
         import torch
 
-        head = build_head(
-            self.config.architecture,
-            HeadShape(
-                in_features=self.features.feature_dim,
-                classes=len(self.classes),
-                hidden=self.config.architecture.hidden,
-                activation=self.config.activation,
-                dropout=self.config.dropout,
-            ),
+        shape = HeadShape(
+            in_features=self.features.feature_dim,
+            classes=len(self.classes),
+            hidden=self.config.architecture.hidden,
+            activation=self.config.activation,
+            dropout=self.config.dropout,
         )
+        # Without initial weights: they would be thrown away, and drawn from the caller's random state.
+        with torch.device("meta"):
+            head = build_head(self.config.architecture, shape)
         weights = self._weights()
         wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
         found = {name: tensor.shape for name, tensor in weights.items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise self._damaged(f"{name}: expected {wanted.get(name)}, got {found.get(name)}")
-        head.load_state_dict({name: torch.from_numpy(tensor.copy()) for name, tensor in weights.items()})
+        head.load_state_dict(
+            {name: torch.from_numpy(tensor.astype(np.float32)) for name, tensor in weights.items()}, assign=True
+        )
         return head.eval()
 
     def predict(self, features: ArrayLike, *, batch_rows: int = 4096) -> NDArray[np.float32]:
@@ -263,7 +195,7 @@ def used_caches(runs_dir: Path) -> set[Path]:
 
 
 def _used_cache(folder: Path) -> Path:
-    features = _read_json(folder / CONFIG_FILE).get("features")
+    features = read_json(folder / CONFIG_FILE).get("features")
     cache = features.get("cache") if isinstance(features, dict) else None
     if not isinstance(cache, str):
         raise HeadError(f"the run {folder} does not say which cache it used", hint="remove it, or train again")
@@ -311,42 +243,18 @@ def write_run(
     )
     files = {
         WEIGHTS_FILE: content,
-        CONFIG_FILE: _to_bytes(_config_json(run)),
-        METRICS_FILE: _to_bytes(run.to_json()),
-        HISTORY_FILE: _history_csv(history),
-        **{_predictions_file(part): _predictions_npz(said) for part, said in predictions.items()},
+        CONFIG_FILE: json_bytes(_config_json(run)),
+        METRICS_FILE: json_bytes(run.to_json()),
+        HISTORY_FILE: history_bytes(history),
+        **{predictions_file(part): predictions_bytes(said) for part, said in predictions.items()},
     }
     try:
-        with _built_aside(run.folder) as building:
-            for name, bytes_ in files.items():
-                _write(building / name, bytes_)
+        publish_folder(run.folder, files)
     except OSError as error:
         raise HeadError(
             f"cannot write the run {run.folder}: {error}", hint="free space, or another --runs-dir"
         ) from error
     return run
-
-
-@contextmanager
-def _built_aside(folder: Path) -> Iterator[Path]:
-    # Nothing half-written under the final name, also after Ctrl-C or a full disk.
-    building = folder.with_name(tmp_name(folder.name))
-    building.mkdir(parents=True)
-    try:
-        yield building
-        fsync_folder(building)
-        building.rename(folder)
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
-
-
-def _write(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _folder_name(created: datetime, backbone: str, config: HeadConfig) -> str:
@@ -355,19 +263,11 @@ def _folder_name(created: datetime, backbone: str, config: HeadConfig) -> str:
 
 
 def _config_json(run: Run) -> dict[str, Any]:
-    origin = run.features
     return {
         "format": RUN_FORMAT,
         "created": run.created,
         "options": run.config.to_json(),
-        "features": {
-            "cache": origin.cache,
-            "cache_name": origin.cache_name,
-            "backbone": origin.backbone,
-            "fingerprint": origin.fingerprint,
-            "layers": [{field.name: getattr(layer, field.name) for field in fields(layer)} for layer in origin.layers],
-            "spec": json.loads(origin.spec),
-        },
+        "features": run.features.to_json(),
         "classes": list(run.classes),
         "weights": {"file": WEIGHTS_FILE, "sha256": run.weights_sha256},
         "device": run.training.device,
@@ -377,20 +277,12 @@ def _config_json(run: Run) -> dict[str, Any]:
 
 
 def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any]) -> Run:
-    features = config["features"]
     test = metrics["test"]
     return Run(
         folder=folder,
         created=config["created"],
         config=HeadConfig.from_json(config["options"]),
-        features=FeatureOrigin(
-            cache=features["cache"],
-            cache_name=features["cache_name"],
-            backbone=features["backbone"],
-            fingerprint=features["fingerprint"],
-            spec=json.dumps(features["spec"], sort_keys=True, separators=(",", ":"), ensure_ascii=False),
-            layers=tuple(FeatureLayer(**layer) for layer in features["layers"]),
-        ),
+        features=FeatureOrigin.from_json(config["features"]),
         classes=tuple(config["classes"]),
         training=Training(
             trainable=metrics["parameters"]["trainable"],
@@ -409,53 +301,3 @@ def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str
         versions=config["versions"],
         weights_sha256=config["weights"]["sha256"],
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes().decode(*UTF8))
-    except FileNotFoundError as error:
-        raise HeadError(f"no run in {path.parent}: {path.name} is missing", hint="a folder train-head wrote") from error
-    except (OSError, ValueError) as error:
-        raise HeadError(f"cannot read {path}: {error}", hint="train again") from error
-    if not isinstance(content, dict):
-        raise HeadError(f"expected a JSON object in {path}, got {type(content).__name__}", hint="train again")
-    return content
-
-
-def _to_bytes(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(*UTF8)
-
-
-_HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
-
-
-def _history_csv(history: Sequence[EpochRecord]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HISTORY_COLUMNS)
-    writer.writerows([getattr(record, name) for name in _HISTORY_COLUMNS] for record in history)
-    return text.getvalue().encode()
-
-
-def _epoch(row: Mapping[str, float], max_epochs: int) -> EpochRecord:
-    return EpochRecord(
-        epoch=int(row["epoch"]),
-        max_epochs=max_epochs,
-        train_loss=row["train_loss"],
-        val_loss=row["val_loss"],
-        val_accuracy=row["val_accuracy"],
-        seconds=row["seconds"],
-    )
-
-
-def _predictions_file(part: str) -> str:
-    return f"predictions_{part}.npz"
-
-
-def _predictions_npz(said: Predictions) -> bytes:
-    content = io.BytesIO()
-    # Fixed-length UTF-8, so that reading needs no pickle.
-    ids = np.array([sample.encode(*UTF8) for sample in said.ids], dtype=np.bytes_)
-    np.savez(content, ids=ids, labels=said.labels, probabilities=said.probabilities)
-    return content.getvalue()

@@ -51,7 +51,7 @@ def test_equal_tensors_have_one_digest_wherever_they_come_from(
     save_file(alexnet, tmp_path / "a.safetensors")
     torch.save(alexnet, tmp_path / "a.pth")
     torch.save({"state_dict": {f"module.{key}": value for key, value in alexnet.items()}}, tmp_path / "b.pth")
-    said = [tmp_path / "a.safetensors", tmp_path / "a.pth", tmp_path / "b.pth", "random:3"]
+    said: list[str | Path] = [tmp_path / "a.safetensors", tmp_path / "a.pth", tmp_path / "b.pth", "random:3"]
     assert len({digest_of(load(weights, tmp_path)) for weights in said}) == 1
 
 

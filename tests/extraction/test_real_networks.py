@@ -36,7 +36,8 @@ def plain_inception(weights: Path) -> nn.Module:
         key for key in lacking.missing_keys if key.endswith("num_batches_tracked")
     }
     network.fc = nn.Identity()
-    return network.eval()
+    evaluated: nn.Module = network.eval()
+    return evaluated
 
 
 def plain_resnet18() -> nn.Module:
@@ -44,7 +45,8 @@ def plain_resnet18() -> nn.Module:
         torch.manual_seed(7)
         network = models.resnet18(weights=None)
     network.fc = nn.Identity()
-    return network.eval()
+    evaluated: nn.Module = network.eval()
+    return evaluated
 
 
 def pictures(archive: Path, ids: list[str]) -> list[Image.Image]:

@@ -19,8 +19,7 @@ from head_caches import LAYER, Blobs, blobs, write_cache
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
-from featcache.heads import EpochRecord, HeadConfig, Predictions, Run, fit_head, train_head
-from featcache.heads import runs as runs_module
+from featcache.heads import EpochRecord, HeadConfig, Predictions, Run, fit_head, run_files, train_head
 from featcache.heads.runs import used_caches
 
 FILES = {
@@ -246,14 +245,14 @@ def test_runs_say_which_caches_they_use(run: Run, cache: FeatureCache) -> None:
 def test_failed_writing_leaves_nothing(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    write = runs_module._write
+    write = run_files.write_durably
 
     def failing(path: Path, content: bytes) -> None:
         if path.name == "history.csv":
             raise error
         write(path, content)
 
-    monkeypatch.setattr(runs_module, "_write", failing)
+    monkeypatch.setattr(run_files, "write_durably", failing)
     expected = HeadError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path)
@@ -276,7 +275,7 @@ def test_ids_that_are_no_text_survive(cache: FeatureCache, tmp_path: Path) -> No
         probabilities=np.ones((2, 1), np.float32),
     )
     run = train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path)
-    (run.folder / "predictions_val.npz").write_bytes(runs_module._predictions_npz(said))
+    (run.folder / "predictions_val.npz").write_bytes(run_files.predictions_bytes(said))
     assert run.predictions("val").ids == said.ids
 
 

@@ -1,0 +1,44 @@
+"""What a result was measured on, and where results go."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+_PACKAGES = ("featcache", "torch", "torchvision", "numpy", "h5py", "pytorch-lightning", "pillow")
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, versions, date."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {package: version(package) for package in _PACKAGES},
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write(name: str, result: dict[str, Any]) -> Path:
+    """`results/<name>.json`: the result with its machine and the command that made it."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=2) + "\n")
+    return path

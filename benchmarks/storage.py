@@ -1,0 +1,238 @@
+"""The cache file against the raw file: `python benchmarks/storage.py [--gigabytes 6]`.
+
+Cold means that the pages were dropped from the system's cache first (posix_fadvise on the file itself, which needs
+no rights). Every ratio is taken side by side in this one run: the two ways alternate, and the median of the pairs'
+ratios counts.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from machine import write
+
+from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, assemble, write_part
+from featcache.cache.reader import FeatureArray
+from featcache.cache.verification import verify
+from featcache.errors import CacheError
+
+DIM = 4096
+PART_ROWS = 8192
+ROUNDS = 7
+
+
+def spec() -> Spec:
+    layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(DIM,))
+    return Spec(
+        backbone="benchmark", layers=(layer,), pool="none", transform={}, decoder="pillow", precision="fp32",
+        runner="eager", dtype="float16",
+    )  # fmt: skip
+
+
+def build(folder: Path, rows: int) -> tuple[Path, dict[str, float]]:
+    """A cache of `rows` x 4,096 float16, through parts as an extraction writes them; seconds of both halves."""
+    rng = np.random.default_rng(0)
+    block = rng.standard_normal((PART_ROWS, DIM), np.float32).astype(np.float16)
+    digests = rng.integers(0, 256, (rows, 32), dtype=np.uint8)
+    began = time.monotonic()
+    for start in range(0, rows, PART_ROWS):
+        count = min(PART_ROWS, rows - start)
+        write_part(
+            folder / "b.parts",
+            fingerprint=spec().fingerprint,
+            first_row=start,
+            digests=digests[start : start + count],
+            features={"avgpool": block[:count]},
+        )
+    parts_s = time.monotonic() - began
+    from featcache.cache.parts import open_parts
+
+    table = SplitTable(
+        ids=tuple(f"train/{row:08d}" for row in range(rows)), labels=np.zeros(rows, np.int64), digests=digests
+    )
+    began = time.monotonic()
+    path = assemble(
+        folder / "b.h5",
+        spec=spec(),
+        selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
+        set_name="benchmark",
+        classes=("one",),
+        provenance={},
+        tables={"train": table},
+        donors=Donors(open_parts(folder / "b.parts")),
+    )
+    return path, {"parts_s": round(parts_s, 2), "assemble_s": round(time.monotonic() - began, 2)}
+
+
+def drop(path: Path) -> None:
+    """The file's pages leave the system's cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def place(array: FeatureArray, path: Path) -> int:
+    import h5py
+
+    with h5py.File(path) as file:
+        return int(file["train/features/avgpool"].id.get_offset())
+
+
+def paired(ours: Callable[[], None], theirs: Callable[[], None], before: Callable[[], None]) -> dict[str, float]:
+    """Medians of both and of the pairs' ratios (ours / theirs), in seconds."""
+    pairs = []
+    for turn in range(ROUNDS + 1):
+        pair = {}
+        # Who goes first alternates, so that neither always finds the disk warm.
+        for way in (ours, theirs) if turn % 2 else (theirs, ours):
+            before()
+            began = time.perf_counter()
+            way()
+            pair[way] = time.perf_counter() - began
+        pairs.append((pair[ours], pair[theirs]))
+    del pairs[0]
+    return {
+        "featcache_s": statistics.median(a for a, _ in pairs),
+        "raw_s": statistics.median(b for _, b in pairs),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+    }
+
+
+def sequential(path: Path, array: FeatureArray) -> dict[str, Any]:
+    """All rows in blocks of 8 MB, cold: ours with and without row checks against preadv into one buffer."""
+    offset, total, rows = place(array, path), array.nbytes, (8 << 20) // (2 * DIM)
+    fd = os.open(path, os.O_RDONLY)
+    buffer = bytearray(8 << 20)
+
+    def raw() -> None:
+        for start in range(0, total, len(buffer)):
+            os.preadv(fd, [memoryview(buffer)[: min(len(buffer), total - start)]], offset + start)
+
+    def ours(verify: bool) -> Callable[[], None]:
+        def read() -> None:
+            for _ in array.blocks(rows, verify=verify):
+                pass
+
+        return read
+
+    result = {
+        "unchecked": paired(ours(False), raw, lambda: drop(path)),
+        "checked": paired(ours(True), raw, lambda: drop(path)),
+    }
+    os.close(fd)
+    return result
+
+
+def gathers(path: Path, array: FeatureArray) -> dict[str, Any]:
+    """256 random rows, warm, a hundred times: ours against a sorted preadv a row into place."""
+    offset, row_bytes = place(array, path), 2 * DIM
+    fd = os.open(path, os.O_RDONLY)
+    rng = np.random.default_rng(1)
+    batches = [rng.choice(min(len(array), 20_000), 256, replace=False) for _ in range(100)]
+    out = np.empty((256, DIM), np.float16)
+    view = memoryview(out).cast("B")
+
+    def raw() -> None:
+        for batch in batches:
+            for place_ in np.argsort(batch):
+                os.preadv(
+                    fd, [view[place_ * row_bytes : (place_ + 1) * row_bytes]], offset + int(batch[place_]) * row_bytes
+                )
+
+    def ours(verify: bool) -> Callable[[], None]:
+        def read() -> None:
+            for batch in batches:
+                array.gather(batch, out=out, verify=verify)
+
+        return read
+
+    result = {
+        "unchecked": paired(ours(False), raw, lambda: None),
+        "checked": paired(ours(True), raw, lambda: None),
+    }
+    os.close(fd)
+    return result
+
+
+def opening(path: Path) -> dict[str, float]:
+    """Milliseconds to open, and to refuse the same file cut short at every kind of place."""
+    times = []
+    for _ in range(50):
+        began = time.perf_counter()
+        FeatureCache.open(path).close()
+        times.append(time.perf_counter() - began)
+    size = path.stat().st_size
+    refusals = []
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        cut = Path(folder) / "cut.h5"
+        os.link(path, cut)
+        copy = Path(folder) / "copy.h5"
+        copy.write_bytes(b"")
+        os.truncate(copy, size)
+        with path.open("rb") as source, copy.open("r+b") as target:
+            # A sparse copy: header and trailer are the real ones, rows are holes.
+            target.write(source.read(1 << 20))
+            source.seek(size - (1 << 20))
+            target.seek(size - (1 << 20))
+            target.write(source.read())
+        for length in [size - 1, size - 7, size - 40, size - 500, size - (1 << 16), size // 2, 5000, 100, 1, 0]:
+            os.truncate(copy, length)
+            began = time.perf_counter()
+            try:
+                FeatureCache.open(copy)
+                raise AssertionError(f"a file cut to {length} bytes was opened")
+            except CacheError:
+                refusals.append(time.perf_counter() - began)
+    return {
+        "open_ms": round(1000 * statistics.median(times), 2),
+        "refuse_truncated_ms_most": round(1000 * max(refusals), 2),
+    }
+
+
+def peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main(gigabytes: float = 6.0, folder: Path | None = None) -> None:
+    """Build a cache of that size in a temporary folder, measure, and write results/storage.json."""
+    rows = int(gigabytes * 1e9 / (2 * DIM))
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        imports_mib = peak_mib()
+        path, seconds = build(Path(scratch), rows)
+        built_mib = peak_mib()
+        with FeatureCache.open(path) as cache:
+            array = cache["train"].features
+            drop(path)
+            for _ in array.blocks(1024):
+                pass
+            streamed_mib = peak_mib()
+            result: dict[str, Any] = {
+                "rows": rows,
+                "bytes": path.stat().st_size,
+                "write": seconds,
+                "peak_mib": {
+                    "imports": round(imports_mib),
+                    "after_build": round(built_mib),
+                    "after_stream": round(streamed_mib),
+                },
+                "opening": opening(path),
+                "warm_gather_of_256": gathers(path, array),
+                "cold_sequential": sequential(path, array),
+            }
+        began = time.monotonic()
+        assert verify(path, full=True).sound
+        result["verify_full_s"] = round(time.monotonic() - began, 2)
+    print(write("storage", result).read_text())
+
+
+if __name__ == "__main__":
+    typer.run(main)

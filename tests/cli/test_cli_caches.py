@@ -1,0 +1,205 @@
+"""The shelf: `ls`, `info`, `verify`, `why`, `rm`, `gc`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
+
+# --- ls ----------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_shelf_says_how_to_fill_it() -> None:
+    assert "featcache extract" in featcache("ls").stdout
+    assert answer("ls") == {"caches": []}
+
+
+def test_ls_tells_all_about_a_cache(cache: Path) -> None:
+    (entry,) = answer("ls")["caches"]
+    assert (entry["name"], entry["path"]) == (cache.stem, str(cache.relative_to(Path.cwd())))
+    assert (entry["state"], entry["problem"]) == ("complete", None)
+    assert (entry["dataset"], entry["backbone"], entry["layers"]) == ("pictures", "pixels", ["pixels"])
+    assert (entry["rows"], entry["rows_done"]) == ({"train": 36, "test": 12}, 48)
+    assert entry["bytes"] == cache.stat().st_size
+    header, _, line = featcache("ls").stdout.splitlines()
+    assert header.split() == ["name", "layers", "rows", "size", "age", "used", "state"]
+    assert line.split()[0] == cache.stem
+    assert "36 train, 12 test" in line
+    assert line.endswith("complete")
+
+
+def test_ls_tells_how_far_an_unfinished_one_is(unfinished: Path) -> None:
+    (entry,) = answer("ls")["caches"]
+    assert (entry["state"], entry["rows_done"]) == ("unfinished", 16)
+    assert featcache("ls").stdout.endswith("unfinished, 33 %\n")
+
+
+def test_ls_lists_what_is_damaged_or_foreign(damaged: Path) -> None:
+    (damaged.parent / "notes.h5").write_text("no cache")
+    states = {entry["name"]: entry["state"] for entry in answer("ls")["caches"]}
+    assert states == {damaged.stem: "damaged", "notes": "foreign"}
+    assert featcache("ls").stdout.count("\n") == 4
+
+
+def test_ls_of_a_data_folder_that_is_a_file_is_an_error(here: Path) -> None:
+    (here / "data").write_text("no folder")
+    _, hint = complaint("ls")
+    assert "--data-dir" in hint
+
+
+# --- info --------------------------------------------------------------------------------------------------
+
+
+def test_info_shows_the_spec_the_selection_and_where_it_came_from(cache: Path) -> None:
+    said = answer("info", cache.stem)
+    assert said["spec"]["backbone"] == "pixels"
+    assert said["selection"]["source"].endswith("/pictures")
+    assert said["classes"] == list(CLASSES)
+    assert said["provenance"]["device"] == "cpu"
+    told = dict(line.split(None, 1) for line in featcache("info", cache).stdout.splitlines())
+    assert told["rows"] == "36 train, 12 test"
+    assert told["spec.transform.image_size"] == "8"
+    assert told["classes"] == "cat, dog, eel"
+
+
+def test_info_of_an_unfinished_or_damaged_one_says_so(unfinished: Path) -> None:
+    assert answer("info", unfinished.stem)["state"] == "unfinished"
+    assert "unfinished, 33 %" in featcache("info", unfinished).stdout
+
+
+def test_info_of_a_damaged_one_says_what_is_wrong(damaged: Path) -> None:
+    said = answer("info", damaged.stem)
+    assert said["state"] == "damaged"
+    assert said["problem"] in featcache("info", damaged.stem).stdout
+
+
+@pytest.mark.parametrize("name", ["nothing", "nothing.h5", "no/where.h5"])
+def test_info_of_nothing_is_an_error(cache: Path, name: str) -> None:
+    error, hint = complaint("info", name)
+    assert "nothing" in error or "no/where.h5" in error
+    assert hint
+
+
+# --- verify ------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_cache_is_verified(cache: Path) -> None:
+    quick, full = answer("verify", cache.stem), answer("verify", cache, "--full")
+    assert (quick["sound"], quick["full"], quick["rows"], quick["findings"]) == (True, False, 0, [])
+    assert (full["sound"], full["full"], full["rows"]) == (True, True, 48)
+
+
+def test_rows_can_be_computed_again(cache: Path) -> None:
+    again = answer("verify", cache.stem, "--recompute", "5")["recomputed"]
+    assert (again["rows"], again["equal"], again["greatest_difference"]) == (5, 5, 0.0)
+    assert "recomputed.equal" in featcache("verify", cache.stem, "--recompute", "5").stdout
+
+
+def test_a_flipped_byte_is_found_and_ends_with_exit_1(cache: Path) -> None:
+    content = bytearray(cache.read_bytes())
+    at = content.index(bytes(picture_row(cache)))
+    content[at] ^= 1
+    cache.write_bytes(content)
+    assert answer("verify", cache.stem)["sound"] is True
+    said = answer("verify", cache.stem, "--full", expect=1)
+    assert said["sound"] is False
+    assert said["findings"][0]["count"] == 1
+    result = featcache("verify", cache.stem, "--full", expect=1)
+    assert "error: " in result.stderr
+    assert "hint: extract again" in result.stderr
+
+
+def picture_row(cache: Path) -> bytes:
+    """The stored bytes of the first train row."""
+    import h5py
+
+    with h5py.File(cache) as file:
+        return bytes(file["train/features/pixels"][0].tobytes())
+
+
+def test_a_truncated_cache_is_found(damaged: Path) -> None:
+    said = answer("verify", damaged.stem, expect=1)
+    assert said["sound"] is False
+
+
+def test_an_unfinished_one_cannot_be_verified(unfinished: Path) -> None:
+    error, hint = complaint("verify", unfinished.stem)
+    assert "not finished" in error
+    assert "featcache extract" in hint
+
+
+# --- why ---------------------------------------------------------------------------------------------------
+
+
+def test_why_tells_a_hit(cache: Path) -> None:
+    said = answer("why", *PIXELS)
+    assert (said["state"], said["rows"], said["to_compute"]) == ("hit", 48, 0)
+    assert featcache("why", *PIXELS).stdout.startswith("hit: 48 of 48 rows are there")
+
+
+def test_why_names_what_is_new_changed_and_gone(cache: Path, here: Path) -> None:
+    dogs = here / "pictures" / "train" / "dog"
+    (dogs / "new.png").write_bytes(picture(500))
+    (dogs / "00.png").write_bytes(picture(501))
+    (dogs / "01.png").unlink()
+    said = answer("why", *PIXELS)
+    assert (said["state"], said["to_compute"]) == ("partial", 2)
+    assert said["new"] == ["train/dog/new.png"]
+    assert said["changed"] == ["train/dog/00.png"]
+    assert said["gone"] == ["train/dog/01.png"]
+    stdout = featcache("why", *PIXELS).stdout
+    assert "new: train/dog/new.png\n" in stdout
+    assert "gone: train/dog/01.png\n" in stdout
+
+
+def test_why_tells_a_miss_field_by_field(cache: Path) -> None:
+    other = ("-b", "pixels", "-d", "pictures", "--image-size", "9")
+    said = answer("why", *other)
+    assert (said["state"], said["to_compute"]) == ("miss", 48)
+    (nearest,) = said["nearest"]
+    assert nearest["cache"] == cache.stem
+    sizes = {one["field"]: (one["cached"], one["asked"]) for one in nearest["differences"]}
+    assert sizes["transform.image_size"] == (8, 9)
+    assert "transform.image_size: 8, asked 9" in featcache("why", *other).stdout
+
+
+def test_why_writes_nothing(here: Path) -> None:
+    assert answer("why", *PIXELS)["state"] == "miss"
+    assert not list(here.glob("data/features/*.h5"))
+    assert not list(here.glob("data/features/*.parts"))
+
+
+# --- rm and gc ---------------------------------------------------------------------------------------------
+
+
+def test_rm_removes_a_cache(cache: Path) -> None:
+    size = cache.stat().st_size
+    assert answer("rm", cache.stem) == {"removed": str(cache.relative_to(Path.cwd())), "bytes": size}
+    assert answer("ls") == {"caches": []}
+    complaint("rm", cache.stem)
+
+
+def test_rm_removes_an_unfinished_one(unfinished: Path) -> None:
+    assert featcache("rm", unfinished.stem).stdout.startswith("removed ")
+    assert not unfinished.exists()
+
+
+def test_rm_leaves_a_foreign_file_alone(cache: Path) -> None:
+    foreign = cache.parent / "notes.h5"
+    foreign.write_text("no cache")
+    complaint("rm", "notes")
+    assert foreign.exists()
+
+
+def test_gc_lists_and_only_on_request_removes_what_no_run_uses(cache: Path) -> None:
+    featcache("train-head", "--head", "linear", "--max-epochs", "1")
+    assert featcache("gc").stdout == "nothing to remove\n"
+    featcache("extract", *PIXELS, "--limit", "6")
+    said = answer("gc")
+    (piece,) = said["garbage"]
+    assert (said["deleted"], said["bytes"]) == (False, piece["bytes"])
+    assert Path(piece["path"]).exists()
+    assert "--delete does it" in featcache("gc").stdout
+    assert answer("gc", "--delete")["garbage"] == [piece]
+    assert [entry["name"] for entry in answer("ls")["caches"]] == [cache.stem]

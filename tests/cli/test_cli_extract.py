@@ -1,0 +1,208 @@
+"""`featcache extract`, as a stranger would call it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
+
+from featcache.cache.locks import locked
+from featcache.extraction import run
+
+
+def test_the_answer_has_exactly_the_promised_fields() -> None:
+    said = answer("extract", *PIXELS)
+    assert list(said) == [
+        "cache",
+        "fingerprint",
+        "complete",
+        "rows",
+        "feature_dim",
+        "computed",
+        "reused",
+        "skipped",
+        "seconds",
+        "images_per_s",
+    ]
+    assert Path(said["cache"]).is_file()
+    assert (said["complete"], said["rows"]) == (True, {"train": 36, "test": 12})
+    assert said["feature_dim"] == {"pixels": 8 * 8 * 3}
+    assert (said["computed"], said["reused"], said["skipped"]) == (48, 0, [])
+    assert said["seconds"] > 0
+    assert said["images_per_s"] > 0
+
+
+def test_a_second_call_computes_nothing() -> None:
+    first = answer("extract", *PIXELS)
+    again = answer("extract", *PIXELS)
+    assert (again["computed"], again["reused"], again["images_per_s"]) == (0, 48, None)
+    assert (again["cache"], again["fingerprint"]) == (first["cache"], first["fingerprint"])
+
+
+def test_without_json_a_person_reads_what_happened() -> None:
+    stdout = featcache("extract", *PIXELS).stdout
+    told = dict(line.split(None, 1) for line in stdout.splitlines())
+    assert told["rows"] == "36 train, 12 test"
+    assert told["features"] == "192 of pixels"
+    assert told["computed"].startswith("48 at ")
+    assert Path(told["cache"]).is_file()
+
+
+def test_what_libraries_print_never_reaches_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
+    really: Any = vars(run)["open_source"]
+
+    def chatty(*args: Any, **options: Any) -> Any:
+        print("Files already downloaded and verified")
+        return really(*args, **options)
+
+    monkeypatch.setattr(run, "open_source", chatty)
+    result = featcache("extract", *PIXELS, "--json")
+    assert result.stdout.startswith("{")
+    assert "already downloaded" in result.stderr
+    assert "already downloaded" not in featcache("extract", *PIXELS).stdout
+
+
+def test_remarks_go_to_stderr_and_quiet_leaves_only_warnings() -> None:
+    network = ("extract", "-b", "squeezenet1_1", "--weights", "random:0", "--image-size", "32", "-d", "pictures")
+    loud = featcache(*network, "--limit", "3")
+    assert "6 images to extract with squeezenet1_1" in loud.stderr
+    quiet = featcache(*network, "--limit", "6", "--quiet")
+    (line,) = quiet.stderr.splitlines()
+    assert line.startswith("warning: RANDOM WEIGHTS")
+
+
+def test_splits_limit_and_seed_choose_the_images() -> None:
+    said = answer("extract", *PIXELS, "--split", "train", "--limit", "6")
+    assert said["rows"] == {"train": 6}
+    other = answer("extract", *PIXELS, "--split", "train", "--limit", "6", "--select-seed", "1")
+    assert other["fingerprint"] == said["fingerprint"]
+    assert other["cache"] != said["cache"]
+
+
+@pytest.mark.parametrize("where", ["--data-dir", "FEATCACHE_DATA_DIR"])
+def test_the_data_folder_can_be_chosen(where: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if where == "FEATCACHE_DATA_DIR":
+        monkeypatch.setenv(where, str(here / "elsewhere"))
+        said = answer("extract", *PIXELS)
+    else:
+        said = answer("extract", *PIXELS, where, here / "elsewhere")
+    assert Path(said["cache"]).parent == here / "elsewhere" / "features"
+    assert not (here / "data").exists()
+
+
+# --- images that cannot be used ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bad_image(here: Path) -> Path:
+    path = here / "pictures" / "train" / "dog" / "05.png"
+    path.write_bytes(b"this is no image")
+    return path
+
+
+def test_an_image_that_cannot_be_read_stops_the_extraction(bad_image: Path, here: Path) -> None:
+    error, _ = complaint("extract", *PIXELS)
+    assert "train/dog/05.png" in error
+    assert not list((here / "data" / "features").glob("*.h5"))
+
+
+def test_skip_leaves_it_out_and_lists_it(bad_image: Path) -> None:
+    said = answer("extract", *PIXELS, "--on-error", "skip")
+    assert said["rows"] == {"train": 35, "test": 12}
+    (skipped,) = said["skipped"]
+    assert skipped["id"] == "train/dog/05.png"
+    assert skipped["reason"]
+    assert "skipped train/dog/05.png: " in featcache("extract", *PIXELS, "--on-error", "skip").stdout
+
+
+def test_a_cache_with_skipped_images_is_no_hit_for_fail(bad_image: Path) -> None:
+    featcache("extract", *PIXELS, "--on-error", "skip")
+    complaint("extract", *PIXELS)
+    bad_image.write_bytes(picture(999))
+    mended = answer("extract", *PIXELS)
+    assert (mended["computed"], mended["reused"]) == (1, 47)
+
+
+def test_an_empty_folder_is_an_error(here: Path) -> None:
+    (here / "empty").mkdir()
+    error, hint = complaint("extract", "-b", "pixels", "--image-size", "8", "-d", "empty")
+    assert "empty" in error
+    assert "class/image" in hint
+
+
+def test_a_path_that_is_not_there_is_an_error() -> None:
+    error, hint = complaint("extract", "-b", "pixels", "-d", "./nowhere")
+    assert error == "./nowhere: no such file or folder"
+    assert "class/image" in hint
+
+
+# --- names and values --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "unknown", "offered"),
+    [
+        (("-b", "vg16"), "backbone 'vg16'", "vgg16"),
+        (("-b", "pixels", "-d", "digts"), "data set 'digts'", "digits"),
+        (("-b", "alexnet", "--weights", "random", "--layer", "avgpol"), "layer of alexnet 'avgpol'", "avgpool"),
+        (("-b", "vgg16", "--weights", "IMAGENET1K_V9"), "weights for vgg16 'IMAGENET1K_V9'", "IMAGENET1K_V1"),
+    ],
+)
+def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str, offered: str) -> None:
+    dataset = () if "-d" in words else ("-d", "pictures")
+    error, hint = complaint("extract", *words, *dataset)
+    assert error == f"unknown {unknown}"
+    assert offered in hint
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--limit", "0"), "--limit of at least 1, got 0"),
+        (("--split", "trian"), "train, val, test, got trian"),
+        (("--part-rows", "-1"), "--part-rows of at least 1, got -1"),
+        (
+            ("-b", "alexnet", "--weights", "random", "--image-size", "64", "--precision", "fp16", "--device", "cpu"),
+            "fp16 is not computed on a CPU",
+        ),
+        (("--device", "abacus"), "unknown device 'abacus'"),
+        (("--split", "val"), "has no split val: it has train, test"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_an_error(words: tuple[str, ...], expected: str) -> None:
+    error, _ = complaint("extract", *PIXELS, *words)
+    assert expected in error
+
+
+def test_pixels_of_a_folder_need_a_size() -> None:
+    _, hint = complaint("extract", "-b", "pixels", "-d", "pictures")
+    assert "--image-size" in hint
+
+
+# --- the data folder ---------------------------------------------------------------------------------------
+
+
+def test_a_data_folder_that_is_a_file_is_an_error(here: Path) -> None:
+    (here / "data").write_text("no folder")
+    error, hint = complaint("extract", *PIXELS)
+    assert "data" in error
+    assert "--data-dir" in hint
+    assert (here / "data").read_text() == "no folder"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_data_folder_that_cannot_be_written_is_an_error(here: Path) -> None:
+    (here / "data").mkdir(mode=0o500)
+    _, hint = complaint("extract", *PIXELS)
+    assert "--data-dir" in hint
+
+
+def test_no_wait_stops_when_somebody_else_writes_the_cache(cache: Path) -> None:
+    (cache.parents[2] / "pictures" / "train" / CLASSES[0] / "99.png").write_bytes(picture(99))
+    with locked(cache.parent, cache.stem):
+        error, _ = complaint("extract", *PIXELS, "--no-wait")
+    assert f"process {os.getpid()}" in error
+    assert answer("extract", *PIXELS, "--no-wait")["computed"] == 1

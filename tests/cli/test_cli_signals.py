@@ -1,0 +1,50 @@
+"""Ctrl-C at a process of its own: 130, what is finished stands, and the same command goes on from there."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+from command_line import answer, child, write_pictures
+
+NETWORK = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "64", "--dataset", "many")
+SLOW = ("--batch-size", "8", "--part-rows", "8")
+
+
+def wait_for_part(features: Path, seconds: float = 90) -> Path:
+    """The folder of parts, as soon as the first part is published."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        for part in features.glob("*.parts/part-*"):
+            return part.parent
+        time.sleep(0.01)
+    raise AssertionError("no part was published")
+
+
+def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
+    write_pictures(here / "many", train=100, test=100)
+    features = here / "data" / "features"
+    extracting = child("extract", *NETWORK, *SLOW, "--json", cwd=here)
+    parts = wait_for_part(features)
+    extracting.send_signal(signal.SIGINT)
+    stdout, stderr = extracting.communicate(timeout=60)
+    assert (extracting.returncode, stdout) == (130, "")
+    assert "run the same command again to go on" in stderr
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    assert not list(features.glob("*.h5"))
+    assert not list(features.glob("*.lock"))
+
+    standing = 8 * len(list(parts.glob("part-*")))
+    assert 8 <= standing < 600
+    (entry,) = answer("ls")["caches"]
+    assert (entry["state"], entry["rows_done"]) == ("unfinished", standing)
+
+    again = child("extract", *NETWORK, "--batch-size", "64", "--json", cwd=here)
+    stdout, stderr = again.communicate(timeout=90)
+    said = json.loads(stdout)
+    assert (said["computed"], said["reused"]) == (600 - standing, standing)
+    assert f"{standing} of 600 rows stand already" in stderr
+    assert not parts.exists()

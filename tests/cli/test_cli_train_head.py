@@ -1,0 +1,181 @@
+"""`featcache train-head`, as a stranger would call it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from command_line import CLASSES, PIXELS, answer, complaint, featcache
+
+from featcache.cli.terminal import Terminal
+
+QUICK = ("--head", "linear", "--max-epochs", "2")
+
+
+def test_the_answer_has_exactly_the_promised_fields_and_two_more(cache: Path, here: Path) -> None:
+    said = answer("train-head", *QUICK)
+    promised = ["run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"]
+    assert list(said) == [*promised, "best_epoch", "interrupted"]
+    assert said["head"] == "linear"
+    assert said["parameters"] == {"trainable": 192 * 3 + 3, "frozen": 0}
+    assert said["n"] == {"train": 29, "val": 7, "test": 12}
+    assert (said["epochs"], said["interrupted"]) == (2, False)
+    assert set(said["val"]) == set(said["test"]) == set(said["last"]["val"]) == {"accuracy", "loss"}
+    assert Path(said["cache"]) == cache
+    assert (here / said["run"] / "head.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        lambda cache: (str(cache),),
+        lambda cache: (str(cache.relative_to(cache.parents[2])),),
+        lambda cache: (cache.stem,),
+        lambda cache: (cache.stem[:15],),
+        lambda cache: PIXELS,
+        lambda cache: ("--backbone", "pixels", "--dataset", "pictures"),
+        lambda cache: ("--layer", "pixels"),
+        lambda cache: (),
+    ],
+    ids=["path", "relative path", "name", "beginning", "options", "no size", "layer", "nothing"],
+)
+def test_every_way_to_name_a_cache_finds_it(cache: Path, named: Callable[[Path], tuple[str, ...]]) -> None:
+    assert Path(answer("train-head", *named(cache), *QUICK)["cache"]) == cache
+
+
+def test_a_person_reads_accuracy_on_val_and_test(cache: Path) -> None:
+    stdout = featcache("train-head", *QUICK).stdout
+    table = {line.split()[0]: line.split() for line in stdout.splitlines() if line.startswith(("val ", "test "))}
+    assert [table[split][-1] for split in ("val", "test")] == ["7", "12"]
+    assert all("%" in row for row in table.values())
+    assert str(cache) in stdout
+
+
+def test_the_options_of_the_head_are_kept_in_the_run(cache: Path, here: Path) -> None:
+    said = answer("train-head", "--head", "mlp:4", "--activation", "leaky_relu", "--dropout", "0.5", *QUICK[2:])
+    assert said["head"] == "mlp:4"
+    config = (here / said["run"] / "config.json").read_text()
+    assert '"activation": "leaky_relu"' in config
+    assert '"dropout": 0.5' in config
+
+
+def test_the_same_seed_gives_the_same_numbers(cache: Path) -> None:
+    first, again, other = (answer("train-head", *QUICK, "--seed", seed) for seed in ("3", "3", "4"))
+    assert first["val"] == again["val"] != other["val"]
+
+
+def test_runs_go_where_they_are_told(cache: Path, here: Path) -> None:
+    said = answer("train-head", *QUICK, "--runs-dir", here / "elsewhere")
+    assert Path(said["run"]).parent == here / "elsewhere"
+
+
+def test_training_marks_the_cache_as_used(cache: Path) -> None:
+    assert answer("ls")["caches"][0]["used"] is None
+    featcache("train-head", *QUICK)
+    assert answer("ls")["caches"][0]["used"] is not None
+
+
+def test_ctrl_c_keeps_the_best_epoch_tells_it_and_ends_with_130(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Terminal, stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("training", 2):
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Terminal, "advance", interrupt)
+    said = answer("train-head", "--head", "linear", "--max-epochs", "1000", "--patience", "1000", expect=130)
+    assert said["interrupted"] is True
+    assert said["epochs"] < 1000
+    assert said["test"]["accuracy"] >= 0
+
+
+# --- caches that are refused -------------------------------------------------------------------------------
+
+
+def test_without_any_cache_the_command_that_makes_one_is_told() -> None:
+    error, hint = complaint("train-head")
+    assert "no cache of cifar10 with vgg16" in error
+    assert "featcache extract --backbone vgg16 --dataset cifar10" in hint
+
+
+def test_several_candidates_are_listed_and_none_is_guessed(cache: Path) -> None:
+    featcache("extract", *PIXELS, "--limit", "6")
+    names = {entry["name"] for entry in answer("ls")["caches"]}
+    assert len(names) == 2
+    error, _ = complaint("train-head", *QUICK)
+    assert all(name in error for name in names)
+    _, hint = complaint("train-head", "pictures-", *QUICK)
+    assert all(name in hint for name in names)
+
+
+def test_an_unknown_name_lists_those_there_are(cache: Path) -> None:
+    error, hint = complaint("train-head", "pictuers-pixels")
+    assert "'pictuers-pixels'" in error
+    assert cache.stem in hint
+
+
+def test_other_options_than_those_it_was_made_with_do_not_find_it(cache: Path) -> None:
+    _, hint = complaint("train-head", *PIXELS, "--limit", "7")
+    assert "--limit 7" in hint
+
+
+def test_a_name_together_with_options_is_wrong_usage(cache: Path) -> None:
+    result = featcache("train-head", cache.stem, "--limit", "5", expect=2)
+    assert "not both" in result.stderr
+
+
+def test_an_unfinished_cache_is_refused_with_the_command_that_finishes_it(unfinished: Path, here: Path) -> None:
+    error, hint = complaint("train-head", *PIXELS)
+    assert "not finished: 16 of 48 rows" in error
+    assert f"featcache extract --backbone pixels --dataset {here / 'pictures'} --image-size 8" in hint
+
+
+def test_an_unfinished_cache_is_refused_by_its_name_too(unfinished: Path) -> None:
+    error, hint = complaint("train-head", unfinished.stem)
+    assert "not finished: 16 of 48 rows" in error
+    assert "featcache extract" in hint
+
+
+def test_a_damaged_cache_is_refused(damaged: Path) -> None:
+    error, hint = complaint("train-head", damaged.stem)
+    assert "damaged" in error
+    assert "extracting again mends it" in hint
+
+
+def test_images_of_one_class_are_no_ground_for_a_head(here: Path) -> None:
+    for split in ("train", "test"):
+        for name in CLASSES[1:]:
+            shutil.rmtree(here / "pictures" / split / name)
+    featcache("extract", *PIXELS)
+    error, _ = complaint("train-head", *QUICK)
+    assert "class" in error
+
+
+# --- values ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "expected", "offered"),
+    [
+        (("--head", "mpl:64"), "unknown head 'mpl'", "mlp"),
+        (("--activation", "rleu"), "unknown activation 'rleu'", "relu"),
+        (("--layer", "pixles"), "unknown layer 'pixles'", "pixels"),
+        (("--dropout", "1.5"), "--dropout", ""),
+        (("--val-fraction", "0"), "--val-fraction", ""),
+        (("--device", "abacus"), "abacus", "auto"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_an_error(
+    cache: Path, words: tuple[str, ...], expected: str, offered: str
+) -> None:
+    error, hint = complaint("train-head", *words)
+    assert expected in error
+    assert offered in error + hint
+
+
+def test_a_runs_folder_that_is_a_file_is_an_error_before_anything_is_trained(cache: Path, here: Path) -> None:
+    (here / "runs").write_text("no folder")
+    error, hint = complaint("train-head", *QUICK)
+    assert "runs" in error
+    assert "--runs-dir" in hint

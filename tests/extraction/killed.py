@@ -1,0 +1,34 @@
+"""A process that extracts and is killed: `python killed.py IMAGES DATA_DIR`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tiny import tiny_backbone
+
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+
+
+def main(images: str, data_dir: str) -> None:
+    torch.set_num_threads(1)
+    backbone = tiny_backbone()
+    original = backbone.features
+
+    def slow(batch: np.ndarray) -> dict[str, torch.Tensor]:
+        time.sleep(0.003)
+        return original(batch)
+
+    setattr(backbone, "features", slow)  # noqa: B010 - a slower method, on this object only
+    print("ready", flush=True)
+    request = Request(dataset=images, backbone=backbone, data_dir=Path(data_dir))
+    extract(request, Execution(part_rows=16, batch_size=8))
+    print("done", flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
