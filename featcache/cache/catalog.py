@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomp
 
 CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"
+DAMAGED_SUFFIX = ".damaged"
+_SET_ASIDE = re.compile(re.escape(CACHE_SUFFIX + DAMAGED_SUFFIX) + r"-\d+$")
 COMPLETE, UNFINISHED, DAMAGED, FOREIGN = "complete", "unfinished", "damaged", "foreign"
 
 
@@ -166,8 +169,8 @@ def remove(path: Path) -> int:
 def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[Garbage]:
     """What `gc` may remove: files of dead processes, parts of finished caches, caches that no run uses.
 
-    `used` are the paths of the caches that runs refer to. Damaged and foreign files are never among them, nor
-    anything that somebody is writing now.
+    `used` are the paths of the caches that runs refer to. Damaged and foreign files are not among them before a new
+    extraction has replaced them, nor anything that somebody is writing now.
     """
     in_use = {path.resolve() for path in used}
     found = [*_abandoned(features_dir, now)]
@@ -182,7 +185,20 @@ def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[G
             found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="belongs to no cache"))
         elif path.suffix == CACHE_SUFFIX and path.resolve() not in in_use and describe(path).complete:
             found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="no run uses it"))
+        elif _SET_ASIDE.search(path.name):
+            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="damaged, replaced by a new extraction"))
     return found
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a file that lies under a cache's name and cannot be used, so that nothing of it is lost; its new path.
+
+    Raises OSError where it cannot be renamed.
+    """
+    number = 1
+    while (aside := path.with_name(f"{path.name}{DAMAGED_SUFFIX}-{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def discard(found: Garbage) -> None:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
+from featcache.cache.catalog import set_aside
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
@@ -113,6 +114,11 @@ class Job:
         except (CacheDamaged, CacheForeign) as error:
             self.reporter.warn(f"{error.message}; it counts as absent")
             return None
+
+    def _move_aside(self) -> None:
+        """What lies under the cache's name and is none is kept: somebody may want to look at it, or own it."""
+        aside = set_aside(self.cache_path)
+        self.reporter.warn(f"it was kept as {aside} (`featcache gc` lists it)")
 
     def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
         """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
@@ -236,6 +242,9 @@ class Job:
         ]
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
+        standing = self.standing_cache()
+        if standing is None and self.cache_path.exists():
+            self._move_aside()
         if not any(len(table) for table in tables.values()):
             raise SourceError(f"every image of {self.source.name} was skipped", hint="run with --on-error fail")
         assemble(
@@ -247,7 +256,7 @@ class Job:
             provenance=self._provenance(),
             tables={split: table for split, table in tables.items() if len(table)},
             skipped=lost,
-            donors=Donors(self.donors(self.standing_cache()), self.reporter.warn),
+            donors=Donors(self.donors(standing), self.reporter.warn),
             arrays=self._scaling(),
         )
         discard_parts(self.parts_dir)

@@ -1,8 +1,7 @@
-"""A process that extracts and is killed: `python killed.py IMAGES DATA_DIR`."""
+"""What a process does that is killed while it extracts."""
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from featcache.extraction.run import Execution, extract
 
 
 def main(images: str, data_dir: str) -> None:
+    """Extracts with a tiny backbone that takes its time, in parts of two batches."""
     torch.set_num_threads(1)
     backbone = tiny_backbone()
     original = backbone.features
@@ -24,11 +24,5 @@ def main(images: str, data_dir: str) -> None:
         return original(batch)
 
     setattr(backbone, "features", slow)  # noqa: B010 - a slower method, on this object only
-    print("ready", flush=True)
     request = Request(dataset=images, backbone=backbone, data_dir=Path(data_dir))
     extract(request, Execution(part_rows=16, batch_size=8))
-    print("done", flush=True)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -364,8 +364,12 @@ def test_damaged_parts_and_caches_count_as_absent(request_: Request, caplog: pyt
 def test_a_truncated_cache_is_said_loudly_and_replaced(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
     first = extract(request_)
     first.cache.write_bytes(first.cache.read_bytes()[:-100])
+    damaged = first.cache.read_bytes()
     again = extract(request_)
     assert again.computed == 42
+    # Nothing is deleted without being asked.
+    (kept,) = request_.features_dir.glob("*.damaged*")
+    assert kept.read_bytes() == damaged
     assert any(record.levelname == "WARNING" and "counts as absent" in record.message for record in caplog.records)
 
 

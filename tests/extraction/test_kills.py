@@ -1,16 +1,17 @@
 """SIGKILL at random points of a whole extraction: no part is lost, no row is wrong, the file ends up equal.
 
 The short version runs always; `FEATCACHE_KILLS=300 pytest tests/extraction/test_kills.py` is the long one.
-A fork server keeps the imports: each child is a real process of its own that is really killed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import random
 import signal
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import h5py
@@ -24,32 +25,30 @@ from featcache.cache.reader import FeatureCache
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "25"))
 
 
-def start(images: Path, data_dir: Path) -> int:
-    """Forks a child that extracts; the parent has started no thread that the child could miss."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, 1)
-        extract_all(str(images), str(data_dir))
-        os._exit(0)
-    except BaseException:
-        os._exit(3)
+# A server that has imported everything and started no thread forks the children.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["killed"])
 
 
-def finished(pid: int, within_s: float) -> bool:
+@pytest.fixture(autouse=True)
+def server_finds_what_it_preloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
+
+
+def start(images: Path, data_dir: Path) -> BaseProcess:
+    child = CONTEXT.Process(target=extract_all, args=(str(images), str(data_dir)))
+    child.start()
+    return child
+
+
+def finished(child: BaseProcess, within_s: float) -> bool:
     """Whether the child ended by itself within that time; otherwise it is killed."""
-    until = time.monotonic() + within_s
-    while time.monotonic() < until:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            assert status == 0, f"the child failed with {os.waitstatus_to_exitcode(status)}"
-            return True
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return False
+    child.join(within_s)
+    if child.exitcode is None:
+        child.kill()
+        child.join()
+    assert child.exitcode in (0, -signal.SIGKILL), f"the child failed with {child.exitcode}"
+    return child.exitcode == 0
 
 
 def arrays(cache: Path) -> dict[str, bytes]:
@@ -60,7 +59,7 @@ def arrays(cache: Path) -> dict[str, bytes]:
 
 
 def published(data_dir: Path) -> set[Path]:
-    return set((data_dir / "features").glob("*.parts/part-*"))
+    return set((data_dir / "features").glob("*.parts/part-*.safetensors"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
@@ -82,7 +81,7 @@ def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Pa
             standing = now
             for folder in (data_dir / "features").glob("*.parts"):
                 # Every part under its final name is whole.
-                assert len(open_parts(folder)) == len(list(folder.glob("part-*")))
+                assert len(open_parts(folder)) == len(list(folder.glob("part-*.safetensors")))
             for final in finals:
                 assert arrays(final) == expected
         (cache,) = (data_dir / "features").glob("*.h5")
@@ -90,3 +89,15 @@ def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Pa
         assert FeatureCache.open(cache).name == reference.stem
         assert not list((data_dir / "features").glob("*.parts"))
     print(f"{kills} kills over {round_} extractions")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+def test_processes_that_extract_the_same_at_once_end_with_one_equal_file(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "pictures", train=10, test=4)
+    assert finished(start(images, tmp_path / "reference"), within_s=120)
+    (reference,) = (tmp_path / "reference" / "features").glob("*.h5")
+    children = [start(images, tmp_path / "shared") for _ in range(4)]
+    assert all(finished(child, within_s=120) for child in children)
+    (cache,) = (tmp_path / "shared" / "features").glob("*.h5")
+    assert arrays(cache) == arrays(reference)
+    assert not list((tmp_path / "shared" / "features").glob("*.tmp-*"))

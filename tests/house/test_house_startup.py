@@ -1,0 +1,79 @@
+"""What is quick stays quick: torch is imported by those commands only that compute."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = (
+    "torch",
+    "torchvision",
+    "pytorch_lightning",
+    "torchmetrics",
+    "sklearn",
+    "scipy",
+    "h5py",
+    "numpy",
+    "PIL",
+    "rich",
+)
+TORCH = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "sklearn", "scipy")
+
+
+def loaded_by(statement: str, cwd: Path) -> set[str]:
+    """Which of HEAVY a fresh interpreter has loaded after a statement."""
+    code = f"{statement}\nimport json, sys\njson.dump([name for name in {HEAVY!r} if name in sys.modules], sys.stderr)"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    return set(json.loads(ran.stderr.splitlines()[-1]))
+
+
+def command(*words: str) -> str:
+    """A statement that runs a command of featcache."""
+    return f"from featcache.cli.app import app\ntry:\n    app({list(words)!r})\nexcept SystemExit:\n    pass"
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import featcache",
+        "import featcache.cli.app",
+        "import featcache.images, featcache.heads, featcache.backbones, featcache.extraction",
+        command("--help"),
+        command("extract", "--help"),
+        command("train-head", "--help"),
+        command("--version"),
+        command("ls"),
+    ],
+)
+def test_nothing_heavy_is_loaded(statement: str, tmp_path: Path) -> None:
+    assert loaded_by(statement, tmp_path) == set()
+
+
+def test_public_names_are_loaded_when_they_are_used(tmp_path: Path) -> None:
+    assert not loaded_by("import featcache; featcache.FeatureCache", tmp_path) & set(TORCH)
+    assert "torch" in loaded_by("import featcache; featcache.train_head", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one complete cache in data/."""
+    folder = tmp_path_factory.mktemp("shelf")
+    words = ["extract", "--backbone", "pixels", "--dataset", "digits", "--limit", "10", "--quiet"]
+    subprocess.run([sys.executable, "-m", "featcache", *words], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "words", [("ls",), ("ls", "--json"), ("info", "digits"), ("verify", "digits"), ("gc",)], ids=" ".join
+)
+def test_the_shelf_never_loads_torch(words: tuple[str, ...], shelf: Path) -> None:
+    assert not loaded_by(command(*words), shelf) & set(TORCH)
+
+
+def test_ls_reads_the_shelf_without_numpy_and_h5py(shelf: Path) -> None:
+    assert loaded_by(command("ls"), shelf) == set()
