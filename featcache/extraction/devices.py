@@ -83,7 +83,7 @@ def provenance(device: str) -> dict[str, Any]:
     packages = ("featcache", "torch", "torchvision", "numpy", "h5py", "pillow")
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-        "processor": _processor(),
+        "processor": _cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -91,7 +91,7 @@ def provenance(device: str) -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def _cpu_name() -> str:
     try:
         with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a pseudo-file of Linux
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))

@@ -12,11 +12,14 @@ from tiny import tiny_backbone
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
+# Done once, in the server that forks the children. One thread, so that no pool is lost in the fork.
+torch.set_num_threads(1)
+_BACKBONE = tiny_backbone()
+
 
 def main(images: str, data_dir: str) -> None:
     """Extracts with a tiny backbone that takes its time, in parts of two batches."""
-    torch.set_num_threads(1)
-    backbone = tiny_backbone()
+    backbone = _BACKBONE
     original = backbone.features
 
     def slow(batch: np.ndarray) -> dict[str, torch.Tensor]:

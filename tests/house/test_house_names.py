@@ -35,7 +35,7 @@ def name_of(path: Path) -> str:
 
 
 def offered(package: ModuleType) -> set[str]:
-    """What a package's __init__ offers: names that it defines and, where it is lazy, those it shows to type checkers."""
+    """What an __init__ offers: the names it defines and, where it is lazy, those it shows to type checkers."""
     tree = parsed(Path(inspect.getfile(package)))
     found = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
     if "__getattr__" in found:
