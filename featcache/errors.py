@@ -63,11 +63,11 @@ def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
     if close:
         offer = "did you mean " + ", ".join(close) + "?"
     elif len(known) <= 12:
-        offer = "known: " + ", ".join(known)
+        offer = "known: " + ", ".join(known) + "."
     else:
         offer = ""
     listed = f"`{listed_by}` lists them all" if listed_by else ""
-    return "; ".join(part for part in (offer, listed) if part) or None
+    return " ".join(part for part in (offer, listed) if part) or None
 
 
 class InvalidOption(FeatcacheError):

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -258,7 +259,8 @@ def cache_name(set_name: str, spec: Spec, selection: Selection) -> str:
 
 def _slug(name: str) -> str:
     # The digests tell caches apart; the words are for people, and a file name has 255 bytes.
-    return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip("-.")[:64] or "unnamed"
+    plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
+    return re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-.")[:64] or "unnamed"
 
 
 def _require_text(what: str, value: object) -> None:

@@ -1,16 +1,15 @@
-"""What the documents show does run: their shell commands and Python examples, in order, page by page.
+"""What the documents show does run: their shell commands, in order, page by page.
 
     <!-- not run: why not -->       right before a block that is shown only
     <!-- needs: ../shared -->       right before a block that is run only where that path exists
 
-A `console` block is run line by line where a line begins with `$ `, a `bash` or `python` block as a whole; `text` is
-never run. Every page has an empty folder of its own that stands, as the checkout does, beside `../shared`.
+Of a `console` block the lines that begin with `$ ` are run, a `bash` block as a whole, `text` never. Every page has an
+empty folder of its own that stands, as the checkout does, beside `../shared`.
 """
 
 from __future__ import annotations
 
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,13 +18,12 @@ import pytest
 from documents import SHELL, Block, blocks
 from house import ROOT, pages
 
-RUN = (*SHELL, "python")
 SHARED = Path(os.environ.get("FEATCACHE_SHARED", ROOT.parent / "shared"))
 
 
 def examples(page: Path) -> list[Block]:
     """The blocks of a page that are meant to run."""
-    return [block for block in blocks(page.read_text()) if block.language in RUN]
+    return [block for block in blocks(page.read_text()) if block.language in SHELL]
 
 
 PAGES = [page for page in pages() if examples(page)]
@@ -54,12 +52,10 @@ def test_what_a_page_shows_runs(page: Path, beside_shared: Path) -> None:
         if block.not_run is not None or (block.needs and not (beside_shared / block.needs).exists()):
             continue
         where = f"{relative(page)}:{block.line}"
-        assert block.language == "python" or block.script(), f"{where}: commands begin with `$ `, or fence it as text"
+        assert block.script(), f"{where}: commands begin with `$ `, or fence it as text"
         script.append(f"echo '== {where}' >&2")
         # The page's own words, seen in the output when one of them fails.
-        script.append(
-            "set -x\n" + block.script() + "{ set +x; } 2>/dev/null" if block.language in SHELL else as_program(block)
-        )
+        script.append("set -x\n" + block.script() + "{ set +x; } 2>/dev/null")
     bin_folder = Path(sys.executable).parent
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FEATCACHE_")}
     ran = subprocess.run(
@@ -72,11 +68,6 @@ def test_what_a_page_shows_runs(page: Path, beside_shared: Path) -> None:
         check=False,
     )
     assert ran.returncode == 0, f"{relative(page)}\n{ran.stdout[-3000:]}\n{ran.stderr[-5000:]}"
-
-
-def as_program(block: Block) -> str:
-    """The command that runs a Python block as a program of its own."""
-    return f"{shlex.quote(sys.executable)} -c {shlex.quote(block.text)}"
 
 
 @pytest.mark.parametrize(
@@ -116,4 +107,4 @@ def test_blocks_are_found_with_their_notes() -> None:
     assert (two.language, two.line, two.not_run, two.needs) == ("console", 9, None, "../shared")
     assert two.script() == "first word \\\n    continued\nsecond\n"
     assert fetch.script() == "fetch everything\n"
-    assert never.language not in RUN
+    assert never.language not in SHELL
