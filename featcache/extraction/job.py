@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
-from featcache.cache.catalog import set_aside
+from featcache.cache.catalog import candidates, set_aside
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
@@ -28,7 +28,7 @@ from featcache.cache.parts import Skipped, SplitTable, open_parts, write_part
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec, cache_name
-from featcache.cache.writer import assemble
+from featcache.cache.writer import assemble, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
@@ -94,6 +94,8 @@ class Job:
             # A run that was killed right after it had published may have left its parts.
             discard_parts(self.parts_dir)
             return self._result(standing, computed=0, rate=None)
+        if (wider := self.wider_cache(plan)) is not None:
+            return self._result(wider, computed=0, rate=None)
         donors = Donors(self.donors(standing), self.reporter.warn)
         digests = plan.all_digests()
         missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
@@ -115,6 +117,18 @@ class Job:
             self.reporter.warn(f"{error.message}; it counts as absent")
             return None
 
+    def wider_cache(self, plan: Plan) -> FeatureCache | None:
+        """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""
+        for entry in candidates(self.request.features_dir):
+            if entry.complete and entry.selection == self.request.selection and self._is_served_by(entry.spec):
+                cache = self._opened(entry.path)
+                if cache is not None and self.is_hit(cache, plan):
+                    return cache
+        return None
+
+    def _is_served_by(self, spec: Spec | None) -> bool:
+        return spec is not None and serves(spec, self.spec)
+
     def _move_aside(self) -> None:
         """What lies under the cache's name and is none is kept: somebody may want to look at it, or own it."""
         aside = set_aside(self.cache_path)
@@ -122,7 +136,7 @@ class Job:
 
     def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
         """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
-        if cache.spec.fingerprint != self.spec.fingerprint or (cache.skipped and not self.skip):
+        if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
             return False
         lost = {(one.split, one.id): one.digest for one in cache.skipped}
         unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
@@ -137,15 +151,15 @@ class Job:
         )
 
     def donors(self, standing: FeatureCache | None) -> list[Donor]:
-        """Everybody whose rows were computed under the same spec: parts first, then caches."""
+        """Everybody whose rows were computed under the same spec, further layers aside: parts first, then caches."""
         folder, short = self.request.features_dir, self.spec.fingerprint[:8]
         donors: list[Donor] = []
         for parts in sorted(folder.glob(f"*-{short}-*.parts")):
             donors += open_parts(parts, self.reporter.warn, fingerprint=self.spec.fingerprint)
-        for path in sorted(folder.glob(f"*-{short}-*.h5")):
-            cache = standing if path == self.cache_path else self._opened(path)
-            if cache is not None and cache.spec.fingerprint == self.spec.fingerprint:
-                donors += [cache[split] for split in cache.splits]
+        for entry in candidates(folder):
+            if entry.complete and self._is_served_by(entry.spec):
+                cache = standing if entry.path == self.cache_path else self._opened(entry.path)
+                donors += [cache[split] for split in cache.splits] if cache is not None else []
         return donors
 
     def _opened(self, path: Path) -> FeatureCache | None:
@@ -258,6 +272,7 @@ class Job:
             skipped=lost,
             donors=Donors(self.donors(standing), self.reporter.warn),
             arrays=self._scaling(),
+            progress=lambda done, total: self.reporter.advance("assembling", plan.rows * done // total, plan.rows),
         )
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
@@ -297,8 +312,8 @@ class Job:
     def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
         rows = {split: len(cache[split]) for split in cache.splits}
         return Extraction(
-            cache=self.cache_path,
-            fingerprint=self.spec.fingerprint,
+            cache=self.request.features_dir / cache.path.name,
+            fingerprint=cache.spec.fingerprint,
             rows=rows,
             feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
             computed=computed,
