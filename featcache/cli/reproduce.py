@@ -276,8 +276,8 @@ _HEADER = (
 )
 _TITLES = (
     "recipe",
-    "val, last epoch",
-    "val, best epoch",
+    "last",
+    "best",
     "test",
     "loss",
     "epochs",
@@ -298,9 +298,8 @@ def _show(rows: Sequence[Reproduction]) -> None:
     cells, notes = _table(rows)
     print_table(cells, header=_HEADER)
     print_line()
-    print_line(_legend(rows))
-    for note in notes:
-        print_line(note)
+    for line in (*_legend(rows), *notes):
+        print_line(line)
 
 
 def _table(rows: Sequence[Reproduction]) -> tuple[list[tuple[str, ...]], list[str]]:
@@ -343,13 +342,14 @@ def _points(accuracy: float) -> str:
     return f"{100 * accuracy:.2f}"
 
 
-def _legend(rows: Sequence[Reproduction]) -> str:
+def _legend(rows: Sequence[Reproduction]) -> tuple[str, ...]:
     seeds = max(len(row.seeds) for row in rows)
-    means = "one seed" if seeds == 1 else f"means of {seeds} seeds"
+    means = "one seed (seeds scatter by a point or two: --seeds 3)" if seeds == 1 else f"means of {seeds} seeds"
     return (
-        f"On {rows[0].set_name}, {means}. Accuracies in per cent: last epoch on val, with its loss (what the notebook "
-        "measured); best epoch on val, and on test. Seconds: the fit alone. "
-        "Agrees: last within 1.5 points of the notebook."
+        f"On {rows[0].set_name}, {means}. Accuracies in per cent, seconds of the fit alone.",
+        "last: the last epoch on val, with its loss, which is what the notebook measured.",
+        "best: the best epoch on val; test: that epoch on test.",
+        "agrees: last is within 1.5 points of the notebook.",
     )
 
 
@@ -357,7 +357,12 @@ def _markdown(rows: Sequence[Reproduction]) -> str:
     cells, notes = _table(rows)
     lines = [_TITLES, ("---", *("---:" for _ in _TITLES[1:-1]), "---"), *cells]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    paragraphs = ["# The notebook's experiments", table, _legend(rows), "\n".join(f"- {note}" for note in notes)]
+    paragraphs = [
+        "# The notebook's experiments",
+        table,
+        "\n".join(_legend(rows)),
+        "\n".join(f"- {note}" for note in notes),
+    ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 

@@ -157,11 +157,9 @@ def find(
 
 def _left_to(recipe: Recipe, context: typer.Context) -> dict[str, Any]:
     """The recipe's settings, without those that were said on the command line."""
-    return {
-        name: value
-        for name, value in recipe.head_options().items()
-        if getattr(context.get_parameter_source(name), "name", "") != "COMMANDLINE"
-    }
+    sources = {name: context.get_parameter_source(name) for name in recipe.head_options()}
+    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {name: value for name, value in recipe.head_options().items() if name not in said}
 
 
 def _completed(what: BackboneOptions, recipe: Recipe | None) -> BackboneOptions:
