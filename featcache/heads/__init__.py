@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featcache.heads.architectures import head_names
     from featcache.heads.config import HeadConfig
     from featcache.heads.fit import fit_head, train_head
+    from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Predictions, Score
     from featcache.heads.runs import Run
 
@@ -24,10 +25,13 @@ __all__ = [
     "EpochRecord",
     "HeadConfig",
     "Predictions",
+    "Recipe",
     "Run",
     "Score",
     "fit_head",
     "head_names",
+    "recipe",
+    "recipe_names",
     "train_head",
 ]
 
@@ -35,10 +39,13 @@ _HOMES = {
     "EpochRecord": "records",
     "HeadConfig": "config",
     "Predictions": "records",
+    "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
     "fit_head": "fit",
     "head_names": "architectures",
+    "recipe": "recipes",
+    "recipe_names": "recipes",
     "train_head": "fit",
 }
 
