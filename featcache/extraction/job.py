@@ -36,6 +36,7 @@ from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
+from featcache.extraction.stages import Stages
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -56,6 +57,7 @@ class Job:
     part_rows: int
     skip: bool
     rehash: bool
+    stages: Stages = field(default_factory=Stages)
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -195,7 +197,7 @@ class Job:
                     failures += self._accepted(block.failures)
                     writer.add(block)
                     done += len(block.index) + len(block.failures)
-                    self.reporter.advance("extracting", done, len(rows))
+                    self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
             except KeyboardInterrupt:
                 self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                 raise
@@ -222,6 +224,7 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            stages=self.stages,
         )
 
     def _accepted(self, failures: Sequence[Failure]) -> Sequence[Failure]:
@@ -306,6 +309,8 @@ class Job:
             skipped=tuple(cache.skipped),
             seconds=time.monotonic() - self._began,
             images_per_s=rate,
+            shares=self.stages.shares,
+            bound=self.stages.bound,
         )
 
 
@@ -324,9 +329,10 @@ class _PartWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None and self._held:
-                self._publish(self._held)
-            self._wait()
+            with self._job.stages.measured("write"):
+                if kind is None and self._held:
+                    self._publish(self._held)
+                self._wait()
         finally:
             self._pool.shutdown(wait=True)
 
@@ -336,8 +342,9 @@ class _PartWriter:
             return
         self._blocks.append(block)
         self._held += len(block.index)
-        while self._held >= self._job.part_rows:
-            self._publish(self._job.part_rows)
+        with self._job.stages.measured("write"):
+            while self._held >= self._job.part_rows:
+                self._publish(self._job.part_rows)
 
     def _publish(self, count: int) -> None:
         index = np.concatenate([block.index for block in self._blocks])

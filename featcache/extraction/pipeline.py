@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.stages import Stages
 from featcache.images.decoding import decode
 from featcache.images.sources import ImageSource, Sample, digest
 
@@ -54,13 +55,17 @@ class _Decoded:
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice."""
+    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
+
+    `stages` is told what the consumer of `rows` waited for.
+    """
 
     source: ImageSource
     backbone: Backbone
     dtype: str
     batch_size: int
     workers: int
+    stages: Stages = field(default_factory=Stages)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,11 +81,9 @@ class Pipeline:
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
         for decoded in self._decoded(samples, digests):
-            yield Rows(
-                index=decoded.index,
-                features=self._compute(decoded, samples) if len(decoded.index) else {},
-                failures=decoded.failures,
-            )
+            with self.stages.measured("compute"):
+                features = self._compute(decoded, samples) if len(decoded.index) else {}
+            yield Rows(index=decoded.index, features=features, failures=decoded.failures)
 
     def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
         ahead = self.workers + 1
@@ -92,7 +95,9 @@ class Pipeline:
                 rows = range(start, min(start + self.batch_size, len(samples)))
                 pending.append(self._pool.submit(self._decode, samples, digests, rows))
                 start = rows.stop
-            yield pending.popleft().result()
+            with self.stages.measured("decode"):
+                decoded = pending.popleft().result()
+            yield decoded
 
     def _decode(self, samples: Sequence[Sample], digests: Bytes, rows: range) -> _Decoded:
         side = self.backbone.transform.image_size
