@@ -27,10 +27,10 @@ from featcache.cache.locks import Owner, locked
 from featcache.cache.parts import Skipped, SplitTable, open_parts, write_part
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
-from featcache.cache.spec import Spec, cache_name
+from featcache.cache.spec import Json, Spec, cache_name
 from featcache.cache.writer import assemble
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
-from featcache.extraction import devices
+from featcache.extraction import devices, drift
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import Reporter
@@ -58,6 +58,8 @@ class Job:
     skip: bool
     rehash: bool
     stages: Stages = field(default_factory=Stages)
+    # What was measured now, or, where nothing had to be computed, when the rows were.
+    _drift: Json = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -187,22 +189,45 @@ class Job:
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
         wanted = [samples[row] for row in rows]
-        self._begin(plan)
-        began = time.monotonic()
-        with closing(self._pipeline()) as pipeline, _PartWriter(self, rows, digests[rows]) as writer:
-            failures: list[Failure] = []
-            done = 0
-            try:
-                for block in pipeline.rows(wanted, digests[rows]):
-                    failures += self._accepted(block.failures)
-                    writer.add(block)
-                    done += len(block.index) + len(block.failures)
-                    self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
-            except KeyboardInterrupt:
-                self.reporter.say("stopped; what is finished stands: run the same command again to go on")
-                raise
+        failures: list[Failure] = []
+        done = 0
+        with closing(self._pipeline()) as pipeline:
+            self._measure_drift(pipeline, wanted, digests[rows])
+            self._begin(plan)
+            began = time.monotonic()
+            with _PartWriter(self, rows, digests[rows]) as writer:
+                try:
+                    for block in pipeline.rows(wanted, digests[rows]):
+                        failures += self._accepted(block.failures)
+                        writer.add(block)
+                        done += len(block.index) + len(block.failures)
+                        self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
+                except KeyboardInterrupt:
+                    self.reporter.say("stopped; what is finished stands: run the same command again to go on")
+                    raise
         rate = len(rows) / max(time.monotonic() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
+
+    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+        """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
+        if self.spec.precision not in ("bf16", "fp16"):
+            return
+        rows = drift.sample_of(len(samples))
+        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        if not len(images):
+            return
+
+        def compute(precision: str) -> dict[str, npt.NDArray[np.generic]]:
+            self.backbone.place(self.device, precision)
+            return pipeline.features(images, "float32")
+
+        try:
+            found = drift.measured(self.spec.precision, compute)
+        finally:
+            self.backbone.place(self.device, self.spec.precision)
+        found.require_small()
+        self.reporter.say(str(found))
+        self._drift = found.to_json()
 
     def _begin(self, plan: Plan) -> None:
         write_plan(
@@ -246,6 +271,8 @@ class Job:
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
+        donors = self.donors(standing)
+        self._drift = self._drift or drift.recorded(donors)
         if standing is None and self.cache_path.exists():
             self._move_aside()
         if not any(len(table) for table in tables.values()):
@@ -259,7 +286,7 @@ class Job:
             provenance=self._provenance(),
             tables={split: table for split, table in tables.items() if len(table)},
             skipped=lost,
-            donors=Donors(self.donors(standing), self.reporter.warn),
+            donors=Donors(donors, self.reporter.warn),
             arrays=self._scaling(),
         )
         discard_parts(self.parts_dir)
@@ -294,8 +321,12 @@ class Job:
             "weights": weights.source if weights else None,
             "parameters": self.backbone.parameters,
             "normalize": self.request.normalize or ("weights" if weights else "half"),
-            **devices.provenance(self.device),
+            **self.computed_by(),
         }
+
+    def computed_by(self) -> dict[str, Any]:
+        """The part of the provenance that belongs to rows rather than to a cache."""
+        return {"drift": self._drift, **devices.provenance(self.device)}
 
     def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
         rows = {split: len(cache[split]) for split in cache.splits}
@@ -311,6 +342,7 @@ class Job:
             images_per_s=rate,
             shares=self.stages.shares,
             bound=self.stages.bound,
+            drift=cache.provenance.get("drift"),
         )
 
 
@@ -365,7 +397,7 @@ class _PartWriter:
             first_row=int(self._rows[index[0]]),
             digests=self._digests[index[:count]],
             features={layer: values[:count] for layer, values in features.items()},
-            provenance=devices.provenance(self._job.device),
+            provenance=self._job.computed_by(),
         )
 
     def _wait(self) -> None:

@@ -85,6 +85,10 @@ class Pipeline:
                 features = self._compute(decoded, samples) if len(decoded.index) else {}
             yield Rows(index=decoded.index, features=features, failures=decoded.failures)
 
+    def images(self, samples: Sequence[Sample], digests: Bytes) -> Bytes:
+        """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
+        return self._decode(samples, digests, range(len(samples))).images
+
     def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
         ahead = self.workers + 1
         pending: deque[Future[_Decoded]] = deque()
@@ -123,28 +127,35 @@ class Pipeline:
         return self.backbone.resize(decode(payload, sample.id))
 
     def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
-        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
-        done = 0
-        while done < len(decoded.images):
-            batch = decoded.images[done : done + self.batch_size]
-            features = self._forward(batch)
-            if features is None:
-                continue
-            blocks.append(features)
-            done += len(batch)
-        features = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        features = self.features(decoded.images, self.dtype)
         for name, values in features.items():
             _require_finite(values, name, [samples[row].id for row in decoded.index])
         return features
 
-    def _forward(self, images: Bytes) -> dict[str, npt.NDArray[np.generic]] | None:
+    def features(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
+        """(n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit into memory.
+
+        Raises ExtractionError where not even the smallest does.
+        """
+        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
+        done = 0
+        while done < len(images):
+            batch = images[done : done + self.batch_size]
+            features = self._forward(batch, dtype)
+            if features is None:
+                continue
+            blocks.append(features)
+            done += len(batch)
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def _forward(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]] | None:
         """The batch's features, or None where memory did not suffice and the batch size was halved."""
         import torch
 
         try:
             computed = self.backbone.features(_padded(images))
-            dtype = getattr(torch, self.dtype)
-            return {name: value[: len(images)].to(dtype).cpu().numpy() for name, value in computed.items()}
+            stored = getattr(torch, dtype)
+            return {name: value[: len(images)].to(stored).cpu().numpy() for name, value in computed.items()}
         except torch.OutOfMemoryError as error:
             if self.batch_size <= _LEAST_BATCH:
                 raise ExtractionError(

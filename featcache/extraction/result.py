@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.parts import Skipped
+from featcache.cache.spec import Json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +16,8 @@ class Extraction:
 
     `computed` counts the rows nobody had before, `reused` those that were found. `shares` says which part of the
     time went into waiting for images, computing, and waiting for the disk (decode, compute, write; 1 in all), and
-    `bound` which of them is the largest; both are None where nothing was computed.
+    `bound` which of them is the largest; both are None where nothing was computed. `drift` is
+    what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32.
     """
 
     cache: Path
@@ -29,6 +31,7 @@ class Extraction:
     images_per_s: float | None
     shares: dict[str, float] | None = None
     bound: str | None = None
+    drift: Json = None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache extract --json`."""
@@ -45,4 +48,5 @@ class Extraction:
             "images_per_s": None if self.images_per_s is None else round(self.images_per_s, 2),
             "shares": None if self.shares is None else {stage: round(part, 4) for stage, part in self.shares.items()},
             "bound": self.bound,
+            "drift": self.drift,
         }

@@ -28,6 +28,7 @@ def test_the_answer_has_exactly_the_promised_fields() -> None:
         "images_per_s",
         "shares",
         "bound",
+        "drift",
     ]
     assert Path(said["cache"]).is_file()
     assert (said["complete"], said["rows"]) == (True, {"train": 36, "test": 12})
