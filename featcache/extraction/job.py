@@ -31,6 +31,7 @@ from featcache.cache.spec import Json, Spec, cache_name
 from featcache.cache.writer import assemble
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
+from featcache.extraction.forecast import Forecast
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import Reporter
@@ -160,15 +161,19 @@ class Job:
             return None
 
     def _say_what_stands(self, rows: int, missing: int) -> None:
+        size = f"the cache will have {rows * self._row_bytes / 1e9:.2g} GB"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}")
+            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
         else:
-            self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract")
+            self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
+
+    @property
+    def _row_bytes(self) -> int:
+        return sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
 
     def _require_room(self, rows: int, missing: int) -> None:
         """Parts and file stand side by side for a moment. Raises ExtractionError before the first forward pass."""
-        row_bytes = sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
-        needed = (rows + missing) * row_bytes
+        needed = (rows + missing) * self._row_bytes
         self.request.features_dir.mkdir(parents=True, exist_ok=True)
         free = free_bytes(self.request.features_dir)
         if free < needed:
@@ -195,6 +200,7 @@ class Job:
             self._measure_drift(pipeline, wanted, digests[rows])
             self._begin(plan)
             began = time.monotonic()
+            forecast = Forecast(total=len(rows))
             with _PartWriter(self, rows, digests[rows]) as writer:
                 try:
                     for block in pipeline.rows(wanted, digests[rows]):
@@ -202,6 +208,8 @@ class Job:
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
+                        if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
+                            self.reporter.say(sentence)
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
