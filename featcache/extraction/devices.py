@@ -100,6 +100,11 @@ def resolve_precision(said: str, device: str) -> str:
     return said
 
 
+def supported_precisions(device: str) -> dict[str, bool]:
+    """Which precisions the hardware of `device` computes by itself, by name."""
+    return {"fp32": True, "bf16": _multiplies_bf16(device), "fp16": device.partition(":")[0] in ("cuda", "mps")}
+
+
 def _multiplies_bf16(device: str) -> bool:
     import torch
 
