@@ -43,7 +43,7 @@ def cache(here: Path) -> Path:
 def unfinished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The parts of an extraction that was interrupted after 16 of 48 images."""
 
-    def interrupt(self: Terminal, stage: str, done: int, total: int) -> None:
+    def interrupt(self: Terminal, stage: str, done: int, total: int, **_: object) -> None:
         if stage == "extracting" and done >= 16:
             raise KeyboardInterrupt
 
