@@ -26,7 +26,12 @@ class HeadOptions:
     """What is trained, and how."""
 
     head: Annotated[
-        str, typer.Option(help="linear, or mlp: and the hidden sizes.", metavar="<head>", rich_help_panel=_HEAD)
+        str,
+        typer.Option(
+            help="linear, mlp: and the hidden sizes, or solved at once: logreg, ridge, centroid, knn.",
+            metavar="<head>",
+            rich_help_panel=_HEAD,
+        ),
     ] = "mlp:128,64"
     activation: Annotated[
         str,
@@ -178,6 +183,15 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
+def _way(run: Run) -> tuple[str, str]:
+    # How many epochs there were, or what a solver tried.
+    done = run.training
+    stopped = ", interrupted" if done.interrupted else ""
+    if not run.config.architecture.solved:
+        return "epochs", f"{done.epochs} (best: {done.best_epoch}){stopped}"
+    return "chosen", f"{run.history()[done.best_epoch - 1].candidate}, of {done.epochs} tried{stopped}"
+
+
 def _show(run: Run) -> None:
     result = run.to_json()
     rows = [
@@ -185,13 +199,12 @@ def _show(run: Run) -> None:
         for split, score in (("val", result["val"]), ("test", result["test"]))
         if score is not None
     ]
-    stopped = ", interrupted" if result.get("interrupted") else ""
     print_table(rows, header=("", "accuracy", "loss", "images"))
     print_line()
     print_pairs(
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
-            ("epochs", f"{result['epochs']} (best: {result['best_epoch']}){stopped}"),
+            _way(run),
             ("took", human_seconds(result["seconds"])),
             ("cache", result["cache"]),
             ("run", result["run"]),

@@ -1,4 +1,4 @@
-"""Heads by name: what `linear` and `mlp:128,64` mean, and how they are built.
+"""Heads by name: what `linear`, `mlp:128,64`, `logreg` or `knn` mean, and how they are built.
 
 A head is written as a kind, and after a colon what that kind takes. Each kind stands once in `HEAD_KINDS`, so
 a new one is one entry. Parsing needs no torch; building imports it.
@@ -40,29 +40,44 @@ class Architecture:
     kind: str
     hidden: tuple[int, ...] = ()
 
+    @property
+    def solved(self) -> bool:
+        """Whether it is solved at once, and not trained by steps."""
+        return HEAD_KINDS[self.kind].solved
+
     def __str__(self) -> str:
         return self.kind + (":" + ",".join(map(str, self.hidden)) if self.hidden else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
-    """All that building needs: `in_features` and `classes` come from the cache, the rest was asked for."""
+    """All that building needs: `in_features` and `classes` come from the cache, the rest was asked for.
+
+    `rows`, `stored`: how many train rows a head that holds them has, and their dtype.
+    """
 
     in_features: int
     classes: int
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
     dropout: float = 0.0
+    rows: int = 0
+    stored: str = "float32"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKind:
-    """One kind of head: how it is written, how the text after the colon is read, how it is built."""
+    """One kind of head: how it is written and how it is built.
+
+    `sized`: hidden sizes stand after its colon.
+    `solved`: it is solved at once (heads/solvers.py), so nothing that belongs to steps applies to it.
+    """
 
     name: str
     usage: str
-    parse: Callable[[str], tuple[int, ...]]
     build: Callable[[HeadShape], nn.Module]
+    sized: bool = False
+    solved: bool = False
 
 
 def parse_head(text: str) -> Architecture:
@@ -74,7 +89,9 @@ def parse_head(text: str) -> Architecture:
     kind = HEAD_KINDS.get(name)
     if kind is None:
         raise UnknownName("head", name, HEAD_KINDS)
-    return Architecture(kind=name, hidden=kind.parse(rest))
+    if rest and not kind.sized:
+        raise InvalidOption(f"the head {name} takes no sizes, got {rest!r}", hint=f"{name}, or mlp:128,64")
+    return Architecture(kind=name, hidden=_hidden_sizes(rest) if kind.sized else ())
 
 
 def check_activation(name: str) -> None:
@@ -91,12 +108,6 @@ def head_names() -> tuple[str, ...]:
 def build_head(architecture: Architecture, shape: HeadShape) -> nn.Module:
     """A head with float32 weights from torch's global generator: (N, in_features) -> logits (N, classes)."""
     return HEAD_KINDS[architecture.kind].build(shape)
-
-
-def _no_sizes(rest: str) -> tuple[int, ...]:
-    if rest:
-        raise InvalidOption(f"the head linear takes no sizes, got {rest!r}", hint="linear, or mlp:128,64")
-    return ()
 
 
 def _hidden_sizes(rest: str) -> tuple[int, ...]:
@@ -134,10 +145,20 @@ def _build_perceptron(shape: HeadShape) -> nn.Module:
     return nn.Sequential(layers)
 
 
+def _build_neighbours(shape: HeadShape) -> nn.Module:
+    from featcache.heads.neighbours import Neighbours
+
+    return Neighbours(shape)
+
+
 HEAD_KINDS: Mapping[str, HeadKind] = {
     kind.name: kind
     for kind in (
-        HeadKind(name="linear", usage="linear", parse=_no_sizes, build=_build_perceptron),
-        HeadKind(name="mlp", usage="mlp:128,64", parse=_hidden_sizes, build=_build_perceptron),
+        HeadKind(name="linear", usage="linear", build=_build_perceptron),
+        HeadKind(name="mlp", usage="mlp:128,64", build=_build_perceptron, sized=True),
+        HeadKind(name="logreg", usage="logreg", build=_build_perceptron, solved=True),
+        HeadKind(name="ridge", usage="ridge", build=_build_perceptron, solved=True),
+        HeadKind(name="centroid", usage="centroid", build=_build_perceptron, solved=True),
+        HeadKind(name="knn", usage="knn", build=_build_neighbours, solved=True),
     )
 }

@@ -157,7 +157,7 @@ class ResidentBatches(Batches):
 
     def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
         super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
-        self._stored = _load(rows, device)
+        self._stored = load_rows(rows, device)
 
     @property
     def resident_bytes(self) -> int:
@@ -266,7 +266,8 @@ def _epoch_seed(seed: int, epoch: int) -> int:
     return int.from_bytes(hashlib.sha256(f"order of epoch {epoch}, seed {seed}".encode()).digest()[:4])
 
 
-def _load(rows: FeatureRows, device: torch.device) -> list[Tensor]:
+def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
+    """All rows on `device`: one tensor (N, D) a layer, as stored. Raises what `FeatureRows.read` raises."""
     step = max(1, WINDOW_BYTES // rows.row_bytes)
     stored: list[Tensor] = []
     for part in _ranges(len(rows), step):

@@ -14,6 +14,10 @@ from featcache.errors import InvalidOption
 from featcache.heads.architectures import Architecture, check_activation, parse_head
 
 LARGEST_SEED = 2**32 - 1
+STEP_OPTIONS = (
+    *("activation", "dropout", "lr", "weight_decay", "l1"),
+    *("head_batch_size", "max_epochs", "patience", "min_delta"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +30,9 @@ class HeadConfig:
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
     `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
-    `seed`: initial weights, order and dropout.
+    `seed`: initial weights, order and dropout. A head that is solved (logreg, ridge, centroid, knn) draws nothing.
+
+    What belongs to training by steps (STEP_OPTIONS) has to be left as it is for a head that is solved.
 
     Raises InvalidOption or UnknownName for a value that cannot be used.
     """
@@ -51,6 +57,8 @@ class HeadConfig:
         check_activation(self.activation)
         for name, rule in _NUMBERS.items():
             rule.check(name, getattr(self, name))
+        if architecture.solved:
+            self._check_steps_untouched()
         if self.dropout > 0 and not architecture.hidden:
             raise InvalidOption(
                 f"dropout {self.dropout} follows hidden layers, and the head {self.head} has none",
@@ -58,6 +66,15 @@ class HeadConfig:
             )
         if self.layers is not None:
             _check_layers(self.layers)
+
+    def _check_steps_untouched(self) -> None:
+        defaults = {field.name: field.default for field in fields(self)}
+        changed = [_option(name) for name in STEP_OPTIONS if getattr(self, name) != defaults[name]]
+        if changed:
+            raise InvalidOption(
+                f"the head {self.head} is solved, not trained by steps: {', '.join(changed)} would do nothing",
+                hint=f"leave out {', '.join(changed)}, or take linear or mlp:128,64",
+            )
 
     @property
     def architecture(self) -> Architecture:
@@ -92,8 +109,7 @@ class _Number:
     def check(self, name: str, value: object) -> None:
         numeric = isinstance(value, int | float if self.kind is float else int) and not isinstance(value, bool)
         if not (numeric and isinstance(value, int | float) and math.isfinite(value) and self.holds(value)):
-            option = "--" + name.replace("_", "-")
-            raise InvalidOption(f"expected {option} to be {self.wanted}, got {value!r}")
+            raise InvalidOption(f"expected {_option(name)} to be {self.wanted}, got {value!r}")
 
 
 _POSITIVE = _Number(kind=float, holds=lambda value: value > 0, wanted="a number above 0")
@@ -114,6 +130,10 @@ _NUMBERS: Mapping[str, _Number] = {
     "val_seed": _SEED,
     "seed": _SEED,
 }
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _check_layers(layers: tuple[str, ...]) -> None:

@@ -18,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
@@ -28,8 +29,18 @@ from featcache.heads.cuts import Cut, cut_cache
 from featcache.heads.lightning import HeadModule, fit
 from featcache.heads.metrics import Outcome, evaluate
 from featcache.heads.placement import choose_device, seeded
-from featcache.heads.records import FeatureLayer, FeatureOrigin, Predictions, Progress, Report, Score, Training
+from featcache.heads.records import (
+    EpochRecord,
+    FeatureLayer,
+    FeatureOrigin,
+    Predictions,
+    Progress,
+    Report,
+    Score,
+    Training,
+)
 from featcache.heads.runs import Run, prepare_runs_dir, write_run
+from featcache.heads.solvers import solve
 from featcache.heads.stopping import Interruption
 
 
@@ -57,7 +68,8 @@ def train_head(
 ) -> Run:
     """Train a head on cached features and write it, with all that belongs to it, into a run folder.
 
-    `cache`: an open cache or the path of one. `head`: `linear` or `mlp:` with hidden sizes. `layer`: one name, or
+    `cache`: an open cache or the path of one. `head`: `linear`, `mlp:` with hidden sizes, or one that
+    is solved instead of trained by steps: `logreg`, `ridge`, `centroid`, `knn`. `layer`: one name, or
     several whose features are put side by side; None where the cache has only one. The other options are those of
     HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
     every epoch, `report` with a sentence about whatever was left out.
@@ -119,10 +131,13 @@ def fit_head(
         if chosen is not None
     }
     classes = len(cache.classes)
-    fitted = _fit(rows["train"], rows["val"], classes, config, place, progress, report, resident_bytes)
+    if config.architecture.solved:
+        fitted = _solve(rows["train"], rows["val"], classes, config, place, progress, report)
+    else:
+        fitted = _fit(rows["train"], rows["val"], classes, config, place, progress, report, resident_bytes)
     outcomes = {"val": fitted.val}
     if "test" in rows:
-        outcomes["test"] = evaluate(fitted.module.head, _streamed(rows["test"], config, place))
+        outcomes["test"] = evaluate(fitted.head, _streamed(rows["test"], config, place))
     created = created or datetime.now(UTC)
     mark_used(cache.path, now=created.timestamp())
     return write_run(
@@ -133,20 +148,52 @@ def fit_head(
         classes=cache.classes,
         training=_training(cache, fitted, cut, outcomes, place),
         versions=_versions(),
-        weights={name: tensor.cpu().numpy() for name, tensor in fitted.module.head.state_dict().items()},
-        history=fitted.module.history,
+        weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
+        history=fitted.history,
         predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
     )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Fitted:
-    """The module with its best epoch restored, that epoch's val outcome, and how the fit went."""
+    """The head of the best epoch (or candidate), what it says of val, and how the fit went."""
 
-    module: HeadModule
+    head: nn.Module
     val: Outcome
+    last: Score
+    history: tuple[EpochRecord, ...]
+    best_epoch: int
     interrupted: bool
     seconds: float
+    notes: tuple[str, ...] = ()
+
+
+def _solve(
+    train: FeatureRows,
+    val: FeatureRows,
+    classes: int,
+    config: HeadConfig,
+    place: torch.device,
+    progress: Progress | None,
+    report: Report | None,
+) -> _Fitted:
+    began = time.perf_counter()
+    kind = config.architecture.kind
+    choice = solve(kind, train, val, classes, device=place, interruption=Interruption(), progress=progress)
+    head = choice.candidate.build().to(place)
+    seconds = time.perf_counter() - began
+    _tell(report, choice.notes())
+    outcome = evaluate(head, _streamed(val, config, place))
+    return _Fitted(
+        head=head,
+        val=outcome,
+        last=outcome.score(),
+        history=choice.history,
+        best_epoch=choice.number,
+        interrupted=choice.interrupted,
+        seconds=seconds,
+        notes=choice.notes(),
+    )
 
 
 def _fit(
@@ -175,7 +222,16 @@ def _fit(
     # The Trainer leaves the head on the CPU.
     module.head.to(place)
     seconds = time.perf_counter() - began
-    return _Fitted(module=module, val=evaluate(module.head, val_batches), interrupted=interrupted, seconds=seconds)
+    last = module.history[-1]
+    return _Fitted(
+        head=module.head,
+        val=evaluate(module.head, val_batches),
+        last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
+        history=tuple(module.history),
+        best_epoch=module.best_epoch,
+        interrupted=interrupted,
+        seconds=seconds,
+    )
 
 
 def _shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
@@ -196,22 +252,20 @@ def _streamed(rows: FeatureRows, config: HeadConfig, place: torch.device) -> Str
 def _training(
     cache: FeatureCache, fitted: _Fitted, cut: Cut, outcomes: Mapping[str, Outcome], place: torch.device
 ) -> Training:
-    module = fitted.module
-    last = module.history[-1]
     frozen = cache.provenance.get("parameters")
     return Training(
-        trainable=sum(parameter.numel() for parameter in module.head.parameters() if parameter.requires_grad),
+        trainable=sum(parameter.numel() for parameter in fitted.head.parameters() if parameter.requires_grad),
         frozen=frozen if isinstance(frozen, int) else None,
         images=cut.images(),
-        epochs=len(module.history),
-        best_epoch=module.best_epoch,
+        epochs=len(fitted.history),
+        best_epoch=fitted.best_epoch,
         interrupted=fitted.interrupted,
         seconds=fitted.seconds,
         val=fitted.val.score(),
-        last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
+        last=fitted.last,
         test=outcomes["test"].score() if "test" in outcomes else None,
         device=str(place),
-        notes=cut.notes,
+        notes=cut.notes + fitted.notes,
     )
 
 
@@ -250,7 +304,7 @@ def _tell(report: Report | None, notes: Sequence[str]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    packages = ("featcache", "torch", "pytorch-lightning", "torchmetrics", "numpy", "safetensors")
+    packages = ("featcache", "torch", "pytorch-lightning", "torchmetrics", "scikit-learn", "numpy", "safetensors")
     return {"python": platform.python_version()} | {package: _version(package) for package in packages}
 
 

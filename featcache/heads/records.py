@@ -27,8 +27,10 @@ class Score:
 class EpochRecord:
     """One finished epoch, counted from 1. It is what a progress callback gets and what the history keeps.
 
-    `train_loss`: mean cross-entropy of the batches as they were trained on, without any penalty.
-    `seconds`: what this epoch took, val included.
+    `train_loss`: mean cross-entropy of the batches as they were trained on, without any penalty; nan where there
+    is none (knn). `seconds`: what this epoch took, val included.
+    `candidate`: a head that is solved has no epochs. Each value it tried takes the place of one, and stands here
+    in words (`C=0.1`).
     """
 
     epoch: int
@@ -37,6 +39,7 @@ class EpochRecord:
     val_loss: float
     val_accuracy: float
     seconds: float
+    candidate: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,7 +106,10 @@ class Training:
     """What came out of a training, before and after it has a folder.
 
     `seconds`: reading the features and fitting; not imports, the test split or writing.
+    `trainable`: numbers that were learned; 0 for knn, which only remembers.
     `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
+    Of a head that is solved, `epochs` counts the candidates, `best_epoch` is the number of the chosen one, and `last`
+    is `val`.
     """
 
     trainable: int

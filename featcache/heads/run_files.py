@@ -62,11 +62,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def history_bytes(history: Sequence[EpochRecord]) -> bytes:
-    """A CSV with a line an epoch."""
+    """A CSV with a line an epoch, and a column `candidate` where a solver tried some."""
+    columns = (*_HISTORY_COLUMNS, *(("candidate",) if any(record.candidate for record in history) else ()))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_HISTORY_COLUMNS)
-    writer.writerows([getattr(record, name) for name in _HISTORY_COLUMNS] for record in history)
+    writer.writerow(columns)
+    writer.writerows([getattr(record, name) for name in columns] for record in history)
     return text.getvalue().encode()
 
 
@@ -74,8 +75,7 @@ def read_history(path: Path, max_epochs: int) -> tuple[EpochRecord, ...]:
     """The epochs of such a CSV. Raises HeadError if it is missing or damaged."""
     try:
         with path.open(newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        return tuple(_epoch(row, max_epochs) for row in rows)
+            return tuple(_epoch(row, max_epochs) for row in csv.DictReader(file))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise HeadError(f"cannot read {path}: {error}", hint="train again") from error
 
@@ -120,12 +120,13 @@ def _built_aside(folder: Path) -> Iterator[Path]:
         raise
 
 
-def _epoch(row: Mapping[str, float], max_epochs: int) -> EpochRecord:
+def _epoch(row: Mapping[str, str], max_epochs: int) -> EpochRecord:
     return EpochRecord(
         epoch=int(row["epoch"]),
         max_epochs=max_epochs,
-        train_loss=row["train_loss"],
-        val_loss=row["val_loss"],
-        val_accuracy=row["val_accuracy"],
-        seconds=row["seconds"],
+        train_loss=float(row["train_loss"]),
+        val_loss=float(row["val_loss"]),
+        val_accuracy=float(row["val_accuracy"]),
+        seconds=float(row["seconds"]),
+        candidate=row.get("candidate") or "",
     )

@@ -1,10 +1,10 @@
 """A run: one trained head in a folder of its own, with all that is needed to use it and to repeat it.
 
     <runs_dir>/<UTC time>-<backbone>-<head>-<unique>/
-        head.safetensors        the best epoch's weights, float32
+        head.safetensors        the best epoch's weights, float32; knn: the train features as stored, and their labels
         config.json             options, features, cache and its spec, classes, versions
         metrics.json            what `Run.to_json` gives
-        history.csv             a line an epoch
+        history.csv             a line an epoch; of a head that is solved, a line a candidate
         predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
 
 The folder is built under another name and renamed when it is whole. Reading a run needs no torch, until its head
@@ -101,8 +101,12 @@ class Run:
         }
 
     def history(self) -> tuple[EpochRecord, ...]:
-        """All finished epochs. Raises HeadError if the file is missing or damaged."""
-        return read_history(self.folder / HISTORY_FILE, self.config.max_epochs)
+        """All finished epochs, or all candidates of a head that is solved.
+
+        Raises HeadError if the file is missing or damaged.
+        """
+        solved = self.config.architecture.solved
+        return read_history(self.folder / HISTORY_FILE, self.training.epochs if solved else self.config.max_epochs)
 
     def predictions(self, part: str) -> Predictions:
         """What the head said of `val` or `test`. Raises HeadError if the file is missing or damaged."""
@@ -115,24 +119,29 @@ class Run:
         """
         import torch
 
+        weights = self._weights()
+        # Only knn holds train rows.
+        known = weights.get("features", np.empty(0))
         shape = HeadShape(
             in_features=self.features.feature_dim,
             classes=len(self.classes),
             hidden=self.config.architecture.hidden,
             activation=self.config.activation,
             dropout=self.config.dropout,
+            rows=known.shape[0] if known.ndim else 0,
+            stored=self.features.layers[0].dtype,
         )
         # Without initial weights: they would be thrown away, and drawn from the caller's random state.
         with torch.device("meta"):
             head = build_head(self.config.architecture, shape)
-        weights = self._weights()
         wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
         found = {name: tensor.shape for name, tensor in weights.items()}
         for name in sorted(wanted.keys() | found.keys()):
             if wanted.get(name) != found.get(name):
                 raise self._damaged(f"{name}: expected {wanted.get(name)}, got {found.get(name)}")
+        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in head.state_dict().items()}
         head.load_state_dict(
-            {name: torch.from_numpy(tensor.astype(np.float32)) for name, tensor in weights.items()}, assign=True
+            {name: torch.from_numpy(tensor.astype(types[name])) for name, tensor in weights.items()}, assign=True
         )
         return head.eval()
 
@@ -221,7 +230,7 @@ def write_run(
     classes: Sequence[str],
     training: Training,
     versions: Mapping[str, str],
-    weights: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[Any]],
     history: Sequence[EpochRecord],
     predictions: Mapping[str, Predictions],
 ) -> Run:

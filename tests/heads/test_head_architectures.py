@@ -30,7 +30,10 @@ def test_spaces_between_sizes_are_harmless() -> None:
 
 
 def test_every_kind_shows_how_it_is_written() -> None:
-    assert [str(parse_head(usage)) for usage in head_names()] == ["linear", "mlp:128,64"]
+    assert [str(parse_head(usage)) for usage in head_names()] == [
+        *("linear", "mlp:128,64"),
+        *("logreg", "ridge", "centroid", "knn"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,8 @@ def test_every_kind_shows_how_it_is_written() -> None:
         "mlp:" + "9" * 5000,
         "mlp:²",
         "linear:5",
+        "logreg:5",
+        "knn:5",
         "mlp:" + ",".join(["8"] * 33),
     ],
 )
@@ -57,7 +62,10 @@ def test_sizes_that_are_none_are_refused(text: str) -> None:
     assert raised.value.hint
 
 
-@pytest.mark.parametrize(("text", "nearest"), [("lineer", "linear"), ("mpl:128", "mlp"), ("MLP:128", "mlp")])
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [("lineer", "linear"), ("mpl:128", "mlp"), ("MLP:128", "mlp"), ("kkn", "knn"), ("logregg", "logreg")],
+)
 def test_unknown_head_offers_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownName, match="unknown head") as raised:
         parse_head(text)
