@@ -20,9 +20,10 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "doctor", section="What there is")
     def doctor(common: Common) -> None:
-        """Examine this machine: device, precision, threads, disk, and the images/s to expect.
+        """Examine this machine, and say how fast it will be.
 
-        Takes a few seconds, downloads nothing and leaves nothing behind.
+        That is: device, precision, threads, disk, and the images/s to expect. Takes a few seconds, downloads nothing
+        and leaves nothing behind.
         """
         from featcache.extraction.checkup import examine
         from featcache.extraction.run import Execution

@@ -112,7 +112,7 @@ def test_an_output_that_is_a_file_is_an_error_before_anything_is_computed(here: 
 
 
 def test_ctrl_c_tells_what_is_finished_and_ends_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(self: Terminal, stage: str, done: int, total: int) -> None:
+    def interrupt(self: Terminal, stage: str, done: int, total: int, **_: object) -> None:
         if (stage, done, total) == ("training", 2, 50):
             signal.raise_signal(signal.SIGINT)
 
