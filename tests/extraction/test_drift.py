@@ -33,8 +33,8 @@ class Cancelling(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first = nn.Conv2d(3, 4, 3, bias=False)
-        self.second = nn.Conv2d(4, 6, 1, bias=False)
+        self.first = nn.Conv2d(3, 40, 3, bias=False)
+        self.second = nn.Conv2d(40, 6, 1, bias=False)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             nn.init.normal_(self.first.weight)
