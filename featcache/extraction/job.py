@@ -175,7 +175,7 @@ class Job:
             return None
 
     def _say_what_stands(self, rows: int, missing: int) -> None:
-        size = f"the cache will have {rows * self._row_bytes / 1e9:.2g} GB"
+        size = f"the cache will have {_in_bytes(rows * self._row_bytes)}"
         if missing == rows:
             self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
         else:
@@ -192,8 +192,8 @@ class Job:
         free = free_bytes(self.request.features_dir)
         if free < needed:
             raise ExtractionError(
-                f"the disk of {self.request.features_dir} has {free / 1e9:.1f} GB free, "
-                f"{needed / 1e9:.1f} GB are needed (features and, for a moment, their parts)",
+                f"the disk of {self.request.features_dir} has {_in_bytes(free)} free, "
+                f"{_in_bytes(needed)} are needed (features and, for a moment, their parts)",
                 hint="make room, choose another --data-dir, or extract fewer images with --limit",
             )
 
@@ -431,3 +431,14 @@ class _PartWriter:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _in_bytes(count: float) -> str:
+    """1_234_567 -> "1.2 MB"."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -3,7 +3,8 @@
     run = train_head(cache, head="mlp:128,64", activation="leaky_relu")
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
-`architectures` builds the head; `lightning` trains it; `runs` keeps it. `fit` is the sentence that joins them.
+`architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -15,19 +16,24 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from featcache.heads.architectures import head_names
+    from featcache.heads.comparison import Comparison, compare_predictions, compare_runs
     from featcache.heads.config import HeadConfig
     from featcache.heads.fit import fit_head, train_head
     from featcache.heads.recipes import Recipe, recipe, recipe_names
-    from featcache.heads.records import EpochRecord, Predictions, Score
+    from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.runs import Run
 
 __all__ = [
+    "Comparison",
     "EpochRecord",
     "HeadConfig",
+    "Metrics",
     "Predictions",
     "Recipe",
     "Run",
     "Score",
+    "compare_predictions",
+    "compare_runs",
     "fit_head",
     "head_names",
     "recipe",
@@ -36,12 +42,16 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparison",
     "EpochRecord": "records",
     "HeadConfig": "config",
+    "Metrics": "records",
     "Predictions": "records",
     "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
+    "compare_predictions": "comparison",
+    "compare_runs": "comparison",
     "fit_head": "fit",
     "head_names": "architectures",
     "recipe": "recipes",

@@ -24,15 +24,17 @@ from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import FeatureRows, StreamedBatches, choose_layers, open_batches
+from featcache.heads.calibration import sharpness
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import Cut, cut_cache
 from featcache.heads.lightning import HeadModule, fit
-from featcache.heads.metrics import Outcome, evaluate
+from featcache.heads.metrics import Outcome, evaluate, measure
 from featcache.heads.placement import choose_device, seeded
 from featcache.heads.records import (
     EpochRecord,
     FeatureLayer,
     FeatureOrigin,
+    Metrics,
     Predictions,
     Progress,
     Report,
@@ -150,6 +152,7 @@ def fit_head(
         versions=_versions(),
         weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
         history=fitted.history,
+        metrics=_measured(outcomes, config.seed),
         predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
     )
 
@@ -267,6 +270,11 @@ def _training(
         device=str(place),
         notes=cut.notes + fitted.notes,
     )
+
+
+def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
+    temperature = 1 / sharpness(outcomes["val"].logits, outcomes["val"].labels)
+    return {part: measure(outcome, temperature=temperature, seed=seed) for part, outcome in outcomes.items()}
 
 
 def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:

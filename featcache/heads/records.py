@@ -24,6 +24,44 @@ class Score:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """How good a head is on one part, in more words than a Score. Everything but counts is a fraction from 0 to 1.
+
+    `accuracy_interval`: 95 %, by bootstrap over the images. `top5`: None with 5 classes or fewer.
+    `balanced_accuracy`: the mean recall of the classes there are. `macro_f1`: the mean F1 of the classes that are
+    there or were said. `calibration_error`: expected, over 15 bins of confidence; `temperature`: what the logits have
+    to be divided by to be calibrated on val, and `scaled_calibration_error` what is left of the error then.
+    `recall`, `precision`, `images`: a value a class, in their order; None where there is nothing to divide by.
+    `confusion`: a row a class, a column for what was said; None with more than 200 classes.
+    """
+
+    accuracy: float
+    accuracy_interval: tuple[float, float]
+    top5: float | None
+    balanced_accuracy: float
+    macro_f1: float
+    calibration_error: float
+    temperature: float
+    scaled_calibration_error: float
+    recall: tuple[float | None, ...]
+    precision: tuple[float | None, ...]
+    images: tuple[int, ...]
+    confusion: tuple[tuple[int, ...], ...] | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Metrics:
+        """What `to_json` described. Raises TypeError or AttributeError for anything else."""
+        tuples = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+        rows = values.get("confusion")
+        confusion = None if rows is None else tuple(tuple(row) for row in rows)
+        return cls(**{**values, **tuples, "confusion": confusion})
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord:
     """One finished epoch, counted from 1. It is what a progress callback gets and what the history keeps.
 

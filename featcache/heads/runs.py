@@ -3,7 +3,7 @@
     <runs_dir>/<UTC time>-<backbone>-<head>-<unique>/
         head.safetensors        the best epoch's weights, float32; knn: the train features as stored, and their labels
         config.json             options, features, cache and its spec, classes, versions
-        metrics.json            what `Run.to_json` gives
+        metrics.json            what `Run.to_json` gives, and under "metrics" what `Run.metrics` gives, of each part
         history.csv             a line an epoch; of a head that is solved, a line a candidate
         predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
 
@@ -32,7 +32,7 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
-from featcache.heads.records import EpochRecord, FeatureOrigin, Predictions, Score, Training
+from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CONFIG_FILE,
     HISTORY_FILE,
@@ -107,6 +107,19 @@ class Run:
         """
         solved = self.config.architecture.solved
         return read_history(self.folder / HISTORY_FILE, self.training.epochs if solved else self.config.max_epochs)
+
+    def metrics(self, part: str) -> Metrics:
+        """How good the head is on `val` or `test`, in detail. Raises HeadError if that was not written down."""
+        kept = read_json(self.folder / METRICS_FILE).get("metrics")
+        if not isinstance(kept, dict) or part not in kept:
+            there = ", ".join(kept) if isinstance(kept, dict) else "none"
+            raise HeadError(f"the run {self.folder} has no metrics of {part!r}, only of: {there}", hint="train again")
+        try:
+            return Metrics.from_json(kept[part])
+        except (TypeError, ValueError, AttributeError) as error:
+            raise HeadError(
+                f"the metrics of the run {self.folder} are damaged: {error!r}", hint="train again"
+            ) from error
 
     def predictions(self, part: str) -> Predictions:
         """What the head said of `val` or `test`. Raises HeadError if the file is missing or damaged."""
@@ -232,6 +245,7 @@ def write_run(
     versions: Mapping[str, str],
     weights: Mapping[str, NDArray[Any]],
     history: Sequence[EpochRecord],
+    metrics: Mapping[str, Metrics],
     predictions: Mapping[str, Predictions],
 ) -> Run:
     """Write a run folder, whole or not at all.
@@ -253,7 +267,9 @@ def write_run(
     files = {
         WEIGHTS_FILE: content,
         CONFIG_FILE: json_bytes(_config_json(run)),
-        METRICS_FILE: json_bytes(run.to_json()),
+        METRICS_FILE: json_bytes(
+            run.to_json() | {"metrics": {part: measured.to_json() for part, measured in metrics.items()}}
+        ),
         HISTORY_FILE: history_bytes(history),
         **{predictions_file(part): predictions_bytes(said) for part, said in predictions.items()},
     }
