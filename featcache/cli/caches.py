@@ -13,7 +13,6 @@ import typer
 from featcache.cli.commands import command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
 from featcache.cli.printing import (
-    human_bytes,
     human_rows,
     human_seconds,
     print_json,
@@ -23,6 +22,7 @@ from featcache.cli.printing import (
 )
 from featcache.cli.terminal import Terminal
 from featcache.errors import CacheDamaged
+from featcache.extraction.reporting import human_bytes
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry

@@ -8,8 +8,9 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, RunOptions, number_or_auto, requested
-from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_line, print_pairs
+from featcache.cli.printing import human_rows, human_seconds, print_json, print_line, print_pairs
 from featcache.cli.terminal import Terminal
+from featcache.extraction.reporting import human_bytes
 
 if TYPE_CHECKING:
     from featcache.extraction.result import Extraction

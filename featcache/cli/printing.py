@@ -75,15 +75,6 @@ def human_rows(rows: Mapping[str, int]) -> str:
     return ", ".join(f"{rows[split]:,} {split}" for split in ("train", "val", "test") if split in rows)
 
 
-def human_bytes(count: float) -> str:
-    """1_234_567 -> "1.2 MB"."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 def human_seconds(seconds: float) -> str:
     """75.2 -> "1m15s"."""
     if seconds < 59.95:

@@ -8,7 +8,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Self, TextIO
 
-from featcache.cli.printing import human_bytes, human_seconds
+from featcache.cli.printing import human_seconds
+from featcache.extraction.reporting import human_bytes
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn, TaskID

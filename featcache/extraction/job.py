@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,7 +23,7 @@ from featcache.cache.catalog import candidates, set_aside
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
-from featcache.cache.parts import Skipped, SplitTable, open_parts, write_part
+from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, Spec, cache_name
@@ -32,9 +31,10 @@ from featcache.cache.writer import assemble, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
-from featcache.extraction.pipeline import Failure, Pipeline, Rows
+from featcache.extraction.part_writer import PartWriter
+from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, plan_rows
-from featcache.extraction.reporting import Reporter
+from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.stages import Stages
@@ -175,7 +175,7 @@ class Job:
             return None
 
     def _say_what_stands(self, rows: int, missing: int) -> None:
-        size = f"the cache will have {_in_bytes(rows * self._row_bytes)}"
+        size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
             self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
         else:
@@ -192,8 +192,8 @@ class Job:
         free = free_bytes(self.request.features_dir)
         if free < needed:
             raise ExtractionError(
-                f"the disk of {self.request.features_dir} has {_in_bytes(free)} free, "
-                f"{_in_bytes(needed)} are needed (features and, for a moment, their parts)",
+                f"the disk of {self.request.features_dir} has {human_bytes(free)} free, "
+                f"{human_bytes(needed)} are needed (features and, for a moment, their parts)",
                 hint="make room, choose another --data-dir, or extract fewer images with --limit",
             )
 
@@ -215,7 +215,7 @@ class Job:
             self._begin(plan)
             began = time.monotonic()
             forecast = Forecast(total=len(rows))
-            with _PartWriter(self, rows, digests[rows]) as writer:
+            with self._part_writer(rows, digests[rows]) as writer:
                 try:
                     for block in pipeline.rows(wanted, digests[rows]):
                         failures += self._accepted(block.failures)
@@ -271,6 +271,17 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            stages=self.stages,
+        )
+
+    def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
+        return PartWriter(
+            self.parts_dir,
+            self.spec,
+            rows=rows,
+            digests=digests,
+            part_rows=self.part_rows,
+            provenance=self.computed_by(),
             stages=self.stages,
         )
 
@@ -369,76 +380,5 @@ class Job:
         )
 
 
-class _PartWriter:
-    """Collects rows into parts of `part_rows` and publishes each in the background, one at a time."""
-
-    def __init__(self, job: Job, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> None:
-        self._job, self._rows, self._digests = job, rows, digests
-        self._blocks: list[Rows] = []
-        self._held = 0
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
-        self._writing: Future[Path] | None = None
-
-    def __enter__(self) -> _PartWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            with self._job.stages.measured("write"):
-                if kind is None and self._held:
-                    self._publish(self._held)
-                self._wait()
-        finally:
-            self._pool.shutdown(wait=True)
-
-    def add(self, block: Rows) -> None:
-        """Takes the next rows; publishes whenever a part is full."""
-        if not len(block.index):
-            return
-        self._blocks.append(block)
-        self._held += len(block.index)
-        with self._job.stages.measured("write"):
-            while self._held >= self._job.part_rows:
-                self._publish(self._job.part_rows)
-
-    def _publish(self, count: int) -> None:
-        index = np.concatenate([block.index for block in self._blocks])
-        features = {
-            layer: np.concatenate([block.features[layer] for block in self._blocks])
-            for layer in self._job.spec.layer_names
-        }
-        self._blocks = []
-        self._held = len(index) - count
-        if self._held:
-            rest = {layer: values[count:] for layer, values in features.items()}
-            self._blocks = [Rows(index=index[count:], features=rest)]
-        self._wait()
-        self._writing = self._pool.submit(
-            write_part,
-            self._job.parts_dir,
-            fingerprint=self._job.spec.fingerprint,
-            first_row=int(self._rows[index[0]]),
-            digests=self._digests[index[:count]],
-            features={layer: values[:count] for layer, values in features.items()},
-            provenance=self._job.computed_by(),
-        )
-
-    def _wait(self) -> None:
-        if self._writing is not None:
-            writing, self._writing = self._writing, None
-            writing.result()
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _in_bytes(count: float) -> str:
-    """1_234_567 -> "1.2 MB"."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if count < 1000:
-            break
-        count /= 1000
-    else:
-        unit = "TB"
-    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

@@ -35,3 +35,12 @@ class LogReporter:
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
         """No progress without a terminal."""
+
+
+def human_bytes(count: float) -> str:
+    """1_234_567 -> "1.2 MB"."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from featcache.cli.printing import human_bytes, human_rows, human_seconds, print_json, print_pairs, print_table
+from featcache.cli.printing import human_rows, human_seconds, print_json, print_pairs, print_table
 from featcache.cli.terminal import Terminal
+from featcache.extraction.reporting import human_bytes
 
 
 class Screen(io.StringIO):

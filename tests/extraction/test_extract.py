@@ -314,7 +314,7 @@ def test_too_little_room_is_found_before_the_first_forward_pass(
 ) -> None:
     calls = _counting(request_.backbone)
     monkeypatch.setattr("featcache.extraction.job.free_bytes", lambda _: 10)
-    with pytest.raises(ExtractionError, match="GB are needed"):
+    with pytest.raises(ExtractionError, match="has 10 B free"):
         extract(request_)
     assert calls == []
 

@@ -62,7 +62,7 @@ def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: 
 
     monkeypatch.setattr(backbone, "resize", resized)
     monkeypatch.setattr(backbone, "features", computed)
-    monkeypatch.setattr("featcache.extraction.job.write_part", written)
+    monkeypatch.setattr("featcache.extraction.part_writer.write_part", written)
     done = extract(request_, Execution(batch_size=8, part_rows=8, workers=1))
     assert done.bound == slow
     assert done.shares is not None
