@@ -27,6 +27,7 @@ def extract(
     weights: str | Path = "default",
     dtype: Literal["float16", "float32"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    compile: bool | None = None,
     splits: Sequence[str] | None = None,
     limit: int | None = None,
     select_seed: int = 0,
@@ -47,7 +48,8 @@ def extract(
     `layers`: names of layers, empty for the backbone's last features. `pool`: "avg" averages feature maps over
     their positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size.
     `weights`: "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features
-    are stored, float16 unless told. `precision`: how they are computed. `limit`: images per split, balanced over
+    are stored, float16 unless told. `precision`: how they are computed. `compile`: through torch.compile;
+    None decides by the number of images. `limit`: images per split, balanced over
     the classes. `part_rows`: rows that are written, and after a kill kept, together.
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
@@ -70,6 +72,7 @@ def extract(
         weights=weights,
         dtype=dtype,
         precision=precision,
+        runner="auto" if compile is None else "compiled" if compile else "eager",
         splits=None if splits is None else tuple(splits),
         limit=limit,
         select_seed=select_seed,

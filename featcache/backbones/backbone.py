@@ -45,6 +45,10 @@ class Backbone(ABC):
     warnings: tuple[str, ...] = ()
     #: What `precision` and `dtype` mean here: `pixels` computes and stores bytes, whatever is asked.
     stores_bytes: bool = False
+    #: Whether `compile` does anything.
+    compiles: bool = False
+    #: How many images the compiled program takes, no more and no fewer; None while any number may come.
+    fixed_batch: int | None = None
 
     @property
     def feature_dims(self) -> dict[str, int]:
@@ -58,6 +62,14 @@ class Backbone(ABC):
     @abstractmethod
     def place(self, device: str, precision: str) -> None:
         """Brings the network to `device` ("cpu", "cuda", ...) to compute in `precision` (fp32, bf16, fp16)."""
+
+    def compile(self, batch_size: int) -> None:
+        """From now on one compiled program for `batch_size` images computes, until `place` is called again.
+
+        It is made when it first runs, which takes from many seconds to minutes; called again, it is taken up again.
+        Only where `compiles` says so.
+        """
+        raise NotImplementedError(f"{self.name} computes nothing that could be compiled")
 
     @abstractmethod
     def features(self, images: np.ndarray) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -29,6 +29,8 @@ _NARROW = 32
 
 class Network(Backbone):
     """A frozen part of a torch network that maps (N, 3, S, S) float32 to {layer: output}."""
+
+    compiles = True
 
     def __init__(
         self,
@@ -57,20 +59,31 @@ class Network(Backbone):
         self.flops_per_image = _count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
         self._part = _with_exact_stem(part).requires_grad_(False)
+        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str) -> None:
         self._device = torch.device(device)
         self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self._part.to(self._device).to(memory_format=torch.channels_last)
+        self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
+        self.fixed_batch = None
+
+    def compile(self, batch_size: int) -> None:
+        # One for all calls: a program that was made for this device and precision before is found in it.
+        self._compiled = self._compiled or torch.compile(self._rows, dynamic=False, options={"freezing": True})
+        self._program = self._compiled
+        self.fixed_batch = batch_size
 
     def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        with (
-            torch.inference_mode(),
-            torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None),
-        ):
+        with torch.inference_mode():
             # (N, S, S, 3) in memory is (N, 3, S, S) in channels-last: no copy.
             batch = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            return self._program(batch)
+
+    def _rows(self, batch: Tensor) -> dict[str, Tensor]:
+        """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
+        with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
             outputs = self._part(self.transform.normalize(batch))
             return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
 

@@ -124,6 +124,14 @@ class BackboneOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = "auto"
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the network first, which takes a minute. [default: if the images are many enough to pay]",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +218,8 @@ def number_or_auto(text: str, option: str) -> int | None:
 def requested(what: BackboneOptions, images: ImageOptions, common: Common) -> dict[str, Any]:
     """The options as `featcache.extraction.request.Request` wants them."""
     said = dataclasses.asdict(what) | dataclasses.asdict(images)
+    compiled = said.pop("compile")
+    said["runner"] = "auto" if compiled is None else "compiled" if compiled else "eager"
     said["layers"] = tuple(said.pop("layer") or ())
     said["splits"] = tuple(said.pop("split") or ()) or None
     said["backbone"] = said["backbone"] or "vgg16"

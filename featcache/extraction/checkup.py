@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from featcache.backbones.transforms import Transform
-from featcache.extraction import devices
+from featcache.extraction import compilation, devices
 from featcache.images.decoding import decode
 
 _MIB = 1 << 20
@@ -104,7 +104,7 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
         threads=details["threads"],
         decoding_threads=decoding_threads,
         blas=_blas(),
-        compiler=compiler(),
+        compiler=compilation.compiler(),
         versions={"python": platform.python_version(), **details["versions"]},
         decode_images_per_s=round(_decode_speed(moment_s), 1),
         disk_mb_per_s=_disk_speed(home),
@@ -112,12 +112,6 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
         expected={name: _speed(probe, device, precision, moment_s) for name, probe in _PROBES.items()},
         warnings=tuple(one for one in (devices.unused_gpu(device), devices.idle_cores(device)) if one is not None),
     )
-
-
-def compiler() -> str | None:
-    """The C++ compiler that torch would call; None where there is none."""
-    candidates = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 
 def _blas() -> str:

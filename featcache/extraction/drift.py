@@ -6,7 +6,7 @@ to nothing on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,11 +78,9 @@ def sample_of(rows: int) -> npt.NDArray[np.int64]:
 
 
 def measured(
-    precision: str,
-    compute: Callable[[str], Mapping[str, npt.NDArray[np.generic]]],
+    precision: str, exact: Mapping[str, npt.NDArray[np.generic]], rounded: Mapping[str, npt.NDArray[np.generic]]
 ) -> Drift:
-    """`compute(precision)` gives {layer: (n, D)} of the same images; it is called for "fp32" and for `precision`."""
-    exact, rounded = compute("fp32"), compute(precision)
+    """What `precision` costs: {layer: (n, D)} in fp32 and in `precision`, of the same images."""
     layers = {name: _of_rows(exact[name].astype(np.float64), rounded[name].astype(np.float64)) for name in exact}
     return Drift(precision=precision, images=len(next(iter(exact.values()))), layers=layers)
 

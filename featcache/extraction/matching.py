@@ -31,25 +31,31 @@ class Found:
     layers: tuple[str, ...] | None = None
 
 
-def settled_spec(backbone: Backbone, request: Request, precision: str) -> Spec:
-    """The spec to extract under: `precision` is what `auto` means here.
+def settled_spec(backbone: Backbone, request: Request, precision: str, runner: str = "eager") -> Spec:
+    """The spec to extract under: `precision` and `runner` are what `auto` means here.
 
     What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
-    the same selection exists with another precision, that one is obeyed; of several, the newest.
+    the same selection exists with another precision or runner, that one is obeyed; of several, the newest.
     """
-    here = spec_of(backbone, request, precision)
-    if request.precision != "auto":
+    here = spec_of(backbone, request, precision, runner)
+    if "auto" not in (request.precision, request.runner):
         return here
-    existing = [
-        entry
-        for entry in candidates(request.features_dir)
-        if entry.selection == request.selection and entry.spec is not None and _but_for_precision(entry.spec, here)
-    ]
+    shelf = candidates(request.features_dir)
+    existing = [one for one in shelf if one.selection == request.selection and _but_for_auto(one.spec, here, request)]
+    if not existing and (request.runner, here.runner) == ("auto", "eager"):
+        # Few images are not worth compiling for, but a large cache of the same source may have their rows.
+        compiled = replace(here, runner="compiled")
+        existing = [
+            one for one in shelf if one.selection and one.selection.source == request.origin and one.spec == compiled
+        ]
     return _settled(existing, here.precision, here)
 
 
-def _but_for_precision(spec: Spec, wanted: Spec) -> bool:
-    return replace(spec, precision=wanted.precision) == wanted
+def _but_for_auto(spec: Spec | None, wanted: Spec, request: Request) -> bool:
+    if spec is None:
+        return False
+    free = {name: getattr(wanted, name) for name in ("precision", "runner") if getattr(request, name) == "auto"}
+    return replace(spec, **free) == wanted
 
 
 def _settled(existing: list[CacheEntry], precision: str, here: Spec) -> Spec:
@@ -145,18 +151,20 @@ def _fits(entry: CacheEntry, request: Request, asked: _Asked) -> bool:
         return False
     if request.precision not in ("auto", spec.precision) and spec.precision != "uint8":
         return False
+    if request.runner not in ("auto", spec.runner) and spec.precision != "uint8":
+        return False
     return request.backbone_name == "pixels" or _same_weights(entry, spec, request, asked)
 
 
 def _same_weights(entry: CacheEntry, spec: Spec, request: Request, asked: _Asked) -> bool:
     if isinstance(request.backbone, Backbone):
-        return spec_of(request.backbone, request, spec.precision) == spec.restricted_to(asked.layers)
+        return spec_of(request.backbone, request, spec.precision, spec.runner) == spec.restricted_to(asked.layers)
     if Path(request.weights).is_file():
         try:
             backbone = _loaded(request)
         except FeatcacheError:
             return False
-        return spec_of(backbone, request, spec.precision) == spec.restricted_to(asked.layers)
+        return spec_of(backbone, request, spec.precision, spec.runner) == spec.restricted_to(asked.layers)
     weights, normalize = _recorded(entry)
     return (weights, normalize) == (source_of(request.backbone_name, request.weights), asked.normalize)
 
@@ -204,6 +212,8 @@ def as_command(request: Request) -> str:
         value = getattr(request, option)
         if value != getattr(defaults, option):
             words += [f"--{option.replace('_', '-')}", str(value)]
+    if request.runner != defaults.runner:
+        words.append({"compiled": "--compile", "eager": "--no-compile"}[request.runner])
     if request.data_dir != defaults.data_dir:
         words += ["--data-dir", str(request.data_dir)]
     return shlex.join(words)

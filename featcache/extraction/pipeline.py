@@ -85,6 +85,21 @@ class Pipeline:
                 features = self._compute(decoded, samples) if len(decoded.index) else {}
             yield Rows(index=decoded.index, features=features, failures=decoded.failures)
 
+    def compile(self) -> None:
+        """Makes one program of the backbone for this batch size, and runs it once. Raises ExtractionError."""
+        side = self.backbone.transform.image_size
+        self.backbone.compile(self.batch_size)
+        try:
+            self.features(np.zeros((1, side, side, 3), np.uint8), "float32")
+        except ExtractionError:
+            raise
+        except Exception as error:
+            # Whatever a compiler may raise.
+            raise ExtractionError(
+                f"{self.backbone.name} cannot be compiled: {str(error).strip().splitlines()[0]}",
+                hint="extract with --no-compile",
+            ) from error
+
     def images(self, samples: Sequence[Sample], digests: Bytes) -> Bytes:
         """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
         return self._decode(samples, digests, range(len(samples))).images
@@ -153,7 +168,7 @@ class Pipeline:
         import torch
 
         try:
-            computed = self.backbone.features(_padded(images))
+            computed = self.backbone.features(_padded(images, self.backbone.fixed_batch))
             stored = getattr(torch, dtype)
             return {name: value[: len(images)].to(stored).cpu().numpy() for name, value in computed.items()}
         except torch.OutOfMemoryError as error:
@@ -163,14 +178,16 @@ class Pipeline:
                     hint="use --device cpu, a smaller --image-size or --precision bf16",
                 ) from error
         self.batch_size = max(_LEAST_BATCH, self.batch_size // 2)
+        if self.backbone.fixed_batch is not None:
+            self.backbone.compile(self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
 
 
-def _padded(images: Bytes) -> Bytes:
-    """(n, ...) -> (m, ...) with m the next power of two, at least 8; the rows added are black."""
-    size = max(_LEAST_BATCH, 1 << (len(images) - 1).bit_length())
+def _padded(images: Bytes, size: int | None) -> Bytes:
+    """(n, ...) -> (size, ...), else the next power of two, at least 8; the rows added are black."""
+    size = size or max(_LEAST_BATCH, 1 << (len(images) - 1).bit_length())
     if size == len(images):
         return images
     padded = np.zeros((size, *images.shape[1:]), np.uint8)

@@ -146,7 +146,7 @@ def _hash(source: ImageSource, sample: Sample) -> bytes | SourceError:
         return error
 
 
-def spec_of(backbone: Backbone, request: Request, precision: str) -> Spec:
+def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = "eager") -> Spec:
     """Everything that determines a feature, with nothing left to `auto`."""
     stored = "uint8" if backbone.stores_bytes else request.dtype or "float16"
     if backbone.stores_bytes and request.dtype is not None:
@@ -161,7 +161,7 @@ def spec_of(backbone: Backbone, request: Request, precision: str) -> Spec:
         transform=backbone.transform.described(),
         decoder=DECODER,
         precision="uint8" if backbone.stores_bytes else precision,
-        runner="eager",
+        runner="eager" if backbone.stores_bytes else runner,
         dtype=stored,
     )
 

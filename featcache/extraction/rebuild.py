@@ -136,6 +136,8 @@ def _recomputed(
     samples = [_sample(by_id, split.ids[row], cache) for row in rows]
     pipeline = Pipeline(source=source, backbone=backbone, dtype=split.spec.dtype, batch_size=32, workers=threads)
     with closing(pipeline):
+        if split.spec.runner == "compiled" and backbone.fixed_batch is None:
+            pipeline.compile()
         blocks = list(pipeline.rows(samples, split.digests[rows]))
     for block in blocks:
         if block.failures:

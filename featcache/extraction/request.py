@@ -33,6 +33,7 @@ class Request:
     weights: str | Path = "default"
     dtype: str | None = None
     precision: str = "auto"
+    runner: Literal["auto", "eager", "compiled"] = "auto"
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     select_seed: int = 0
@@ -43,6 +44,8 @@ class Request:
             raise InvalidOption(f"expected --resize squash or crop, got {self.resize!r}")
         if self.dtype not in (None, "float16", "float32"):
             raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
+        if self.runner not in ("auto", "eager", "compiled"):
+            raise InvalidOption(f"expected the runner auto, eager or compiled, got {self.runner!r}")
         for name in ("limit", "image_size"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -11,9 +11,10 @@ from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
 from featcache.errors import InvalidOption
 from featcache.extraction import devices
+from featcache.extraction.compilation import resolve_runner
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
-from featcache.extraction.plan import part_rows_for
+from featcache.extraction.plan import part_rows_for, selected
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
@@ -82,7 +83,16 @@ def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iter
         backbone = _backbone(request, source, reporter)
         if not backbone.stores_bytes and (waste := devices.idle_cores(device)) is not None:
             reporter.warn(waste)
-        spec = settled_spec(backbone, request, devices.resolve_precision(request.precision, device))
+        precision = devices.resolve_precision(request.precision, device)
+        runner = resolve_runner(
+            request.runner,
+            backbone,
+            device=device,
+            precision=precision,
+            images=lambda: sum(map(len, selected(source, request).values())),
+            reporter=reporter,
+        )
+        spec = settled_spec(backbone, request, precision, runner)
         backbone.place(device, spec.precision)
         yield Job(
             request=request,
