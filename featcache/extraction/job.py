@@ -331,7 +331,7 @@ class Job:
             skipped=lost,
             donors=Donors(donors, self.reporter.warn),
             arrays=self._scaling(),
-            progress=lambda done, total: self.reporter.advance("assembling", plan.rows * done // total, plan.rows),
+            progress=lambda done, total: self.reporter.advance("assembling", done, total),
         )
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)

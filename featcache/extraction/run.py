@@ -79,11 +79,12 @@ def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iter
     device = devices.resolve_device(execution.device)
     if (waste := devices.unused_gpu(device)) is not None:
         reporter.warn(waste)
+    # Before anything is downloaded.
+    precision = devices.resolve_precision(request.precision, device)
     with closing(_opened(request, reporter)) as source:
         backbone = _backbone(request, source, reporter)
         if not backbone.stores_bytes and (waste := devices.idle_cores(device)) is not None:
             reporter.warn(waste)
-        precision = devices.resolve_precision(request.precision, device)
         runner = resolve_runner(
             request.runner,
             backbone,

@@ -422,7 +422,7 @@ def test_from_python_the_sentence_is_the_same(images: Path, tmp_path: Path) -> N
     )
     assert cache["train"].features.shape == (30, 12)
     assert cache["train"].features.dtype == np.float16
-    assert stages[-1] == ("assembling", 42, 42)
+    assert stages[-1] == ("assembling", 42 * 12 * 2, 42 * 12 * 2)  # bytes
     assert ("extracting", 42, 42) in stages
     values, label = cache.dataset("test")[3]
     assert values.shape == (12,)
