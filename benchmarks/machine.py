@@ -39,6 +39,8 @@ def write(name: str, result: dict[str, Any]) -> Path:
     """`results/<name>.json`: the result with its machine and the command that made it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    command = "python " + " ".join([f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    # Relative paths: a result is read on other machines.
+    words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
     path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=2) + "\n")
     return path

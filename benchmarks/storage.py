@@ -139,7 +139,7 @@ def gathers(path: Path, array: FeatureArray) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     batches = [rng.choice(min(len(array), 20_000), 256, replace=False) for _ in range(100)]
     out = np.empty((256, DIM), np.float16)
-    view = memoryview(out).cast("B")
+    view = memoryview(out.data).cast("B")
 
     def raw() -> None:
         for batch in batches:

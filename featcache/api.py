@@ -94,6 +94,6 @@ class _Reporter(LogReporter):
     def __init__(self, progress: Callable[[str, int, int], None] | None) -> None:
         self._progress = progress
 
-    def advance(self, stage: str, done: int, total: int) -> None:
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
         if self._progress is not None:
             self._progress(stage, done, total)

@@ -5,7 +5,7 @@ Tables are checked when they are first touched, rows against their checksums whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import Checksums, Digests, row_checksums
-from featcache.cache.layout import features_name
+from featcache.cache.layout import features_name, read_json
 from featcache.cache.rows import as_rows
-from featcache.cache.spec import Spec
+from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredFile
 from featcache.cache.trailer import damaged
 from featcache.errors import CacheDamaged, UnknownName
@@ -38,6 +38,11 @@ class CachedSplit:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (CachedSplit, (self.file, self.spec, self.name))
+
+    @property
+    def provenance(self) -> Mapping[str, Json]:
+        """How the cache's rows were computed: versions, device, date."""
+        return cast("Mapping[str, Json]", read_json(self.file.contents.texts, "provenance", dict))
 
     @property
     def ids(self) -> tuple[str, ...]:

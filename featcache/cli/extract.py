@@ -46,6 +46,12 @@ def register(app: typer.Typer) -> None:
             _show(extraction)
 
 
+def _where_time_went(shares: dict[str, float]) -> str:
+    """The largest share first: "compute 93 %, decode 6 %, write 1 %"."""
+    ranked = sorted(shares.items(), key=lambda share: -share[1])
+    return ", ".join(f"{stage} {100 * share:.0f} %" for stage, share in ranked)
+
+
 def _show(extraction: Extraction) -> None:
     speed = f" at {extraction.images_per_s:,.1f} images/s" if extraction.images_per_s else ""
     print_pairs(
@@ -55,6 +61,7 @@ def _show(extraction: Extraction) -> None:
             ("rows", human_rows(extraction.rows)),
             ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in extraction.feature_dim.items())),
             ("computed", f"{extraction.computed:,}{speed}"),
+            *([("time went to", _where_time_went(extraction.shares))] if extraction.shares else []),
             ("reused", f"{extraction.reused:,}"),
             ("skipped", f"{len(extraction.skipped):,}"),
             ("took", human_seconds(extraction.seconds)),

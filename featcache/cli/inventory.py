@@ -1,14 +1,17 @@
-"""What there is: `backbones`, `datasets`."""
+"""What there is: `backbones`, `datasets`, `recipes`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.printing import human_rows, print_json, print_line, print_table
+
+if TYPE_CHECKING:
+    from featcache.heads.recipes import Recipe
 
 _SECTION = "What there is"
 
@@ -65,3 +68,42 @@ def register(app: typer.Typer) -> None:
                 ],
                 header=("name", "classes", "images", ""),
             )
+
+    @command(app, "recipes", section=_SECTION)
+    def recipes(common: Common) -> None:
+        """List the notebook's experiments that have names.
+
+        `featcache reproduce` runs them; `featcache train-head --recipe NAME` takes the settings of one.
+        """
+        from featcache.heads.recipes import recipe, recipe_names
+
+        known = [recipe(name) for name in recipe_names()]
+        if common.json:
+            print_json({"recipes": [one.to_json() for one in known]})
+        else:
+            print_table([_recipe_row(one) for one in known], header=_RECIPE_HEADER)
+
+
+_RECIPE_HEADER = ("name", "backbone", "size", "head", "activation", "more", "notebook", "loss", "epochs", "minutes", "")
+
+
+def _recipe_row(recipe: Recipe) -> tuple[str, ...]:
+    notebook = recipe.notebook
+    return (
+        recipe.name,
+        recipe.backbone,
+        "weights' own" if recipe.input.image_size is None else str(recipe.input.image_size),
+        recipe.head.head,
+        recipe.head.activation,
+        _regularisers(recipe),
+        f"{100 * notebook.accuracy:.2f} %",
+        f"{notebook.loss:.4f}",
+        "-" if notebook.epochs is None else str(notebook.epochs),
+        "-" if notebook.minutes is None else f"{notebook.minutes:g}",
+        notebook.remark or "",
+    )
+
+
+def _regularisers(recipe: Recipe) -> str:
+    said = {"l1": recipe.head.l1, "weight decay": recipe.head.weight_decay, "dropout": recipe.head.dropout}
+    return ", ".join(f"{name} {value:g}" for name, value in said.items() if value)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # Whatever is over sooner needs no bar.
 _PATIENCE_S = 2.0
+_SLOWEST = {"decode": "decoding is slowest", "compute": "computing is slowest", "write": "the disk is slowest"}
 _COUNTED_IN = {"training": "epochs", "assembling": "bytes", "verifying": "bytes"}
 
 
@@ -61,8 +62,11 @@ class Terminal:
         else:
             print(text, file=self._stream, flush=True)
 
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` (images, epochs or bytes: see `_COUNTED_IN`) are through `stage`."""
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+        """`done` of `total` (images, epochs or bytes: see `_COUNTED_IN`) are through `stage`.
+
+        `bound` names what it waits for most of all, where that is known.
+        """
         if not self._bars:
             return
         if stage != self._stage:
@@ -73,7 +77,8 @@ class Terminal:
             self._begin(total)
         if self._progress is not None and self._task is not None:
             average = (done - self._first) / passed
-            self._progress.update(self._task, completed=done, total=total, average=average)
+            description = f"{stage}, {_SLOWEST.get(bound or '', '')}".rstrip(", ")
+            self._progress.update(self._task, description=description, completed=done, total=total, average=average)
         if done >= total:
             self._finish()
 

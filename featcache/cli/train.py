@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,6 +15,7 @@ from featcache.cli.terminal import Terminal
 if TYPE_CHECKING:
     from featcache.extraction.matching import Found
     from featcache.heads import EpochRecord, Run
+    from featcache.heads.recipes import Recipe
 
 _HEAD = "The head"
 _CACHE = "On which cache"
@@ -111,7 +112,16 @@ def register(app: typer.Typer) -> None:
             str | None,
             typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.", rich_help_panel=_CACHE),
         ] = None,
+        recipe: Annotated[
+            str | None,
+            typer.Option(
+                help="The settings of one of `featcache recipes`, but for what is said beside it.",
+                metavar="<name>",
+                rich_help_panel=_HEAD,
+            ),
+        ] = None,
         *,
+        context: typer.Context,
         head: HeadOptions,
         what: BackboneOptions,
         images: ImageOptions,
@@ -123,16 +133,19 @@ def register(app: typer.Typer) -> None:
         Val decides which epoch is kept; test is looked at once, at the end.
         """
         from featcache.heads import train_head
+        from featcache.heads.recipes import recipe as recipe_called
 
+        known = None if recipe is None else recipe_called(recipe)
+        options = asdict(head) | ({} if known is None else _left_to(known, context))
         with Terminal(quiet=common.quiet) as terminal:
-            found = find(cache, what, images, common)
+            found = find(cache, what, images, common, known)
 
             def progress(epoch: EpochRecord) -> None:
                 terminal.advance("training", epoch.epoch, epoch.max_epochs)
 
             run = train_head(
                 found.path,
-                **asdict(head),
+                **options,
                 layer=what.layer or found.layers,
                 runs_dir=common.runs_dir,
                 progress=progress,
@@ -146,8 +159,14 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(INTERRUPTED)
 
 
-def find(cache: str | None, what: BackboneOptions, images: ImageOptions, common: Common) -> Found:
-    """The cache that is meant: by name, by options, or the only one there is. Raises CacheError."""
+def find(
+    cache: str | None, what: BackboneOptions, images: ImageOptions, common: Common, recipe: Recipe | None = None
+) -> Found:
+    """The cache that is meant: by name, by options, or the only one there is.
+
+    A recipe says backbone and size where nothing else does. Raises CacheError, or InvalidOption for a cache that
+    contradicts the recipe.
+    """
     from featcache.extraction import matching
     from featcache.extraction.request import Request
 
@@ -156,9 +175,36 @@ def find(cache: str | None, what: BackboneOptions, images: ImageOptions, common:
     if cache is not None:
         if not said_nothing:
             raise typer.BadParameter("say which cache by its name or by options, not both", param_hint="cache")
-        return matching.by_name(common.features_dir, cache)
-    only = matching.only_cache(common.features_dir) if said_nothing else None
-    return only or matching.by_request(Request(**requested(what, images, common)))
+        found = matching.by_name(common.features_dir, cache)
+        if recipe is not None:
+            recipe.require_backbone(_backbone_of(found))
+        return found
+    wanted = None if recipe is None else recipe.backbone
+    only = matching.only_cache(common.features_dir, wanted) if said_nothing else None
+    return only or matching.by_request(Request(**requested(_completed(what, recipe), images, common)))
+
+
+def _left_to(recipe: Recipe, context: typer.Context) -> dict[str, Any]:
+    """The recipe's settings, without those that were said on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in recipe.head_options()}
+    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    return {name: value for name, value in recipe.head_options().items() if name not in said}
+
+
+def _completed(what: BackboneOptions, recipe: Recipe | None) -> BackboneOptions:
+    if recipe is None:
+        return what
+    if what.backbone is not None:
+        recipe.require_backbone(what.backbone)
+    size = recipe.input.image_size if what.image_size is None else what.image_size
+    return replace(what, backbone=recipe.backbone, image_size=size)
+
+
+def _backbone_of(found: Found) -> str:
+    from featcache.cache.reader import FeatureCache
+
+    with FeatureCache.open(found.path) as cache:
+        return cache.spec.backbone
 
 
 def _way(run: Run) -> tuple[str, str]:

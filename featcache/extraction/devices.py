@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 import platform
+from pathlib import Path
 from typing import Any
 
 from featcache.errors import InvalidOption
 
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
@@ -44,9 +48,42 @@ def unused_gpu(device: str) -> str | None:
     """A sentence about a GPU that is there and not used; None where nothing is wasted."""
     import torch
 
-    if device.startswith("cuda") or not torch.cuda.is_available():
+    if device.startswith("cuda"):
         return None
+    if not torch.cuda.is_available():
+        if not _NVIDIA_DRIVER.exists():
+            return None
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built for the CPU alone"
+        return f"computing on {device}: this machine has an NVIDIA driver, but torch {torch.__version__} {build}"
     return f"computing on {device} although {torch.cuda.get_device_name()} is there; leave --device out to use it"
+
+
+def cores() -> int:
+    """How many cores this process may use: what its affinity and its container's quota leave of the machine's."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max"))))
+
+
+def _quota(path: Path) -> int:
+    """The cores that a control group's file grants ("200000 100000": two), rounded up; a great many without one."""
+    try:
+        granted, period = path.read_text().split()
+        return math.ceil(int(granted) / int(period))
+    except (OSError, ValueError):
+        return 1 << 20
+
+
+def idle_cores(device: str) -> str | None:
+    """A sentence about cores that torch will not use on the CPU; None where it uses half of them or more."""
+    import torch
+
+    threads, there = torch.get_num_threads(), cores()
+    # Where every core is shown twice, torch takes half of them, and rightly.
+    if device != "cpu" or 2 * threads >= there:
+        return None
+    said = os.environ.get("OMP_NUM_THREADS")
+    reason = f": OMP_NUM_THREADS={said} says so; unset it" if said else "; torch.set_num_threads gives it more"
+    return f"computing with {threads} thread{'s' if threads > 1 else ''} on {there} cores{reason}"
 
 
 def resolve_precision(said: str, device: str) -> str:
@@ -61,6 +98,11 @@ def resolve_precision(said: str, device: str) -> str:
     if said == "fp16" and device == "cpu":
         raise InvalidOption("fp16 is not computed on a CPU", hint="use --precision bf16 or fp32")
     return said
+
+
+def supported_precisions(device: str) -> dict[str, bool]:
+    """Which precisions the hardware of `device` computes by itself, by name."""
+    return {"fp32": True, "bf16": _multiplies_bf16(device), "fp16": device.partition(":")[0] in ("cuda", "mps")}
 
 
 def _multiplies_bf16(device: str) -> bool:
@@ -93,7 +135,7 @@ def provenance(device: str) -> dict[str, Any]:
 
 def _cpu_name() -> str:
     try:
-        with open("/proc/cpuinfo") as file:  # noqa: PTH123 - a pseudo-file of Linux
+        with Path("/proc/cpuinfo").open() as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -20,22 +20,24 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
-from featcache.cache.catalog import set_aside
+from featcache.cache.catalog import candidates, set_aside
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
 from featcache.cache.parts import Skipped, SplitTable, open_parts, write_part
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
-from featcache.cache.spec import Spec, cache_name
-from featcache.cache.writer import assemble
+from featcache.cache.spec import Json, Spec, cache_name
+from featcache.cache.writer import assemble, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
-from featcache.extraction import devices
+from featcache.extraction import devices, drift
+from featcache.extraction.forecast import Forecast
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
+from featcache.extraction.stages import Stages
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -56,6 +58,9 @@ class Job:
     part_rows: int
     skip: bool
     rehash: bool
+    stages: Stages = field(default_factory=Stages)
+    # What was measured now, or, where nothing had to be computed, when the rows were.
+    _drift: Json = None
     _began: float = field(default_factory=time.monotonic)
 
     @property
@@ -94,6 +99,8 @@ class Job:
             # A run that was killed right after it had published may have left its parts.
             discard_parts(self.parts_dir)
             return self._result(standing, computed=0, rate=None)
+        if (wider := self.wider_cache(plan)) is not None:
+            return self._result(wider, computed=0, rate=None)
         donors = Donors(self.donors(standing), self.reporter.warn)
         digests = plan.all_digests()
         missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
@@ -115,6 +122,18 @@ class Job:
             self.reporter.warn(f"{error.message}; it counts as absent")
             return None
 
+    def wider_cache(self, plan: Plan) -> FeatureCache | None:
+        """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""
+        for entry in candidates(self.request.features_dir):
+            if entry.complete and entry.selection == self.request.selection and self._is_served_by(entry.spec):
+                cache = self._opened(entry.path)
+                if cache is not None and self.is_hit(cache, plan):
+                    return cache
+        return None
+
+    def _is_served_by(self, spec: Spec | None) -> bool:
+        return spec is not None and serves(spec, self.spec)
+
     def _move_aside(self) -> None:
         """What lies under the cache's name and is none is kept: somebody may want to look at it, or own it."""
         aside = set_aside(self.cache_path)
@@ -122,7 +141,7 @@ class Job:
 
     def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
         """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
-        if cache.spec.fingerprint != self.spec.fingerprint or (cache.skipped and not self.skip):
+        if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
             return False
         lost = {(one.split, one.id): one.digest for one in cache.skipped}
         unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
@@ -137,15 +156,15 @@ class Job:
         )
 
     def donors(self, standing: FeatureCache | None) -> list[Donor]:
-        """Everybody whose rows were computed under the same spec: parts first, then caches."""
+        """Everybody whose rows were computed under the same spec, further layers aside: parts first, then caches."""
         folder, short = self.request.features_dir, self.spec.fingerprint[:8]
         donors: list[Donor] = []
         for parts in sorted(folder.glob(f"*-{short}-*.parts")):
             donors += open_parts(parts, self.reporter.warn, fingerprint=self.spec.fingerprint)
-        for path in sorted(folder.glob(f"*-{short}-*.h5")):
-            cache = standing if path == self.cache_path else self._opened(path)
-            if cache is not None and cache.spec.fingerprint == self.spec.fingerprint:
-                donors += [cache[split] for split in cache.splits]
+        for entry in candidates(folder):
+            if entry.complete and self._is_served_by(entry.spec):
+                cache = standing if entry.path == self.cache_path else self._opened(entry.path)
+                donors += [cache[split] for split in cache.splits] if cache is not None else []
         return donors
 
     def _opened(self, path: Path) -> FeatureCache | None:
@@ -156,21 +175,25 @@ class Job:
             return None
 
     def _say_what_stands(self, rows: int, missing: int) -> None:
+        size = f"the cache will have {_in_bytes(rows * self._row_bytes)}"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}")
+            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
         else:
-            self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract")
+            self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
+
+    @property
+    def _row_bytes(self) -> int:
+        return sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
 
     def _require_room(self, rows: int, missing: int) -> None:
         """Parts and file stand side by side for a moment. Raises ExtractionError before the first forward pass."""
-        row_bytes = sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
-        needed = (rows + missing) * row_bytes
+        needed = (rows + missing) * self._row_bytes
         self.request.features_dir.mkdir(parents=True, exist_ok=True)
         free = free_bytes(self.request.features_dir)
         if free < needed:
             raise ExtractionError(
-                f"the disk of {self.request.features_dir} has {free / 1e9:.1f} GB free, "
-                f"{needed / 1e9:.1f} GB are needed (features and, for a moment, their parts)",
+                f"the disk of {self.request.features_dir} has {_in_bytes(free)} free, "
+                f"{_in_bytes(needed)} are needed (features and, for a moment, their parts)",
                 hint="make room, choose another --data-dir, or extract fewer images with --limit",
             )
 
@@ -185,22 +208,48 @@ class Job:
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
         wanted = [samples[row] for row in rows]
-        self._begin(plan)
-        began = time.monotonic()
-        with closing(self._pipeline()) as pipeline, _PartWriter(self, rows, digests[rows]) as writer:
-            failures: list[Failure] = []
-            done = 0
-            try:
-                for block in pipeline.rows(wanted, digests[rows]):
-                    failures += self._accepted(block.failures)
-                    writer.add(block)
-                    done += len(block.index) + len(block.failures)
-                    self.reporter.advance("extracting", done, len(rows))
-            except KeyboardInterrupt:
-                self.reporter.say("stopped; what is finished stands: run the same command again to go on")
-                raise
+        failures: list[Failure] = []
+        done = 0
+        with closing(self._pipeline()) as pipeline:
+            self._measure_drift(pipeline, wanted, digests[rows])
+            self._begin(plan)
+            began = time.monotonic()
+            forecast = Forecast(total=len(rows))
+            with _PartWriter(self, rows, digests[rows]) as writer:
+                try:
+                    for block in pipeline.rows(wanted, digests[rows]):
+                        failures += self._accepted(block.failures)
+                        writer.add(block)
+                        done += len(block.index) + len(block.failures)
+                        self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
+                        if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
+                            self.reporter.say(sentence)
+                except KeyboardInterrupt:
+                    self.reporter.say("stopped; what is finished stands: run the same command again to go on")
+                    raise
         rate = len(rows) / max(time.monotonic() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
+
+    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+        """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
+        if self.spec.precision not in ("bf16", "fp16"):
+            return
+        rows = drift.sample_of(len(samples))
+        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        if not len(images):
+            return
+
+        def compute(precision: str) -> dict[str, npt.NDArray[np.generic]]:
+            self.backbone.place(self.device, precision)
+            return pipeline.features(images, "float32")
+
+        try:
+            found = drift.measured(self.spec.precision, compute)
+        finally:
+            self.backbone.place(self.device, self.spec.precision)
+        found.require_small()
+        self.reporter.say(str(found))
+        self._drift = found.to_json()
 
     def _begin(self, plan: Plan) -> None:
         write_plan(
@@ -222,6 +271,7 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            stages=self.stages,
         )
 
     def _accepted(self, failures: Sequence[Failure]) -> Sequence[Failure]:
@@ -243,6 +293,8 @@ class Job:
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
+        donors = self.donors(standing)
+        self._drift = self._drift or drift.recorded(donors)
         if standing is None and self.cache_path.exists():
             self._move_aside()
         if not any(len(table) for table in tables.values()):
@@ -256,8 +308,9 @@ class Job:
             provenance=self._provenance(),
             tables={split: table for split, table in tables.items() if len(table)},
             skipped=lost,
-            donors=Donors(self.donors(standing), self.reporter.warn),
+            donors=Donors(donors, self.reporter.warn),
             arrays=self._scaling(),
+            progress=lambda done, total: self.reporter.advance("assembling", plan.rows * done // total, plan.rows),
         )
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
@@ -291,14 +344,18 @@ class Job:
             "weights": weights.source if weights else None,
             "parameters": self.backbone.parameters,
             "normalize": self.request.normalize or ("weights" if weights else "half"),
-            **devices.provenance(self.device),
+            **self.computed_by(),
         }
+
+    def computed_by(self) -> dict[str, Any]:
+        """The part of the provenance that belongs to rows rather than to a cache."""
+        return {"drift": self._drift, **devices.provenance(self.device)}
 
     def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
         rows = {split: len(cache[split]) for split in cache.splits}
         return Extraction(
-            cache=self.cache_path,
-            fingerprint=self.spec.fingerprint,
+            cache=self.request.features_dir / cache.path.name,
+            fingerprint=cache.spec.fingerprint,
             rows=rows,
             feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
             computed=computed,
@@ -306,6 +363,9 @@ class Job:
             skipped=tuple(cache.skipped),
             seconds=time.monotonic() - self._began,
             images_per_s=rate,
+            shares=self.stages.shares,
+            bound=self.stages.bound,
+            drift=cache.provenance.get("drift"),
         )
 
 
@@ -324,9 +384,10 @@ class _PartWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            if kind is None and self._held:
-                self._publish(self._held)
-            self._wait()
+            with self._job.stages.measured("write"):
+                if kind is None and self._held:
+                    self._publish(self._held)
+                self._wait()
         finally:
             self._pool.shutdown(wait=True)
 
@@ -336,8 +397,9 @@ class _PartWriter:
             return
         self._blocks.append(block)
         self._held += len(block.index)
-        while self._held >= self._job.part_rows:
-            self._publish(self._job.part_rows)
+        with self._job.stages.measured("write"):
+            while self._held >= self._job.part_rows:
+                self._publish(self._job.part_rows)
 
     def _publish(self, count: int) -> None:
         index = np.concatenate([block.index for block in self._blocks])
@@ -358,7 +420,7 @@ class _PartWriter:
             first_row=int(self._rows[index[0]]),
             digests=self._digests[index[:count]],
             features={layer: values[:count] for layer, values in features.items()},
-            provenance=devices.provenance(self._job.device),
+            provenance=self._job.computed_by(),
         )
 
     def _wait(self) -> None:
@@ -369,3 +431,14 @@ class _PartWriter:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _in_bytes(count: float) -> str:
+    """1_234_567 -> "1.2 MB"."""
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if count < 1000:
+            break
+        count /= 1000
+    else:
+        unit = "TB"
+    return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"

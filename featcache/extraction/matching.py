@@ -71,9 +71,13 @@ def by_name(features_dir: Path, name: str) -> Found:
     return Found(path=find(features_dir, name).require_complete())
 
 
-def only_cache(features_dir: Path) -> Found | None:
-    """The only complete cache there is; None where there are none or several."""
-    complete = [entry for entry in list_caches(features_dir) if entry.complete]
+def only_cache(features_dir: Path, backbone: str | None = None) -> Found | None:
+    """The only complete cache there is (of `backbone`, if that is said); None where there are none or several."""
+    complete = [
+        entry
+        for entry in list_caches(features_dir)
+        if entry.complete and (backbone is None or (entry.spec is not None and entry.spec.backbone == backbone))
+    ]
     return Found(path=complete[0].path) if len(complete) == 1 else None
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.stages import Stages
 from featcache.images.decoding import decode
 from featcache.images.sources import ImageSource, Sample, digest
 
@@ -54,13 +55,17 @@ class _Decoded:
 
 @dataclass(kw_only=True)
 class Pipeline:
-    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice."""
+    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
+
+    `stages` is told what the consumer of `rows` waited for.
+    """
 
     source: ImageSource
     backbone: Backbone
     dtype: str
     batch_size: int
     workers: int
+    stages: Stages = field(default_factory=Stages)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -76,11 +81,13 @@ class Pipeline:
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
         for decoded in self._decoded(samples, digests):
-            yield Rows(
-                index=decoded.index,
-                features=self._compute(decoded, samples) if len(decoded.index) else {},
-                failures=decoded.failures,
-            )
+            with self.stages.measured("compute"):
+                features = self._compute(decoded, samples) if len(decoded.index) else {}
+            yield Rows(index=decoded.index, features=features, failures=decoded.failures)
+
+    def images(self, samples: Sequence[Sample], digests: Bytes) -> Bytes:
+        """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
+        return self._decode(samples, digests, range(len(samples))).images
 
     def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
         ahead = self.workers + 1
@@ -92,7 +99,9 @@ class Pipeline:
                 rows = range(start, min(start + self.batch_size, len(samples)))
                 pending.append(self._pool.submit(self._decode, samples, digests, rows))
                 start = rows.stop
-            yield pending.popleft().result()
+            with self.stages.measured("decode"):
+                decoded = pending.popleft().result()
+            yield decoded
 
     def _decode(self, samples: Sequence[Sample], digests: Bytes, rows: range) -> _Decoded:
         side = self.backbone.transform.image_size
@@ -118,28 +127,35 @@ class Pipeline:
         return self.backbone.resize(decode(payload, sample.id))
 
     def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
-        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
-        done = 0
-        while done < len(decoded.images):
-            batch = decoded.images[done : done + self.batch_size]
-            features = self._forward(batch)
-            if features is None:
-                continue
-            blocks.append(features)
-            done += len(batch)
-        features = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        features = self.features(decoded.images, self.dtype)
         for name, values in features.items():
             _require_finite(values, name, [samples[row].id for row in decoded.index])
         return features
 
-    def _forward(self, images: Bytes) -> dict[str, npt.NDArray[np.generic]] | None:
+    def features(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
+        """(n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit into memory.
+
+        Raises ExtractionError where not even the smallest does.
+        """
+        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
+        done = 0
+        while done < len(images):
+            batch = images[done : done + self.batch_size]
+            features = self._forward(batch, dtype)
+            if features is None:
+                continue
+            blocks.append(features)
+            done += len(batch)
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+
+    def _forward(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]] | None:
         """The batch's features, or None where memory did not suffice and the batch size was halved."""
         import torch
 
         try:
             computed = self.backbone.features(_padded(images))
-            dtype = getattr(torch, self.dtype)
-            return {name: value[: len(images)].to(dtype).cpu().numpy() for name, value in computed.items()}
+            stored = getattr(torch, dtype)
+            return {name: value[: len(images)].to(stored).cpu().numpy() for name, value in computed.items()}
         except torch.OutOfMemoryError as error:
             if self.batch_size <= _LEAST_BATCH:
                 raise ExtractionError(

@@ -51,6 +51,12 @@ def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
     Raises WeightsError where the weights are not to be had, or differ from those the cache was made with.
     """
     spec = cache.spec
+    source = str(cache.provenance.get("weights"))
+    if source.startswith("module:"):
+        raise WeightsError(
+            f"{cache.name} was computed with a module of your own ({spec.backbone}), which cannot be named here",
+            hint="run it again from Python",
+        )
     backbone = load_backbone(
         spec.backbone,
         weights=_as_said(cache.provenance),

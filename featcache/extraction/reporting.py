@@ -17,8 +17,11 @@ class Reporter(Protocol):
     def warn(self, text: str) -> None:
         """One sentence that must not be overlooked."""
 
-    def advance(self, stage: str, done: int, total: int) -> None:
-        """`done` of `total` images are through `stage` ("reading", "extracting", "assembling")."""
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+        """`done` of `total` images are through `stage` ("reading", "extracting", "assembling").
+
+        `bound`: what the run waits for most of all ("decode", "compute", "write"), where that is known.
+        """
 
 
 class LogReporter:
@@ -30,5 +33,5 @@ class LogReporter:
     def warn(self, text: str) -> None:
         _log.warning(text)
 
-    def advance(self, stage: str, done: int, total: int) -> None:
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
         """No progress without a terminal."""

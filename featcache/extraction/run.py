@@ -80,6 +80,8 @@ def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iter
         reporter.warn(waste)
     with closing(_opened(request, reporter)) as source:
         backbone = _backbone(request, source, reporter)
+        if not backbone.stores_bytes and (waste := devices.idle_cores(device)) is not None:
+            reporter.warn(waste)
         spec = settled_spec(backbone, request, devices.resolve_precision(request.precision, device))
         backbone.place(device, spec.precision)
         yield Job(

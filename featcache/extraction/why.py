@@ -78,7 +78,7 @@ def why(request: Request, *, reporter: Reporter) -> Why:
         standing = job.standing_cache()
         donors = Donors(job.donors(standing))
         to_compute = int((donors.locate(plan.all_digests(), job.spec.layer_names).donor < 0).sum())
-        hit = standing is not None and job.is_hit(standing, plan)
+        hit = (standing is not None and job.is_hit(standing, plan)) or job.wider_cache(plan) is not None
         new, changed, gone = _against(standing, job)
         return Why(
             state="hit" if hit else "miss" if to_compute == plan.rows else "partial",

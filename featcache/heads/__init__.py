@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.heads.comparison import Comparison, compare_predictions, compare_runs
     from featcache.heads.config import HeadConfig
     from featcache.heads.fit import fit_head, train_head
+    from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.runs import Run
 
@@ -28,12 +29,15 @@ __all__ = [
     "HeadConfig",
     "Metrics",
     "Predictions",
+    "Recipe",
     "Run",
     "Score",
     "compare_predictions",
     "compare_runs",
     "fit_head",
     "head_names",
+    "recipe",
+    "recipe_names",
     "train_head",
 ]
 
@@ -43,12 +47,15 @@ _HOMES = {
     "HeadConfig": "config",
     "Metrics": "records",
     "Predictions": "records",
+    "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
     "compare_predictions": "comparison",
     "compare_runs": "comparison",
     "fit_head": "fit",
     "head_names": "architectures",
+    "recipe": "recipes",
+    "recipe_names": "recipes",
     "train_head": "fit",
 }
 

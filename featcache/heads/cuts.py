@@ -149,6 +149,6 @@ def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> Non
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise HeadError(
-            f"expected every class in {name} ({part.images} images), but {shown} has none there in {cache.name}",
+            f"expected every class in {name} ({part.images} images), but found none of {shown} there in {cache.name}",
             hint="more images a class (a higher --limit), or another --val-fraction or --val-seed",
         )

@@ -251,3 +251,18 @@ def test_batch_norms_are_folded_and_the_convolution_that_sees_pixels_stays_in_fp
     assert seen == [torch.float32]
     assert not torch.equal(exact, rounded)
     assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("vgg11_bn", {"features.0"}),
+        ("inception_v3", {"Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv"}),
+        ("vit_b_32", {"conv_proj"}),
+    ],
+)
+def test_narrow_convolutions_behind_the_first_stay_in_fp32_too(name: str, exact: set[str], tmp_path: Path) -> None:
+    backbone = load(name, tmp_path, image_size=FAMILIES[name])
+    part = backbone._part  # type: ignore[attr-defined]
+    inner = {path for path, module in part.named_modules() if path.endswith(".inner") and isinstance(module, nn.Conv2d)}
+    assert {path.removesuffix(".inner") for path in inner} == exact

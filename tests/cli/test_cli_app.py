@@ -14,7 +14,21 @@ from command_line import PIXELS, child, complaint, featcache
 from featcache.cache import catalog
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("extract", "train-head", "ls", "info", "verify", "why", "rm", "gc", "backbones", "datasets")
+COMMANDS = (
+    "extract",
+    "train-head",
+    "reproduce",
+    "ls",
+    "info",
+    "verify",
+    "why",
+    "rm",
+    "gc",
+    "backbones",
+    "datasets",
+    "recipes",
+    "doctor",
+)
 
 
 def finished(*words: str | Path, cwd: Path) -> tuple[int, str, str]:

@@ -1,4 +1,4 @@
-"""What there is: `backbones` and `datasets`."""
+"""What there is: `backbones`, `datasets` and `recipes`."""
 
 from __future__ import annotations
 
@@ -42,3 +42,15 @@ def test_data_sets_are_listed_with_classes_and_sizes() -> None:
     assert known["cifar10"]["classes"] == 10
     (line,) = [line for line in featcache("datasets").stdout.splitlines() if line.startswith("digits ")]
     assert "1,442 train, 355 test" in line
+
+
+def test_recipes_are_listed_with_their_settings_and_the_notebooks_numbers() -> None:
+    known = {one["name"]: one for one in answer("recipes")["recipes"]}
+    assert len(known) == 9
+    best = known["mlp-best"]
+    assert (best["backbone"], best["input"]) == ("pixels", {"image_size": 32, "normalize": "half"})
+    assert (best["head"]["head"], best["head"]["activation"]) == ("mlp:256,64", "leaky_relu")
+    assert (best["notebook"]["accuracy"], best["notebook"]["epochs"]) == (0.5250, 11)
+    (line,) = [line for line in featcache("recipes").stdout.splitlines() if line.startswith("mlp-l2 ")]
+    assert "weight decay 0.0001" in line
+    assert "49.50 %" in line

@@ -67,6 +67,15 @@ def test_a_longer_one_gets_a_bar_with_rate_and_time_left() -> None:
     assert "4.0 s left" in shown
 
 
+def test_what_it_waits_for_stands_beside_the_stage() -> None:
+    clock, screen = Clock(), Screen()
+    with Terminal(stream=screen, clock=clock) as terminal:
+        terminal.advance("extracting", 0, 100)
+        clock.now += 3
+        terminal.advance("extracting", 10, 100, bound="decode")
+    assert "extracting, decoding is slowest" in screen.shown()
+
+
 def test_the_rate_is_known_at_the_first_glance() -> None:
     assert "5.0 images/s" in run(Screen(), "extracting", [(0.0, 0), (4.0, 20)], 100)
 

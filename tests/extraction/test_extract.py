@@ -141,7 +141,7 @@ def test_images_that_stand_twice_are_computed_once(request_: Request, images: Pa
     twin = (images / "train/cat/00.jpg").read_bytes()
     (images / "train/cat/zz.jpg").write_bytes(twin)
     calls = _counting(request_.backbone)
-    extraction = extract(request_)
+    extraction = extract(replace(request_, precision="fp32"))
     cache = opened(extraction)
     rows = [cache["train"].ids.index(f"train/cat/{name}.jpg") for name in ("00", "zz")]
     first, second = cache["train"].features[rows]
@@ -323,6 +323,7 @@ def test_too_little_room_is_found_before_the_first_forward_pass(
 
 
 def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path) -> None:
+    request_ = replace(request_, precision="fp32")
     reference = arrays(extract(replace(request_, data_dir=tmp_path / "other")).cache)
     assert isinstance(request_.backbone, Backbone)
     original, seen = request_.backbone.features, [0]
@@ -421,7 +422,8 @@ def test_from_python_the_sentence_is_the_same(images: Path, tmp_path: Path) -> N
     )
     assert cache["train"].features.shape == (30, 12)
     assert cache["train"].features.dtype == np.float16
-    assert stages[-1] == ("extracting", 42, 42)
+    assert stages[-1] == ("assembling", 42, 42)
+    assert ("extracting", 42, 42) in stages
     values, label = cache.dataset("test")[3]
     assert values.shape == (12,)
     assert values.dtype == np.float32

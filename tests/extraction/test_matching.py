@@ -50,6 +50,19 @@ def test_some_of_a_caches_layers_are_a_hit(shelf: Path) -> None:
     assert matching.by_request(_request(shelf, layers=("features.5", "features"))).path == found.path
 
 
+def test_extracting_some_of_a_caches_layers_is_a_hit_too(shelf: Path) -> None:
+    wide = matching.by_request(_request(shelf, layers=("features.5", "features"), precision="bf16")).path
+    narrow = extract(_request(shelf, layers=("features",), precision="bf16"))
+    assert (narrow.cache, narrow.computed) == (wide, 0)
+    assert narrow.feature_dim.keys() == {"features"}
+
+
+def test_a_wider_cache_gives_rows_to_a_narrower_selection(shelf: Path) -> None:
+    narrow = extract(_request(shelf, layers=("features.5",), precision="bf16", limit=2))
+    assert (narrow.computed, narrow.reused) == (0, 4)
+    narrow.cache.unlink()
+
+
 def test_auto_precision_matches_any(shelf: Path) -> None:
     assert matching.by_request(_request(shelf, layers=("features",), precision="auto"))
     with pytest.raises(CacheNotFound):

@@ -24,8 +24,9 @@ class TinyNetwork(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.first = nn.Conv2d(3, 8, 3)
-            self.second = nn.Conv2d(8, 12, 3)
+            # Narrower ones would stay in fp32, whatever the precision.
+            self.first = nn.Conv2d(3, 40, 3)
+            self.second = nn.Conv2d(40, 12, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         hidden = torch.relu(self.first(images))

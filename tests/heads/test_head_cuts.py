@@ -92,8 +92,8 @@ def test_views_of_one_image_are_never_separated(tmp_path: Path) -> None:
     [
         ([-1] * 20, CLASSES, "none of the 20 train rows"),
         ([0] * 20, ("ant",), "at least 2 classes, got 1"),
-        ([0, 1] * 10, CLASSES, "cow has none there"),
-        ([0] * 19 + [1], ("ant", "bee"), "bee has none there"),
+        ([0, 1] * 10, CLASSES, "found none of cow there"),
+        ([0] * 19 + [1], ("ant", "bee"), "found none of bee there"),
         ([0, 1], ("ant", "bee"), "leave 2 for train and 0 for val"),
         ([0], ("ant", "bee"), "1 labelled train images leave"),
     ],

@@ -1,0 +1,57 @@
+"""The notebook's seven perceptrons on all 60,000 images: `python benchmarks/reproduce.py ../shared [--seeds 3]`.
+
+Runs `featcache reproduce` as a person would, on an empty data folder (or the one of `--data-dir`), and keeps what it
+prints. `fit_seconds_by_seed` are the fits of all seven together, for each seed; `wall_seconds` counts everything. A
+busy machine shows in `load`, the runnable processes at the beginning and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from machine import write
+
+_RECIPES = ("mlp", "mlp-l1", "mlp-l2", "mlp-leaky", "mlp-dropout", "mlp-wide", "mlp-best")
+
+
+def run(words: list[str]) -> dict[str, Any]:
+    """What `featcache WORDS --json` prints, and its whole time."""
+    print("$ featcache", *words, flush=True)
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "featcache", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed | {"wall_seconds": round(time.monotonic() - began, 2)}
+
+
+def main(shared: Path, seeds: int = 3, data_dir: Path | None = None) -> None:
+    """Run the seven recipes and write results/reproduce_mlp.json."""
+    load = [round(os.getloadavg()[0], 2)]
+    with tempfile.TemporaryDirectory() as scratch:
+        images = ["-d", str(shared.resolve() / "data" / "cifar10-images.zip")]
+        where = ["--data-dir", str(data_dir or Path(scratch) / "data"), "--runs-dir", str(Path(scratch) / "runs")]
+        said = run(["reproduce", *_RECIPES, *images, *where, "--seeds", str(seeds)])
+    result = {
+        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
+        "load": [*load, round(os.getloadavg()[0], 2)],
+        "seeds": seeds,
+        "wall_seconds": said["wall_seconds"],
+        "fit_seconds_by_seed": [
+            round(sum(row["seeds"][seed]["seconds"] for row in said["rows"]), 2) for seed in range(seeds)
+        ],
+        "rows": said["rows"],
+    }
+    print(write("reproduce_mlp", result).read_text())
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,42 @@
+"""Where an extraction's time goes: what its main thread waited for, and what it did itself.
+
+Decoding and writing run in threads of their own, so only what the main thread had to wait for counts: a stage that
+keeps up costs nothing here, however busy it is.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+STAGES = ("decode", "compute", "write")
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """Seconds of the main thread by stage. `clock` gives seconds."""
+
+    clock: Callable[[], float] = time.perf_counter
+    _seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+
+    @contextmanager
+    def measured(self, stage: str) -> Iterator[None]:
+        """Counts what happens inside for `stage`; a measurement inside another would count twice."""
+        began = self.clock()
+        try:
+            yield
+        finally:
+            self._seconds[stage] += self.clock() - began
+
+    @property
+    def shares(self) -> dict[str, float] | None:
+        """Each stage's share of the measured time, 1 in all; None where nothing was measured."""
+        total = sum(self._seconds.values())
+        return {stage: seconds / total for stage, seconds in self._seconds.items()} if total else None
+
+    @property
+    def bound(self) -> str | None:
+        """The stage that takes most of the time: making another one faster would gain less."""
+        return max(STAGES, key=lambda stage: self._seconds[stage]) if self.shares else None

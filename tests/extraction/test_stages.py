@@ -1,0 +1,76 @@
+"""Where the time of an extraction goes is measured, and named rightly."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny import tiny_backbone, write_images
+
+from featcache.backbones.backbone import Backbone
+from featcache.cache.parts import write_part
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+from featcache.extraction.stages import Stages
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    images = write_images(tmp_path / "pictures", train=6, test=2)
+    return Request(dataset=images, backbone=tiny_backbone(), precision="fp32", data_dir=tmp_path / "data")
+
+
+def test_shares_are_of_the_measured_time() -> None:
+    now = iter([0.0, 1.0, 5.0, 8.0, 10.0, 10.0])
+    stages = Stages(clock=lambda: next(now))
+    assert (stages.shares, stages.bound) == (None, None)
+    for stage in ("decode", "compute", "write"):
+        with stages.measured(stage):
+            pass
+    assert stages.shares == {"decode": 0.25, "compute": 0.75, "write": 0.0}
+    assert stages.bound == "compute"
+
+
+def test_time_counts_also_where_it_ended_in_an_error() -> None:
+    now = iter([0.0, 2.0])
+    stages = Stages(clock=lambda: next(now))
+    with pytest.raises(KeyboardInterrupt), stages.measured("compute"):
+        raise KeyboardInterrupt
+    assert stages.bound == "compute"
+
+
+@pytest.mark.parametrize("slow", ["decode", "compute", "write"])
+def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = request_.backbone
+    assert isinstance(backbone, Backbone)
+    resize, features = backbone.resize, backbone.features
+
+    def resized(image: np.ndarray) -> np.ndarray:
+        time.sleep(0.03 * (slow == "decode"))
+        return resize(image)
+
+    def computed(images: np.ndarray) -> dict[str, torch.Tensor]:
+        time.sleep(0.15 * (slow == "compute"))
+        return features(images)
+
+    def written(*args: object, **options: object) -> Path:
+        time.sleep(0.15 * (slow == "write"))
+        return write_part(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(backbone, "resize", resized)
+    monkeypatch.setattr(backbone, "features", computed)
+    monkeypatch.setattr("featcache.extraction.job.write_part", written)
+    done = extract(request_, Execution(batch_size=8, part_rows=8, workers=1))
+    assert done.bound == slow
+    assert done.shares is not None
+    assert done.shares[slow] > 0.5
+    assert sum(done.shares.values()) == pytest.approx(1)
+
+
+def test_on_a_hit_there_is_no_bound(request_: Request) -> None:
+    extract(request_)
+    again = extract(request_)
+    assert (again.shares, again.bound) == (None, None)

@@ -1,0 +1,32 @@
+"""Numbers in the README come from a result that was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).parents[2]
+
+
+def _renderer() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readmes_table_is_the_measured_one() -> None:
+    renderer = _renderer()
+    readme, result = (ROOT / "README.md").read_text(), json.loads(renderer.RESULT.read_text())
+    assert readme == renderer.rendered(readme, result), "run `python benchmarks/readme_table.py`"
+
+
+def test_every_result_names_its_command_and_machine() -> None:
+    for path in (ROOT / "benchmarks" / "results").glob("*.json"):
+        result = json.loads(path.read_text())
+        assert result["command"].startswith("python benchmarks/"), path
+        assert {"processor", "cores", "versions", "date"} <= result["machine"].keys(), path
