@@ -42,14 +42,38 @@ class HeadOptions:
     dropout: Annotated[
         float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
     ] = 0.0
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
+    lr: Annotated[float, typer.Option(help="Learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
     weight_decay: Annotated[
-        float, typer.Option(help="Adam's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)
+        float, typer.Option(help="The optimizer's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)
     ] = 0.0
     l1: Annotated[
         float,
         typer.Option(help="L1 penalty on all weights and biases.", metavar="<factor>", rich_help_panel=_HEAD),
     ] = 0.0
+    optimizer: Annotated[str, typer.Option(help="adam, adamw or sgd.", metavar="<name>", rich_help_panel=_HEAD)] = (
+        "adam"
+    )
+    momentum: Annotated[float, typer.Option(help="Of sgd.", metavar="<share>", rich_help_panel=_HEAD)] = 0.9
+    schedule: Annotated[
+        str,
+        typer.Option(
+            help="constant, or cosine: the rate falls to 0 over --max-epochs.", metavar="<name>", rich_help_panel=_HEAD
+        ),
+    ] = "constant"
+    label_smoothing: Annotated[
+        float,
+        typer.Option(help="Share of a label spread over all classes.", metavar="<share>", rich_help_panel=_HEAD),
+    ] = 0.0
+    class_weights: Annotated[
+        str,
+        typer.Option(
+            help="none, or balanced: rare classes count as much as others.", metavar="<name>", rich_help_panel=_HEAD
+        ),
+    ] = "none"
+    standardize: Annotated[
+        bool,
+        typer.Option("--standardize", help="Train on features of mean 0 and deviation 1.", rich_help_panel=_HEAD),
+    ] = False
     head_batch_size: Annotated[int, typer.Option(help="Rows per step.", metavar="<rows>", rich_help_panel=_HEAD)] = 64
     max_epochs: Annotated[
         int, typer.Option(help="At most so many epochs.", metavar="<epochs>", rich_help_panel=_HEAD)

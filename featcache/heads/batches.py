@@ -119,6 +119,11 @@ class Batches(ABC):
         return self.rows.feature_dim
 
     @property
+    def labels(self) -> Tensor:
+        """Labels of all rows as they stand in the cache: int64 (N,), on the device."""
+        return self._labels
+
+    @property
     def resident_bytes(self) -> int:
         """Bytes of features that stay on the device."""
         return 0

@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from featcache.errors import InvalidOption
+from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.architectures import Architecture, check_activation, parse_head
 
 LARGEST_SEED = 2**32 - 1
 STEP_OPTIONS = (
     *("activation", "dropout", "lr", "weight_decay", "l1"),
+    *("optimizer", "momentum", "schedule", "label_smoothing", "class_weights", "standardize"),
     *("head_batch_size", "max_epochs", "patience", "min_delta"),
 )
 
@@ -26,7 +27,11 @@ class HeadConfig:
 
     `layers`: the cache's layers to read, side by side; None for the only one there is.
     `l1`: times the sum of absolute values of every trainable parameter, added to the loss.
-    `weight_decay`: Adam's.
+    `weight_decay`: the optimiser's own; AdamW takes it off the weights, the others add it to the gradient.
+    `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls over `max_epochs`.
+    `label_smoothing`: share of every label that is spread over all classes. `class_weights`: "balanced" lets every
+    class count the same in the loss, however many images it has.
+    `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither.
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
     `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
@@ -44,6 +49,12 @@ class HeadConfig:
     lr: float = 1e-3
     weight_decay: float = 0.0
     l1: float = 0.0
+    optimizer: str = "adam"
+    momentum: float = 0.9
+    schedule: str = "constant"
+    label_smoothing: float = 0.0
+    class_weights: str = "none"
+    standardize: bool = False
     head_batch_size: int = 64
     max_epochs: int = 50
     patience: int = 5
@@ -55,8 +66,18 @@ class HeadConfig:
     def __post_init__(self) -> None:
         architecture = parse_head(self.head)
         check_activation(self.activation)
+        for name, known in _NAMES.items():
+            if getattr(self, name) not in known:
+                raise UnknownName(name.replace("_", " "), str(getattr(self, name)), known)
         for name, rule in _NUMBERS.items():
             rule.check(name, getattr(self, name))
+        if not isinstance(self.standardize, bool):
+            raise InvalidOption(f"expected --standardize to be true or false, got {self.standardize!r}")
+        if self.momentum != type(self).momentum and self.optimizer != "sgd":
+            raise InvalidOption(
+                f"--momentum belongs to sgd, and the optimizer is {self.optimizer}",
+                hint="--optimizer sgd, or leave it out",
+            )
         if architecture.solved:
             self._check_steps_untouched()
         if self.dropout > 0 and not architecture.hidden:
@@ -122,6 +143,8 @@ _NUMBERS: Mapping[str, _Number] = {
     "lr": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
     "l1": _NOT_NEGATIVE,
+    "momentum": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
+    "label_smoothing": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
     "head_batch_size": _COUNT,
     "max_epochs": _COUNT,
     "patience": _COUNT,
@@ -129,6 +152,12 @@ _NUMBERS: Mapping[str, _Number] = {
     "val_fraction": _Number(kind=float, holds=lambda value: 0 < value < 1, wanted="above 0 and below 1"),
     "val_seed": _SEED,
     "seed": _SEED,
+}
+
+_NAMES: Mapping[str, tuple[str, ...]] = {
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "cosine"),
+    "class_weights": ("none", "balanced"),
 }
 
 

@@ -23,11 +23,11 @@ from torch import nn
 from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
 from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import FeatureRows, StreamedBatches, choose_layers, open_batches
+from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, choose_layers, open_batches
 from featcache.heads.calibration import sharpness
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import Cut, cut_cache
-from featcache.heads.lightning import HeadModule, fit
+from featcache.heads.lightning import HeadModule, balanced_weights, fit
 from featcache.heads.metrics import Outcome, evaluate, measure
 from featcache.heads.placement import choose_device, seeded
 from featcache.heads.records import (
@@ -43,6 +43,7 @@ from featcache.heads.records import (
 )
 from featcache.heads.runs import Run, prepare_runs_dir, write_run
 from featcache.heads.solvers import solve
+from featcache.heads.standardisation import Standardisation, StandardisedHead
 from featcache.heads.stopping import Interruption
 
 
@@ -56,6 +57,12 @@ def train_head(
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     l1: float = 0.0,
+    optimizer: str = "adam",
+    momentum: float = 0.9,
+    schedule: str = "constant",
+    label_smoothing: float = 0.0,
+    class_weights: str = "none",
+    standardize: bool = False,
     head_batch_size: int = 64,
     max_epochs: int = 50,
     patience: int = 5,
@@ -91,6 +98,12 @@ def train_head(
         lr=lr,
         weight_decay=weight_decay,
         l1=l1,
+        optimizer=optimizer,
+        momentum=momentum,
+        schedule=schedule,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        standardize=standardize,
         head_batch_size=head_batch_size,
         max_epochs=max_epochs,
         patience=patience,
@@ -218,23 +231,32 @@ def _fit(
     left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
     val_batches = open_batches(val, device=place, resident_bytes=left, **options)
     interruption = Interruption()
+    standard = _standardisation(train_batches) if config.standardize else None
+    weights = balanced_weights(train_batches.labels, classes) if config.class_weights == "balanced" else None
     with seeded(config.seed, place):
         head = build_head(config.architecture, _shape(config, train.feature_dim, classes))
-        module = HeadModule(head, config, interruption=interruption, progress=progress)
+        trained = head if standard is None else StandardisedHead(head, standard)
+        module = HeadModule(trained, config, interruption=interruption, progress=progress, class_weights=weights)
         interrupted = fit(module, train_batches, val_batches, interruption)
     # The Trainer leaves the head on the CPU.
     module.head.to(place)
+    if isinstance(trained, StandardisedHead):
+        trained.folded()
     seconds = time.perf_counter() - began
     last = module.history[-1]
     return _Fitted(
-        head=module.head,
-        val=evaluate(module.head, val_batches),
+        head=head,
+        val=evaluate(head, val_batches),
         last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
         history=tuple(module.history),
         best_epoch=module.best_epoch,
         interrupted=interrupted,
         seconds=seconds,
     )
+
+
+def _standardisation(batches: Batches) -> Standardisation:
+    return Standardisation.over(lambda: (features for features, _ in batches.in_order()), wide=batches.feature_dim)
 
 
 def _shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:

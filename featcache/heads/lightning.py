@@ -31,8 +31,11 @@ from featcache.heads.stopping import Interruption, Patience
 class HeadModule(pl.LightningModule):
     """A head, its optimiser, and the memory of its best epoch (that of the lowest val loss).
 
-    `history`: the finished epochs. `best_epoch`: 0 before the first.
+    `history`: the finished epochs. `best_epoch`: 0 before the first. `class_weights`: float32 (C,), what an image of
+    each class counts in the loss.
     """
+
+    class_weights: Tensor | None
 
     def __init__(
         self,
@@ -41,9 +44,12 @@ class HeadModule(pl.LightningModule):
         *,
         interruption: Interruption | None = None,
         progress: Progress | None = None,
+        class_weights: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
+        # Not in the state: the head is what is kept.
+        self.register_buffer("class_weights", class_weights, persistent=False)
         self.head = head
         self.config = config
         self.history: list[EpochRecord] = []
@@ -61,10 +67,13 @@ class HeadModule(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Adam over all parameters, as one fused operation."""
-        return torch.optim.Adam(
-            self.head.parameters(), lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
-        )
+        """The optimiser that was asked for over all parameters, as one fused operation."""
+        parameters, lr, weight_decay = self.head.parameters(), self.config.lr, self.config.weight_decay
+        if self.config.optimizer == "sgd":
+            momentum = self.config.momentum
+            return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=True)
+        kind = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
+        return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def on_train_epoch_start(self) -> None:
         """Start the epoch's clock."""
@@ -78,11 +87,14 @@ class HeadModule(pl.LightningModule):
 
     def _train_epoch(self, batches: Batches) -> None:
         optimizer = self._optimizer()
+        for group in optimizer.param_groups:
+            group["lr"] = epoch_lr(self.config, self.current_epoch)
+        weights, smoothing = self.class_weights, self.config.label_smoothing
         parameters = list(self.head.parameters())
         total, rows = torch.zeros((), device=self.device), 0
         for features, labels in batches.epoch(self.current_epoch):
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.head(features), labels)
+            loss = F.cross_entropy(self.head(features), labels, weight=weights, label_smoothing=smoothing)
             torch.autograd.backward(loss)
             if self.config.l1:
                 add_l1_gradient(parameters, self.config.l1)
@@ -191,6 +203,18 @@ def _interruptible() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise TrainingInterruptedError from error
+
+
+def epoch_lr(config: HeadConfig, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0: a half cosine falls from lr towards 0 over `max_epochs`."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.max_epochs))
+
+
+def balanced_weights(labels: Tensor, classes: int) -> Tensor:
+    """Weights float32 (C,) that let every class count the same: N / (C x its rows). Labels: int64 (N,)."""
+    return len(labels) / (classes * torch.bincount(labels, minlength=classes).float())
 
 
 def l1_norm(parameters: Iterable[Tensor]) -> float:

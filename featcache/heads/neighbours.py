@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from featcache.heads.architectures import HeadShape
 
@@ -56,10 +55,10 @@ class Neighbours(nn.Module):
     def nearest_labels(self, features: Tensor, k: int) -> Tensor:
         """Labels of the `k` nearest train rows, nearest first: float32 (B, D) -> int64 (B, k)."""
         cosine = bool(self.cosine)
-        asked = F.normalize(features) if cosine else features - self.centre
+        asked = features - self.centre
         best: tuple[Tensor, Tensor] | None = None
         for start, known in self.blocks(len(features)):
-            nearness = asked @ F.normalize(known).T if cosine else _minus_distance(asked, known)
+            nearness = _cosine(asked, known) if cosine else _minus_distance(asked, known)
             near, where = nearness.topk(min(k, len(known)), dim=1)
             labels = self.labels[start + where]
             best = (near, labels) if best is None else _merged(best, (near, labels), k)
@@ -90,6 +89,11 @@ def count_votes(labels: Tensor, classes: int) -> Tensor:
     """Labels int64 (B, k) -> votes float32 (B, classes)."""
     votes = torch.zeros((len(labels), classes), device=labels.device)
     return votes.scatter_add_(1, labels, torch.ones_like(labels, dtype=torch.float32))
+
+
+def _cosine(asked: Tensor, known: Tensor) -> Tensor:
+    # Without |a|, which is the same for all rows b. A row of zeros is near to none and far from none.
+    return (asked @ known.T).div_(torch.linalg.vector_norm(known, dim=1).clamp_(min=1e-12))
 
 
 def _minus_distance(asked: Tensor, known: Tensor) -> Tensor:

@@ -65,8 +65,9 @@ class Metrics:
 class EpochRecord:
     """One finished epoch, counted from 1. It is what a progress callback gets and what the history keeps.
 
-    `train_loss`: mean cross-entropy of the batches as they were trained on, without any penalty; nan where there
-    is none (knn). `seconds`: what this epoch took, val included.
+    `train_loss`: mean loss of the batches as they were trained on, without any penalty: cross-entropy, with label
+    smoothing and class weights where they were asked for; nan where there is none (knn).
+    `seconds`: what this epoch took, val included.
     `candidate`: a head that is solved has no epochs. Each value it tried takes the place of one, and stands here
     in words (`C=0.1`).
     """

@@ -6,11 +6,11 @@ its first linear layer has W / deviation for W, and b - W (mean / deviation) for
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # What a block may take in float64, while sums are taken.
 BLOCK_BYTES = 64 << 20
@@ -25,10 +25,23 @@ class Standardisation:
 
     @classmethod
     def of(cls, features: Tensor) -> Standardisation:
-        """That of float32 (N, D): population deviation, summed in float64."""
-        mean = sum((block.sum(dim=0) for block in blocks(features)), _zeros(features)) / len(features)
-        squares = sum(((block - mean).square_().sum(dim=0) for block in blocks(features)), _zeros(features))
-        deviation = (squares / len(features)).sqrt()
+        """That of float32 (N, D)."""
+        return cls.over(lambda: blocks(features), wide=features.shape[1])
+
+    @classmethod
+    def over(cls, read: Callable[[], Iterable[Tensor]], *, wide: int) -> Standardisation:
+        """That of all rows which `read` gives in blocks (n, `wide`): population deviation, summed in float64.
+
+        Everything is read twice, so that a large mean does not swallow a small deviation.
+        """
+        mean, squares, rows = torch.zeros(wide).double(), torch.zeros(wide).double(), 0
+        for block in read():
+            mean += block.cpu().double().sum(dim=0)
+            rows += len(block)
+        mean /= rows
+        for block in read():
+            squares += (block.cpu().double() - mean).square_().sum(dim=0)
+        deviation = (squares / rows).sqrt()
         # A constant that float16 cannot hold exactly is still a constant.
         constant = deviation <= 1e-6 * mean.abs()
         deviation[constant | (deviation == 0)] = 1.0
@@ -51,5 +64,29 @@ def blocks(features: Tensor) -> Iterator[Tensor]:
         yield features[start : start + rows].double()
 
 
-def _zeros(features: Tensor) -> Tensor:
-    return torch.zeros(features.shape[1], dtype=torch.float64, device=features.device)
+class StandardisedHead(nn.Module):
+    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, head: nn.Module, standard: Standardisation) -> None:
+        super().__init__()
+        self.head = head
+        self._standard = standard
+        self.register_buffer("mean", standard.mean.float())
+        self.register_buffer("scale", (1 / standard.deviation).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Standardise, then the head."""
+        logits: Tensor = self.head((features - self.mean) * self.scale)
+        return logits
+
+    def folded(self) -> nn.Module:
+        """The head on features as they are; its first linear layer is changed in place."""
+        first = next(layer for layer in self.head.modules() if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            weight, bias = self._standard.folded(first.weight.cpu(), first.bias.cpu())
+            first.weight.copy_(weight)
+            first.bias.copy_(bias)
+        return self.head

@@ -67,6 +67,26 @@ def test_the_same_seed_gives_the_same_numbers(cache: Path) -> None:
     assert first["val"] == again["val"] != other["val"]
 
 
+@pytest.mark.parametrize(("head", "trainable"), [("knn", 0), ("centroid", 192 * 3 + 3), ("ridge", 192 * 3 + 3)])
+def test_a_head_that_is_solved_answers_like_any_other(cache: Path, head: str, trainable: int) -> None:
+    said = answer("train-head", "--head", head)
+    assert said["head"] == head
+    assert said["parameters"]["trainable"] == trainable
+    assert 1 <= said["best_epoch"] <= said["epochs"]
+    assert said["val"] == said["last"]["val"]
+
+
+def test_a_person_reads_what_a_solver_chose(cache: Path) -> None:
+    stdout = featcache("train-head", "--head", "ridge").stdout
+    assert "alpha=" in stdout and "of 10 tried" in stdout
+
+
+def test_an_option_that_would_do_nothing_is_refused(cache: Path) -> None:
+    error, hint = complaint("train-head", "--head", "logreg", "--lr", "0.1")
+    assert "--lr" in error
+    assert "linear" in hint
+
+
 def test_runs_go_where_they_are_told(cache: Path, here: Path) -> None:
     said = answer("train-head", *QUICK, "--runs-dir", here / "elsewhere")
     assert Path(said["run"]).parent == here / "elsewhere"

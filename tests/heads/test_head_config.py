@@ -26,6 +26,10 @@ from featcache.heads.config import HeadConfig
         ("l1", float("nan")),
         ("dropout", 1.0),
         ("dropout", -0.1),
+        ("momentum", 1.0),
+        ("label_smoothing", 1.0),
+        ("label_smoothing", -0.1),
+        ("standardize", 1),
         ("head_batch_size", 0),
         ("head_batch_size", 1.5),
         ("max_epochs", 0),
@@ -62,6 +66,26 @@ def test_unknown_activation_offers_the_nearest() -> None:
     assert "leaky_relu" in str(raised.value.hint)
 
 
+@pytest.mark.parametrize(
+    ("option", "value", "nearest"),
+    [("optimizer", "adamv", "adamw"), ("schedule", "cosin", "cosine"), ("class_weights", "balance", "balanced")],
+)
+def test_unknown_name_offers_the_nearest(option: str, value: Any, nearest: str) -> None:
+    with pytest.raises(UnknownName) as raised:
+        HeadConfig(**{option: value})
+    assert nearest in str(raised.value.hint)
+
+
+def test_momentum_belongs_to_sgd() -> None:
+    assert HeadConfig(optimizer="sgd", momentum=0.5).momentum == 0.5
+    with pytest.raises(InvalidOption, match="--momentum belongs to sgd, and the optimizer is adam"):
+        HeadConfig(momentum=0.5)
+
+
+def test_options_that_came_later_have_their_defaults_in_older_runs() -> None:
+    assert HeadConfig.from_json({"head": "linear", "lr": 0.1}) == HeadConfig(head="linear", lr=0.1)
+
+
 def test_config_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         HeadConfig().lr = 1.0  # type: ignore[misc]  # the point of the test
@@ -84,5 +108,5 @@ def test_config_survives_json(config: HeadConfig) -> None:
 
 
 def test_unknown_option_in_json_is_refused() -> None:
-    with pytest.raises(InvalidOption, match="momentum"):
-        HeadConfig.from_json({"momentum": 0.9})
+    with pytest.raises(InvalidOption, match="warmth"):
+        HeadConfig.from_json({"warmth": 0.9})

@@ -7,7 +7,9 @@ import re
 import signal
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ from featcache.heads.cuts import cut_cache
 from featcache.heads.lightning import HeadModule, _quiet, add_l1_gradient, l1_norm
 from featcache.heads.metrics import Outcome, evaluate
 from featcache.heads.records import Progress
+
+CLASSES = ("ant", "bee")
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +170,33 @@ def bare_loop(cache: FeatureCache, config: HeadConfig) -> nn.Module:
     """The same training, written down as one would in a notebook."""
     train = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed).train
     features = torch.from_numpy(cache["train"].layer(LAYER).gather(train.rows).astype(np.float32))
+    if config.standardize:
+        features = (features - features.mean(dim=0)) / features.std(dim=0, correction=0)
     labels = torch.from_numpy(train.labels)
+    weight = None if config.class_weights == "none" else len(labels) / (3 * torch.bincount(labels).float())
     shape = HeadShape(in_features=16, classes=3, hidden=config.architecture.hidden)
     torch.manual_seed(config.seed)
     head = build_head(config.architecture, shape)
-    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adam": torch.optim.Adam,
+        "adamw": torch.optim.AdamW,
+        "sgd": partial(torch.optim.SGD, momentum=config.momentum),
+    }
+    optimizer = kinds[config.optimizer](head.parameters(), lr=config.lr, weight_decay=config.weight_decay)
+    # A cosine from lr at the first epoch to 0 after the last.
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=config.max_epochs)
     for epoch in range(config.max_epochs):
         order = epoch_order(len(labels), batch_size=config.head_batch_size, row_bytes=32, seed=config.seed, epoch=epoch)
         for chosen in torch.split(order, config.head_batch_size):
             optimizer.zero_grad()
             penalty = sum((parameter.abs().sum() for parameter in head.parameters()), torch.zeros(()))
-            loss = F.cross_entropy(head(features[chosen]), labels[chosen]) + config.l1 * penalty
+            loss = config.l1 * penalty + F.cross_entropy(
+                head(features[chosen]), labels[chosen], weight=weight, label_smoothing=config.label_smoothing
+            )
             torch.autograd.backward(loss)
             optimizer.step()
+        if config.schedule == "cosine":
+            falling.step()
     return head
 
 
@@ -188,6 +206,9 @@ def bare_loop(cache: FeatureCache, config: HeadConfig) -> nn.Module:
         HeadConfig(head="linear", max_epochs=3),
         HeadConfig(head="mlp:8,4", max_epochs=3, l1=1e-2),
         HeadConfig(head="mlp:8", max_epochs=3, weight_decay=0.1, seed=3, head_batch_size=7),
+        HeadConfig(head="mlp:8", max_epochs=3, weight_decay=0.1, optimizer="adamw", schedule="cosine"),
+        HeadConfig(head="linear", max_epochs=3, optimizer="sgd", momentum=0.8, weight_decay=0.1, lr=0.01),
+        HeadConfig(head="mlp:8", max_epochs=3, label_smoothing=0.2, class_weights="balanced"),
     ],
 )
 def test_training_is_that_of_a_bare_loop(cache: FeatureCache, tmp_path: Path, config: HeadConfig) -> None:
@@ -196,6 +217,40 @@ def test_training_is_that_of_a_bare_loop(cache: FeatureCache, tmp_path: Path, co
     assert run.training.best_epoch == 3
     for name, tensor in run.head().state_dict().items():
         torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("resident_bytes", [None, 0])
+@pytest.mark.parametrize("head", ["linear", "mlp:8"])
+def test_standardised_training_is_folded_into_the_head(tmp_path: Path, head: str, resident_bytes: int | None) -> None:
+    plain = blobs(120)
+    size, far = np.logspace(-1, 2, 16), np.linspace(-30, 30, 16)
+    splits = {"train": Blobs(features=(plain.features * size + far).astype(np.float32), labels=plain.labels)}
+    cache = write_cache(tmp_path, splits)
+    config = HeadConfig(head=head, max_epochs=3, lr=0.01, standardize=True)
+    run = fit_head(cache, config, runs_dir=tmp_path / "runs", resident_bytes=resident_bytes)
+    features = torch.from_numpy(splits["train"].features)
+    seen = features[cut_cache(cache, val_fraction=0.2, val_seed=42).train.rows]
+    trained = bare_loop(cache, config).eval()
+    expected = trained((features - seen.mean(dim=0)) / seen.std(dim=0, correction=0)).softmax(dim=1)
+    assert run.predict(features.numpy()) == pytest.approx(expected.detach().numpy(), abs=1e-3)
+    assert set(run.head().state_dict()) == set(trained.state_dict())
+    assert run.training.val.loss == pytest.approx(run.training.last.loss, rel=1e-3)
+
+
+def test_balanced_weights_let_a_rare_class_count(tmp_path: Path) -> None:
+    rows = np.concatenate([np.arange(0, 200), np.arange(200, 215)])
+    many = blobs(400, classes=2, distance=0.25)
+    train = Blobs(features=many.features[rows], labels=np.sort(many.labels[rows]))
+    cache = write_cache(
+        tmp_path, {"train": train, "test": blobs(200, classes=2, seed=1, distance=0.25)}, classes=CLASSES
+    )
+    recalls = [
+        train_head(cache, "linear", lr=0.05, class_weights=weights, runs_dir=tmp_path / "runs")
+        .metrics("test")
+        .recall[1]
+        for weights in ("none", "balanced")
+    ]
+    assert recalls[0] is not None and recalls[1] is not None and recalls[1] > recalls[0] + 0.1
 
 
 def test_l1_is_the_sum_over_weights_and_biases() -> None:
