@@ -125,7 +125,7 @@ def _voting(head: Neighbours, vote: Vote, added: float) -> nn.Module:
 
 
 def _linear_problem(kind: str, train: FeatureRows, val: FeatureRows, classes: int) -> LinearProblem:
-    # logreg copies what it is given once more; ridge decomposes the smaller Gram matrix in float64.
+    # logreg copies what it is given once more; ridge factorises the smaller Gram matrix in float64.
     size = 4 * train.feature_dim * (len(train) + len(val))
     side = min(len(train), train.feature_dim) if kind == "ridge" else 0
     _require_room(kind, size + 3 * 8 * side**2, _CPU)
