@@ -6,7 +6,6 @@ Heavy imports stand inside command bodies: `featcache --help` never imports torc
 from __future__ import annotations
 
 import io
-import os
 import sys
 from typing import Annotated
 
@@ -51,9 +50,6 @@ for group in (extract, train, reproduce, caches, inventory, doctor):
 
 def main() -> None:
     """The console script `featcache`."""
-    # Before torch is loaded: its threads spin while they wait for one another, and on a machine that has other work,
-    # decoding threads or a second run, they steal the very cores they wait for. Whoever said otherwise is obeyed.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is no UTF-8 is shown with its bytes escaped.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import subprocess
 import sys
 from importlib.metadata import version
@@ -201,17 +200,3 @@ def test_a_name_that_is_no_text_is_shown_escaped(here: Path) -> None:
     assert (code, stdout) == (1, "")
     assert "\\udcff.zip" in stderr
     assert "Traceback" not in stderr
-
-
-@pytest.mark.parametrize("said", [None, "ACTIVE"])
-def test_threads_sleep_while_they_wait_unless_told_otherwise(said: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.cli.app import main
-
-    # Set first, so that what `main` sets is taken back.
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    if said is None:
-        monkeypatch.delenv("OMP_WAIT_POLICY")
-    monkeypatch.setattr(sys, "argv", ["featcache", "--version"])
-    with pytest.raises(SystemExit):
-        main()
-    assert os.environ["OMP_WAIT_POLICY"] == (said or "PASSIVE")
