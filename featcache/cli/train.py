@@ -72,8 +72,12 @@ class HeadOptions:
     ] = "none"
     standardize: Annotated[
         bool,
-        typer.Option("--standardize", help="Train on features of mean 0 and deviation 1.", rich_help_panel=_HEAD),
-    ] = False
+        typer.Option(
+            "--standardize/--no-standardize",
+            help="Train on features of mean 0 and deviation 1; the stored head needs neither.",
+            rich_help_panel=_HEAD,
+        ),
+    ] = True
     head_batch_size: Annotated[int, typer.Option(help="Rows per step.", metavar="<rows>", rich_help_panel=_HEAD)] = 64
     max_epochs: Annotated[
         int, typer.Option(help="At most so many epochs.", metavar="<epochs>", rich_help_panel=_HEAD)

@@ -31,7 +31,8 @@ class HeadConfig:
     `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls over `max_epochs`.
     `label_smoothing`: share of every label that is spread over all classes. `class_weights`: "balanced" lets every
     class count the same in the loss, however many images it has.
-    `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither.
+    `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither. On,
+    because one learning rate then suits small features and large ones; the notebook's recipes do without.
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
     `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
@@ -54,7 +55,7 @@ class HeadConfig:
     schedule: str = "constant"
     label_smoothing: float = 0.0
     class_weights: str = "none"
-    standardize: bool = False
+    standardize: bool = True
     head_batch_size: int = 64
     max_epochs: int = 50
     patience: int = 5

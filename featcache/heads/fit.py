@@ -62,7 +62,7 @@ def train_head(
     schedule: str = "constant",
     label_smoothing: float = 0.0,
     class_weights: str = "none",
-    standardize: bool = False,
+    standardize: bool = True,
     head_batch_size: int = 64,
     max_epochs: int = 50,
     patience: int = 5,

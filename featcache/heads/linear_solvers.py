@@ -207,7 +207,7 @@ def _solved(gram: Tensor, alpha: float, right: Tensor) -> Tensor:
     if int(failed):
         raise HeadError(
             f"ridge cannot be solved at alpha={alpha:g}: the features are too large beside it",
-            hint="--head logreg, or --head linear --standardize",
+            hint="--head logreg, or --head linear",
         )
     return torch.cholesky_solve(right, factor)
 

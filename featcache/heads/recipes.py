@@ -102,13 +102,13 @@ def _mlp(name: str, notebook: NotebookResult, *, hidden: str = "64,16", **settin
         backbone="pixels",
         input=InputSettings(image_size=32, normalize="half"),
         feature_dim=3 * 32 * 32,
-        head=HeadConfig(head=f"mlp:{hidden}", **settings),
+        head=HeadConfig(head=f"mlp:{hidden}", standardize=False, **settings),
         notebook=notebook,
     )
 
 
 # The notebook gives no batch size for the two networks: that of its perceptrons stands in.
-_NETWORK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu")
+_NETWORK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu", standardize=False)
 
 _RECIPES: Mapping[str, Recipe] = {
     one.name: one

@@ -21,6 +21,7 @@ INCEPTION = ("inception_v3", None, "weights", 2048)
 def head(hidden: str, activation: str = "relu", **penalties: float) -> HeadConfig:
     return HeadConfig(
         head=f"mlp:{hidden}",
+        standardize=False,
         activation=activation,
         lr=1e-3,
         head_batch_size=64,
