@@ -28,7 +28,9 @@ _SEAL = struct.Struct("<8sQQ16s")
 # One read fetches the whole trailer of nearly every cache.
 _FIRST_READ = 1 << 14
 _LARGEST = 1 << 26
-_MARKER_WITHIN = 1 << 24
+_MARKER_WITHIN = 1 << 20
+_MARKER_FIRST = 1 << 12
+_SUPERBLOCK = 48
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,19 +135,26 @@ def damaged(path: Path, what: str) -> CacheDamaged:
 
 
 def _without_trailer(file: ReadableFile) -> CacheDamaged | CacheForeign:
-    head = bytes(file.read(0, min(file.size, _MARKER_WITHIN)))
+    head = bytes(file.read(0, min(file.size, _SUPERBLOCK)))
     if not head:
         return damaged(file.path, "it is empty")
-    if _is_cut_short(head, file.size) or (head.startswith(HDF5_SIGNATURE) and FORMAT.encode() in head):
+    if _is_cut_short(head, file.size) or _is_ours(file, head):
         return damaged(file.path, f"it was cut short or changed at its end (it has {file.size:,} bytes)")
     kind = "an HDF5 file that featcache did not write" if head.startswith(HDF5_SIGNATURE) else "no HDF5 file"
     return CacheForeign(f"{file.path} is {kind}, expected a feature cache")
+
+
+def _is_ours(file: ReadableFile, head: bytes) -> bool:
+    if not head.startswith(HDF5_SIGNATURE):
+        return False
+    # The name of the format stands in the first object header, as a rule: a megabyte is plenty, and quick to read.
+    return any(FORMAT.encode() in file.read(0, min(file.size, within)) for within in (_MARKER_FIRST, _MARKER_WITHIN))
 
 
 def _is_cut_short(head: bytes, size: int) -> bool:
     # The superblock of versions 2 and 3 holds the end of the HDF5 file at byte 28.
     if not head.startswith(HDF5_SIGNATURE[: len(head)]):
         return False
-    if len(head) < 48:
+    if len(head) < _SUPERBLOCK:
         return True
     return head[8] in (2, 3) and int.from_bytes(head[28:36], "little") > size
