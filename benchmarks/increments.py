@@ -8,29 +8,17 @@ zip is timed with `pixels`.
 from __future__ import annotations
 
 import io
-import json
-import subprocess
-import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import typer
+from command import run
 from machine import write
 from PIL import Image, ImageOps
 
 _EDITED = 10
-
-
-def run(words: list[str]) -> dict[str, Any]:
-    """What `featcache WORDS --json` prints, and its whole time."""
-    began = time.monotonic()
-    command = [sys.executable, "-m", "featcache", *words, "--json"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    printed: dict[str, Any] = json.loads(done.stdout)
-    return printed | {"wall_seconds": round(time.monotonic() - began, 2)}
 
 
 def unpack(archive: Path, folder: Path, per_class: int) -> list[Path]:

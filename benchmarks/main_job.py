@@ -8,28 +8,15 @@ images a split and the notebook's head on it, Inception v3 on 500, and the noteb
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import typer
+from command import run
 from machine import write
 
 _HEAD = ["--head", "mlp:128,64", "--activation", "leaky_relu"]
-
-
-def run(words: list[str]) -> dict[str, Any]:
-    """What `featcache WORDS --json` prints, and its whole time."""
-    print("$ featcache", *words, flush=True)
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "featcache", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    printed: dict[str, Any] = json.loads(done.stdout)
-    return printed | {"wall_seconds": round(time.monotonic() - began, 2)}
 
 
 def experiments(shared: Path) -> dict[str, tuple[list[str], list[str]]]:

@@ -7,30 +7,15 @@ busy machine shows in `load`, the runnable processes at the beginning and at the
 
 from __future__ import annotations
 
-import json
 import os
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
 import typer
+from command import run
 from machine import write
 
 _RECIPES = ("mlp", "mlp-l1", "mlp-l2", "mlp-leaky", "mlp-dropout", "mlp-wide", "mlp-best")
-
-
-def run(words: list[str]) -> dict[str, Any]:
-    """What `featcache WORDS --json` prints, and its whole time."""
-    print("$ featcache", *words, flush=True)
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "featcache", *words, "--json"], check=True, stdout=subprocess.PIPE, text=True
-    )
-    printed: dict[str, Any] = json.loads(done.stdout)
-    return printed | {"wall_seconds": round(time.monotonic() - began, 2)}
 
 
 def main(shared: Path, seeds: int = 3, data_dir: Path | None = None) -> None:
