@@ -19,16 +19,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extraction": {"images", "backbones", "cache"},
     "heads": {"cache"},
     "inference": {"images", "backbones", "cache", "extraction", "heads"},
-    "analysis": {"cache"},
+    "analysis": {"images", "cache", "heads"},
     "benchmark": {"images", "backbones", "cache", "extraction", "heads", "inference", "analysis"},
-    "report": set(),
+    # Results only: a page is made anew where neither weights nor an accelerator are.
+    "report": {"images", "cache", "heads", "analysis"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules that stand in the package itself.
 DOORS: dict[str, set[str]] = {
     "errors": set(),
-    "api": {"images", "backbones", "cache", "extraction", "heads"},
-    "__init__": {"api", "images", "backbones", "cache", "extraction", "heads"},
+    "api": set(MAY_IMPORT) - {"cli"},
+    "__init__": {"api", *MAY_IMPORT} - {"cli"},
     "__main__": {"cli"},
 }
 TORCH = {"torch", "torchvision", "pytorch_lightning", "lightning", "torchmetrics"}
