@@ -77,7 +77,7 @@ class Plan:
         return np.concatenate([np.empty((0, 32), np.uint8), *some])
 
 
-def selected(source: ImageSource, request: Request) -> dict[str, list[Sample]]:
+def selected(source: ImageSource, request: Request) -> dict[str, Sequence[Sample]]:
     """The samples that the request's splits and limit leave, by split; raises where there are none."""
     present = source.splits()
     for split in request.splits or ():
