@@ -59,8 +59,13 @@ class CachedSplit:
 
     @property
     def digests(self) -> Digests:
-        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
+        """(N, 32) uint8: the SHA-256 of the image behind each row; of further views see docs/format.md. Read-only."""
         return self._table("digests")
+
+    @property
+    def views(self) -> int:
+        """How many rows an image has here, one after the other: the plain one, then augmented ones (train only)."""
+        return self.spec.views if self.name == "train" else 1
 
     @property
     def features(self) -> FeatureArray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -256,10 +256,16 @@ def _require_same_spec(donors: Sequence[Donor], spec: Spec) -> None:
 
 
 def serves(theirs: Spec, wanted: Spec) -> bool:
-    """Whether rows of the first spec are rows of the second: equal but for further layers."""
+    """Whether rows of the first spec are rows of the second: equal but for further layers and the number of views.
+
+    Rows are found by their digest, which tells the views of an image apart; plain rows are the same in all of them.
+    """
     if not set(wanted.layer_names) <= set(theirs.layer_names):
         return False
-    return theirs.restricted_to(wanted.layer_names).fingerprint == wanted.fingerprint
+    alike = theirs.restricted_to(wanted.layer_names)
+    if 1 in (alike.views, wanted.views):
+        return alike.without_views().fingerprint == wanted.without_views().fingerprint
+    return replace(alike, views=wanted.views).fingerprint == wanted.fingerprint
 
 
 def _header(

@@ -132,6 +132,19 @@ class BackboneOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = None
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Rows per train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
+            "trained on the cache sees these and no more; 1: no augmentation.",
+            metavar="<views>",
+            min=1,
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = 1
+    view_seed: Annotated[
+        int, typer.Option(help="Which crops, mirrors and colours.", metavar="<seed>", rich_help_panel=_BACKBONE)
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

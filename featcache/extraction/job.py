@@ -20,6 +20,7 @@ import numpy.typing as npt
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
 from featcache.cache.catalog import candidates, set_aside
+from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
@@ -177,7 +178,8 @@ class Job:
     def _say_what_stands(self, rows: int, missing: int) -> None:
         size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
+            what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
+            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name} on {self.device}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
@@ -208,17 +210,18 @@ class Job:
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
         wanted = [samples[row] for row in rows]
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
-            self._measure_drift(pipeline, wanted, digests[rows])
+            self._measure_drift(pipeline, wanted, images, views)
             self._begin(plan)
             began = time.monotonic()
             forecast = Forecast(total=len(rows))
             with self._part_writer(rows, digests[rows]) as writer:
                 try:
-                    for block in pipeline.rows(wanted, digests[rows]):
+                    for block in pipeline.rows(wanted, images, views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
@@ -238,12 +241,18 @@ class Job:
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+    def _measure_drift(
+        self,
+        pipeline: Pipeline,
+        samples: Sequence[Sample],
+        digests: npt.NDArray[np.uint8],
+        views: npt.NDArray[np.int64],
+    ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
         if self.spec.precision not in ("bf16", "fp16"):
             return
         rows = drift.sample_of(len(samples))
-        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
         if not len(images):
             return
 
@@ -269,7 +278,7 @@ class Job:
                 selection=self.request.selection,
                 set_name=self.source.name,
                 classes=self.source.classes,
-                rows={split: len(samples) for split, samples in plan.samples.items()},
+                rows=plan.rows_of_splits,
                 created=_now(),
             ),
         )
@@ -281,6 +290,7 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            view_seed=self.spec.view_seed or 0,
             stages=self.stages,
         )
 
@@ -303,7 +313,7 @@ class Job:
     # --- the cache ------------------------------------------------------------------------------------------
 
     def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_digests()), strict=True))
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
         reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
         # Every image with the same bytes fails alike.
         lost = [
@@ -338,6 +348,7 @@ class Job:
 
     def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
         """The rows of each split without the skipped images; one whose bytes changed since counts again."""
+        # An image is left out with all its views.
         tables = {}
         for split, samples in plan.samples.items():
             digests = plan.digests[split]
@@ -346,10 +357,11 @@ class Job:
                 for row, sample in enumerate(samples)
                 if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
             ]
+            views = plan.views_in(split)
             tables[split] = SplitTable(
-                ids=tuple(samples[row].id for row in kept),
-                labels=np.array([samples[row].label for row in kept], np.int64),
-                digests=digests[kept],
+                ids=tuple(samples[row].id for row in kept for _ in range(views)),
+                labels=np.array([samples[row].label for row in kept], np.int64).repeat(views),
+                digests=row_digests(digests[kept], views),
             )
         return tables
 
