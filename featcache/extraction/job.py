@@ -28,7 +28,7 @@ from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, Spec, cache_name
-from featcache.cache.writer import assemble, serves
+from featcache.cache.writer import assemble, encoded_ids, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
@@ -39,6 +39,7 @@ from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.stages import Stages
+from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -150,7 +151,7 @@ class Job:
             return False
         kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
         return set(cache.splits) == set(kept) and all(
-            tuple(cache[split].ids) == table.ids
+            np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
             and np.array_equal(cache[split].labels, table.labels)
             and np.array_equal(cache[split].digests, table.digests)
             for split, table in kept.items()
@@ -209,7 +210,7 @@ class Job:
         _, first = np.unique(digests[missing], axis=0, return_index=True)
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
-        wanted = [samples[row] for row in rows]
+        wanted = samples.take(rows)
         images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
@@ -313,14 +314,7 @@ class Job:
     # --- the cache ------------------------------------------------------------------------------------------
 
     def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
-        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
-        # Every image with the same bytes fails alike.
-        lost = [
-            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
-            for sample, text in hexes.items()
-            if text in reasons
-        ]
+        lost = self._lost(plan, failures)
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
@@ -346,22 +340,32 @@ class Job:
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
 
+    def _lost(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> list[Skipped]:
+        """What could not be decoded, and every image with the same bytes, which fails alike."""
+        if not failures:
+            return []
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
+        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
+        return [
+            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
+            for sample, text in hexes.items()
+            if text in reasons
+        ]
+
     def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
         """The rows of each split without the skipped images; one whose bytes changed since counts again."""
         # An image is left out with all its views.
         tables = {}
         for split, samples in plan.samples.items():
             digests = plan.digests[split]
-            kept = [
-                row
-                for row, sample in enumerate(samples)
-                if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
-            ]
+            kept = np.arange(len(samples))
+            if lost:
+                found = [lost.get((split, sample.id), "") for sample in samples]
+                kept = np.flatnonzero([text != row.tobytes().hex() for text, row in zip(found, digests, strict=True)])
             views = plan.views_in(split)
+            rows = samples.take(kept.repeat(views))
             tables[split] = SplitTable(
-                ids=tuple(samples[row].id for row in kept for _ in range(views)),
-                labels=np.array([samples[row].label for row in kept], np.int64).repeat(views),
-                digests=row_digests(digests[kept], views),
+                ids=SampleIds(rows), labels=rows.labels, digests=row_digests(digests[kept], views)
             )
         return tables
 
