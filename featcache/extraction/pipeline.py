@@ -134,7 +134,7 @@ class Pipeline:
             sample, expected = samples[row], digests[row].tobytes()
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
-                if last is None or last[0] is not sample:
+                if last is None or last[0] != sample:
                     last = sample, self._read(sample, expected)
                 images[len(index)] = self._resized(last[1], expected, int(views[row]))
                 index.append(row)
