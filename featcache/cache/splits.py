@@ -16,7 +16,7 @@ from featcache.cache.checksums import Checksums, Digests, row_checksums
 from featcache.cache.layout import features_name, read_json
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
-from featcache.cache.stored import StoredFile
+from featcache.cache.stored import StoredArrays
 from featcache.cache.trailer import damaged
 from featcache.errors import CacheDamaged, UnknownName
 
@@ -24,7 +24,7 @@ from featcache.errors import CacheDamaged, UnknownName
 class CachedSplit:
     """One split of a cache. As a donor it gives its rows to other caches of the same spec."""
 
-    def __init__(self, file: StoredFile, spec: Spec, name: str) -> None:
+    def __init__(self, file: StoredArrays, spec: Spec, name: str) -> None:
         self.file = file
         self.spec = spec
         self.name = name

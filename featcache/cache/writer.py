@@ -16,8 +16,9 @@ from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.filesystem import Draft, publishing, system
 from featcache.cache.header import build_header
 from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
+from featcache.cache.manifest import root_texts
 from featcache.cache.parts import Skipped, SplitTable
-from featcache.cache.spec import Json, LayerSpec, Selection, Spec, canonical_json
+from featcache.cache.spec import Json, LayerSpec, Selection, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
@@ -61,14 +62,14 @@ def assemble(
     ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
     located = {split: donors.locate(table.digests) for split, table in ordered.items()}
     _require_all(located)
-    texts = {
-        "set_name": set_name,
-        "spec": spec.to_json(),
-        "selection": selection.to_json(),
-        "classes": json.dumps(list(classes)),
-        "provenance": canonical_json(dict(provenance)),
-        "skipped": json.dumps([one.as_json() for one in skipped]),
-    }
+    texts = root_texts(
+        spec=spec,
+        selection=selection,
+        set_name=set_name,
+        classes=classes,
+        provenance=provenance,
+        skipped=skipped,
+    )
     header = _header(spec, ordered, ids, texts, arrays or {})
     about: dict[str, Json] = {
         "set_name": set_name,
