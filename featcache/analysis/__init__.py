@@ -1,9 +1,8 @@
 """Findings: what stands in a cache that should not, and what its features look like on a plane.
 
-    audit = audit_cache(cache)                      # leaks, duplicates, label errors, outliers, splits
     points = project(cache["test"].features, labels=cache["test"].labels)
 
-`records` says what is found; `audit` joins what finds it. Names are imported when they are first used.
+`projection` draws the map; `records` says what an audit finds. Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -12,15 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featcache.analysis.projection import Projection, project
     from featcache.analysis.records import Audit, Finding, Link, Section
 
-__all__ = ["Audit", "Finding", "Link", "Section"]
+__all__ = ["Audit", "Finding", "Link", "Projection", "Section", "project"]
 
 _HOMES = {
     "Audit": "records",
     "Finding": "records",
     "Link": "records",
+    "Projection": "projection",
     "Section": "records",
+    "project": "projection",
 }
 
 
