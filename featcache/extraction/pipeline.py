@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.decoder import Decoder
 from featcache.extraction.stages import Stages
-from featcache.images.decoding import decode
-from featcache.images.sources import ImageSource, Sample, digest
+from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
 
@@ -57,7 +57,7 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for.
+    `stages` is told what the consumer of `rows` waited for. `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
@@ -66,9 +66,12 @@ class Pipeline:
     batch_size: int
     workers: int
     stages: Stages = field(default_factory=Stages)
+    decoder: Decoder | None = None
+    _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._decoder = self.decoder or Decoder(source=self.source)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
     def close(self) -> None:
@@ -125,21 +128,12 @@ class Pipeline:
         failures: list[Failure] = []
         for row in rows:
             try:
-                images[len(index)] = self._read(samples[row], digests[row].tobytes())
+                decoded = self._decoder.image(samples[row], digests[row].tobytes())
+                images[len(index)] = self.backbone.resize(decoded)
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
         return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
-
-    def _read(self, sample: Sample, expected: bytes) -> Bytes:
-        payload = self.source.read(sample)
-        # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
-            raise ImageError(
-                f"{sample.id}: the image changed while it was being extracted",
-                hint="run the command again; with --rehash if it happens twice",
-            )
-        return self.backbone.resize(decode(payload, sample.id))
 
     def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
         features = self.features(decoded.images, self.dtype)
