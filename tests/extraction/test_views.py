@@ -213,7 +213,7 @@ def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypat
         decoded.append(name)
         return decode(payload, name)
 
-    monkeypatch.setattr("featcache.extraction.pipeline.decode", counted)
+    monkeypatch.setattr("featcache.extraction.decoder.decode", counted)
     extract(request_, Execution(batch_size=64))
     assert len(decoded) == len(set(decoded)) == 18
 
