@@ -30,6 +30,8 @@ class Options(TypedDict, total=False):
     dtype: Literal["float16", "float32"] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     compile: bool | None
+    views: int
+    view_seed: int
     splits: Sequence[str] | None
     limit: int | None
     select_seed: int
