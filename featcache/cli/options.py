@@ -175,6 +175,19 @@ class FeatureOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = None
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Rows per train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
+            "trained on the cache sees these and no more; 1: no augmentation.",
+            metavar="<views>",
+            min=1,
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = 1
+    view_seed: Annotated[
+        int, typer.Option(help="Which crops, mirrors and colours.", metavar="<seed>", rich_help_panel=_BACKBONE)
+    ] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +238,8 @@ class ImageOptions:
         typer.Option(
             "--dataset",
             "-d",
-            help="A set of `featcache datasets`, or a folder, zip or tar of class/image. [default: cifar10]",
+            help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
+            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),

@@ -233,6 +233,7 @@ def _show(run: Run) -> None:
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
             _way(run),
+            ("views", run.features.views_told),
             ("took", human_seconds(result["seconds"])),
             ("cache", result["cache"]),
             ("run", result["run"]),

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
 from featcache.cache.catalog import candidates, set_aside
+from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
@@ -26,7 +27,7 @@ from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, Spec, cache_name
-from featcache.cache.writer import assemble, serves
+from featcache.cache.writer import assemble, encoded_ids, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
@@ -38,6 +39,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.stages import Stages, Stopwatch
+from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -153,7 +155,7 @@ class Job:
             return False
         kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
         return set(cache.splits) == set(kept) and all(
-            tuple(cache[split].ids) == table.ids
+            np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
             and np.array_equal(cache[split].labels, table.labels)
             and np.array_equal(cache[split].digests, table.digests)
             for split, table in kept.items()
@@ -181,7 +183,8 @@ class Job:
     def _say_what_stands(self, rows: int, missing: int) -> None:
         size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
+            what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
+            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name} on {self.device}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
@@ -211,20 +214,21 @@ class Job:
         _, first = np.unique(digests[missing], axis=0, return_index=True)
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
-        wanted = [samples[row] for row in rows]
+        wanted = samples.take(rows)
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
-            self._measure_drift(pipeline, wanted, digests[rows])
+            self._measure_drift(pipeline, wanted, images, views)
             self._begin(plan)
-            self.images.decoder.expect(digests[rows])
+            self.images.decoder.expect(images)
             yield from self._pausing(_BEGUN)
             began = self._watch.read()
             forecast = Forecast(total=len(rows), clock=self._watch.read)
             with self._part_writer(rows, digests[rows]) as writer:
                 try:
-                    for block in pipeline.rows(wanted, digests[rows]):
+                    for block in pipeline.rows(wanted, images, views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
@@ -250,12 +254,18 @@ class Job:
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+    def _measure_drift(
+        self,
+        pipeline: Pipeline,
+        samples: Sequence[Sample],
+        digests: npt.NDArray[np.uint8],
+        views: npt.NDArray[np.int64],
+    ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
         if self.spec.precision not in ("bf16", "fp16"):
             return
         rows = drift.sample_of(len(samples))
-        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
         if not len(images):
             return
 
@@ -281,7 +291,7 @@ class Job:
                 selection=self.request.selection,
                 set_name=self.source.name,
                 classes=self.source.classes,
-                rows={split: len(samples) for split, samples in plan.samples.items()},
+                rows=plan.rows_of_splits,
                 created=_now(),
             ),
         )
@@ -293,6 +303,7 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            view_seed=self.spec.view_seed or 0,
             stages=self.stages,
             decoder=self.images.decoder,
         )
@@ -316,14 +327,7 @@ class Job:
     # --- the cache ------------------------------------------------------------------------------------------
 
     def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_digests()), strict=True))
-        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
-        # Every image with the same bytes fails alike.
-        lost = [
-            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
-            for sample, text in hexes.items()
-            if text in reasons
-        ]
+        lost = self._lost(plan, failures)
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
@@ -349,20 +353,32 @@ class Job:
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
 
+    def _lost(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> list[Skipped]:
+        """What could not be decoded, and every image with the same bytes, which fails alike."""
+        if not failures:
+            return []
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
+        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
+        return [
+            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
+            for sample, text in hexes.items()
+            if text in reasons
+        ]
+
     def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
         """The rows of each split without the skipped images; one whose bytes changed since counts again."""
+        # An image is left out with all its views.
         tables = {}
         for split, samples in plan.samples.items():
             digests = plan.digests[split]
-            kept = [
-                row
-                for row, sample in enumerate(samples)
-                if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
-            ]
+            kept = np.arange(len(samples))
+            if lost:
+                found = [lost.get((split, sample.id), "") for sample in samples]
+                kept = np.flatnonzero([text != row.tobytes().hex() for text, row in zip(found, digests, strict=True)])
+            views = plan.views_in(split)
+            rows = samples.take(kept.repeat(views))
             tables[split] = SplitTable(
-                ids=tuple(samples[row].id for row in kept),
-                labels=np.array([samples[row].label for row in kept], np.int64),
-                digests=digests[kept],
+                ids=SampleIds(rows), labels=rows.labels, digests=row_digests(digests[kept], views)
             )
         return tables
 
