@@ -133,11 +133,14 @@ class Pipeline:
         images = np.empty((len(rows), side, side, 3), np.uint8)
         index: list[int] = []
         failures: list[Failure] = []
+        last: tuple[Sample, Bytes] | None = None
         for row in rows:
             sample, expected = samples[row], digests[row].tobytes()
             try:
-                image = self._decoder.image(sample, expected)
-                images[len(index)] = self._resized(image, expected, int(views[row]))
+                # The views of an image follow each other: it is decoded once for all of them.
+                if last is None or last[0] != sample:
+                    last = sample, self._decoder.image(sample, expected)
+                images[len(index)] = self._resized(last[1], expected, int(views[row]))
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))

@@ -128,7 +128,7 @@ def _require_same_images(requests: Sequence[Request]) -> None:
     names = [request.backbone_name for request in requests]
     if len(set(names)) != len(names):
         raise InvalidOption(f"expected different backbones, got {', '.join(names)}")
-    if len({(request.selection, request.data_dir) for request in requests}) != 1:
+    if len({(request.selection, request.views, request.data_dir) for request in requests}) != 1:
         raise InvalidOption("expected the same images and the same data folder for every backbone")
 
 
