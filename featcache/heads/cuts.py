@@ -69,7 +69,7 @@ def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut
     else:
         first, second = cut_images(len(images["train"]), val_fraction=val_fraction, val_seed=val_seed)
         images |= {"train": images["train"][first], "val": images["train"][second]}
-    train = _split_rows(cache, "train", images["train"], views=_views(cache, "train"))
+    train = _split_rows(cache, "train", images["train"], views=views_of(cache, "train"))
     val = _split_rows(cache, val_source, images["val"])
     for name, part in (("train", train), ("val", val)):
         _require_every_class(part, name, cache)
@@ -109,13 +109,13 @@ def _require_two_classes(cache: FeatureCache) -> None:
         )
 
 
-def _views(cache: FeatureCache, split: str) -> int:
-    # Only train is augmented.
+def views_of(cache: FeatureCache, split: str) -> int:
+    """Rows an image has in a split: only train is augmented."""
     return cache.spec.views if split == "train" else 1
 
 
 def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
-    views, rows = _views(cache, split), len(cache[split])
+    views, rows = views_of(cache, split), len(cache[split])
     if rows % views:
         raise HeadError(f"{split} of {cache.name} has {rows} rows, which is no multiple of {views} views")
     labels = np.asarray(cache[split].labels)[::views]
@@ -138,7 +138,7 @@ def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
 
 
 def _split_rows(cache: FeatureCache, source: str, images: Rows, *, views: int = 1) -> SplitRows:
-    rows = (images[:, None] * _views(cache, source) + np.arange(views)).reshape(-1)
+    rows = (images[:, None] * views_of(cache, source) + np.arange(views)).reshape(-1)
     labels = np.asarray(cache[source].labels)[rows].astype(np.int64)
     return SplitRows(source=source, rows=rows, labels=labels, images=len(images))
 

@@ -23,10 +23,11 @@ from torch import nn
 from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
 from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, choose_layers, open_batches
+from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, open_batches
 from featcache.heads.calibration import sharpness
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import Cut, cut_cache
+from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
 from featcache.heads.lightning import HeadModule, balanced_weights, fit
 from featcache.heads.metrics import Outcome, evaluate, measure
 from featcache.heads.placement import choose_device, seeded
@@ -51,6 +52,7 @@ def train_head(
     cache: FeatureCache | str | Path,
     head: str = "mlp:128,64",
     *,
+    beside: Sequence[FeatureCache | str | Path] = (),
     layer: str | Sequence[str] | None = None,
     activation: str = "relu",
     dropout: float = 0.0,
@@ -79,7 +81,9 @@ def train_head(
 
     `cache`: an open cache or the path of one. `head`: `linear`, `mlp:` with hidden sizes, or one that
     is solved instead of trained by steps: `logreg`, `ridge`, `centroid`, `knn`. `layer`: one name, or
-    several whose features are put side by side; None where the cache has only one. The other options are those of
+    several whose features are put side by side; None where the cache has only one. `beside`: further caches of the
+    same images (other backbones), whose features stand beside those of `cache`, image by image; a layer's name then
+    means that of every cache that has one, and `backbone/layer` one of them. The other options are those of
     HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
     every epoch, `report` with a sentence about whatever was left out.
 
@@ -113,15 +117,20 @@ def train_head(
         seed=seed,
     )
     with ExitStack() as opened:
-        if not isinstance(cache, FeatureCache):
-            cache = opened.enter_context(FeatureCache.open(Path(cache)))
-        return fit_head(cache, config, runs_dir=runs_dir, device=device, progress=progress, report=report)
+        first, *others = (
+            one if isinstance(one, FeatureCache) else opened.enter_context(FeatureCache.open(Path(one)))
+            for one in (cache, *beside)
+        )
+        return fit_head(
+            first, config, beside=others, runs_dir=runs_dir, device=device, progress=progress, report=report
+        )
 
 
 def fit_head(
     cache: FeatureCache,
     config: HeadConfig,
     *,
+    beside: Sequence[FeatureCache] = (),
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
     progress: Progress | None = None,
@@ -136,7 +145,7 @@ def fit_head(
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
-    prepared = prepare(cache, config, place=choose_device(device), report=report)
+    prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     fitted = fit_prepared(prepared, config, progress=progress, report=report, resident_bytes=resident_bytes)
     return conclude(prepared, config, fitted, runs_dir=runs_dir, created=created)
 
@@ -145,13 +154,19 @@ def fit_head(
 class Prepared:
     """The rows that one or many heads learn from, choose on and are tested on, and where that happens.
 
+    `columns`: the caches and layers that are read; the first cache is `cache`, which says what the rows are.
     `rows`: of "train", "val" and, where there are labelled test images, "test".
     """
 
-    cache: FeatureCache
+    columns: tuple[CacheLayers, ...]
     cut: Cut
     rows: Mapping[str, FeatureRows]
     place: torch.device
+
+    @property
+    def cache(self) -> FeatureCache:
+        """The cache that says which images there are."""
+        return self.columns[0].cache
 
     @property
     def classes(self) -> int:
@@ -163,20 +178,23 @@ def prepare(
     cache: FeatureCache,
     config: HeadConfig,
     *,
+    beside: Sequence[FeatureCache] = (),
     place: torch.device,
     report: Report | None = None,
     cut: Cut | None = None,
 ) -> Prepared:
     """Choose layers and rows, and read none of them yet. `cut`: which rows, if not those that `config` says."""
-    layers = choose_layers(cache, config.layers)
+    caches = (cache, *beside)
+    require_same_images(caches)
+    columns = choose_columns(caches, config.layers)
     cut = cut or cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
     _tell(report, cut.notes)
     rows = {
-        part: FeatureRows.of(cache, chosen, layers)
+        part: joined_rows(columns, chosen)
         for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
         if chosen is not None
     }
-    return Prepared(cache=cache, cut=cut, rows=rows, place=place)
+    return Prepared(columns=columns, cut=cut, rows=rows, place=place)
 
 
 def fit_prepared(
@@ -201,19 +219,20 @@ def conclude(
     prepared: Prepared, config: HeadConfig, fitted: Fitted, *, runs_dir: Path, created: datetime | None = None
 ) -> Run:
     """Look at test, now that everything has been decided, and write the run. `created` as in `fit_head`."""
-    cache, rows, place = prepared.cache, prepared.rows, prepared.place
+    rows, place = prepared.rows, prepared.place
     outcomes = {"val": fitted.val}
     if "test" in rows:
         outcomes["test"] = evaluate(fitted.head, _streamed(rows["test"], config, place))
     created = created or datetime.now(UTC)
-    mark_used(cache.path, now=created.timestamp())
+    for column in prepared.columns:
+        mark_used(column.cache.path, now=created.timestamp())
     return write_run(
         runs_dir,
         created=created,
         config=config,
-        features=_origin(cache, rows["train"]),
-        classes=cache.classes,
-        training=_training(cache, fitted, prepared.cut, outcomes, place),
+        features=_origins(prepared.columns),
+        classes=prepared.cache.classes,
+        training=_training(prepared, fitted, outcomes),
         versions=_versions(),
         weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
         history=fitted.history,
@@ -326,14 +345,11 @@ def _streamed(rows: FeatureRows, config: HeadConfig, place: torch.device) -> Str
     return StreamedBatches(rows, batch_size=config.head_batch_size, seed=config.seed, device=place)
 
 
-def _training(
-    cache: FeatureCache, fitted: Fitted, cut: Cut, outcomes: Mapping[str, Outcome], place: torch.device
-) -> Training:
-    frozen = cache.provenance.get("parameters")
+def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
     return Training(
         trainable=sum(parameter.numel() for parameter in fitted.head.parameters() if parameter.requires_grad),
-        frozen=frozen if isinstance(frozen, int) else None,
-        images=cut.images(),
+        frozen=_frozen(prepared.columns),
+        images=prepared.cut.images(),
         epochs=len(fitted.history),
         best_epoch=fitted.best_epoch,
         interrupted=fitted.interrupted,
@@ -341,8 +357,8 @@ def _training(
         val=fitted.val.score(),
         last=fitted.last,
         test=outcomes["test"].score() if "test" in outcomes else None,
-        device=str(place),
-        notes=cut.notes + fitted.notes,
+        device=str(prepared.place),
+        notes=prepared.cut.notes + fitted.notes,
     )
 
 
@@ -351,7 +367,20 @@ def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
     return {part: measure(outcome, temperature=temperature, seed=seed) for part, outcome in outcomes.items()}
 
 
-def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
+def _frozen(columns: Sequence[CacheLayers]) -> int | None:
+    """Parameters of all backbones; None where one of the caches does not say."""
+    counts = [column.cache.provenance.get("parameters") for column in columns]
+    known = [count for count in counts if isinstance(count, int)]
+    return sum(known) if len(known) == len(counts) else None
+
+
+def _origins(columns: Sequence[CacheLayers]) -> FeatureOrigin:
+    first, *others = (_origin(column) for column in columns)
+    return replace(first, beside=tuple(others))
+
+
+def _origin(column: CacheLayers) -> FeatureOrigin:
+    cache = column.cache
     return FeatureOrigin(
         cache=str(cache.path),
         cache_name=cache.name,
@@ -360,13 +389,13 @@ def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
         spec=cache.spec.to_json(),
         layers=tuple(
             FeatureLayer(
-                name=name,
+                name=array.name,
                 dim=int(array.shape[1]),
                 dtype=str(array.dtype),
                 scale=float(array.scale),
                 offset=float(array.offset),
             )
-            for name, array in zip(rows.layers, rows.arrays, strict=True)
+            for array in map(cache["train"].layer, column.layers)
         ),
     )
 
