@@ -12,10 +12,12 @@ rows, and then row by row within windows that fit in memory: so a disk reads run
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
@@ -129,6 +131,12 @@ class Batches(ABC):
     def resident_bytes(self) -> int:
         """Bytes of features that stay on the device."""
         return 0
+
+    def reordered(self, *, seed: int, batch_size: int) -> Self:
+        """The same rows, wherever they lie already, in the order of another seed and batch size."""
+        other = copy.copy(self)
+        other.seed, other.batch_size = seed, batch_size
+        return other
 
     @abstractmethod
     def epoch(self, number: int) -> Iterator[Batch]:
