@@ -156,7 +156,8 @@ class ImageOptions:
         typer.Option(
             "--dataset",
             "-d",
-            help="A set of `featcache datasets`, or a folder, zip or tar of class/image. [default: cifar10]",
+            help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
+            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),

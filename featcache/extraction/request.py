@@ -9,7 +9,7 @@ from typing import Literal
 from featcache.backbones.backbone import Backbone
 from featcache.cache.spec import Selection
 from featcache.errors import InvalidOption
-from featcache.images.sources import SPLITS, ImageSource
+from featcache.images.sources import SPLITS, ImageSource, origin_of
 
 OnError = Literal["fail", "skip"]
 
@@ -100,9 +100,7 @@ class Request:
         """What names the set in a selection: its name, or the absolute path; nothing is opened."""
         if isinstance(self.dataset, ImageSource):
             return self.dataset.origin
-        text = str(self.dataset)
-        named = isinstance(self.dataset, str) and "/" not in text and not Path(text).exists()
-        return text if named else str(Path(text).resolve())
+        return origin_of(self.dataset)
 
     @property
     def selection(self) -> Selection:

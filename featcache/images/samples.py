@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from array import array
 from collections.abc import Iterator, Sequence
@@ -59,6 +60,23 @@ class Samples(Sequence[Sample]):
     def take(self, rows: npt.NDArray[np.int64]) -> Samples:
         """Those at `rows` (m,), in that order."""
         return Samples(self.split, self._text, self._ends, self._labels, self._numbers(rows))
+
+    @property
+    def listed_rows(self) -> npt.NDArray[np.int64]:
+        """(n,) which of the samples that were listed each one is: what stands in columns beside them is found by it."""
+        return np.arange(len(self)) if self._rows is None else self._rows
+
+    def relabelled(self, numbers: npt.NDArray[np.int64]) -> Samples:
+        """The same with label `numbers[label]` in place of each label; unlabelled ones stay so."""
+        labels = np.append(numbers, -1)[self._labels]
+        return Samples(self.split, self._text, self._ends, labels, self._rows)
+
+    def find(self, sample_id: str) -> int:
+        """The place of that id among samples sorted by id. KeyError where it is not there."""
+        place = bisect.bisect_left(range(len(self)), sample_id, key=lambda row: self[row].id)
+        if place == len(self) or self[place].id != sample_id:
+            raise KeyError(sample_id)
+        return place
 
     def sorted_by_id(self) -> Samples:
         """The same in the order of their ids (code points)."""
