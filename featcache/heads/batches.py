@@ -16,6 +16,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -97,6 +98,23 @@ class FeatureRows:
             f"NaN or infinity in layer {layer}, {self.chosen.source} rows {shown} (first: {first})",
             hint="extract again; --dtype float32 keeps what is too large for float16",
         )
+
+
+class Epochs(Protocol):
+    """What a head is trained and judged on, wherever its features come from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`."""
+        ...
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, as they stand."""
+        ...
 
 
 class Batches(ABC):
