@@ -17,7 +17,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -101,6 +101,23 @@ class FeatureRows:
             _require_finite(column.array, tensor, rows)
             tensors.append(tensor)
         return tensors
+
+
+class Epochs(Protocol):
+    """What a head is trained and judged on, wherever its features come from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`."""
+        ...
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, as they stand."""
+        ...
 
 
 class Batches(ABC):
