@@ -319,6 +319,7 @@ def _show(run: Run) -> None:
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
             _way(run),
+            ("views", run.features.views_told),
             ("took", human_seconds(result["seconds"])),
             *(("cache", cache) for cache in (result["cache"], *result["beside"])),
             ("run", result["run"]),

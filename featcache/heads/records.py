@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.cache.spec import Spec
+
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
@@ -136,6 +138,11 @@ class FeatureOrigin:
     def feature_dim(self) -> int:
         """Width D of the head's input."""
         return sum(layer.dim for layer in self.columns)
+
+    @property
+    def views_told(self) -> str:
+        """What of augmentation the head has seen, for people."""
+        return Spec.from_json(self.spec).views_told
 
     @property
     def label(self) -> str:
