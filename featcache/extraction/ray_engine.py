@@ -36,8 +36,9 @@ _LOOK_EVERY_S = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """Where and how wide. `address`: of a running Ray cluster, "auto" for the one here; None starts one on this machine.
+    """Where and how wide.
 
+    `address`: of a running Ray cluster, "auto" for the one here; None starts one on this machine.
     `cpus_per_task` are a task's threads, too; `max_parallel` tasks run at once at most (None: as many as fit).
     `deadline_s`: after so many seconds a task counts as hung. Raises InvalidOption.
     """
