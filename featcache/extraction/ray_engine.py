@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -172,7 +172,7 @@ class _Driver:
         self._tries: Counter[int] = Counter()
         self._failed: dict[int, str] = {}
         self._rows: Counter[str] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def run(self, units: Sequence[int]) -> float:
         """Images per second over all nodes. Raises ExtractionError."""

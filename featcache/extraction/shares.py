@@ -45,7 +45,8 @@ class Shard:
         return cls(number=int(found[1]), of=int(found[2]))
 
     def owns(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        return units % self.of == self.number
+        mine: npt.NDArray[np.bool_] = units % self.of == self.number
+        return mine
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
