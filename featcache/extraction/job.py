@@ -37,6 +37,7 @@ from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import Resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.stages import Stages
 from featcache.images.sources import ImageSource, Sample
@@ -59,6 +60,7 @@ class Job:
     part_rows: int
     skip: bool
     rehash: bool
+    resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
@@ -291,6 +293,7 @@ class Job:
             batch_size=self.batch_size,
             workers=self.threads,
             view_seed=self.spec.view_seed or 0,
+            resizing=self.resizing,
             stages=self.stages,
         )
 

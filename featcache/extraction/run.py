@@ -17,6 +17,7 @@ from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for, selected
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
@@ -30,13 +31,15 @@ class Execution:
     """How an extraction runs: nothing here changes a feature. None stands for auto.
 
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. `rehash`: read every image, also those that look unchanged. Raises InvalidOption.
+    who writes the same cache. `rehash`: read every image, also those that look unchanged. `resize_on`: "host",
+    "device", or "auto". Raises InvalidOption.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     part_rows: int | None = None
+    resize_on: str = "auto"
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
@@ -107,6 +110,7 @@ def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iter
             part_rows=execution.part_rows or part_rows_for(backbone),
             skip=execution.on_error == "skip",
             rehash=execution.rehash,
+            resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),
         )
 
 
