@@ -193,16 +193,19 @@ def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
 
     Raises InvalidOption for an id that would not come back as it went: empty, ending in NUL, lone surrogates.
     """
-    encoded = []
-    for one in ids:
-        try:
-            data = one.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
-        if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
-            raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
-        encoded.append(data)
-    return np.array(encoded, f"|S{max(map(len, encoded), default=1)}")
+    # Twice, so that no more than the widest has to be known before they are kept.
+    width = max((len(_encoded_id(split, one)) for one in ids), default=1)
+    return np.fromiter((_encoded_id(split, one) for one in ids), f"|S{width}", len(ids))
+
+
+def _encoded_id(split: str, one: str) -> bytes:
+    try:
+        data = one.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
+    if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
+        raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
+    return data
 
 
 def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:

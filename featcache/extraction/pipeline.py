@@ -18,11 +18,11 @@ import numpy.typing as npt
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
 from featcache.extraction.transfer import Returning, in_flight
-from featcache.images.decoding import decode
-from featcache.images.sources import ImageSource, Sample, digest
+from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
 
@@ -62,7 +62,7 @@ class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
     `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are,
-    `resizing` where images are resized (None: on the host).
+    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
@@ -73,10 +73,13 @@ class Pipeline:
     view_seed: int = 0
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
+    decoder: Decoder | None = None
+    _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _resizing: Resizing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._decoder = self.decoder or Decoder(source=self.source)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         self._resizing = self.resizing or HostResizing(self.backbone)
 
@@ -115,6 +118,11 @@ class Pipeline:
                 hint="extract with --no-compile",
             ) from error
 
+    def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
+        """Those of `samples` that cannot be read or decoded. Nothing is computed."""
+        decoded = self._decoded(samples, digests, views)
+        return [failure for block in decoded for failure in block.failures]
+
     def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Packed:
         """Those of `samples` that can be decoded, as `features` takes them."""
         numbers = _plain(samples) if views is None else views
@@ -144,23 +152,13 @@ class Pipeline:
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
                 if last is None or last[0] != sample:
-                    last = sample, self._read(sample, expected)
+                    last = sample, self._decoder.image(sample, expected)
                 images.append(self._prepared(last[1], expected, int(views[row])))
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
         packed = self._resizing.packed(images)
         return _Decoded(index=np.asarray(index, np.int64), images=packed, failures=tuple(failures))
-
-    def _read(self, sample: Sample, expected: bytes) -> Bytes:
-        payload = self.source.read(sample)
-        # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
-            raise ImageError(
-                f"{sample.id}: the image changed while it was being extracted",
-                hint="run the command again; with --rehash if it happens twice",
-            )
-        return decode(payload, sample.id)
 
     def _prepared(self, image: Bytes, expected: bytes, view: int) -> Prepared:
         seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)

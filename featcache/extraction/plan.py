@@ -20,6 +20,7 @@ from featcache.extraction.index import DigestIndex, index_path, keys_of, save
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.decoding import DECODER
+from featcache.images.samples import SampleRows, Samples
 from featcache.images.selection import select
 from featcache.images.sources import SPLITS, ImageSource, Sample, digest
 
@@ -37,7 +38,7 @@ class Plan:
     even be read, with the reason; they have no row.
     """
 
-    samples: dict[str, tuple[Sample, ...]]
+    samples: dict[str, Samples]
     digests: dict[str, npt.NDArray[np.uint8]]
     unreadable: tuple[tuple[Sample, str], ...] = ()
     views: int = 1
@@ -55,11 +56,11 @@ class Plan:
         """How many rows an image of this split has."""
         return self.views if split == "train" else 1
 
-    def all_samples(self) -> list[Sample]:
+    def all_samples(self) -> SampleRows:
         """The sample behind each row, over all splits."""
-        return [
-            sample for split, samples in self.samples.items() for sample in samples for _ in range(self.views_in(split))
-        ]
+        repeats = [np.full(len(samples), self.views_in(split)) for split, samples in self.samples.items()]
+        rows = SampleRows(list(self.samples.values()))
+        return rows if self.views == 1 else rows.take(np.repeat(np.arange(len(rows)), np.concatenate(repeats)))
 
     def all_images(self) -> npt.NDArray[np.uint8]:
         """(rows, 32): the digest of the image behind each row."""
@@ -77,7 +78,7 @@ class Plan:
         return np.concatenate([np.empty((0, 32), np.uint8), *some])
 
 
-def selected(source: ImageSource, request: Request) -> dict[str, Sequence[Sample]]:
+def selected(source: ImageSource, request: Request) -> dict[str, Samples]:
     """The samples that the request's splits and limit leave, by split; raises where there are none."""
     present = source.splits()
     for split in request.splits or ():
@@ -90,7 +91,9 @@ def selected(source: ImageSource, request: Request) -> dict[str, Sequence[Sample
         raise InvalidOption(
             f"only train images have views, and {request.origin} has {', '.join(wanted)}", hint="leave --views out"
         )
-    chosen = {split: select(source.samples(split), request.limit, request.select_seed) for split in wanted}
+    chosen = {
+        split: Samples.of(split, select(source.samples(split), request.limit, request.select_seed)) for split in wanted
+    }
     return {split: samples for split, samples in chosen.items() if samples}
 
 
@@ -108,21 +111,21 @@ def plan_rows(
     `rehash` reads all. Raises SourceError where an image cannot be read or none is left.
     """
     chosen = selected(source, request)
-    samples = [sample for some in chosen.values() for sample in some]
+    samples = SampleRows(list(chosen.values()))
     where = index_path(request.data_dir, request.origin)
     known, digests = _known(source, samples, DigestIndex() if rehash else DigestIndex.load(where))
     unread = np.flatnonzero(~known)
     unreadable: list[tuple[Sample, str]] = []
     lost = np.zeros(len(samples), np.bool_)
     for done, (row, hashed) in enumerate(
-        zip(unread, _hashed(source, [samples[row] for row in unread], workers), strict=True), start=1
+        zip(unread, _hashed(source, samples.take(unread), workers), strict=True), start=1
     ):
         if done % _CHUNK == 0 or done == len(unread):
             reporter.advance("reading", done, len(unread))
         if isinstance(hashed, bytes):
             digests[row] = np.frombuffer(hashed, np.uint8)
         elif skip_unreadable:
-            unreadable.append((samples[row], hashed.message))
+            unreadable.append((samples[int(row)], hashed.message))
             lost[row] = True
         else:
             raise hashed
@@ -130,8 +133,8 @@ def plan_rows(
     if not len(kept):
         raise SourceError(f"no image of {request.origin} is left to extract")
     if len(unread):
-        save(where, source, [samples[row] for row in kept], digests[kept], time.time_ns())
-    return _by_split([samples[row] for row in kept], digests[kept], tuple(unreadable), request.views)
+        save(where, source, samples.take(kept), digests[kept], time.time_ns())
+    return _by_split(samples.take(kept), digests[kept], tuple(unreadable), request.views)
 
 
 def _known(
@@ -143,15 +146,17 @@ def _known(
 
 
 def _by_split(
-    samples: Sequence[Sample],
+    samples: SampleRows,
     digests: npt.NDArray[np.uint8],
     unreadable: tuple[tuple[Sample, str], ...],
     views: int,
 ) -> Plan:
-    rows = {split: [row for row, sample in enumerate(samples) if sample.split == split] for split in SPLITS}
+    by_split = samples.by_split()
+    # The samples stand split by split.
+    ends = np.cumsum([len(some) for some in by_split.values()])
     return Plan(
-        samples={split: tuple(samples[row] for row in some) for split, some in rows.items() if some},
-        digests={split: digests[some] for split, some in rows.items() if some},
+        samples=by_split,
+        digests=dict(zip(by_split, np.split(digests, ends[:-1]), strict=True)),
         unreadable=unreadable,
         views=views,
     )
