@@ -72,5 +72,5 @@ class Backbone(ABC):
         raise NotImplementedError(f"{self.name} computes nothing that could be compiled")
 
     @abstractmethod
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        """(N, S, S, 3) uint8 -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """(N, S, S, 3) uint8, anywhere -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""

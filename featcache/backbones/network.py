@@ -15,6 +15,7 @@ from torch import nn
 from featcache.backbones import layers as layer_room
 from featcache.backbones import networks
 from featcache.backbones.backbone import Backbone, WeightsRecord
+from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
@@ -76,10 +77,10 @@ class Network(Backbone):
         self._program = self._compiled
         self.fixed_batch = batch_size
 
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        with torch.inference_mode():
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode(), ieee_fp32():
             # (N, S, S, 3) in memory is (N, 3, S, S) in channels-last: no copy.
-            batch = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = torch.as_tensor(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             return self._program(batch)
 
     def _rows(self, batch: Tensor) -> dict[str, Tensor]:

@@ -42,8 +42,7 @@ class Pixels(Backbone):
     def place(self, device: str, precision: str) -> None:
         """Nothing to place: bytes are copied on the CPU."""
 
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         import torch
 
-        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        return {"pixels": torch.from_numpy(channels_first.reshape(len(images), -1))}
+        return {"pixels": torch.as_tensor(images).permute(0, 3, 1, 2).flatten(1)}

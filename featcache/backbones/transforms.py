@@ -29,6 +29,16 @@ HALF = (0.5, 0.5, 0.5)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Framing:
+    """An image is resized to `tall` x `wide`, and the square at `top`, `left` is taken."""
+
+    tall: int
+    wide: int
+    top: int
+    left: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Transform:
     """From a decoded image to the network's input: value = (byte / 255 - mean) / std.
 
@@ -61,22 +71,25 @@ class Transform:
         `cropped`: the image is a part that was chosen already, and is squashed whatever `resize` says.
         """
         side = self.image_size
-        squash = cropped or self.resize == "squash"
-        if image.shape[:2] == (side, side) and squash:
-            return image
-        picture = Image.fromarray(image)
-        resampling = _FILTERS[self.interpolation]
-        if squash:
-            return np.asarray(picture.resize((side, side), resampling))
-        return _centre(np.asarray(picture.resize(self._shorter_side(picture.size), resampling)), side)
+        framing = self.framing(*image.shape[:2], cropped=cropped)
+        if image.shape[:2] == (framing.tall, framing.wide):
+            resized = image
+        else:
+            size = (framing.wide, framing.tall)
+            resized = np.asarray(Image.fromarray(image).resize(size, _FILTERS[self.interpolation]))
+        return resized[framing.top : framing.top + side, framing.left : framing.left + side]
 
-    def _shorter_side(self, size: tuple[int, int]) -> tuple[int, int]:
-        # torchvision's rule: the longer side is truncated, not rounded.
-        width, height = size
-        target = self.resize_size or self.image_size
-        if width <= height:
-            return target, int(target * height / width)
-        return int(target * width / height), target
+    def framing(self, height: int, width: int, *, cropped: bool = False) -> Framing:
+        """The size to which an image of `height` x `width` is brought, and the part of it that is taken."""
+        side = self.image_size
+        if cropped or self.resize == "squash":
+            return Framing(tall=side, wide=side, top=0, left=0)
+        # torchvision's rules: the longer side is truncated, not rounded; the crop is.
+        target = self.resize_size or side
+        tall, wide = max(target, int(target * height / width)), max(target, int(target * width / height))
+        if tall < side or wide < side:
+            raise InvalidOption(f"cannot crop {side}x{side} out of {tall}x{wide} pixels")
+        return Framing(tall=tall, wide=wide, top=round((tall - side) / 2.0), left=round((wide - side) / 2.0))
 
     def normalize(self, batch: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> the same shape in float32, normalised, on the batch's device."""
@@ -96,12 +109,3 @@ class Transform:
             resize=resize,
             resize_size=round(size * margin) if resize == "crop" else None,
         )
-
-
-def _centre(image: np.ndarray, side: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    if height < side or width < side:
-        raise InvalidOption(f"cannot crop {side}x{side} out of {height}x{width} pixels")
-    # torchvision's rounding, so that the crop is the same one.
-    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
-    return image[top : top + side, left : left + side]
