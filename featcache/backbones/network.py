@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
@@ -12,10 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from featcache.backbones import int8, networks
 from featcache.backbones import layers as layer_room
-from featcache.backbones import networks
 from featcache.backbones.backbone import Backbone, WeightsRecord
 from featcache.backbones.fp32 import ieee_fp32
+from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # Channels in and out: what is no wider costs little in fp32.
 _NARROW = 32
+_OBSERVED_AT_ONCE = 8
 
 
 class Network(Backbone):
@@ -60,16 +63,34 @@ class Network(Backbone):
         self.warnings = warnings
         self.flops_per_image = _count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
-        self._part = _with_exact_stem(part).requires_grad_(False)
+        self._exact = _with_exact_stem(part).requires_grad_(False)
+        self._part = self._exact
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.place("cpu", "fp32")
 
-    def place(self, device: str, precision: str) -> None:
+    def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
         self._device = torch.device(device)
-        self._autocast = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._part = self._exact
+        if precision == "int8":
+            self._part = int8.quantised(self._exact.to("cpu"), _FullPrecision, ranges or {})
         self._part.to(self._device).to(memory_format=torch.channels_last)
+        self._compiled = None if precision == "int8" else self._compiled
         self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
         self.fixed_batch = None
+
+    def observed(self, images: np.ndarray) -> Ranges:
+        found = int8.convolutions(self._exact, _FullPrecision)
+        if not found:
+            raise InvalidOption(
+                f"int8 computes convolutions in 8 bits, and {self.name} has none but its first",
+                hint="use --precision bf16 or fp32",
+            )
+        self.place("cpu", "fp32")
+        with closing(int8.Observer(found)) as observer:
+            for start in range(0, len(images), _OBSERVED_AT_ONCE):
+                self.features(images[start : start + _OBSERVED_AT_ONCE])
+        return observer.ranges
 
     def compile(self, batch_size: int) -> None:
         # One for all calls: a program that was made for this device and precision before is found in it.
