@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweep import sweep
     from featcache.images.opening import open_source
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "from_module",
     "load_backbone",
     "open_source",
+    "sweep",
     "train_head",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "from_module": "featcache.backbones.network",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
+    "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",
 }
 

@@ -172,7 +172,7 @@ def register(app: typer.Typer) -> None:
                 found.path,
                 beside=others,
                 **options,
-                layer=what.layer or (_every_layer([found.path, *others]) if concat else found.layers),
+                layer=what.layer or (every_layer([found.path, *others]) if concat else found.layers),
                 runs_dir=common.runs_dir,
                 progress=progress,
                 report=terminal.say,
@@ -233,7 +233,7 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
-def _every_layer(paths: Sequence[Path]) -> list[str]:
+def every_layer(paths: Sequence[Path]) -> list[str]:
     """The names of all layers that these caches hold."""
     from featcache.cache.reader import FeatureCache
 

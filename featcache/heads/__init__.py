@@ -4,7 +4,8 @@
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
 `architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
-keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them.
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them; `sweep` says it for
+many heads at once.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.runs import Run
+    from featcache.heads.sweep import sweep
+    from featcache.heads.sweep_records import Sweep
 
 __all__ = [
     "Comparison",
@@ -32,12 +35,14 @@ __all__ = [
     "Recipe",
     "Run",
     "Score",
+    "Sweep",
     "compare_predictions",
     "compare_runs",
     "fit_head",
     "head_names",
     "recipe",
     "recipe_names",
+    "sweep",
     "train_head",
 ]
 
@@ -50,12 +55,14 @@ _HOMES = {
     "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
+    "Sweep": "sweep_records",
     "compare_predictions": "comparison",
     "compare_runs": "comparison",
     "fit_head": "fit",
     "head_names": "architectures",
     "recipe": "recipes",
     "recipe_names": "recipes",
+    "sweep": "sweep",
     "train_head": "fit",
 }
 

@@ -6,7 +6,7 @@ look at each image once, at its first view; train sees all views.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,12 @@ class SplitRows:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def of_images(self, positions: Rows) -> SplitRows:
+        """The rows of some of the images, all views of each: int64 positions among the images, ascending."""
+        views = len(self.rows) // self.images
+        rows = (positions[:, None] * views + np.arange(views)).reshape(-1)
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows], images=len(positions))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
@@ -53,16 +59,19 @@ class Cut:
         return sizes | ({} if self.test is None else {"test": self.test.images})
 
 
-def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut:
+def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int, among: Rows | None = None) -> Cut:
     """Cut a cache into train, val and test.
 
-    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`.
+    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`. `among`: only
+    these of the labelled train images, int64 positions; None for all of them.
     Raises HeadError where no head could be trained or chosen: no train split, no labels, a single class, too few
     images, a class missing on one side.
     """
     _require_two_classes(cache)
     notes: list[str] = []
     images = {split: _labelled_images(cache, split, notes) for split in cache.splits}
+    if among is not None:
+        images["train"] = images["train"][among]
     val_source = "val" if len(images.get("val", ())) else "train"
     if val_source == "val":
         notes.append(f"val is the set's own split of {len(images['val'])} images")
@@ -94,6 +103,12 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
             hint="more images, or another --val-fraction",
         )
     return np.sort(order[:train]), np.sort(order[train:])
+
+
+def train_images(cache: FeatureCache) -> SplitRows:
+    """All labelled train images at their first view. Raises HeadError where no head could be trained on them."""
+    _require_two_classes(cache)
+    return _split_rows(cache, "train", _labelled_images(cache, "train", []))
 
 
 def _require_two_classes(cache: FeatureCache) -> None:

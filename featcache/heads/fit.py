@@ -26,7 +26,7 @@ from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, open_batches
 from featcache.heads.calibration import sharpness
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import Cut, cut_cache
+from featcache.heads.cuts import Cut, SplitRows, cut_cache
 from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
 from featcache.heads.lightning import HeadModule, balanced_weights, fit
 from featcache.heads.metrics import Outcome, evaluate, measure
@@ -172,6 +172,10 @@ class Prepared:
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.cache.classes)
+
+    def of(self, chosen: SplitRows) -> FeatureRows:
+        """The features of other rows, from the same caches and layers."""
+        return joined_rows(self.columns, chosen)
 
 
 def prepare(

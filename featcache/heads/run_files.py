@@ -23,6 +23,7 @@ WEIGHTS_FILE = "head.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.csv"
+SWEEP_FILE = "sweep.json"
 # File names that are no UTF-8 keep their bytes, in ids and paths.
 _UTF8 = ("utf-8", "surrogateescape")
 _HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")

@@ -37,6 +37,7 @@ from featcache.heads.run_files import (
     CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    SWEEP_FILE,
     WEIGHTS_FILE,
     history_bytes,
     json_bytes,
@@ -224,12 +225,15 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
 
 
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs in a folder were trained on, as they were called then.
+    """The cache files that the runs and sweeps in a folder were trained on, as they were called then.
 
-    Raises HeadError for a run that cannot be read: nobody could say which cache it needs.
+    Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    return {cache for folder in folders if not is_tmp(folder) for cache in _used_caches(folder)}
+    found: set[Path] = set()
+    for file, caches_of in ((CONFIG_FILE, _used_caches), (SWEEP_FILE, _swept_caches)):
+        folders = (path.parent for path in sorted(runs_dir.glob(f"*/{file}")))
+        found.update(cache for folder in folders if not is_tmp(folder) for cache in caches_of(folder))
+    return found
 
 
 def _used_caches(folder: Path) -> tuple[Path, ...]:
@@ -240,6 +244,13 @@ def _used_caches(folder: Path) -> tuple[Path, ...]:
             f"the run {folder} does not say which cache it used", hint="remove it, or train again"
         ) from error
     return tuple(Path(one.cache) for one in origin.origins)
+
+
+def _swept_caches(folder: Path) -> tuple[Path, ...]:
+    caches = read_json(folder / SWEEP_FILE).get("caches")
+    if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
+        raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
+    return tuple(map(Path, caches))
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:
@@ -273,7 +284,7 @@ def write_run(
     """
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in weights.items()})
     run = Run(
-        folder=runs_dir / _folder_name(created, features, config),
+        folder=runs_dir / folder_name(created, [one.backbone for one in features.origins], str(config.architecture)),
         created=created.isoformat(timespec="seconds"),
         config=config,
         features=features,
@@ -300,9 +311,9 @@ def write_run(
     return run
 
 
-def _folder_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
-    backbones = "-".join(dict.fromkeys(origin.backbone for origin in features.origins))
-    words = (created.strftime("%Y%m%dT%H%M%SZ"), backbones, str(config.architecture), secrets.token_hex(3))
+def folder_name(created: datetime, backbones: Sequence[str], what: str) -> str:
+    """What a new folder of runs_dir is called: the time in UTC, the backbones, what it holds, and a unique ending."""
+    words = (created.strftime("%Y%m%dT%H%M%SZ"), "-".join(dict.fromkeys(backbones)), what, secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
 
 

@@ -103,10 +103,6 @@ class Course:
         self.history.append(record)
         self.over = self._patience.is_over(record.val_loss) or record.epoch == self.config.max_epochs
 
-    def forget(self) -> None:
-        """Give the memory of the weights back."""
-        self._best = ()
-
     def head(self, shape: HeadShape, standard: Standardisation | None) -> nn.Module:
         """The head of the best epoch, on features as they are."""
         with torch.device("meta"):
