@@ -6,11 +6,10 @@ Parts are idempotent, so the same job after a kill, or two jobs at once, end wit
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
 from featcache.cache.catalog import candidates, set_aside
+from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
@@ -27,29 +27,38 @@ from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, Spec, cache_name
-from featcache.cache.writer import assemble, serves
+from featcache.cache.writer import assemble, encoded_ids, serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
-from featcache.extraction.plan import Plan, plan_rows
+from featcache.extraction.plan import Plan
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
-from featcache.extraction.stages import Stages
+from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.stages import Stages, Stopwatch
+from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
 
+#: Yields how far it is, as a row of the plan, whenever another job may take its turn.
+Steps = Generator[int, None, Extraction]
+_BEGUN = -1
+
 
 @dataclass(kw_only=True)
 class Job:
-    """Everything settled: what to compute (`spec`), of which images, and how fast."""
+    """Everything settled: what to compute (`spec`), of which images, and how fast.
+
+    Jobs that share their `images` may be done side by side, in turns (`run.extract_each`).
+    """
 
     request: Request
     reporter: Reporter
-    source: ImageSource
+    images: SharedImages
     backbone: Backbone
     spec: Spec
     device: str
@@ -57,11 +66,19 @@ class Job:
     threads: int
     part_rows: int
     skip: bool
-    rehash: bool
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
-    _began: float = field(default_factory=time.monotonic)
+    # Of this job alone: it stands while others take their turn.
+    _watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def source(self) -> ImageSource:
+        return self.images.source
+
+    @property
+    def plan(self) -> Plan:
+        return self.images.plan
 
     @property
     def cache_path(self) -> Path:
@@ -72,27 +89,16 @@ class Job:
     def parts_dir(self) -> Path:
         return self.cache_path.with_suffix(".parts")
 
-    @cached_property
-    def plan(self) -> Plan:
-        """The rows, after every selected image has been read and hashed once."""
-        return plan_rows(
-            self.source,
-            self.request,
-            workers=self.threads,
-            skip_unreadable=self.skip,
-            rehash=self.rehash,
-            reporter=self.reporter,
-        )
-
-    def locked(self, *, wait: bool) -> Extraction:
-        """Runs while nobody else writes the same cache; `wait` for whoever does, else CacheBusy."""
-        with locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting):
-            return self._run()
+    def lock(self, *, wait: bool) -> AbstractContextManager[object]:
+        """Keeps others from writing the same cache; `wait` for whoever does, else CacheBusy."""
+        return locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting)
 
     def _say_waiting(self, owner: Owner | None) -> None:
         self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
 
-    def _run(self) -> Extraction:
+    def steps(self) -> Steps:
+        """The extraction; the caller holds the lock. It yields first when all images it needs are announced."""
+        self._watch.start()
         plan = self.plan
         standing = self.standing_cache()
         if standing is not None and self.is_hit(standing, plan):
@@ -106,7 +112,7 @@ class Job:
         missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
         self._say_what_stands(plan.rows, len(missing))
         self._require_room(plan.rows, len(missing))
-        failures, rate = self._compute(plan, digests, missing) if len(missing) else ([], None)
+        failures, rate = (yield from self._compute(plan, digests, missing)) if len(missing) else ([], None)
         cache = self._assemble(plan, failures)
         return self._result(cache, computed=len(missing) - len(failures), rate=rate)
 
@@ -149,7 +155,7 @@ class Job:
             return False
         kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
         return set(cache.splits) == set(kept) and all(
-            tuple(cache[split].ids) == table.ids
+            np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
             and np.array_equal(cache[split].labels, table.labels)
             and np.array_equal(cache[split].digests, table.digests)
             for split, table in kept.items()
@@ -177,7 +183,8 @@ class Job:
     def _say_what_stands(self, rows: int, missing: int) -> None:
         size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
+            what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
+            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name} on {self.device}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
@@ -201,35 +208,44 @@ class Job:
 
     def _compute(
         self, plan: Plan, digests: npt.NDArray[np.uint8], missing: npt.NDArray[np.int64]
-    ) -> tuple[list[tuple[Sample, Failure]], float]:
+    ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
         """Writes parts for the missing rows; what failed, and images per second."""
         # An image that stands twice in the set is computed once.
         _, first = np.unique(digests[missing], axis=0, return_index=True)
         rows = missing[np.sort(first)]
         samples = plan.all_samples()
-        wanted = [samples[row] for row in rows]
+        wanted = samples.take(rows)
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
-            self._measure_drift(pipeline, wanted, digests[rows])
+            self._measure_drift(pipeline, wanted, images, views)
             self._begin(plan)
-            began = time.monotonic()
-            forecast = Forecast(total=len(rows))
+            self.images.decoder.expect(images)
+            yield from self._pausing(_BEGUN)
+            began = self._watch.read()
+            forecast = Forecast(total=len(rows), clock=self._watch.read)
             with self._part_writer(rows, digests[rows]) as writer:
                 try:
-                    for block in pipeline.rows(wanted, digests[rows]):
+                    for block in pipeline.rows(wanted, images, views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
+                        yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
-        rate = len(rows) / max(time.monotonic() - began, 1e-9)
+        rate = len(rows) / max(self._watch.read() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
+
+    def _pausing(self, reached: int) -> Generator[int, None, None]:
+        self._watch.stop()
+        yield reached
+        self._watch.start()
 
     def _compile(self, pipeline: Pipeline) -> None:
         if self.spec.runner == "compiled":
@@ -238,12 +254,18 @@ class Job:
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+    def _measure_drift(
+        self,
+        pipeline: Pipeline,
+        samples: Sequence[Sample],
+        digests: npt.NDArray[np.uint8],
+        views: npt.NDArray[np.int64],
+    ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
         if self.spec.precision not in ("bf16", "fp16"):
             return
         rows = drift.sample_of(len(samples))
-        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
         if not len(images):
             return
 
@@ -269,7 +291,7 @@ class Job:
                 selection=self.request.selection,
                 set_name=self.source.name,
                 classes=self.source.classes,
-                rows={split: len(samples) for split, samples in plan.samples.items()},
+                rows=plan.rows_of_splits,
                 created=_now(),
             ),
         )
@@ -281,7 +303,9 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            view_seed=self.spec.view_seed or 0,
             stages=self.stages,
+            decoder=self.images.decoder,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
@@ -303,14 +327,7 @@ class Job:
     # --- the cache ------------------------------------------------------------------------------------------
 
     def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_digests()), strict=True))
-        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
-        # Every image with the same bytes fails alike.
-        lost = [
-            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
-            for sample, text in hexes.items()
-            if text in reasons
-        ]
+        lost = self._lost(plan, failures)
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
@@ -336,20 +353,32 @@ class Job:
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
 
+    def _lost(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> list[Skipped]:
+        """What could not be decoded, and every image with the same bytes, which fails alike."""
+        if not failures:
+            return []
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
+        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
+        return [
+            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
+            for sample, text in hexes.items()
+            if text in reasons
+        ]
+
     def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
         """The rows of each split without the skipped images; one whose bytes changed since counts again."""
+        # An image is left out with all its views.
         tables = {}
         for split, samples in plan.samples.items():
             digests = plan.digests[split]
-            kept = [
-                row
-                for row, sample in enumerate(samples)
-                if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
-            ]
+            kept = np.arange(len(samples))
+            if lost:
+                found = [lost.get((split, sample.id), "") for sample in samples]
+                kept = np.flatnonzero([text != row.tobytes().hex() for text, row in zip(found, digests, strict=True)])
+            views = plan.views_in(split)
+            rows = samples.take(kept.repeat(views))
             tables[split] = SplitTable(
-                ids=tuple(samples[row].id for row in kept),
-                labels=np.array([samples[row].label for row in kept], np.int64),
-                digests=digests[kept],
+                ids=SampleIds(rows), labels=rows.labels, digests=row_digests(digests[kept], views)
             )
         return tables
 
@@ -382,7 +411,7 @@ class Job:
             computed=computed,
             reused=sum(rows.values()) - computed,
             skipped=tuple(cache.skipped),
-            seconds=time.monotonic() - self._began,
+            seconds=self._watch.read(),
             images_per_s=rate,
             shares=self.stages.shares,
             bound=self.stages.bound,

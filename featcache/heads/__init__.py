@@ -4,8 +4,8 @@
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
 `architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
-keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them; `sweep` says it for
-many heads at once.
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, `resuming` says it
+again from where it was cut off, and `sweep` for many heads at once.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featcache.heads.fit import fit_head, train_head
     from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
+    from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.heads.sweep import sweep
     from featcache.heads.sweep_records import Sweep
@@ -42,6 +43,7 @@ __all__ = [
     "head_names",
     "recipe",
     "recipe_names",
+    "resume_head",
     "sweep",
     "train_head",
 ]
@@ -62,6 +64,7 @@ _HOMES = {
     "head_names": "architectures",
     "recipe": "recipes",
     "recipe_names": "recipes",
+    "resume_head": "resuming",
     "sweep": "sweep",
     "train_head": "fit",
 }

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import HeadError, UnknownName
 from featcache.heads.batches import Column, FeatureRows, choose_layers
-from featcache.heads.cuts import Rows, SplitRows, views_of
+from featcache.heads.cuts import Rows, SplitRows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +93,7 @@ def _matched(first: FeatureCache, other: FeatureCache, chosen: SplitRows) -> tup
         return first[chosen.source], chosen.rows
     if chosen.source not in other:
         raise _different(first, other, f"{other.name} has no {chosen.source} split")
-    views = views_of(first, chosen.source)
+    views = first[chosen.source].views
     here, there = first[chosen.source], other[chosen.source]
     images, view = np.divmod(chosen.rows, views)
     found = _positions(first, other, chosen.source, here.ids[::views], there.ids[::views], images)

@@ -21,14 +21,17 @@ from typing import Any
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
 from featcache.heads.batches import StreamedBatches
+from featcache.heads.conclusion import Fitted, conclude
 from featcache.heads.cuts import cut_cache
-from featcache.heads.fit import Fitted, Prepared, conclude, fit_prepared, prepare
+from featcache.heads.fitting import fit_prepared
 from featcache.heads.grid import Grid
 from featcache.heads.metrics import accuracy_interval, evaluate
 from featcache.heads.placement import choose_device
-from featcache.heads.records import Report, Score
+from featcache.heads.preparation import Prepared, prepare
+from featcache.heads.records import Report, Score, tell
 from featcache.heads.resampling import mean_interval
 from featcache.heads.runs import Run, folder_name, prepare_runs_dir
+from featcache.heads.stopping import Interruption
 from featcache.heads.sweep_fits import Ground, Swept, fit_round
 from featcache.heads.sweep_plan import Round, SweepPlan, rounds_of
 from featcache.heads.sweep_records import Estimate, Sweep, SweepRow, SweptHead, ranked
@@ -102,48 +105,45 @@ def sweep_heads(
     """
     runs_dir, began = Path(runs_dir), time.perf_counter()
     prepare_runs_dir(runs_dir)
-    ground = Ground(
-        caches=tuple(caches),
-        place=choose_device(device),
-        report=report,
-        resident_bytes=resident_bytes,
-        stack_bytes=stack_bytes,
-    )
     whole = cut_cache(caches[0], val_fraction=plan.first.val_fraction, val_seed=plan.first.val_seed)
+    tell(report, whole.notes)
     rounds = rounds_of(caches[0], plan)
-    if report is not None:
-        for note in whole.notes:
-            report(note)
-    for config in {one.config.layers: one.config for one in plan.combinations}.values():
-        # A layer that is not there shows now, not after those before it have been trained on.
-        ground.prepared(config, rounds[0].cases[0])
-    results = _Results(plan, rounds)
-    interrupted = results.collect(_fitted_rounds(ground, plan, rounds, _Counter(plan, rounds, progress)))
     created = created or datetime.now(UTC)
     folder = runs_dir / folder_name(created, [cache.spec.backbone for cache in caches], "sweep")
-    rows, choice = _chosen(results, plan, ground, interrupted=interrupted)
-    heads = sum(len(row.heads) for row in rows)
-    run = None if choice is None else choice.written(runs_dir, created, f"chosen by the sweep {folder.name} of {heads}")
-    found = Sweep(
-        folder=folder,
-        created=created.isoformat(timespec="seconds"),
-        caches=tuple(str(cache.path) for cache in caches),
-        grid=plan.grid,
-        seeds=plan.seeds,
-        folds=plan.folds,
-        shots=plan.shots,
-        draws=plan.draws,
-        images=whole.images(),
-        rows=rows,
-        run=None if run is None else run.folder,
-        chosen=_chosen_case(choice),
-        test=None if run is None else run.training.test,
-        seconds=time.perf_counter() - began,
-        interrupted=interrupted or (run is not None and run.training.interrupted),
-        stacks=tuple(sorted(ground.stacks, reverse=True)),
-        notes=whole.notes,
-    )
-    write_sweep(found)
+    with Interruption() as interruption:
+        ground = Ground(
+            caches=tuple(caches),
+            place=choose_device(device),
+            interruption=interruption,
+            report=report,
+            resident_bytes=resident_bytes,
+            stack_bytes=stack_bytes,
+        )
+        results = _Results(plan, rounds)
+        results.collect(_fitted_rounds(ground, plan, rounds, _Counter(plan, rounds, progress)), interruption)
+        rows, choice = _chosen(results, plan, ground)
+        heads = sum(len(row.heads) for row in rows)
+        run = None if choice is None else choice.written(ground, runs_dir, created, f"{folder.name} of {heads} heads")
+        found = Sweep(
+            folder=folder,
+            created=created.isoformat(timespec="seconds"),
+            caches=tuple(str(cache.path) for cache in caches),
+            grid=plan.grid,
+            seeds=plan.seeds,
+            folds=plan.folds,
+            shots=plan.shots,
+            draws=plan.draws,
+            images=whole.images(),
+            rows=rows,
+            run=None if run is None else run.folder,
+            chosen=_chosen_case(choice),
+            test=None if run is None else run.training.test,
+            seconds=time.perf_counter() - began,
+            interrupted=results.interrupted or interruption.requested,
+            stacks=tuple(sorted(ground.stacks, reverse=True)),
+            notes=whole.notes,
+        )
+        write_sweep(found)
     return found
 
 
@@ -156,6 +156,9 @@ def _fitted_rounds(
     by_layers: dict[tuple[str, ...] | None, list[int]] = {}
     for number, one in enumerate(plan.combinations):
         by_layers.setdefault(one.config.layers, []).append(number)
+    for numbers in by_layers.values():
+        # A layer that is not there shows now, not after those before it have been trained on.
+        ground.prepared(plan.combinations[numbers[0]].config, rounds[0].cases[0])
     for numbers in by_layers.values():
         configs = [(number, plan.combinations[number].config) for number in numbers]
         for round_ in rounds:
@@ -198,19 +201,21 @@ class _Results:
             for number in range(len(plan.combinations))
         }
         self._found: dict[_Key, list[Swept]] = {}
+        self.interrupted = False
 
-    def collect(self, coming: Iterable[tuple[Round, Swept]]) -> bool:
-        """Take all that comes; whether Ctrl-C ended it. Raises KeyboardInterrupt where nothing came before that."""
+    def collect(self, coming: Iterable[tuple[Round, Swept]], interruption: Interruption) -> None:
+        """Take all that comes until Ctrl-C ends it. Raises KeyboardInterrupt if it came before any head was judged."""
         try:
             for round_, swept in coming:
                 key = _Key(number=swept.number, shots=round_.shots)
                 self._found.setdefault(key, []).append(swept)
                 self._drop_beaten(key)
+                interruption.keeping = True
         except KeyboardInterrupt:
-            if not any(swept.record.judged is not None for several in self._found.values() for swept in several):
+            judged = any(swept.record.judged is not None for several in self._found.values() for swept in several)
+            if interruption.insisted or not judged:
                 raise
-            return True
-        return False
+            self.interrupted = True
 
     def rows(self) -> dict[_Key, SweepRow]:
         """All rows that have a head."""
@@ -286,20 +291,25 @@ class _Choice:
     swept: Swept
     fitted: Fitted
 
-    def written(self, runs_dir: Path, created: datetime, note: str) -> Run:
+    def written(self, ground: Ground, runs_dir: Path, created: datetime, sweep_: str) -> Run:
         """Look at test, and write it."""
         record = self.swept.record
-        notes = (*self.fitted.notes, f"{note} heads")
+        notes = (*self.fitted.notes, f"chosen by the sweep {sweep_}")
         if record.draw is not None:
             images = self.swept.prepared.cut.train.images
             notes = (*notes, f"trained on {images} images only: draw {record.draw} of that sweep")
         fitted = replace(self.fitted, notes=notes)
-        return conclude(self.swept.prepared, self.swept.config, fitted, runs_dir=runs_dir, created=created)
+        return conclude(
+            self.swept.prepared,
+            self.swept.config,
+            fitted,
+            runs_dir=runs_dir,
+            created=created,
+            interruption=ground.interruption,
+        )
 
 
-def _chosen(
-    results: _Results, plan: SweepPlan, ground: Ground, *, interrupted: bool
-) -> tuple[tuple[SweepRow, ...], _Choice | None]:
+def _chosen(results: _Results, plan: SweepPlan, ground: Ground) -> tuple[tuple[SweepRow, ...], _Choice | None]:
     """All rows, ranked, and the best head of the first. Raises HeadError where no head is any good."""
     found = results.rows()
     keys = {id(row): key for key, row in found.items()}
@@ -308,7 +318,7 @@ def _chosen(
         troubles = [head.trouble for row in rows for head in row.heads if head.trouble is not None]
         raise HeadError(f"none of {len(troubles)} heads could be trained: {troubles[0]}", hint="a grid with lower lr")
     if plan.folds is not None:
-        return rows, None if interrupted else _fitted_on_all(ground, rows[0])
+        return rows, None if results.interrupted else _fitted_on_all(ground, rows[0])
     winners = [next(row for row in rows if row.shots == shots) for shots in dict.fromkeys(row.shots for row in rows)]
     tested = {id(row): _tested(row, results.heads(keys[id(row)])) for row in winners if row.shots is not None}
     best = max(results.heads(keys[id(rows[0])]), key=_goodness)
@@ -325,7 +335,7 @@ def _goodness(swept: Swept) -> tuple[float, float]:
 def _fitted_on_all(ground: Ground, best: SweepRow) -> _Choice:
     """Folds choose options, not a head: it is trained now, on train and val as `train_head` cuts them."""
     prepared = prepare(ground.caches[0], best.config, beside=ground.caches[1:], place=ground.place)
-    fitted = fit_prepared(prepared, best.config, resident_bytes=ground.resident_bytes)
+    fitted = fit_prepared(prepared, best.config, resident_bytes=ground.resident_bytes, interruption=ground.interruption)
     record = SweptHead(seed=best.config.seed)
     return _Choice(
         swept=Swept(number=0, record=record, config=best.config, prepared=prepared, fitted=None), fitted=fitted

@@ -16,19 +16,12 @@ import torch
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
 from featcache.heads.batches import Batches, StreamedBatches, open_batches
+from featcache.heads.conclusion import Fitted
 from featcache.heads.config import HeadConfig
-from featcache.heads.fit import (
-    Fitted,
-    Prepared,
-    fit_batches,
-    fit_solved,
-    head_shape,
-    open_prepared,
-    prepare,
-    standardisation,
-)
+from featcache.heads.fitting import fit_batches, fit_solved, head_shape, standardisation
 from featcache.heads.metrics import evaluate
 from featcache.heads.placement import free_bytes
+from featcache.heads.preparation import Prepared, open_prepared, prepare
 from featcache.heads.records import Report
 from featcache.heads.standardisation import Standardisation
 from featcache.heads.stopping import Interruption
@@ -44,7 +37,7 @@ STACKED_OPTIONS = frozenset(
         *("min_delta", "val_fraction", "val_seed", "seed"),
     )
 )
-STACKED_SCHEDULES = ("constant", "cosine")
+STACKED_SCHEDULES = ("constant", "cosine", "plateau")
 # What weights, gradients, optimiser, best epoch and a trial take, in numbers a weight.
 NUMBERS_A_WEIGHT = 7
 # What heads in training may take of the memory that is free once features are resident.
@@ -69,12 +62,13 @@ class Swept:
 class Ground:
     """Where a sweep's heads are fitted.
 
-    `resident_bytes`: the most that features may take on the device, `stack_bytes`: that heads in training may; None
-    for shares of what is free. `stacks`: the sizes of the stacks so far.
+    `interruption`: how Ctrl-C arrives. `resident_bytes`: the most that features may take on the device,
+    `stack_bytes`: that heads in training may; None for shares of what is free. `stacks`: their sizes so far.
     """
 
     caches: tuple[FeatureCache, ...]
     place: torch.device
+    interruption: Interruption
     report: Report | None = None
     resident_bytes: int | None = None
     stack_bytes: int | None = None
@@ -83,6 +77,11 @@ class Ground:
     def prepared(self, config: HeadConfig, case: Case) -> Prepared:
         """The rows of a case, none of them read."""
         return prepare(self.caches[0], config, beside=self.caches[1:], place=self.place, cut=case.cut)
+
+    def stop_if_asked(self) -> None:
+        """Raise KeyboardInterrupt after a Ctrl-C."""
+        if self.interruption.requested:
+            raise KeyboardInterrupt
 
 
 def is_stackable(config: HeadConfig) -> bool:
@@ -107,7 +106,7 @@ def fit_round(
         yield from _fit_stackable(ground, stackable, rows, advance)
         for number, config in trained:
             if not is_stackable(config):
-                yield from _fit_each(number, config, rows, advance)
+                yield from _fit_each(ground, number, config, rows, advance)
     for number, config in solved:
         yield from _fit_solved(ground, number, config, round_, advance)
 
@@ -204,20 +203,19 @@ def _fit_wave(
     courses = [course for _, course in wave]
     progress = _Progress(courses, advance)
     interrupted = False
-    with Interruption() as interruption:
-        try:
-            ground.stacks.extend(
-                train_together(
-                    courses,
-                    sources,
-                    rows.val,
-                    classes=rows.prepared[0].classes,
-                    interruption=interruption,
-                    told=progress.tell,
-                )
+    try:
+        ground.stacks.extend(
+            train_together(
+                courses,
+                sources,
+                rows.val,
+                classes=rows.prepared[0].classes,
+                interruption=ground.interruption,
+                told=progress.tell,
             )
-        except KeyboardInterrupt:
-            interrupted = True
+        )
+    except KeyboardInterrupt:
+        interrupted = True
     for number, course in wave:
         if course.over or course.history:
             yield _swept_course(number, course, rows, sources[course.source])
@@ -282,15 +280,22 @@ def _weights(config: HeadConfig, wide: int, classes: int) -> int:
 # --- heads that are fitted alone ---------------------------------------------------------------------------
 
 
-def _fit_each(number: int, config: HeadConfig, rows: _RoundRows, advance: Advance) -> Iterator[Swept]:
+def _fit_each(ground: Ground, number: int, config: HeadConfig, rows: _RoundRows, advance: Advance) -> Iterator[Swept]:
     for place, (case, prepared) in enumerate(zip(rows.cases, rows.prepared, strict=True)):
         mine = replace(config, seed=case.seed)
         batches = rows.source(place, replace(mine, standardize=False)).batches
-        fit = partial(fit_batches, batches, rows.val, prepared.classes, mine, progress=lambda record: advance(1.0))
+        fit = partial(
+            fit_batches,
+            batches,
+            rows.val,
+            prepared.classes,
+            mine,
+            progress=lambda record: advance(1.0),
+            interruption=ground.interruption,
+        )
         one = _fitted_alone(number, mine, prepared, fit)
         yield _judged(one, case, rows.held(place))
-        if one.record.interrupted:
-            raise KeyboardInterrupt
+        ground.stop_if_asked()
         advance(mine.max_epochs - one.record.epochs)
 
 
@@ -301,10 +306,9 @@ def _fit_solved(ground: Ground, number: int, config: HeadConfig, round_: Round, 
         if case.cut not in cuts:
             cuts.append(case.cut)
             prepared, mine = ground.prepared(config, case), replace(config, seed=case.seed)
-            one = _fitted_alone(number, mine, prepared, partial(fit_solved, prepared, mine))
-            yield _judged(one, case, _streamed_fold(prepared, case))
-            if one.record.interrupted:
-                raise KeyboardInterrupt
+            fit = partial(fit_solved, prepared, mine, interruption=ground.interruption)
+            yield _judged(_fitted_alone(number, mine, prepared, fit), case, _streamed_fold(prepared, case))
+            ground.stop_if_asked()
         advance(config.max_epochs)
 
 

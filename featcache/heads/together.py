@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import Batch, Batches
 from featcache.heads.config import HeadConfig
-from featcache.heads.lightning import balanced_weights, epoch_lr
+from featcache.heads.lightning import balanced_weights, epoch_lr, plateau_of
 from featcache.heads.placement import seeded
 from featcache.heads.records import EpochRecord, Score
 from featcache.heads.stacked import HeadStack, Layer, StackedHead, StackShape
@@ -73,6 +73,12 @@ class Course:
         self.over = False
         self._best: tuple[Layer, ...] = ()
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
+        self._plateau = plateau_of(config)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next epoch."""
+        return epoch_lr(self.config, len(self.history)) * self._plateau.scale
 
     @property
     def interrupted(self) -> bool:
@@ -102,6 +108,8 @@ class Course:
             self._best, self.best_epoch = layers(), record.epoch
         self.history.append(record)
         self.over = self._patience.is_over(record.val_loss) or record.epoch == self.config.max_epochs
+        if self.config.schedule == "plateau":
+            self._plateau.step(record.val_loss)
 
     def head(self, shape: HeadShape, standard: Standardisation | None) -> nn.Module:
         """The head of the best epoch, on features as they are."""
@@ -130,6 +138,8 @@ def train_together(
     stacked (None: measured). Returns the sizes of the stacks. Raises KeyboardInterrupt after a Ctrl-C: finished
     epochs stand in the courses.
     """
+    # From here on a Ctrl-C is looked at where nothing is half done.
+    interruption.keeping = True
     teams = list(_teams(courses, sources, classes, size))
     sizes = tuple(len(team.courses) for team in teams)
     deadline = _Deadline(told, interruption)
@@ -139,7 +149,7 @@ def train_together(
             return sizes
         began = time.perf_counter()
         for team in teams:
-            team.begin(epoch)
+            team.begin()
         _train_epoch(teams, sources, epoch, deadline)
         verdicts = _judged(teams, sources, val)
         share = (time.perf_counter() - began) / sum(not course.over for team in teams for course in team.courses)
@@ -159,9 +169,9 @@ class _Team:
         self.courses = [course for group in groups for course in group]
         self._losses = torch.zeros(len(self.courses), device=stack.device)
 
-    def begin(self, epoch: int) -> None:
-        """A new epoch, counted from 0."""
-        self.stack.set_rates([epoch_lr(course.config, epoch) for course in self.courses])
+    def begin(self) -> None:
+        """A new epoch."""
+        self.stack.set_rates([course.lr for course in self.courses])
         self._losses.zero_()
 
     def step(self, features: Tensor, labels: Tensor) -> None:
@@ -179,6 +189,7 @@ class _Team:
                     val_loss=score.loss,
                     val_accuracy=score.accuracy,
                     seconds=seconds,
+                    lr=course.lr,
                 )
                 course.take(record, partial(self.stack.layers, number))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -56,9 +57,36 @@ class Samples(Sequence[Sample]):
             for begin, end in zip(self._ends[rows].tolist(), self._ends[rows + 1].tolist(), strict=True):
                 yield self._text[begin:end].decode(*_ENCODING)
 
+    @classmethod
+    def of(cls, split: str, samples: Iterable[Sample]) -> Samples:
+        """The same samples as columns."""
+        if isinstance(samples, Samples):
+            return samples
+        columns = SampleColumns(split)
+        for sample in samples:
+            columns.append(sample.id, sample.label)
+        return columns.samples()
+
     def take(self, rows: npt.NDArray[np.int64]) -> Samples:
         """Those at `rows` (m,), in that order."""
         return Samples(self.split, self._text, self._ends, self._labels, self._numbers(rows))
+
+    @property
+    def listed_rows(self) -> npt.NDArray[np.int64]:
+        """(n,) which of the samples that were listed each one is: what stands in columns beside them is found by it."""
+        return np.arange(len(self)) if self._rows is None else self._rows
+
+    def relabelled(self, numbers: npt.NDArray[np.int64]) -> Samples:
+        """The same with label `numbers[label]` in place of each label; unlabelled ones stay so."""
+        labels = np.append(numbers, -1)[self._labels]
+        return Samples(self.split, self._text, self._ends, labels, self._rows)
+
+    def find(self, sample_id: str) -> int:
+        """The place of that id among samples sorted by id. KeyError where it is not there."""
+        place = bisect.bisect_left(range(len(self)), sample_id, key=lambda row: self[row].id)
+        if place == len(self) or self[place].id != sample_id:
+            raise KeyError(sample_id)
+        return place
 
     def sorted_by_id(self) -> Samples:
         """The same in the order of their ids (code points)."""
@@ -81,7 +109,9 @@ class Samples(Sequence[Sample]):
             return self.take(np.arange(len(self))[index])
         if not -len(self) <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
-        return next(iter(self.take(np.array([index % len(self)]))))
+        row = index % len(self) if self._rows is None else int(self._rows[index])
+        text = self._text[int(self._ends[row]) : int(self._ends[row + 1])]
+        return Sample(id=text.decode(*_ENCODING), split=self.split, label=int(self._labels[row]))
 
     def __iter__(self) -> Iterator[Sample]:
         for one, label in zip(self.ids(), _numbers_of(self.labels), strict=True):
@@ -124,3 +154,77 @@ class SampleColumns:
         """Those appended so far, in that order."""
         ends, labels = np.array(self._ends, np.int64), np.array(self._labels, np.int64)
         return Samples(self._split, bytes(self._text), ends, labels)
+
+
+class SampleIds(Sequence[str]):
+    """The ids of samples, each decoded when it is asked for."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> SampleIds: ...
+    def __getitem__(self, index: int | slice) -> str | SampleIds:
+        return SampleIds(self._samples[index]) if isinstance(index, slice) else self._samples[index].id
+
+    def __iter__(self) -> Iterator[str]:
+        return self._samples.ids()
+
+
+class SampleRows(Sequence[Sample]):
+    """Samples of several splits one after the other, any of them any number of times, made when they are asked for."""
+
+    def __init__(self, splits: Sequence[Samples], rows: npt.NDArray[np.int64] | None = None) -> None:
+        """`rows` (n,): numbers among the samples of all `splits`, in order; None: all."""
+        self.splits = tuple(splits)
+        self._starts = np.cumsum([0, *map(len, self.splits)])
+        self._rows = np.arange(self._starts[-1]) if rows is None else rows
+
+    def take(self, index: npt.NDArray[Any] | slice) -> SampleRows:
+        """Those at `index`: numbers, a mask or a slice."""
+        return SampleRows(self.splits, self._rows[index])
+
+    def by_split(self) -> dict[str, Samples]:
+        """Those of each split, in their order."""
+        holder = self._holder(self._rows)
+        return {
+            samples.split: samples.take(self._rows[holder == number] - self._starts[number])
+            for number, samples in enumerate(self.splits)
+            if (holder == number).any()
+        }
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> SampleRows: ...
+    def __getitem__(self, index: int | slice) -> Sample | SampleRows:
+        if isinstance(index, slice):
+            return self.take(index)
+        row = self._rows[index]
+        holder = int(self._holder(row))
+        return self.splits[holder][int(row - self._starts[holder])]
+
+    def __iter__(self) -> Iterator[Sample]:
+        for start in range(0, len(self), _ROWS_AT_ONCE):
+            rows = self._rows[start : start + _ROWS_AT_ONCE]
+            holder = self._holder(rows)
+            ends = [*(np.flatnonzero(np.diff(holder)) + 1).tolist(), len(rows)]
+            for begin, end in itertools.pairwise([0, *ends]):
+                number = int(holder[begin])
+                yield from self.splits[number].take(rows[begin:end] - self._starts[number])
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def _holder(self, rows: Any) -> Any:
+        return np.searchsorted(self._starts, rows, side="right") - 1

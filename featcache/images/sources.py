@@ -32,6 +32,9 @@ Pixels = npt.NDArray[np.uint8]
 Payload = bytes | Pixels
 """One image as a source hands it out: an encoded file, or uint8 pixels (H, W) or (H, W, C)."""
 
+WEBDATASET = "wds:"
+"""What stands before a path or pattern of tars that are to be read as WebDataset."""
+
 Stamp = tuple[int | str, ...]
 Report = Callable[[str], None]
 """Takes progress in words, one line a call."""
@@ -49,8 +52,20 @@ class Listing:
         columns = {split: SampleColumns(split) for split in SPLITS}
         for split, sample_id, label in rows:
             columns[split].append(sample_id, label)
-        found = {split: column.samples().sorted_by_id() for split, column in columns.items()}
-        self.samples: dict[str, Samples] = {split: samples for split, samples in found.items() if len(samples)}
+        self._settle({split: column.samples() for split, column in columns.items()})
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Samples], classes: Sequence[str]) -> Self:
+        """The listing of samples that are columns already, in any order."""
+        listing = cls.__new__(cls)
+        listing.classes = tuple(classes)
+        listing._settle(columns)
+        return listing
+
+    def _settle(self, columns: Mapping[str, Samples]) -> None:
+        self.samples: dict[str, Samples] = {
+            split: columns[split].sorted_by_id() for split in SPLITS if len(columns.get(split, ()))
+        }
         self._check()
 
     def _check(self) -> None:
@@ -169,6 +184,15 @@ def slug(name: str) -> str:
     """`name` in lower case with only a-z, 0-9, ".", "_" and "-", so that it can stand in a file name."""
     plain = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")
     return plain or "images"
+
+
+def origin_of(dataset: str | Path) -> str:
+    """What names a set in a selection: its name, or the absolute path; nothing is opened."""
+    text = str(dataset)
+    if text.startswith(WEBDATASET):
+        return WEBDATASET + str(Path(text.removeprefix(WEBDATASET)).expanduser().resolve())
+    named = isinstance(dataset, str) and "/" not in text and not Path(text).exists()
+    return text if named else str(Path(text).resolve())
 
 
 _ARCHIVE_SUFFIX = re.compile(r"\.(zip|tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.images.samples import Sample, SampleColumns, Samples
+from featcache.images.samples import Sample, SampleColumns, SampleIds, SampleRows, Samples
 
 ROWS = st.lists(st.tuples(st.text(min_size=1, max_size=12), st.integers(-1, 5)), max_size=40)
 
@@ -33,6 +33,31 @@ def test_they_behave_like_a_list(rows: list[tuple[str, int]], start: int, stop: 
     assert [samples[row] for row in range(-len(rows), len(rows))] == [expected[r] for r in range(-len(rows), len(rows))]
     assert samples.labels.tolist() == [label for _, label in rows]
     assert pickle.loads(pickle.dumps(samples)) == expected
+
+
+@given(
+    first=ROWS,
+    second=ROWS,
+    rows=st.lists(st.integers(0, 79), max_size=30),
+    start=st.integers(0, 90),
+    mask=st.booleans(),
+)
+def test_those_of_several_splits_behave_like_one_list(
+    first: list[tuple[str, int]], second: list[tuple[str, int]], rows: list[int], start: int, mask: bool
+) -> None:
+    some, more = columns(first), SampleColumns("test")
+    for sample_id, label in second:
+        more.append(sample_id, label)
+    expected = [*some, *more.samples()]
+    together = SampleRows([some, more.samples()])
+    assert list(together) == expected and together[start:] == expected[start:]
+    chosen = np.array([row for row in rows if row < len(expected)], np.int64)
+    taken = together.take(np.isin(np.arange(len(expected)), chosen) if mask else chosen)
+    picked = [expected[row] for row in (sorted(set(chosen.tolist())) if mask else chosen)]
+    assert list(taken) == picked and [taken[row] for row in range(len(picked))] == picked
+    for split, samples in taken.by_split().items():
+        assert samples == [sample for sample in picked if sample.split == split]
+        assert list(SampleIds(samples)) == [sample.id for sample in picked if sample.split == split]
 
 
 @given(rows=ROWS)
