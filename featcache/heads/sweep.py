@@ -9,9 +9,8 @@ has been decided. The chosen head becomes an ordinary run, the sweep a record be
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,16 +24,16 @@ from featcache.heads.conclusion import Fitted, conclude
 from featcache.heads.cuts import cut_cache
 from featcache.heads.fitting import fit_prepared
 from featcache.heads.grid import Grid
-from featcache.heads.metrics import accuracy_interval, evaluate
+from featcache.heads.metrics import evaluate
 from featcache.heads.placement import choose_device
 from featcache.heads.preparation import Prepared, prepare
 from featcache.heads.records import Report, Score, tell
-from featcache.heads.resampling import mean_interval
 from featcache.heads.runs import Run, folder_name, prepare_runs_dir
 from featcache.heads.stopping import Interruption
 from featcache.heads.sweep_fits import Ground, Swept, fit_round
 from featcache.heads.sweep_plan import Round, SweepPlan, rounds_of
-from featcache.heads.sweep_records import Estimate, Sweep, SweepRow, SweptHead, ranked
+from featcache.heads.sweep_records import Sweep, SweepRow, SweptHead, ranked
+from featcache.heads.sweep_results import SweepResults, mean_estimate
 from featcache.heads.sweep_tables import write_sweep
 
 SweepProgress = Callable[[int, int], None]
@@ -109,7 +108,7 @@ def sweep_heads(
     tell(report, whole.notes)
     rounds = rounds_of(caches[0], plan)
     created = created or datetime.now(UTC)
-    folder = runs_dir / folder_name(created, [cache.spec.backbone for cache in caches], "sweep")
+    name = folder_name(created, [cache.spec.backbone for cache in caches], "sweep")
     with Interruption() as interruption:
         ground = Ground(
             caches=tuple(caches),
@@ -119,32 +118,33 @@ def sweep_heads(
             resident_bytes=resident_bytes,
             stack_bytes=stack_bytes,
         )
-        results = _Results(plan, rounds)
+        results = SweepResults(plan, rounds)
         results.collect(_fitted_rounds(ground, plan, rounds, _Counter(plan, rounds, progress)), interruption)
         rows, choice = _chosen(results, plan, ground)
-        heads = sum(len(row.heads) for row in rows)
-        run = None if choice is None else choice.written(ground, runs_dir, created, f"{folder.name} of {heads} heads")
+        run = None if choice is None else choice.written(runs_dir, created, name, interruption)
         found = Sweep(
-            folder=folder,
+            folder=runs_dir / name,
             created=created.isoformat(timespec="seconds"),
             caches=tuple(str(cache.path) for cache in caches),
-            grid=plan.grid,
-            seeds=plan.seeds,
-            folds=plan.folds,
-            shots=plan.shots,
-            draws=plan.draws,
-            images=whole.images(),
             rows=rows,
             run=None if run is None else run.folder,
-            chosen=_chosen_case(choice),
             test=None if run is None else run.training.test,
-            seconds=time.perf_counter() - began,
-            interrupted=results.interrupted or interruption.requested,
-            stacks=tuple(sorted(ground.stacks, reverse=True)),
+            images=whole.images(),
             notes=whole.notes,
+            seconds=time.perf_counter() - began,
+            interrupted=interruption.requested or results.interrupted,
+            stacks=tuple(sorted(ground.stacks, reverse=True)),
+            **_settled(plan, choice),
         )
         write_sweep(found)
     return found
+
+
+def _settled(plan: SweepPlan, choice: _Choice | None) -> dict[str, Any]:
+    """What the record takes from the plan, and the case of the chosen head."""
+    record = None if choice is None else choice.swept.record
+    said = {name: getattr(plan, name) for name in ("grid", "seeds", "folds", "shots", "draws")}
+    return said | {"chosen": {"seed": record and record.seed, "draw": record and record.draw}}
 
 
 # --- fitting -----------------------------------------------------------------------------------------------
@@ -182,105 +182,6 @@ class _Counter:
             self._progress(min(round(self._done), self._total), self._total)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Key:
-    """A row of the table: a combination's number, and shots."""
-
-    number: int
-    shots: int | None
-
-
-class _Results:
-    """What has been swept so far, row by row. Only heads that may yet be chosen are kept to be built."""
-
-    def __init__(self, plan: SweepPlan, rounds: Sequence[Round]) -> None:
-        self._plan = plan
-        self._wanted = {
-            _Key(number=number, shots=shots): _heads_wanted(plan, number, shots, rounds)
-            for shots in dict.fromkeys(round_.shots for round_ in rounds)
-            for number in range(len(plan.combinations))
-        }
-        self._found: dict[_Key, list[Swept]] = {}
-        self.interrupted = False
-
-    def collect(self, coming: Iterable[tuple[Round, Swept]], interruption: Interruption) -> None:
-        """Take all that comes until Ctrl-C ends it. Raises KeyboardInterrupt if it came before any head was judged."""
-        try:
-            for round_, swept in coming:
-                key = _Key(number=swept.number, shots=round_.shots)
-                self._found.setdefault(key, []).append(swept)
-                self._drop_beaten(key)
-                interruption.keeping = True
-        except KeyboardInterrupt:
-            judged = any(swept.record.judged is not None for several in self._found.values() for swept in several)
-            if interruption.insisted or not judged:
-                raise
-            self.interrupted = True
-
-    def rows(self) -> dict[_Key, SweepRow]:
-        """All rows that have a head."""
-        return {key: self._row(key) for key in self._found}
-
-    def heads(self, key: _Key) -> list[Swept]:
-        """The heads of a row that can be built."""
-        return [swept for swept in self._found[key] if swept.fitted is not None]
-
-    def _row(self, key: _Key) -> SweepRow:
-        one = self._plan.combinations[key.number]
-        heads = tuple(swept.record for swept in self._found[key])
-        return SweepRow(
-            said=one.said,
-            config=one.config,
-            heads=heads,
-            wanted=self._wanted[key],
-            shots=key.shots,
-            estimate=estimated(heads, seed=self._plan.seeds[0]),
-        )
-
-    def _drop_beaten(self, key: _Key) -> None:
-        # A complete row that is not the best of its kind will never be chosen.
-        if len(self._found[key]) < self._wanted[key]:
-            return
-        rivals = [other for other in self._found if other.shots == key.shots and self.heads(other)]
-        complete = [other for other in rivals if len(self._found[other]) == self._wanted[other]]
-        best = max(complete, key=lambda other: self._row(other).rank, default=None)
-        for other in complete:
-            if other != best:
-                self._found[other] = [replace(swept, fitted=None) for swept in self._found[other]]
-
-
-def _heads_wanted(plan: SweepPlan, number: int, shots: int | None, rounds: Sequence[Round]) -> int:
-    cases = [case for round_ in rounds if round_.shots == shots for case in round_.cases]
-    solved = plan.combinations[number].config.architecture.solved
-    return len({id(case.cut) for case in cases}) if solved else len(cases)
-
-
-def estimated(heads: Sequence[SweptHead], *, seed: int) -> Estimate | None:
-    """What heads of one row say together; None where none was judged. `seed`: the bootstrap's.
-
-    Folds are pooled: every image counts the same, and with several seeds the accuracy is the mean of theirs.
-    """
-    judged = [(head, head.judged) for head in heads if head.judged is not None]
-    scores = [score for _, score in judged if score is not None]
-    if not scores:
-        return None
-    accuracies = [score.accuracy for score in scores]
-    spread = statistics.stdev(accuracies) if len(scores) > 1 else None
-    if heads[0].fold is None:
-        interval = mean_interval(accuracies) if heads[0].draw is not None else None
-        loss = statistics.fmean(score.loss for score in scores)
-        return Estimate(accuracy=statistics.fmean(accuracies), loss=loss, spread=spread, interval=interval)
-    weights = [head.held_images for head, _ in judged]
-    accuracy = statistics.fmean(accuracies, weights)
-    images = round(sum(weights) / len({head.seed for head, _ in judged}))
-    return Estimate(
-        accuracy=accuracy,
-        loss=statistics.fmean((score.loss for score in scores), weights),
-        spread=spread,
-        interval=accuracy_interval(round(accuracy * images), images, seed=seed),
-    )
-
-
 # --- choosing ----------------------------------------------------------------------------------------------
 
 
@@ -291,10 +192,10 @@ class _Choice:
     swept: Swept
     fitted: Fitted
 
-    def written(self, ground: Ground, runs_dir: Path, created: datetime, sweep_: str) -> Run:
+    def written(self, runs_dir: Path, created: datetime, sweep_name: str, interruption: Interruption) -> Run:
         """Look at test, and write it."""
         record = self.swept.record
-        notes = (*self.fitted.notes, f"chosen by the sweep {sweep_}")
+        notes = (*self.fitted.notes, f"chosen by the sweep {sweep_name}")
         if record.draw is not None:
             images = self.swept.prepared.cut.train.images
             notes = (*notes, f"trained on {images} images only: draw {record.draw} of that sweep")
@@ -305,16 +206,16 @@ class _Choice:
             fitted,
             runs_dir=runs_dir,
             created=created,
-            interruption=ground.interruption,
+            interruption=interruption,
         )
 
 
-def _chosen(results: _Results, plan: SweepPlan, ground: Ground) -> tuple[tuple[SweepRow, ...], _Choice | None]:
+def _chosen(results: SweepResults, plan: SweepPlan, ground: Ground) -> tuple[tuple[SweepRow, ...], _Choice | None]:
     """All rows, ranked, and the best head of the first. Raises HeadError where no head is any good."""
     found = results.rows()
     keys = {id(row): key for key, row in found.items()}
     rows = ranked(list(found.values()))
-    if all(row.estimate is None for row in rows):
+    if rows[0].estimate is None:
         troubles = [head.trouble for row in rows for head in row.heads if head.trouble is not None]
         raise HeadError(f"none of {len(troubles)} heads could be trained: {troubles[0]}", hint="a grid with lower lr")
     if plan.folds is not None:
@@ -332,14 +233,21 @@ def _goodness(swept: Swept) -> tuple[float, float]:
     return (-1.0, 0.0) if score is None else (score.accuracy, -score.loss)
 
 
-def _fitted_on_all(ground: Ground, best: SweepRow) -> _Choice:
-    """Folds choose options, not a head: it is trained now, on train and val as `train_head` cuts them."""
-    prepared = prepare(ground.caches[0], best.config, beside=ground.caches[1:], place=ground.place)
-    fitted = fit_prepared(prepared, best.config, resident_bytes=ground.resident_bytes, interruption=ground.interruption)
-    record = SweptHead(seed=best.config.seed)
-    return _Choice(
-        swept=Swept(number=0, record=record, config=best.config, prepared=prepared, fitted=None), fitted=fitted
-    )
+def _fitted_on_all(ground: Ground, best: SweepRow) -> _Choice | None:
+    """Folds choose options, not a head: it is trained now, on train and val as `train_head` cuts them.
+
+    None where a Ctrl-C came before there was one.
+    """
+    config = best.config
+    prepared = prepare(ground.caches[0], config, beside=ground.caches[1:], place=ground.place)
+    try:
+        fitted = fit_prepared(prepared, config, resident_bytes=ground.resident_bytes, interruption=ground.interruption)
+    except KeyboardInterrupt:
+        if ground.interruption.insisted:
+            raise
+        return None
+    swept = Swept(number=0, record=SweptHead(seed=config.seed), config=config, prepared=prepared, fitted=None)
+    return _Choice(swept=swept, fitted=fitted)
 
 
 def _tested(row: SweepRow, heads: Sequence[Swept]) -> SweepRow:
@@ -348,13 +256,7 @@ def _tested(row: SweepRow, heads: Sequence[Swept]) -> SweepRow:
     scores = [record.test for record in records.values() if record.test is not None]
     if not scores:
         return row
-    accuracies = [score.accuracy for score in scores]
-    test = Estimate(
-        accuracy=statistics.fmean(accuracies),
-        loss=statistics.fmean(score.loss for score in scores),
-        spread=statistics.stdev(accuracies) if len(scores) > 1 else None,
-        interval=mean_interval(accuracies),
-    )
+    test = mean_estimate(scores, independent=True)
     return replace(row, heads=tuple(records.get(head.draw, head) for head in row.heads), test=test)
 
 
@@ -366,7 +268,3 @@ def _test_score(swept: Swept) -> Score | None:
         prepared.rows["test"], batch_size=swept.config.head_batch_size, seed=0, device=prepared.place
     )
     return evaluate(swept.fitted().head, rows).score()
-
-
-def _chosen_case(choice: _Choice | None) -> Mapping[str, int | None]:
-    return {"seed": choice.swept.config.seed if choice else None, "draw": choice.swept.record.draw if choice else None}

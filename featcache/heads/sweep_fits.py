@@ -18,6 +18,7 @@ from featcache.errors import HeadError
 from featcache.heads.batches import Batches, StreamedBatches, open_batches
 from featcache.heads.conclusion import Fitted
 from featcache.heads.config import HeadConfig
+from featcache.heads.course import Course, Source
 from featcache.heads.fitting import fit_batches, fit_solved, head_shape, standardisation
 from featcache.heads.metrics import evaluate
 from featcache.heads.placement import free_bytes
@@ -27,7 +28,7 @@ from featcache.heads.standardisation import Standardisation
 from featcache.heads.stopping import Interruption
 from featcache.heads.sweep_plan import Case, Round
 from featcache.heads.sweep_records import SweptHead
-from featcache.heads.together import Course, Source, train_together
+from featcache.heads.together import train_together
 
 # What a stack knows how to do for each head; one with any other option set trains alone.
 STACKED_OPTIONS = frozenset(

@@ -254,5 +254,5 @@ def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def ranked(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
-    """The rows of the most shots first, and of equal ones the best first."""
-    return tuple(sorted(rows, key=lambda row: (row.shots or 0, row.rank), reverse=True))
+    """The best first; with shots, the rows of the most shots first. Those that could not be judged are last."""
+    return tuple(sorted(rows, key=lambda row: (row.estimate is not None, row.shots or 0, row.rank), reverse=True))
