@@ -36,9 +36,17 @@ class SplitRows:
 
     def of_images(self, positions: Rows) -> SplitRows:
         """The rows of some of the images, all views of each: int64 positions among the images, ascending."""
-        views = len(self.rows) // self.images
-        rows = (positions[:, None] * views + np.arange(views)).reshape(-1)
+        rows = (positions[:, None] * self.views + np.arange(self.views)).reshape(-1)
         return replace(self, rows=self.rows[rows], labels=self.labels[rows], images=len(positions))
+
+    def first_views(self) -> SplitRows:
+        """Each image once."""
+        return replace(self, rows=self.rows[:: self.views], labels=self.labels[:: self.views])
+
+    @property
+    def views(self) -> int:
+        """Rows that an image has."""
+        return len(self.rows) // self.images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,19 +67,16 @@ class Cut:
         return sizes | ({} if self.test is None else {"test": self.test.images})
 
 
-def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int, among: Rows | None = None) -> Cut:
+def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut:
     """Cut a cache into train, val and test.
 
-    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`. `among`: only
-    these of the labelled train images, int64 positions; None for all of them.
+    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`.
     Raises HeadError where no head could be trained or chosen: no train split, no labels, a single class, too few
     images, a class missing on one side.
     """
     _require_two_classes(cache)
     notes: list[str] = []
     images = {split: _labelled_images(cache, split, notes) for split in cache.splits}
-    if among is not None:
-        images["train"] = images["train"][among]
     val_source = "val" if len(images.get("val", ())) else "train"
     if val_source == "val":
         notes.append(f"val is the set's own split of {len(images['val'])} images")
@@ -108,9 +113,9 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
 
 
 def train_images(cache: FeatureCache) -> SplitRows:
-    """All labelled train images at their first view. Raises HeadError where no head could be trained on them."""
+    """All labelled train images, all views. Raises HeadError where no head could be trained on them."""
     _require_two_classes(cache)
-    return _split_rows(cache, "train", _labelled_images(cache, "train", []))
+    return _split_rows(cache, "train", _labelled_images(cache, "train", []), views=cache["train"].views)
 
 
 def _require_two_classes(cache: FeatureCache) -> None:

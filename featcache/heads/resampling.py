@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
@@ -35,23 +36,27 @@ class Fold:
 def fold_cuts(cache: FeatureCache, count: int, *, seed: int, val_fraction: float, val_seed: int) -> tuple[Fold, ...]:
     """The labelled train images as `count` folds, every class spread evenly over them.
 
-    Val, which chooses epochs, is the cache's own or cut from the other folds: so a fold's accuracy is that on images
-    which have neither taught nor chosen. Raises HeadError for a class with fewer images than folds, and what
-    `cut_cache` raises.
+    Val, which chooses epochs, is the cache's own or `val_fraction` of each class of the other folds: so a fold's
+    accuracy is that on images which have neither taught nor chosen. Raises HeadError for a class with too few images,
+    and what `cut_cache` raises.
     """
     from sklearn.model_selection import StratifiedKFold
 
+    whole = cut_cache(cache, val_fraction=val_fraction, val_seed=val_seed)
     pool = train_images(cache)
-    _require_images(cache, pool, count, f"{count} folds", "fewer --folds")
+    everyone = pool.first_views()
+    # With two folds, three images: one held out, one for train and one for val.
+    least = max(count, 3 if whole.val.source == "train" else 2)
+    _require_images(cache, pool, least, f"{count} folds", "fewer --folds, or more images (a higher --limit)")
     splitter = StratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
-    return tuple(
-        Fold(
-            number=number,
-            cut=cut_cache(cache, val_fraction=val_fraction, val_seed=val_seed, among=np.asarray(others, np.int64)),
-            held=pool.of_images(np.asarray(held, np.int64)),
-        )
-        for number, (others, held) in enumerate(splitter.split(np.zeros(len(pool)), pool.labels), start=1)
-    )
+    folds = []
+    for number, (others, held) in enumerate(splitter.split(np.zeros(len(everyone)), everyone.labels), start=1):
+        cut = replace(whole, train=pool.of_images(others))
+        if whole.val.source == "train":
+            val = _share_of_each_class(everyone.labels[others], val_fraction, (val_seed, number))
+            cut = replace(cut, train=pool.of_images(others[~val]), val=everyone.of_images(others[val]))
+        folds.append(Fold(number=number, cut=cut, held=everyone.of_images(held)))
+    return tuple(folds)
 
 
 def draw_cuts(cache: FeatureCache, cut: Cut, shots: int, draws: int, *, seed: int) -> tuple[Cut, ...]:
@@ -61,7 +66,7 @@ def draw_cuts(cache: FeatureCache, cut: Cut, shots: int, draws: int, *, seed: in
     fewer train images than shots.
     """
     _require_images(cache, cut.train, shots, f"{shots} shots", "smaller --shots, or more images (a higher --limit)")
-    labels = cut.train.labels[:: len(cut.train.rows) // cut.train.images]
+    labels = cut.train.first_views().labels
     return tuple(replace(cut, train=cut.train.of_images(_drawn(labels, shots, (seed, draw)))) for draw in range(draws))
 
 
@@ -83,9 +88,17 @@ def _drawn(labels: Rows, shots: int, seed: tuple[int, int]) -> Rows:
     return np.sort(np.concatenate(chosen))
 
 
+def _share_of_each_class(labels: Rows, share: float, seed: tuple[int, int]) -> NDArray[np.bool_]:
+    # At least one of each class, and never all.
+    rng, chosen = np.random.default_rng(seed), np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        own = rng.permutation(np.flatnonzero(labels == label))
+        chosen[own[: min(max(1, round(len(own) * share)), len(own) - 1)]] = True
+    return chosen
+
+
 def _require_images(cache: FeatureCache, rows: SplitRows, wanted: int, what: str, hint: str) -> None:
-    views = len(rows) // rows.images
-    counts = np.bincount(rows.labels[::views], minlength=len(cache.classes)).tolist()
+    counts = np.bincount(rows.first_views().labels, minlength=len(cache.classes)).tolist()
     short = [f"{name} ({count})" for name, count in zip(cache.classes, counts, strict=True) if count < wanted]
     if short:
         shown = ", ".join(short[:MOST_NAMED]) + (f" and {len(short) - MOST_NAMED} more" if short[MOST_NAMED:] else "")
