@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featcache.heads.fit import train_head
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweep import sweep
     from featcache.images.opening import open_source
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "load_backbone",
     "open_source",
     "resume_head",
+    "sweep",
     "train_head",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "resume_head": "featcache.heads.resuming",
+    "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",
 }
 

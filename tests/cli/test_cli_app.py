@@ -18,6 +18,7 @@ COMMANDS = (
     "extract",
     "assemble",
     "train-head",
+    "sweep",
     "reproduce",
     "ls",
     "info",
