@@ -137,8 +137,11 @@ def from_torchvision(
     image_size: int | None = None,
     resize: Resize = "squash",
     normalize: str = "weights",
+    transform: Transform | None = None,
 ) -> Network:
     """The torchvision network `name` with `weights`, cut to what `layers` need.
+
+    `transform`: resolved numbers, in place of `image_size`, `resize` and `normalize`.
 
     Raises UnknownName for a layer, InvalidOption for a size or pooling the network cannot do, WeightsError for
     tensors that are missing or of the wrong shape.
@@ -147,7 +150,7 @@ def from_torchvision(
     asked = tuple(dict.fromkeys(layers)) or (family.layer,)
     # A family's own pooling belongs to its own default layer.
     pooling = pool or (family.pool if not layers else "none")
-    transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
+    transform = transform or _normalized(weights, normalize, name).resized_to(image_size, resize)
     empty = networks.build_empty(name)
     part = layer_room.cut(empty, name, asked)
     measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)

@@ -75,9 +75,10 @@ class Pipeline:
         """Stops decoding; what has not been started is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[Rows]:
-        """The features of `samples`, batch by batch, in order. `digests` (n, 32) are what each must hash to.
+    def rows(self, samples: Sequence[Sample], digests: Bytes | None) -> Iterator[Rows]:
+        """The features of `samples`, batch by batch, in order.
 
+        `digests` (n, 32) are what each must hash to; None where any bytes will do.
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
         for decoded in self._decoded(samples, digests):
@@ -100,11 +101,11 @@ class Pipeline:
                 hint="extract with --no-compile",
             ) from error
 
-    def images(self, samples: Sequence[Sample], digests: Bytes) -> Bytes:
+    def images(self, samples: Sequence[Sample], digests: Bytes | None) -> Bytes:
         """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
         return self._decode(samples, digests, range(len(samples))).images
 
-    def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
+    def _decoded(self, samples: Sequence[Sample], digests: Bytes | None) -> Iterator[_Decoded]:
         ahead = self.workers + 1
         pending: deque[Future[_Decoded]] = deque()
         # The size is read anew: it may have halved meanwhile.
@@ -118,23 +119,23 @@ class Pipeline:
                 decoded = pending.popleft().result()
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], digests: Bytes, rows: range) -> _Decoded:
+    def _decode(self, samples: Sequence[Sample], digests: Bytes | None, rows: range) -> _Decoded:
         side = self.backbone.transform.image_size
         images = np.empty((len(rows), side, side, 3), np.uint8)
         index: list[int] = []
         failures: list[Failure] = []
         for row in rows:
             try:
-                images[len(index)] = self._read(samples[row], digests[row].tobytes())
+                images[len(index)] = self._read(samples[row], None if digests is None else digests[row].tobytes())
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
         return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
 
-    def _read(self, sample: Sample, expected: bytes) -> Bytes:
+    def _read(self, sample: Sample, expected: bytes | None) -> Bytes:
         payload = self.source.read(sample)
         # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
+        if expected is not None and digest(payload) != expected:
             raise ImageError(
                 f"{sample.id}: the image changed while it was being extracted",
                 hint="run the command again; with --rehash if it happens twice",

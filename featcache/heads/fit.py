@@ -300,6 +300,7 @@ def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
 
 
 def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
+    weights = cache.provenance.get("weights")
     return FeatureOrigin(
         cache=str(cache.path),
         cache_name=cache.name,
@@ -316,6 +317,8 @@ def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
             )
             for name, array in zip(rows.layers, rows.arrays, strict=True)
         ),
+        weights=weights if isinstance(weights, str) else None,
+        images=cache.selection.source,
     )
 
 

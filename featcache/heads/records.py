@@ -103,12 +103,22 @@ class FeatureLayer:
     scale: float
     offset: float
 
+    def values(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored numbers of any type -> a float32 copy: what a head is given."""
+        values = np.array(stored, dtype=np.float32)
+        if (self.scale, self.offset) != (1.0, 0.0):
+            values *= np.float32(self.scale)
+            values += np.float32(self.offset)
+        return values
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrigin:
     """Where a head's features came from: the cache as it was found, and the spec that determines them.
 
     `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
+    `weights`: where the backbone's weights came from; None for pixels, and in a run that did not write it down.
+    `images`: what names the set of images, a name or a path.
     """
 
     cache: str
@@ -117,6 +127,8 @@ class FeatureOrigin:
     fingerprint: str
     spec: str
     layers: tuple[FeatureLayer, ...]
+    weights: str | None = None
+    images: str | None = None
 
     @property
     def feature_dim(self) -> int:

@@ -28,13 +28,11 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
-from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
-    CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
     WEIGHTS_FILE,
@@ -47,6 +45,7 @@ from featcache.heads.run_files import (
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -212,8 +211,7 @@ def used_caches(runs_dir: Path) -> set[Path]:
 
     Raises HeadError for a run that cannot be read: nobody could say which cache it needs.
     """
-    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    return {_used_cache(folder) for folder in folders if not is_tmp(folder)}
+    return {_used_cache(folder) for folder in run_folders(runs_dir)}
 
 
 def _used_cache(folder: Path) -> Path:
