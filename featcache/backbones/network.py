@@ -59,6 +59,7 @@ class Network(Backbone):
         self.flops_per_image = _count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
         self._part = _with_exact_stem(part).requires_grad_(False)
+        self._normalised = _Normalised(self._part, self.transform, self.layers)
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.place("cpu", "fp32")
 
@@ -84,8 +85,26 @@ class Network(Backbone):
     def _rows(self, batch: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            outputs = self._part(self.transform.normalize(batch))
-            return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
+            features: dict[str, Tensor] = self._normalised(batch)
+            return features
+
+    def module(self) -> nn.Module:
+        self.place("cpu", "fp32")
+        return self._normalised
+
+
+class _Normalised(nn.Module):
+    """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
+
+    def __init__(self, part: nn.Module, transform: Transform, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.part = part
+        self.transform = transform
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        outputs = self.part(self.transform.normalize(images))
+        return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
 
 
 class _FullPrecision(nn.Module):

@@ -11,7 +11,7 @@ from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import Transform
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Pixels(Backbone):
@@ -47,3 +47,12 @@ class Pixels(Backbone):
 
         channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
         return {"pixels": torch.from_numpy(channels_first.reshape(len(images), -1))}
+
+    def module(self) -> nn.Module:
+        from torch import nn
+
+        class Bytes(nn.Module):
+            def forward(self, images: Tensor) -> dict[str, Tensor]:
+                return {"pixels": images.flatten(start_dim=1)}
+
+        return Bytes()

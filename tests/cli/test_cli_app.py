@@ -19,6 +19,7 @@ COMMANDS = (
     "train-head",
     "reproduce",
     "predict",
+    "export",
     "ls",
     "info",
     "verify",

@@ -26,8 +26,10 @@ def write_pictures(root: Path, train: int = 12, test: int = 4) -> Path:
             (root / split / name).mkdir(parents=True)
             for number in range(count):
                 height, width = random.integers(24, 60, 2)
-                pixels = random.integers(0, 160, (height, width, 3), dtype=np.uint8)
-                pixels[..., label] += np.uint8(90)
+                # Not too easy: probabilities of 0 and 1 would hide every difference.
+                tint = random.integers(0, 60, 3, dtype=np.uint8)
+                tint[label] += 30
+                pixels = random.integers(0, 160, (height, width, 3), dtype=np.uint8) + tint
                 Image.fromarray(pixels).save(root / split / name / f"{number:02d}.png")
     return root
 
