@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
+    from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.images.opening import open_source
     from featcache.inference.prediction import predict
@@ -33,6 +34,7 @@ __all__ = [
     "load_backbone",
     "open_source",
     "predict",
+    "resume_head",
     "train_head",
 ]
 
@@ -45,6 +47,7 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "predict": "featcache.inference.prediction",
+    "resume_head": "featcache.heads.resuming",
     "train_head": "featcache.heads.fit",
 }
 

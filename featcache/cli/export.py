@@ -10,7 +10,7 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.predict import SECTION
+from featcache.cli.predict import SECTION, weights_said
 from featcache.cli.printing import print_json, print_pairs
 from featcache.cli.terminal import Terminal
 from featcache.errors import InvalidOption
@@ -39,9 +39,10 @@ class RunExportOptions:
         int, typer.Option(help="On so many of them.", metavar="<images>", min=1, rich_help_panel=_RUN)
     ] = 32
     weights: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Where the backbone's weights are now. [default: where they were when the head was trained]",
+            help="Where the backbone's weights are now; of several: BACKBONE=SOURCE, repeated. "
+            "[default: where they were when the head was trained]",
             metavar="<source>",
             rich_help_panel=_RUN,
         ),
@@ -85,7 +86,7 @@ def register(app: typer.Typer) -> None:
                 _format(format, output),
                 verify_images=options.verify_images,
                 verify_limit=options.verify_limit,
-                weights=options.weights,
+                weights=weights_said(options.weights),
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
                 reporter=terminal,

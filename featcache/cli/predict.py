@@ -24,8 +24,8 @@ RUN = typer.Argument(help="Its path, its name in --runs-dir, how that begins, or
 _WHAT = "What is shown"
 _HOW = "How it is computed"
 _WEIGHTS = typer.Option(
-    help="Where the backbone's weights are now; they must be those the head was trained on. "
-    "[default: where they were then]",
+    help="Where the backbone's weights are now; they must be those the head was trained on. Of several backbones: "
+    "BACKBONE=SOURCE, repeated. [default: where they were then]",
     metavar="<source>",
     rich_help_panel=_HOW,
 )
@@ -48,7 +48,7 @@ class PredictOptions:
         ),
     ] = 0
     csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_WHAT)] = False
-    weights: Annotated[str | None, _WEIGHTS] = None
+    weights: Annotated[list[str] | None, _WEIGHTS] = None
     precision: Annotated[
         Literal["fp32", "auto", "bf16", "fp16"],
         typer.Option(help="How features are computed.", rich_help_panel=_HOW),
@@ -96,7 +96,7 @@ def register(app: typer.Typer) -> None:
                 _named(images),
                 top=options.top,
                 neighbours=options.neighbours,
-                weights=options.weights,
+                weights=weights_said(options.weights),
                 precision=options.precision,
                 device=options.device,
                 batch_size=number_or_auto(options.batch_size, "--batch-size"),
@@ -112,6 +112,18 @@ def register(app: typer.Typer) -> None:
             _print_csv(predicted)
         else:
             _print_table(predicted)
+
+
+def weights_said(values: Sequence[str] | None) -> str | dict[str, str] | None:
+    """`SOURCE`, or `BACKBONE=SOURCE` as often as there are backbones."""
+    if not values:
+        return None
+    if len(values) == 1 and "=" not in values[0]:
+        return values[0]
+    pairs = [value.partition("=") for value in values]
+    if not all(name and source for name, _, source in pairs):
+        raise typer.BadParameter("of several, say whose they are: BACKBONE=SOURCE", param_hint="--weights")
+    return {name: source for name, _, source in pairs}
 
 
 def _named(images: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
 from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.plan import described_augmentation
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
@@ -48,7 +49,11 @@ class Recomputation:
 
 
 def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
-    """The backbone that computed this cache. Raises what `rebuilt` raises."""
+    """The backbone that computed this cache.
+
+    Raises what `rebuilt` raises, and ExtractionError where its views were augmented with other numbers.
+    """
+    _require_same_augmentation(cache.spec, cache)
     source = cache.provenance.get("weights")
     return rebuilt(cache.spec, str(source) if source else None, what=cache.name, weights_dir=weights_dir)
 
@@ -67,7 +72,7 @@ def rebuilt(
         weights=said,
         layers=() if spec.backbone == "pixels" else spec.layer_names,
         pool=spec.pool,
-        transform=Transform.of(spec.transform),
+        transform=_transform(spec),
         weights_dir=weights_dir,
     )
     require_same(backbone, spec, what)
@@ -105,12 +110,25 @@ def require_same(backbone: Backbone, spec: Spec, what: str) -> None:
                 f"{_short(layer.weights)}, got {_short(found.get(layer.name))}",
                 hint=f"put the old weights back, or {_SAY_WHERE}; to use new ones, extract and train again",
             )
-    if (backbone.name, backbone.pool, backbone.transform) != (spec.backbone, spec.pool, Transform.of(spec.transform)):
+    if (backbone.name, backbone.pool, backbone.transform) != (spec.backbone, spec.pool, _transform(spec)):
         raise WeightsError(f"the backbone {backbone.name} is not that of {what}: expected {spec.backbone}")
+
+
+def _transform(spec: Spec) -> Transform:
+    """That of the plain rows: how views are augmented is no part of it."""
+    return Transform.of(spec.without_views().transform)
 
 
 def _short(digest: str | None) -> str:
     return "none" if digest is None else f"{digest[:12]}.."
+
+
+def _require_same_augmentation(spec: Spec, cache: FeatureCache) -> None:
+    if spec.transform.get("augmentation") != described_augmentation(spec.views):
+        raise ExtractionError(
+            f"the augmentation of {cache.name} has other numbers than this version's",
+            hint="use the featcache it was made with, or extract again",
+        )
 
 
 def recompute(
@@ -157,11 +175,20 @@ def _recomputed(
 ) -> Recomputation:
     by_id = {sample.id: sample for sample in source.samples(split.name)}
     samples = [_sample(by_id, split.ids[row], cache) for row in rows]
-    pipeline = Pipeline(source=source, backbone=backbone, dtype=split.spec.dtype, batch_size=32, workers=threads)
+    pipeline = Pipeline(
+        source=source,
+        backbone=backbone,
+        dtype=split.spec.dtype,
+        batch_size=32,
+        workers=threads,
+        view_seed=split.spec.view_seed or 0,
+    )
+    views = rows % split.views
     with closing(pipeline):
         if split.spec.runner == "compiled" and backbone.fixed_batch is None:
             pipeline.compile()
-        blocks = list(pipeline.rows(samples, split.digests[rows]))
+        # The first of an image's rows carries the image's own digest.
+        blocks = list(pipeline.rows(samples, split.digests[rows - views], views))
     for block in blocks:
         if block.failures:
             raise ExtractionError(block.failures[0].error.message, hint="extract again: changed rows are replaced")

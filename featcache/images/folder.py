@@ -114,6 +114,12 @@ def image_files(folder: Path) -> list[str]:
     return found
 
 
+def has_images(folder: Path) -> bool:
+    """Whether an image lies in a folder or below it. Raises SourceError where it cannot be listed."""
+    root = str(folder.resolve())
+    return next(_walk(root, "", (_identity(root),)), None) is not None
+
+
 def _walk(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
     for entry in _entries(folder):
         path = prefix + entry.name

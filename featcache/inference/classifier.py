@@ -7,7 +7,7 @@ rounded to the type a cache stores.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from featcache.backbones.backbone import Backbone
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
-from featcache.errors import CacheError
+from featcache.errors import CacheError, InvalidOption
 from featcache.extraction import devices
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.rebuild import rebuilt, require_same
@@ -30,6 +30,8 @@ from featcache.images.sources import ImageSource, Sample
 
 # Images that are read, computed and answered for together: it bounds what is in memory.
 CHUNK = 256
+
+Weights = str | Path | Mapping[str, str | Path] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,7 +75,7 @@ class Classifier:
         cls,
         run: Run,
         *,
-        weights: str | Path | None = None,
+        weights: Weights = None,
         backbone: Backbone | None = None,
         data_dir: Path = Path("data"),
         device: str = "auto",
@@ -81,14 +83,16 @@ class Classifier:
     ) -> Classifier:
         """Rebuild what a run's record describes.
 
-        `weights`: where they are now, if elsewhere than when the head was trained. `backbone`: one's own, for a run
-        whose backbone was a module. `data_dir` holds downloaded weights.
-        Raises WeightsError where the weights are not there or are others, HeadError where the head is damaged.
+        `weights`: where they are now, if elsewhere than when the head was trained; of several backbones by name.
+        `backbone`: one's own, for a run whose backbone was a module. `data_dir` holds downloaded weights.
+        Raises WeightsError where the weights are not there or are others, HeadError where the head is damaged,
+        InvalidOption for weights of a backbone that the head does not read.
         """
         place = devices.resolve_device(device)
+        origins = run.features.origins
         branches = [
-            Branch(backbone=_backbone(run, origin, weights, backbone, data_dir), layers=origin.layers)
-            for origin in origins(run)
+            Branch(backbone=_backbone(run, origin, where, backbone, data_dir), layers=origin.layers)
+            for origin, where in zip(origins, _places(weights, origins), strict=True)
         ]
         return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place))
 
@@ -134,9 +138,19 @@ class Classifier:
         return result
 
 
-def origins(run: Run) -> tuple[FeatureOrigin, ...]:
-    """Where the head's features come from, in the order in which they stand side by side."""
-    return (run.features,)
+def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Path | None]:
+    """For each cache where its backbone's weights are now, None for where they were."""
+    names = [origin.backbone for origin in origins]
+    if isinstance(weights, Mapping):
+        if strangers := sorted(set(weights) - set(names)):
+            raise InvalidOption(f"--weights: expected {', '.join(names)}, got {', '.join(strangers)}")
+        return [weights.get(name) for name in names]
+    if weights is not None and len(names) > 1:
+        raise InvalidOption(
+            f"the head reads {len(names)} backbones, and --weights {weights} could be of any",
+            hint=f"say whose they are: --weights {names[0]}={weights}",
+        )
+    return [weights] * len(names)
 
 
 def spec_of(origin: FeatureOrigin) -> Spec:

@@ -26,7 +26,7 @@ from featcache.extraction.run import Execution
 from featcache.heads.runs import Run
 from featcache.heads.shelf import find_run
 from featcache.images import ArraySource, decode
-from featcache.inference.classifier import Classifier, origins, spec_of
+from featcache.inference.classifier import Classifier, Weights, spec_of
 from featcache.inference.formats import NETWORK_FORMATS, Ask, NetworkFormat
 from featcache.inference.network import WholeNetwork
 from featcache.inference.pictures import Images, opened
@@ -69,7 +69,7 @@ def export_run(
     *,
     verify_images: Images | None = None,
     verify_limit: int = 32,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     backbone: Backbone | None = None,
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
@@ -197,7 +197,7 @@ def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
                 "weights": {layer.name: layer.weights for layer in spec_of(origin).layers},
                 "transform": json.loads(origin.spec)["transform"],
             }
-            for origin in origins(run)
+            for origin in run.features.origins
         ],
         "input": "images: uint8 (N, H, W, 3), RGB, any N, H and W",
         "output": "probabilities: float32 (N, classes)",

@@ -3,69 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound
+from featcache.heads.batches import StreamedBatches
+from featcache.heads.cuts import SplitRows
+from featcache.heads.joining import CacheLayers, joined_rows
 from featcache.heads.records import FeatureOrigin
 from featcache.heads.runs import Run
-from featcache.inference.classifier import origins, spec_of
+from featcache.inference.classifier import spec_of
 from featcache.inference.records import NearImage
-
-# What a block of train features may take as float32.
-_BLOCK_BYTES = 128 << 20
 
 
 class NearestImages:
-    """The train split of the cache that a head was trained on.
+    """The train split of the caches that a head was trained on, its plain rows.
 
-    Raises CacheNotFound where the cache is gone or holds other features now.
+    Raises CacheNotFound where a cache is gone or holds other features now.
     """
 
     def __init__(self, run: Run, *, data_dir: Path) -> None:
-        (origin,) = origins(run)
-        self._layers = origin.layers
-        self._cache = _opened(origin, data_dir)
-        self._split = self._cache["train"]
-        self._arrays = [self._split.layer(layer.name) for layer in origin.layers]
+        with ExitStack() as opened:
+            origins = run.features.origins
+            caches = [opened.enter_context(_opened(origin, data_dir)) for origin in origins]
+            self._classes, self._split = caches[0].classes, caches[0]["train"]
+            # An image's views follow each other, the plain one first.
+            plain = np.arange(0, len(self._split), self._split.views)
+            chosen = SplitRows(source="train", rows=plain, labels=self._split.labels[plain], images=len(plain))
+            columns = [
+                CacheLayers(cache=cache, layers=tuple(layer.name for layer in origin.layers))
+                for cache, origin in zip(caches, origins, strict=True)
+            ]
+            self._rows = joined_rows(columns, chosen)
+            self._open = opened.pop_all()
 
     def find(self, features: NDArray[np.float32], count: int) -> list[tuple[NearImage, ...]]:
         """The `count` nearest images of each row of float32 (n, D), nearest first. The whole split is read once."""
-        asked = torch.nn.functional.normalize(torch.from_numpy(features), dim=1)
-        # With several views of an image, its nearest one speaks for it.
-        kept = min(count * self._cache.spec.views, len(self._split))
+        asked = F.normalize(torch.from_numpy(features), dim=1)
         near, rows = torch.empty((len(asked), 0)), torch.empty((len(asked), 0), dtype=torch.int64)
         for start, block in self._blocks():
-            cosines = asked @ torch.nn.functional.normalize(block, dim=1).T
-            near = torch.cat([near, cosines], dim=1)
+            near = torch.cat([near, asked @ F.normalize(block, dim=1).T], dim=1)
             rows = torch.cat([rows, torch.arange(start, start + len(block)).expand(len(asked), -1)], dim=1)
-            near, best = near.topk(min(kept, near.shape[1]), dim=1)
+            near, best = near.topk(min(count, near.shape[1]), dim=1)
             rows = rows.gather(1, best)
-        return [self._named(*pair, count) for pair in zip(near.tolist(), rows.tolist(), strict=True)]
+        return [self._named(*pair) for pair in zip(near.tolist(), rows.tolist(), strict=True)]
 
     def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        wide = sum(layer.dim for layer in self._layers)
-        rows = max(1, _BLOCK_BYTES // (4 * wide))
-        for start in range(0, len(self._split), rows):
-            stored = [array.gather(slice(start, start + rows)) for array in self._arrays]
-            values = [layer.values(part) for layer, part in zip(self._layers, stored, strict=True)]
-            yield start, torch.from_numpy(np.concatenate(values, axis=1))
+        """First position and features, float32 (n, D), of blocks of the train rows."""
+        start = 0
+        batches = StreamedBatches(self._rows, batch_size=1, seed=0, device=torch.device("cpu"))
+        for block, _ in batches.in_order():
+            yield start, block
+            start += len(block)
 
-    def _named(self, similarities: Sequence[float], rows: Sequence[int], count: int) -> tuple[NearImage, ...]:
-        found: dict[str, NearImage] = {}
-        for similarity, row in zip(similarities, rows, strict=True):
-            name, label = self._split.ids[row], int(self._split.labels[row])
-            known = None if label < 0 else self._cache.classes[label]
-            found.setdefault(name, NearImage(id=name, label=known, similarity=similarity))
-        return tuple(found.values())[:count]
+    def _named(self, similarities: Sequence[float], positions: Sequence[int]) -> tuple[NearImage, ...]:
+        rows, ids, labels = self._rows.chosen.rows[list(positions)], self._split.ids, self._split.labels
+        return tuple(
+            NearImage(id=ids[row], label=None if labels[row] < 0 else self._classes[labels[row]], similarity=similarity)
+            for row, similarity in zip(rows.tolist(), similarities, strict=True)
+        )
 
     def close(self) -> None:
-        """Close the cache."""
-        self._cache.close()
+        """Close the caches."""
+        self._open.close()
 
 
 def _opened(origin: FeatureOrigin, data_dir: Path) -> FeatureCache:

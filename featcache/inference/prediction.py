@@ -23,7 +23,7 @@ from featcache.extraction.run import Execution
 from featcache.heads.runs import Run
 from featcache.heads.shelf import find_run
 from featcache.images.sources import Sample
-from featcache.inference.classifier import Answers, Classifier
+from featcache.inference.classifier import Answers, Classifier, Weights
 from featcache.inference.nearest import NearestImages
 from featcache.inference.pictures import Images, opened
 from featcache.inference.records import Guess, ImagePrediction, Predicted, Unread
@@ -35,7 +35,7 @@ def predict(
     *,
     top: int = 3,
     neighbours: int = 0,
-    weights: str | Path | None = None,
+    weights: Weights = None,
     backbone: Backbone | None = None,
     precision: Literal["fp32", "auto", "bf16", "fp16"] = "fp32",
     device: str = "auto",
@@ -52,8 +52,9 @@ def predict(
     of a folder with images anywhere in it, of a zip or tar of some, several of these, an ImageSource, or uint8 arrays
     (H, W, 3). `top`: how many classes are named for an image. `neighbours`: how many of the nearest cached train
     images are shown, by cosine; it needs the cache that the head was trained on. `weights`: where the backbone's
-    weights are now, if elsewhere than when the head was trained. `backbone`: one's own, where the run's was a module.
-    `precision`: how features are computed. `on_error`: "fail" at the first image that cannot be read, or "skip".
+    weights are now, if elsewhere than when the head was trained; of several backbones a mapping by name. `backbone`:
+    one's own, where the run's was a module. `precision`: how features are computed. `on_error`: "fail" at the first
+    image that cannot be read, or "skip".
 
     Raises WeightsError where the weights are gone or are not those the head was trained on, HeadError or UnknownName
     for the run, SourceError or ImageError for images, CacheNotFound where neighbours need a cache that is gone.

@@ -13,7 +13,6 @@ from featcache.errors import CacheError, ExportError, FeatcacheError, SourceErro
 from featcache.heads.records import FeatureOrigin
 from featcache.heads.runs import Run
 from featcache.images import dataset_names, decode, describe, open_source, select
-from featcache.inference.classifier import origins
 
 _HINT = "name some: --verify-images, a folder, an archive or a file"
 
@@ -23,7 +22,7 @@ def cached_images(run: Run, limit: int, data_dir: Path) -> list[NDArray[np.uint8
 
     Raises ExportError where they are not to be had without a download.
     """
-    name = _name(origins(run)[0])
+    name = _name(run.features)
     if name is None:
         raise ExportError(f"{run.folder.name} does not say which images it was trained on", hint=_HINT)
     try:

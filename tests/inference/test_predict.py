@@ -74,6 +74,26 @@ def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_
     assert len(predict(run, house.test_images(), data_dir=tmp_path)) == 12
 
 
+def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    exact = {"dtype": "float32", "precision": "fp32", "compile": False}
+    weights = {"resnet18": "random:1", "squeezenet1_1": "random:2"}
+    deep = featcache.extract(house.pictures, list(weights), weights=weights, image_size=40, data_dir=data, **exact)  # type: ignore[call-overload]
+    pixels = featcache.extract(house.pictures, "pixels", image_size=8, data_dir=data)
+    run = featcache.train_head(deep[0], "ridge", beside=[pixels, deep[1]], runs_dir=tmp_path / "runs", val_fraction=0.5)
+    kept = run.predictions("test")
+    predicted = predict(run, house.test_images(), neighbours=1, data_dir=data)
+    assert np.allclose(predicted.probabilities, kept.probabilities, atol=1e-4)
+    train = house.pictures / "train" / "cat" / "03.png"
+    (image,) = predict(run, train, neighbours=1, data_dir=data)
+    assert image.neighbours[0].id == "train/cat/03.png"
+    exported = featcache.inference.export_run(run, tmp_path / "head.pt2", "pt2", data_dir=data)
+    assert exported.greatest_difference < 1e-5
+    for weights_of in ("random:2", {"squeezenet1_1": "random:3"}, {"vgg16": "random:1"}):
+        with pytest.raises((WeightsError, InvalidOption), match=r"--weights|random:3"):
+            predict(run, train, weights=weights_of, data_dir=data)
+
+
 def test_crops_are_made_as_they_were(house: House) -> None:
     run = house.trained("ridge", resize="crop", normalize="half")
     assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
@@ -306,8 +326,17 @@ def test_options_that_cannot_be_are_refused(house: House, pixel_run: Run, option
 
 
 def test_real_weights_and_images_say_what_they_said(vgg_weights: Path, cifar_zip: Path, tmp_path: Path) -> None:
-    options = {"weights": vgg_weights, "image_size": 64, "dtype": "float32", "precision": "fp32", "compile": False}
-    cache = featcache.extract(cifar_zip, "vgg16", limit=40, data_dir=tmp_path, **options)  # type: ignore[arg-type]
+    cache = featcache.extract(
+        cifar_zip,
+        "vgg16",
+        weights=vgg_weights,
+        image_size=64,
+        dtype="float32",
+        precision="fp32",
+        compile=False,
+        limit=40,
+        data_dir=tmp_path,
+    )
     run = featcache.train_head(cache, "centroid", val_fraction=0.5, val_seed=3, runs_dir=tmp_path / "runs")
     kept = run.predictions("test")
     with zipfile.ZipFile(cifar_zip) as archive:
