@@ -2,6 +2,7 @@
 
     cache = featcache.extract("photos/", backbone="vgg16")
     run = featcache.train_head(cache, head="mlp:128,64")
+    featcache.predict(run, "photos/new/")
 
 The public names are those of `__all__`; they are resolved when they are first used, so that `import featcache`
 costs next to nothing and never imports torch.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from featcache.heads.runs import Run
     from featcache.heads.sweep import sweep
     from featcache.images.opening import open_source
+    from featcache.inference.prediction import predict
 
 __all__ = [
     "FeatcacheError",
@@ -32,6 +34,7 @@ __all__ = [
     "from_module",
     "load_backbone",
     "open_source",
+    "predict",
     "resume_head",
     "sweep",
     "train_head",
@@ -45,6 +48,7 @@ _HOMES = {
     "from_module": "featcache.backbones.network",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
+    "predict": "featcache.inference.prediction",
     "resume_head": "featcache.heads.resuming",
     "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",

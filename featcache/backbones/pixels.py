@@ -12,7 +12,7 @@ from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import Transform
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Pixels(Backbone):
@@ -47,3 +47,12 @@ class Pixels(Backbone):
         import torch
 
         return {"pixels": torch.as_tensor(images).permute(0, 3, 1, 2).flatten(1)}
+
+    def module(self) -> nn.Module:
+        from torch import nn
+
+        class Bytes(nn.Module):
+            def forward(self, images: Tensor) -> dict[str, Tensor]:
+                return {"pixels": images.flatten(start_dim=1)}
+
+        return Bytes()

@@ -37,7 +37,6 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CHECKPOINT_FILE,
-    CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
     SWEEP_FILE,
@@ -53,6 +52,7 @@ from featcache.heads.run_files import (
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -234,10 +234,9 @@ def used_caches(runs_dir: Path) -> set[Path]:
 
     Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    used: set[Path] = set()
-    for file, caches_of in ((CONFIG_FILE, _used_caches), (SWEEP_FILE, _swept_caches)):
-        folders = (path.parent for path in sorted(runs_dir.glob(f"*/{file}")))
-        used.update(cache for folder in folders if not is_tmp(folder) for cache in caches_of(folder))
+    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
+    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
+    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
     for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
         about, _ = read_checkpoint_metadata(checkpoint)
         used |= set(map(Path, about["caches"]))

@@ -20,6 +20,8 @@ COMMANDS = (
     "train-head",
     "sweep",
     "reproduce",
+    "predict",
+    "export",
     "ls",
     "info",
     "verify",
