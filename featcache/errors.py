@@ -16,7 +16,8 @@
     │   ├── CacheBusy         somebody else is writing it
     │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
-    └── HeadError             a head cannot be trained on, or applied to, what was given
+    ├── HeadError             a head cannot be trained on, or applied to, what was given
+    └── ReportError           a report cannot be made of what was given, or cannot be written
 
 A message says what was expected and what was got; the hint says what to do. The command line translates
 them once, into two lines on stderr and exit code 1.
@@ -134,3 +135,7 @@ class ExtractionError(FeatcacheError):
 
 class HeadError(FeatcacheError):
     """A head cannot be trained on, or applied to, what was given."""
+
+
+class ReportError(FeatcacheError):
+    """A report cannot be made of what was given, or cannot be written."""
