@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featcache.heads.fit import train_head
     from featcache.heads.runs import Run
     from featcache.images.opening import open_source
+    from featcache.report.writing import write_report
 
 __all__ = [
     "FeatcacheError",
@@ -31,6 +32,7 @@ __all__ = [
     "load_backbone",
     "open_source",
     "train_head",
+    "write_report",
 ]
 
 _HOMES = {
@@ -42,6 +44,7 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "train_head": "featcache.heads.fit",
+    "write_report": "featcache.report.writing",
 }
 
 

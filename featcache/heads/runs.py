@@ -32,6 +32,7 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
+from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CONFIG_FILE,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +181,19 @@ class Run:
                 values = torch.from_numpy(self._values(rows[start : start + batch_rows]))
                 parts.append(head(values).softmax(dim=1).numpy())
         return np.concatenate(parts)
+
+    def report(self, path: Path | str | None = None, **options: Any) -> Path:
+        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+
+        `options`: those of `featcache.write_report`, which does it.
+        """
+        # The package's door, asked when it is needed: heads know nothing of pages.
+        import featcache
+
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def _values(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         values = np.array(rows, dtype=np.float32)

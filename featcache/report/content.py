@@ -100,8 +100,9 @@ def _run_data(shelf: Shelf, subject: Subject) -> Values:
 # --- runs beside each other --------------------------------------------------------------------------------
 
 RUN_COLUMNS = (
-    *(("Run", False), ("Features", False), ("Settings", False), ("Val accuracy", True), ("Test accuracy", True)),
-    *(("Test loss", True), ("Calibration error", True), ("Epochs", True), ("Seconds", True), ("Parameters", True)),
+    *(("Run", False), ("Test accuracy", True), ("Val accuracy", True), ("Test loss", True)),
+    *(("Calibration error", True), ("Epochs", True), ("Seconds", True), ("Parameters", True)),
+    *(("Features", False), ("Settings", False)),
 )
 
 
@@ -123,23 +124,23 @@ def _cells(subject: Subject) -> list[Values]:
     done, measured = subject.run.training, subject.measured
     low, high = measured.accuracy_interval
     settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in subject.settings.items())
-    tested = done.test is not None
+    kind = "tried" if subject.run.config.architecture.solved else f"best {done.best_epoch}"
+    test = [
+        _cell(per_cent(measured.accuracy, 2), measured.accuracy, f"{per_cent(low)} to {per_cent(high)}"),
+        _cell(f"{subject.score.loss:.4f}", subject.score.loss),
+    ]
+    # Without a test split there is nothing to say of it.
+    accuracy, loss = test if done.test is not None else (_cell("", ""), _cell("", ""))
     return [
-        _cell(subject.run.features.label),
-        _cell(settings or "as by default"),
+        accuracy,
         _cell(per_cent(done.val.accuracy, 2), done.val.accuracy),
-        _cell(per_cent(measured.accuracy, 2), measured.accuracy, f"{per_cent(low)} to {per_cent(high)}")
-        if tested
-        else _cell("", ""),
-        _cell(f"{subject.score.loss:.4f}", subject.score.loss) if tested else _cell("", ""),
+        loss,
         _cell(per_cent(measured.calibration_error), measured.calibration_error),
-        _cell(
-            str(done.epochs),
-            done.epochs,
-            "tried" if subject.run.config.architecture.solved else f"best {done.best_epoch}",
-        ),
+        _cell(str(done.epochs), done.epochs, kind),
         _cell(f"{done.seconds:,.1f}", done.seconds, done.device),
         _cell(f"{done.trainable:,}", done.trainable),
+        _cell(subject.run.features.label),
+        _cell(settings or "as by default"),
     ]
 
 
@@ -199,7 +200,7 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
         ("images", images),
         ("cache", f"{run.features.cache_name}, fingerprint {run.features.fingerprint[:12]}"),
         ("run", run.folder.name),
-        ("trained", f"{run.created}, {run.training.device}"),
+        ("trained", f"{run.created[:16].replace('T', ' ')} UTC, on {run.training.device}"),
         ("versions", ", ".join(f"{name} {number}" for name, number in run.versions.items())),
     ]
     top5 = [("top 5", per_cent(measured.top5))] if measured.top5 is not None else []

@@ -191,7 +191,6 @@ def test_a_set_that_must_not_be_downloaded_is_not(tmp_path: Path, monkeypatch: p
     assert (asked, list(tmp_path.iterdir())) == ([], [])
 
 
-
 @pytest.mark.parametrize("name", ["stanford_cars", "fer2013"])
 def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(name: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="torchvision cannot download it") as caught:

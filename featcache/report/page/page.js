@@ -83,8 +83,11 @@
   function described(run, image) {
     const told = words(run, image);
     const parts = document.createDocumentFragment();
-    parts.append(made("span", told.label), " ", made("span", `said: ${told.answer}, ${told.sure}`, told.right ? "said right" : "said"));
-    parts.append(made("span", told.id, "id"));
+    const said = made("span", `said ${told.answer} `, told.right ? "said right" : "said");
+    const id = made("span", told.id, "id");
+    said.append(made("span", told.sure, "sure"));
+    id.title = told.id;
+    parts.append(made("strong", told.label), said, id);
     return parts;
   }
 
