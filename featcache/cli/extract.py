@@ -1,13 +1,14 @@
-"""`featcache extract`: images through a frozen backbone, once, into a cache."""
+"""`featcache extract`: images through frozen backbones, once, into caches."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import typer
 
 from featcache.cli.commands import command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, RunOptions, number_or_auto, requested
+from featcache.cli.options import BackbonesOptions, Common, ImageOptions, RunOptions, number_or_auto, requested
 from featcache.cli.printing import human_rows, human_seconds, print_json, print_line, print_pairs
 from featcache.cli.terminal import Terminal
 from featcache.extraction.reporting import human_bytes
@@ -20,14 +21,14 @@ def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
     @command(app, "extract", section="From images to a head")
-    def extract(what: BackboneOptions, images: ImageOptions, how: RunOptions, common: Common) -> None:
-        """Run a frozen backbone over images once, and cache its features.
+    def extract(what: BackbonesOptions, images: ImageOptions, how: RunOptions, common: Common) -> None:
+        """Run frozen backbones over images once, and cache their features.
 
         Rows that a cache or an unfinished extraction already holds are never computed again: the same command,
         run again after an interruption, goes on where it stopped, and is done at once when all is there.
         """
         from featcache.extraction.request import Request
-        from featcache.extraction.run import Execution, extract
+        from featcache.extraction.run import Execution, extract, extract_each
 
         execution = Execution(
             device=how.device,
@@ -38,13 +39,24 @@ def register(app: typer.Typer) -> None:
             wait=not how.no_wait,
             rehash=how.rehash,
         )
-        request = Request(**requested(what, images, common))
+        requests = [Request(**requested(one, images, common)) for one in what.each()]
         with Terminal(quiet=common.quiet) as terminal:
-            extraction = extract(request, execution, reporter=terminal)
+            if len(requests) == 1:
+                done = [extract(requests[0], execution, reporter=terminal)]
+            else:
+                done = list(extract_each(requests, execution, reporter=terminal))
         if common.json:
-            print_json(extraction.to_json())
+            answers = [extraction.to_json() for extraction in done]
+            print_json(answers[0] if len(answers) == 1 else {"extractions": answers})
         else:
-            _show(extraction)
+            _show_all(done)
+
+
+def _show_all(done: Sequence[Extraction]) -> None:
+    for number, extraction in enumerate(done):
+        if number:
+            print_line()
+        _show(extraction)
 
 
 def _where_time_went(shares: dict[str, float]) -> str:

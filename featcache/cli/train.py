@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -124,6 +126,23 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_HEAD,
             ),
         ] = None,
+        beside: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--with",
+                help="A further cache of the same images, whose features stand beside; may be repeated.",
+                metavar="<cache>",
+                rich_help_panel=_CACHE,
+            ),
+        ] = None,
+        concat: Annotated[
+            bool,
+            typer.Option(
+                "--concat",
+                help="Read all layers, side by side. With --layer those; backbone/layer is that of one cache only.",
+                rich_help_panel=_CACHE,
+            ),
+        ] = False,
         *,
         context: typer.Context,
         head: HeadOptions,
@@ -136,6 +155,7 @@ def register(app: typer.Typer) -> None:
         Say which cache by its name, or by the options it was extracted with; with neither, the only one there is.
         Val decides which epoch is kept; test is looked at once, at the end.
         """
+        from featcache.extraction import matching
         from featcache.heads import train_head
         from featcache.heads.recipes import recipe as recipe_called
 
@@ -143,14 +163,16 @@ def register(app: typer.Typer) -> None:
         options = asdict(head) | ({} if known is None else _left_to(known, context))
         with Terminal(quiet=common.quiet) as terminal:
             found = find(cache, what, images, common, known)
+            others = [matching.by_name(common.features_dir, name).path for name in beside or ()]
 
             def progress(epoch: EpochRecord) -> None:
                 terminal.advance("training", epoch.epoch, epoch.max_epochs)
 
             run = train_head(
                 found.path,
+                beside=others,
                 **options,
-                layer=what.layer or found.layers,
+                layer=what.layer or (_every_layer([found.path, *others]) if concat else found.layers),
                 runs_dir=common.runs_dir,
                 progress=progress,
                 report=terminal.say,
@@ -211,6 +233,17 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
+def _every_layer(paths: Sequence[Path]) -> list[str]:
+    """The names of all layers that these caches hold."""
+    from featcache.cache.reader import FeatureCache
+
+    names: dict[str, None] = {}
+    for path in paths:
+        with FeatureCache.open(path) as cache:
+            names |= dict.fromkeys(cache.layers)
+    return list(names)
+
+
 def _way(run: Run) -> tuple[str, str]:
     # How many epochs there were, or what a solver tried.
     done = run.training
@@ -235,7 +268,7 @@ def _show(run: Run) -> None:
             _way(run),
             ("views", run.features.views_told),
             ("took", human_seconds(result["seconds"])),
-            ("cache", result["cache"]),
+            *(("cache", cache) for cache in (result["cache"], *result["beside"])),
             ("run", result["run"]),
         ]
     )

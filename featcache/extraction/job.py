@@ -6,11 +6,10 @@ Parts are idempotent, so the same job after a kill, or two jobs at once, end wit
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +33,32 @@ from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
-from featcache.extraction.plan import Plan, plan_rows
+from featcache.extraction.plan import Plan
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
-from featcache.extraction.stages import Stages
+from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.stages import Stages, Stopwatch
 from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
 
+#: Yields how far it is, as a row of the plan, whenever another job may take its turn.
+Steps = Generator[int, None, Extraction]
+_BEGUN = -1
+
 
 @dataclass(kw_only=True)
 class Job:
-    """Everything settled: what to compute (`spec`), of which images, and how fast."""
+    """Everything settled: what to compute (`spec`), of which images, and how fast.
+
+    Jobs that share their `images` may be done side by side, in turns (`run.extract_each`).
+    """
 
     request: Request
     reporter: Reporter
-    source: ImageSource
+    images: SharedImages
     backbone: Backbone
     spec: Spec
     device: str
@@ -59,11 +66,19 @@ class Job:
     threads: int
     part_rows: int
     skip: bool
-    rehash: bool
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
-    _began: float = field(default_factory=time.monotonic)
+    # Of this job alone: it stands while others take their turn.
+    _watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def source(self) -> ImageSource:
+        return self.images.source
+
+    @property
+    def plan(self) -> Plan:
+        return self.images.plan
 
     @property
     def cache_path(self) -> Path:
@@ -74,27 +89,16 @@ class Job:
     def parts_dir(self) -> Path:
         return self.cache_path.with_suffix(".parts")
 
-    @cached_property
-    def plan(self) -> Plan:
-        """The rows, after every selected image has been read and hashed once."""
-        return plan_rows(
-            self.source,
-            self.request,
-            workers=self.threads,
-            skip_unreadable=self.skip,
-            rehash=self.rehash,
-            reporter=self.reporter,
-        )
-
-    def locked(self, *, wait: bool) -> Extraction:
-        """Runs while nobody else writes the same cache; `wait` for whoever does, else CacheBusy."""
-        with locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting):
-            return self._run()
+    def lock(self, *, wait: bool) -> AbstractContextManager[object]:
+        """Keeps others from writing the same cache; `wait` for whoever does, else CacheBusy."""
+        return locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting)
 
     def _say_waiting(self, owner: Owner | None) -> None:
         self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
 
-    def _run(self) -> Extraction:
+    def steps(self) -> Steps:
+        """The extraction; the caller holds the lock. It yields first when all images it needs are announced."""
+        self._watch.start()
         plan = self.plan
         standing = self.standing_cache()
         if standing is not None and self.is_hit(standing, plan):
@@ -108,7 +112,7 @@ class Job:
         missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
         self._say_what_stands(plan.rows, len(missing))
         self._require_room(plan.rows, len(missing))
-        failures, rate = self._compute(plan, digests, missing) if len(missing) else ([], None)
+        failures, rate = (yield from self._compute(plan, digests, missing)) if len(missing) else ([], None)
         cache = self._assemble(plan, failures)
         return self._result(cache, computed=len(missing) - len(failures), rate=rate)
 
@@ -204,7 +208,7 @@ class Job:
 
     def _compute(
         self, plan: Plan, digests: npt.NDArray[np.uint8], missing: npt.NDArray[np.int64]
-    ) -> tuple[list[tuple[Sample, Failure]], float]:
+    ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
         """Writes parts for the missing rows; what failed, and images per second."""
         # An image that stands twice in the set is computed once.
         _, first = np.unique(digests[missing], axis=0, return_index=True)
@@ -218,8 +222,10 @@ class Job:
             self._compile(pipeline)
             self._measure_drift(pipeline, wanted, images, views)
             self._begin(plan)
-            began = time.monotonic()
-            forecast = Forecast(total=len(rows))
+            self.images.decoder.expect(images)
+            yield from self._pausing(_BEGUN)
+            began = self._watch.read()
+            forecast = Forecast(total=len(rows), clock=self._watch.read)
             with self._part_writer(rows, digests[rows]) as writer:
                 try:
                     for block in pipeline.rows(wanted, images, views):
@@ -229,11 +235,17 @@ class Job:
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
+                        yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
-        rate = len(rows) / max(time.monotonic() - began, 1e-9)
+        rate = len(rows) / max(self._watch.read() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
+
+    def _pausing(self, reached: int) -> Generator[int, None, None]:
+        self._watch.stop()
+        yield reached
+        self._watch.start()
 
     def _compile(self, pipeline: Pipeline) -> None:
         if self.spec.runner == "compiled":
@@ -293,6 +305,7 @@ class Job:
             workers=self.threads,
             view_seed=self.spec.view_seed or 0,
             stages=self.stages,
+            decoder=self.images.decoder,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
@@ -398,7 +411,7 @@ class Job:
             computed=computed,
             reused=sum(rows.values()) - computed,
             skipped=tuple(cache.skipped),
-            seconds=time.monotonic() - self._began,
+            seconds=self._watch.read(),
             images_per_s=rate,
             shares=self.stages.shares,
             bound=self.stages.bound,

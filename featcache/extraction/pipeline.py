@@ -18,9 +18,9 @@ import numpy.typing as npt
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.decoder import Decoder
 from featcache.extraction.stages import Stages
-from featcache.images.decoding import decode
-from featcache.images.sources import ImageSource, Sample, digest
+from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
 
@@ -60,6 +60,7 @@ class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
     `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are.
+    `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
@@ -69,9 +70,12 @@ class Pipeline:
     workers: int
     view_seed: int = 0
     stages: Stages = field(default_factory=Stages)
+    decoder: Decoder | None = None
+    _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._decoder = self.decoder or Decoder(source=self.source)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
     def close(self) -> None:
@@ -135,22 +139,12 @@ class Pipeline:
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
                 if last is None or last[0] != sample:
-                    last = sample, self._read(sample, expected)
+                    last = sample, self._decoder.image(sample, expected)
                 images[len(index)] = self._resized(last[1], expected, int(views[row]))
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
         return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
-
-    def _read(self, sample: Sample, expected: bytes) -> Bytes:
-        payload = self.source.read(sample)
-        # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
-            raise ImageError(
-                f"{sample.id}: the image changed while it was being extracted",
-                hint="run the command again; with --rehash if it happens twice",
-            )
-        return decode(payload, sample.id)
 
     def _resized(self, image: Bytes, expected: bytes, view: int) -> Bytes:
         if view == 0:

@@ -35,8 +35,8 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 def acquire(named: NamedSet, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
     """torchvision's dataset objects by split.
 
-    Raises DownloadError where the set is absent and cannot be downloaded, or must not be (`download`); SourceError
-    where it is there but cannot be read; MissingExtra where reading it needs another package.
+    Raises DownloadError where the set is absent and cannot be downloaded, or must not be (`download`), SourceError
+    where it is there but cannot be read, MissingExtra where reading it needs another package.
     """
     own_folder = datasets_dir / named.name
     for root in (own_folder, datasets_dir):

@@ -15,10 +15,10 @@ from featcache.cli.terminal import Terminal
 QUICK = ("--head", "linear", "--max-epochs", "2")
 
 
-def test_the_answer_has_exactly_the_promised_fields_and_two_more(cache: Path, here: Path) -> None:
+def test_the_answer_has_exactly_the_promised_fields_and_three_more(cache: Path, here: Path) -> None:
     said = answer("train-head", *QUICK)
     promised = ["run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"]
-    assert list(said) == [*promised, "best_epoch", "interrupted"]
+    assert list(said) == [*promised, "best_epoch", "interrupted", "beside"]
     assert said["head"] == "linear"
     assert said["parameters"] == {"trainable": 192 * 3 + 3, "frozen": 0}
     assert said["n"] == {"train": 29, "val": 7, "test": 12}
@@ -199,3 +199,32 @@ def test_a_runs_folder_that_is_a_file_is_an_error_before_anything_is_trained(cac
     error, hint = complaint("train-head", *QUICK)
     assert "runs" in error
     assert "--runs-dir" in hint
+
+
+# --- several caches and layers -----------------------------------------------------------------------------
+
+
+def test_features_of_two_caches_stand_side_by_side(cache: Path, here: Path) -> None:
+    other = (here / answer("extract", *PIXELS[:2], "--image-size", "4", *PIXELS[4:])["cache"]).absolute()
+    said = answer("train-head", cache.stem, "--with", other.stem, *QUICK)
+    assert (said["cache"], said["beside"]) == (str(cache), [str(other)])
+    assert said["parameters"]["trainable"] == (192 + 48) * 3 + 3
+    shown = featcache("train-head", cache.stem, "--with", other.stem, *QUICK).stdout
+    assert cache.name in shown and other.name in shown
+
+
+def test_caches_of_other_images_are_not_put_side_by_side(cache: Path) -> None:
+    few = Path(answer("extract", *PIXELS, "--limit", "30")["cache"])
+    error, hint = complaint("train-head", cache.stem, "--with", few.stem, *QUICK)
+    assert "5 train images are missing" in error and "train/" in error
+    assert "--limit" in hint
+
+
+def test_all_layers_are_read_with_concat(here: Path) -> None:
+    network = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "32", "--dataset", "pictures")
+    featcache("extract", *network, "--layer", "layer1", "--layer", "avgpool", "--pool", "avg")
+    error, hint = complaint("train-head", *QUICK)
+    assert "2 layers" in error and "--layer" in hint and "--concat" in hint
+    both = answer("train-head", *QUICK, "--concat")
+    named = answer("train-head", *QUICK, "--layer", "layer1", "--layer", "avgpool", "--concat")
+    assert both["parameters"]["trainable"] == named["parameters"]["trainable"] == (64 + 512) * 3 + 3

@@ -213,7 +213,7 @@ def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypat
         decoded.append(name)
         return decode(payload, name)
 
-    monkeypatch.setattr("featcache.extraction.pipeline.decode", counted)
+    monkeypatch.setattr("featcache.extraction.decoder.decode", counted)
     extract(request_, Execution(batch_size=64))
     assert len(decoded) == len(set(decoded)) == 18
 
@@ -242,8 +242,10 @@ def test_views_computed_again_are_equal(images: Path, tmp_path: Path) -> None:
 def test_views_of_other_numbers_cannot_be_computed_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = {"image_size": 64, "weights": "random", "data_dir": tmp_path / "data", "precision": "fp32", "limit": 1}
-    cache = featcache.extract(images, "squeezenet1_1", views=2, **save)  # type: ignore[arg-type]
+    cache = featcache.extract(
+        images, "squeezenet1_1", views=2, weights="random", image_size=64, limit=1, precision="fp32",
+        data_dir=tmp_path / "data",
+    )  # fmt: skip
     monkeypatch.setattr("featcache.extraction.rebuild.described_augmentation", lambda views: {"flip": 0.0})
     with pytest.raises(ExtractionError, match="augmentation"):
         recompute(cache, 2, seed=0, data_dir=tmp_path / "data", device="cpu")

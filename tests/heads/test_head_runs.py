@@ -64,7 +64,7 @@ def test_json_has_the_fields_of_the_command(run: Run, cache: FeatureCache) -> No
     assert result == kept
     assert list(result) == [
         *("run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"),
-        *("best_epoch", "interrupted"),
+        *("best_epoch", "interrupted", "beside"),
     ]
     assert result["run"] == str(run.folder) and result["cache"] == str(cache.path)
     assert result["head"] == "mlp:8"
