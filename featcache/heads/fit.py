@@ -8,43 +8,23 @@ Train teaches, val chooses the epoch, test is looked at once, after everything h
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
-from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, open_batches
-from featcache.heads.calibration import sharpness
+from featcache.errors import HeadError
+from featcache.heads.board import Board
+from featcache.heads.checkpoints import EVERY_S, Checkpoint, Unfinished, about_training
+from featcache.heads.conclusion import conclude
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import Cut, cut_cache
-from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
-from featcache.heads.lightning import HeadModule, balanced_weights, fit
-from featcache.heads.metrics import Outcome, evaluate, measure
-from featcache.heads.placement import choose_device, seeded
-from featcache.heads.records import (
-    EpochRecord,
-    FeatureLayer,
-    FeatureOrigin,
-    Metrics,
-    Predictions,
-    Progress,
-    Report,
-    Score,
-    Training,
-)
-from featcache.heads.runs import Run, prepare_runs_dir, write_run
-from featcache.heads.solvers import solve
-from featcache.heads.standardisation import Standardisation, StandardisedHead
+from featcache.heads.fitting import fit_prepared
+from featcache.heads.placement import choose_device
+from featcache.heads.preparation import Prepared, prepare
+from featcache.heads.records import Progress, Report, tell
+from featcache.heads.run_files import CHECKPOINT_FILE
+from featcache.heads.runs import Run, prepare_runs_dir, run_name
 from featcache.heads.stopping import Interruption
 
 
@@ -74,6 +54,7 @@ def train_head(
     seed: int = 0,
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
+    tensorboard: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Run:
@@ -85,10 +66,11 @@ def train_head(
     same images (other backbones), whose features stand beside those of `cache`, image by image; a layer's name then
     means that of every cache that has one, and `backbone/layer` one of them. The other options are those of
     HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
-    every epoch, `report` with a sentence about whatever was left out.
+    every epoch, `report` with a sentence about whatever was left out. `tensorboard`: also write what TensorBoard shows.
 
     Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
-    the first epoch is finished it is a KeyboardInterrupt, and nothing is written.
+    the first epoch is finished, and when it comes twice, it is a KeyboardInterrupt, and nothing is written. What a
+    killed training had reached a few seconds before stays, and `resume_head` goes on from there.
 
     Raises InvalidOption and UnknownName for options, HeadError where no head can be trained (no labels, a class
     missing, NaN in the features, a loss that diverges), CacheError for a cache that cannot be used.
@@ -122,7 +104,14 @@ def train_head(
             for one in (cache, *beside)
         )
         return fit_head(
-            first, config, beside=others, runs_dir=runs_dir, device=device, progress=progress, report=report
+            first,
+            config,
+            beside=others,
+            runs_dir=runs_dir,
+            device=device,
+            tensorboard=tensorboard,
+            progress=progress,
+            report=report,
         )
 
 
@@ -135,292 +124,81 @@ def fit_head(
     device: str = "auto",
     progress: Progress | None = None,
     report: Report | None = None,
+    tensorboard: bool = False,
     resident_bytes: int | None = None,
     created: datetime | None = None,
+    checkpoint_every_s: float = EVERY_S,
 ) -> Run:
     """`train_head` for options that are a HeadConfig already, as recipes are.
 
     `resident_bytes`: the most that features may take on the device before they are streamed; None for a share of
-    what is free. `created`: the time in UTC that names the run; None for now.
+    what is free. `created`: the time in UTC that names the run; None for now. `checkpoint_every_s`: seconds between
+    two checkpoints, at least.
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
     prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
-    fitted = fit_prepared(prepared, config, progress=progress, report=report, resident_bytes=resident_bytes)
-    return conclude(prepared, config, fitted, runs_dir=runs_dir, created=created)
+    created = created or datetime.now(UTC)
+    about = about_training(prepared, config, created=created, tensorboard=tensorboard)
+    name = run_name(created, prepared.origins, config)
+    return fit_and_write(
+        prepared,
+        config,
+        Unfinished.of(runs_dir, name, about=about, every_s=checkpoint_every_s),
+        progress=progress,
+        report=report,
+        resident_bytes=resident_bytes,
+    )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Prepared:
-    """The rows that one or many heads learn from, choose on and are tested on, and where that happens.
-
-    `columns`: the caches and layers that are read; the first cache is `cache`, which says what the rows are.
-    `rows`: of "train", "val" and, where there are labelled test images, "test".
-    """
-
-    columns: tuple[CacheLayers, ...]
-    cut: Cut
-    rows: Mapping[str, FeatureRows]
-    place: torch.device
-
-    @property
-    def cache(self) -> FeatureCache:
-        """The cache that says which images there are."""
-        return self.columns[0].cache
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.cache.classes)
-
-
-def prepare(
-    cache: FeatureCache,
-    config: HeadConfig,
-    *,
-    beside: Sequence[FeatureCache] = (),
-    place: torch.device,
-    report: Report | None = None,
-    cut: Cut | None = None,
-) -> Prepared:
-    """Choose layers and rows, and read none of them yet. `cut`: which rows, if not those that `config` says."""
-    caches = (cache, *beside)
-    require_same_images(caches)
-    columns = choose_columns(caches, config.layers)
-    cut = cut or cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
-    _tell(report, cut.notes)
-    rows = {
-        part: joined_rows(columns, chosen)
-        for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
-        if chosen is not None
-    }
-    return Prepared(columns=columns, cut=cut, rows=rows, place=place)
-
-
-def fit_prepared(
+def fit_and_write(
     prepared: Prepared,
     config: HeadConfig,
+    unfinished: Unfinished,
     *,
     progress: Progress | None = None,
     report: Report | None = None,
     resident_bytes: int | None = None,
-) -> Fitted:
-    """Train or solve a head on train and val; the test rows are not touched."""
-    if config.architecture.solved:
-        return fit_solved(prepared, config, progress=progress, report=report)
-    began = time.perf_counter()
-    train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
-    reading = time.perf_counter() - began
-    fitted = fit_batches(train, val, prepared.classes, config, progress=progress)
-    return replace(fitted, seconds=reading + fitted.seconds)
-
-
-def conclude(
-    prepared: Prepared, config: HeadConfig, fitted: Fitted, *, runs_dir: Path, created: datetime | None = None
+    resumed: Checkpoint | None = None,
 ) -> Run:
-    """Look at test, now that everything has been decided, and write the run. `created` as in `fit_head`."""
-    rows, place = prepared.rows, prepared.place
-    outcomes = {"val": fitted.val}
-    if "test" in rows:
-        outcomes["test"] = evaluate(fitted.head, _streamed(rows["test"], config, place))
-    created = created or datetime.now(UTC)
-    for column in prepared.columns:
-        mark_used(column.cache.path, now=created.timestamp())
-    return write_run(
-        runs_dir,
-        created=created,
-        config=config,
-        features=_origins(prepared.columns),
-        classes=prepared.cache.classes,
-        training=_training(prepared, fitted, outcomes),
-        versions=_versions(),
-        weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
-        history=fitted.history,
-        metrics=_measured(outcomes, config.seed),
-        predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
-    )
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Fitted:
-    """The head of the best epoch (or candidate), what it says of val, and how the fit went."""
-
-    head: nn.Module
-    val: Outcome
-    last: Score
-    history: tuple[EpochRecord, ...]
-    best_epoch: int
-    interrupted: bool
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-def fit_solved(
-    prepared: Prepared, config: HeadConfig, *, progress: Progress | None = None, report: Report | None = None
-) -> Fitted:
-    """The best candidate of a head that is solved at once."""
-    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
-    began = time.perf_counter()
-    kind = config.architecture.kind
-    choice = solve(kind, train, val, prepared.classes, device=place, interruption=Interruption(), progress=progress)
-    head = choice.candidate.build().to(place)
-    seconds = time.perf_counter() - began
-    _tell(report, choice.notes())
-    outcome = evaluate(head, _streamed(val, config, place))
-    return Fitted(
-        head=head,
-        val=outcome,
-        last=outcome.score(),
-        history=choice.history,
-        best_epoch=choice.number,
-        interrupted=choice.interrupted,
-        seconds=seconds,
-        notes=choice.notes(),
-    )
-
-
-def open_prepared(
-    prepared: Prepared, config: HeadConfig, *, report: Report | None = None, resident_bytes: int | None = None
-) -> tuple[Batches, Batches]:
-    """Train and val as batches, on the device where they fit."""
-    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
-    options = {"batch_size": config.head_batch_size, "seed": config.seed}
-    train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
-    if not train_batches.resident_bytes:
-        size = len(train) * train.row_bytes
-        _tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
-    left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
-    return train_batches, open_batches(val, device=place, resident_bytes=left, **options)
-
-
-def fit_batches(
-    train: Batches, val: Batches, classes: int, config: HeadConfig, *, progress: Progress | None = None
-) -> Fitted:
-    """Train a head by steps, in the order that `train` has; the best epoch on val is kept."""
-    began = time.perf_counter()
-    place = train.device
-    interruption = Interruption()
-    standard = standardisation(train) if config.standardize else None
-    weights = balanced_weights(train.labels, classes) if config.class_weights == "balanced" else None
-    with seeded(config.seed, place):
-        head = build_head(config.architecture, head_shape(config, train.feature_dim, classes))
-        trained = head if standard is None else StandardisedHead(head, standard)
-        module = HeadModule(trained, config, interruption=interruption, progress=progress, class_weights=weights)
-        interrupted = fit(module, train, val, interruption)
-    # The Trainer leaves the head on the CPU.
-    module.head.to(place)
-    if isinstance(trained, StandardisedHead):
-        trained.folded()
-    seconds = time.perf_counter() - began
-    last = module.history[-1]
-    return Fitted(
-        head=head,
-        val=evaluate(head, val),
-        last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
-        history=tuple(module.history),
-        best_epoch=module.best_epoch,
-        interrupted=interrupted,
-        seconds=seconds,
-    )
-
-
-def standardisation(batches: Batches) -> Standardisation:
-    """Mean and deviation of all rows of `batches`."""
-    return Standardisation.over(lambda: (features for features, _ in batches.in_order()), wide=batches.feature_dim)
-
-
-def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
-    """What building the head of `config` needs."""
-    return HeadShape(
-        in_features=in_features,
-        classes=classes,
-        hidden=config.architecture.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
-
-
-def _streamed(rows: FeatureRows, config: HeadConfig, place: torch.device) -> StreamedBatches:
-    # Read once and in order: nothing is gained by holding it.
-    return StreamedBatches(rows, batch_size=config.head_batch_size, seed=config.seed, device=place)
-
-
-def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
-    return Training(
-        trainable=sum(parameter.numel() for parameter in fitted.head.parameters() if parameter.requires_grad),
-        frozen=_frozen(prepared.columns),
-        images=prepared.cut.images(),
-        epochs=len(fitted.history),
-        best_epoch=fitted.best_epoch,
-        interrupted=fitted.interrupted,
-        seconds=fitted.seconds,
-        val=fitted.val.score(),
-        last=fitted.last,
-        test=outcomes["test"].score() if "test" in outcomes else None,
-        device=str(prepared.place),
-        notes=prepared.cut.notes + fitted.notes,
-    )
-
-
-def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
-    temperature = 1 / sharpness(outcomes["val"].logits, outcomes["val"].labels)
-    return {part: measure(outcome, temperature=temperature, seed=seed) for part, outcome in outcomes.items()}
-
-
-def _frozen(columns: Sequence[CacheLayers]) -> int | None:
-    """Parameters of all backbones; None where one of the caches does not say."""
-    counts = [column.cache.provenance.get("parameters") for column in columns]
-    known = [count for count in counts if isinstance(count, int)]
-    return sum(known) if len(known) == len(counts) else None
-
-
-def _origins(columns: Sequence[CacheLayers]) -> FeatureOrigin:
-    first, *others = (_origin(column) for column in columns)
-    return replace(first, beside=tuple(others))
-
-
-def _origin(column: CacheLayers) -> FeatureOrigin:
-    cache = column.cache
-    return FeatureOrigin(
-        cache=str(cache.path),
-        cache_name=cache.name,
-        backbone=cache.spec.backbone,
-        fingerprint=cache.spec.fingerprint,
-        spec=cache.spec.to_json(),
-        layers=tuple(
-            FeatureLayer(
-                name=array.name,
-                dim=int(array.shape[1]),
-                dtype=str(array.dtype),
-                scale=float(array.scale),
-                offset=float(array.offset),
+    """Fit, test and write a run. `resumed`: the checkpoint from which the training goes on."""
+    with unfinished, Interruption() as interruption, ExitStack() as opened:
+        board = opened.enter_context(Board(unfinished, resumed)) if unfinished.about["tensorboard"] else None
+        try:
+            fitted = fit_prepared(
+                prepared,
+                config,
+                progress=progress if board is None else board.joined(progress),
+                report=report,
+                resident_bytes=resident_bytes,
+                interruption=interruption,
+                unfinished=unfinished,
+                resumed=resumed,
             )
-            for array in map(cache["train"].layer, column.layers)
-        ),
-    )
+        except HeadError:
+            # It would end the same way again.
+            unfinished.discard()
+            raise
+        if fitted.interrupted:
+            tell(report, ["interrupted: the best epoch so far is tested and written; Ctrl-C again ends at once"])
+        run = conclude(
+            prepared,
+            config,
+            fitted,
+            runs_dir=unfinished.folder.parent,
+            created=datetime.fromisoformat(unfinished.about["created"]),
+            name=unfinished.name,
+            interruption=interruption,
+            more=_kept(unfinished, board, interrupted=fitted.interrupted),
+        )
+        if interruption.requested and not run.training.interrupted:
+            # It came while the run was written: the run is whole, and whoever called has to stop.
+            raise KeyboardInterrupt
+    return run
 
 
-def _predictions(rows: FeatureRows, outcome: Outcome) -> Predictions:
-    return Predictions(
-        ids=rows.ids(),
-        labels=outcome.labels.cpu().numpy(),
-        probabilities=outcome.logits.softmax(dim=1).cpu().numpy(),
-    )
-
-
-def _tell(report: Report | None, notes: Sequence[str]) -> None:
-    if report is not None:
-        for note in notes:
-            report(note)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("featcache", "torch", "pytorch-lightning", "torchmetrics", "scikit-learn", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _kept(unfinished: Unfinished, board: Board | None, *, interrupted: bool) -> dict[str, bytes]:
+    """What a training leaves in its run besides the head: where it can go on, what TensorBoard shows."""
+    files = {} if board is None else board.files()
+    checkpoint = unfinished.checkpoint if interrupted else None
+    return files if checkpoint is None else files | {CHECKPOINT_FILE: checkpoint}

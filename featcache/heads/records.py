@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -72,6 +72,7 @@ class EpochRecord:
     `seconds`: what this epoch took, val included.
     `candidate`: a head that is solved has no epochs. Each value it tried takes the place of one, and stands here
     in words (`C=0.1`).
+    `lr`: the learning rate of the epoch; 0 where nothing is trained by steps.
     """
 
     epoch: int
@@ -81,6 +82,7 @@ class EpochRecord:
     val_accuracy: float
     seconds: float
     candidate: str = ""
+    lr: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -192,3 +194,10 @@ class Training:
 
 Progress = Callable[[EpochRecord], None]
 Report = Callable[[str], None]
+
+
+def tell(report: Report | None, notes: Sequence[str]) -> None:
+    """Say the sentences, if anybody listens."""
+    if report is not None:
+        for note in notes:
+            report(note)

@@ -6,6 +6,8 @@
         metrics.json            what `Run.to_json` gives, and under "metrics" what `Run.metrics` gives, of each part
         history.csv             a line an epoch; of a head that is solved, a line a candidate
         predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
+        checkpoint.safetensors  of a training that Ctrl-C ended: where it can go on
+        events.out.tfevents.*   what TensorBoard shows, if that was asked for
 
 The folder is built under another name and renamed when it is whole. Reading a run needs no torch, until its head
 is asked for.
@@ -35,15 +37,18 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
+    CHECKPOINT_FILE,
     CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    UNFINISHED_SUFFIX,
     WEIGHTS_FILE,
     history_bytes,
     json_bytes,
     predictions_bytes,
     predictions_file,
     publish_folder,
+    read_checkpoint_metadata,
     read_history,
     read_json,
     read_predictions,
@@ -239,12 +244,16 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
 
 
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs in a folder were trained on, as they were called then.
+    """The cache files that the runs and unfinished trainings in a folder read, as they were called then.
 
-    Raises HeadError for a run that cannot be read: nobody could say which cache it needs.
+    Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
     folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    return {cache for folder in folders if not is_tmp(folder) for cache in _used_caches(folder)}
+    used = {cache for folder in folders if not is_tmp(folder) for cache in _used_caches(folder)}
+    for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
+        about, _ = read_checkpoint_metadata(checkpoint)
+        used |= set(map(Path, about["caches"]))
+    return used
 
 
 def _used_caches(folder: Path) -> tuple[Path, ...]:
@@ -270,6 +279,7 @@ def prepare_runs_dir(runs_dir: Path) -> None:
 def write_run(
     runs_dir: Path,
     *,
+    name: str,
     created: datetime,
     config: HeadConfig,
     features: FeatureOrigin,
@@ -280,15 +290,16 @@ def write_run(
     history: Sequence[EpochRecord],
     metrics: Mapping[str, Metrics],
     predictions: Mapping[str, Predictions],
+    more: Mapping[str, bytes],
 ) -> Run:
-    """Write a run folder, whole or not at all.
+    """Write a run folder called `name`, whole or not at all.
 
-    `created` is in UTC and names the folder; `weights` are the head's tensors by name.
+    `created` is in UTC; `weights` are the head's tensors by name; `more` are further files.
     Raises HeadError if it cannot be written.
     """
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in weights.items()})
     run = Run(
-        folder=runs_dir / _folder_name(created, features, config),
+        folder=runs_dir / name,
         created=created.isoformat(timespec="seconds"),
         config=config,
         features=features,
@@ -305,6 +316,7 @@ def write_run(
         ),
         HISTORY_FILE: history_bytes(history),
         **{predictions_file(part): predictions_bytes(said) for part, said in predictions.items()},
+        **more,
     }
     try:
         publish_folder(run.folder, files)
@@ -315,7 +327,8 @@ def write_run(
     return run
 
 
-def _folder_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
+def run_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
+    """A name for a run that no other has: when, on which backbone, which head."""
     backbones = "-".join(dict.fromkeys(origin.backbone for origin in features.origins))
     words = (created.strftime("%Y%m%dT%H%M%SZ"), backbones, str(config.architecture), secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
