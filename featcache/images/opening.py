@@ -13,15 +13,18 @@ from featcache.images.named import dataset_names, open_named
 from featcache.images.sources import ImageSource, Report, has_archive_suffix
 
 
-def open_source(dataset: str | Path, *, datasets_dir: Path, report: Report | None = None) -> ImageSource:
+def open_source(
+    dataset: str | Path, *, datasets_dir: Path, report: Report | None = None, download: bool = True
+) -> ImageSource:
     """The images of a named set ("cifar10"), a folder, a zip or a tar.
 
     A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
-    named sets lie and are downloaded to; `report` takes progress in words, one line a call.
+    named sets lie and are downloaded to; `report` takes progress in words, one line a call. With `download` false a
+    named set that is not there is an error.
     Raises UnknownName (offering the nearest names), SourceError, DownloadError, MissingExtra.
     """
     if isinstance(dataset, str) and dataset in dataset_names():
-        return open_named(dataset, datasets_dir, report)
+        return open_named(dataset, datasets_dir, report, download=download)
     if dataset == "":
         raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
     path = Path(dataset).expanduser()
