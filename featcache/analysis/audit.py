@@ -98,10 +98,9 @@ def _twice(
     table: ImageTable, groups: Sequence[Group], pairs: Pairs, pictures: Pictures | None
 ) -> tuple[Section, Section]:
     leaks, within = duplicate_findings(table, groups)
-    note = _how(table, pairs, pictures)
     return (
-        Section(kind="leak", findings=tuple(leaks), note=note),
-        Section(kind="duplicate", findings=tuple(within), note=note),
+        Section(kind="leak", findings=tuple(leaks), note=_how(table, pairs, pictures)),
+        Section(kind="duplicate", findings=tuple(within), note="found as leaks are"),
     )
 
 

@@ -173,7 +173,7 @@ def _reasons(
     samples: Sequence[Sample], splits: Sequence[str], links: Sequence[Link], classes: Sequence[str]
 ) -> Iterator[str]:
     hows = [how for how in _PHRASES if any(link.how == how for link in links)]
-    yield f"{len(samples)} images in {' and '.join(splits)} with " + " or ".join(_PHRASES[how] for how in hows)
+    yield " or ".join(_PHRASES[how] for how in hows) + f": {len(samples)} images in {' and '.join(splits)}"
     labels = _labels(samples)
     if len(labels) > 1:
         yield "labelled " + " and ".join(class_name(label, classes) or "" for label in labels)

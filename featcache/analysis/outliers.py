@@ -41,7 +41,7 @@ def outliers(table: ImageTable, directions: Values) -> Section:
             kind="outlier",
             samples=table.samples(np.array([n])),
             score=float(1 - fence / distances[n]),
-            reason=f"{distances[n]:.1f} from {_named(table, int(nearest[n]))}, "
+            reason=f"distance {distances[n]:.1f} from {_named(table, int(nearest[n]))}, "
             f"half of all images are within {middle:.1f}",
         )
         for n in beyond[np.argsort(-distances[beyond], kind="stable")]

@@ -113,7 +113,7 @@ def test_the_same_bytes_are_one_finding_that_names_all_of_them(tmp_path: Path) -
     assert leak.score == 1
     (within,) = audit.section("duplicate").findings
     assert ids(within) == ["train/00020", "train/00021"]
-    assert within.reason == "2 images in train with the same bytes, labelled ant and cow"
+    assert within.reason == "the same bytes: 2 images in train, labelled ant and cow"
 
 
 def test_leaks_into_test_come_first_then_contradicting_labels(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_another_picture_with_near_features_is_none(tmp_path: Path) -> None:
     cache, source = planted(tmp_path, lambda _: photograph(999), cosine=0.97)
     assert twice(audit_cache(cache, source=source)) == []
     (leak,) = twice(audit_cache(cache))
-    assert leak.reason == "2 images in train and test with features that hardly differ"
+    assert leak.reason == "features that hardly differ: 2 images in train and test"
     assert leak.links[0].pixels is None
 
 

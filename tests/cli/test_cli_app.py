@@ -24,6 +24,7 @@ COMMANDS = (
     "why",
     "rm",
     "gc",
+    "audit",
     "backbones",
     "datasets",
     "recipes",
