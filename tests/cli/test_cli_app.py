@@ -26,6 +26,7 @@ COMMANDS = (
     "why",
     "rm",
     "gc",
+    "audit",
     "backbones",
     "datasets",
     "recipes",
