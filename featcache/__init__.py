@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from featcache.heads.sweep import sweep
     from featcache.images.opening import open_source
     from featcache.inference.prediction import predict
+    from featcache.report.writing import write_report
 
 __all__ = [
     "FeatcacheError",
@@ -38,6 +39,7 @@ __all__ = [
     "resume_head",
     "sweep",
     "train_head",
+    "write_report",
 ]
 
 _HOMES = {
@@ -52,6 +54,7 @@ _HOMES = {
     "resume_head": "featcache.heads.resuming",
     "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",
+    "write_report": "featcache.report.writing",
 }
 
 

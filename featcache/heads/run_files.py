@@ -130,7 +130,7 @@ def read_predictions(path: Path) -> Predictions:
                 labels=arrays["labels"],
                 probabilities=arrays["probabilities"],
             )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HeadError(f"cannot read the predictions in {path}: {error}", hint="train again") from error
 
 

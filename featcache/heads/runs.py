@@ -34,6 +34,7 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
+from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CHECKPOINT_FILE,
@@ -58,6 +59,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +184,19 @@ class Run:
                 values = self._values([column[start : start + batch_rows] for column in columns])
                 parts.append(head(torch.from_numpy(values)).softmax(dim=1).numpy())
         return np.concatenate(parts)
+
+    def report(self, path: Path | str | None = None, **options: Any) -> Path:
+        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+
+        `options`: those of `featcache.write_report`, which does it.
+        """
+        # The package's door, asked when it is needed: heads know nothing of pages.
+        import featcache
+
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
 
     def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """One array (N, d) a layer."""

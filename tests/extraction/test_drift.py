@@ -84,9 +84,9 @@ def _placed(backbone: Backbone | str) -> list[str]:
     precisions: list[str] = []
     place = backbone.place
 
-    def noted(device: str, precision: str) -> None:
+    def noted(device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
         precisions.append(precision)
-        place(device, precision)
+        place(device, precision, ranges)
 
     backbone.place = noted  # type: ignore[method-assign]
     return precisions
