@@ -55,14 +55,18 @@ class Transform:
         """The resolved numbers, as they enter a spec."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": "pillow"}
 
-    def resize_image(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, 3) uint8 -> (S, S, 3) uint8, with S = `image_size`."""
+    def resize_image(self, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
+        """(H, W, 3) uint8 -> (S, S, 3) uint8, with S = `image_size`.
+
+        `cropped`: the image is a part that was chosen already, and is squashed whatever `resize` says.
+        """
         side = self.image_size
-        if image.shape[:2] == (side, side) and self.resize == "squash":
+        squash = cropped or self.resize == "squash"
+        if image.shape[:2] == (side, side) and squash:
             return image
         picture = Image.fromarray(image)
         resampling = _FILTERS[self.interpolation]
-        if self.resize == "squash":
+        if squash:
             return np.asarray(picture.resize((side, side), resampling))
         return _centre(np.asarray(picture.resize(self._shorter_side(picture.size), resampling)), side)
 

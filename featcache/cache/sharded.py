@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -191,7 +190,8 @@ def _shard_name(number: int, split: str, table: SplitTable, spec: Spec, classes:
     holds.update(canonical_json({"split": split, "classes": list(classes)}).encode())
     holds.update(np.ascontiguousarray(table.labels, "<i8").tobytes())
     holds.update(np.ascontiguousarray(table.digests).tobytes())
-    holds.update(json.dumps(table.ids).encode())
+    for one in table.ids:
+        holds.update(one.encode("utf-8", "surrogateescape") + b"\0")
     return f"{number:05d}-{split}-{holds.hexdigest()[:12]}.h5"
 
 

@@ -48,9 +48,14 @@ class CachedSplit:
     def ids(self) -> tuple[str, ...]:
         """The stable names of the images, row by row."""
         if "decoded" not in self._loaded:
-            encoded = self._table("ids").tolist()
+            encoded = self.encoded_ids.tolist()
             self._loaded["decoded"] = tuple(one.decode("utf-8", "surrogateescape") for one in encoded)
         return cast("tuple[str, ...]", self._loaded["decoded"])
+
+    @property
+    def encoded_ids(self) -> npt.NDArray[np.bytes_]:
+        """The same as they are stored: (N,) UTF-8 of fixed length. Read-only."""
+        return self._table("ids")
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -59,8 +64,13 @@ class CachedSplit:
 
     @property
     def digests(self) -> Digests:
-        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
+        """(N, 32) uint8: the SHA-256 of the image behind each row; of further views see docs/format.md. Read-only."""
         return self._table("digests")
+
+    @property
+    def views(self) -> int:
+        """How many rows an image has here, one after the other: the plain one, then augmented ones (train only)."""
+        return self.spec.views if self.name == "train" else 1
 
     @property
     def features(self) -> FeatureArray:

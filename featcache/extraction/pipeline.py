@@ -15,15 +15,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.decoder import Decoder
 from featcache.extraction.stages import Stages
-from featcache.images.decoding import decode
-from featcache.images.sources import ImageSource, Sample, digest
+from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
 
 Bytes = npt.NDArray[np.uint8]
+Views = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,8 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for.
+    `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are.
+    `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
@@ -65,22 +68,28 @@ class Pipeline:
     dtype: str
     batch_size: int
     workers: int
+    view_seed: int = 0
     stages: Stages = field(default_factory=Stages)
+    decoder: Decoder | None = None
+    _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._decoder = self.decoder or Decoder(source=self.source)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stops decoding; what has not been started is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[Rows]:
+    def rows(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Iterator[Rows]:
         """The features of `samples`, batch by batch, in order. `digests` (n, 32) are what each must hash to.
+
+        `views` (n,): which view of its image each row is; None: all are plain.
 
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
-        for decoded in self._decoded(samples, digests):
+        for decoded in self._decoded(samples, digests, _plain(samples) if views is None else views):
             with self.stages.measured("compute"):
                 features = self._compute(decoded, samples) if len(decoded.index) else {}
             yield Rows(index=decoded.index, features=features, failures=decoded.failures)
@@ -100,11 +109,17 @@ class Pipeline:
                 hint="extract with --no-compile",
             ) from error
 
-    def images(self, samples: Sequence[Sample], digests: Bytes) -> Bytes:
-        """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
-        return self._decode(samples, digests, range(len(samples))).images
+    def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
+        """Those of `samples` that cannot be read or decoded. Nothing is computed."""
+        decoded = self._decoded(samples, digests, views)
+        return [failure for block in decoded for failure in block.failures]
 
-    def _decoded(self, samples: Sequence[Sample], digests: Bytes) -> Iterator[_Decoded]:
+    def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Bytes:
+        """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
+        numbers = _plain(samples) if views is None else views
+        return self._decode(samples, digests, numbers, range(len(samples))).images
+
+    def _decoded(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> Iterator[_Decoded]:
         ahead = self.workers + 1
         pending: deque[Future[_Decoded]] = deque()
         # The size is read anew: it may have halved meanwhile.
@@ -112,34 +127,35 @@ class Pipeline:
         while start < len(samples) or pending:
             while start < len(samples) and len(pending) < ahead:
                 rows = range(start, min(start + self.batch_size, len(samples)))
-                pending.append(self._pool.submit(self._decode, samples, digests, rows))
+                pending.append(self._pool.submit(self._decode, samples, digests, views, rows))
                 start = rows.stop
             with self.stages.measured("decode"):
                 decoded = pending.popleft().result()
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], digests: Bytes, rows: range) -> _Decoded:
+    def _decode(self, samples: Sequence[Sample], digests: Bytes, views: Views, rows: range) -> _Decoded:
         side = self.backbone.transform.image_size
         images = np.empty((len(rows), side, side, 3), np.uint8)
         index: list[int] = []
         failures: list[Failure] = []
+        last: tuple[Sample, Bytes] | None = None
         for row in rows:
+            sample, expected = samples[row], digests[row].tobytes()
             try:
-                images[len(index)] = self._read(samples[row], digests[row].tobytes())
+                # The views of an image follow each other: it is decoded once for all of them.
+                if last is None or last[0] != sample:
+                    last = sample, self._decoder.image(sample, expected)
+                images[len(index)] = self._resized(last[1], expected, int(views[row]))
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
         return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
 
-    def _read(self, sample: Sample, expected: bytes) -> Bytes:
-        payload = self.source.read(sample)
-        # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
-            raise ImageError(
-                f"{sample.id}: the image changed while it was being extracted",
-                hint="run the command again; with --rehash if it happens twice",
-            )
-        return self.backbone.resize(decode(payload, sample.id))
+    def _resized(self, image: Bytes, expected: bytes, view: int) -> Bytes:
+        if view == 0:
+            return self.backbone.resize(image)
+        part = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
+        return self.backbone.transform.resize_image(part, cropped=True)
 
     def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
         features = self.features(decoded.images, self.dtype)
@@ -183,6 +199,10 @@ class Pipeline:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def _plain(samples: Sequence[Sample]) -> Views:
+    return np.zeros(len(samples), np.int64)
 
 
 def _padded(images: Bytes, size: int | None) -> Bytes:

@@ -18,6 +18,7 @@ from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.spec import Json, Spec
 from featcache.errors import ExtractionError, WeightsError
 from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.plan import described_augmentation
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
@@ -48,7 +49,8 @@ class Recomputation:
 def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
     """The backbone that computed this cache, with weights whose bytes are the same.
 
-    Raises WeightsError where the weights are not to be had, or differ from those the cache was made with.
+    Raises WeightsError where the weights are not to be had, or differ from those the cache was made with,
+    ExtractionError where its views were augmented with other numbers.
     """
     spec = cache.spec
     source = str(cache.provenance.get("weights"))
@@ -79,14 +81,23 @@ def _as_said(provenance: Mapping[str, Json]) -> str:
 
 
 def _require_same(backbone: Backbone, spec: Spec, cache: FeatureCache) -> None:
+    _require_same_augmentation(spec, cache)
     if backbone.weights is None:
         return
     changed = [layer.name for layer in spec.layers if backbone.weights.digests.get(layer.name) != layer.weights]
-    if changed or spec.transform != backbone.transform.described():
+    if changed or spec.without_views().transform != backbone.transform.described():
         raise WeightsError(
             f"{backbone.weights.source} is not what {cache.name} was made with: "
             + (f"the weights differ for {', '.join(changed)}" if changed else "mean or std differ"),
             hint="put the old weights back, or extract again",
+        )
+
+
+def _require_same_augmentation(spec: Spec, cache: FeatureCache) -> None:
+    if spec.transform.get("augmentation") != described_augmentation(spec.views):
+        raise ExtractionError(
+            f"the augmentation of {cache.name} has other numbers than this version's",
+            hint="use the featcache it was made with, or extract again",
         )
 
 
@@ -134,11 +145,20 @@ def _recomputed(
 ) -> Recomputation:
     by_id = {sample.id: sample for sample in source.samples(split.name)}
     samples = [_sample(by_id, split.ids[row], cache) for row in rows]
-    pipeline = Pipeline(source=source, backbone=backbone, dtype=split.spec.dtype, batch_size=32, workers=threads)
+    pipeline = Pipeline(
+        source=source,
+        backbone=backbone,
+        dtype=split.spec.dtype,
+        batch_size=32,
+        workers=threads,
+        view_seed=split.spec.view_seed or 0,
+    )
+    views = rows % split.views
     with closing(pipeline):
         if split.spec.runner == "compiled" and backbone.fixed_batch is None:
             pipeline.compile()
-        blocks = list(pipeline.rows(samples, split.digests[rows]))
+        # The first of an image's rows carries the image's own digest.
+        blocks = list(pipeline.rows(samples, split.digests[rows - views], views))
     for block in blocks:
         if block.failures:
             raise ExtractionError(block.failures[0].error.message, hint="extract again: changed rows are replaced")

@@ -102,6 +102,12 @@ class FolderSource(FilesSource):
         return self._base + sample.id
 
 
+def has_images(folder: Path) -> bool:
+    """Whether an image lies in a folder or below it. Raises SourceError where it cannot be listed."""
+    root = str(folder.resolve())
+    return next(_walk(root, "", (_identity(root),)), None) is not None
+
+
 def _walk(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
     for entry in _entries(folder):
         path = prefix + entry.name
