@@ -140,7 +140,9 @@ def fit_batches(
 
 def standardisation(batches: Batches) -> Standardisation:
     """Mean and deviation of all rows of `batches`."""
-    return Standardisation.over(lambda: (features for features, _ in batches.in_order()), wide=batches.feature_dim)
+    return Standardisation.over(
+        lambda: (features for features, _ in batches.in_order(reuse=True)), wide=batches.feature_dim
+    )
 
 
 def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:

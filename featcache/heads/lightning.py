@@ -113,7 +113,7 @@ class HeadModule(pl.LightningModule):
         weights, smoothing = self.class_weights, self.config.label_smoothing
         parameters = list(self.head.parameters())
         total, rows = torch.zeros((), device=self.device), 0
-        for features, labels in batches.epoch(len(self.history)):
+        for features, labels in batches.epoch(len(self.history), reuse=True):
             optimizer.zero_grad(set_to_none=True)
             loss = F.cross_entropy(self.head(features), labels, weight=weights, label_smoothing=smoothing)
             torch.autograd.backward(loss)

@@ -65,7 +65,10 @@ def blocks(features: Tensor) -> Iterator[Tensor]:
 
 
 class StandardisedHead(nn.Module):
-    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C)."""
+    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C).
+
+    The features are standardised where they lie: for wide ones, memory for another copy costs more than that.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -79,7 +82,7 @@ class StandardisedHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardise, then the head."""
-        logits: Tensor = self.head((features - self.mean) * self.scale)
+        logits: Tensor = self.head(features.sub_(self.mean).mul_(self.scale))
         return logits
 
     def folded(self) -> nn.Module:
