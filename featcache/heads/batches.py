@@ -130,11 +130,18 @@ class Batches(ABC):
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self._iterated = 0
         self._labels = torch.from_numpy(rows.chosen.labels).to(device)
 
     def __len__(self) -> int:
         """Batches an epoch has; the last may be short."""
         return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The next epoch, the first time epoch 0."""
+        # Counted when the first batch is taken: Lightning asks for iterators that it does not use.
+        number, self._iterated = self._iterated, self._iterated + 1
+        yield from self.epoch(number)
 
     @property
     def feature_dim(self) -> int:
@@ -236,7 +243,7 @@ class StreamedBatches(Batches):
 
     def _windows(self, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
-        rooms = cycle(([], []))
+        rooms: Iterator[list[Tensor]] = cycle(([], []))
 
         def read(chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
             room: list[Tensor] = next(rooms)
