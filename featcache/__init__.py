@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
+    from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.heads.sweep import sweep
@@ -36,6 +37,7 @@ __all__ = [
     "load_backbone",
     "open_source",
     "predict",
+    "read_batches",
     "resume_head",
     "sweep",
     "train_head",
@@ -51,6 +53,7 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "predict": "featcache.inference.prediction",
+    "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",
     "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",
