@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli import audit, caches, doctor, extract, inventory, reproduce, train
+from featcache.cli import audit, caches, doctor, extract, inventory, reproduce, show, train
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def _root(
     pass
 
 
-for group in (extract, train, reproduce, caches, audit, inventory, doctor):
+for group in (extract, train, reproduce, caches, audit, inventory, show, doctor):
     group.register(app)
 
 

@@ -26,6 +26,7 @@ COMMANDS = (
     "rm",
     "gc",
     "audit",
+    "show",
     "backbones",
     "datasets",
     "recipes",
