@@ -30,6 +30,7 @@ COMMANDS = (
     "rm",
     "gc",
     "audit",
+    "show",
     "backbones",
     "datasets",
     "recipes",
