@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweep import sweep
     from featcache.images.opening import open_source
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "open_source",
     "read_batches",
     "resume_head",
+    "sweep",
     "train_head",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "open_source": "featcache.images.opening",
     "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",
+    "sweep": "featcache.heads.sweep",
     "train_head": "featcache.heads.fit",
 }
 

@@ -250,7 +250,7 @@ def _chosen(
     known = None if recipe is None else recipe_called(recipe)
     found = find(cache, what, images, common, known)
     others = [matching.by_name(common.features_dir, name).path for name in beside]
-    layers = what.layer or (_every_layer([found.path, *others]) if concat else found.layers)
+    layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
     settings = asdict(head) | ({} if known is None else _left_to(known, context))
     return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
@@ -308,7 +308,7 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
-def _every_layer(paths: Sequence[Path]) -> list[str]:
+def every_layer(paths: Sequence[Path]) -> list[str]:
     """The names of all layers that these caches hold."""
     from featcache.cache.reader import FeatureCache
 

@@ -4,8 +4,8 @@
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
 `architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
-keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, and `resuming` says
-it again from where it was cut off.
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, `resuming` says it
+again from where it was cut off, and `sweep` for many heads at once.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweep import sweep
+    from featcache.heads.sweep_records import Sweep
 
 __all__ = [
     "Comparison",
@@ -35,6 +37,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Score",
+    "Sweep",
     "compare_predictions",
     "compare_runs",
     "fit_head",
@@ -43,6 +46,7 @@ __all__ = [
     "recipe",
     "recipe_names",
     "resume_head",
+    "sweep",
     "train_head",
 ]
 
@@ -55,6 +59,7 @@ _HOMES = {
     "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
+    "Sweep": "sweep_records",
     "compare_predictions": "comparison",
     "compare_runs": "comparison",
     "fit_head": "fit",
@@ -63,6 +68,7 @@ _HOMES = {
     "recipe": "recipes",
     "recipe_names": "recipes",
     "resume_head": "resuming",
+    "sweep": "sweep",
     "train_head": "fit",
 }
 

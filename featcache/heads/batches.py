@@ -13,11 +13,13 @@ window is used, a thread reads the next.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Self
 
 import numpy as np
 import torch
@@ -157,6 +159,12 @@ class Batches(ABC):
     def resident_bytes(self) -> int:
         """Bytes of features that stay on the device."""
         return 0
+
+    def reordered(self, *, seed: int, batch_size: int) -> Self:
+        """The same rows, wherever they lie already, in the order of another seed and batch size."""
+        other = copy.copy(self)
+        other.seed, other.batch_size = seed, batch_size
+        return other
 
     @abstractmethod
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:

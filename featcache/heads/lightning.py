@@ -62,8 +62,7 @@ class HeadModule(pl.LightningModule):
         self.best_epoch = 0
         self._best: dict[str, Tensor] = {}
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
-        # Half of what ends a training, so that a lower rate still has its chance.
-        self._plateau = Plateau(patience=config.patience // 2, min_delta=config.min_delta)
+        self._plateau = plateau_of(config)
         self._interruption = interruption or Interruption()
         self._progress = progress
         self._epoch_ended = epoch_ended
@@ -295,6 +294,11 @@ def epoch_lr(config: HeadConfig, epoch: int) -> float:
     if config.schedule != "cosine":
         return config.lr
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.max_epochs))
+
+
+def plateau_of(config: HeadConfig) -> Plateau:
+    """What takes the learning rate down: half the patience that ends a training, so that it still has its chance."""
+    return Plateau(patience=config.patience // 2, min_delta=config.min_delta)
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

@@ -24,6 +24,7 @@ WEIGHTS_FILE = "head.safetensors"
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.csv"
+SWEEP_FILE = "sweep.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
 # Of the folder of a training that has not ended.

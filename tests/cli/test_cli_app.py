@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "extract",
     "train-head",
+    "sweep",
     "reproduce",
     "ls",
     "info",
