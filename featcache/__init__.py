@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from featcache.heads.fit import train_head
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
-    from featcache.heads.sweep import sweep
+    from featcache.heads.sweeping import sweep
     from featcache.images.opening import open_source
 
 __all__ = [
@@ -46,7 +46,7 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "resume_head": "featcache.heads.resuming",
-    "sweep": "featcache.heads.sweep",
+    "sweep": "featcache.heads.sweeping",
     "train_head": "featcache.heads.fit",
 }
 
