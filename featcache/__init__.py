@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
+    from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.heads.sweeping import sweep
@@ -32,6 +33,7 @@ __all__ = [
     "from_module",
     "load_backbone",
     "open_source",
+    "read_batches",
     "resume_head",
     "sweep",
     "train_head",
@@ -45,6 +47,7 @@ _HOMES = {
     "from_module": "featcache.backbones.network",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
+    "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",
     "sweep": "featcache.heads.sweeping",
     "train_head": "featcache.heads.fit",

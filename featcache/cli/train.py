@@ -45,6 +45,28 @@ class HeadOptions:
     dropout: Annotated[
         float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
     ] = 0.0
+    batch_norm: Annotated[
+        bool,
+        typer.Option(
+            "--batch-norm", help="Normalise each hidden layer; folded into the stored head.", rich_help_panel=_HEAD
+        ),
+    ] = False
+    mixup: Annotated[
+        float,
+        typer.Option(
+            help="Train on mixtures of two images' features, the share from Beta(alpha, alpha).",
+            metavar="<alpha>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        typer.Option(
+            help="Train on features with Gaussian noise, after standardising.",
+            metavar="<sigma>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
     lr: Annotated[float, typer.Option(help="Learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
     weight_decay: Annotated[
         float, typer.Option(help="The optimizer's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)

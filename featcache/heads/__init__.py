@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.heads.comparison import Comparison, compare_predictions, compare_runs
     from featcache.heads.config import HeadConfig
     from featcache.heads.fit import fit_head, train_head
+    from featcache.heads.reading import read_batches
     from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.resuming import resume_head
@@ -41,6 +42,7 @@ __all__ = [
     "compare_runs",
     "fit_head",
     "head_names",
+    "read_batches",
     "recipe",
     "recipe_names",
     "resume_head",
@@ -62,6 +64,7 @@ _HOMES = {
     "compare_runs": "comparison",
     "fit_head": "fit",
     "head_names": "architectures",
+    "read_batches": "reading",
     "recipe": "recipes",
     "recipe_names": "recipes",
     "resume_head": "resuming",

@@ -16,7 +16,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.lightning import epoch_lr, plateau_of
 from featcache.heads.records import EpochRecord, Score
 from featcache.heads.stacked import Layer
-from featcache.heads.standardisation import Standardisation, StandardisedHead
+from featcache.heads.standardisation import Standardisation
 from featcache.heads.stopping import Patience
 
 
@@ -119,7 +119,9 @@ class Course:
         head.load_state_dict(
             {name: tensor.clone() for name, tensor in zip(head.state_dict(), tensors, strict=True)}, assign=True
         )
-        return head if standard is None else StandardisedHead(head, standard).folded()
+        if standard is not None:
+            standard.fold_into(head)
+        return head
 
 
 def _score(record: EpochRecord) -> Score:
