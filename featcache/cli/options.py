@@ -17,6 +17,7 @@ import typer
 _BACKBONE = "Which features"
 _IMAGES = "Of which images"
 _RUN = "How it runs"
+_TOGETHER = "Several machines"
 _COMMON = "Common"
 
 
@@ -286,6 +287,13 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    resize_on: Annotated[
+        Literal["auto", "host", "device"],
+        typer.Option(
+            help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto"
     on_error: Annotated[
         Literal["fail", "skip"],
         typer.Option(
@@ -300,6 +308,61 @@ class RunOptions:
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Stop if somebody else is writing this cache.", rich_help_panel=_RUN)
     ] = False
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Write the cache in files of so many rows instead of one.",
+            metavar="<rows>",
+            min=1,
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherOptions:
+    """How several processes or machines extract together."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; `featcache assemble` writes the cache.",
+            metavar="<i/n>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="local, or ray: tasks on a cluster that shares the data folder.", rich_help_panel=_TOGETHER),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running Ray cluster, or auto. [default: one on this machine]",
+            metavar="<address>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    gpus_per_task: Annotated[
+        float, typer.Option(help="GPUs of a task.", metavar="<gpus>", min=0, rich_help_panel=_TOGETHER)
+    ] = 0
+    cpus_per_task: Annotated[
+        int, typer.Option(help="Cores, and threads, of a task.", metavar="<cores>", min=1, rich_help_panel=_TOGETHER)
+    ] = 1
+    max_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at once. [default: as many as fit]", metavar="<tasks>", min=1, rich_help_panel=_TOGETHER
+        ),
+    ] = None
+    task_deadline: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which a task counts as hung, and is done again.",
+            metavar="<seconds>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = 1800
 
 
 def number_or_auto(text: str, option: str) -> int | None:

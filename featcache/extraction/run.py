@@ -17,8 +17,10 @@ from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
 from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.shares import Shard
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
@@ -32,21 +34,26 @@ class Execution:
     """How an extraction runs: nothing here changes a feature. None stands for auto.
 
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. `rehash`: read every image, also those that look unchanged. Raises InvalidOption.
+    who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
+    share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
+    `resize_on`: "host", "device", or "auto". Raises InvalidOption.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     part_rows: int | None = None
+    resize_on: str = "auto"
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
+    shard: Shard | None = None
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ("fail", "skip"):
             raise InvalidOption(f"expected --on-error fail or skip, got {self.on_error!r}")
-        for name in ("batch_size", "workers", "part_rows"):
+        for name in ("batch_size", "workers", "part_rows", "shard_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
@@ -84,6 +91,18 @@ def extract_each(
     execution = execution or Execution()
     with prepared_each(requests, execution, reporter or LogReporter()) as jobs:
         return side_by_side(jobs, wait=execution.wait)
+
+
+def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
+    """Writes the cache `request` describes from parts that shards have left; nothing is computed.
+
+    Raises CacheIncomplete where rows are missing, and what `extract` raises.
+    """
+    execution = execution or Execution()
+    with prepared(request, execution, reporter or LogReporter()) as job:
+        job.assembles_only = True
+        (done,) = side_by_side([job], wait=execution.wait)
+    return done
 
 
 @contextmanager
@@ -128,7 +147,7 @@ def _require_same_images(requests: Sequence[Request]) -> None:
     names = [request.backbone_name for request in requests]
     if len(set(names)) != len(names):
         raise InvalidOption(f"expected different backbones, got {', '.join(names)}")
-    if len({(request.selection, request.data_dir) for request in requests}) != 1:
+    if len({(request.selection, request.views, request.data_dir) for request in requests}) != 1:
         raise InvalidOption("expected the same images and the same data folder for every backbone")
 
 
@@ -157,6 +176,9 @@ def _job(
         threads=execution.threads,
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
+        share=execution.shard,
+        shard_rows=execution.shard_rows,
+        resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),
     )
 
 

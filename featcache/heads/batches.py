@@ -19,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -122,6 +122,23 @@ class Memory:
             if self._reuse:
                 self._rooms[name] = room
         return room[:rows]
+
+
+class Epochs(Protocol):
+    """What a head is trained and judged on, wherever its features come from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        ...
+
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`. With `reuse` a batch may be written over the one before."""
+        ...
+
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, as they stand."""
+        ...
 
 
 class Batches(ABC):

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from featcache.errors import HeadError
 from featcache.heads.augmentation import mixed
-from featcache.heads.batches import Batches
+from featcache.heads.batches import Epochs
 from featcache.heads.checkpoints import Checkpoint, State
 from featcache.heads.config import SMALLEST_NORMED_BATCH, HeadConfig
 from featcache.heads.metrics import evaluate
@@ -99,13 +99,13 @@ class HeadModule(pl.LightningModule):
             restore_random(self._resumed.part("random"), self.device)
             self._resumed = None
 
-    def training_step(self, batches: Batches, index: int) -> None:
+    def training_step(self, batches: Epochs, index: int) -> None:
         """All steps of one epoch. Raises TrainingInterruptedError after the step in which a Ctrl-C came."""
         with _interruptible():
             self._train_epoch(batches)
         self._require_finite("train loss", self._train_loss)
 
-    def _train_epoch(self, batches: Batches) -> None:
+    def _train_epoch(self, batches: Epochs) -> None:
         optimizer = self._optimizer()
         self._lr = epoch_lr(self.config, len(self.history)) * self._plateau.scale
         for group in optimizer.param_groups:
@@ -137,7 +137,7 @@ class HeadModule(pl.LightningModule):
         mixture = mixed(features, labels, self.config.mixup)
         return mixture.loss(self.head(mixture.features), weight=weight, label_smoothing=smoothing)
 
-    def validation_step(self, batches: Batches, index: int) -> None:
+    def validation_step(self, batches: Epochs, index: int) -> None:
         """Judge the epoch on val, remember its weights if they are the best, stop when patience is over."""
         with _interruptible():
             score = evaluate(self.head, batches).score()
@@ -242,17 +242,17 @@ class TrainingInterruptedError(Exception):
 class OncePerEpoch:
     """What the Trainer takes for a loader: the batches as its only item."""
 
-    def __init__(self, batches: Batches) -> None:
+    def __init__(self, batches: Epochs) -> None:
         self._batches = batches
 
-    def __iter__(self) -> Iterator[Batches]:
+    def __iter__(self) -> Iterator[Epochs]:
         return iter((self._batches,))
 
     def __len__(self) -> int:
         return 1
 
 
-def fit(module: HeadModule, train: Batches, val: Batches, interruption: Interruption) -> bool:
+def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interruption) -> bool:
     """Train until patience, epochs or the user end it, and put the best epoch back into `module.head`.
 
     Returns whether it was interrupted. Ctrl-C keeps the best epoch so far; before the first finished epoch there

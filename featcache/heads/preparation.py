@@ -95,6 +95,7 @@ def open_prepared(
 
 def _origin(column: CacheLayers) -> FeatureOrigin:
     cache = column.cache
+    weights = cache.provenance.get("weights")
     return FeatureOrigin(
         cache=str(cache.path),
         cache_name=cache.name,
@@ -111,4 +112,6 @@ def _origin(column: CacheLayers) -> FeatureOrigin:
             )
             for array in map(cache["train"].layer, column.layers)
         ),
+        weights=weights if isinstance(weights, str) else None,
+        images=cache.selection.source,
     )

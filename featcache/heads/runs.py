@@ -34,10 +34,10 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
+from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CHECKPOINT_FILE,
-    CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
     SWEEP_FILE,
@@ -53,11 +53,13 @@ from featcache.heads.run_files import (
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,6 +185,19 @@ class Run:
                 parts.append(head(torch.from_numpy(values)).softmax(dim=1).numpy())
         return np.concatenate(parts)
 
+    def report(self, path: Path | str | None = None, **options: Any) -> Path:
+        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+
+        `options`: those of `featcache.write_report`, which does it.
+        """
+        # The package's door, asked when it is needed: heads know nothing of pages.
+        import featcache
+
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
+
     def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """One array (N, d) a layer."""
         widths = [layer.dim for layer in self.features.columns]
@@ -234,10 +249,9 @@ def used_caches(runs_dir: Path) -> set[Path]:
 
     Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    used: set[Path] = set()
-    for file, caches_of in ((CONFIG_FILE, _used_caches), (SWEEP_FILE, _swept_caches)):
-        folders = (path.parent for path in sorted(runs_dir.glob(f"*/{file}")))
-        used.update(cache for folder in folders if not is_tmp(folder) for cache in caches_of(folder))
+    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
+    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
+    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
     for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
         about, _ = read_checkpoint_metadata(checkpoint)
         used |= set(map(Path, about["caches"]))

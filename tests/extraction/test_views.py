@@ -165,7 +165,7 @@ def test_interrupted_between_the_views_of_an_image_it_goes_on(request_: Request,
     assert isinstance(request_.backbone, Backbone)
     original, seen = request_.backbone.features, [0]
 
-    def interrupted(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         seen[0] += 1
         if seen[0] == 3:
             raise KeyboardInterrupt
@@ -242,8 +242,10 @@ def test_views_computed_again_are_equal(images: Path, tmp_path: Path) -> None:
 def test_views_of_other_numbers_cannot_be_computed_again(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    save = {"image_size": 64, "weights": "random", "data_dir": tmp_path / "data", "precision": "fp32", "limit": 1}
-    cache = featcache.extract(images, "squeezenet1_1", views=2, **save)  # type: ignore[arg-type]
+    cache = featcache.extract(
+        images, "squeezenet1_1", views=2, weights="random", image_size=64, limit=1, precision="fp32",
+        data_dir=tmp_path / "data",
+    )  # fmt: skip
     monkeypatch.setattr("featcache.extraction.rebuild.described_augmentation", lambda views: {"flip": 0.0})
     with pytest.raises(ExtractionError, match="augmentation"):
         recompute(cache, 2, seed=0, data_dir=tmp_path / "data", device="cpu")

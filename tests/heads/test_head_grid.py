@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -42,7 +43,7 @@ def test_values_have_the_type_of_their_option(text: str, field: str, values: lis
 
 
 def test_python_says_values_and_gets_the_same_heads() -> None:
-    said = {"hidden": [64, (128, 64)], "layer": ["a", ("a", "b")], "lr": [0.1]}
+    said: dict[str, Sequence[object]] = {"hidden": [64, (128, 64)], "layer": ["a", ("a", "b")], "lr": [0.1]}
     assert configs(said) == configs(parse_grid(["hidden=64,128-64", "layer=a,a+b", "lr=0.1"]))
     assert written_grid(said) == {"hidden": ("64", "128-64"), "layer": ("a", "a+b"), "lr": ("0.1",)}
 
@@ -125,7 +126,7 @@ def test_a_plan_that_contradicts_itself_is_refused(said: dict[str, Any], expecte
     ),
 )
 def test_what_is_written_reads_as_the_same_heads(lrs: list[float], sizes: list[tuple[int, ...]]) -> None:
-    grid = {"lr": [float(f"{lr:g}") for lr in lrs], "hidden": sizes}
+    grid: dict[str, Sequence[object]] = {"lr": [float(f"{lr:g}") for lr in lrs], "hidden": sizes}
     texts = [f"{name}={','.join(values)}" for name, values in written_grid(grid).items()]
     assert configs(parse_grid(texts)) == configs(grid)
 

@@ -141,9 +141,9 @@ def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monke
     read: list[int] = []
     reading = FeatureRows.read
 
-    def spy(rows: FeatureRows, positions: np.ndarray[tuple[int], np.dtype[np.int64]]) -> list[Tensor]:
+    def spy(rows: FeatureRows, positions: np.ndarray[tuple[int], np.dtype[np.int64]], out: Sequence[Tensor]) -> None:
         read.append(len(positions))
-        return reading(rows, positions)
+        reading(rows, positions, out)
 
     monkeypatch.setattr(FeatureRows, "read", spy)
     counts = []
