@@ -31,8 +31,8 @@ from featcache.heads import HeadConfig, fit_head
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import epoch_order
 from featcache.heads.cuts import cut_cache
-from featcache.heads.sweep import sweep_heads
 from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
 
 BATCH = 64
 
