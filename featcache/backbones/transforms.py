@@ -7,6 +7,7 @@ decoding threads: it is what the notebook and torchvision's presets do, and it r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,7 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+RESIZER = "pillow"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +65,21 @@ class Transform:
 
     def described(self) -> dict[str, Any]:
         """The resolved numbers, as they enter a spec."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": "pillow"}
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": RESIZER}
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Transform:
+        """The transform that `described` described. Raises InvalidOption for anything else."""
+        numbers: dict[str, Any] = {
+            key: tuple(value) if key in ("mean", "std") else value for key, value in described.items()
+        }
+        resizer = numbers.pop("resizer", None)
+        if resizer != RESIZER:
+            raise InvalidOption(f"expected images resized by {RESIZER}, got {resizer!r}", hint="extract again")
+        try:
+            return cls(**numbers)
+        except TypeError as error:
+            raise InvalidOption(f"this is no transform of this version of featcache: {error}") from error
 
     def resize_image(self, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         """(H, W, 3) uint8 -> (S, S, 3) uint8, with S = `image_size`.

@@ -87,9 +87,10 @@ class Pipeline:
         """Stops decoding; what has not been started is dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Iterator[Rows]:
-        """The features of `samples`, batch by batch, in order. `digests` (n, 32) are what each must hash to.
+    def rows(self, samples: Sequence[Sample], digests: Bytes | None, views: Views | None = None) -> Iterator[Rows]:
+        """The features of `samples`, batch by batch, in order.
 
+        `digests` (n, 32): what each must hash to; None where any bytes will do, and there are plain rows only.
         `views` (n,): which view of its image each row is; None: all are plain.
 
         Raises ExtractionError, naming layer and image, where a feature is not finite.
@@ -128,7 +129,7 @@ class Pipeline:
         numbers = _plain(samples) if views is None else views
         return self._decode(samples, digests, numbers, range(len(samples))).images
 
-    def _decoded(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> Iterator[_Decoded]:
+    def _decoded(self, samples: Sequence[Sample], digests: Bytes | None, views: Views) -> Iterator[_Decoded]:
         ahead = self.workers + 1
         pending: deque[Future[_Decoded]] = deque()
         # The size is read anew: it may have halved meanwhile.
@@ -142,13 +143,13 @@ class Pipeline:
                 decoded = pending.popleft().result()
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], digests: Bytes, views: Views, rows: range) -> _Decoded:
+    def _decode(self, samples: Sequence[Sample], digests: Bytes | None, views: Views, rows: range) -> _Decoded:
         images: list[Prepared] = []
         index: list[int] = []
         failures: list[Failure] = []
         last: tuple[Sample, Bytes] | None = None
         for row in rows:
-            sample, expected = samples[row], digests[row].tobytes()
+            sample, expected = samples[row], None if digests is None else digests[row].tobytes()
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
                 if last is None or last[0] != sample:
@@ -160,7 +161,9 @@ class Pipeline:
         packed = self._resizing.packed(images)
         return _Decoded(index=np.asarray(index, np.int64), images=packed, failures=tuple(failures))
 
-    def _prepared(self, image: Bytes, expected: bytes, view: int) -> Prepared:
+    def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
+        if expected is None:
+            return self._resizing.prepared(image, cropped=False)
         seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
         return self._resizing.prepared(seen, cropped=view > 0)
 

@@ -110,7 +110,7 @@ class _Listening(torch.nn.Module):
 @pytest.mark.parametrize("fails", [False, True])
 def test_a_backbone_computes_so_and_cleans_up_after_an_error(fails: bool) -> None:
     backbone = from_module(_Listening(), name="listening", transform=Transform(image_size=8))
-    inner = next(one for one in backbone._part.modules() if isinstance(one, _Listening))
+    inner = next(one for one in backbone.module().modules() if isinstance(one, _Listening))
     inner.heard, inner.fails = [], fails
     before = settings()
     with pytest.raises(RuntimeError, match="told to") if fails else nullcontext():
