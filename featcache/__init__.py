@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
+    from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.images.opening import open_source
 
@@ -30,6 +31,7 @@ __all__ = [
     "from_module",
     "load_backbone",
     "open_source",
+    "resume_head",
     "train_head",
 ]
 
@@ -41,6 +43,7 @@ _HOMES = {
     "from_module": "featcache.backbones.network",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
+    "resume_head": "featcache.heads.resuming",
     "train_head": "featcache.heads.fit",
 }
 

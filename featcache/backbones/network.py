@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
@@ -149,6 +150,45 @@ def _count_flops(part: nn.Module, image_size: int) -> int:
     return int(counter.get_total_flops())
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plain:
+    """A torchvision network in eval mode, cut to its layers and filled with weights; else as torchvision made it.
+
+    `part`: (N, 3, S, S) float32 -> {layer: output}, on the CPU, nothing folded into anything.
+    """
+
+    part: nn.Module
+    layers: tuple[Layer, ...]
+    pool: str
+    transform: Transform
+
+
+def plain(
+    name: str,
+    weights: Weights,
+    *,
+    layers: Sequence[str] = (),
+    pool: str | None = None,
+    image_size: int | None = None,
+    resize: Resize = "squash",
+    normalize: str = "weights",
+) -> Plain:
+    """The torchvision network `name` with `weights`, cut to what `layers` need. Raises what `from_torchvision` does."""
+    family = networks.family_of(name)
+    asked = tuple(dict.fromkeys(layers)) or (family.layer,)
+    # A family's own pooling belongs to its own default layer.
+    pooling = pool or (family.pool if not layers else "none")
+    transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
+    empty = networks.build_empty(name)
+    part = layer_room.cut(empty, name, asked)
+    measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)
+    if layer_room.traced_constants(part):
+        # MaxViT computes index tables while it is traced, which needs storage.
+        part = layer_room.cut(networks.build_random(name, 0), name, asked)
+    _fill(part, weights, name)
+    return Plain(part=part.eval().requires_grad_(False), layers=tuple(measured), pool=pooling, transform=transform)
+
+
 def from_torchvision(
     name: str,
     weights: Weights,
@@ -164,24 +204,13 @@ def from_torchvision(
     Raises UnknownName for a layer, InvalidOption for a size or pooling the network cannot do, WeightsError for
     tensors that are missing or of the wrong shape.
     """
-    family = networks.family_of(name)
-    asked = tuple(dict.fromkeys(layers)) or (family.layer,)
-    # A family's own pooling belongs to its own default layer.
-    pooling = pool or (family.pool if not layers else "none")
-    transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
-    empty = networks.build_empty(name)
-    part = layer_room.cut(empty, name, asked)
-    measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)
-    if layer_room.traced_constants(part):
-        # MaxViT computes index tables while it is traced, which needs storage.
-        part = layer_room.cut(networks.build_random(name, 0), name, asked)
-    _fill(part, weights, name)
+    made = plain(name, weights, layers=layers, pool=pool, image_size=image_size, resize=resize, normalize=normalize)
     return Network(
-        part,
+        made.part,
         name=name,
-        layers=measured,
-        pool=pooling,
-        transform=transform,
+        layers=made.layers,
+        pool=made.pool,
+        transform=made.transform,
         source=weights.source,
         notes=weights.notes,
         warnings=weights.warnings,
@@ -189,8 +218,6 @@ def from_torchvision(
 
 
 def _normalized(weights: Weights, normalize: str, name: str) -> Transform:
-    from dataclasses import replace
-
     if normalize == "weights":
         return weights.transform
     if normalize != "half":

@@ -17,6 +17,7 @@ import typer
 _BACKBONE = "Which features"
 _IMAGES = "Of which images"
 _RUN = "How it runs"
+_TOGETHER = "Several machines"
 _COMMON = "Common"
 
 
@@ -160,9 +161,9 @@ class FeatureOptions:
         typer.Option(help="How features are stored. [default: float16]", rich_help_panel=_BACKBONE),
     ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
         typer.Option(
-            help="auto, fp32, bf16 or fp16: how features are computed.",
+            help="auto, fp32, bf16, fp16, or int8 (CPUs with VNNI): how features are computed.",
             metavar="<precision>",
             rich_help_panel=_BACKBONE,
         ),
@@ -293,6 +294,15 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = "fail"
+    min_cosine: Annotated[
+        float,
+        typer.Option(
+            help="Below fp32, features are first compared with fp32's on some of the images; a smaller cosine stops "
+            "the extraction. int8 mostly needs 0.99.",
+            metavar="<cosine>",
+            rich_help_panel=_RUN,
+        ),
+    ] = 0.999
     rehash: Annotated[
         bool,
         typer.Option("--rehash", help="Read every image, also those that look unchanged.", rich_help_panel=_RUN),
@@ -300,6 +310,61 @@ class RunOptions:
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Stop if somebody else is writing this cache.", rich_help_panel=_RUN)
     ] = False
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Write the cache in files of so many rows instead of one.",
+            metavar="<rows>",
+            min=1,
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherOptions:
+    """How several processes or machines extract together."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; `featcache assemble` writes the cache.",
+            metavar="<i/n>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="local, or ray: tasks on a cluster that shares the data folder.", rich_help_panel=_TOGETHER),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running Ray cluster, or auto. [default: one on this machine]",
+            metavar="<address>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    gpus_per_task: Annotated[
+        float, typer.Option(help="GPUs of a task.", metavar="<gpus>", min=0, rich_help_panel=_TOGETHER)
+    ] = 0
+    cpus_per_task: Annotated[
+        int, typer.Option(help="Cores, and threads, of a task.", metavar="<cores>", min=1, rich_help_panel=_TOGETHER)
+    ] = 1
+    max_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at once. [default: as many as fit]", metavar="<tasks>", min=1, rich_help_panel=_TOGETHER
+        ),
+    ] = None
+    task_deadline: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which a task counts as hung, and is done again.",
+            metavar="<seconds>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = 1800
 
 
 def number_or_auto(text: str, option: str) -> int | None:

@@ -6,10 +6,11 @@ Parts are idempotent, so the same job after a kill, or two jobs at once, end wit
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +19,19 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
-from featcache.cache.catalog import candidates, set_aside
+from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
 from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
+from featcache.cache.manifest import SHARDED_SUFFIX
 from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
+from featcache.cache.sharded import assemble_sharded
 from featcache.cache.spec import Json, Spec, cache_name
 from featcache.cache.writer import assemble, encoded_ids, serves
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
+from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
@@ -38,6 +41,7 @@ from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.shares import Share
 from featcache.extraction.stages import Stages, Stopwatch
 from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
@@ -66,6 +70,13 @@ class Job:
     threads: int
     part_rows: int
     skip: bool
+    min_cosine: float
+    # Whose rows are computed, where several do it together: then somebody else assembles. None: all.
+    share: Share | None = None
+    # Nothing is computed: what others have done is put together.
+    assembles_only: bool = False
+    # Rows of one file of a sharded cache; None: one file.
+    shard_rows: int | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
@@ -83,7 +94,7 @@ class Job:
     @property
     def cache_path(self) -> Path:
         name = cache_name(self.source.name, self.spec, self.request.selection)
-        return self.request.features_dir / f"{name}.h5"
+        return self.request.features_dir / f"{name}{CACHE_SUFFIX if self.shard_rows is None else SHARDED_SUFFIX}"
 
     @property
     def parts_dir(self) -> Path:
@@ -91,7 +102,13 @@ class Job:
 
     def lock(self, *, wait: bool) -> AbstractContextManager[object]:
         """Keeps others from writing the same cache; `wait` for whoever does, else CacheBusy."""
-        return locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting)
+        return locked(
+            self.request.features_dir,
+            self.cache_path.stem,
+            shared=self.share is not None,
+            wait=wait,
+            waiting=self._say_waiting,
+        )
 
     def _say_waiting(self, owner: Owner | None) -> None:
         self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
@@ -101,20 +118,64 @@ class Job:
         self._watch.start()
         plan = self.plan
         standing = self.standing_cache()
-        if standing is not None and self.is_hit(standing, plan):
+        if (hit := self.hit(standing)) is not None:
+            return hit
+        missing = self.missing(plan, standing)
+        if self.share is not None:
+            return (yield from self._do_share(plan, missing, self.share))
+        self._say_what_stands(plan.rows, len(missing))
+        self._require_room(plan.rows, len(missing))
+        failures: list[tuple[Sample, Failure]] = []
+        computed, rate = 0, None
+        if self.assembles_only:
+            failures = self._unusable(plan, missing)
+        elif len(missing):
+            failures, rate = yield from self._compute(plan, _distinct(plan, missing))
+            computed = len(missing) - len(failures)
+        cache = self._assemble(plan, failures)
+        return self._result(cache, computed=computed, rate=rate)
+
+    def run(self) -> Extraction:
+        """All steps in one go; the caller holds the lock."""
+        return _last(self.steps())
+
+    def run_share(self, share: Share, missing: npt.NDArray[np.int64]) -> Extraction:
+        """Computes what of the rows `missing` is `share`'s; nothing is looked up, nothing assembled."""
+        return _last(self._do_share(self.plan, missing, share))
+
+    def hit(self, standing: FeatureCache | None) -> Extraction | None:
+        """The result where every row is in one finished cache already."""
+        if standing is not None and self.is_hit(standing, self.plan):
             # A run that was killed right after it had published may have left its parts.
             discard_parts(self.parts_dir)
             return self._result(standing, computed=0, rate=None)
-        if (wider := self.wider_cache(plan)) is not None:
-            return self._result(wider, computed=0, rate=None)
+        wider = self.wider_cache(self.plan)
+        return None if wider is None else self._result(wider, computed=0, rate=None)
+
+    def _do_share(self, plan: Plan, missing: npt.NDArray[np.int64], share: Share) -> Steps:
+        rows = np.arange(plan.rows)[share.owns(np.arange(plan.rows) // self.part_rows)]
+        mine = _distinct(plan, missing)
+        mine = mine[share.owns(mine // self.part_rows)]
+        self._say_what_stands(len(rows), len(mine))
+        self._require_room(0, len(mine))
+        failures, rate = (yield from self._compute(plan, mine)) if len(mine) else ([], None)
+        computed = len(mine) - len(failures)
+        return self._share_result(
+            plan, computed=computed, reused=len(rows) - len(mine), lost=self._lost(plan, failures), rate=rate
+        )
+
+    def missing(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
+        """The rows of the plan that nobody has, ascending: (m,)."""
         donors = Donors(self.donors(standing), self.reporter.warn)
-        digests = plan.all_digests()
-        missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
-        self._say_what_stands(plan.rows, len(missing))
-        self._require_room(plan.rows, len(missing))
-        failures, rate = (yield from self._compute(plan, digests, missing)) if len(missing) else ([], None)
-        cache = self._assemble(plan, failures)
-        return self._result(cache, computed=len(missing) - len(failures), rate=rate)
+        found: npt.NDArray[np.int64] = np.flatnonzero(
+            donors.locate(plan.all_digests(), self.spec.layer_names).donor < 0
+        )
+        return found
+
+    def units(self, rows: npt.NDArray[np.int64]) -> list[int]:
+        """The units that these rows lie in, ascending."""
+        numbers: list[int] = np.unique(rows // self.part_rows).tolist()
+        return numbers
 
     # --- who has what ---------------------------------------------------------------------------------------
 
@@ -207,13 +268,10 @@ class Job:
     # --- computing ------------------------------------------------------------------------------------------
 
     def _compute(
-        self, plan: Plan, digests: npt.NDArray[np.uint8], missing: npt.NDArray[np.int64]
+        self, plan: Plan, rows: npt.NDArray[np.int64]
     ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
-        """Writes parts for the missing rows; what failed, and images per second."""
-        # An image that stands twice in the set is computed once.
-        _, first = np.unique(digests[missing], axis=0, return_index=True)
-        rows = missing[np.sort(first)]
-        samples = plan.all_samples()
+        """Writes parts for these rows; what failed, and images per second."""
+        samples, digests = plan.all_samples(), plan.all_digests()
         wanted = samples.take(rows)
         images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
@@ -221,7 +279,7 @@ class Job:
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
             self._measure_drift(pipeline, wanted, images, views)
-            self._begin(plan)
+            self.begin(plan)
             self.images.decoder.expect(images)
             yield from self._pausing(_BEGUN)
             began = self._watch.read()
@@ -242,13 +300,27 @@ class Job:
         rate = len(rows) / max(self._watch.read() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
 
+    def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[tuple[Sample, Failure]]:
+        """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
+        samples = plan.all_samples().take(rows)
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
+        with closing(self._pipeline()) as pipeline:
+            failures = list(self._accepted(pipeline.failures(samples, images, views)))
+        if len(failures) < len(rows):
+            raise CacheIncomplete(
+                f"{len(rows) - len(failures):,} of {plan.rows:,} rows are missing, "
+                f"in {len(self.units(rows)):,} of {-(-plan.rows // self.part_rows):,} parts",
+                hint="run the shards that have not ended, or `featcache extract` with the same options",
+            )
+        return [(samples[failure.row], failure) for failure in failures]
+
     def _pausing(self, reached: int) -> Generator[int, None, None]:
         self._watch.stop()
         yield reached
         self._watch.start()
 
     def _compile(self, pipeline: Pipeline) -> None:
-        if self.spec.runner == "compiled":
+        if self.spec.runner == "compiled" and self.backbone.fixed_batch is None:
             began = time.monotonic()
             self.reporter.say(f"compiling {self.backbone.name}, which takes a minute (--no-compile: not at all)")
             pipeline.compile()
@@ -262,7 +334,7 @@ class Job:
         views: npt.NDArray[np.int64],
     ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
-        if self.spec.precision not in ("bf16", "fp16"):
+        if self.spec.precision not in ("bf16", "fp16", "int8") or self._drift is not None:
             return
         rows = drift.sample_of(len(samples))
         images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
@@ -275,15 +347,16 @@ class Job:
         try:
             exact = pipeline.features(images, "float32")
         finally:
-            self.backbone.place(self.device, self.spec.precision)
+            self.backbone.place(self.device, self.spec.precision, self.spec.ranges)
             if program is not None:
                 self.backbone.compile(pipeline.batch_size)
         found = drift.measured(self.spec.precision, exact, rounded)
-        found.require_small()
+        found.require(self.min_cosine)
         self.reporter.say(str(found))
         self._drift = found.to_json()
 
-    def _begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan) -> None:
+        """Settles the spec for everybody who takes part, and every resume."""
         write_plan(
             self.parts_dir,
             PartsPlan(
@@ -337,7 +410,10 @@ class Job:
             self._move_aside()
         if not any(len(table) for table in tables.values()):
             raise SourceError(f"every image of {self.source.name} was skipped", hint="run with --on-error fail")
-        assemble(
+        write: Callable[..., Path] = assemble
+        if self.shard_rows is not None:
+            write = partial(assemble_sharded, rows_per_shard=self.shard_rows)
+        write(
             self.cache_path,
             spec=self.spec,
             selection=self.request.selection,
@@ -401,6 +477,25 @@ class Job:
         """The part of the provenance that belongs to rows rather than to a cache."""
         return {"drift": self._drift, **devices.provenance(self.device)}
 
+    def _share_result(
+        self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None
+    ) -> Extraction:
+        return Extraction(
+            cache=self.request.features_dir / self.cache_path.name,
+            complete=False,
+            fingerprint=self.spec.fingerprint,
+            rows=plan.rows_of_splits,
+            feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
+            computed=computed,
+            reused=reused,
+            skipped=tuple(lost),
+            seconds=self._watch.read(),
+            images_per_s=rate,
+            shares=self.stages.shares,
+            bound=self.stages.bound,
+            drift=self._drift,
+        )
+
     def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
         rows = {split: len(cache[split]) for split in cache.splits}
         return Extraction(
@@ -417,6 +512,21 @@ class Job:
             bound=self.stages.bound,
             drift=cache.provenance.get("drift"),
         )
+
+
+def _distinct(plan: Plan, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of the rows that have to be computed, ascending: an image that stands twice in the set only once."""
+    _, first = np.unique(plan.all_digests()[rows], axis=0, return_index=True)
+    return rows[np.sort(first)]
+
+
+def _last(steps: Steps) -> Extraction:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: Extraction = end.value
+            return done
 
 
 def _now() -> str:

@@ -109,6 +109,11 @@ class Pipeline:
                 hint="extract with --no-compile",
             ) from error
 
+    def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
+        """Those of `samples` that cannot be read or decoded. Nothing is computed."""
+        decoded = self._decoded(samples, digests, views)
+        return [failure for block in decoded for failure in block.failures]
+
     def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Bytes:
         """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
         numbers = _plain(samples) if views is None else views

@@ -11,7 +11,9 @@ from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
 from featcache.errors import InvalidOption
 from featcache.extraction import devices
+from featcache.extraction.calibration import observed_ranges
 from featcache.extraction.compilation import resolve_runner
+from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
@@ -19,6 +21,7 @@ from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.shares import Shard
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
@@ -32,7 +35,10 @@ class Execution:
     """How an extraction runs: nothing here changes a feature. None stands for auto.
 
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. `rehash`: read every image, also those that look unchanged. Raises InvalidOption.
+    who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
+    share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
+    `min_cosine`: the least cosine to fp32 that a lower precision may have; below it the extraction stops.
+    Raises InvalidOption.
     """
 
     device: str = "auto"
@@ -42,11 +48,16 @@ class Execution:
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
+    min_cosine: float = LEAST_COSINE
+    shard: Shard | None = None
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ("fail", "skip"):
             raise InvalidOption(f"expected --on-error fail or skip, got {self.on_error!r}")
-        for name in ("batch_size", "workers", "part_rows"):
+        if not -1 <= self.min_cosine <= 1:
+            raise InvalidOption(f"expected --min-cosine between -1 and 1, got {self.min_cosine}")
+        for name in ("batch_size", "workers", "part_rows", "shard_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
@@ -84,6 +95,18 @@ def extract_each(
     execution = execution or Execution()
     with prepared_each(requests, execution, reporter or LogReporter()) as jobs:
         return side_by_side(jobs, wait=execution.wait)
+
+
+def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
+    """Writes the cache `request` describes from parts that shards have left; nothing is computed.
+
+    Raises CacheIncomplete where rows are missing, and what `extract` raises.
+    """
+    execution = execution or Execution()
+    with prepared(request, execution, reporter or LogReporter()) as job:
+        job.assembles_only = True
+        (done,) = side_by_side([job], wait=execution.wait)
+    return done
 
 
 @contextmanager
@@ -144,8 +167,10 @@ def _job(
         images=lambda: images.count,
         reporter=reporter,
     )
-    spec = settled_spec(backbone, request, precision, runner)
-    backbone.place(device, spec.precision)
+    spec = settled_spec(
+        backbone, request, precision, runner, observe=lambda: observed_ranges(backbone, images, reporter)
+    )
+    backbone.place(device, spec.precision, spec.ranges)
     return Job(
         request=request,
         reporter=reporter,
@@ -157,6 +182,9 @@ def _job(
         threads=execution.threads,
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
+        min_cosine=execution.min_cosine,
+        share=execution.shard,
+        shard_rows=execution.shard_rows,
     )
 
 

@@ -4,7 +4,8 @@
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
 `architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
-keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them.
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, and `resuming` says
+it again from where it was cut off.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from featcache.heads.fit import fit_head, train_head
     from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
+    from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
     "head_names",
     "recipe",
     "recipe_names",
+    "resume_head",
     "train_head",
 ]
 
@@ -56,6 +59,7 @@ _HOMES = {
     "head_names": "architectures",
     "recipe": "recipes",
     "recipe_names": "recipes",
+    "resume_head": "resuming",
     "train_head": "fit",
 }
 

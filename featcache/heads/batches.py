@@ -12,10 +12,12 @@ rows, and then row by row within windows that fit in memory: so a disk reads run
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -38,27 +40,39 @@ EVALUATION_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Column:
+    """One layer, and the chosen rows in it: int64 (n,), in the order of the first cache's rows."""
+
+    array: FeatureArray
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRows:
     """The chosen rows of one split, several layers side by side.
 
-    `arrays`: the layers; `layers`: their names. A row of them is `feature_dim` values wide and `row_bytes` long as
-    stored.
+    `columns`: the layers, of one cache or of several (heads/joining.py). `split`: that of the first cache, whose rows
+    `chosen` means. A row is `feature_dim` values wide and `row_bytes` long as stored.
     """
 
     chosen: SplitRows
-    layers: tuple[str, ...]
-    arrays: tuple[FeatureArray, ...]
+    columns: tuple[Column, ...]
     split: CachedSplit
 
     @classmethod
     def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...]) -> FeatureRows:
         """The rows `chosen` of the layers named."""
         split = cache[chosen.source]
-        arrays = tuple(split.layer(layer) for layer in layers)
-        return cls(chosen=chosen, layers=layers, arrays=arrays, split=split)
+        columns = tuple(Column(array=split.layer(layer), rows=chosen.rows) for layer in layers)
+        return cls(chosen=chosen, columns=columns, split=split)
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def arrays(self) -> tuple[FeatureArray, ...]:
+        """The layers on disk."""
+        return tuple(column.array for column in self.columns)
 
     def ids(self) -> tuple[str, ...]:
         """The sample ids of the chosen rows."""
@@ -80,23 +94,30 @@ class FeatureRows:
 
         Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
         """
-        rows = self.chosen.rows[positions]
-        tensors = [torch.from_numpy(np.ascontiguousarray(array.gather(rows))) for array in self.arrays]
-        for layer, tensor in zip(self.layers, tensors, strict=True):
-            self._require_finite(layer, tensor, rows)
+        tensors = []
+        for column in self.columns:
+            rows = column.rows[positions]
+            tensor = torch.from_numpy(np.ascontiguousarray(column.array.gather(rows)))
+            _require_finite(column.array, tensor, rows)
+            tensors.append(tensor)
         return tensors
 
-    def _require_finite(self, layer: str, values: Tensor, rows: NDArray[np.int64]) -> None:
-        wrong = _rows_not_finite(values)
-        if not len(wrong):
-            return
-        numbers = [int(rows[row]) for row in wrong]
-        shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-        first = self.split.ids[numbers[0]]
-        raise HeadError(
-            f"NaN or infinity in layer {layer}, {self.chosen.source} rows {shown} (first: {first})",
-            hint="extract again; --dtype float32 keeps what is too large for float16",
-        )
+
+class Epochs(Protocol):
+    """What a head is trained and judged on, wherever its features come from."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches lie."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`."""
+        ...
+
+    def in_order(self) -> Iterator[Batch]:
+        """All rows once, as they stand."""
+        ...
 
 
 class Batches(ABC):
@@ -127,6 +148,12 @@ class Batches(ABC):
     def resident_bytes(self) -> int:
         """Bytes of features that stay on the device."""
         return 0
+
+    def reordered(self, *, seed: int, batch_size: int) -> Self:
+        """The same rows, wherever they lie already, in the order of another seed and batch size."""
+        other = copy.copy(self)
+        other.seed, other.batch_size = seed, batch_size
+        return other
 
     @abstractmethod
     def epoch(self, number: int) -> Iterator[Batch]:
@@ -234,7 +261,7 @@ def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[s
         if len(there) != 1:
             raise InvalidOption(
                 f"{cache.name} holds {len(there)} layers ({', '.join(there)}) and none was named",
-                hint=f"--layer {there[0]}" if there else None,
+                hint=f"--layer {there[0]}, or --concat for all of them" if there else None,
             )
         return there
     for layer in asked:
@@ -294,6 +321,19 @@ def _scaled(stored: Tensor, scale: float, offset: float) -> Tensor:
         return stored.to(torch.float32)
     # A copy, because float32 features would be scaled where they lie.
     return stored.to(torch.float32, copy=True).mul_(scale).add_(offset)
+
+
+def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]) -> None:
+    wrong = _rows_not_finite(values)
+    if not len(wrong):
+        return
+    numbers = [int(rows[row]) for row in wrong]
+    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    first = array.split.ids[numbers[0]]
+    raise HeadError(
+        f"NaN or infinity in layer {array.name}, {array.split.name} rows {shown} (first: {first})",
+        hint="extract again; --dtype float32 keeps what is too large for float16",
+    )
 
 
 def _rows_not_finite(values: Tensor) -> NDArray[np.int64]:

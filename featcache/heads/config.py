@@ -28,7 +28,8 @@ class HeadConfig:
     `layers`: the cache's layers to read, side by side; None for the only one there is.
     `l1`: times the sum of absolute values of every trainable parameter, added to the loss.
     `weight_decay`: the optimiser's own; AdamW takes it off the weights, the others add it to the gradient.
-    `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls over `max_epochs`.
+    `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls: over `max_epochs` along a
+    cosine, or to a tenth whenever val loss stays on a plateau for more than half of `patience`.
     `label_smoothing`: share of every label that is spread over all classes. `class_weights`: "balanced" lets every
     class count the same in the loss, however many images it has.
     `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither. On,
@@ -157,7 +158,7 @@ _NUMBERS: Mapping[str, _Number] = {
 
 _NAMES: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("adam", "adamw", "sgd"),
-    "schedule": ("constant", "cosine"),
+    "schedule": ("constant", "cosine", "plateau"),
     "class_weights": ("none", "balanced"),
 }
 

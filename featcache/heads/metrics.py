@@ -16,7 +16,7 @@ from torchmetrics.functional.classification import (
     multiclass_stat_scores,
 )
 
-from featcache.heads.batches import Batches
+from featcache.heads.batches import Epochs
 from featcache.heads.records import Metrics, Score
 
 CALIBRATION_BINS = 15
@@ -41,7 +41,7 @@ class Outcome:
         return Score(accuracy=right / everything, loss=float(F.cross_entropy(self.logits, self.labels)))
 
 
-def evaluate(head: nn.Module, batches: Batches) -> Outcome:
+def evaluate(head: nn.Module, batches: Epochs) -> Outcome:
     """The head's logits for all rows, in eval mode; the mode it was in is restored."""
     training = head.training
     head.eval()

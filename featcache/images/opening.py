@@ -15,15 +15,18 @@ from featcache.images.sources import WEBDATASET, ImageSource, Report, has_archiv
 from featcache.images.webdataset import is_pattern, open_webdataset, tars_in
 
 
-def open_source(dataset: str | Path, *, datasets_dir: Path, report: Report | None = None) -> ImageSource:
+def open_source(
+    dataset: str | Path, *, datasets_dir: Path, report: Report | None = None, download: bool = True
+) -> ImageSource:
     """The images of a named set ("cifar10"), a folder, a zip, a tar, a table of paths or URLs, or WebDataset tars.
 
     A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
-    named sets lie and are downloaded to; `report` takes progress in words, one line a call.
+    named sets lie and are downloaded to; `report` takes progress in words, one line a call. With `download` False
+    nothing is fetched: a set that is not there is a DownloadError.
     Raises UnknownName (offering the nearest names), SourceError, DownloadError, MissingExtra.
     """
     if isinstance(dataset, str) and dataset in dataset_names():
-        return open_named(dataset, datasets_dir, report)
+        return open_named(dataset, datasets_dir, report, download=download)
     if is_pattern(dataset) or str(dataset).startswith(WEBDATASET):
         return open_webdataset(str(dataset).removeprefix(WEBDATASET), report)
     if dataset == "":

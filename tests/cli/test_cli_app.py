@@ -16,6 +16,7 @@ from featcache.cache import catalog
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
     "extract",
+    "assemble",
     "train-head",
     "reproduce",
     "ls",

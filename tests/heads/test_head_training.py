@@ -321,7 +321,8 @@ def test_test_split_is_read_once_after_the_fit(cache: FeatureCache, tmp_path: Pa
         assert evaluated == []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featcache.heads.fit.evaluate", spy)
+        patch.setattr("featcache.heads.fitting.evaluate", spy)
+        patch.setattr("featcache.heads.conclusion.evaluate", spy)
         train_head(cache, "linear", max_epochs=2, runs_dir=tmp_path, progress=no_test_yet)
     assert evaluated == ["train", "test"]
 

@@ -105,7 +105,8 @@ def test_only_declared_packages_are_imported() -> None:
         *(line for extra in declared["optional-dependencies"].values() for line in extra),
     ]
     packages = {line.split(">")[0].split("[")[0].replace("-", "_") for line in lines}
-    called_otherwise = {"PIL", "sklearn", "lightning_fabric"}  # pillow, scikit-learn, part of pytorch-lightning
+    # pillow, scikit-learn, part of pytorch-lightning, umap-learn
+    called_otherwise = {"PIL", "sklearn", "lightning_fabric", "umap"}
     known = packages | called_otherwise | {"featcache", *sys.stdlib_module_names}
     found = {name.split(".")[0] for path in modules() for name in imported(path)}
     assert found <= known
