@@ -55,8 +55,8 @@ def test_ranges_are_observed_once_and_every_later_call_computes_with_them(
     with FeatureCache.open(first.cache) as cache:
         assert cache.spec.precision == "int8"
         ranges = cache.spec.ranges
-    assert list(ranges) == ["second"]
-    least, greatest = ranges["second"]
+    assert list(ranges) == ["inner.second"]
+    least, greatest = ranges["inner.second"]
     assert least == 0 < greatest
     # Another image would have changed them, had they been observed again.
     (images / "train/cat/new.jpg").write_bytes(jpeg(77, side=200))
