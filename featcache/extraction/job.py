@@ -43,6 +43,8 @@ from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share
 from featcache.extraction.stages import Stages, Stopwatch
+from featcache.extraction.tuning import Tuner
+from featcache.extraction.tuning_memory import circumstances, remember
 from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
@@ -66,8 +68,7 @@ class Job:
     backbone: Backbone
     spec: Spec
     device: str
-    batch_size: int
-    threads: int
+    tuner: Tuner
     part_rows: int
     skip: bool
     min_cosine: float
@@ -276,6 +277,7 @@ class Job:
         images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
+        self.tuner.limit_to(len(rows))
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
             self._measure_drift(pipeline, wanted, images, views)
@@ -293,6 +295,7 @@ class Job:
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
+                        self._remember_tuning()
                         yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
@@ -313,6 +316,11 @@ class Job:
                 hint="run the shards that have not ended, or `featcache extract` with the same options",
             )
         return [(samples[failure.row], failure) for failure in failures]
+
+    def _remember_tuning(self) -> None:
+        if (found := self.tuner.news()) is not None:
+            key = circumstances(self.backbone, self.spec, self.device)
+            remember(self.request.data_dir, key, found, self.reporter.warn)
 
     def _pausing(self, reached: int) -> Generator[int, None, None]:
         self._watch.stop()
@@ -374,11 +382,12 @@ class Job:
             source=self.source,
             backbone=self.backbone,
             dtype=self.spec.dtype,
-            batch_size=self.batch_size,
-            workers=self.threads,
+            batch_size=self.tuner.largest,
+            workers=self.tuner.workers,
             view_seed=self.spec.view_seed or 0,
             stages=self.stages,
             decoder=self.images.decoder,
+            tuner=self.tuner,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:

@@ -22,12 +22,10 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Shard
+from featcache.extraction.tuning_memory import tuner_for
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
-
-_DEFAULT_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
-_PIXELS_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,14 +62,8 @@ class Execution:
 
     @property
     def threads(self) -> int:
-        """Decoding threads: they wait for the disk as much as they compute, two keep a CPU backbone fed."""
+        """Threads that read images before anything is computed: they wait for the disk as much as they hash."""
         return self.workers or 2
-
-    def batch(self, backbone: Backbone, device: str) -> int:
-        """Images per forward pass to begin with; it halves when memory does not suffice."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return _PIXELS_BATCH if backbone.stores_bytes else _DEFAULT_BATCH[device.partition(":")[0]]
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
@@ -178,8 +170,15 @@ def _job(
         backbone=backbone,
         spec=spec,
         device=device,
-        batch_size=execution.batch(backbone, device),
-        threads=execution.threads,
+        tuner=tuner_for(
+            execution.batch_size,
+            execution.workers,
+            backbone=backbone,
+            spec=spec,
+            device=device,
+            data_dir=request.data_dir,
+            warn=reporter.warn,
+        ),
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
         min_cosine=execution.min_cosine,
