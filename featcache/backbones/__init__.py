@@ -49,7 +49,7 @@ def preset_transform(name: str, *, image_size: int | None = None, resize: Resize
     `image_size` must be given for `pixels`. Raises UnknownName, InvalidOption.
     """
     if name == "pixels":
-        return _load_pixels((), None, image_size, resize, None).transform
+        return _pixels_transform(image_size, resize, None)
     from featcache.backbones import networks
 
     networks.check_name(name)
