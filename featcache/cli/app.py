@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli import caches, doctor, extract, inventory, reproduce, train
+from featcache.cli import benchmark, caches, doctor, extract, inventory, reproduce, train
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def _root(
     pass
 
 
-for group in (extract, train, reproduce, caches, inventory, doctor):
+for group in (extract, train, reproduce, benchmark, caches, inventory, doctor):
     group.register(app)
 
 

@@ -18,6 +18,7 @@ COMMANDS = (
     "extract",
     "train-head",
     "reproduce",
+    "benchmark",
     "ls",
     "info",
     "verify",
