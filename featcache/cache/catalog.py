@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +19,7 @@ from typing import Any
 
 from featcache.cache.filesystem import is_abandoned, is_tmp
 from featcache.cache.locks import LOCK_SUFFIX, is_locked
+from featcache.cache.manifest import MANIFEST_NAME, SHARDED_SUFFIX, Manifest
 from featcache.cache.plan import PARTS_SUFFIX, covered_rows, discard_parts, part_paths, read_plan
 from featcache.cache.spec import Selection, Spec, canonical_json
 from featcache.cache.trailer import open_cache, read_trailer
@@ -27,6 +29,9 @@ CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"
 DAMAGED_SUFFIX = ".damaged"
 _SET_ASIDE = re.compile(re.escape(CACHE_SUFFIX + DAMAGED_SUFFIX) + r"-\d+$")
+# In this order: a finished cache goes before parts of the same name.
+_SUFFIXES = (PARTS_SUFFIX, SHARDED_SUFFIX, CACHE_SUFFIX)
+_FINISHED = (CACHE_SUFFIX, SHARDED_SUFFIX)
 COMPLETE, UNFINISHED, DAMAGED, FOREIGN = "complete", "unfinished", "damaged", "foreign"
 
 
@@ -55,7 +60,7 @@ class CacheEntry:
     @property
     def name(self) -> str:
         """What commands call it: the file's name without its ending."""
-        return self.path.name.removesuffix(CACHE_SUFFIX).removesuffix(PARTS_SUFFIX)
+        return name_of(self.path)
 
     @property
     def complete(self) -> bool:
@@ -93,6 +98,11 @@ class Garbage:
     reason: str
 
 
+def name_of(path: Path) -> str:
+    """The name of the cache whose file, parts or shards lie at `path`."""
+    return path.name.removesuffix(CACHE_SUFFIX).removesuffix(PARTS_SUFFIX).removesuffix(SHARDED_SUFFIX)
+
+
 def list_caches(features_dir: Path) -> list[CacheEntry]:
     """Everything on the shelf, by name: caches, unfinished ones, and files that are damaged or foreign.
 
@@ -101,7 +111,8 @@ def list_caches(features_dir: Path) -> list[CacheEntry]:
     entries = []
     for path in _names(features_dir):
         # What has gone in the meantime, or is a link to nothing, is not on the shelf.
-        if path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX) and path.exists():
+        # Shards without a manifest are being written, or garbage.
+        if path.suffix in _SUFFIXES and path.exists():
             with contextlib.suppress(CacheNotFound):
                 entries.append(describe(path))
     return entries
@@ -116,6 +127,8 @@ def describe(path: Path) -> CacheEntry:
     """What lies at a path. Damaged and foreign files are described as such; raises CacheNotFound for nothing."""
     unfinished = path.suffix == PARTS_SUFFIX and path.is_dir()
     try:
+        if path.suffix == SHARDED_SUFFIX:
+            return _sharded(path)
         return _unfinished(path) if unfinished else _finished(path)
     except CacheError as error:
         if isinstance(error, CacheNotFound) and not unfinished:
@@ -130,12 +143,11 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     Raises CacheNotFound for none or several; the hint lists them, or the nearest names.
     """
     path, name = Path(ref), str(ref)
-    if len(path.parts) > 1 or path.suffix in (CACHE_SUFFIX, PARTS_SUFFIX):
+    if len(path.parts) > 1 or path.suffix in _SUFFIXES:
         is_name = len(path.parts) == 1 and not path.exists()
         return describe(features_dir / path if is_name else path)
     shelf = _names(features_dir)
-    # A finished cache goes before parts of the same name.
-    known = {one.stem: one for suffix in (PARTS_SUFFIX, CACHE_SUFFIX) for one in shelf if one.suffix == suffix}
+    known = {one.stem: one for suffix in _SUFFIXES for one in shelf if one.suffix == suffix}
     matches = [name] if name in known else [one for one in known if one.startswith(name)]
     if len(matches) != 1:
         raise _not_found(features_dir, name, matches, known)
@@ -158,10 +170,10 @@ def remove(path: Path) -> int:
     entry = describe(path)
     if entry.state == FOREIGN:
         raise CacheForeign(f"{path} is left alone: {entry.problem}", hint="remove it yourself if you mean it")
-    if path.is_dir():
+    if path.suffix == PARTS_SUFFIX:
         discard_parts(path)
     else:
-        path.unlink()
+        _discard_shards(path) if path.is_dir() else path.unlink()
         _sidecar(path, USED_SUFFIX).unlink(missing_ok=True)
     return entry.nbytes
 
@@ -178,12 +190,15 @@ def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[G
     for path in _names(features_dir):
         if is_locked(features_dir, path.stem):
             continue
-        if path.suffix == PARTS_SUFFIX and f"{path.stem}{CACHE_SUFFIX}" in names:
-            if describe(path.with_suffix(CACHE_SUFFIX)).complete:
+        finished = [path.with_suffix(suffix) for suffix in _FINISHED if f"{path.stem}{suffix}" in names]
+        if path.suffix == PARTS_SUFFIX and finished:
+            if any(describe(one).complete for one in finished):
                 found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="parts of a finished cache"))
-        elif path.suffix in (USED_SUFFIX, LOCK_SUFFIX) and f"{path.stem}{CACHE_SUFFIX}" not in names:
+        elif path.suffix in (USED_SUFFIX, LOCK_SUFFIX) and not finished:
             found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="belongs to no cache"))
-        elif path.suffix == CACHE_SUFFIX and path.resolve() not in in_use and describe(path).complete:
+        elif path.suffix == SHARDED_SUFFIX and not (path / MANIFEST_NAME).exists():
+            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="shards that were never put together"))
+        elif path.suffix in _FINISHED and path.resolve() not in in_use and describe(path).complete:
             found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="no run uses it"))
         elif _SET_ASIDE.search(path.name):
             found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="damaged, replaced by a new extraction"))
@@ -203,8 +218,10 @@ def set_aside(path: Path) -> Path:
 
 def discard(found: Garbage) -> None:
     """Remove one piece of garbage. What has gone already is fine; raises OSError where it cannot be removed."""
-    if found.path.is_dir():
+    if found.path.suffix == PARTS_SUFFIX:
         discard_parts(found.path)
+    elif found.path.suffix == SHARDED_SUFFIX:
+        _discard_shards(found.path)
     elif found.path.suffix == CACHE_SUFFIX:
         remove(found.path)
     else:
@@ -232,6 +249,40 @@ def _finished(path: Path) -> CacheEntry:
         )
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheForeign(f"{path}: its trailer is none that featcache wrote ({error})") from error
+
+
+def _sharded(folder: Path) -> CacheEntry:
+    manifest = Manifest.read(folder)
+    texts = manifest.texts
+    for shard in manifest.shards:
+        found = _bytes_of(folder / shard.file)
+        if found != shard.nbytes:
+            raise CacheDamaged(f"{folder}: the shard {shard.file} has {found} bytes, expected {shard.nbytes}")
+    try:
+        return CacheEntry(
+            path=folder,
+            state=COMPLETE,
+            nbytes=manifest.nbytes,
+            set_name=texts["set_name"],
+            spec=manifest.spec,
+            selection=manifest.selection,
+            rows=manifest.rows,
+            rows_done=sum(manifest.rows.values()),
+            skipped=len(json.loads(texts["skipped"])),
+            created=json.loads(texts["provenance"]).get("created"),
+            used=_modified(_sidecar(folder, USED_SUFFIX)),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CacheForeign(f"{folder}: its manifest is none that featcache wrote ({error})") from error
+
+
+def _discard_shards(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        # Without its manifest it is no cache any more, however much of the rest can be removed.
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for path in [*folder.glob(f"*{CACHE_SUFFIX}"), *folder.glob("*.tmp-*")]:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _unfinished(path: Path) -> CacheEntry:
@@ -267,14 +318,15 @@ def _names(features_dir: Path) -> list[Path]:
 
 
 def _abandoned(features_dir: Path, now: float) -> Iterator[Garbage]:
-    for folder in [features_dir, *(path for path in _names(features_dir) if path.suffix == PARTS_SUFFIX)]:
+    folders = (path for path in _names(features_dir) if path.suffix in (PARTS_SUFFIX, SHARDED_SUFFIX))
+    for folder in [features_dir, *folders]:
         for path in _names(folder) if folder.is_dir() else []:
             if is_tmp(path) and is_abandoned(path, now=now):
                 yield Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that is gone")
 
 
 def _sidecar(path: Path, suffix: str) -> Path:
-    return path.with_name(path.name.removesuffix(CACHE_SUFFIX) + suffix)
+    return path.with_name(name_of(path) + suffix)
 
 
 def _modified(path: Path) -> float | None:

@@ -74,12 +74,11 @@ class SplitTable:
     the image behind each row. Raises InvalidOption where these do not fit together.
     """
 
-    ids: tuple[str, ...]
+    ids: Sequence[str]
     labels: npt.NDArray[np.int64]
     digests: Digests
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ids", tuple(self.ids))
         labels = np.asarray(self.labels)
         if labels.ndim != 1 or (labels.dtype.kind not in "iu" and labels.size):
             raise InvalidOption(f"labels: expected integers (N,), got {labels.dtype} {labels.shape}")

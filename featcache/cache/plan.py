@@ -18,6 +18,7 @@ from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
 PLAN_NAME = "plan.json"
 PLAN_FORMAT = "featcache-plan"
 PARTS_SUFFIX = ".parts"
+_MARK = "begun-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,17 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("part-*.safetensors"))
 
 
+def mark_path(folder: Path, name: str) -> Path:
+    """An empty file by which somebody far away tells that he has begun something."""
+    return folder / f"{_MARK}{name}"
+
+
+def discard_marks(folder: Path, name: str) -> None:
+    """Remove the marks whose names begin with `name`."""
+    for path in folder.glob(f"{_MARK}{name}*"):
+        path.unlink(missing_ok=True)
+
+
 def covered_rows(path: Path) -> int:
     """How many rows of the plan a part stands for (stored and skipped), told by its name; 0 for another name."""
     pieces = path.stem.split("-")
@@ -84,6 +96,6 @@ def covered_rows(path: Path) -> int:
 def discard_parts(folder: Path) -> None:
     """Remove the parts, the plan and what else featcache left in `folder`, and the folder if it is empty then."""
     with contextlib.suppress(OSError):
-        for path in [*part_paths(folder), *folder.glob("*.tmp-*"), folder / PLAN_NAME]:
+        for path in [*part_paths(folder), *folder.glob("*.tmp-*"), *folder.glob(f"{_MARK}*"), folder / PLAN_NAME]:
             path.unlink(missing_ok=True)
         folder.rmdir()

@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any
 
 from featcache.cache.layout import SPLITS, read_json
+from featcache.cache.manifest import SHARDED_SUFFIX
 from featcache.cache.parts import Skipped
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.splits import CachedDataset, CachedSplit, FeatureArray
-from featcache.cache.stored import StoredFile, untrusted
+from featcache.cache.stored import StoredArrays, StoredFile, untrusted
 from featcache.errors import CacheForeign, UnknownName
 
 __all__ = ["CachedDataset", "CachedSplit", "FeatureArray", "FeatureCache"]
@@ -24,7 +25,7 @@ class FeatureCache:
     pickles (the file is opened again where it is unpickled) and survives a fork.
     """
 
-    def __init__(self, file: StoredFile) -> None:
+    def __init__(self, file: StoredArrays) -> None:
         texts = file.contents.texts
         self.file = file
         self.spec = Spec.from_json(texts["spec"])
@@ -39,12 +40,12 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
-        """Open a cache file.
+        """Open a cache file, or a folder of shards.
 
         Raises CacheNotFound where there is none, CacheForeign for another kind of file or one that must not be
         trusted, CacheDamaged for one that is cut short or changed.
         """
-        file = StoredFile.open(Path(path).absolute())
+        file = _stored(Path(path).absolute())
         try:
             return cls(file)
         except CacheForeign as error:
@@ -58,8 +59,8 @@ class FeatureCache:
 
     @property
     def name(self) -> str:
-        """The file's name without `.h5`: what `ls` shows and commands take."""
-        return self.path.name.removesuffix(".h5")
+        """The file's name without its ending: what `ls` shows and commands take."""
+        return self.path.name.removesuffix(".h5").removesuffix(SHARDED_SUFFIX)
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -106,8 +107,22 @@ class FeatureCache:
         layers = ", ".join(f"{layer.name} {list(layer.shape)}" for layer in self.spec.layers)
         return f"<FeatureCache {self.name}: {rows}; {layers} {self.spec.dtype}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from featcache.cache.presentation import as_html
+
+        return as_html(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.file,))
+
+
+def _stored(path: Path) -> StoredArrays:
+    if path.suffix == SHARDED_SUFFIX:
+        from featcache.cache.sharded import ShardedFile
+
+        return ShardedFile.open(path)
+    return StoredFile.open(path)
 
 
 def _skipped(texts: Mapping[str, str]) -> tuple[Skipped, ...]:

@@ -151,8 +151,9 @@ class Spec:
     """Everything that determines a feature, except the bytes of the image.
 
     `transform` holds resolved numbers, never names of presets. `precision` is that of the forward pass,
-    `dtype` that of the stored rows. `views` above 1 means that many augmented rows per image, drawn from
-    `view_seed`. Raises InvalidOption for anything that cannot be described exactly.
+    `dtype` that of the stored rows. `views` above 1 means that many rows per train image: the plain one, then
+    augmented ones drawn from `view_seed`; `transform["augmentation"]` says how. Raises InvalidOption for anything that
+    cannot be described exactly.
     """
 
     backbone: str
@@ -207,6 +208,22 @@ class Spec:
     def restricted_to(self, layer_names: Iterable[str]) -> Spec:
         """The same spec with only these layers, in this order. KeyError names a layer that is not there."""
         return replace(self, layers=tuple(self.layer(name) for name in layer_names))
+
+    def without_views(self) -> Spec:
+        """The spec of the plain rows alone."""
+        if self.views == 1:
+            return self
+        plain = {key: value for key, value in self.transform.items() if key != "augmentation"}
+        return replace(self, views=1, view_seed=None, transform=plain)
+
+    @property
+    def views_told(self) -> str:
+        """What a head trained on these rows has seen of augmentation, for people."""
+        if self.views == 1:
+            return "1 row for each train image, plain: there is no augmentation in this cache"
+        return (
+            f"{self.views} rows for each train image: plain, and {self.views - 1} augmented with seed {self.view_seed}"
+        )
 
     def differences(self, other: Spec) -> list[Difference]:
         """Field by field, where the two differ: `transform.size`, `layers.avgpool.weights`, ..."""

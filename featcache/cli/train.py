@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _HEAD = "The head"
 _CACHE = "On which cache"
+_RUN = "The run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,28 @@ class HeadOptions:
     dropout: Annotated[
         float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
     ] = 0.0
+    batch_norm: Annotated[
+        bool,
+        typer.Option(
+            "--batch-norm", help="Normalise each hidden layer; folded into the stored head.", rich_help_panel=_HEAD
+        ),
+    ] = False
+    mixup: Annotated[
+        float,
+        typer.Option(
+            help="Train on mixtures of two images' features, the share from Beta(alpha, alpha).",
+            metavar="<alpha>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        typer.Option(
+            help="Train on features with Gaussian noise, after standardising.",
+            metavar="<sigma>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
     lr: Annotated[float, typer.Option(help="Learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
     weight_decay: Annotated[
         float, typer.Option(help="The optimizer's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)
@@ -57,7 +82,9 @@ class HeadOptions:
     schedule: Annotated[
         str,
         typer.Option(
-            help="constant, or cosine: the rate falls to 0 over --max-epochs.", metavar="<name>", rich_help_panel=_HEAD
+            help="constant; cosine: the rate falls to 0 over --max-epochs; plateau: to a tenth where val loss stays.",
+            metavar="<name>",
+            rich_help_panel=_HEAD,
         ),
     ] = "constant"
     label_smoothing: Annotated[
@@ -124,6 +151,36 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_HEAD,
             ),
         ] = None,
+        beside: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--with",
+                help="A further cache of the same images, whose features stand beside; may be repeated.",
+                metavar="<cache>",
+                rich_help_panel=_CACHE,
+            ),
+        ] = None,
+        concat: Annotated[
+            bool,
+            typer.Option(
+                "--concat",
+                help="Read all layers, side by side. With --layer those; backbone/layer is that of one cache only.",
+                rich_help_panel=_CACHE,
+            ),
+        ] = False,
+        resume: Annotated[
+            str | None,
+            typer.Option(
+                help="Go on with a training that was killed or interrupted: last, or its folder in --runs-dir. "
+                "Everything else is as it was said then.",
+                metavar="<run>",
+                rich_help_panel=_RUN,
+            ),
+        ] = None,
+        tensorboard: Annotated[
+            bool,
+            typer.Option("--tensorboard", help="Also write what TensorBoard shows.", rich_help_panel=_RUN),
+        ] = False,
         *,
         context: typer.Context,
         head: HeadOptions,
@@ -136,31 +193,66 @@ def register(app: typer.Typer) -> None:
         Say which cache by its name, or by the options it was extracted with; with neither, the only one there is.
         Val decides which epoch is kept; test is looked at once, at the end.
         """
-        from featcache.heads import train_head
-        from featcache.heads.recipes import recipe as recipe_called
-
-        known = None if recipe is None else recipe_called(recipe)
-        options = asdict(head) | ({} if known is None else _left_to(known, context))
         with Terminal(quiet=common.quiet) as terminal:
-            found = find(cache, what, images, common, known)
 
             def progress(epoch: EpochRecord) -> None:
                 terminal.advance("training", epoch.epoch, epoch.max_epochs)
 
-            run = train_head(
-                found.path,
-                **options,
-                layer=what.layer or found.layers,
-                runs_dir=common.runs_dir,
-                progress=progress,
-                report=terminal.say,
-            )
+            listeners: dict[str, Any] = {"progress": progress, "report": terminal.say}
+            if resume is not None:
+                run = _resumed(resume, context, common, listeners)
+            else:
+                options = _chosen(cache, beside or (), recipe, context, head, what, images, common, concat=concat)
+                run = _trained(options, common, listeners, tensorboard=tensorboard)
         if common.json:
             print_json(run.to_json())
         else:
             _show(run)
         if run.training.interrupted:
             raise typer.Exit(INTERRUPTED)
+
+
+def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any], *, tensorboard: bool) -> Run:
+    from featcache.heads import train_head
+
+    return train_head(**options, **listeners, runs_dir=common.runs_dir, tensorboard=tensorboard)
+
+
+def _resumed(run: str, context: typer.Context, common: Common, listeners: dict[str, Any]) -> Run:
+    """Goes on with a training; a usage error where anything is said that was settled when it began."""
+    from featcache.heads import resume_head
+
+    said = _said(context, context.params) - {"resume", *(field.name for field in fields(Common))}
+    if said:
+        written = [parameter.opts[0] for parameter in context.command.params if parameter.name in said]
+        raise typer.BadParameter(
+            f"everything is as it was said at first: leave out {', '.join(written)}", param_hint="--resume"
+        )
+    return resume_head(run, runs_dir=common.runs_dir, **listeners)
+
+
+def _chosen(
+    cache: str | None,
+    beside: Sequence[str],
+    recipe: str | None,
+    context: typer.Context,
+    head: HeadOptions,
+    what: BackboneOptions,
+    images: ImageOptions,
+    common: Common,
+    *,
+    concat: bool,
+) -> dict[str, Any]:
+    """What is trained on what, as `featcache.train_head` takes it."""
+    from featcache.extraction import matching
+    from featcache.heads.recipes import recipe as recipe_called
+
+    known = None if recipe is None else recipe_called(recipe)
+    found = find(cache, what, images, common, known)
+    others = [matching.by_name(common.features_dir, name).path for name in beside]
+    layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
+    settings = asdict(head) | ({} if known is None else _left_to(known, context))
+    return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
 
 def find(
@@ -190,9 +282,14 @@ def find(
 
 def _left_to(recipe: Recipe, context: typer.Context) -> dict[str, Any]:
     """The recipe's settings, without those that were said on the command line."""
-    sources = {name: context.get_parameter_source(name) for name in recipe.head_options()}
-    said = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+    said = _said(context, recipe.head_options())
     return {name: value for name, value in recipe.head_options().items() if name not in said}
+
+
+def _said(context: typer.Context, names: Iterable[str]) -> set[str]:
+    """Which of these parameters were said on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _completed(what: BackboneOptions, recipe: Recipe | None) -> BackboneOptions:
@@ -209,6 +306,17 @@ def _backbone_of(found: Found) -> str:
 
     with FeatureCache.open(found.path) as cache:
         return cache.spec.backbone
+
+
+def every_layer(paths: Sequence[Path]) -> list[str]:
+    """The names of all layers that these caches hold."""
+    from featcache.cache.reader import FeatureCache
+
+    names: dict[str, None] = {}
+    for path in paths:
+        with FeatureCache.open(path) as cache:
+            names |= dict.fromkeys(cache.layers)
+    return list(names)
 
 
 def _way(run: Run) -> tuple[str, str]:
@@ -233,8 +341,9 @@ def _show(run: Run) -> None:
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
             _way(run),
+            ("views", run.features.views_told),
             ("took", human_seconds(result["seconds"])),
-            ("cache", result["cache"]),
+            *(("cache", cache) for cache in (result["cache"], *result["beside"])),
             ("run", result["run"]),
         ]
     )

@@ -17,6 +17,7 @@ import xxhash
 
 from featcache.cache.filesystem import publish_bytes
 from featcache.errors import CacheUnwritable
+from featcache.images.samples import SampleRows
 from featcache.images.sources import ImageSource, Sample
 
 _MAGIC = b"featcache-digests-1\n"
@@ -90,15 +91,20 @@ def save(
 
     A folder that cannot be written costs the next run its time, nothing else.
     """
-    settled = [row for row, sample in enumerate(samples) if _is_settled(source.modified_ns(sample), now_ns)]
-    keys, stamped = keys_of(source, [samples[row] for row in settled])
-    rows = np.asarray(settled, np.int64)[stamped]
+    modified = (source.modified_ns(sample) for sample in samples)
+    settled = np.flatnonzero(np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(samples)))
+    keys, stamped = keys_of(source, _taken(samples, settled))
+    rows = settled[stamped]
     table = np.concatenate([keys[stamped].view(np.uint8).reshape(-1, _KEY_BYTES), digests[rows]], axis=1)
     body = table[np.argsort(_leading(keys[stamped]), kind="stable")].tobytes()
     try:
         publish_bytes(path, _MAGIC + body + xxhash.xxh3_64_digest(body))
     except CacheUnwritable:
         return
+
+
+def _taken(samples: Sequence[Sample], rows: npt.NDArray[np.int64]) -> Sequence[Sample]:
+    return samples.take(rows) if isinstance(samples, SampleRows) else [samples[row] for row in rows]
 
 
 def _is_settled(modified_ns: int | None, now_ns: int) -> bool:

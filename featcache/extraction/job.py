@@ -6,11 +6,11 @@ Parts are idempotent, so the same job after a kill, or two jobs at once, end wit
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +19,51 @@ import numpy.typing as npt
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
-from featcache.cache.catalog import candidates, set_aside
+from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
+from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
+from featcache.cache.manifest import SHARDED_SUFFIX
 from featcache.cache.parts import Skipped, SplitTable, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
+from featcache.cache.sharded import assemble_sharded
 from featcache.cache.spec import Json, Spec, cache_name
-from featcache.cache.writer import assemble, serves
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, ExtractionError, SourceError
+from featcache.cache.writer import assemble, encoded_ids, serves
+from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, ExtractionError, SourceError
 from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
-from featcache.extraction.plan import Plan, plan_rows
+from featcache.extraction.plan import Plan
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import Resizing
 from featcache.extraction.result import Extraction
-from featcache.extraction.stages import Stages
+from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.shares import Share
+from featcache.extraction.stages import Stages, Stopwatch
+from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
 
+#: Yields how far it is, as a row of the plan, whenever another job may take its turn.
+Steps = Generator[int, None, Extraction]
+_BEGUN = -1
+
 
 @dataclass(kw_only=True)
 class Job:
-    """Everything settled: what to compute (`spec`), of which images, and how fast."""
+    """Everything settled: what to compute (`spec`), of which images, and how fast.
+
+    Jobs that share their `images` may be done side by side, in turns (`run.extract_each`).
+    """
 
     request: Request
     reporter: Reporter
-    source: ImageSource
+    images: SharedImages
     backbone: Backbone
     spec: Spec
     device: str
@@ -57,58 +71,112 @@ class Job:
     threads: int
     part_rows: int
     skip: bool
-    rehash: bool
+    # Whose rows are computed, where several do it together: then somebody else assembles. None: all.
+    share: Share | None = None
+    # Nothing is computed: what others have done is put together.
+    assembles_only: bool = False
+    # Rows of one file of a sharded cache; None: one file.
+    shard_rows: int | None = None
+    resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
-    _began: float = field(default_factory=time.monotonic)
+    # Of this job alone: it stands while others take their turn.
+    _watch: Stopwatch = field(default_factory=Stopwatch)
+
+    @property
+    def source(self) -> ImageSource:
+        return self.images.source
+
+    @property
+    def plan(self) -> Plan:
+        return self.images.plan
 
     @property
     def cache_path(self) -> Path:
         name = cache_name(self.source.name, self.spec, self.request.selection)
-        return self.request.features_dir / f"{name}.h5"
+        return self.request.features_dir / f"{name}{CACHE_SUFFIX if self.shard_rows is None else SHARDED_SUFFIX}"
 
     @property
     def parts_dir(self) -> Path:
         return self.cache_path.with_suffix(".parts")
 
-    @cached_property
-    def plan(self) -> Plan:
-        """The rows, after every selected image has been read and hashed once."""
-        return plan_rows(
-            self.source,
-            self.request,
-            workers=self.threads,
-            skip_unreadable=self.skip,
-            rehash=self.rehash,
-            reporter=self.reporter,
+    def lock(self, *, wait: bool) -> AbstractContextManager[object]:
+        """Keeps others from writing the same cache; `wait` for whoever does, else CacheBusy."""
+        return locked(
+            self.request.features_dir,
+            self.cache_path.stem,
+            shared=self.share is not None,
+            wait=wait,
+            waiting=self._say_waiting,
         )
-
-    def locked(self, *, wait: bool) -> Extraction:
-        """Runs while nobody else writes the same cache; `wait` for whoever does, else CacheBusy."""
-        with locked(self.request.features_dir, self.cache_path.stem, wait=wait, waiting=self._say_waiting):
-            return self._run()
 
     def _say_waiting(self, owner: Owner | None) -> None:
         self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
 
-    def _run(self) -> Extraction:
+    def steps(self) -> Steps:
+        """The extraction; the caller holds the lock. It yields first when all images it needs are announced."""
+        self._watch.start()
         plan = self.plan
         standing = self.standing_cache()
-        if standing is not None and self.is_hit(standing, plan):
+        if (hit := self.hit(standing)) is not None:
+            return hit
+        missing = self.missing(plan, standing)
+        if self.share is not None:
+            return (yield from self._do_share(plan, missing, self.share))
+        self._say_what_stands(plan.rows, len(missing))
+        self._require_room(plan.rows, len(missing))
+        failures: list[tuple[Sample, Failure]] = []
+        computed, rate = 0, None
+        if self.assembles_only:
+            failures = self._unusable(plan, missing)
+        elif len(missing):
+            failures, rate = yield from self._compute(plan, _distinct(plan, missing))
+            computed = len(missing) - len(failures)
+        cache = self._assemble(plan, failures)
+        return self._result(cache, computed=computed, rate=rate)
+
+    def run(self) -> Extraction:
+        """All steps in one go; the caller holds the lock."""
+        return _last(self.steps())
+
+    def run_share(self, share: Share, missing: npt.NDArray[np.int64]) -> Extraction:
+        """Computes what of the rows `missing` is `share`'s; nothing is looked up, nothing assembled."""
+        return _last(self._do_share(self.plan, missing, share))
+
+    def hit(self, standing: FeatureCache | None) -> Extraction | None:
+        """The result where every row is in one finished cache already."""
+        if standing is not None and self.is_hit(standing, self.plan):
             # A run that was killed right after it had published may have left its parts.
             discard_parts(self.parts_dir)
             return self._result(standing, computed=0, rate=None)
-        if (wider := self.wider_cache(plan)) is not None:
-            return self._result(wider, computed=0, rate=None)
+        wider = self.wider_cache(self.plan)
+        return None if wider is None else self._result(wider, computed=0, rate=None)
+
+    def _do_share(self, plan: Plan, missing: npt.NDArray[np.int64], share: Share) -> Steps:
+        rows = np.arange(plan.rows)[share.owns(np.arange(plan.rows) // self.part_rows)]
+        mine = _distinct(plan, missing)
+        mine = mine[share.owns(mine // self.part_rows)]
+        self._say_what_stands(len(rows), len(mine))
+        self._require_room(0, len(mine))
+        failures, rate = (yield from self._compute(plan, mine)) if len(mine) else ([], None)
+        computed = len(mine) - len(failures)
+        return self._share_result(
+            plan, computed=computed, reused=len(rows) - len(mine), lost=self._lost(plan, failures), rate=rate
+        )
+
+    def missing(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
+        """The rows of the plan that nobody has, ascending: (m,)."""
         donors = Donors(self.donors(standing), self.reporter.warn)
-        digests = plan.all_digests()
-        missing = np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0)
-        self._say_what_stands(plan.rows, len(missing))
-        self._require_room(plan.rows, len(missing))
-        failures, rate = self._compute(plan, digests, missing) if len(missing) else ([], None)
-        cache = self._assemble(plan, failures)
-        return self._result(cache, computed=len(missing) - len(failures), rate=rate)
+        found: npt.NDArray[np.int64] = np.flatnonzero(
+            donors.locate(plan.all_digests(), self.spec.layer_names).donor < 0
+        )
+        return found
+
+    def units(self, rows: npt.NDArray[np.int64]) -> list[int]:
+        """The units that these rows lie in, ascending."""
+        numbers: list[int] = np.unique(rows // self.part_rows).tolist()
+        return numbers
 
     # --- who has what ---------------------------------------------------------------------------------------
 
@@ -149,7 +217,7 @@ class Job:
             return False
         kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
         return set(cache.splits) == set(kept) and all(
-            tuple(cache[split].ids) == table.ids
+            np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
             and np.array_equal(cache[split].labels, table.labels)
             and np.array_equal(cache[split].digests, table.digests)
             for split, table in kept.items()
@@ -177,7 +245,8 @@ class Job:
     def _say_what_stands(self, rows: int, missing: int) -> None:
         size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
-            self.reporter.say(f"{rows} images to extract with {self.backbone.name} on {self.device}; {size}")
+            what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
+            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name} on {self.device}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
@@ -200,50 +269,76 @@ class Job:
     # --- computing ------------------------------------------------------------------------------------------
 
     def _compute(
-        self, plan: Plan, digests: npt.NDArray[np.uint8], missing: npt.NDArray[np.int64]
-    ) -> tuple[list[tuple[Sample, Failure]], float]:
-        """Writes parts for the missing rows; what failed, and images per second."""
-        # An image that stands twice in the set is computed once.
-        _, first = np.unique(digests[missing], axis=0, return_index=True)
-        rows = missing[np.sort(first)]
-        samples = plan.all_samples()
-        wanted = [samples[row] for row in rows]
+        self, plan: Plan, rows: npt.NDArray[np.int64]
+    ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
+        """Writes parts for these rows; what failed, and images per second."""
+        samples, digests = plan.all_samples(), plan.all_digests()
+        wanted = samples.take(rows)
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
-            self._measure_drift(pipeline, wanted, digests[rows])
-            self._begin(plan)
-            began = time.monotonic()
-            forecast = Forecast(total=len(rows))
+            self._measure_drift(pipeline, wanted, images, views)
+            self.begin(plan)
+            self.images.decoder.expect(images)
+            yield from self._pausing(_BEGUN)
+            began = self._watch.read()
+            forecast = Forecast(total=len(rows), clock=self._watch.read)
             with self._part_writer(rows, digests[rows]) as writer:
                 try:
-                    for block in pipeline.rows(wanted, digests[rows]):
+                    for block in pipeline.rows(wanted, images, views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
+                        yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
-        rate = len(rows) / max(time.monotonic() - began, 1e-9)
+        rate = len(rows) / max(self._watch.read() - began, 1e-9)
         return [(wanted[failure.row], failure) for failure in failures], rate
 
+    def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[tuple[Sample, Failure]]:
+        """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
+        samples = plan.all_samples().take(rows)
+        images, views = plan.all_images()[rows], plan.all_views()[rows]
+        with closing(self._pipeline()) as pipeline:
+            failures = list(self._accepted(pipeline.failures(samples, images, views)))
+        if len(failures) < len(rows):
+            raise CacheIncomplete(
+                f"{len(rows) - len(failures):,} of {plan.rows:,} rows are missing, "
+                f"in {len(self.units(rows)):,} of {-(-plan.rows // self.part_rows):,} parts",
+                hint="run the shards that have not ended, or `featcache extract` with the same options",
+            )
+        return [(samples[failure.row], failure) for failure in failures]
+
+    def _pausing(self, reached: int) -> Generator[int, None, None]:
+        self._watch.stop()
+        yield reached
+        self._watch.start()
+
     def _compile(self, pipeline: Pipeline) -> None:
-        if self.spec.runner == "compiled":
+        if self.spec.runner == "compiled" and self.backbone.fixed_batch is None:
             began = time.monotonic()
             self.reporter.say(f"compiling {self.backbone.name}, which takes a minute (--no-compile: not at all)")
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def _measure_drift(self, pipeline: Pipeline, samples: Sequence[Sample], digests: npt.NDArray[np.uint8]) -> None:
+    def _measure_drift(
+        self,
+        pipeline: Pipeline,
+        samples: Sequence[Sample],
+        digests: npt.NDArray[np.uint8],
+        views: npt.NDArray[np.int64],
+    ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
-        if self.spec.precision not in ("bf16", "fp16"):
+        if self.spec.precision not in ("bf16", "fp16") or self._drift is not None:
             return
         rows = drift.sample_of(len(samples))
-        images = pipeline.images([samples[row] for row in rows], digests[rows])
+        images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
         if not len(images):
             return
 
@@ -261,7 +356,8 @@ class Job:
         self.reporter.say(str(found))
         self._drift = found.to_json()
 
-    def _begin(self, plan: Plan) -> None:
+    def begin(self, plan: Plan) -> None:
+        """Settles the spec for everybody who takes part, and every resume."""
         write_plan(
             self.parts_dir,
             PartsPlan(
@@ -269,7 +365,7 @@ class Job:
                 selection=self.request.selection,
                 set_name=self.source.name,
                 classes=self.source.classes,
-                rows={split: len(samples) for split, samples in plan.samples.items()},
+                rows=plan.rows_of_splits,
                 created=_now(),
             ),
         )
@@ -281,7 +377,10 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.batch_size,
             workers=self.threads,
+            view_seed=self.spec.view_seed or 0,
+            resizing=self.resizing,
             stages=self.stages,
+            decoder=self.images.decoder,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
@@ -303,14 +402,7 @@ class Job:
     # --- the cache ------------------------------------------------------------------------------------------
 
     def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_digests()), strict=True))
-        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
-        # Every image with the same bytes fails alike.
-        lost = [
-            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
-            for sample, text in hexes.items()
-            if text in reasons
-        ]
+        lost = self._lost(plan, failures)
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
         tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
         standing = self.standing_cache()
@@ -320,7 +412,10 @@ class Job:
             self._move_aside()
         if not any(len(table) for table in tables.values()):
             raise SourceError(f"every image of {self.source.name} was skipped", hint="run with --on-error fail")
-        assemble(
+        write: Callable[..., Path] = assemble
+        if self.shard_rows is not None:
+            write = partial(assemble_sharded, rows_per_shard=self.shard_rows)
+        write(
             self.cache_path,
             spec=self.spec,
             selection=self.request.selection,
@@ -336,20 +431,32 @@ class Job:
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
 
+    def _lost(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> list[Skipped]:
+        """What could not be decoded, and every image with the same bytes, which fails alike."""
+        if not failures:
+            return []
+        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
+        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
+        return [
+            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
+            for sample, text in hexes.items()
+            if text in reasons
+        ]
+
     def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
         """The rows of each split without the skipped images; one whose bytes changed since counts again."""
+        # An image is left out with all its views.
         tables = {}
         for split, samples in plan.samples.items():
             digests = plan.digests[split]
-            kept = [
-                row
-                for row, sample in enumerate(samples)
-                if lost.get((split, sample.id), "") != digests[row].tobytes().hex()
-            ]
+            kept = np.arange(len(samples))
+            if lost:
+                found = [lost.get((split, sample.id), "") for sample in samples]
+                kept = np.flatnonzero([text != row.tobytes().hex() for text, row in zip(found, digests, strict=True)])
+            views = plan.views_in(split)
+            rows = samples.take(kept.repeat(views))
             tables[split] = SplitTable(
-                ids=tuple(samples[row].id for row in kept),
-                labels=np.array([samples[row].label for row in kept], np.int64),
-                digests=digests[kept],
+                ids=SampleIds(rows), labels=rows.labels, digests=row_digests(digests[kept], views)
             )
         return tables
 
@@ -372,6 +479,25 @@ class Job:
         """The part of the provenance that belongs to rows rather than to a cache."""
         return {"drift": self._drift, **devices.provenance(self.device)}
 
+    def _share_result(
+        self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None
+    ) -> Extraction:
+        return Extraction(
+            cache=self.request.features_dir / self.cache_path.name,
+            complete=False,
+            fingerprint=self.spec.fingerprint,
+            rows=plan.rows_of_splits,
+            feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
+            computed=computed,
+            reused=reused,
+            skipped=tuple(lost),
+            seconds=self._watch.read(),
+            images_per_s=rate,
+            shares=self.stages.shares,
+            bound=self.stages.bound,
+            drift=self._drift,
+        )
+
     def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
         rows = {split: len(cache[split]) for split in cache.splits}
         return Extraction(
@@ -382,12 +508,27 @@ class Job:
             computed=computed,
             reused=sum(rows.values()) - computed,
             skipped=tuple(cache.skipped),
-            seconds=time.monotonic() - self._began,
+            seconds=self._watch.read(),
             images_per_s=rate,
             shares=self.stages.shares,
             bound=self.stages.bound,
             drift=cache.provenance.get("drift"),
         )
+
+
+def _distinct(plan: Plan, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Those of the rows that have to be computed, ascending: an image that stands twice in the set only once."""
+    _, first = np.unique(plan.all_digests()[rows], axis=0, return_index=True)
+    return rows[np.sort(first)]
+
+
+def _last(steps: Steps) -> Extraction:
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            done: Extraction = end.value
+            return done
 
 
 def _now() -> str:

@@ -17,9 +17,10 @@ from featcache.backbones.weights import source_of
 from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
+from featcache.cache.writer import serves
 from featcache.errors import CacheIncomplete, CacheNotFound, FeatcacheError
 from featcache.extraction import devices
-from featcache.extraction.plan import spec_of
+from featcache.extraction.plan import described_augmentation, spec_of
 from featcache.extraction.request import Request
 
 
@@ -35,13 +36,15 @@ def settled_spec(backbone: Backbone, request: Request, precision: str, runner: s
     """The spec to extract under: `precision` and `runner` are what `auto` means here.
 
     What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
-    the same selection exists with another precision or runner, that one is obeyed; of several, the newest.
+    the same selection exists with another precision or runner, that one is obeyed; of several, the newest. Where
+    there is none, one with another number of views counts, for it has rows to give.
     """
     here = spec_of(backbone, request, precision, runner)
     if "auto" not in (request.precision, request.runner):
         return here
     shelf = candidates(request.features_dir)
-    existing = [one for one in shelf if one.selection == request.selection and _but_for_auto(one.spec, here, request)]
+    relatives = [one for one in shelf if one.selection == request.selection and _but_for_auto(one.spec, here, request)]
+    existing = [one for one in relatives if one.spec is not None and one.spec.views == here.views] or relatives
     if not existing and (request.runner, here.runner) == ("auto", "eager"):
         # Few images are not worth compiling for, but a large cache of the same source may have their rows.
         compiled = replace(here, runner="compiled")
@@ -55,12 +58,14 @@ def _but_for_auto(spec: Spec | None, wanted: Spec, request: Request) -> bool:
     if spec is None:
         return False
     free = {name: getattr(wanted, name) for name in ("precision", "runner") if getattr(request, name) == "auto"}
-    return replace(spec, **free) == wanted
+    return serves(replace(spec, **free), wanted)
 
 
 def _settled(existing: list[CacheEntry], precision: str, here: Spec) -> Spec:
     chosen = _preferred(existing, precision)
-    return chosen.spec if chosen is not None and chosen.spec is not None else here
+    if chosen is None or chosen.spec is None:
+        return here
+    return replace(here, precision=chosen.spec.precision, runner=chosen.spec.runner)
 
 
 def _preferred(entries: list[CacheEntry], precision: str) -> CacheEntry | None:
@@ -144,8 +149,10 @@ def _fits(entry: CacheEntry, request: Request, asked: _Asked) -> bool:
     if spec is None or spec.backbone != request.backbone_name or not set(asked.layers) <= set(spec.layer_names):
         return False
     dtype = "uint8" if request.backbone_name == "pixels" else request.dtype or "float16"
-    said = (asked.pool, request.resize, dtype)
-    if (spec.pool, spec.transform["resize"], spec.dtype) != said:
+    said = (asked.pool, request.resize, dtype, request.views, request.spec_view_seed)
+    if (spec.pool, spec.transform["resize"], spec.dtype, spec.views, spec.view_seed) != said:
+        return False
+    if spec.transform.get("augmentation") != described_augmentation(request.views):
         return False
     if asked.image_size is not None and spec.transform["image_size"] != asked.image_size:
         return False
@@ -206,6 +213,8 @@ def as_command(request: Request) -> str:
         "weights",
         "dtype",
         "precision",
+        "views",
+        "view_seed",
         "limit",
         "select_seed",
     ):

@@ -6,17 +6,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
+from featcache.cache.checksums import row_digests
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.index import DigestIndex, index_path, keys_of, save
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.decoding import DECODER
+from featcache.images.samples import SampleRows, Samples
 from featcache.images.selection import select
 from featcache.images.sources import SPLITS, ImageSource, Sample, digest
 
@@ -30,27 +34,51 @@ _PART_ROWS = (64, 8192)
 class Plan:
     """The samples of each split in the order of their rows, and the SHA-256 of their bytes, (n, 32) uint8.
 
-    `unreadable`: samples that could not even be read, with the reason; they have no row.
+    A train image has `views` rows, one after the other, every other image one. `unreadable`: samples that could not
+    even be read, with the reason; they have no row.
     """
 
-    samples: dict[str, tuple[Sample, ...]]
+    samples: dict[str, Samples]
     digests: dict[str, npt.NDArray[np.uint8]]
     unreadable: tuple[tuple[Sample, str], ...] = ()
+    views: int = 1
 
     @property
     def rows(self) -> int:
-        return sum(len(samples) for samples in self.samples.values())
+        return sum(self.rows_of_splits.values())
 
-    def all_samples(self) -> list[Sample]:
-        """The samples of all splits, in the order of the rows."""
-        return [sample for samples in self.samples.values() for sample in samples]
+    @property
+    def rows_of_splits(self) -> dict[str, int]:
+        """How many rows each split has."""
+        return {split: len(samples) * self.views_in(split) for split, samples in self.samples.items()}
+
+    def views_in(self, split: str) -> int:
+        """How many rows an image of this split has."""
+        return self.views if split == "train" else 1
+
+    def all_samples(self) -> SampleRows:
+        """The sample behind each row, over all splits."""
+        repeats = [np.full(len(samples), self.views_in(split)) for split, samples in self.samples.items()]
+        rows = SampleRows(list(self.samples.values()))
+        return rows if self.views == 1 else rows.take(np.repeat(np.arange(len(rows)), np.concatenate(repeats)))
+
+    def all_images(self) -> npt.NDArray[np.uint8]:
+        """(rows, 32): the digest of the image behind each row."""
+        some = [np.repeat(digests, self.views_in(split), axis=0) for split, digests in self.digests.items()]
+        return np.concatenate([np.empty((0, 32), np.uint8), *some])
+
+    def all_views(self) -> npt.NDArray[np.int64]:
+        """(rows,): which view of its image each row is; 0 is the plain one."""
+        some = [np.tile(np.arange(self.views_in(split)), len(samples)) for split, samples in self.samples.items()]
+        return np.concatenate([np.empty(0, np.int64), *some])
 
     def all_digests(self) -> npt.NDArray[np.uint8]:
-        """(rows, 32): the digests of all splits, in the order of the rows."""
-        return np.concatenate([np.empty((0, 32), np.uint8), *self.digests.values()])
+        """(rows, 32): what tells the rows apart, image and view together."""
+        some = [row_digests(digests, self.views_in(split)) for split, digests in self.digests.items()]
+        return np.concatenate([np.empty((0, 32), np.uint8), *some])
 
 
-def selected(source: ImageSource, request: Request) -> dict[str, list[Sample]]:
+def selected(source: ImageSource, request: Request) -> dict[str, Samples]:
     """The samples that the request's splits and limit leave, by split; raises where there are none."""
     present = source.splits()
     for split in request.splits or ():
@@ -59,7 +87,13 @@ def selected(source: ImageSource, request: Request) -> dict[str, list[Sample]]:
                 f"{request.origin} has no split {split}: it has {', '.join(present)}", hint="leave --split out"
             )
     wanted = [split for split in SPLITS if split in present and split in (request.splits or present)]
-    chosen = {split: select(source.samples(split), request.limit, request.select_seed) for split in wanted}
+    if request.views > 1 and "train" not in wanted:
+        raise InvalidOption(
+            f"only train images have views, and {request.origin} has {', '.join(wanted)}", hint="leave --views out"
+        )
+    chosen = {
+        split: Samples.of(split, select(source.samples(split), request.limit, request.select_seed)) for split in wanted
+    }
     return {split: samples for split, samples in chosen.items() if samples}
 
 
@@ -77,21 +111,21 @@ def plan_rows(
     `rehash` reads all. Raises SourceError where an image cannot be read or none is left.
     """
     chosen = selected(source, request)
-    samples = [sample for some in chosen.values() for sample in some]
+    samples = SampleRows(list(chosen.values()))
     where = index_path(request.data_dir, request.origin)
     known, digests = _known(source, samples, DigestIndex() if rehash else DigestIndex.load(where))
     unread = np.flatnonzero(~known)
     unreadable: list[tuple[Sample, str]] = []
     lost = np.zeros(len(samples), np.bool_)
     for done, (row, hashed) in enumerate(
-        zip(unread, _hashed(source, [samples[row] for row in unread], workers), strict=True), start=1
+        zip(unread, _hashed(source, samples.take(unread), workers), strict=True), start=1
     ):
         if done % _CHUNK == 0 or done == len(unread):
             reporter.advance("reading", done, len(unread))
         if isinstance(hashed, bytes):
             digests[row] = np.frombuffer(hashed, np.uint8)
         elif skip_unreadable:
-            unreadable.append((samples[row], hashed.message))
+            unreadable.append((samples[int(row)], hashed.message))
             lost[row] = True
         else:
             raise hashed
@@ -99,8 +133,8 @@ def plan_rows(
     if not len(kept):
         raise SourceError(f"no image of {request.origin} is left to extract")
     if len(unread):
-        save(where, source, [samples[row] for row in kept], digests[kept], time.time_ns())
-    return _by_split([samples[row] for row in kept], digests[kept], tuple(unreadable))
+        save(where, source, samples.take(kept), digests[kept], time.time_ns())
+    return _by_split(samples.take(kept), digests[kept], tuple(unreadable), request.views)
 
 
 def _known(
@@ -112,13 +146,19 @@ def _known(
 
 
 def _by_split(
-    samples: Sequence[Sample], digests: npt.NDArray[np.uint8], unreadable: tuple[tuple[Sample, str], ...]
+    samples: SampleRows,
+    digests: npt.NDArray[np.uint8],
+    unreadable: tuple[tuple[Sample, str], ...],
+    views: int,
 ) -> Plan:
-    rows = {split: [row for row, sample in enumerate(samples) if sample.split == split] for split in SPLITS}
+    by_split = samples.by_split()
+    # The samples stand split by split.
+    ends = np.cumsum([len(some) for some in by_split.values()])
     return Plan(
-        samples={split: tuple(samples[row] for row in some) for split, some in rows.items() if some},
-        digests={split: digests[some] for split, some in rows.items() if some},
+        samples=by_split,
+        digests=dict(zip(by_split, np.split(digests, ends[:-1]), strict=True)),
         unreadable=unreadable,
+        views=views,
     )
 
 
@@ -152,18 +192,26 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
     if backbone.stores_bytes and request.dtype is not None:
         raise InvalidOption(f"{backbone.name} stores uint8: --dtype does not apply", hint="leave --dtype out")
     digests = backbone.weights.digests if backbone.weights else {}
+    augmentation = described_augmentation(request.views)
     return Spec(
         backbone=backbone.name,
         layers=tuple(
             LayerSpec(name=layer.name, weights=digests.get(layer.name), shape=layer.shape) for layer in backbone.layers
         ),
         pool=backbone.pool,
-        transform=backbone.transform.described(),
+        transform=backbone.transform.described() | ({"augmentation": augmentation} if augmentation else {}),
         decoder=DECODER,
         precision="uint8" if backbone.stores_bytes else precision,
         runner="eager" if backbone.stores_bytes else runner,
         dtype=stored,
+        views=request.views,
+        view_seed=request.spec_view_seed,
     )
+
+
+def described_augmentation(views: int) -> dict[str, Any] | None:
+    """What a spec of so many views says of their augmentation; None for one, which is plain."""
+    return Augmentation().described() if views > 1 else None
 
 
 def part_rows_for(backbone: Backbone) -> int:

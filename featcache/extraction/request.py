@@ -9,7 +9,7 @@ from typing import Literal
 from featcache.backbones.backbone import Backbone
 from featcache.cache.spec import Selection
 from featcache.errors import InvalidOption
-from featcache.images.sources import SPLITS, ImageSource
+from featcache.images.sources import SPLITS, ImageSource, origin_of
 
 OnError = Literal["fail", "skip"]
 
@@ -19,7 +19,8 @@ class Request:
     """The options of `featcache extract`, as they were said; None and "auto" stand for what was left out.
 
     `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
-    `dtype`: how features are stored, "float16" or "float32". `limit`: images per split.
+    `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
+    image, the first of them plain, the others augmented as `view_seed` says.
     Raises InvalidOption for a value that cannot be used.
     """
 
@@ -34,6 +35,8 @@ class Request:
     dtype: str | None = None
     precision: str = "auto"
     runner: Literal["auto", "eager", "compiled"] = "auto"
+    views: int = 1
+    view_seed: int = 0
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     select_seed: int = 0
@@ -46,12 +49,22 @@ class Request:
             raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
         if self.runner not in ("auto", "eager", "compiled"):
             raise InvalidOption(f"expected the runner auto, eager or compiled, got {self.runner!r}")
-        for name in ("limit", "image_size"):
+        for name in ("limit", "image_size", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
         if unknown := set(self.splits or ()) - set(SPLITS):
             raise InvalidOption(f"expected --split {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
+        if self.views > 1 and self.splits and "train" not in self.splits:
+            raise InvalidOption(
+                f"only train images have views, and --split asks for {', '.join(self.splits)}",
+                hint="leave --views out, or add --split train",
+            )
+        if self.views == 1 and self.view_seed:
+            raise InvalidOption(
+                "--view-seed says nothing without --views: the only row of an image is the plain one",
+                hint="ask for some, for example --views 4",
+            )
         # An order or a repetition means nothing here: equal requests are equal.
         ordered = tuple(split for split in SPLITS if split in self.splits) if self.splits else None
         object.__setattr__(self, "splits", ordered)
@@ -61,6 +74,11 @@ class Request:
     @property
     def backbone_name(self) -> str:
         return self.backbone if isinstance(self.backbone, str) else self.backbone.name
+
+    @property
+    def spec_view_seed(self) -> int | None:
+        """The view seed as a spec holds it: None where there is nothing to draw."""
+        return self.view_seed if self.views > 1 else None
 
     @property
     def features_dir(self) -> Path:
@@ -82,9 +100,7 @@ class Request:
         """What names the set in a selection: its name, or the absolute path; nothing is opened."""
         if isinstance(self.dataset, ImageSource):
             return self.dataset.origin
-        text = str(self.dataset)
-        named = isinstance(self.dataset, str) and "/" not in text and not Path(text).exists()
-        return text if named else str(Path(text).resolve())
+        return origin_of(self.dataset)
 
     @property
     def selection(self) -> Selection:

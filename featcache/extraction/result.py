@@ -17,7 +17,8 @@ class Extraction:
     `computed` counts the rows nobody had before, `reused` those that were found. `shares` says which part of the
     time went into waiting for images, computing, and waiting for the disk (decode, compute, write; 1 in all), and
     `bound` which of them is the largest; both are None where nothing was computed. `drift` is
-    what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32.
+    what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32. A shard is not
+    `complete`: its `cache` is where `assemble` will write, and it counts its own rows.
     """
 
     cache: Path
@@ -32,13 +33,14 @@ class Extraction:
     shares: dict[str, float] | None = None
     bound: str | None = None
     drift: Json = None
+    complete: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache extract --json`."""
         return {
             "cache": str(self.cache),
             "fingerprint": self.fingerprint,
-            "complete": True,
+            "complete": self.complete,
             "rows": self.rows,
             "feature_dim": self.feature_dim,
             "computed": self.computed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
@@ -14,10 +14,14 @@ from featcache.extraction import devices
 from featcache.extraction.compilation import resolve_runner
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
-from featcache.extraction.plan import part_rows_for, selected
-from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.plan import part_rows_for
+from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
+from featcache.extraction.shared_images import SharedImages
+from featcache.extraction.shares import Shard
+from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
 
@@ -30,21 +34,26 @@ class Execution:
     """How an extraction runs: nothing here changes a feature. None stands for auto.
 
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. `rehash`: read every image, also those that look unchanged. Raises InvalidOption.
+    who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
+    share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
+    `resize_on`: "host", "device", or "auto". Raises InvalidOption.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     part_rows: int | None = None
+    resize_on: str = "auto"
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
+    shard: Shard | None = None
+    shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ("fail", "skip"):
             raise InvalidOption(f"expected --on-error fail or skip, got {self.on_error!r}")
-        for name in ("batch_size", "workers", "part_rows"):
+        for name in ("batch_size", "workers", "part_rows", "shard_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
@@ -67,47 +76,110 @@ def extract(request: Request, execution: Execution | None = None, *, reporter: R
     Raises FeatcacheError; whatever was finished before stands, and the same call goes on from there.
     """
     began = time.monotonic()
+    (done,) = extract_each([request], execution, reporter=reporter)
+    return replace(done, seconds=time.monotonic() - began)
+
+
+def extract_each(
+    requests: Sequence[Request], execution: Execution | None = None, *, reporter: Reporter | None = None
+) -> tuple[Extraction, ...]:
+    """The same for several backbones over the same images, which are listed, read, hashed and decoded once.
+
+    Each has a cache, parts and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
+    Raises InvalidOption where the requests differ in their images, or two ask for the same backbone.
+    """
+    execution = execution or Execution()
+    with prepared_each(requests, execution, reporter or LogReporter()) as jobs:
+        return side_by_side(jobs, wait=execution.wait)
+
+
+def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
+    """Writes the cache `request` describes from parts that shards have left; nothing is computed.
+
+    Raises CacheIncomplete where rows are missing, and what `extract` raises.
+    """
     execution = execution or Execution()
     with prepared(request, execution, reporter or LogReporter()) as job:
-        done = job.locked(wait=execution.wait)
-    return replace(done, seconds=time.monotonic() - began)
+        job.assembles_only = True
+        (done,) = side_by_side([job], wait=execution.wait)
+    return done
 
 
 @contextmanager
 def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iterator[Job]:
     """Images opened, backbone loaded and placed, spec settled; nothing read and nothing computed yet."""
+    with prepared_each([request], execution, reporter) as (job,):
+        yield job
+
+
+@contextmanager
+def prepared_each(requests: Sequence[Request], execution: Execution, reporter: Reporter) -> Iterator[tuple[Job, ...]]:
+    """One job for each request, over images they share."""
+    _require_same_images(requests)
     device = devices.resolve_device(execution.device)
     if (waste := devices.unused_gpu(device)) is not None:
         reporter.warn(waste)
     # Before anything is downloaded.
-    precision = devices.resolve_precision(request.precision, device)
-    with closing(_opened(request, reporter)) as source:
-        backbone = _backbone(request, source, reporter)
-        if not backbone.stores_bytes and (waste := devices.idle_cores(device)) is not None:
-            reporter.warn(waste)
-        runner = resolve_runner(
-            request.runner,
-            backbone,
-            device=device,
-            precision=precision,
-            images=lambda: sum(map(len, selected(source, request).values())),
-            reporter=reporter,
-        )
-        spec = settled_spec(backbone, request, precision, runner)
-        backbone.place(device, spec.precision)
-        yield Job(
-            request=request,
-            reporter=reporter,
+    precisions = [devices.resolve_precision(request.precision, device) for request in requests]
+    with closing(_opened(requests[0], reporter)) as source:
+        images = SharedImages(
             source=source,
-            backbone=backbone,
-            spec=spec,
-            device=device,
-            batch_size=execution.batch(backbone, device),
-            threads=execution.threads,
-            part_rows=execution.part_rows or part_rows_for(backbone),
-            skip=execution.on_error == "skip",
+            request=requests[0],
+            workers=execution.threads,
+            skip_unreadable=execution.on_error == "skip",
             rehash=execution.rehash,
+            reporter=reporter,
         )
+        reporters = (
+            [reporter] if len(requests) == 1 else taking_turns(reporter, [one.backbone_name for one in requests])
+        )
+        jobs = tuple(
+            _job(request, execution, images, device, precision, told)
+            for request, precision, told in zip(requests, precisions, reporters, strict=True)
+        )
+        computing = any(not job.backbone.stores_bytes for job in jobs)
+        if computing and (waste := devices.idle_cores(device)) is not None:
+            reporter.warn(waste)
+        yield jobs
+
+
+def _require_same_images(requests: Sequence[Request]) -> None:
+    names = [request.backbone_name for request in requests]
+    if len(set(names)) != len(names):
+        raise InvalidOption(f"expected different backbones, got {', '.join(names)}")
+    if len({(request.selection, request.views, request.data_dir) for request in requests}) != 1:
+        raise InvalidOption("expected the same images and the same data folder for every backbone")
+
+
+def _job(
+    request: Request, execution: Execution, images: SharedImages, device: str, precision: str, reporter: Reporter
+) -> Job:
+    backbone = _backbone(request, images.source, reporter)
+    runner = resolve_runner(
+        request.runner,
+        backbone,
+        device=device,
+        precision=precision,
+        images=lambda: images.count,
+        reporter=reporter,
+    )
+    spec = settled_spec(backbone, request, precision, runner)
+    backbone.place(device, spec.precision)
+    return Job(
+        request=request,
+        reporter=reporter,
+        images=images,
+        backbone=backbone,
+        spec=spec,
+        device=device,
+        batch_size=execution.batch(backbone, device),
+        threads=execution.threads,
+        part_rows=execution.part_rows or part_rows_for(backbone),
+        skip=execution.on_error == "skip",
+        share=execution.shard,
+        shard_rows=execution.shard_rows,
+        resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),
+    )
 
 
 def _opened(request: Request, reporter: Reporter) -> ImageSource:

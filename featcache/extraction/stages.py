@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+_Clock = Callable[[], float]
 STAGES = ("decode", "compute", "write")
 
 
@@ -18,7 +19,7 @@ STAGES = ("decode", "compute", "write")
 class Stages:
     """Seconds of the main thread by stage. `clock` gives seconds."""
 
-    clock: Callable[[], float] = time.perf_counter
+    clock: _Clock = time.perf_counter
     _seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     @contextmanager
@@ -40,3 +41,25 @@ class Stages:
     def bound(self) -> str | None:
         """The stage that takes most of the time: making another one faster would gain less."""
         return max(STAGES, key=lambda stage: self._seconds[stage]) if self.shares else None
+
+
+@dataclass(kw_only=True)
+class Stopwatch:
+    """Seconds between `start` and `stop`, all periods together. `clock` gives seconds."""
+
+    clock: _Clock = time.monotonic
+    _before: float = 0.0
+    _since: float | None = None
+
+    def start(self) -> None:
+        """Goes on; a watch that runs already goes on too."""
+        if self._since is None:
+            self._since = self.clock()
+
+    def stop(self) -> None:
+        """Stands until it is started again."""
+        self._before, self._since = self.read(), None
+
+    def read(self) -> float:
+        """The seconds so far."""
+        return self._before + (self.clock() - self._since if self._since is not None else 0.0)

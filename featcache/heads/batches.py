@@ -7,16 +7,19 @@
 
 The order of an epoch is a pure function of its number, the seed, the batch size and the width of a row; where the
 features lie does not change it. Small sets are permuted whole. Larger ones are permuted by blocks of neighbouring
-rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows.
+rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows. While one
+window is used, a thread reads the next.
 """
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import cycle
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -25,6 +28,7 @@ from torch import Tensor
 
 from featcache.cache.reader import CachedSplit, FeatureArray, FeatureCache
 from featcache.errors import HeadError, InvalidOption, UnknownName
+from featcache.heads.ahead import read_ahead
 from featcache.heads.cuts import SplitRows
 from featcache.heads.placement import RESIDENT_SHARE, free_bytes
 
@@ -39,27 +43,39 @@ EVALUATION_BYTES = 32 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Column:
+    """One layer, and the chosen rows in it: int64 (n,), in the order of the first cache's rows."""
+
+    array: FeatureArray
+    rows: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRows:
     """The chosen rows of one split, several layers side by side.
 
-    `arrays`: the layers; `layers`: their names. A row of them is `feature_dim` values wide and `row_bytes` long as
-    stored.
+    `columns`: the layers, of one cache or of several (heads/joining.py). `split`: that of the first cache, whose rows
+    `chosen` means. A row is `feature_dim` values wide and `row_bytes` long as stored.
     """
 
     chosen: SplitRows
-    layers: tuple[str, ...]
-    arrays: tuple[FeatureArray, ...]
+    columns: tuple[Column, ...]
     split: CachedSplit
 
     @classmethod
     def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...]) -> FeatureRows:
         """The rows `chosen` of the layers named."""
         split = cache[chosen.source]
-        arrays = tuple(split.layer(layer) for layer in layers)
-        return cls(chosen=chosen, layers=layers, arrays=arrays, split=split)
+        columns = tuple(Column(array=split.layer(layer), rows=chosen.rows) for layer in layers)
+        return cls(chosen=chosen, columns=columns, split=split)
 
     def __len__(self) -> int:
         return len(self.chosen)
+
+    @property
+    def arrays(self) -> tuple[FeatureArray, ...]:
+        """The layers on disk."""
+        return tuple(column.array for column in self.columns)
 
     def ids(self) -> tuple[str, ...]:
         """The sample ids of the chosen rows."""
@@ -76,28 +92,36 @@ class FeatureRows:
         """Bytes a row has over all layers, as stored."""
         return sum(int(array.shape[1]) * array.dtype.itemsize for array in self.arrays)
 
-    def read(self, positions: NDArray[np.int64]) -> list[Tensor]:
-        """Rows at ascending `positions` among the chosen ones: one tensor (n, D) a layer, as stored, on the CPU.
+    def empty(self, count: int) -> list[Tensor]:
+        """Room for `count` rows: one tensor (count, D) a layer, as stored, on the CPU."""
+        return [torch.from_numpy(np.empty((count, array.shape[1]), array.dtype)) for array in self.arrays]
+
+    def read(self, positions: NDArray[np.int64], out: Sequence[Tensor]) -> None:
+        """Fill `out`, one tensor (n, D) a layer, with the rows at ascending `positions` among the chosen ones.
 
         Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
         """
-        rows = self.chosen.rows[positions]
-        tensors = [torch.from_numpy(np.ascontiguousarray(array.gather(rows))) for array in self.arrays]
-        for layer, tensor in zip(self.layers, tensors, strict=True):
-            self._require_finite(layer, tensor, rows)
-        return tensors
+        for column, tensor in zip(self.columns, out, strict=True):
+            rows = column.rows[positions]
+            column.array.gather(rows, out=tensor.numpy())
+            _require_finite(column.array, tensor, rows)
 
-    def _require_finite(self, layer: str, values: Tensor, rows: NDArray[np.int64]) -> None:
-        wrong = _rows_not_finite(values)
-        if not len(wrong):
-            return
-        numbers = [int(rows[row]) for row in wrong]
-        shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-        first = self.split.ids[numbers[0]]
-        raise HeadError(
-            f"NaN or infinity in layer {layer}, {self.chosen.source} rows {shown} (first: {first})",
-            hint="extract again; --dtype float32 keeps what is too large for float16",
-        )
+
+class Memory:
+    """Where a batch's features are put: always elsewhere, or with `reuse` always in the same place."""
+
+    def __init__(self, *, reuse: bool) -> None:
+        self._reuse = reuse
+        self._rooms: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, wide: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room of shape (rows, wide); `name` tells apart what is needed at the same time."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < rows:
+            room = torch.empty((rows, wide), dtype=dtype, device=device)
+            if self._reuse:
+                self._rooms[name] = room
+        return room[:rows]
 
 
 class Epochs(Protocol):
@@ -108,11 +132,11 @@ class Epochs(Protocol):
         """Where the batches lie."""
         ...
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`."""
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`. With `reuse` a batch may be written over the one before."""
         ...
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows once, as they stand."""
         ...
 
@@ -125,11 +149,18 @@ class Batches(ABC):
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self._iterated = 0
         self._labels = torch.from_numpy(rows.chosen.labels).to(device)
 
     def __len__(self) -> int:
         """Batches an epoch has; the last may be short."""
         return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The next epoch, the first time epoch 0."""
+        # Counted when the first batch is taken: Lightning asks for iterators that it does not use.
+        number, self._iterated = self._iterated, self._iterated + 1
+        yield from self.epoch(number)
 
     @property
     def feature_dim(self) -> int:
@@ -146,12 +177,22 @@ class Batches(ABC):
         """Bytes of features that stay on the device."""
         return 0
 
-    @abstractmethod
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,)."""
+    def reordered(self, *, seed: int, batch_size: int) -> Self:
+        """The same rows, wherever they lie already, in the order of another seed and batch size."""
+        other = copy.copy(self)
+        other.seed, other.batch_size = seed, batch_size
+        return other
 
     @abstractmethod
-    def in_order(self) -> Iterator[Batch]:
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,).
+
+        `reuse`: every batch of features is written over the one before. Fresh memory for large batches costs more
+        than all that is done with it.
+        """
+
+    @abstractmethod
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows once, as they stand in the cache, in batches of a size that suits evaluation."""
 
     def _order(self, number: int) -> Tensor:
@@ -163,13 +204,24 @@ class Batches(ABC):
             epoch=number,
         )
 
-    def _values(self, stored: Sequence[Tensor]) -> Tensor:
+    def _values(self, stored: Sequence[Tensor], memory: Memory) -> Tensor:
         # (B, d) a layer, as stored -> float32 (B, D). Scales belong to pixels: value = stored x scale + offset.
-        parts = [
-            _scaled(tensor, float(array.scale), float(array.offset))
-            for tensor, array in zip(stored, self.rows.arrays, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        values = memory.take("values", len(stored[0]), self.feature_dim, torch.float32, self.device)
+        start = 0
+        for tensor, array in zip(stored, self.rows.arrays, strict=True):
+            part = values[:, start : start + tensor.shape[1]]
+            part.copy_(tensor)
+            if (array.scale, array.offset) != (1.0, 0.0):
+                part.mul_(float(array.scale)).add_(float(array.offset))
+            start += tensor.shape[1]
+        return values
+
+    def _selected(self, stored: Sequence[Tensor], chosen: Tensor, memory: Memory) -> Tensor:
+        taken = []
+        for number, tensor in enumerate(stored):
+            room = memory.take(f"taken {number}", len(chosen), tensor.shape[1], tensor.dtype, self.device)
+            taken.append(torch.index_select(tensor, 0, chosen, out=room))
+        return self._values(taken, memory)
 
     def _evaluation_rows(self) -> int:
         return max(self.batch_size, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
@@ -187,42 +239,51 @@ class ResidentBatches(Batches):
         """Bytes of features that stay on the device: all of them."""
         return len(self.rows) * self.rows.row_bytes
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        order = self._order(number).to(self.device)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            taken = [tensor.index_select(0, chosen) for tensor in self._stored]
-            yield self._values(taken), self._labels.index_select(0, chosen)
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
+        for chosen in torch.split(self._order(number).to(self.device), self.batch_size):
+            yield self._selected(self._stored, chosen, memory), self._labels.index_select(0, chosen)
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
         for part in _ranges(len(self.rows), self._evaluation_rows()):
-            yield self._values([tensor[part] for tensor in self._stored]), self._labels[part]
+            yield self._values([tensor[part] for tensor in self._stored], memory), self._labels[part]
 
 
 class StreamedBatches(Batches):
-    """Features stay in the cache; a window of rows is in memory at a time."""
+    """Features stay in the cache: one window of rows is in use, and a thread reads the next."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        order = self._order(number)
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
         window = window_rows(self.batch_size, self.rows.row_bytes)
-        for start in range(0, len(order), window):
-            yield from self._window(order[start : start + window])
+        for chosen, stored, place in self._windows(torch.split(self._order(number), window)):
+            for part in _ranges(len(chosen), self.batch_size):
+                yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
 
-    def in_order(self) -> Iterator[Batch]:
-        for part in _ranges(len(self.rows), self._evaluation_rows()):
-            stored = self.rows.read(np.arange(part.start, part.stop))
-            yield self._values([tensor.to(self.device) for tensor in stored]), self._labels[part]
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
+        parts = _ranges(len(self.rows), self._evaluation_rows())
+        for chosen, stored, _ in self._windows(torch.arange(part.start, part.stop) for part in parts):
+            yield self._values(stored, memory), self._labels[chosen]
 
-    def _window(self, chosen: Tensor) -> Iterator[Batch]:
-        # The file is read in its own order; `place` says where each chosen row then lies.
-        ascending, arrangement = torch.sort(chosen)
-        place = torch.empty_like(arrangement)
-        place[arrangement] = torch.arange(len(chosen))
-        stored = [tensor.to(self.device) for tensor in self.rows.read(ascending.numpy())]
-        chosen, place = chosen.to(self.device), place.to(self.device)
-        for part in _ranges(len(chosen), self.batch_size):
-            taken = [tensor.index_select(0, place[part]) for tensor in stored]
-            yield self._values(taken), self._labels.index_select(0, chosen[part])
+    def _windows(self, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+        """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
+        rooms: Iterator[list[Tensor]] = cycle(([], []))
+
+        def read(chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+            room: list[Tensor] = next(rooms)
+            if not room:
+                # The first window is the largest.
+                room += self.rows.empty(len(chosen))
+            stored = [tensor[: len(chosen)] for tensor in room]
+            order = np.argsort(chosen.numpy())
+            self.rows.read(chosen.numpy()[order], stored)
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            return chosen, stored, torch.from_numpy(place)
+
+        for chosen, stored, place in read_ahead(read, wanted):
+            yield chosen.to(self.device), [tensor.to(self.device) for tensor in stored], place.to(self.device)
 
 
 def open_batches(
@@ -252,7 +313,7 @@ def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[s
         if len(there) != 1:
             raise InvalidOption(
                 f"{cache.name} holds {len(there)} layers ({', '.join(there)}) and none was named",
-                hint=f"--layer {there[0]}" if there else None,
+                hint=f"--layer {there[0]}, or --concat for all of them" if there else None,
             )
         return there
     for layer in asked:
@@ -292,13 +353,17 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
     """All rows on `device`: one tensor (N, D) a layer, as stored. Raises what `FeatureRows.read` raises."""
     step = max(1, WINDOW_BYTES // rows.row_bytes)
-    stored: list[Tensor] = []
+    on_cpu = device.type == "cpu"
+    room = rows.empty(len(rows) if on_cpu else min(step, len(rows)))
+    stored = (
+        room if on_cpu else [torch.empty((len(rows), one.shape[1]), dtype=one.dtype, device=device) for one in room]
+    )
     for part in _ranges(len(rows), step):
-        read = rows.read(np.arange(part.start, part.stop))
-        if not stored:
-            stored = [torch.empty((len(rows), t.shape[1]), dtype=t.dtype, device=device) for t in read]
-        for tensor, piece in zip(stored, read, strict=True):
-            tensor[part] = piece.to(device)
+        piece = [tensor[part] if on_cpu else tensor[: part.stop - part.start] for tensor in room]
+        rows.read(np.arange(part.start, part.stop), piece)
+        if not on_cpu:
+            for tensor, read in zip(stored, piece, strict=True):
+                tensor[part] = read.to(device)
     return stored
 
 
@@ -307,11 +372,17 @@ def _ranges(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-def _scaled(stored: Tensor, scale: float, offset: float) -> Tensor:
-    if scale == 1.0 and offset == 0.0:
-        return stored.to(torch.float32)
-    # A copy, because float32 features would be scaled where they lie.
-    return stored.to(torch.float32, copy=True).mul_(scale).add_(offset)
+def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]) -> None:
+    wrong = _rows_not_finite(values)
+    if not len(wrong):
+        return
+    numbers = [int(rows[row]) for row in wrong]
+    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
+    first = array.split.ids[numbers[0]]
+    raise HeadError(
+        f"NaN or infinity in layer {array.name}, {array.split.name} rows {shown} (first: {first})",
+        hint="extract again; --dtype float32 keeps what is too large for float16",
+    )
 
 
 def _rows_not_finite(values: Tensor) -> NDArray[np.int64]:

@@ -71,6 +71,7 @@ def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progr
                 _require_finite(candidate)
                 if best is None or is_better(candidate.val, best[1].val):
                     best = (number, candidate)
+                    interruption.keeping = True
                 history.append(_record(number, candidate, time.perf_counter() - began))
                 if progress is not None:
                     progress(history[-1])
@@ -80,7 +81,7 @@ def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progr
                 began = time.perf_counter()
         except KeyboardInterrupt:
             interrupted = True
-    if best is None:
+    if best is None or interruption.insisted:
         raise KeyboardInterrupt
     return Choice(candidate=best[1], number=best[0], history=tuple(history), interrupted=interrupted)
 

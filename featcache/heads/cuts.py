@@ -1,12 +1,12 @@
 """Which rows train a head, which choose its best epoch, which test it.
 
 Every cut is by image: rows are image-major, so the views of one image always stand on the same side. Val and test
-look at each image once, at its first view; train sees all views.
+look at each image once, at its first view, which is the plain image; train sees all views.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,20 @@ class SplitRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of_images(self, positions: Rows) -> SplitRows:
+        """The rows of some of the images, all views of each: int64 positions among the images, ascending."""
+        rows = (positions[:, None] * self.views + np.arange(self.views)).reshape(-1)
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows], images=len(positions))
+
+    def first_views(self) -> SplitRows:
+        """Each image once."""
+        return replace(self, rows=self.rows[:: self.views], labels=self.labels[:: self.views])
+
+    @property
+    def views(self) -> int:
+        """Rows that an image has."""
+        return len(self.rows) // self.images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,7 +83,9 @@ def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut
     else:
         first, second = cut_images(len(images["train"]), val_fraction=val_fraction, val_seed=val_seed)
         images |= {"train": images["train"][first], "val": images["train"][second]}
-    train = _split_rows(cache, "train", images["train"], views=_views(cache, "train"))
+    if cache["train"].views > 1:
+        notes.append(f"train sees {cache.spec.views_told}; val and test are judged on plain images")
+    train = _split_rows(cache, "train", images["train"], views=cache["train"].views)
     val = _split_rows(cache, val_source, images["val"])
     for name, part in (("train", train), ("val", val)):
         _require_every_class(part, name, cache)
@@ -96,6 +112,12 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
     return np.sort(order[:train]), np.sort(order[train:])
 
 
+def train_images(cache: FeatureCache) -> SplitRows:
+    """All labelled train images, all views. Raises HeadError where no head could be trained on them."""
+    _require_two_classes(cache)
+    return _split_rows(cache, "train", _labelled_images(cache, "train", []), views=cache["train"].views)
+
+
 def _require_two_classes(cache: FeatureCache) -> None:
     if "train" not in cache.splits:
         raise HeadError(
@@ -109,13 +131,8 @@ def _require_two_classes(cache: FeatureCache) -> None:
         )
 
 
-def _views(cache: FeatureCache, split: str) -> int:
-    # Only train is augmented.
-    return cache.spec.views if split == "train" else 1
-
-
 def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
-    views, rows = _views(cache, split), len(cache[split])
+    views, rows = cache[split].views, len(cache[split])
     if rows % views:
         raise HeadError(f"{split} of {cache.name} has {rows} rows, which is no multiple of {views} views")
     labels = np.asarray(cache[split].labels)[::views]
@@ -138,7 +155,7 @@ def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
 
 
 def _split_rows(cache: FeatureCache, source: str, images: Rows, *, views: int = 1) -> SplitRows:
-    rows = (images[:, None] * _views(cache, source) + np.arange(views)).reshape(-1)
+    rows = (images[:, None] * cache[source].views + np.arange(views)).reshape(-1)
     labels = np.asarray(cache[source].labels)[rows].astype(np.int64)
     return SplitRows(source=source, rows=rows, labels=labels, images=len(images))
 

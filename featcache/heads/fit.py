@@ -8,42 +8,23 @@ Train teaches, val chooses the epoch, test is looked at once, after everything h
 
 from __future__ import annotations
 
-import platform
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 
-import torch
-from torch import nn
-
-from featcache.cache.catalog import mark_used
 from featcache.cache.reader import FeatureCache
-from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, choose_layers, open_batches
-from featcache.heads.calibration import sharpness
+from featcache.errors import HeadError
+from featcache.heads.board import Board
+from featcache.heads.checkpoints import EVERY_S, Checkpoint, Unfinished, about_training
+from featcache.heads.conclusion import conclude
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import Cut, cut_cache
-from featcache.heads.lightning import HeadModule, balanced_weights, fit
-from featcache.heads.metrics import Outcome, evaluate, measure
-from featcache.heads.placement import choose_device, seeded
-from featcache.heads.records import (
-    EpochRecord,
-    FeatureLayer,
-    FeatureOrigin,
-    Metrics,
-    Predictions,
-    Progress,
-    Report,
-    Score,
-    Training,
-)
-from featcache.heads.runs import Run, prepare_runs_dir, write_run
-from featcache.heads.solvers import solve
-from featcache.heads.standardisation import Standardisation, StandardisedHead
+from featcache.heads.fitting import fit_prepared
+from featcache.heads.placement import choose_device
+from featcache.heads.preparation import Prepared, prepare
+from featcache.heads.records import Progress, Report, tell
+from featcache.heads.run_files import CHECKPOINT_FILE
+from featcache.heads.runs import Run, prepare_runs_dir, run_name
 from featcache.heads.stopping import Interruption
 
 
@@ -51,9 +32,13 @@ def train_head(
     cache: FeatureCache | str | Path,
     head: str = "mlp:128,64",
     *,
+    beside: Sequence[FeatureCache | str | Path] = (),
     layer: str | Sequence[str] | None = None,
     activation: str = "relu",
     dropout: float = 0.0,
+    batch_norm: bool = False,
+    mixup: float = 0.0,
+    noise: float = 0.0,
     lr: float = 1e-3,
     weight_decay: float = 0.0,
     l1: float = 0.0,
@@ -72,6 +57,7 @@ def train_head(
     seed: int = 0,
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
+    tensorboard: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Run:
@@ -79,12 +65,15 @@ def train_head(
 
     `cache`: an open cache or the path of one. `head`: `linear`, `mlp:` with hidden sizes, or one that
     is solved instead of trained by steps: `logreg`, `ridge`, `centroid`, `knn`. `layer`: one name, or
-    several whose features are put side by side; None where the cache has only one. The other options are those of
+    several whose features are put side by side; None where the cache has only one. `beside`: further caches of the
+    same images (other backbones), whose features stand beside those of `cache`, image by image; a layer's name then
+    means that of every cache that has one, and `backbone/layer` one of them. The other options are those of
     HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
-    every epoch, `report` with a sentence about whatever was left out.
+    every epoch, `report` with a sentence about whatever was left out. `tensorboard`: also write what TensorBoard shows.
 
     Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
-    the first epoch is finished it is a KeyboardInterrupt, and nothing is written.
+    the first epoch is finished, and when it comes twice, it is a KeyboardInterrupt, and nothing is written. What a
+    killed training had reached a few seconds before stays, and `resume_head` goes on from there.
 
     Raises InvalidOption and UnknownName for options, HeadError where no head can be trained (no labels, a class
     missing, NaN in the features, a loss that diverges), CacheError for a cache that cannot be used.
@@ -95,6 +84,9 @@ def train_head(
         layers=layers,
         activation=activation,
         dropout=dropout,
+        batch_norm=batch_norm,
+        mixup=mixup,
+        noise=noise,
         lr=lr,
         weight_decay=weight_decay,
         l1=l1,
@@ -113,233 +105,106 @@ def train_head(
         seed=seed,
     )
     with ExitStack() as opened:
-        if not isinstance(cache, FeatureCache):
-            cache = opened.enter_context(FeatureCache.open(Path(cache)))
-        return fit_head(cache, config, runs_dir=runs_dir, device=device, progress=progress, report=report)
+        first, *others = (
+            one if isinstance(one, FeatureCache) else opened.enter_context(FeatureCache.open(Path(one)))
+            for one in (cache, *beside)
+        )
+        return fit_head(
+            first,
+            config,
+            beside=others,
+            runs_dir=runs_dir,
+            device=device,
+            tensorboard=tensorboard,
+            progress=progress,
+            report=report,
+        )
 
 
 def fit_head(
     cache: FeatureCache,
     config: HeadConfig,
     *,
+    beside: Sequence[FeatureCache] = (),
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
     progress: Progress | None = None,
     report: Report | None = None,
+    tensorboard: bool = False,
     resident_bytes: int | None = None,
     created: datetime | None = None,
+    checkpoint_every_s: float = EVERY_S,
 ) -> Run:
     """`train_head` for options that are a HeadConfig already, as recipes are.
 
     `resident_bytes`: the most that features may take on the device before they are streamed; None for a share of
-    what is free. `created`: the time in UTC that names the run; None for now.
+    what is free. `created`: the time in UTC that names the run; None for now. `checkpoint_every_s`: seconds between
+    two checkpoints, at least.
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
-    place = choose_device(device)
-    layers = choose_layers(cache, config.layers)
-    cut = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
-    _tell(report, cut.notes)
-    rows = {
-        part: FeatureRows.of(cache, chosen, layers)
-        for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
-        if chosen is not None
-    }
-    classes = len(cache.classes)
-    if config.architecture.solved:
-        fitted = _solve(rows["train"], rows["val"], classes, config, place, progress, report)
-    else:
-        fitted = _fit(rows["train"], rows["val"], classes, config, place, progress, report, resident_bytes)
-    outcomes = {"val": fitted.val}
-    if "test" in rows:
-        outcomes["test"] = evaluate(fitted.head, _streamed(rows["test"], config, place))
+    prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     created = created or datetime.now(UTC)
-    mark_used(cache.path, now=created.timestamp())
-    return write_run(
-        runs_dir,
-        created=created,
-        config=config,
-        features=_origin(cache, rows["train"]),
-        classes=cache.classes,
-        training=_training(cache, fitted, cut, outcomes, place),
-        versions=_versions(),
-        weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
-        history=fitted.history,
-        metrics=_measured(outcomes, config.seed),
-        predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
+    about = about_training(prepared, config, created=created, tensorboard=tensorboard)
+    name = run_name(created, prepared.origins, config)
+    return fit_and_write(
+        prepared,
+        config,
+        Unfinished.of(runs_dir, name, about=about, every_s=checkpoint_every_s),
+        progress=progress,
+        report=report,
+        resident_bytes=resident_bytes,
     )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Fitted:
-    """The head of the best epoch (or candidate), what it says of val, and how the fit went."""
-
-    head: nn.Module
-    val: Outcome
-    last: Score
-    history: tuple[EpochRecord, ...]
-    best_epoch: int
-    interrupted: bool
-    seconds: float
-    notes: tuple[str, ...] = ()
-
-
-def _solve(
-    train: FeatureRows,
-    val: FeatureRows,
-    classes: int,
+def fit_and_write(
+    prepared: Prepared,
     config: HeadConfig,
-    place: torch.device,
-    progress: Progress | None,
-    report: Report | None,
-) -> _Fitted:
-    began = time.perf_counter()
-    kind = config.architecture.kind
-    choice = solve(kind, train, val, classes, device=place, interruption=Interruption(), progress=progress)
-    head = choice.candidate.build().to(place)
-    seconds = time.perf_counter() - began
-    _tell(report, choice.notes())
-    outcome = evaluate(head, _streamed(val, config, place))
-    return _Fitted(
-        head=head,
-        val=outcome,
-        last=outcome.score(),
-        history=choice.history,
-        best_epoch=choice.number,
-        interrupted=choice.interrupted,
-        seconds=seconds,
-        notes=choice.notes(),
-    )
-
-
-def _fit(
-    train: FeatureRows,
-    val: FeatureRows,
-    classes: int,
-    config: HeadConfig,
-    place: torch.device,
-    progress: Progress | None,
-    report: Report | None,
-    resident_bytes: int | None,
-) -> _Fitted:
-    began = time.perf_counter()
-    options = {"batch_size": config.head_batch_size, "seed": config.seed}
-    train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
-    if not train_batches.resident_bytes:
-        size = len(train) * train.row_bytes
-        _tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
-    left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
-    val_batches = open_batches(val, device=place, resident_bytes=left, **options)
-    interruption = Interruption()
-    standard = _standardisation(train_batches) if config.standardize else None
-    weights = balanced_weights(train_batches.labels, classes) if config.class_weights == "balanced" else None
-    with seeded(config.seed, place):
-        head = build_head(config.architecture, _shape(config, train.feature_dim, classes))
-        trained = head if standard is None else StandardisedHead(head, standard)
-        module = HeadModule(trained, config, interruption=interruption, progress=progress, class_weights=weights)
-        interrupted = fit(module, train_batches, val_batches, interruption)
-    # The Trainer leaves the head on the CPU.
-    module.head.to(place)
-    if isinstance(trained, StandardisedHead):
-        trained.folded()
-    seconds = time.perf_counter() - began
-    last = module.history[-1]
-    return _Fitted(
-        head=head,
-        val=evaluate(head, val_batches),
-        last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
-        history=tuple(module.history),
-        best_epoch=module.best_epoch,
-        interrupted=interrupted,
-        seconds=seconds,
-    )
-
-
-def _standardisation(batches: Batches) -> Standardisation:
-    return Standardisation.over(lambda: (features for features, _ in batches.in_order()), wide=batches.feature_dim)
-
-
-def _shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
-    return HeadShape(
-        in_features=in_features,
-        classes=classes,
-        hidden=config.architecture.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
-
-
-def _streamed(rows: FeatureRows, config: HeadConfig, place: torch.device) -> StreamedBatches:
-    # Read once and in order: nothing is gained by holding it.
-    return StreamedBatches(rows, batch_size=config.head_batch_size, seed=config.seed, device=place)
-
-
-def _training(
-    cache: FeatureCache, fitted: _Fitted, cut: Cut, outcomes: Mapping[str, Outcome], place: torch.device
-) -> Training:
-    frozen = cache.provenance.get("parameters")
-    return Training(
-        trainable=sum(parameter.numel() for parameter in fitted.head.parameters() if parameter.requires_grad),
-        frozen=frozen if isinstance(frozen, int) else None,
-        images=cut.images(),
-        epochs=len(fitted.history),
-        best_epoch=fitted.best_epoch,
-        interrupted=fitted.interrupted,
-        seconds=fitted.seconds,
-        val=fitted.val.score(),
-        last=fitted.last,
-        test=outcomes["test"].score() if "test" in outcomes else None,
-        device=str(place),
-        notes=cut.notes + fitted.notes,
-    )
-
-
-def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
-    temperature = 1 / sharpness(outcomes["val"].logits, outcomes["val"].labels)
-    return {part: measure(outcome, temperature=temperature, seed=seed) for part, outcome in outcomes.items()}
-
-
-def _origin(cache: FeatureCache, rows: FeatureRows) -> FeatureOrigin:
-    return FeatureOrigin(
-        cache=str(cache.path),
-        cache_name=cache.name,
-        backbone=cache.spec.backbone,
-        fingerprint=cache.spec.fingerprint,
-        spec=cache.spec.to_json(),
-        layers=tuple(
-            FeatureLayer(
-                name=name,
-                dim=int(array.shape[1]),
-                dtype=str(array.dtype),
-                scale=float(array.scale),
-                offset=float(array.offset),
+    unfinished: Unfinished,
+    *,
+    progress: Progress | None = None,
+    report: Report | None = None,
+    resident_bytes: int | None = None,
+    resumed: Checkpoint | None = None,
+) -> Run:
+    """Fit, test and write a run. `resumed`: the checkpoint from which the training goes on."""
+    with unfinished, Interruption() as interruption, ExitStack() as opened:
+        board = opened.enter_context(Board(unfinished, resumed)) if unfinished.about["tensorboard"] else None
+        try:
+            fitted = fit_prepared(
+                prepared,
+                config,
+                progress=progress if board is None else board.joined(progress),
+                report=report,
+                resident_bytes=resident_bytes,
+                interruption=interruption,
+                unfinished=unfinished,
+                resumed=resumed,
             )
-            for name, array in zip(rows.layers, rows.arrays, strict=True)
-        ),
-    )
+        except HeadError:
+            # It would end the same way again.
+            unfinished.discard()
+            raise
+        if fitted.interrupted:
+            tell(report, ["interrupted: the best epoch so far is tested and written; Ctrl-C again ends at once"])
+        run = conclude(
+            prepared,
+            config,
+            fitted,
+            runs_dir=unfinished.folder.parent,
+            created=datetime.fromisoformat(unfinished.about["created"]),
+            name=unfinished.name,
+            interruption=interruption,
+            more=_kept(unfinished, board, interrupted=fitted.interrupted),
+        )
+        if interruption.requested and not run.training.interrupted:
+            # It came while the run was written: the run is whole, and whoever called has to stop.
+            raise KeyboardInterrupt
+    return run
 
 
-def _predictions(rows: FeatureRows, outcome: Outcome) -> Predictions:
-    return Predictions(
-        ids=rows.ids(),
-        labels=outcome.labels.cpu().numpy(),
-        probabilities=outcome.logits.softmax(dim=1).cpu().numpy(),
-    )
-
-
-def _tell(report: Report | None, notes: Sequence[str]) -> None:
-    if report is not None:
-        for note in notes:
-            report(note)
-
-
-def _versions() -> dict[str, str]:
-    packages = ("featcache", "torch", "pytorch-lightning", "torchmetrics", "scikit-learn", "numpy", "safetensors")
-    return {"python": platform.python_version()} | {package: _version(package) for package in packages}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+def _kept(unfinished: Unfinished, board: Board | None, *, interrupted: bool) -> dict[str, bytes]:
+    """What a training leaves in its run besides the head: where it can go on, what TensorBoard shows."""
+    files = {} if board is None else board.files()
+    checkpoint = unfinished.checkpoint if interrupted else None
+    return files if checkpoint is None else files | {CHECKPOINT_FILE: checkpoint}

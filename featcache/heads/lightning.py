@@ -11,8 +11,10 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -21,18 +23,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.errors import HeadError
+from featcache.heads.augmentation import mixed
 from featcache.heads.batches import Epochs
-from featcache.heads.config import HeadConfig
+from featcache.heads.checkpoints import Checkpoint, State
+from featcache.heads.config import SMALLEST_NORMED_BATCH, HeadConfig
 from featcache.heads.metrics import evaluate
+from featcache.heads.optimizer_state import optimizer_tensors, random_tensors, restore_optimizer, restore_random
 from featcache.heads.records import EpochRecord, Progress
-from featcache.heads.stopping import Interruption, Patience
+from featcache.heads.stopping import Interruption, Patience, Plateau
 
 
 class HeadModule(pl.LightningModule):
     """A head, its optimiser, and the memory of its best epoch (that of the lowest val loss).
 
     `history`: the finished epochs. `best_epoch`: 0 before the first. `class_weights`: float32 (C,), what an image of
-    each class counts in the loss.
+    each class counts in the loss. `epoch_ended` is given `state` after every epoch.
     """
 
     class_weights: Tensor | None
@@ -45,6 +50,7 @@ class HeadModule(pl.LightningModule):
         interruption: Interruption | None = None,
         progress: Progress | None = None,
         class_weights: Tensor | None = None,
+        epoch_ended: Callable[[State], None] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -56,8 +62,12 @@ class HeadModule(pl.LightningModule):
         self.best_epoch = 0
         self._best: dict[str, Tensor] = {}
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
+        self._plateau = plateau_of(config)
         self._interruption = interruption or Interruption()
         self._progress = progress
+        self._epoch_ended = epoch_ended
+        self._resumed: Checkpoint | None = None
+        self._lr = config.lr
         self._train_loss = float("nan")
         self._began = 0.0
 
@@ -67,7 +77,14 @@ class HeadModule(pl.LightningModule):
         return logits
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser that was asked for over all parameters, as one fused operation."""
+        """The optimiser, as it was at the checkpoint that training goes on from."""
+        optimizer = self._new_optimizer()
+        if self._resumed is not None:
+            restore_optimizer(optimizer, self._resumed.part("optimizer"))
+        return optimizer
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        # As one fused operation over all parameters.
         parameters, lr, weight_decay = self.head.parameters(), self.config.lr, self.config.weight_decay
         if self.config.optimizer == "sgd":
             momentum = self.config.momentum
@@ -76,8 +93,11 @@ class HeadModule(pl.LightningModule):
         return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
 
     def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock."""
+        """Start the epoch's clock, and a resumed training's random numbers where they had been."""
         self._began = time.perf_counter()
+        if self._resumed is not None:
+            restore_random(self._resumed.part("random"), self.device)
+            self._resumed = None
 
     def training_step(self, batches: Epochs, index: int) -> None:
         """All steps of one epoch. Raises TrainingInterruptedError after the step in which a Ctrl-C came."""
@@ -87,14 +107,16 @@ class HeadModule(pl.LightningModule):
 
     def _train_epoch(self, batches: Epochs) -> None:
         optimizer = self._optimizer()
+        self._lr = epoch_lr(self.config, len(self.history)) * self._plateau.scale
         for group in optimizer.param_groups:
-            group["lr"] = epoch_lr(self.config, self.current_epoch)
-        weights, smoothing = self.class_weights, self.config.label_smoothing
+            group["lr"] = self._lr
         parameters = list(self.head.parameters())
         total, rows = torch.zeros((), device=self.device), 0
-        for features, labels in batches.epoch(self.current_epoch):
+        for features, labels in batches.epoch(len(self.history), reuse=True):
+            if self._is_left_out(len(labels), rows):
+                break
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.head(features), labels, weight=weights, label_smoothing=smoothing)
+            loss = self._loss(features, labels)
             torch.autograd.backward(loss)
             if self.config.l1:
                 add_l1_gradient(parameters, self.config.l1)
@@ -104,23 +126,39 @@ class HeadModule(pl.LightningModule):
             self._stop_if_asked()
         self._train_loss = float(total) / rows
 
+    def _is_left_out(self, rows: int, trained: int) -> bool:
+        # The last rows of an epoch, too few to be normalised among each other: they come again in the next.
+        return self.config.batch_norm and trained > 0 and rows < SMALLEST_NORMED_BATCH
+
+    def _loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        weight, smoothing = self.class_weights, self.config.label_smoothing
+        if not self.config.mixup:
+            return F.cross_entropy(self.head(features), labels, weight=weight, label_smoothing=smoothing)
+        mixture = mixed(features, labels, self.config.mixup)
+        return mixture.loss(self.head(mixture.features), weight=weight, label_smoothing=smoothing)
+
     def validation_step(self, batches: Epochs, index: int) -> None:
         """Judge the epoch on val, remember its weights if they are the best, stop when patience is over."""
         with _interruptible():
             score = evaluate(self.head, batches).score()
         self._require_finite("val loss", score.loss)
         record = EpochRecord(
-            epoch=self.current_epoch + 1,
+            epoch=len(self.history) + 1,
             max_epochs=self.config.max_epochs,
             train_loss=self._train_loss,
             val_loss=score.loss,
             val_accuracy=score.accuracy,
             seconds=time.perf_counter() - self._began,
+            lr=self._lr,
         )
         self._remember(record)
         if self._patience.is_over(score.loss):
             self.trainer.should_stop = True
+        if self.config.schedule == "plateau":
+            self._plateau.step(score.loss)
         with _interruptible():
+            if self._epoch_ended is not None:
+                self._epoch_ended(self.state)
             if self._progress is not None:
                 self._progress(record)
             self._stop_if_asked()
@@ -138,6 +176,46 @@ class HeadModule(pl.LightningModule):
             best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
             self._best, self.best_epoch = best, record.epoch
         self.history.append(record)
+        self._interruption.keeping = True
+
+    @property
+    def finished(self) -> bool:
+        """Whether patience or epochs have run out."""
+        return self._patience.over or len(self.history) >= self.config.max_epochs
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """All that the next epoch depends on, and all that is kept of the past ones: JSON values, and tensors."""
+        progress = {
+            "history": [asdict(record) for record in self.history],
+            "best_epoch": self.best_epoch,
+            "patience": {"best": self._patience.best, "waited": self._patience.waited},
+            "plateau": asdict(self._plateau) if self.config.schedule == "plateau" else None,
+        }
+        parts = {
+            "head": self.head.state_dict(),
+            "best": self._best,
+            "optimizer": optimizer_tensors(self._optimizer()),
+            "random": random_tensors(self.device),
+        }
+        return progress, {
+            f"{part}.{name}": one.cpu() for part, tensors in parts.items() for name, one in tensors.items()
+        }
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of the same training. Raises HeadError for one that does not fit."""
+        progress = checkpoint.progress
+        try:
+            self.head.load_state_dict(checkpoint.part("head"))
+            self._best = checkpoint.part("best")
+            self.history = list(checkpoint.history)
+            self.best_epoch = progress["best_epoch"]
+            self._patience = replace(self._patience, **progress["patience"])
+            if progress["plateau"] is not None:
+                self._plateau = Plateau(**progress["plateau"])
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise HeadError(f"the checkpoint does not fit this training: {error}", hint="train again") from error
+        self._resumed = checkpoint
+        self._interruption.keeping = True
 
     def _optimizer(self) -> torch.optim.Optimizer:
         # Lightning's wrapper would run its profiler and hooks at every step.
@@ -149,7 +227,7 @@ class HeadModule(pl.LightningModule):
     def _require_finite(self, name: str, value: float) -> None:
         if math.isfinite(value):
             return
-        epoch = self.current_epoch + 1
+        epoch = len(self.history) + 1
         before = f"; epoch {epoch - 1} still had val loss {self.history[-1].val_loss:.4g}" if self.history else ""
         raise HeadError(
             f"training diverged: {name} is {value} in epoch {epoch} with lr {self.config.lr:g}{before}",
@@ -178,12 +256,15 @@ def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interrupti
     """Train until patience, epochs or the user end it, and put the best epoch back into `module.head`.
 
     Returns whether it was interrupted. Ctrl-C keeps the best epoch so far; before the first finished epoch there
-    is none, and KeyboardInterrupt is raised. Raises HeadError if the loss stops being finite.
+    is none, and KeyboardInterrupt is raised, as it is at a second Ctrl-C. Raises HeadError if the loss stops being
+    finite.
     """
     interrupted = False
     with interruption, _quiet():
         try:
-            _trainer(module.config, train.device).fit(module, OncePerEpoch(train), OncePerEpoch(val))
+            if not module.finished:
+                trainer = _trainer(module.config.max_epochs - len(module.history), train.device)
+                trainer.fit(module, OncePerEpoch(train), OncePerEpoch(val))
         except (TrainingInterruptedError, KeyboardInterrupt):
             interrupted = True
         except SystemExit as stop:
@@ -191,7 +272,7 @@ def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interrupti
             if not isinstance(stop.__context__, KeyboardInterrupt):
                 raise
             interrupted = True
-    if not module.history:
+    if not module.history or interruption.insisted:
         raise KeyboardInterrupt
     module.restore_best()
     return interrupted
@@ -206,10 +287,18 @@ def _interruptible() -> Iterator[None]:
 
 
 def epoch_lr(config: HeadConfig, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0: a half cosine falls from lr towards 0 over `max_epochs`."""
-    if config.schedule == "constant":
+    """The learning rate of an epoch, counted from 0: a half cosine falls from lr towards 0 over `max_epochs`.
+
+    What a plateau takes off it depends on the losses (heads/stopping.py).
+    """
+    if config.schedule != "cosine":
         return config.lr
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.max_epochs))
+
+
+def plateau_of(config: HeadConfig) -> Plateau:
+    """What takes the learning rate down: half the patience that ends a training, so that it still has its chance."""
+    return Plateau(patience=config.patience // 2, min_delta=config.min_delta)
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:
@@ -232,11 +321,11 @@ def add_l1_gradient(parameters: Iterable[Tensor], l1: float) -> None:
             parameter.grad.add_(parameter.detach().sign(), alpha=l1)
 
 
-def _trainer(config: HeadConfig, device: torch.device) -> pl.Trainer:
+def _trainer(epochs: int, device: torch.device) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if device.type == "cuda" else device.type,
         devices=[device.index or 0] if device.type == "cuda" else 1,
-        max_epochs=config.max_epochs,
+        max_epochs=epochs,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

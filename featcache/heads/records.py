@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from featcache.cache.spec import Spec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,7 @@ class EpochRecord:
     `seconds`: what this epoch took, val included.
     `candidate`: a head that is solved has no epochs. Each value it tried takes the place of one, and stands here
     in words (`C=0.1`).
+    `lr`: the learning rate of the epoch; 0 where nothing is trained by steps.
     """
 
     epoch: int
@@ -79,6 +82,7 @@ class EpochRecord:
     val_accuracy: float
     seconds: float
     candidate: str = ""
+    lr: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -103,12 +107,23 @@ class FeatureLayer:
     scale: float
     offset: float
 
+    def values(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored numbers of any type -> a float32 copy: what a head is given."""
+        values = np.array(stored, dtype=np.float32)
+        if (self.scale, self.offset) != (1.0, 0.0):
+            values *= np.float32(self.scale)
+            values += np.float32(self.offset)
+        return values
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrigin:
     """Where a head's features came from: the cache as it was found, and the spec that determines them.
 
     `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
+    `beside`: further caches of the same images, whose layers follow.
+    `weights`: where the backbone's weights came from; None for pixels, and in a run that did not write it down.
+    `images`: what names the set of images, a name or a path.
     """
 
     cache: str
@@ -117,27 +132,51 @@ class FeatureOrigin:
     fingerprint: str
     spec: str
     layers: tuple[FeatureLayer, ...]
+    beside: tuple[FeatureOrigin, ...] = ()
+    weights: str | None = None
+    images: str | None = None
+
+    @property
+    def origins(self) -> tuple[FeatureOrigin, ...]:
+        """This cache and those beside it, in the order of their features."""
+        return (self, *self.beside)
+
+    @property
+    def columns(self) -> tuple[FeatureLayer, ...]:
+        """The layers of all caches, in the order in which they stand side by side."""
+        return tuple(layer for origin in self.origins for layer in origin.layers)
 
     @property
     def feature_dim(self) -> int:
         """Width D of the head's input."""
-        return sum(layer.dim for layer in self.layers)
+        return sum(layer.dim for layer in self.columns)
+
+    @property
+    def views_told(self) -> str:
+        """What of augmentation the head has seen, for people."""
+        return Spec.from_json(self.spec).views_told
 
     @property
     def label(self) -> str:
-        """Backbone and layers, for messages: `vgg16/avgpool`."""
-        return f"{self.backbone}/{'+'.join(layer.name for layer in self.layers)}"
+        """Backbones and layers, for messages: `vgg16/avgpool`."""
+        return " + ".join(f"{one.backbone}/{'+'.join(layer.name for layer in one.layers)}" for one in self.origins)
 
     def to_json(self) -> dict[str, Any]:
         """All fields as JSON values, the spec as an object."""
-        return asdict(self) | {"spec": json.loads(self.spec), "layers": [asdict(layer) for layer in self.layers]}
+        return asdict(self) | {
+            "spec": json.loads(self.spec),
+            "layers": [asdict(layer) for layer in self.layers],
+            "beside": [origin.to_json() for origin in self.beside],
+        }
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FeatureOrigin:
         """What `to_json` described. Raises KeyError or TypeError for anything else."""
         spec = json.dumps(values["spec"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         layers = tuple(FeatureLayer(**layer) for layer in values["layers"])
-        return cls(**{**values, "spec": spec, "layers": layers})
+        # Runs from before several caches could be read say nothing of others.
+        beside = tuple(cls.from_json(origin) for origin in values.get("beside", ()))
+        return cls(**{**values, "spec": spec, "layers": layers, "beside": beside})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,3 +206,10 @@ class Training:
 
 Progress = Callable[[EpochRecord], None]
 Report = Callable[[str], None]
+
+
+def tell(report: Report | None, notes: Sequence[str]) -> None:
+    """Say the sentences, if anybody listens."""
+    if report is not None:
+        for note in notes:
+            report(note)

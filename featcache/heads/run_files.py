@@ -6,31 +6,37 @@ import csv
 import io
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from featcache.cache.filesystem import fsync_folder, tmp_name
+from featcache.cache.aside import folder_aside
 from featcache.errors import HeadError
 from featcache.heads.records import EpochRecord, Predictions
 
 WEIGHTS_FILE = "head.safetensors"
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.csv"
+SWEEP_FILE = "sweep.json"
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = 1
+# Of the folder of a training that has not ended.
+UNFINISHED_SUFFIX = ".unfinished"
 # File names that are no UTF-8 keep their bytes, in ids and paths.
 _UTF8 = ("utf-8", "surrogateescape")
+_CHECKPOINT_KEY = "featcache"
 _HISTORY_COLUMNS = ("epoch", "train_loss", "val_loss", "val_accuracy", "seconds")
+# Of trained heads, and of solved ones.
+_MORE_COLUMNS = ("lr", "candidate")
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files, whole or not at all, also after Ctrl-C or on a full disk. Raises OSError."""
-    with _built_aside(folder) as building:
+    with folder_aside(folder) as building:
         for name, content in files.items():
             write_durably(building / name, content)
 
@@ -61,9 +67,31 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def checkpoint_metadata(about: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint says beside its tensors (heads/checkpoints.py), as the metadata of a safetensors file."""
+    told = {"format": CHECKPOINT_FORMAT, "about": dict(about), "progress": dict(progress)}
+    return {_CHECKPOINT_KEY: json.dumps(told, allow_nan=False)}
+
+
+def read_checkpoint_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`about` and `progress` of a checkpoint; no tensor is read. Raises HeadError if there is none, or another file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            told = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])
+        if told["format"] == CHECKPOINT_FORMAT:
+            return told["about"], told["progress"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise HeadError(f"{path} is no checkpoint of a training: {error}", hint="train again") from error
+    raise HeadError(
+        f"expected a checkpoint of format {CHECKPOINT_FORMAT} in {path}, got {told['format']!r}",
+        hint="a newer featcache wrote it: upgrade, or train again",
+    )
+
+
 def history_bytes(history: Sequence[EpochRecord]) -> bytes:
-    """A CSV with a line an epoch, and a column `candidate` where a solver tried some."""
-    columns = (*_HISTORY_COLUMNS, *(("candidate",) if any(record.candidate for record in history) else ()))
+    """A CSV with a line an epoch, and the column `lr`, or `candidate` where a solver tried some."""
+    more = [name for name in _MORE_COLUMNS if any(getattr(record, name) for record in history)]
+    columns = (*_HISTORY_COLUMNS, *more)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -102,22 +130,8 @@ def read_predictions(path: Path) -> Predictions:
                 labels=arrays["labels"],
                 probabilities=arrays["probabilities"],
             )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HeadError(f"cannot read the predictions in {path}: {error}", hint="train again") from error
-
-
-@contextmanager
-def _built_aside(folder: Path) -> Iterator[Path]:
-    building = folder.with_name(tmp_name(folder.name))
-    building.mkdir(parents=True)
-    try:
-        yield building
-        fsync_folder(building)
-        building.rename(folder)
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _epoch(row: Mapping[str, str], max_epochs: int) -> EpochRecord:
@@ -129,4 +143,5 @@ def _epoch(row: Mapping[str, str], max_epochs: int) -> EpochRecord:
         val_accuracy=float(row["val_accuracy"]),
         seconds=float(row["seconds"]),
         candidate=row.get("candidate") or "",
+        lr=float(row.get("lr") or 0),
     )

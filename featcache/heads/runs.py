@@ -6,6 +6,8 @@
         metrics.json            what `Run.to_json` gives, and under "metrics" what `Run.metrics` gives, of each part
         history.csv             a line an epoch; of a head that is solved, a line a candidate
         predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
+        checkpoint.safetensors  of a training that Ctrl-C ended: where it can go on
+        events.out.tfevents.*   what TensorBoard shows, if that was asked for
 
 The folder is built under another name and renamed when it is whole. Reading a run needs no torch, until its head
 is asked for.
@@ -32,26 +34,32 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
+from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
-    CONFIG_FILE,
+    CHECKPOINT_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    SWEEP_FILE,
+    UNFINISHED_SUFFIX,
     WEIGHTS_FILE,
     history_bytes,
     json_bytes,
     predictions_bytes,
     predictions_file,
     publish_folder,
+    read_checkpoint_metadata,
     read_history,
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +106,7 @@ class Run:
             "test": None if done.test is None else done.test.to_json(),
             "best_epoch": done.best_epoch,
             "interrupted": done.interrupted,
+            "beside": [origin.cache for origin in self.features.beside],
         }
 
     def history(self) -> tuple[EpochRecord, ...]:
@@ -142,7 +151,7 @@ class Run:
             activation=self.config.activation,
             dropout=self.config.dropout,
             rows=known.shape[0] if known.ndim else 0,
-            stored=self.features.layers[0].dtype,
+            stored=str(known.dtype),
         )
         # Without initial weights: they would be thrown away, and drawn from the caller's random state.
         with torch.device("meta"):
@@ -158,38 +167,58 @@ class Run:
         )
         return head.eval()
 
-    def predict(self, features: ArrayLike, *, batch_rows: int = 4096) -> NDArray[np.float32]:
+    def predict(self, features: ArrayLike | Sequence[NDArray[Any]], *, batch_rows: int = 4096) -> NDArray[np.float32]:
         """Probabilities of the classes: features (N, D) -> float32 (N, C).
 
+        A head of several layers also takes a list of arrays, (N, d) each, in the order of `features.columns`.
         Floats are taken as values. uint8 is taken as stored by a cache of pixels, and scaled as its cache says.
         Raises HeadError for another width, or a head that is damaged.
         """
         import torch
 
-        rows = np.asarray(features)
-        if rows.ndim != 2 or rows.shape[1] != self.features.feature_dim:
-            raise HeadError(
-                f"expected features (N, {self.features.feature_dim}) of {self.features.label}, got {rows.shape}",
-                hint="features of the layers the head was trained on",
-            )
+        columns = self._columns(features)
         head = self.head()
         parts = [np.empty((0, len(self.classes)), np.float32)]
         with torch.inference_mode():
-            for start in range(0, len(rows), batch_rows):
-                values = torch.from_numpy(self._values(rows[start : start + batch_rows]))
-                parts.append(head(values).softmax(dim=1).numpy())
+            for start in range(0, len(columns[0]), batch_rows):
+                values = self._values([column[start : start + batch_rows] for column in columns])
+                parts.append(head(torch.from_numpy(values)).softmax(dim=1).numpy())
         return np.concatenate(parts)
 
-    def _values(self, rows: NDArray[Any]) -> NDArray[np.float32]:
-        values = np.array(rows, dtype=np.float32)
-        if rows.dtype == np.uint8:
-            start = 0
-            for layer in self.features.layers:
-                part = values[:, start : start + layer.dim]
+    def report(self, path: Path | str | None = None, **options: Any) -> Path:
+        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+
+        `options`: those of `featcache.write_report`, which does it.
+        """
+        # The package's door, asked when it is needed: heads know nothing of pages.
+        import featcache
+
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
+
+    def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """One array (N, d) a layer."""
+        widths = [layer.dim for layer in self.features.columns]
+        columns = _given_arrays(features)
+        if len(columns) == 1 and columns[0].ndim == 2 and columns[0].shape[1] == sum(widths):
+            columns = np.split(columns[0], np.cumsum(widths)[:-1], axis=1)
+        if [column.shape for column in columns] != [(*columns[0].shape[:1], width) for width in widths]:
+            raise HeadError(
+                f"expected features (N, {self.features.feature_dim}) of {self.features.label}, "
+                f"got {' and '.join(str(column.shape) for column in columns)}",
+                hint="features of the layers the head was trained on",
+            )
+        return columns
+
+    def _values(self, columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        parts = [np.array(column, dtype=np.float32) for column in columns]
+        for part, column, layer in zip(parts, columns, self.features.columns, strict=True):
+            if column.dtype == np.uint8:
                 part *= np.float32(layer.scale)
                 part += np.float32(layer.offset)
-                start += layer.dim
-        return values
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _weights(self) -> dict[str, NDArray[Any]]:
         try:
@@ -207,21 +236,43 @@ class Run:
         return HeadError(f"the head in {self.folder / WEIGHTS_FILE} cannot be used: {reason}", hint="train again")
 
 
+def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+    if isinstance(features, list | tuple) and features:
+        arrays = [one for one in features if isinstance(one, np.ndarray) and one.ndim == 2]
+        if len(arrays) == len(features):
+            return arrays
+    return [np.asarray(features)]
+
+
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs in a folder were trained on, as they were called then.
+    """The cache files that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
 
-    Raises HeadError for a run that cannot be read: nobody could say which cache it needs.
+    Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    return {_used_cache(folder) for folder in folders if not is_tmp(folder)}
+    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
+    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
+    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
+    for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
+        about, _ = read_checkpoint_metadata(checkpoint)
+        used |= set(map(Path, about["caches"]))
+    return used
 
 
-def _used_cache(folder: Path) -> Path:
-    features = read_json(folder / CONFIG_FILE).get("features")
-    cache = features.get("cache") if isinstance(features, dict) else None
-    if not isinstance(cache, str):
-        raise HeadError(f"the run {folder} does not say which cache it used", hint="remove it, or train again")
-    return Path(cache)
+def _used_caches(folder: Path) -> tuple[Path, ...]:
+    try:
+        origin = FeatureOrigin.from_json(read_json(folder / CONFIG_FILE)["features"])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise HeadError(
+            f"the run {folder} does not say which cache it used", hint="remove it, or train again"
+        ) from error
+    return tuple(Path(one.cache) for one in origin.origins)
+
+
+def _swept_caches(folder: Path) -> tuple[Path, ...]:
+    caches = read_json(folder / SWEEP_FILE).get("caches")
+    if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
+        raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
+    return tuple(map(Path, caches))
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:
@@ -237,6 +288,7 @@ def prepare_runs_dir(runs_dir: Path) -> None:
 def write_run(
     runs_dir: Path,
     *,
+    name: str,
     created: datetime,
     config: HeadConfig,
     features: FeatureOrigin,
@@ -247,15 +299,16 @@ def write_run(
     history: Sequence[EpochRecord],
     metrics: Mapping[str, Metrics],
     predictions: Mapping[str, Predictions],
+    more: Mapping[str, bytes],
 ) -> Run:
-    """Write a run folder, whole or not at all.
+    """Write a run folder called `name`, whole or not at all.
 
-    `created` is in UTC and names the folder; `weights` are the head's tensors by name.
+    `created` is in UTC; `weights` are the head's tensors by name; `more` are further files.
     Raises HeadError if it cannot be written.
     """
     content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in weights.items()})
     run = Run(
-        folder=runs_dir / _folder_name(created, features.backbone, config),
+        folder=runs_dir / name,
         created=created.isoformat(timespec="seconds"),
         config=config,
         features=features,
@@ -272,6 +325,7 @@ def write_run(
         ),
         HISTORY_FILE: history_bytes(history),
         **{predictions_file(part): predictions_bytes(said) for part, said in predictions.items()},
+        **more,
     }
     try:
         publish_folder(run.folder, files)
@@ -282,8 +336,14 @@ def write_run(
     return run
 
 
-def _folder_name(created: datetime, backbone: str, config: HeadConfig) -> str:
-    words = (created.strftime("%Y%m%dT%H%M%SZ"), backbone, str(config.architecture), secrets.token_hex(3))
+def run_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
+    """A name for a run that no other has: when, on which backbone, which head."""
+    return folder_name(created, [origin.backbone for origin in features.origins], str(config.architecture))
+
+
+def folder_name(created: datetime, backbones: Sequence[str], what: str) -> str:
+    """A name for a folder that no other has: the time in UTC, the backbones, what it holds."""
+    words = (created.strftime("%Y%m%dT%H%M%SZ"), "-".join(dict.fromkeys(backbones)), what, secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
 
 

@@ -30,12 +30,12 @@ def describe(name: str) -> NamedSet:
         raise UnknownName("data set", name, NAMED_SETS, listed_by="featcache datasets") from None
 
 
-def open_named(name: str, datasets_dir: Path, report: Report | None = None) -> ImageSource:
+def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, download: bool = True) -> ImageSource:
     """A known set, downloaded into `datasets_dir` unless it is there. Raises what `acquire` raises."""
     named = describe(name)
     if named.extract is None:
         return digits()
-    datasets = acquire(named, datasets_dir, report)
+    datasets = acquire(named, datasets_dir, report, download=download)
     rows = {split: _rows(named, named.extract, data) for split, data in datasets.items()}
     classes = _classes(named, datasets)
     if report:

@@ -7,21 +7,28 @@ from pathlib import Path
 
 from featcache.errors import SourceError, UnknownName
 from featcache.images.archive import open_archive
-from featcache.images.folder import FolderSource
+from featcache.images.folder import FolderSource, has_images
+from featcache.images.image_table import TableSource, is_table
 from featcache.images.layout import EXPECTED
 from featcache.images.named import dataset_names, open_named
-from featcache.images.sources import ImageSource, Report, has_archive_suffix
+from featcache.images.sources import WEBDATASET, ImageSource, Report, has_archive_suffix
+from featcache.images.webdataset import is_pattern, open_webdataset, tars_in
 
 
-def open_source(dataset: str | Path, *, datasets_dir: Path, report: Report | None = None) -> ImageSource:
-    """The images of a named set ("cifar10"), a folder, a zip or a tar.
+def open_source(
+    dataset: str | Path, *, datasets_dir: Path, report: Report | None = None, download: bool = True
+) -> ImageSource:
+    """The images of a named set ("cifar10"), a folder, a zip, a tar, a table of paths or URLs, or WebDataset tars.
 
     A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
-    named sets lie and are downloaded to; `report` takes progress in words, one line a call.
+    named sets lie and are downloaded to; `report` takes progress in words, one line a call. With `download` False
+    nothing is fetched: a set that is not there is a DownloadError.
     Raises UnknownName (offering the nearest names), SourceError, DownloadError, MissingExtra.
     """
     if isinstance(dataset, str) and dataset in dataset_names():
-        return open_named(dataset, datasets_dir, report)
+        return open_named(dataset, datasets_dir, report, download=download)
+    if is_pattern(dataset) or str(dataset).startswith(WEBDATASET):
+        return open_webdataset(str(dataset).removeprefix(WEBDATASET), report)
     if dataset == "":
         raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
     path = Path(dataset).expanduser()
@@ -30,7 +37,10 @@ def open_source(dataset: str | Path, *, datasets_dir: Path, report: Report | Non
     except OSError as error:
         raise SourceError(f"{dataset}: cannot be opened: {error.strerror or error}") from error
     if is_folder:
-        return FolderSource(path)
+        # A stray tar beside images is none of them; a folder of tars and nothing else is a set.
+        return open_webdataset(path, report) if tars_in(path) and not has_images(path) else FolderSource(path)
+    if is_file and is_table(path):
+        return TableSource(path)
     if is_file:
         return open_archive(path, report)
     if exists:

@@ -63,7 +63,7 @@ class TarSource(ArchiveSource[TarMember]):
         images: dict[str, TarMember] = {}
         files: dict[str, TarMember] = {}
         links: dict[str, str] = {}
-        for info in _headers(self._file, self._path):
+        for info in member_headers(self._file, self._path):
             name = _clean(info.name)
             if info.issym() or info.islnk():
                 links[name] = _target(info)
@@ -75,6 +75,10 @@ class TarSource(ArchiveSource[TarMember]):
                 files[name] = TarMember(info.offset_data, info.size)
                 if path is not None:
                     add_member(images, path, files[name], self._path)
+        if any(name.endswith(".cls") for name in files):
+            raise SourceError(
+                f"{self._path}: holds classes in .cls files, as WebDataset does", hint=f"say wds:{self._path}"
+            )
         _add_links(images, files, links, self._path)
         return images
 
@@ -112,7 +116,18 @@ def is_tar(head: bytes) -> bool:
     return True
 
 
-def _headers(file: SharedFile, path: Path) -> Iterator[tarfile.TarInfo]:
+def refuse_compressed(path: Path) -> None:
+    """Raises SourceError unless `path` is a plain tar, whose members can be read at their offsets."""
+    head = first_bytes(path)
+    compression = compression_of(head)
+    if compression is not None:
+        raise SourceError(f"{path}: compressed ({compression}), expected a plain tar", hint="decompress it first")
+    if not is_tar(head):
+        raise SourceError(f"{path}: not a tar archive")
+
+
+def member_headers(file: SharedFile, path: Path) -> Iterator[tarfile.TarInfo]:
+    """The header of every member, in the order of the archive. Raises SourceError for one that is damaged."""
     try:
         with tarfile.open(fileobj=file.file, mode="r:", encoding="utf-8") as archive:
             while (info := archive.next()) is not None:

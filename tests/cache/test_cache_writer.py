@@ -66,7 +66,7 @@ def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_parts(tm
     old = make_cache(tmp_path / "old.h5", split_tables={"train": a_table("train", 20)})
     new = write_parts(tmp_path / "p", a_spec(), {"train": a_table("more", 7)})
     grown = SplitTable(
-        ids=a_table("train", 20).ids + a_table("more", 7).ids,
+        ids=(*a_table("train", 20).ids, *a_table("more", 7).ids),
         labels=np.zeros(27, np.int64),
         digests=np.concatenate([a_table("train", 20).digests, a_table("more", 7).digests]),
     )

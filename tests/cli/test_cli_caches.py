@@ -23,7 +23,7 @@ def test_ls_tells_all_about_a_cache(cache: Path) -> None:
     assert (entry["rows"], entry["rows_done"]) == ({"train": 36, "test": 12}, 48)
     assert entry["bytes"] == cache.stat().st_size
     header, _, line = featcache("ls").stdout.splitlines()
-    assert header.split() == ["name", "layers", "rows", "size", "age", "used", "state"]
+    assert header.split() == ["name", "layers", "rows", "views", "size", "age", "used", "state"]
     assert line.split()[0] == cache.stem
     assert "36 train, 12 test" in line
     assert line.endswith("complete")

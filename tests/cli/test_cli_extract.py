@@ -102,6 +102,30 @@ def test_the_data_folder_can_be_chosen(where: str, here: Path, monkeypatch: pyte
     assert not (here / "data").exists()
 
 
+# --- several backbones -------------------------------------------------------------------------------------
+
+SEVERAL = ("extract", "-b", "pixels", "-b", "squeezenet1_1", "--image-size", "32", "-d", "pictures", "--limit", "3")
+
+
+def test_several_backbones_give_one_object_with_an_extraction_each() -> None:
+    said = answer(*SEVERAL, "--weights", "squeezenet1_1=random:0", "--layer", "squeezenet1_1=features.5")
+    assert list(said) == ["extractions"]
+    pixels, network = said["extractions"]
+    assert (pixels["feature_dim"], list(network["feature_dim"])) == ({"pixels": 32 * 32 * 3}, ["features.5"])
+    assert (pixels["computed"], network["computed"]) == (6, 6)
+    alone = answer("extract", *SEVERAL[3:], "--weights", "random:0", "--layer", "squeezenet1_1=features.5")
+    assert (alone["computed"], alone["fingerprint"]) == (0, network["fingerprint"])
+    stdout = featcache(*SEVERAL, "--weights", "squeezenet1_1=random:0").stdout
+    assert stdout.count("\nrows ") == 2
+    assert "squeezenet1_1: 6 images to extract" in featcache(*SEVERAL, "--weights", "squeezenet1_1=random:1").stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--weights", "random:0"), ("--layer", "features.5")])
+def test_what_could_be_of_several_backbones_is_wrong_usage(option: str, value: str) -> None:
+    stderr = featcache(*SEVERAL, option, value, expect=2).stderr
+    assert f"{option} pixels={value}" in stderr
+
+
 # --- images that cannot be used ----------------------------------------------------------------------------
 
 
@@ -174,7 +198,7 @@ def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str
         (("--split", "trian"), "train, val, test, got trian"),
         (("--part-rows", "-1"), "--part-rows of at least 1, got -1"),
         (
-            ("-b", "alexnet", "--weights", "random", "--image-size", "64", "--precision", "fp16", "--device", "cpu"),
+            ("-b", "alexnet", "--weights", "alexnet=random", "--precision", "fp16", "--device", "cpu"),
             "fp16 is not computed on a CPU",
         ),
         (("--device", "abacus"), "unknown device 'abacus'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,14 +12,17 @@ import pytest
 from command_line import CLASSES, PIXELS, answer, complaint, featcache
 
 from featcache.cli.terminal import Terminal
+from featcache.heads import Run
+from featcache.heads.checkpoints import State, Unfinished
+from featcache.heads.runs import used_caches
 
 QUICK = ("--head", "linear", "--max-epochs", "2")
 
 
-def test_the_answer_has_exactly_the_promised_fields_and_two_more(cache: Path, here: Path) -> None:
+def test_the_answer_has_exactly_the_promised_fields_and_three_more(cache: Path, here: Path) -> None:
     said = answer("train-head", *QUICK)
     promised = ["run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"]
-    assert list(said) == [*promised, "best_epoch", "interrupted"]
+    assert list(said) == [*promised, "best_epoch", "interrupted", "beside"]
     assert said["head"] == "linear"
     assert said["parameters"] == {"trainable": 192 * 3 + 3, "frozen": 0}
     assert said["n"] == {"train": 29, "val": 7, "test": 12}
@@ -199,3 +203,118 @@ def test_a_runs_folder_that_is_a_file_is_an_error_before_anything_is_trained(cac
     error, hint = complaint("train-head", *QUICK)
     assert "runs" in error
     assert "--runs-dir" in hint
+
+
+# --- cut off and gone on with ------------------------------------------------------------------------------
+
+
+def cut_off(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """A training that stops after its third epoch without a word, with a checkpoint after every epoch."""
+
+    class CutOffError(BaseException):
+        pass
+
+    def cut(self: Terminal, stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("training", 3):
+            raise CutOffError
+
+    with monkeypatch.context() as patch, pytest.raises(CutOffError):
+        patch.setattr("featcache.heads.checkpoints.Unfinished.epoch_ended", _at_once(Unfinished.epoch_ended))
+        patch.setattr(Terminal, "advance", cut)
+        featcache("train-head", *words)
+
+
+def _at_once(epoch_ended: Callable[[Unfinished, State], None]) -> Callable[[Unfinished, State], None]:
+    def eager(self: Unfinished, state: State) -> None:
+        self.every_s = self._due = 0.0
+        epoch_ended(self, state)
+
+    return eager
+
+
+LONG = ("--head", "mlp:8", "--max-epochs", "6", "--patience", "6", "--dropout", "0.2")
+
+
+@pytest.mark.parametrize("named", ["last", "name", "path"])
+def test_a_training_that_was_cut_off_goes_on(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    cut_off(monkeypatch, *LONG)
+    (folder,) = (here / "runs").iterdir()
+    said = answer("train-head", "--resume", {"last": "last", "name": folder.name[:-11], "path": str(folder)}[named])
+    whole = answer("train-head", *LONG)
+    assert (said["epochs"], said["val"], said["test"]) == (6, whole["val"], whole["test"])
+    assert Path(said["run"]).name == folder.name.removesuffix(".unfinished")
+    assert not folder.exists()
+
+
+def test_what_is_gone_on_with_is_told(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(monkeypatch, *LONG)
+    assert "going on after epoch 3 of at most 6" in featcache("train-head", "--resume", "last").stderr
+
+
+def test_a_training_goes_on_as_it_was_begun(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_off(monkeypatch, *LONG)
+    result = featcache("train-head", cache.stem, "--resume", "last", "--lr", "0.1", "--with", "that", expect=2)
+    assert all(word in result.stderr for word in ("leave out", "--lr", "--with", "cache"))
+
+
+def test_without_anything_to_go_on_with_it_says_so(cache: Path) -> None:
+    error, hint = complaint("train-head", "--resume", "last")
+    assert "can go on" in error and "train-head" in hint
+
+
+def test_the_caches_of_a_training_that_was_cut_off_are_no_garbage(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut_off(monkeypatch, *LONG)
+    assert cache in used_caches(here / "runs")
+
+
+def test_curves_are_written_for_tensorboard(cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    cut_off(monkeypatch, *LONG, "--tensorboard")
+    said = answer("train-head", "--resume", "last")
+    events = EventAccumulator(str(here / said["run"]))
+    events.Reload()
+    assert sorted(events.Tags()["scalars"]) == ["accuracy/val", "loss/train", "loss/val", "lr"]
+    history = Run.load(here / said["run"]).history()
+    points = [(point.step, point.value) for point in events.Scalars("loss/val")]
+    assert points == [(epoch.epoch, pytest.approx(epoch.val_loss)) for epoch in history]
+
+
+def test_tensorboard_that_is_missing_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
+    error, hint = complaint("train-head", *QUICK, "--tensorboard")
+    assert "tensorboard" in error and hint == "pip install 'featcache[tensorboard]'"
+    assert list((here / "runs").iterdir()) == []
+
+
+# --- several caches and layers -----------------------------------------------------------------------------
+
+
+def test_features_of_two_caches_stand_side_by_side(cache: Path, here: Path) -> None:
+    other = (here / answer("extract", *PIXELS[:2], "--image-size", "4", *PIXELS[4:])["cache"]).absolute()
+    said = answer("train-head", cache.stem, "--with", other.stem, *QUICK)
+    assert (said["cache"], said["beside"]) == (str(cache), [str(other)])
+    assert said["parameters"]["trainable"] == (192 + 48) * 3 + 3
+    shown = featcache("train-head", cache.stem, "--with", other.stem, *QUICK).stdout
+    assert cache.name in shown and other.name in shown
+
+
+def test_caches_of_other_images_are_not_put_side_by_side(cache: Path) -> None:
+    few = Path(answer("extract", *PIXELS, "--limit", "30")["cache"])
+    error, hint = complaint("train-head", cache.stem, "--with", few.stem, *QUICK)
+    assert "5 train images are missing" in error and "train/" in error
+    assert "--limit" in hint
+
+
+def test_all_layers_are_read_with_concat(here: Path) -> None:
+    network = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "32", "--dataset", "pictures")
+    featcache("extract", *network, "--layer", "layer1", "--layer", "avgpool", "--pool", "avg")
+    error, hint = complaint("train-head", *QUICK)
+    assert "2 layers" in error and "--layer" in hint and "--concat" in hint
+    both = answer("train-head", *QUICK, "--concat")
+    named = answer("train-head", *QUICK, "--layer", "layer1", "--layer", "avgpool", "--concat")
+    assert both["parameters"]["trainable"] == named["parameters"]["trainable"] == (64 + 512) * 3 + 3

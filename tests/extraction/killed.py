@@ -18,7 +18,7 @@ _BACKBONE = tiny_backbone()
 
 
 def main(images: str, data_dir: str) -> None:
-    """Extracts with a tiny backbone that takes its time, in parts of two batches."""
+    """Extracts two views with a tiny backbone that takes its time, in parts of two batches."""
     backbone = _BACKBONE
     original = backbone.features
 
@@ -27,5 +27,5 @@ def main(images: str, data_dir: str) -> None:
         return original(batch)
 
     setattr(backbone, "features", slow)  # noqa: B010 - a slower method, on this object only
-    request = Request(dataset=images, backbone=backbone, data_dir=Path(data_dir))
+    request = Request(dataset=images, backbone=backbone, data_dir=Path(data_dir), views=2)
     extract(request, Execution(part_rows=16, batch_size=8))

@@ -70,7 +70,7 @@ def published(data_dir: Path) -> set[Path]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "pictures", train=24, test=8)
+    images = write_images(tmp_path / "pictures", train=12, test=8)
     assert finished(start(images, tmp_path / "first"), within_s=120)
     began = time.monotonic()
     assert finished(start(images, tmp_path / "reference"), within_s=120)

@@ -17,6 +17,7 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
 
 import featcache
+from featcache.api import Options
 
 ROWS = 8
 
@@ -93,9 +94,10 @@ def test_features_equal_plain_torchvision(
     case: tuple[str, str, nn.Module, int, list[float], list[float]], cifar_zip: Path, tmp_path: Path
 ) -> None:
     name, weights, network, size, mean, std = case
-    options = {"weights": weights, "splits": ["test"], "limit": ROWS, "data_dir": tmp_path}
-    exact = featcache.extract(cifar_zip, name, dtype="float32", precision="fp32", **options)  # type: ignore[arg-type]
-    quick = featcache.extract(cifar_zip, name, **options)  # type: ignore[arg-type]
+    options: Options = {"weights": weights, "splits": ["test"], "limit": ROWS, "data_dir": tmp_path}
+    exactly: Options = {**options, "dtype": "float32", "precision": "fp32"}
+    exact = featcache.extract(cifar_zip, name, **exactly)
+    quick = featcache.extract(cifar_zip, name, **options)
     images = pictures(cifar_zip, list(exact["test"].ids))
     expected = expected_rows(network, images, size, mean, std)
     got = exact["test"].features[:]

@@ -22,11 +22,16 @@ LAYER = "avgpool"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Blobs:
-    """The features and labels of one split; `more` holds further layers by name."""
+    """The features and labels of one split; `more` holds further layers by name.
+
+    `ids`: the rows' names, if not their numbers; `edited`: rows whose image has other bytes than its name says.
+    """
 
     features: NDArray[Any]
     labels: NDArray[np.int64]
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    ids: tuple[str, ...] | None = None
+    edited: tuple[int, ...] = ()
 
     @property
     def layers(self) -> dict[str, NDArray[Any]]:
@@ -51,11 +56,12 @@ def write_cache(
     views: int = 1,
     scaling: Mapping[str, tuple[float, float]] | None = None,
     provenance: Mapping[str, Any] | None = None,
+    backbone: str = "toy",
 ) -> FeatureCache:
     """Write a cache file into `folder` and open it."""
     layers = next(iter(splits.values())).layers
     spec = Spec(
-        backbone="toy",
+        backbone=backbone,
         layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
         pool="none",
         transform={"size": [8, 8]},
@@ -70,7 +76,7 @@ def write_cache(
     parts = []
     for name, split in splits.items():
         path = write_part(
-            folder / f"parts-{name}",
+            folder / f"parts-{backbone}-{name}",
             fingerprint=spec.fingerprint,
             first_row=0,
             digests=tables[name].digests,
@@ -78,7 +84,7 @@ def write_cache(
         )
         parts.append(Part.open(path))
     path = assemble(
-        folder / "toy.h5",
+        folder / f"{backbone}.h5",
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
@@ -92,6 +98,7 @@ def write_cache(
 
 
 def _table(split: str, rows: Blobs) -> SplitTable:
-    ids = tuple(f"{split}/{row:05d}" for row in range(len(rows.labels)))
-    digests = [np.frombuffer(hashlib.sha256(sample.encode()).digest(), np.uint8) for sample in ids]
+    ids = rows.ids or tuple(f"{split}/{row:05d}" for row in range(len(rows.labels)))
+    contents = [sample + " edited" * (row in rows.edited) for row, sample in enumerate(ids)]
+    digests = [np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8) for content in contents]
     return SplitTable(ids=ids, labels=rows.labels, digests=np.stack(digests))

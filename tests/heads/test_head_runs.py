@@ -64,7 +64,7 @@ def test_json_has_the_fields_of_the_command(run: Run, cache: FeatureCache) -> No
     assert result == kept
     assert list(result) == [
         *("run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"),
-        *("best_epoch", "interrupted"),
+        *("best_epoch", "interrupted", "beside"),
     ]
     assert result["run"] == str(run.folder) and result["cache"] == str(cache.path)
     assert result["head"] == "mlp:8"
@@ -104,7 +104,7 @@ def test_config_is_enough_to_repeat_the_run(run: Run, cache: FeatureCache, tmp_p
 def test_history_is_a_plain_csv(run: Run) -> None:
     with (run.folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_accuracy", "seconds"]
+    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_accuracy", "seconds", "lr"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["val_loss"]) == run.training.last.loss
 

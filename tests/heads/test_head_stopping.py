@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.heads.stopping import Interruption, Patience
+from featcache.heads.stopping import Interruption, Patience, Plateau
 
 LOSSES = st.lists(st.floats(0, 3, width=32), min_size=1, max_size=40)
 
@@ -33,12 +33,43 @@ def test_small_steps_add_up_to_progress() -> None:
     assert not any(patience.is_over(loss) for loss in [1.0, 0.96, 0.92, 0.88, 0.84, 0.80, 0.76])
 
 
+@given(losses=LOSSES, patience=st.integers(0, 5), min_delta=st.sampled_from([0.0, 0.001, 0.25]))
+def test_rate_falls_on_a_plateau_as_torchs_does(losses: list[float], patience: int, min_delta: float) -> None:
+    ours = Plateau(patience=patience, min_delta=min_delta)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+        optimizer, patience=patience, threshold=min_delta, threshold_mode="abs", eps=0
+    )
+    for loss in losses:
+        ours.step(loss)
+        theirs.step(loss)
+        assert ours.scale == optimizer.param_groups[0]["lr"]
+
+
 def test_first_interrupt_is_a_wish_and_the_second_an_exception() -> None:
     with Interruption() as interruption:
+        interruption.keeping = True
         os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.requested
+        assert [interruption.requested, interruption.insisted] == [True, False]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.insisted
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_interrupt_ends_at_once_where_there_is_nothing_to_keep() -> None:
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    assert not interruption.requested
+
+
+def test_interruption_entered_again_lasts_until_the_outer_end() -> None:
+    with Interruption() as interruption:
+        interruption.keeping = True
+        with interruption:
+            pass
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

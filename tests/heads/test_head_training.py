@@ -321,7 +321,8 @@ def test_test_split_is_read_once_after_the_fit(cache: FeatureCache, tmp_path: Pa
         assert evaluated == []
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featcache.heads.fit.evaluate", spy)
+        patch.setattr("featcache.heads.fitting.evaluate", spy)
+        patch.setattr("featcache.heads.conclusion.evaluate", spy)
         train_head(cache, "linear", max_epochs=2, runs_dir=tmp_path, progress=no_test_yet)
     assert evaluated == ["train", "test"]
 
@@ -431,7 +432,9 @@ def test_divergence_after_finite_epochs_is_an_error_too(cache: FeatureCache, tmp
 
 def test_callers_random_state_is_untouched(cache: FeatureCache, tmp_path: Path) -> None:
     before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    run = train_head(cache, "mlp:8", dropout=0.5, max_epochs=2, runs_dir=tmp_path)
+    run = train_head(
+        cache, "mlp:8", dropout=0.5, batch_norm=True, mixup=0.2, noise=0.1, max_epochs=2, runs_dir=tmp_path
+    )
     run.predict(np.zeros((2, 16)))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (repr(np.random.get_state()), random.getstate()) == before[1:]

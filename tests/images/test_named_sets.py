@@ -183,6 +183,14 @@ def test_no_network_is_a_download_error_with_ways_out(
     assert capsys.readouterr().out == ""
 
 
+def test_a_set_that_must_not_be_downloaded_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *words, **_: asked.append(words))
+    with pytest.raises(DownloadError, match="cifar10 is not in"):
+        open_source("cifar10", datasets_dir=tmp_path, download=False)
+    assert (asked, list(tmp_path.iterdir())) == ([], [])
+
+
 @pytest.mark.parametrize("name", ["stanford_cars", "fer2013"])
 def test_a_set_that_cannot_be_downloaded_says_what_to_put_where(name: str, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="torchvision cannot download it") as caught:

@@ -1,0 +1,311 @@
+"""The same parts on a cluster: Ray tasks that compute units of the plan and leave them in a shared folder.
+
+The driver sends numbers of units, and pixels and features never enter the object store. A worker process loads the
+backbone once and keeps it. A worker that dies is replaced by Ray, one that hangs is cancelled when its deadline is
+over, one that fails is tried three times and then reported with its rows. Parts are idempotent, so a unit done twice
+is harmless, and a driver that was killed goes on from the parts that stand.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from featcache.cache.plan import discard_marks, mark_path
+from featcache.errors import ExtractionError, FeatcacheError, InvalidOption, MissingExtra
+from featcache.extraction.job import Job
+from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.request import Request
+from featcache.extraction.result import Extraction
+from featcache.extraction.run import Execution, prepared
+from featcache.extraction.shares import Units
+from featcache.images.sources import ImageSource
+
+_TRIES = 3
+# So many tasks beyond the slots there are: a worker that is done never waits for the driver.
+_QUEUED_PER_SLOT = 2
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """Where and how wide.
+
+    `address`: of a running Ray cluster, "auto" for the one here; None starts one on this machine.
+    `cpus_per_task` are a task's threads, too; `max_parallel` tasks run at once at most (None: as many as fit).
+    `deadline_s`: after so many seconds a task counts as hung. Raises InvalidOption.
+    """
+
+    address: str | None = None
+    gpus_per_task: float = 0.0
+    cpus_per_task: int = 1
+    max_parallel: int | None = None
+    deadline_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        if self.cpus_per_task < 1 or self.gpus_per_task < 0 or (self.max_parallel or 1) < 1 or self.deadline_s <= 0:
+            raise InvalidOption(
+                "expected at least 1 CPU and 0 GPUs a task, at least 1 task at once, and a deadline above 0 s"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What a worker needs to know of the whole; `key` tells one driver's run from the next."""
+
+    key: str
+    request: Request
+    execution: Execution
+    threads: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """What a task reports: its unit, how many rows it computed, how long that took, and on which node."""
+
+    unit: int
+    rows: int
+    seconds: float
+    node: str
+
+
+def extract_on_ray(
+    request: Request, execution: Execution, cluster: Cluster, *, reporter: Reporter | None = None
+) -> Extraction:
+    """`extract`, with the units of the plan computed by tasks of a Ray cluster that shares the data folder.
+
+    Raises MissingExtra without Ray, ExtractionError naming rows that failed three times, and what `extract` raises.
+    """
+    ray = _ray()
+    reporter = reporter or LogReporter()
+    if isinstance(request.dataset, ImageSource) or not isinstance(request.backbone, str):
+        raise InvalidOption(
+            "on a cluster every worker opens images and backbone itself: expected a data set's path or name and a "
+            "backbone's name",
+            hint="leave --engine out for arrays and modules of your own",
+        )
+    with prepared(request, execution, reporter) as job, job.lock(wait=execution.wait):
+        began = time.monotonic()
+        if (hit := job.hit(job.standing_cache())) is not None:
+            return hit
+        missing = job.missing(job.plan, job.standing_cache())
+        rate = None
+        if len(missing):
+            job.begin(job.plan)
+            with _connected(ray, cluster):
+                rate = _Driver(ray, job, cluster, _order(request, execution, cluster), reporter).run(job.units(missing))
+        job.assembles_only = True
+        done = job.run()
+    computed = len(missing) - len(done.skipped)
+    return replace(
+        done,
+        computed=computed,
+        reused=sum(done.rows.values()) - computed,
+        images_per_s=rate,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _ray() -> Any:
+    # Before the import: Ray reads it when it is loaded.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingExtra("--engine ray", package="ray", extra="ray") from error
+    return ray
+
+
+def _connected(ray: Any, cluster: Cluster) -> ExitStack:
+    """Leaves the cluster again, unless somebody else had entered it."""
+    stack = ExitStack()
+    if not ray.is_initialized():
+        here = {} if cluster.address else {"include_dashboard": False}
+        ray.init(address=cluster.address, log_to_driver=False, **here)
+        stack.callback(ray.shutdown)
+    return stack
+
+
+def _order(request: Request, execution: Execution, cluster: Cluster) -> _Order:
+    # Paths mean the same wherever a worker stands.
+    weights = Path(request.weights)
+    return _Order(
+        key=secrets.token_hex(8),
+        request=replace(
+            request,
+            dataset=request.origin,
+            weights=weights.resolve() if weights.is_file() else request.weights,
+            data_dir=request.data_dir.resolve(),
+        ),
+        execution=replace(execution, wait=True),
+        threads=cluster.cpus_per_task,
+    )
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    unit: int
+    started: float | None = None
+
+
+class _Driver:
+    """Keeps the cluster busy with units until all are done, and says how far it is."""
+
+    def __init__(self, ray: Any, job: Job, cluster: Cluster, order: _Order, reporter: Reporter) -> None:
+        self._ray, self._job, self._cluster, self._order, self._reporter = ray, job, cluster, order, reporter
+        self._task = ray.remote(
+            num_cpus=cluster.cpus_per_task,
+            num_gpus=cluster.gpus_per_task,
+            # A worker that dies is no failure of the task; one that is replaced keeps its loaded backbone.
+            max_retries=-1,
+            max_calls=0,
+            scheduling_strategy="SPREAD",
+        )(_compute_unit)
+        self._pending: dict[Any, _Pending] = {}
+        self._tries: Counter[int] = Counter()
+        self._failed: dict[int, str] = {}
+        self._rows: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def run(self, units: Sequence[int]) -> float:
+        """Images per second over all nodes. Raises ExtractionError."""
+        waiting = deque(units)
+        began, done = time.monotonic(), 0
+        total = len(units)
+        try:
+            while waiting or self._pending:
+                while waiting and len(self._pending) < self._at_once():
+                    self._submit(waiting.popleft())
+                for unit in self._collected():
+                    if unit is None:
+                        done += 1
+                    elif self._tries[unit] < _TRIES:
+                        waiting.append(unit)
+                self._reporter.advance("parts", done, total)
+        finally:
+            for reference in self._pending:
+                self._ray.cancel(reference, force=True)
+            discard_marks(self._job.parts_dir, self._order.key)
+        self._report_failures()
+        for node, rows in sorted(self._rows.items()):
+            self._reporter.say(f"{node}: {rows:,} rows, {rows / max(self._seconds[node], 1e-9):,.1f} a second and task")
+        return sum(self._rows.values()) / max(time.monotonic() - began, 1e-9)
+
+    def _at_once(self) -> int:
+        if self._cluster.max_parallel is not None:
+            return self._cluster.max_parallel
+        there = self._ray.cluster_resources()
+        slots = there.get("CPU", 1.0) / self._cluster.cpus_per_task
+        if self._cluster.gpus_per_task:
+            slots = min(slots, there.get("GPU", 0.0) / self._cluster.gpus_per_task)
+        return max(1, int(slots)) * _QUEUED_PER_SLOT
+
+    def _submit(self, unit: int) -> None:
+        self._tries[unit] += 1
+        reference = self._task.remote(self._order, unit, self._tries[unit])
+        self._pending[reference] = _Pending(unit=unit)
+
+    def _collected(self) -> Iterator[int | None]:
+        """None for every unit that is done, else the number of one that is to be tried again, or was given up."""
+        ready, _ = self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_LOOK_EVERY_S)
+        for reference in ready:
+            pending = self._pending.pop(reference)
+            try:
+                self._count(self._ray.get(reference))
+                yield None
+            except self._ray.exceptions.RayError as error:
+                self._note_failure(pending.unit, error)
+                yield pending.unit
+        for reference, pending in list(self._pending.items()):
+            if self._is_hung(pending):
+                del self._pending[reference]
+                self._ray.cancel(reference, force=True)
+                self._note_failure(pending.unit, None)
+                yield pending.unit
+
+    def _count(self, done: _Done) -> None:
+        self._failed.pop(done.unit, None)
+        self._rows[done.node] += done.rows
+        self._seconds[done.node] += done.seconds
+
+    def _is_hung(self, pending: _Pending) -> bool:
+        # By this clock, from when the mark is first seen: clocks of other nodes differ.
+        if pending.started is None:
+            mark = mark_path(self._job.parts_dir, f"{self._order.key}-{pending.unit}-{self._tries[pending.unit]}")
+            pending.started = time.monotonic() if mark.exists() else None
+            return False
+        return time.monotonic() - pending.started > self._cluster.deadline_s
+
+    def _note_failure(self, unit: int, error: Exception | None) -> None:
+        cause = getattr(error, "cause", None) or error
+        what = f"it was not done after {self._cluster.deadline_s:,.0f} s" if error is None else _first_line(cause)
+        self._failed[unit] = what
+        again = "tried again" if self._tries[unit] < _TRIES else "given up"
+        self._reporter.warn(f"rows {self._range(unit)}: {what}; {again}")
+
+    def _range(self, unit: int) -> str:
+        first = unit * self._job.part_rows
+        return f"{first} to {min(first + self._job.part_rows, self._job.plan.rows) - 1}"
+
+    def _report_failures(self) -> None:
+        if not self._failed:
+            return
+        unit, what = min(self._failed.items())
+        others = f"; {len(self._failed) - 1} more units failed too" if len(self._failed) > 1 else ""
+        raise ExtractionError(
+            f"rows {self._range(unit)} failed {_TRIES} times: {what}{others}",
+            hint="mend the cause and run the same command again: what is done stands",
+        )
+
+
+def _first_line(error: object) -> str:
+    if isinstance(error, FeatcacheError):
+        return error.message
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+# --- in a worker -------------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class _Worker:
+    """A job that a worker process keeps from task to task, with what was missing when it was made."""
+
+    key: str = ""
+    job: Job | None = None
+    missing: Any = None
+    opened: ExitStack = field(default_factory=ExitStack)
+
+
+_worker = _Worker()
+
+
+def _compute_unit(order: _Order, unit: int, number: int) -> _Done:
+    """A task: computes one unit and leaves it as a part."""
+    import socket
+
+    job = _job_of(order)
+    mark = mark_path(job.parts_dir, f"{order.key}-{unit}-{number}")
+    mark.touch()
+    began = time.monotonic()
+    done = job.run_share(Units(numbers=[unit]), _worker.missing)
+    return _Done(unit=unit, rows=done.computed, seconds=time.monotonic() - began, node=socket.gethostname())
+
+
+def _job_of(order: _Order) -> Job:
+    import torch
+
+    if _worker.key != order.key or _worker.job is None:
+        _worker.opened.close()
+        torch.set_num_threads(order.threads)
+        _worker.job = _worker.opened.enter_context(prepared(order.request, order.execution, LogReporter()))
+        _worker.missing = _worker.job.missing(_worker.job.plan, None)
+        _worker.key = order.key
+    return _worker.job

@@ -1,0 +1,117 @@
+"""Before a head is trained: which caches, layers and rows, and where. Nothing is read yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from featcache.cache.reader import FeatureCache
+from featcache.heads.batches import Batches, FeatureRows, open_batches
+from featcache.heads.config import HeadConfig
+from featcache.heads.cuts import Cut, SplitRows, cut_cache
+from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
+from featcache.heads.records import FeatureLayer, FeatureOrigin, Report, tell
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Prepared:
+    """The rows that one or many heads learn from, choose on and are tested on, and where that happens.
+
+    `columns`: the caches and layers that are read; the first cache is `cache`, which says what the rows are.
+    `rows`: of "train", "val" and, where there are labelled test images, "test".
+    """
+
+    columns: tuple[CacheLayers, ...]
+    cut: Cut
+    rows: Mapping[str, FeatureRows]
+    place: torch.device
+
+    @property
+    def cache(self) -> FeatureCache:
+        """The cache that says which images there are."""
+        return self.columns[0].cache
+
+    @property
+    def origins(self) -> FeatureOrigin:
+        """Where the features come from, as a run records it."""
+        first, *others = (_origin(column) for column in self.columns)
+        return replace(first, beside=tuple(others))
+
+    @property
+    def frozen(self) -> int | None:
+        """Parameters of all backbones; None where one of the caches does not say."""
+        counts = [column.cache.provenance.get("parameters") for column in self.columns]
+        known = [count for count in counts if isinstance(count, int)]
+        return sum(known) if len(known) == len(counts) else None
+
+    @property
+    def classes(self) -> int:
+        """How many classes there are."""
+        return len(self.cache.classes)
+
+    def of(self, chosen: SplitRows) -> FeatureRows:
+        """The features of other rows, from the same caches and layers."""
+        return joined_rows(self.columns, chosen)
+
+
+def prepare(
+    cache: FeatureCache,
+    config: HeadConfig,
+    *,
+    beside: Sequence[FeatureCache] = (),
+    place: torch.device,
+    report: Report | None = None,
+    cut: Cut | None = None,
+) -> Prepared:
+    """Choose layers and rows, and read none of them yet. `cut`: which rows, if not those that `config` says."""
+    caches = (cache, *beside)
+    require_same_images(caches)
+    columns = choose_columns(caches, config.layers)
+    cut = cut or cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
+    tell(report, cut.notes)
+    rows = {
+        part: joined_rows(columns, chosen)
+        for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
+        if chosen is not None
+    }
+    return Prepared(columns=columns, cut=cut, rows=rows, place=place)
+
+
+def open_prepared(
+    prepared: Prepared, config: HeadConfig, *, report: Report | None = None, resident_bytes: int | None = None
+) -> tuple[Batches, Batches]:
+    """Train and val as batches, on the device where they fit."""
+    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
+    options = {"batch_size": config.head_batch_size, "seed": config.seed}
+    train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
+    if not train_batches.resident_bytes:
+        size = len(train) * train.row_bytes
+        tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
+    left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
+    return train_batches, open_batches(val, device=place, resident_bytes=left, **options)
+
+
+def _origin(column: CacheLayers) -> FeatureOrigin:
+    cache = column.cache
+    weights = cache.provenance.get("weights")
+    return FeatureOrigin(
+        cache=str(cache.path),
+        cache_name=cache.name,
+        backbone=cache.spec.backbone,
+        fingerprint=cache.spec.fingerprint,
+        spec=cache.spec.to_json(),
+        layers=tuple(
+            FeatureLayer(
+                name=array.name,
+                dim=int(array.shape[1]),
+                dtype=str(array.dtype),
+                scale=float(array.scale),
+                offset=float(array.offset),
+            )
+            for array in map(cache["train"].layer, column.layers)
+        ),
+        weights=weights if isinstance(weights, str) else None,
+        images=cache.selection.source,
+    )

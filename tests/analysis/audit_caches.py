@@ -1,0 +1,88 @@
+"""Small caches for the tests of audits: clouds of points, with the digests and ids that a test wants."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.donors import Donors
+from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import LayerSpec, Selection, Spec
+from featcache.cache.writer import assemble
+
+Features = NDArray[Any]
+Labels = NDArray[np.int64]
+LAYER = "avgpool"
+CLASSES = ("ant", "bee", "cow")
+
+
+def clouds(
+    images: int, *, dim: int = 32, classes: int = 3, distance: float = 3.0, seed: int = 0
+) -> tuple[Features, Labels]:
+    """Float32 (images, dim) and labels: a cloud a class, whose centres all seeds share."""
+    centres = np.random.default_rng(1234).standard_normal((classes, dim)) * distance
+    labels = np.arange(images) % classes
+    noise = np.random.default_rng(seed).standard_normal((images, dim))
+    return (centres[labels] + noise).astype(np.float32), labels
+
+
+def write_cache(
+    folder: Path,
+    splits: Mapping[str, tuple[Features, Labels]],
+    *,
+    classes: tuple[str, ...] = CLASSES,
+    ids: Mapping[str, Sequence[str]] | None = None,
+    digests: Mapping[str, Sequence[bytes]] | None = None,
+    source: str = "toy",
+    views: int = 1,
+    scaling: tuple[float, float] | None = None,
+) -> FeatureCache:
+    """Write a cache file into `folder` and open it.
+
+    `ids`: by split, else "train/00000", ...; `digests`: by split, else that of each id.
+    """
+    wide = next(iter(splits.values()))[0].shape[1]
+    spec = Spec(
+        backbone="toy",
+        layers=(LayerSpec(name=LAYER, weights=None, shape=(wide,)),),
+        pool="none",
+        transform={"size": [8, 8]},
+        decoder="none",
+        precision="fp32",
+        runner="eager",
+        dtype=str(next(iter(splits.values()))[0].dtype),
+        views=views,
+        view_seed=0 if views > 1 else None,
+    )
+    tables, parts = {}, []
+    for name, (features, labels) in splits.items():
+        names = tuple((ids or {}).get(name) or (f"{name}/{row:05d}" for row in range(len(labels))))
+        told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
+        of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
+        tables[name] = SplitTable(ids=names, labels=labels.astype(np.int64), digests=of_rows)
+        path = write_part(
+            folder / f"parts-{name}",
+            fingerprint=spec.fingerprint,
+            first_row=0,
+            digests=of_rows,
+            features={LAYER: features},
+        )
+        parts.append(Part.open(path))
+    path = assemble(
+        folder / "toy.h5",
+        spec=spec,
+        selection=Selection(source=source, splits=None, limit=None, select_seed=0),
+        set_name="toy",
+        classes=classes,
+        provenance={},
+        tables=tables,
+        donors=Donors(parts),
+        arrays=None if scaling is None else {LAYER: scaling},
+    )
+    return FeatureCache.open(path)

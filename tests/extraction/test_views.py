@@ -1,0 +1,329 @@
+"""Several views of each train image: which rows there are, what decides about them, and who may use them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import jpeg, tiny_backbone, write_images
+
+import featcache
+from featcache.backbones.augmentation import Augmentation
+from featcache.backbones.backbone import Backbone
+from featcache.cache.checksums import row_digests
+from featcache.cache.reader import FeatureCache
+from featcache.cache.verification import verify
+from featcache.errors import CacheNotFound, ExtractionError, InvalidOption
+from featcache.extraction import matching
+from featcache.extraction.rebuild import recompute
+from featcache.extraction.reporting import LogReporter
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+from featcache.extraction.why import why
+from featcache.images import decode
+from featcache.images.sources import digest
+
+VIEWS = 3
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "pictures", train=4, test=2)
+
+
+@pytest.fixture
+def request_(images: Path, tmp_path: Path) -> Request:
+    return Request(
+        dataset=images, backbone=tiny_backbone(), data_dir=tmp_path / "data", precision="fp32", views=VIEWS, view_seed=7
+    )
+
+
+def opened(request: Request, execution: Execution | None = None) -> FeatureCache:
+    return FeatureCache.open(extract(request, execution).cache)
+
+
+def arrays(cache: FeatureCache) -> dict[str, bytes]:
+    found: dict[str, bytes] = {}
+    with h5py.File(cache.path) as file:
+        file.visititems(lambda name, it: found.update({name: it[()].tobytes()}) if hasattr(it, "shape") else None)
+    return found
+
+
+def test_the_views_of_a_train_image_stand_together_and_other_images_have_one_row(request_: Request) -> None:
+    extraction = extract(request_)
+    cache = FeatureCache.open(extraction.cache)
+    assert extraction.rows == {"train": 36, "test": 6} and extraction.computed == 42
+    train = cache["train"]
+    assert (train.views, cache["test"].views) == (3, 1)
+    assert train.ids[::3] == train.ids[1::3] == train.ids[2::3]
+    assert train.ids[::3] == tuple(sorted(set(train.ids)))
+    assert train.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
+    assert len(np.unique(train.features[:], axis=0)) == 36
+    assert (cache.spec.views, cache.spec.view_seed) == (3, 7)
+    assert cache.spec.transform["augmentation"] == Augmentation().described()
+
+
+def test_each_row_is_the_view_of_its_image(images: Path, tmp_path: Path) -> None:
+    cache = featcache.extract(images, "pixels", image_size=8, views=3, view_seed=5, data_dir=tmp_path / "data")
+    train = cache["train"]
+    for row in range(0, 36, 5):
+        payload = (images / train.ids[row]).read_bytes()
+        decoded = np.asarray(Image.open(images / train.ids[row]).convert("RGB"))
+        view = Augmentation().view(decoded, digest=digest(payload), number=row % 3, seed=5)
+        expected = np.asarray(Image.fromarray(view).resize((8, 8), Image.Resampling.BILINEAR))
+        assert np.array_equal(train.features[row].reshape(3, 8, 8).transpose(1, 2, 0), expected)
+
+
+def test_views_are_squashed_also_where_plain_images_are_cropped(images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
+    cropped = featcache.extract(images, "pixels", resize="crop", views=2, **options)["train"].features[:]
+    squashed = featcache.extract(images, "pixels", views=2, **options)["train"].features[:]
+    assert np.array_equal(cropped[1::2], squashed[1::2])
+
+
+@pytest.mark.parametrize("execution", [Execution(part_rows=5), Execution(batch_size=8, workers=1, part_rows=1)])
+def test_views_do_not_depend_on_parts_batches_or_workers(
+    execution: Execution, request_: Request, tmp_path: Path
+) -> None:
+    assert arrays(opened(request_, execution)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
+
+
+def test_a_view_is_the_same_in_any_set_and_at_any_place(request_: Request, images: Path, tmp_path: Path) -> None:
+    whole = opened(request_)["train"]
+    few = tmp_path / "few"
+    for number, name in enumerate(("train/eel/03.jpg", "train/cat/01.jpg")):
+        (few / "train" / "all").mkdir(parents=True, exist_ok=True)
+        shutil.copy(images / name, few / "train" / "all" / f"{number}.jpg")
+    other = opened(replace(request_, dataset=few, data_dir=tmp_path / "elsewhere"))["train"]
+    for place, name in enumerate(("train/eel/03.jpg", "train/cat/01.jpg")):
+        first = whole.ids.index(name)
+        rows, others = range(first, first + VIEWS), range(place * VIEWS, (place + 1) * VIEWS)
+        assert np.array_equal(whole.features[list(rows)], other.features[list(others)])
+
+
+def test_another_seed_and_another_number_are_other_caches(request_: Request) -> None:
+    first = opened(request_)
+    seeded = opened(replace(request_, view_seed=8))
+    assert first.name != seeded.name
+    same = first["train"].features[:] == seeded["train"].features[:]
+    assert same.all(axis=1).tolist() == [True, False, False] * 12
+
+
+def test_other_numbers_of_the_augmentation_are_another_cache(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = opened(request_)
+    monkeypatch.setattr("featcache.extraction.plan.described_augmentation", lambda views: {"flip": 0.0})
+    other = extract(request_)
+    assert other.fingerprint != first.spec.fingerprint
+    # What is plain is the same whatever the numbers, but such a cache says nothing of that: all is computed.
+    assert other.computed == 42
+
+
+def test_edited_images_cost_their_views_and_no_more(request_: Request, images: Path, tmp_path: Path) -> None:
+    extract(request_)
+    for number in range(3):
+        (images / f"train/dog/0{number}.jpg").write_bytes(jpeg(900 + number))
+    (images / "test/dog/00.jpg").write_bytes(jpeg(950))
+    again = extract(request_)
+    assert (again.computed, again.reused) == (3 * VIEWS + 1, 32)
+    assert arrays(FeatureCache.open(again.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "fresh")))
+
+
+def test_a_plain_cache_gives_the_first_views_and_takes_them(request_: Request, tmp_path: Path) -> None:
+    plain, other = replace(request_, views=1, view_seed=0), replace(request_, data_dir=tmp_path / "other")
+    extract(plain)
+    grown = extract(request_)
+    assert (grown.computed, grown.reused) == (12 * (VIEWS - 1), 12 + 6)
+    assert arrays(FeatureCache.open(grown.cache)) == arrays(opened(other))
+    back = extract(replace(plain, data_dir=tmp_path / "other"))
+    assert (back.computed, back.reused) == (0, 18)
+
+
+def test_more_views_cost_only_those_that_are_new(request_: Request) -> None:
+    extract(request_)
+    more = extract(replace(request_, views=5))
+    assert (more.computed, more.reused) == (12 * 2, 12 * VIEWS + 6)
+    fewer = extract(replace(request_, views=2))
+    assert (fewer.computed, fewer.reused) == (0, 30)
+
+
+def test_auto_obeys_what_a_cache_with_other_views_was_begun_with(request_: Request) -> None:
+    extract(replace(request_, views=1, view_seed=0))
+    assert extract(replace(request_, precision="auto")).computed == 12 * (VIEWS - 1)
+
+
+def test_interrupted_between_the_views_of_an_image_it_goes_on(request_: Request, tmp_path: Path) -> None:
+    assert isinstance(request_.backbone, Backbone)
+    original, seen = request_.backbone.features, [0]
+
+    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        seen[0] += 1
+        if seen[0] == 3:
+            raise KeyboardInterrupt
+        return original(images)
+
+    request_.backbone.features = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        extract(request_, Execution(batch_size=8, part_rows=8))
+    request_.backbone.features = original  # type: ignore[method-assign]
+    after = extract(request_, Execution(batch_size=8, part_rows=8))
+    # 16 is no multiple of 3: the sixth image had one of its views.
+    assert (after.computed, after.reused) == (42 - 16, 16)
+    assert arrays(FeatureCache.open(after.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
+
+
+def test_an_image_that_stands_twice_in_train_and_in_test_is_computed_once(request_: Request, images: Path) -> None:
+    twin = (images / "train/cat/00.jpg").read_bytes()
+    for name in ("train/cat/zz.jpg", "test/dog/zz.jpg"):
+        (images / name).write_bytes(twin)
+    extraction = extract(request_)
+    train, test = (FeatureCache.open(extraction.cache)[split] for split in ("train", "test"))
+    first, second, tested = train.ids.index("train/cat/00.jpg"), train.ids.index("train/cat/zz.jpg"), 2
+    assert test.ids.index("test/dog/zz.jpg") == 2 * 2
+    tested = test.ids.index("test/dog/zz.jpg")
+    assert np.array_equal(train.features[first : first + 3], train.features[second : second + 3])
+    assert np.array_equal(train.features[first], test.features[tested])
+    assert not np.array_equal(train.features[first + 1], test.features[tested])
+
+
+def test_a_skipped_image_is_left_out_with_all_its_views(request_: Request, images: Path) -> None:
+    (images / "train/cat/02.jpg").write_bytes(b"no image at all")
+    extraction = extract(request_, Execution(on_error="skip"))
+    assert extraction.rows == {"train": 33, "test": 6}
+    assert [one.id for one in extraction.skipped] == ["train/cat/02.jpg"]
+    assert extract(request_, Execution(on_error="skip")).computed == 0
+    (images / "train/cat/02.jpg").write_bytes(jpeg(77))
+    mended = extract(request_, Execution(on_error="skip"))
+    assert (mended.rows["train"], mended.computed) == (36, VIEWS)
+
+
+def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[str] = []
+
+    def counted(payload: Any, name: str) -> np.ndarray:
+        decoded.append(name)
+        return decode(payload, name)
+
+    monkeypatch.setattr("featcache.extraction.decoder.decode", counted)
+    extract(request_, Execution(batch_size=64))
+    assert len(decoded) == len(set(decoded)) == 18
+
+
+@pytest.mark.parametrize("spoil", [None, "row"])
+def test_full_verification_covers_every_view(spoil: str | None, request_: Request) -> None:
+    cache = opened(request_)
+    if spoil:
+        place = cache.file.place("train/features/output")
+        content = bytearray(cache.path.read_bytes())
+        content[place.offset + 4 * place.nbytes // 36] ^= 1
+        cache.path.write_bytes(content)
+    checked = verify(cache.path, full=True)
+    assert checked.sound is (spoil is None)
+
+
+def test_views_computed_again_are_equal(images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
+    cache = featcache.extract(images, "pixels", views=4, view_seed=3, **options)
+    again = recompute(cache, 54, seed=0, data_dir=tmp_path / "data", device="cpu")
+    assert (again.rows, again.equal) == (54, 54)
+    some = recompute(cache, 7, seed=1, data_dir=tmp_path / "data", device="cpu")
+    assert (some.rows, some.equal) == (7, 7)
+
+
+def test_views_of_other_numbers_cannot_be_computed_again(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = featcache.extract(
+        images, "squeezenet1_1", views=2, weights="random", image_size=64, limit=1, precision="fp32",
+        data_dir=tmp_path / "data",
+    )  # fmt: skip
+    monkeypatch.setattr("featcache.extraction.rebuild.described_augmentation", lambda views: {"flip": 0.0})
+    with pytest.raises(ExtractionError, match="augmentation"):
+        recompute(cache, 2, seed=0, data_dir=tmp_path / "data", device="cpu")
+
+
+def test_why_counts_rows_and_names_the_views(request_: Request) -> None:
+    extract(replace(request_, views=1, view_seed=0))
+    told = why(request_, reporter=LogReporter())
+    assert (told.state, told.rows, told.to_compute) == ("partial", 42, 24)
+    extract(request_)
+    told = why(request_, reporter=LogReporter())
+    assert (told.state, told.to_compute, told.new, told.changed, told.gone) == ("hit", 0, (), (), ())
+    told = why(replace(request_, view_seed=9), reporter=LogReporter())
+    fields = {difference.field for one in told.nearest for difference in one.differences}
+    assert "view_seed" in fields
+
+
+@pytest.mark.parametrize("change", [{"views": 1, "view_seed": 0}, {"views": 2}, {"view_seed": 1}])
+def test_a_cache_is_found_by_its_views(change: dict[str, Any], images: Path, tmp_path: Path) -> None:
+    request = Request(
+        dataset=images, backbone="pixels", image_size=8, data_dir=tmp_path / "data", views=VIEWS, view_seed=7
+    )
+    made = extract(request).cache
+    assert matching.by_request(request).path == made
+    with pytest.raises(CacheNotFound) as caught:
+        matching.by_request(replace(request, **change))
+    assert caught.value.hint is not None
+
+
+def test_the_command_offered_says_the_views(request_: Request) -> None:
+    assert "--views 3 --view-seed 7" in matching.as_command(request_)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"views": 0, "view_seed": 0}, "--views of at least 1"),
+        ({"views": 1, "view_seed": 3}, "says nothing without --views"),
+        ({"splits": ("test",)}, "only train images have views"),
+    ],
+)
+def test_views_that_cannot_be_are_refused(options: dict[str, Any], message: str, request_: Request) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        replace(request_, **options)
+
+
+def test_a_set_without_train_has_no_views(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / "test" / name).mkdir(parents=True)
+        (tmp_path / "set" / "test" / name / "0.jpg").write_bytes(jpeg(1))
+    with pytest.raises(InvalidOption, match="only train images have views"):
+        extract(Request(dataset=tmp_path / "set", backbone=tiny_backbone(), data_dir=tmp_path / "data", views=2))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        pytest.param(lambda request: replace(request, views=1, view_seed=0), id="plain"),
+        pytest.param(lambda request: replace(request, views=2), id="fewer"),
+    ],
+)
+def test_rows_of_a_view_are_the_same_whatever_other_views_there_are(
+    changed: Callable[[Request], Request], request_: Request, tmp_path: Path
+) -> None:
+    many = opened(request_)["train"]
+    other = opened(replace(changed(request_), data_dir=tmp_path / "other"))["train"]
+    for view in range(other.views):
+        assert np.array_equal(other.features[view :: other.views], many.features[view::VIEWS])
+        assert np.array_equal(other.digests[view :: other.views], many.digests[view::VIEWS])
+    assert np.array_equal(many.digests, row_digests(many.digests[::VIEWS], VIEWS))
+
+
+def test_a_head_trains_on_all_views_and_is_judged_on_plain_images(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "more", train=10, test=2)
+    cache = featcache.extract(images, tiny_backbone(), views=3, precision="fp32", data_dir=tmp_path / "data")
+    told: list[str] = []
+    run = featcache.train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path / "runs", report=told.append)
+    assert run.training.images == {"train": 24, "val": 6, "test": 6}
+    assert len(run.predictions("val").ids) == len(set(run.predictions("val").ids)) == 6
+    assert any("2 augmented" in note and "plain images" in note for note in told)
+    assert run.features.views_told == "3 rows for each train image: plain, and 2 augmented with seed 0"
