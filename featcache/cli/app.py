@@ -13,6 +13,7 @@ import typer
 
 from featcache.cli import (
     audit,
+    benchmark,
     caches,
     doctor,
     export,
@@ -57,7 +58,21 @@ def _root(
     pass
 
 
-_GROUPS = (extract, train, sweep, reproduce, predict, report, export, caches, audit, inventory, show, doctor)
+_GROUPS = (
+    extract,
+    train,
+    sweep,
+    reproduce,
+    benchmark,
+    predict,
+    report,
+    export,
+    caches,
+    audit,
+    inventory,
+    show,
+    doctor,
+)
 for group in _GROUPS:
     group.register(app)
 

@@ -21,6 +21,7 @@ COMMANDS = (
     "sweep",
     "report",
     "reproduce",
+    "benchmark",
     "predict",
     "export",
     "ls",
