@@ -240,7 +240,7 @@ class ImageOptions:
             "--dataset",
             "-d",
             help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
-            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
+            "paths or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),
