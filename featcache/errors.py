@@ -17,6 +17,7 @@
     │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
     ├── HeadError             a head cannot be trained on, or applied to, what was given
+    ├── ExportError           something cannot be exported, or what was exported says something else
     └── ReportError           a report cannot be made of what was given, or cannot be written
 
 A message says what was expected and what was got; the hint says what to do. The command line translates
@@ -135,6 +136,10 @@ class ExtractionError(FeatcacheError):
 
 class HeadError(FeatcacheError):
     """A head cannot be trained on, or applied to, what was given."""
+
+
+class ExportError(FeatcacheError):
+    """Something cannot be exported, or the exported file says something else. Nothing was published."""
 
 
 class ReportError(FeatcacheError):

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli import audit, caches, doctor, extract, inventory, report, reproduce, train
+from featcache.cli import audit, caches, doctor, export, extract, inventory, predict, report, reproduce, sweep, train
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -44,7 +44,7 @@ def _root(
     pass
 
 
-for group in (extract, train, report, reproduce, caches, audit, inventory, doctor):
+for group in (extract, train, sweep, reproduce, predict, report, export, caches, audit, inventory, doctor):
     group.register(app)
 
 

@@ -287,6 +287,13 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    resize_on: Annotated[
+        Literal["auto", "host", "device"],
+        typer.Option(
+            help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto"
     on_error: Annotated[
         Literal["fail", "skip"],
         typer.Option(

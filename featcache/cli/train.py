@@ -45,6 +45,28 @@ class HeadOptions:
     dropout: Annotated[
         float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
     ] = 0.0
+    batch_norm: Annotated[
+        bool,
+        typer.Option(
+            "--batch-norm", help="Normalise each hidden layer; folded into the stored head.", rich_help_panel=_HEAD
+        ),
+    ] = False
+    mixup: Annotated[
+        float,
+        typer.Option(
+            help="Train on mixtures of two images' features, the share from Beta(alpha, alpha).",
+            metavar="<alpha>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        typer.Option(
+            help="Train on features with Gaussian noise, after standardising.",
+            metavar="<sigma>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
     lr: Annotated[float, typer.Option(help="Learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
     weight_decay: Annotated[
         float, typer.Option(help="The optimizer's weight decay.", metavar="<factor>", rich_help_panel=_HEAD)
@@ -228,7 +250,7 @@ def _chosen(
     known = None if recipe is None else recipe_called(recipe)
     found = find(cache, what, images, common, known)
     others = [matching.by_name(common.features_dir, name).path for name in beside]
-    layers = what.layer or (_every_layer([found.path, *others]) if concat else found.layers)
+    layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
     settings = asdict(head) | ({} if known is None else _left_to(known, context))
     return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
@@ -286,7 +308,7 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
-def _every_layer(paths: Sequence[Path]) -> list[str]:
+def every_layer(paths: Sequence[Path]) -> list[str]:
     """The names of all layers that these caches hold."""
     from featcache.cache.reader import FeatureCache
 

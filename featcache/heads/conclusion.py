@@ -24,7 +24,10 @@ from featcache.heads.stopping import Interruption
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
-    """The head of the best epoch (or candidate), what it says of val, and how the fit went."""
+    """The head of the best epoch (or candidate), what it says of val, and how the fit went.
+
+    `folded`: numbers that were learned, and folded into others of the head when it was done.
+    """
 
     head: nn.Module
     val: Outcome
@@ -34,6 +37,13 @@ class Fitted:
     interrupted: bool
     seconds: float
     notes: tuple[str, ...] = ()
+    folded: int = 0
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers were learned."""
+        left = sum(parameter.numel() for parameter in self.head.parameters() if parameter.requires_grad)
+        return left + self.folded
 
 
 def conclude(
@@ -82,7 +92,7 @@ def conclude(
 
 def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
     return Training(
-        trainable=sum(parameter.numel() for parameter in fitted.head.parameters() if parameter.requires_grad),
+        trainable=fitted.trainable,
         frozen=prepared.frozen,
         images=prepared.cut.images(),
         epochs=len(fitted.history),

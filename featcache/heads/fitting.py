@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from featcache.heads.architectures import HeadShape, build_head
+from torch import nn
+
+from featcache.heads.architectures import HeadShape, build_head, without_norms
+from featcache.heads.augmentation import NoisyHead
 from featcache.heads.batches import Batches, StreamedBatches
 from featcache.heads.checkpoints import Checkpoint, Unfinished
 from featcache.heads.conclusion import Fitted
@@ -108,7 +111,9 @@ def fit_batches(
     weights = balanced_weights(train.labels, classes) if config.class_weights == "balanced" else None
     with seeded(config.seed, place):
         head = build_head(config.architecture, head_shape(config, train.feature_dim, classes))
-        trained = head if standard is None else StandardisedHead(head, standard)
+        trained = NoisyHead(head, config.noise) if config.noise else head
+        if standard is not None:
+            trained = StandardisedHead(trained, standard)
         module = HeadModule(
             trained,
             config,
@@ -123,8 +128,10 @@ def fit_batches(
         interrupted = fit(module, train, val, interruption)
     # The Trainer leaves the head on the CPU.
     module.head.to(place)
-    if isinstance(trained, StandardisedHead):
-        trained.folded()
+    learned = _numbers(head)
+    head = without_norms(head) if config.batch_norm else head
+    if standard is not None:
+        standard.fold_into(head)
     seconds = past + time.perf_counter() - began
     last = module.history[-1]
     return Fitted(
@@ -135,12 +142,19 @@ def fit_batches(
         best_epoch=module.best_epoch,
         interrupted=interrupted,
         seconds=seconds,
+        folded=learned - _numbers(head),
     )
+
+
+def _numbers(head: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in head.parameters())
 
 
 def standardisation(batches: Batches) -> Standardisation:
     """Mean and deviation of all rows of `batches`."""
-    return Standardisation.over(lambda: (features for features, _ in batches.in_order()), wide=batches.feature_dim)
+    return Standardisation.over(
+        lambda: (features for features, _ in batches.in_order(reuse=True)), wide=batches.feature_dim
+    )
 
 
 def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
@@ -151,4 +165,5 @@ def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
         hidden=config.architecture.hidden,
         activation=config.activation,
         dropout=config.dropout,
+        batch_norm=config.batch_norm,
     )

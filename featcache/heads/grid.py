@@ -74,6 +74,14 @@ def combinations(options: Mapping[str, Any], grid: Grid) -> tuple[Combination, .
     return tuple(found.values())
 
 
+def written_grid(grid: Grid) -> dict[str, tuple[str, ...]]:
+    """The values of a grid as a person would write them."""
+    return {
+        name: tuple(_written(name, value) for value in values)
+        for name, values in ((_name(key), given) for key, given in grid.items())
+    }
+
+
 def seeds_of(options: Mapping[str, Any], grid: Grid, count: int) -> tuple[int, ...]:
     """The seeds that every combination is trained with: those of the grid, else `count` from the option `seed` on."""
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:

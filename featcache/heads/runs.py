@@ -38,9 +38,9 @@ from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CHECKPOINT_FILE,
-    CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    SWEEP_FILE,
     UNFINISHED_SUFFIX,
     WEIGHTS_FILE,
     history_bytes,
@@ -53,6 +53,7 @@ from featcache.heads.run_files import (
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
@@ -244,12 +245,13 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
 
 
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs and unfinished trainings in a folder read, as they were called then.
+    """The cache files that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
 
     Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    used = {cache for folder in folders if not is_tmp(folder) for cache in _used_caches(folder)}
+    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
+    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
+    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
     for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
         about, _ = read_checkpoint_metadata(checkpoint)
         used |= set(map(Path, about["caches"]))
@@ -264,6 +266,13 @@ def _used_caches(folder: Path) -> tuple[Path, ...]:
             f"the run {folder} does not say which cache it used", hint="remove it, or train again"
         ) from error
     return tuple(Path(one.cache) for one in origin.origins)
+
+
+def _swept_caches(folder: Path) -> tuple[Path, ...]:
+    caches = read_json(folder / SWEEP_FILE).get("caches")
+    if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
+        raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
+    return tuple(map(Path, caches))
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:
@@ -329,8 +338,12 @@ def write_run(
 
 def run_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
     """A name for a run that no other has: when, on which backbone, which head."""
-    backbones = "-".join(dict.fromkeys(origin.backbone for origin in features.origins))
-    words = (created.strftime("%Y%m%dT%H%M%SZ"), backbones, str(config.architecture), secrets.token_hex(3))
+    return folder_name(created, [origin.backbone for origin in features.origins], str(config.architecture))
+
+
+def folder_name(created: datetime, backbones: Sequence[str], what: str) -> str:
+    """A name for a folder that no other has: the time in UTC, the backbones, what it holds."""
+    words = (created.strftime("%Y%m%dT%H%M%SZ"), "-".join(dict.fromkeys(backbones)), what, secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -84,9 +85,9 @@ def _placed(backbone: Backbone | str) -> list[str]:
     precisions: list[str] = []
     place = backbone.place
 
-    def noted(device: str, precision: str) -> None:
+    def noted(device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
         precisions.append(precision)
-        place(device, precision)
+        place(device, precision, ranges)
 
     backbone.place = noted  # type: ignore[method-assign]
     return precisions
