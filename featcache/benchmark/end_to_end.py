@@ -85,11 +85,11 @@ class ImageEpochs:
         """Where the batches lie."""
         return self.forward.device
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All images once, in the order of epoch `number`."""
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All images once, in the order of epoch `number`; every batch is new memory, whatever `reuse` allows."""
         return self._batches([self.samples[row] for row in self.ordering.rows(len(self.samples), number)])
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All images once, as they stand."""
         return self._batches(self.samples)
 

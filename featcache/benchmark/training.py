@@ -99,16 +99,16 @@ class Recorded:
         """Where the batches lie."""
         return self._epochs.device
 
-    def epoch(self, number: int) -> Iterator[Batch]:
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         """The batches of an epoch, unchanged."""
-        for features, labels in self._epochs.epoch(number):
+        for features, labels in self._epochs.epoch(number, reuse=reuse):
             yield features, labels
             # Whoever asks for the next batch has taken the step on this one.
             self.losses.append(float(F.cross_entropy(self._logits, labels)))
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows as they stand, unchanged."""
-        return self._epochs.in_order()
+        return self._epochs.in_order(reuse=reuse)
 
     def _remember(self, head: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
         self._logits = logits.detach()

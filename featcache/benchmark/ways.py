@@ -233,7 +233,11 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
 def _pipeline(job: Job) -> Pipeline:
     # Not in the storage type: nothing is stored.
     return Pipeline(
-        source=job.source, backbone=job.backbone, dtype="float32", batch_size=job.batch_size, workers=job.threads
+        source=job.source,
+        backbone=job.backbone,
+        dtype="float32",
+        batch_size=job.tuner.largest,
+        workers=job.tuner.workers,
     )
 
 
