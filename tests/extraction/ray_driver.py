@@ -15,7 +15,7 @@ PART_ROWS = 4
 def request(images: str | Path, data_dir: str | Path) -> Request:
     return Request(
         dataset=Path(images),
-        backbone="squeezenet1_1",
+        backbone="resnet18",
         weights="random",
         image_size=64,
         precision="fp32",

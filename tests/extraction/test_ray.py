@@ -128,7 +128,9 @@ def test_a_killed_worker_and_a_removed_node_cost_nothing(
     told = Told(
         after_3=lambda: signalled(signal.SIGKILL), after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False)
     )
-    done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address), reporter=told)
+    done = extract_on_ray(
+        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, max_parallel=16), reporter=told
+    )
     assert not told.at
     assert (done.computed, done.reused, done.complete) == (108, 0, True)
     assert arrays(done.cache) == alone
@@ -181,7 +183,10 @@ def test_a_hung_task_is_cancelled_and_done_again(
 ) -> None:
     told = Told(after_2=lambda: signalled(signal.SIGSTOP))
     done = extract_on_ray(
-        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, deadline_s=8), reporter=told
+        request(images, tmp_path),
+        EXECUTION,
+        Cluster(address=cluster.address, deadline_s=8, max_parallel=16),
+        reporter=told,
     )
     assert not told.at
     assert any("was not done after 8 s" in sentence for sentence in told.sentences)
