@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, TypeVar, Unpack, overload
 from featcache.backbones.backbone import Backbone
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption
+from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract_each
@@ -28,7 +29,7 @@ class Options(TypedDict, total=False):
     normalize: Literal["weights", "half"] | None
     weights: str | Path | Mapping[str, str | Path]
     dtype: Literal["float16", "float32"] | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]
     compile: bool | None
     views: int
     view_seed: int
@@ -39,9 +40,11 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     workers: int | None
     part_rows: int | None
+    resize_on: Literal["auto", "host", "device"]
     on_error: Literal["fail", "skip"]
     wait: bool
     rehash: bool
+    min_cosine: float
     data_dir: str | Path
     progress: Callable[[str, int, int], None] | None
 
@@ -73,7 +76,7 @@ def extract(
     normalize: Literal["weights", "half"] | None = None,
     weights: str | Path | Mapping[str, str | Path] = "default",
     dtype: Literal["float16", "float32"] | None = None,
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
     compile: bool | None = None,
     views: int = 1,
     view_seed: int = 0,
@@ -84,9 +87,11 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     part_rows: int | None = None,
+    resize_on: Literal["auto", "host", "device"] = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     wait: bool = True,
     rehash: bool = False,
+    min_cosine: float = LEAST_COSINE,
     data_dir: str | Path = "data",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FeatureCache | list[FeatureCache]:
@@ -103,7 +108,8 @@ def extract(
     None decides by the number of images. `views`: so many rows per train image, one after the other: the first is
     the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
     one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
-    a kill kept, together.
+    a kill kept, together. `resize_on`: where images are resized, to the same bytes: "host", "device", or "auto".
+    `min_cosine`: the least cosine to fp32 that a lower precision may have, measured on some of the images.
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
 
@@ -146,9 +152,11 @@ def extract(
         batch_size=batch_size,
         workers=workers,
         part_rows=part_rows,
+        resize_on=resize_on,
         on_error=on_error,
         wait=wait,
         rehash=rehash,
+        min_cosine=min_cosine,
     )
     done = extract_each(requests, execution, reporter=_Reporter(progress))
     caches = [FeatureCache.open(one.cache) for one in done]

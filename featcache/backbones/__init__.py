@@ -49,7 +49,7 @@ def preset_transform(name: str, *, image_size: int | None = None, resize: Resize
     `image_size` must be given for `pixels`. Raises UnknownName, InvalidOption.
     """
     if name == "pixels":
-        return _load_pixels((), None, image_size, resize, None).transform
+        return _pixels_transform(image_size, resize, None)
     from featcache.backbones import networks
 
     networks.check_name(name)
@@ -65,13 +65,15 @@ def load_backbone(
     image_size: int | None = None,
     resize: Resize = "squash",
     normalize: str | None = None,
+    transform: Transform | None = None,
     weights_dir: Path,
 ) -> Backbone:
     """The frozen backbone `name`, on the CPU in fp32.
 
     `layers`: names of layers; empty means the default one. `pool`: "none" or "avg" (over positions); None means
     the backbone's own default. `image_size`: pixels; None means the weights' own, and must be given for `pixels`.
-    `weights_dir` is where downloaded packages lie.
+    `transform`: resolved numbers, in place of `image_size`, `resize` and `normalize`. `weights_dir` is where
+    downloaded packages lie.
 
     Raises UnknownName, InvalidOption, WeightsError or DownloadError.
     """
@@ -80,7 +82,7 @@ def load_backbone(
     if pool not in (None, "none", "avg"):
         raise InvalidOption(f"expected --pool none or avg, got {pool!r}")
     if name == "pixels":
-        return _load_pixels(layers, pool, image_size, resize, normalize)
+        return _load_pixels(layers, pool, transform or _pixels_transform(image_size, resize, normalize))
     from featcache.backbones import network, networks
     from featcache.backbones.weights import resolve
 
@@ -93,13 +95,20 @@ def load_backbone(
         image_size=image_size,
         resize=resize,
         normalize=normalize or "weights",
+        transform=transform,
     )
 
 
-def _load_pixels(
-    layers: Sequence[str], pool: str | None, image_size: int | None, resize: Resize, normalize: str | None
-) -> Backbone:
+def _load_pixels(layers: Sequence[str], pool: str | None, transform: Transform) -> Backbone:
     from featcache.backbones.pixels import Pixels
+    from featcache.errors import InvalidOption
+
+    if pool == "avg" or tuple(layers) not in ((), ("pixels",)):
+        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
+    return Pixels(transform)
+
+
+def _pixels_transform(image_size: int | None, resize: Resize, normalize: str | None) -> Transform:
     from featcache.backbones.transforms import HALF, Transform
     from featcache.errors import InvalidOption
 
@@ -109,7 +118,4 @@ def _load_pixels(
         )
     if normalize not in (None, "half"):
         raise InvalidOption(f"pixels has no weights: expected --normalize half, got {normalize!r}")
-    if pool == "avg" or tuple(layers) not in ((), ("pixels",)):
-        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
-    squash = Transform(image_size=image_size, mean=HALF, std=HALF)
-    return Pixels(squash.resized_to(image_size, resize))
+    return Transform(image_size=image_size, mean=HALF, std=HALF).resized_to(image_size, resize)

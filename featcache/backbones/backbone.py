@@ -7,6 +7,7 @@ share one path.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,9 +15,10 @@ import numpy as np
 
 from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import Transform
+from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,18 @@ class Backbone(ABC):
         return self.transform.resize_image(image)
 
     @abstractmethod
-    def place(self, device: str, precision: str) -> None:
-        """Brings the network to `device` ("cpu", "cuda", ...) to compute in `precision` (fp32, bf16, fp16)."""
+    def place(self, device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+        """Brings the network to `device` ("cpu", "cuda", ...) to compute in `precision` (fp32, bf16, fp16, int8).
+
+        `ranges` are for int8 alone: what `observed` found.
+        """
+
+    def observed(self, images: np.ndarray) -> Mapping[str, tuple[float, float]]:
+        """(N, S, S, 3) uint8 -> the least and the greatest value that goes into each convolution, by its name.
+
+        It computes in fp32; `place` has to be called again. Raises InvalidOption where int8 would change nothing.
+        """
+        raise InvalidOption(f"{self.name} computes nothing in 8 bits", hint="leave --precision out")
 
     def compile(self, batch_size: int) -> None:
         """From now on one compiled program for `batch_size` images computes, until `place` is called again.
@@ -72,5 +84,12 @@ class Backbone(ABC):
         raise NotImplementedError(f"{self.name} computes nothing that could be compiled")
 
     @abstractmethod
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        """(N, S, S, 3) uint8 -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """(N, S, S, 3) uint8, anywhere -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The same as a torch module, to be exported: (N, 3, S, S) uint8 -> {layer: (N, D)}, in fp32 on the CPU.
+
+        It takes the backbone along: call it on one that nobody computes with any more.
+        """

@@ -13,6 +13,7 @@ from tiny import jpeg, tiny_backbone, write_images
 from torch import nn
 
 from featcache.backbones.backbone import Backbone
+from featcache.backbones.int8 import Ranges
 from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
@@ -84,9 +85,9 @@ def _placed(backbone: Backbone | str) -> list[str]:
     precisions: list[str] = []
     place = backbone.place
 
-    def noted(device: str, precision: str) -> None:
+    def noted(device: str, precision: str, ranges: Ranges | None = None) -> None:
         precisions.append(precision)
-        place(device, precision)
+        place(device, precision, ranges)
 
     backbone.place = noted  # type: ignore[method-assign]
     return precisions
