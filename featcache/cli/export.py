@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.predict import SECTION, weights_said
@@ -105,7 +106,10 @@ def register(app: typer.Typer) -> None:
     def export(
         what: Annotated[
             str,
-            typer.Argument(help="A run or a cache: its path, its name, or how that begins; of runs also latest."),
+            typer.Argument(
+                autocompletion=completion.runs_and_caches,
+                help="A run or a cache: its path, its name, or how that begins; of runs also latest.",
+            ),
         ],
         *,
         file: FileOptions,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.options import Common
 from featcache.cli.printing import print_json, print_line, print_table
@@ -92,7 +93,12 @@ def register(app: typer.Typer) -> None:
     def reproduce(
         recipes: Annotated[
             list[str] | None,
-            typer.Argument(help="Of `featcache recipes`. [default: all]", metavar="recipe", rich_help_panel=_WHAT),
+            typer.Argument(
+                autocompletion=completion.recipes,
+                help="Of `featcache recipes`. [default: all]",
+                metavar="recipe",
+                rich_help_panel=_WHAT,
+            ),
         ] = None,
         *,
         options: ReproduceOptions,

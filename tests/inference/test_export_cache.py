@@ -220,14 +220,14 @@ def test_views_of_an_image_are_numbered(format: str, tmp_path: Path) -> None:
     with write_cache(tmp_path, {"train": rows}, classes=("ant",), views=2) as cache:
         export_cache(cache, tmp_path / "out", format)
     path = tmp_path / "out"
-    found = {
+    readers: dict[str, Callable[[], list[int]]] = {
         "npz": lambda: np.load(path)["views"].tolist(),
         "npy": lambda: np.load(path / "views.npy").tolist(),
         "safetensors": lambda: load_file(path)["views"].tolist(),
         "parquet": lambda: pyarrow.parquet.read_table(path)["view"].to_pylist(),
         "csv": lambda: [int(row["view"]) for row in csv.DictReader(path.open())],
-    }[format]()
-    assert found == [0, 1, 0, 1]
+    }
+    assert readers[format]() == [0, 1, 0, 1]
 
 
 def test_blocks_are_as_small_as_was_said(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
