@@ -5,7 +5,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -181,9 +181,9 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     found: list[tuple[str, int]] = []
     reading = FeatureRows.read
 
-    def spy(rows: FeatureRows, positions: NDArray[np.int64]) -> list[Tensor]:
+    def spy(rows: FeatureRows, positions: NDArray[np.int64], out: Sequence[Tensor]) -> None:
         found.append((rows.split.name, len(positions)))
-        return reading(rows, positions)
+        reading(rows, positions, out)
 
     monkeypatch.setattr(FeatureRows, "read", spy)
     return found
