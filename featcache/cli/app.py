@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from featcache.cli import audit, caches, doctor, export, extract, inventory, predict, report, reproduce, sweep, train
+from featcache.cli import (
+    audit,
+    benchmark,
+    caches,
+    doctor,
+    export,
+    extract,
+    inventory,
+    predict,
+    report,
+    reproduce,
+    show,
+    sweep,
+    train,
+)
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -44,7 +58,22 @@ def _root(
     pass
 
 
-for group in (extract, train, sweep, reproduce, predict, report, export, caches, audit, inventory, doctor):
+_GROUPS = (
+    extract,
+    train,
+    sweep,
+    reproduce,
+    benchmark,
+    predict,
+    report,
+    export,
+    caches,
+    audit,
+    inventory,
+    show,
+    doctor,
+)
+for group in _GROUPS:
     group.register(app)
 
 

@@ -20,6 +20,7 @@ _SLOWEST = {"decode": "decoding is slowest", "compute": "computing is slowest", 
 _COUNTED_IN = {
     "training": "epochs",
     "sweeping": "epochs",
+    "heads": "heads",
     "assembling": "bytes",
     "verifying": "bytes",
     "judging": "folds",
