@@ -7,6 +7,7 @@ bit the same at any position and in any company (measured for eager execution on
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,6 +77,7 @@ class Pipeline:
     tuner: Tuner | None = None
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._decoder = self.decoder or Decoder(source=self.source)
@@ -86,7 +88,8 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Stops decoding; what has not been started is dropped."""
+        """Stops decoding; what has not been started, and the rest of what has, is dropped."""
+        self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Iterator[Rows]:
@@ -161,6 +164,9 @@ class Pipeline:
         failures: list[Failure] = []
         last: tuple[Sample, Bytes] | None = None
         for row in rows:
+            if self._closed.is_set():
+                # Nobody waits for it any more, and large images take their time.
+                break
             sample, expected = samples[row], digests[row].tobytes()
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
