@@ -2,6 +2,7 @@
 
     cache = featcache.extract("photos/", backbone="vgg16")
     run = featcache.train_head(cache, head="mlp:128,64")
+    featcache.predict(run, "photos/new/")
 
 The public names are those of `__all__`; they are resolved when they are first used, so that `import featcache`
 costs next to nothing and never imports torch.
@@ -19,9 +20,13 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
+    from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweeping import sweep
     from featcache.images.opening import open_source
+    from featcache.inference.prediction import predict
+    from featcache.report.writing import write_report
 
 __all__ = [
     "FeatcacheError",
@@ -31,8 +36,12 @@ __all__ = [
     "from_module",
     "load_backbone",
     "open_source",
+    "predict",
+    "read_batches",
     "resume_head",
+    "sweep",
     "train_head",
+    "write_report",
 ]
 
 _HOMES = {
@@ -43,8 +52,12 @@ _HOMES = {
     "from_module": "featcache.backbones.network",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
+    "predict": "featcache.inference.prediction",
+    "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",
+    "sweep": "featcache.heads.sweeping",
     "train_head": "featcache.heads.fit",
+    "write_report": "featcache.report.writing",
 }
 
 

@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     batch_size: int | None
     workers: int | None
     part_rows: int | None
+    resize_on: Literal["auto", "host", "device"]
     on_error: Literal["fail", "skip"]
     wait: bool
     rehash: bool
@@ -86,6 +87,7 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     part_rows: int | None = None,
+    resize_on: Literal["auto", "host", "device"] = "auto",
     on_error: Literal["fail", "skip"] = "fail",
     wait: bool = True,
     rehash: bool = False,
@@ -106,7 +108,7 @@ def extract(
     None decides by the number of images. `views`: so many rows per train image, one after the other: the first is
     the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
     one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
-    a kill kept, together.
+    a kill kept, together. `resize_on`: where images are resized, to the same bytes: "host", "device", or "auto".
     `min_cosine`: the least cosine to fp32 that a lower precision may have, measured on some of the images.
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
@@ -150,6 +152,7 @@ def extract(
         batch_size=batch_size,
         workers=workers,
         part_rows=part_rows,
+        resize_on=resize_on,
         on_error=on_error,
         wait=wait,
         rehash=rehash,

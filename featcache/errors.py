@@ -16,7 +16,9 @@
     │   ├── CacheBusy         somebody else is writing it
     │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
-    └── HeadError             a head cannot be trained on, or applied to, what was given
+    ├── HeadError             a head cannot be trained on, or applied to, what was given
+    ├── ExportError           something cannot be exported, or what was exported says something else
+    └── ReportError           a report cannot be made of what was given, or cannot be written
 
 A message says what was expected and what was got; the hint says what to do. The command line translates
 them once, into two lines on stderr and exit code 1.
@@ -134,3 +136,11 @@ class ExtractionError(FeatcacheError):
 
 class HeadError(FeatcacheError):
     """A head cannot be trained on, or applied to, what was given."""
+
+
+class ExportError(FeatcacheError):
+    """Something cannot be exported, or the exported file says something else. Nothing was published."""
+
+
+class ReportError(FeatcacheError):
+    """A report cannot be made of what was given, or cannot be written."""

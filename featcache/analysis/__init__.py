@@ -1,8 +1,11 @@
 """Findings: what stands in a cache that should not, and what its features look like on a plane.
 
+    audit = audit_cache(cache)                      # leaks, label errors, duplicates, outliers, splits
     points = project(cache["test"].features, labels=cache["test"].labels)
 
-`projection` draws the map; `records` says what an audit finds. Names are imported when they are first used.
+`records` says what an audit finds, `audit` joins what finds it: `directions`, `pairs`, `pictures` and `duplicates` the
+same picture twice, `folds` and `label_errors` wrong labels, `outliers` and `makeup` the rest. `projection`
+draws the map. Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -11,10 +14,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from featcache.analysis.audit import audit_cache
     from featcache.analysis.projection import Projection, project
     from featcache.analysis.records import Audit, Finding, Link, Section
 
-__all__ = ["Audit", "Finding", "Link", "Projection", "Section", "project"]
+__all__ = ["Audit", "Finding", "Link", "Projection", "Section", "audit_cache", "project"]
 
 _HOMES = {
     "Audit": "records",
@@ -22,6 +26,7 @@ _HOMES = {
     "Link": "records",
     "Projection": "projection",
     "Section": "records",
+    "audit_cache": "audit",
     "project": "projection",
 }
 

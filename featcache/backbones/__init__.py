@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from featcache.backbones.backbone import Backbone
-    from featcache.backbones.transforms import Resize
+    from featcache.backbones.transforms import Resize, Transform
 
-__all__ = ["BackboneLayers", "backbone_layers", "backbone_names", "load_backbone"]
+__all__ = ["BackboneLayers", "backbone_layers", "backbone_names", "load_backbone", "preset_transform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,19 @@ def backbone_names() -> tuple[str, ...]:
     return tuple(sorted([*network_names(), "pixels"]))
 
 
+def preset_transform(name: str, *, image_size: int | None = None, resize: Resize = "squash") -> Transform:
+    """The transform of the backbone `name` with its default weights, none of which are loaded.
+
+    `image_size` must be given for `pixels`. Raises UnknownName, InvalidOption.
+    """
+    if name == "pixels":
+        return _pixels_transform(image_size, resize, None)
+    from featcache.backbones import networks
+
+    networks.check_name(name)
+    return networks.preset(name).resized_to(image_size, resize)
+
+
 def load_backbone(
     name: str,
     *,
@@ -52,13 +65,15 @@ def load_backbone(
     image_size: int | None = None,
     resize: Resize = "squash",
     normalize: str | None = None,
+    transform: Transform | None = None,
     weights_dir: Path,
 ) -> Backbone:
     """The frozen backbone `name`, on the CPU in fp32.
 
     `layers`: names of layers; empty means the default one. `pool`: "none" or "avg" (over positions); None means
     the backbone's own default. `image_size`: pixels; None means the weights' own, and must be given for `pixels`.
-    `weights_dir` is where downloaded packages lie.
+    `transform`: resolved numbers, in place of `image_size`, `resize` and `normalize`. `weights_dir` is where
+    downloaded packages lie.
 
     Raises UnknownName, InvalidOption, WeightsError or DownloadError.
     """
@@ -67,7 +82,7 @@ def load_backbone(
     if pool not in (None, "none", "avg"):
         raise InvalidOption(f"expected --pool none or avg, got {pool!r}")
     if name == "pixels":
-        return _load_pixels(layers, pool, image_size, resize, normalize)
+        return _load_pixels(layers, pool, transform or _pixels_transform(image_size, resize, normalize))
     from featcache.backbones import network, networks
     from featcache.backbones.weights import resolve
 
@@ -80,13 +95,20 @@ def load_backbone(
         image_size=image_size,
         resize=resize,
         normalize=normalize or "weights",
+        transform=transform,
     )
 
 
-def _load_pixels(
-    layers: Sequence[str], pool: str | None, image_size: int | None, resize: Resize, normalize: str | None
-) -> Backbone:
+def _load_pixels(layers: Sequence[str], pool: str | None, transform: Transform) -> Backbone:
     from featcache.backbones.pixels import Pixels
+    from featcache.errors import InvalidOption
+
+    if pool == "avg" or tuple(layers) not in ((), ("pixels",)):
+        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
+    return Pixels(transform)
+
+
+def _pixels_transform(image_size: int | None, resize: Resize, normalize: str | None) -> Transform:
     from featcache.backbones.transforms import HALF, Transform
     from featcache.errors import InvalidOption
 
@@ -96,7 +118,4 @@ def _load_pixels(
         )
     if normalize not in (None, "half"):
         raise InvalidOption(f"pixels has no weights: expected --normalize half, got {normalize!r}")
-    if pool == "avg" or tuple(layers) not in ((), ("pixels",)):
-        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
-    squash = Transform(image_size=image_size, mean=HALF, std=HALF)
-    return Pixels(squash.resized_to(image_size, resize))
+    return Transform(image_size=image_size, mean=HALF, std=HALF).resized_to(image_size, resize)

@@ -18,7 +18,7 @@ from featcache.backbones.transforms import Transform
 from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,5 +84,12 @@ class Backbone(ABC):
         raise NotImplementedError(f"{self.name} computes nothing that could be compiled")
 
     @abstractmethod
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        """(N, S, S, 3) uint8 -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        """(N, S, S, 3) uint8, anywhere -> {layer: (N, D)} on the backbone's device; float32, or uint8 for pixels."""
+
+    @abstractmethod
+    def module(self) -> nn.Module:
+        """The same as a torch module, to be exported: (N, 3, S, S) uint8 -> {layer: (N, D)}, in fp32 on the CPU.
+
+        It takes the backbone along: call it on one that nobody computes with any more.
+        """

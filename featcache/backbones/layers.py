@@ -54,7 +54,7 @@ class Layer:
     def flatten(self, output: Tensor) -> Tensor:
         """(N, ...) as the network computed it -> (N, D), in the network's own order."""
         pooled = output.mean(dim=self.mean_over) if self.mean_over else output
-        return pooled.reshape(len(pooled), -1)
+        return pooled.flatten(start_dim=1)
 
 
 def layer_names(network: nn.Module) -> tuple[str, ...]:

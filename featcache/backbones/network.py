@@ -16,6 +16,7 @@ from torch import nn
 from featcache.backbones import int8, networks
 from featcache.backbones import layers as layer_room
 from featcache.backbones.backbone import Backbone, WeightsRecord
+from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import HALF, Resize, Transform
@@ -62,24 +63,27 @@ class Network(Backbone):
         self.warnings = warnings
         self.flops_per_image = _count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
-        self._exact = _with_exact_stem(part).requires_grad_(False)
-        self._part = self._exact
+        exact = _with_exact_stem(part).requires_grad_(False)
+        self._exact = _Normalised(exact, self.transform, self.layers)
+        self._normalised = self._exact
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
         self._device = torch.device(device)
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self._part = self._exact
+        # One for all placings: what was compiled for it is found again.
+        self._normalised = self._exact
         if precision == "int8":
-            self._part = int8.quantised(self._exact.to("cpu"), _FullPrecision, ranges or {})
-        self._part.to(self._device).to(memory_format=torch.channels_last)
+            rounded = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges or {})
+            self._normalised = _Normalised(rounded, self.transform, self.layers)
+        self._normalised.to(self._device).to(memory_format=torch.channels_last)
         self._compiled = None if precision == "int8" else self._compiled
         self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
         self.fixed_batch = None
 
     def observed(self, images: np.ndarray) -> Ranges:
-        found = int8.convolutions(self._exact, _FullPrecision)
+        found = int8.convolutions(self._exact.part, _FullPrecision)
         if not found:
             raise InvalidOption(
                 f"int8 computes convolutions in 8 bits, and {self.name} has none but its first",
@@ -97,17 +101,35 @@ class Network(Backbone):
         self._program = self._compiled
         self.fixed_batch = batch_size
 
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
-        with torch.inference_mode():
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+        with torch.inference_mode(), ieee_fp32():
             # (N, S, S, 3) in memory is (N, 3, S, S) in channels-last: no copy.
-            batch = torch.from_numpy(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
+            batch = torch.as_tensor(images).to(self._device, non_blocking=True).permute(0, 3, 1, 2)
             return self._program(batch)
 
     def _rows(self, batch: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            outputs = self._part(self.transform.normalize(batch))
-            return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
+            features: dict[str, Tensor] = self._normalised(batch)
+            return features
+
+    def module(self) -> nn.Module:
+        self.place("cpu", "fp32")
+        return self._normalised
+
+
+class _Normalised(nn.Module):
+    """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
+
+    def __init__(self, part: nn.Module, transform: Transform, layers: Sequence[Layer]) -> None:
+        super().__init__()
+        self.part = part
+        self.transform = transform
+        self.layers = tuple(layers)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        outputs = self.part(self.transform.normalize(images))
+        return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
 
 
 class _FullPrecision(nn.Module):
@@ -172,13 +194,14 @@ def plain(
     image_size: int | None = None,
     resize: Resize = "squash",
     normalize: str = "weights",
+    transform: Transform | None = None,
 ) -> Plain:
     """The torchvision network `name` with `weights`, cut to what `layers` need. Raises what `from_torchvision` does."""
     family = networks.family_of(name)
     asked = tuple(dict.fromkeys(layers)) or (family.layer,)
     # A family's own pooling belongs to its own default layer.
     pooling = pool or (family.pool if not layers else "none")
-    transform = _normalized(weights, normalize, name).resized_to(image_size, resize)
+    transform = transform or _normalized(weights, normalize, name).resized_to(image_size, resize)
     empty = networks.build_empty(name)
     part = layer_room.cut(empty, name, asked)
     measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)
@@ -198,13 +221,25 @@ def from_torchvision(
     image_size: int | None = None,
     resize: Resize = "squash",
     normalize: str = "weights",
+    transform: Transform | None = None,
 ) -> Network:
     """The torchvision network `name` with `weights`, cut to what `layers` need.
+
+    `transform`: resolved numbers, in place of `image_size`, `resize` and `normalize`.
 
     Raises UnknownName for a layer, InvalidOption for a size or pooling the network cannot do, WeightsError for
     tensors that are missing or of the wrong shape.
     """
-    made = plain(name, weights, layers=layers, pool=pool, image_size=image_size, resize=resize, normalize=normalize)
+    made = plain(
+        name,
+        weights,
+        layers=layers,
+        pool=pool,
+        image_size=image_size,
+        resize=resize,
+        normalize=normalize,
+        transform=transform,
+    )
     return Network(
         made.part,
         name=name,

@@ -12,7 +12,7 @@ from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import Transform
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Pixels(Backbone):
@@ -43,8 +43,16 @@ class Pixels(Backbone):
     def place(self, device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
         """Nothing to place: bytes are copied on the CPU."""
 
-    def features(self, images: np.ndarray) -> dict[str, Tensor]:
+    def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         import torch
 
-        channels_first = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-        return {"pixels": torch.from_numpy(channels_first.reshape(len(images), -1))}
+        return {"pixels": torch.as_tensor(images).permute(0, 3, 1, 2).flatten(1)}
+
+    def module(self) -> nn.Module:
+        from torch import nn
+
+        class Bytes(nn.Module):
+            def forward(self, images: Tensor) -> dict[str, Tensor]:
+                return {"pixels": images.flatten(start_dim=1)}
+
+        return Bytes()

@@ -7,6 +7,7 @@ decoding threads: it is what the notebook and torchvision's presets do, and it r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +27,17 @@ _FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.B
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
+RESIZER = "pillow"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Framing:
+    """An image is resized to `tall` x `wide`, and the square at `top`, `left` is taken."""
+
+    tall: int
+    wide: int
+    top: int
+    left: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +65,21 @@ class Transform:
 
     def described(self) -> dict[str, Any]:
         """The resolved numbers, as they enter a spec."""
-        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": "pillow"}
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": RESIZER}
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Transform:
+        """The transform that `described` described. Raises InvalidOption for anything else."""
+        numbers: dict[str, Any] = {
+            key: tuple(value) if key in ("mean", "std") else value for key, value in described.items()
+        }
+        resizer = numbers.pop("resizer", None)
+        if resizer != RESIZER:
+            raise InvalidOption(f"expected images resized by {RESIZER}, got {resizer!r}", hint="extract again")
+        try:
+            return cls(**numbers)
+        except TypeError as error:
+            raise InvalidOption(f"this is no transform of this version of featcache: {error}") from error
 
     def resize_image(self, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         """(H, W, 3) uint8 -> (S, S, 3) uint8, with S = `image_size`.
@@ -61,22 +87,25 @@ class Transform:
         `cropped`: the image is a part that was chosen already, and is squashed whatever `resize` says.
         """
         side = self.image_size
-        squash = cropped or self.resize == "squash"
-        if image.shape[:2] == (side, side) and squash:
-            return image
-        picture = Image.fromarray(image)
-        resampling = _FILTERS[self.interpolation]
-        if squash:
-            return np.asarray(picture.resize((side, side), resampling))
-        return _centre(np.asarray(picture.resize(self._shorter_side(picture.size), resampling)), side)
+        framing = self.framing(*image.shape[:2], cropped=cropped)
+        if image.shape[:2] == (framing.tall, framing.wide):
+            resized = image
+        else:
+            size = (framing.wide, framing.tall)
+            resized = np.asarray(Image.fromarray(image).resize(size, _FILTERS[self.interpolation]))
+        return resized[framing.top : framing.top + side, framing.left : framing.left + side]
 
-    def _shorter_side(self, size: tuple[int, int]) -> tuple[int, int]:
-        # torchvision's rule: the longer side is truncated, not rounded.
-        width, height = size
-        target = self.resize_size or self.image_size
-        if width <= height:
-            return target, int(target * height / width)
-        return int(target * width / height), target
+    def framing(self, height: int, width: int, *, cropped: bool = False) -> Framing:
+        """The size to which an image of `height` x `width` is brought, and the part of it that is taken."""
+        side = self.image_size
+        if cropped or self.resize == "squash":
+            return Framing(tall=side, wide=side, top=0, left=0)
+        # torchvision's rules: the longer side is truncated, not rounded; the crop is.
+        target = self.resize_size or side
+        tall, wide = max(target, int(target * height / width)), max(target, int(target * width / height))
+        if tall < side or wide < side:
+            raise InvalidOption(f"cannot crop {side}x{side} out of {tall}x{wide} pixels")
+        return Framing(tall=tall, wide=wide, top=round((tall - side) / 2.0), left=round((wide - side) / 2.0))
 
     def normalize(self, batch: Tensor) -> Tensor:
         """(N, 3, S, S) uint8 -> the same shape in float32, normalised, on the batch's device."""
@@ -96,12 +125,3 @@ class Transform:
             resize=resize,
             resize_size=round(size * margin) if resize == "crop" else None,
         )
-
-
-def _centre(image: np.ndarray, side: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    if height < side or width < side:
-        raise InvalidOption(f"cannot crop {side}x{side} out of {height}x{width} pixels")
-    # torchvision's rounding, so that the crop is the same one.
-    top, left = round((height - side) / 2.0), round((width - side) / 2.0)
-    return image[top : top + side, left : left + side]

@@ -107,6 +107,12 @@ class FeatureCache:
         layers = ", ".join(f"{layer.name} {list(layer.shape)}" for layer in self.spec.layers)
         return f"<FeatureCache {self.name}: {rows}; {layers} {self.spec.dtype}>"
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of it."""
+        from featcache.cache.presentation import as_html
+
+        return as_html(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.file,))
 

@@ -87,6 +87,7 @@ def _execution(how: RunOptions, together: TogetherOptions | None = None) -> Exec
         batch_size=number_or_auto(how.batch_size, "--batch-size"),
         workers=number_or_auto(how.workers, "--workers"),
         part_rows=how.part_rows,
+        resize_on=how.resize_on,
         on_error=how.on_error,
         wait=not how.no_wait,
         rehash=how.rehash,

@@ -240,7 +240,7 @@ class ImageOptions:
             "--dataset",
             "-d",
             help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
-            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
+            "paths or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),
@@ -287,6 +287,13 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = None
+    resize_on: Annotated[
+        Literal["auto", "host", "device"],
+        typer.Option(
+            help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = "auto"
     on_error: Annotated[
         Literal["fail", "skip"],
         typer.Option(

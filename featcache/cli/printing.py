@@ -66,7 +66,7 @@ def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> None
 
 def _aligned(column: Sequence[str]) -> list[str]:
     width = max(map(len, column))
-    numeric = all(cell[:1].isdigit() or cell == "-" for cell in column[1:])
+    numeric = all(cell.removeprefix("≈ ")[:1].isdigit() or cell == "-" for cell in column[1:])
     return [cell.rjust(width) if numeric else cell.ljust(width) for cell in column]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -13,9 +12,10 @@ import typer
 
 from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.options import Common
+from featcache.cli.output_folder import prepare_folder, publish
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
-from featcache.errors import CacheUnwritable, InvalidOption
+from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
@@ -110,7 +110,7 @@ def register(app: typer.Typer) -> None:
             chosen = [one.as_written() for one in chosen]
         requests = _requests(chosen, options, common)
         if options.output is not None:
-            _prepare(options.output)
+            prepare_folder(options.output)
         rows: list[Reproduction] = []
         with Terminal(quiet=common.quiet) as terminal:
             interrupted = _collect(rows, _reproductions(chosen, requests, options, common, terminal), options.output)
@@ -368,23 +368,8 @@ def _markdown(rows: Sequence[Reproduction]) -> str:
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
-def _prepare(folder: Path) -> None:
-    """Makes sure, before anything is computed, that the table can be written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidOption(f"{folder} cannot be a folder: {error.strerror}", hint="another --output") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InvalidOption(f"{folder} is not writable", hint="another --output")
-
-
 def _publish(rows: Sequence[Reproduction], folder: Path) -> None:
-    from featcache.cache.filesystem import publish_bytes
     from featcache.heads.run_files import json_bytes
 
     markdown, answer = _FILES
-    try:
-        publish_bytes(folder / markdown, _markdown(rows).encode())
-        publish_bytes(folder / answer, json_bytes(_answer(rows)))
-    except CacheUnwritable as error:
-        raise CacheUnwritable(error.message, hint="free space, or another --output") from error
+    publish({markdown: _markdown(rows).encode(), answer: json_bytes(_answer(rows))}, folder)

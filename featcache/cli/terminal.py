@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 # Whatever is over sooner needs no bar.
 _PATIENCE_S = 2.0
 _SLOWEST = {"decode": "decoding is slowest", "compute": "computing is slowest", "write": "the disk is slowest"}
-_COUNTED_IN = {"training": "epochs", "assembling": "bytes", "verifying": "bytes"}
+_COUNTED_IN = {
+    "training": "epochs",
+    "sweeping": "epochs",
+    "heads": "heads",
+    "assembling": "bytes",
+    "verifying": "bytes",
+    "judging": "folds",
+    "parts": "parts",
+}
 
 
 class Terminal:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto, requested
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 
@@ -44,6 +44,28 @@ class HeadOptions:
     ] = "relu"
     dropout: Annotated[
         float, typer.Option(help="After each hidden layer.", metavar="<share>", rich_help_panel=_HEAD)
+    ] = 0.0
+    batch_norm: Annotated[
+        bool,
+        typer.Option(
+            "--batch-norm", help="Normalise each hidden layer; folded into the stored head.", rich_help_panel=_HEAD
+        ),
+    ] = False
+    mixup: Annotated[
+        float,
+        typer.Option(
+            help="Train on mixtures of two images' features, the share from Beta(alpha, alpha).",
+            metavar="<alpha>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        typer.Option(
+            help="Train on features with Gaussian noise, after standardising.",
+            metavar="<sigma>",
+            rich_help_panel=_HEAD,
+        ),
     ] = 0.0
     lr: Annotated[float, typer.Option(help="Learning rate.", metavar="<rate>", rich_help_panel=_HEAD)] = 1e-3
     weight_decay: Annotated[
@@ -155,6 +177,14 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_RUN,
             ),
         ] = None,
+        threads: Annotated[
+            str,
+            typer.Option(
+                help="For a head that is trained by steps on the CPU. auto tries whether one is faster than all.",
+                metavar="<n>",
+                rich_help_panel=_RUN,
+            ),
+        ] = "auto",
         tensorboard: Annotated[
             bool,
             typer.Option("--tensorboard", help="Also write what TensorBoard shows.", rich_help_panel=_RUN),
@@ -181,7 +211,8 @@ def register(app: typer.Typer) -> None:
                 run = _resumed(resume, context, common, listeners)
             else:
                 options = _chosen(cache, beside or (), recipe, context, head, what, images, common, concat=concat)
-                run = _trained(options, common, listeners, tensorboard=tensorboard)
+                settings = {"threads": number_or_auto(threads, "--threads"), "tensorboard": tensorboard}
+                run = _trained(options | settings, common, listeners)
         if common.json:
             print_json(run.to_json())
         else:
@@ -190,10 +221,10 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(INTERRUPTED)
 
 
-def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any], *, tensorboard: bool) -> Run:
+def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any]) -> Run:
     from featcache.heads import train_head
 
-    return train_head(**options, **listeners, runs_dir=common.runs_dir, tensorboard=tensorboard)
+    return train_head(**options, **listeners, runs_dir=common.runs_dir)
 
 
 def _resumed(run: str, context: typer.Context, common: Common, listeners: dict[str, Any]) -> Run:
@@ -228,7 +259,7 @@ def _chosen(
     known = None if recipe is None else recipe_called(recipe)
     found = find(cache, what, images, common, known)
     others = [matching.by_name(common.features_dir, name).path for name in beside]
-    layers = what.layer or (_every_layer([found.path, *others]) if concat else found.layers)
+    layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
     settings = asdict(head) | ({} if known is None else _left_to(known, context))
     return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
@@ -286,7 +317,7 @@ def _backbone_of(found: Found) -> str:
         return cache.spec.backbone
 
 
-def _every_layer(paths: Sequence[Path]) -> list[str]:
+def every_layer(paths: Sequence[Path]) -> list[str]:
     """The names of all layers that these caches hold."""
     from featcache.cache.reader import FeatureCache
 

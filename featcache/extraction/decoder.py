@@ -63,11 +63,13 @@ class Decoder:
         with self._lock:
             self._announced.add(digests)
 
-    def image(self, sample: Sample, expected: bytes) -> Image:
-        """(H, W, 3) uint8, not to be written to. `expected` is the SHA-256 its bytes must have; thread-safe.
+    def image(self, sample: Sample, expected: bytes | None) -> Image:
+        """(H, W, 3) uint8, not to be written to. `expected` is the SHA-256 its bytes must have, or None; thread-safe.
 
         Raises ImageError where it cannot be read or decoded, or is no longer the image that was planned.
         """
+        if expected is None:
+            return self._decoded(sample, None)
         with self._lock:
             wanted = self._announced.taken(expected)
             kept = self._kept.get(expected) if wanted else self._kept.pop(expected, None)
@@ -85,10 +87,10 @@ class Decoder:
             coming.set_exception(error)
         return coming.result()
 
-    def _decoded(self, sample: Sample, expected: bytes) -> Image:
+    def _decoded(self, sample: Sample, expected: bytes | None) -> Image:
         payload = self.source.read(sample)
         # The very bytes that are decoded are hashed: an image edited meanwhile must not pass as the old one.
-        if digest(payload) != expected:
+        if expected is not None and digest(payload) != expected:
             raise ImageError(
                 f"{sample.id}: the image changed while it was being extracted",
                 hint="run the command again; with --rehash if it happens twice",

@@ -39,6 +39,7 @@ from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import Resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share
@@ -78,6 +79,7 @@ class Job:
     assembles_only: bool = False
     # Rows of one file of a sharded cache; None: one file.
     shard_rows: int | None = None
+    resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
@@ -385,6 +387,7 @@ class Job:
             batch_size=self.tuner.largest,
             workers=self.tuner.workers,
             view_seed=self.spec.view_seed or 0,
+            resizing=self.resizing,
             stages=self.stages,
             decoder=self.images.decoder,
             tuner=self.tuner,

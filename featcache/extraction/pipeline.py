@@ -19,8 +19,11 @@ import numpy.typing as npt
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.compilation import beside
 from featcache.extraction.decoder import Decoder
+from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
+from featcache.extraction.transfer import Returning, in_flight
 from featcache.extraction.tuning import Tuner
 from featcache.images.sources import ImageSource, Sample
 
@@ -53,7 +56,7 @@ class Rows:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Decoded:
     index: npt.NDArray[np.int64]
-    images: Bytes  # (n, S, S, 3)
+    images: Packed
     failures: tuple[Failure, ...]
 
 
@@ -61,9 +64,9 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are.
-    `decoder` may be shared with other pipelines. A `tuner` changes the size of batches, up to `batch_size`, and the
-    number of `workers` while `rows` are computed.
+    `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are,
+    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A `tuner`
+    changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
     """
 
     source: ImageSource
@@ -72,15 +75,18 @@ class Pipeline:
     batch_size: int
     workers: int
     view_seed: int = 0
+    resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     decoder: Decoder | None = None
     tuner: Tuner | None = None
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
+    _resizing: Resizing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._decoder = self.decoder or Decoder(source=self.source)
+        self._resizing = self.resizing or HostResizing(self.backbone)
         self._employ(self.workers)
 
     def _employ(self, workers: int) -> None:
@@ -92,19 +98,25 @@ class Pipeline:
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Iterator[Rows]:
-        """The features of `samples`, batch by batch, in order. `digests` (n, 32) are what each must hash to.
+    def rows(self, samples: Sequence[Sample], digests: Bytes | None, views: Views | None = None) -> Iterator[Rows]:
+        """The features of `samples`, batch by batch, in order.
 
+        `digests` (n, 32): what each must hash to; None where any bytes will do, and there are plain rows only.
         `views` (n,): which view of its image each row is; None: all are plain.
 
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
+        flying: deque[tuple[_Decoded, list[Returning]]] = deque()
         before = self.stages.seconds
         for decoded in self._decoded(samples, digests, _plain(samples) if views is None else views):
             with self.stages.measured("compute"):
-                features = self._compute(decoded, samples) if len(decoded.index) else {}
-            before = self._tune(len(decoded.index), before)
-            yield Rows(index=decoded.index, features=features, failures=decoded.failures)
+                flying.append((decoded, self._launched(decoded.images, self.dtype)))
+            while len(flying) > in_flight(self._resizing.device):
+                landed = self._landed(*flying.popleft(), samples)
+                before = self._tune(len(landed.index), before)
+                yield landed
+        while flying:
+            yield self._landed(*flying.popleft(), samples)
 
     def _tune(self, images: int, before: dict[str, float]) -> dict[str, float]:
         """Tells the tuner how long a batch took and does what it says; the stages' seconds as they are now."""
@@ -123,7 +135,7 @@ class Pipeline:
         side = self.backbone.transform.image_size
         self.backbone.compile(self.batch_size)
         try:
-            self.features(np.zeros((1, side, side, 3), np.uint8), "float32")
+            beside(lambda: self.features(np.zeros((1, side, side, 3), np.uint8), "float32"))
         except ExtractionError:
             raise
         except Exception as error:
@@ -138,12 +150,12 @@ class Pipeline:
         decoded = self._decoded(samples, digests, views)
         return [failure for block in decoded for failure in block.failures]
 
-    def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Bytes:
-        """Those of `samples` that can be decoded, resized, (n, S, S, 3)."""
+    def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Packed:
+        """Those of `samples` that can be decoded, as `features` takes them."""
         numbers = _plain(samples) if views is None else views
         return self._decode(samples, digests, numbers, range(len(samples))).images
 
-    def _decoded(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> Iterator[_Decoded]:
+    def _decoded(self, samples: Sequence[Sample], digests: Bytes | None, views: Views) -> Iterator[_Decoded]:
         pending: deque[Future[_Decoded]] = deque()
         # Size and threads are read anew: they may have changed meanwhile.
         start = 0
@@ -157,9 +169,8 @@ class Pipeline:
                 decoded = pending.popleft().result()
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], digests: Bytes, views: Views, rows: range) -> _Decoded:
-        side = self.backbone.transform.image_size
-        images = np.empty((len(rows), side, side, 3), np.uint8)
+    def _decode(self, samples: Sequence[Sample], digests: Bytes | None, views: Views, rows: range) -> _Decoded:
+        images: list[Prepared] = []
         index: list[int] = []
         failures: list[Failure] = []
         last: tuple[Sample, Bytes] | None = None
@@ -167,35 +178,41 @@ class Pipeline:
             if self._closed.is_set():
                 # Nobody waits for it any more, and large images take their time.
                 break
-            sample, expected = samples[row], digests[row].tobytes()
+            sample, expected = samples[row], None if digests is None else digests[row].tobytes()
             try:
                 # The views of an image follow each other: it is decoded once for all of them.
                 if last is None or last[0] != sample:
                     last = sample, self._decoder.image(sample, expected)
-                images[len(index)] = self._resized(last[1], expected, int(views[row]))
+                images.append(self._prepared(last[1], expected, int(views[row])))
                 index.append(row)
             except ImageError as error:
                 failures.append(Failure(row=row, error=error))
-        return _Decoded(index=np.asarray(index, np.int64), images=images[: len(index)], failures=tuple(failures))
+        packed = self._resizing.packed(images)
+        return _Decoded(index=np.asarray(index, np.int64), images=packed, failures=tuple(failures))
 
-    def _resized(self, image: Bytes, expected: bytes, view: int) -> Bytes:
-        if view == 0:
-            return self.backbone.resize(image)
-        part = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
-        return self.backbone.transform.resize_image(part, cropped=True)
+    def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
+        if expected is None:
+            return self._resizing.prepared(image, cropped=False)
+        seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
+        return self._resizing.prepared(seen, cropped=view > 0)
 
-    def _compute(self, decoded: _Decoded, samples: Sequence[Sample]) -> dict[str, npt.NDArray[np.generic]]:
-        features = self.features(decoded.images, self.dtype)
-        for name, values in features.items():
-            _require_finite(values, name, [samples[row].id for row in decoded.index])
-        return features
+    def _landed(self, decoded: _Decoded, blocks: list[Returning], samples: Sequence[Sample]) -> Rows:
+        with self.stages.measured("compute"):
+            features = _joined(blocks)
+            for name, values in features.items():
+                _require_finite(values, name, [samples[row].id for row in decoded.index])
+        return Rows(index=decoded.index, features=features, failures=decoded.failures)
 
-    def features(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
-        """(n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit into memory.
+    def features(self, images: Packed, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
+        """What `images` gave, or (n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit.
 
         Raises ExtractionError where not even the smallest does.
         """
-        blocks: list[dict[str, npt.NDArray[np.generic]]] = []
+        return _joined(self._launched(images, dtype))
+
+    def _launched(self, images: Packed, dtype: str) -> list[Returning]:
+        """Gives the images to the device, in batches that fit into its memory."""
+        blocks: list[Returning] = []
         done = 0
         while done < len(images):
             batch = images[done : done + self.batch_size]
@@ -204,16 +221,17 @@ class Pipeline:
                 continue
             blocks.append(features)
             done += len(batch)
-        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+        return blocks
 
-    def _forward(self, images: Bytes, dtype: str) -> dict[str, npt.NDArray[np.generic]] | None:
+    def _forward(self, images: Packed, dtype: str) -> Returning | None:
         """The batch's features, or None where memory did not suffice and the batch size was halved."""
         import torch
 
         try:
-            computed = self.backbone.features(_padded(images, self.backbone.fixed_batch))
+            size = self.backbone.fixed_batch or _padded_size(len(images))
+            computed = self.backbone.features(self._resizing.batch(images, size))
             stored = getattr(torch, dtype)
-            return {name: value[: len(images)].to(stored).cpu().numpy() for name, value in computed.items()}
+            return Returning({name: value[: len(images)].to(stored) for name, value in computed.items()})
         except torch.OutOfMemoryError as error:
             if self.batch_size <= _LEAST_BATCH:
                 raise ExtractionError(
@@ -228,18 +246,19 @@ class Pipeline:
         return None
 
 
+def _joined(blocks: Sequence[Returning]) -> dict[str, npt.NDArray[np.generic]]:
+    """The features of all blocks, one behind the other; none where there are no blocks."""
+    arrived = [block.arrays() for block in blocks]
+    return {name: np.concatenate([block[name] for block in arrived]) for name in arrived[0]} if arrived else {}
+
+
 def _plain(samples: Sequence[Sample]) -> Views:
     return np.zeros(len(samples), np.int64)
 
 
-def _padded(images: Bytes, size: int | None) -> Bytes:
-    """(n, ...) -> (size, ...), else the next power of two, at least 8; the rows added are black."""
-    size = size or max(_LEAST_BATCH, 1 << (len(images) - 1).bit_length())
-    if size == len(images):
-        return images
-    padded = np.zeros((size, *images.shape[1:]), np.uint8)
-    padded[: len(images)] = images
-    return padded
+def _padded_size(images: int) -> int:
+    """The next power of two, at least 8."""
+    return max(_LEAST_BATCH, 1 << (images - 1).bit_length())
 
 
 def _require_finite(values: npt.NDArray[np.generic], layer: str, ids: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""From a cache back to the backbone that made it, and a check of its rows against a new computation."""
+"""From a cache, or a spec, back to the backbone that made it, and a check of its rows against a new computation."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.transforms import Resize
+from featcache.backbones.transforms import Transform
 from featcache.cache.reader import CachedSplit, FeatureCache
-from featcache.cache.spec import Json, Spec
+from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
 from featcache.extraction import devices
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.plan import described_augmentation
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
+
+_SAY_WHERE = "say where they are now (predict and export: --weights)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,50 +50,78 @@ class Recomputation:
 
 
 def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
-    """The backbone that computed this cache, with weights whose bytes are the same.
+    """The backbone that computed this cache.
 
-    Raises WeightsError where the weights are not to be had, or differ from those the cache was made with,
-    ExtractionError where its views were augmented with other numbers.
+    Raises what `rebuilt` raises, and ExtractionError where its views were augmented with other numbers.
     """
-    spec = cache.spec
-    source = str(cache.provenance.get("weights"))
-    if source.startswith("module:"):
-        raise WeightsError(
-            f"{cache.name} was computed with a module of your own ({spec.backbone}), which cannot be named here",
-            hint="run it again from Python",
-        )
+    _require_same_augmentation(cache.spec, cache)
+    source = cache.provenance.get("weights")
+    return rebuilt(cache.spec, str(source) if source else None, what=cache.name, weights_dir=weights_dir)
+
+
+def rebuilt(
+    spec: Spec, source: str | None, *, what: str, weights: str | Path | None = None, weights_dir: Path
+) -> Backbone:
+    """The backbone that `spec` describes, with weights whose bytes are the same, on the CPU in fp32.
+
+    `source`: where the weights came from when `what` (a cache or a run, for messages) was made; `weights`: where they
+    are now, if elsewhere. Raises WeightsError where they are not to be had, or differ; DownloadError.
+    """
+    said = str(weights) if weights is not None else _as_said(spec, source, what)
     backbone = load_backbone(
         spec.backbone,
-        weights=_as_said(cache.provenance),
+        weights=said,
         layers=() if spec.backbone == "pixels" else spec.layer_names,
         pool=spec.pool,
-        image_size=cast("int", spec.transform["image_size"]),
-        resize=cast("Resize", spec.transform["resize"]),
-        normalize=cast("str", cache.provenance.get("normalize")),
+        transform=_transform(spec),
         weights_dir=weights_dir,
     )
-    _require_same(backbone, spec, cache)
+    require_same(backbone, spec, what)
     return backbone
 
 
-def _as_said(provenance: Mapping[str, Json]) -> str:
+def _as_said(spec: Spec, source: str | None, what: str) -> str:
     """`file:/w.safetensors` -> `/w.safetensors`, `torchvision:VGG16_Weights.X` -> `VGG16_Weights.X`, ..."""
-    source = str(provenance.get("weights") or "default")
+    if spec.backbone == "pixels":
+        return "default"
+    if source is None:
+        raise WeightsError(f"{what} does not say where its weights came from", hint=_SAY_WHERE)
     kind, _, rest = source.partition(":")
+    if kind == "module":
+        raise WeightsError(
+            f"{what} was made with a module of your own ({spec.backbone}), which cannot be named here",
+            hint="give the backbone from Python",
+        )
+    if kind == "file" and not Path(rest).is_file():
+        raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_SAY_WHERE)
     return {"file": rest, "torchvision": rest, "pypi": "pypi"}.get(kind, source)
 
 
-def _require_same(backbone: Backbone, spec: Spec, cache: FeatureCache) -> None:
-    _require_same_augmentation(spec, cache)
-    if backbone.weights is None:
-        return
-    changed = [layer.name for layer in spec.layers if backbone.weights.digests.get(layer.name) != layer.weights]
-    if changed or spec.without_views().transform != backbone.transform.described():
-        raise WeightsError(
-            f"{backbone.weights.source} is not what {cache.name} was made with: "
-            + (f"the weights differ for {', '.join(changed)}" if changed else "mean or std differ"),
-            hint="put the old weights back, or extract again",
-        )
+def require_same(backbone: Backbone, spec: Spec, what: str) -> None:
+    """Raises WeightsError unless `backbone` computes what `spec` describes: layer by layer the same weights.
+
+    `what` was made with the spec, for messages.
+    """
+    found = backbone.weights.digests if backbone.weights else {}
+    for layer in spec.layers:
+        if found.get(layer.name) != layer.weights:
+            source = backbone.weights.source if backbone.weights else backbone.name
+            raise WeightsError(
+                f"the weights of {source} are not those {what} was made with: layer {layer.name} expected sha256 "
+                f"{_short(layer.weights)}, got {_short(found.get(layer.name))}",
+                hint=f"put the old weights back, or {_SAY_WHERE}; to use new ones, extract and train again",
+            )
+    if (backbone.name, backbone.pool, backbone.transform) != (spec.backbone, spec.pool, _transform(spec)):
+        raise WeightsError(f"the backbone {backbone.name} is not that of {what}: expected {spec.backbone}")
+
+
+def _transform(spec: Spec) -> Transform:
+    """That of the plain rows: how views are augmented is no part of it."""
+    return Transform.of(spec.without_views().transform)
+
+
+def _short(digest: str | None) -> str:
+    return "none" if digest is None else f"{digest[:12]}.."
 
 
 def _require_same_augmentation(spec: Spec, cache: FeatureCache) -> None:

@@ -19,6 +19,7 @@ from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
 from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
+from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Shard
@@ -35,14 +36,15 @@ class Execution:
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
     who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
     share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
-    `min_cosine`: the least cosine to fp32 that a lower precision may have; below it the extraction stops.
-    Raises InvalidOption.
+    `resize_on`: "host", "device", or "auto". `min_cosine`: the least cosine to fp32 that a lower precision may have;
+    below it the extraction stops. Raises InvalidOption.
     """
 
     device: str = "auto"
     batch_size: int | None = None
     workers: int | None = None
     part_rows: int | None = None
+    resize_on: str = "auto"
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
@@ -184,6 +186,7 @@ def _job(
         min_cosine=execution.min_cosine,
         share=execution.shard,
         shard_rows=execution.shard_rows,
+        resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),
     )
 
 

@@ -41,7 +41,7 @@ def tuner_for(
     if known is not None:
         batch_size, workers = batch_size or known.batch_size, workers or known.workers
     kind = device.partition(":")[0]
-    usual = batch_size or (_USUAL_BYTES if backbone.stores_bytes else _USUAL[kind])
+    usual = batch_size or usual_batch(backbone, device)
     # A compiled program is made for one size, and a larger one may round differently.
     tried = () if batch_size or backbone.stores_bytes or spec.runner == "compiled" else _SIZES[kind]
     most = workers or max(2, devices.cores())
@@ -49,6 +49,11 @@ def tuner_for(
     least = 1 if kind == "cpu" and not backbone.stores_bytes else most
     learns = known is None and not said
     return Tuner(sizes=tried, usual=usual, workers=workers or least, most_workers=most, learns=learns)
+
+
+def usual_batch(backbone: Backbone, device: str) -> int:
+    """Images per forward pass where nothing was said and nothing is tried."""
+    return _USUAL_BYTES if backbone.stores_bytes else _USUAL[device.partition(":")[0]]
 
 
 def memory_path(data_dir: Path) -> Path:

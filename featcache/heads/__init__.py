@@ -4,8 +4,8 @@
 
 The way of the data: `cuts` says which rows train, choose and test; `batches` brings their features to the device;
 `architectures` builds the head; `lightning` trains it, or `solvers` solves it; `metrics` says how good it is; `runs`
-keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, and `resuming` says
-it again from where it was cut off.
+keeps it, and `comparison` sets two of them side by side. `fit` is the sentence that joins them, `resuming` says it
+again from where it was cut off, and `sweep` for many heads at once.
 Heads know the cache and nothing of images. Names are resolved when they are first used, because half of them
 need torch.
 """
@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     from featcache.heads.comparison import Comparison, compare_predictions, compare_runs
     from featcache.heads.config import HeadConfig
     from featcache.heads.fit import fit_head, train_head
+    from featcache.heads.reading import read_batches
     from featcache.heads.recipes import Recipe, recipe, recipe_names
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
+    from featcache.heads.sweep_records import Sweep
+    from featcache.heads.sweeping import sweep
 
 __all__ = [
     "Comparison",
@@ -34,13 +37,16 @@ __all__ = [
     "Recipe",
     "Run",
     "Score",
+    "Sweep",
     "compare_predictions",
     "compare_runs",
     "fit_head",
     "head_names",
+    "read_batches",
     "recipe",
     "recipe_names",
     "resume_head",
+    "sweep",
     "train_head",
 ]
 
@@ -53,13 +59,16 @@ _HOMES = {
     "Recipe": "recipes",
     "Run": "runs",
     "Score": "records",
+    "Sweep": "sweep_records",
     "compare_predictions": "comparison",
     "compare_runs": "comparison",
     "fit_head": "fit",
     "head_names": "architectures",
+    "read_batches": "reading",
     "recipe": "recipes",
     "recipe_names": "recipes",
     "resume_head": "resuming",
+    "sweep": "sweeping",
     "train_head": "fit",
 }
 

@@ -61,6 +61,7 @@ class HeadShape:
     hidden: tuple[int, ...] = ()
     activation: str = "relu"
     dropout: float = 0.0
+    batch_norm: bool = False
     rows: int = 0
     stored: str = "float32"
 
@@ -110,6 +111,39 @@ def build_head(architecture: Architecture, shape: HeadShape) -> nn.Module:
     return HEAD_KINDS[architecture.kind].build(shape)
 
 
+def without_norms(head: nn.Module) -> nn.Module:
+    """The same function in eval mode, its batch norms folded into the linear layers before them, which have no bias."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    before = ""
+    for name, layer in head.named_children():
+        linear = layers.get(before)
+        if isinstance(layer, nn.BatchNorm1d) and isinstance(linear, nn.Linear):
+            layers[before] = _normed(linear, layer)
+        else:
+            layers[name], before = layer, name
+    return nn.Sequential(layers).train(head.training)
+
+
+def _normed(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
+    # norm(Wx) = gain (Wx - mean) / deviation + shift, in float64 until it is rounded once.
+    import torch
+    from torch import nn
+
+    if norm.running_mean is None or norm.running_var is None:
+        raise ValueError("expected a batch norm with running statistics")
+    gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
+    # Without initial weights, which would be drawn from the caller's random state.
+    folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
+    with torch.no_grad():
+        folded.weight = nn.Parameter((linear.weight.double() * gain[:, None]).float())
+        folded.bias = nn.Parameter((norm.bias.double() - norm.running_mean.double() * gain).float())
+    return folded
+
+
 def _hidden_sizes(rest: str) -> tuple[int, ...]:
     sizes = tuple(_hidden_size(size, rest) for size in rest.split(","))
     if not 1 <= len(sizes) <= 32:
@@ -136,7 +170,10 @@ def _build_perceptron(shape: HeadShape) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     width = shape.in_features
     for number, size in enumerate(shape.hidden, start=1):
-        layers[f"hidden{number}"] = nn.Linear(width, size)
+        # A norm has a shift of its own, and takes any other off again.
+        layers[f"hidden{number}"] = nn.Linear(width, size, bias=not shape.batch_norm)
+        if shape.batch_norm:
+            layers[f"norm{number}"] = nn.BatchNorm1d(size)
         layers[f"activation{number}"] = getattr(nn, ACTIVATIONS[shape.activation])()
         if shape.dropout > 0:
             layers[f"dropout{number}"] = nn.Dropout(shape.dropout)

@@ -7,7 +7,8 @@
 
 The order of an epoch is a pure function of its number, the seed, the batch size and the width of a row; where the
 features lie does not change it. Small sets are permuted whole. Larger ones are permuted by blocks of neighbouring
-rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows.
+rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows. While one
+window is used, a thread reads the next.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from __future__ import annotations
 import copy
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Protocol, Self
 
 import numpy as np
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from featcache.cache.reader import CachedSplit, FeatureArray, FeatureCache
 from featcache.errors import HeadError, InvalidOption, UnknownName
+from featcache.heads.ahead import read_ahead
 from featcache.heads.cuts import SplitRows
 from featcache.heads.placement import RESIDENT_SHARE, free_bytes
 
@@ -89,18 +92,36 @@ class FeatureRows:
         """Bytes a row has over all layers, as stored."""
         return sum(int(array.shape[1]) * array.dtype.itemsize for array in self.arrays)
 
-    def read(self, positions: NDArray[np.int64]) -> list[Tensor]:
-        """Rows at ascending `positions` among the chosen ones: one tensor (n, D) a layer, as stored, on the CPU.
+    def empty(self, count: int) -> list[Tensor]:
+        """Room for `count` rows: one tensor (count, D) a layer, as stored, on the CPU."""
+        return [torch.from_numpy(np.empty((count, array.shape[1]), array.dtype)) for array in self.arrays]
+
+    def read(self, positions: NDArray[np.int64], out: Sequence[Tensor]) -> None:
+        """Fill `out`, one tensor (n, D) a layer, with the rows at ascending `positions` among the chosen ones.
 
         Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
         """
-        tensors = []
-        for column in self.columns:
+        for column, tensor in zip(self.columns, out, strict=True):
             rows = column.rows[positions]
-            tensor = torch.from_numpy(np.ascontiguousarray(column.array.gather(rows)))
+            column.array.gather(rows, out=tensor.numpy())
             _require_finite(column.array, tensor, rows)
-            tensors.append(tensor)
-        return tensors
+
+
+class Memory:
+    """Where a batch's features are put: always elsewhere, or with `reuse` always in the same place."""
+
+    def __init__(self, *, reuse: bool) -> None:
+        self._reuse = reuse
+        self._rooms: dict[str, Tensor] = {}
+
+    def take(self, name: str, rows: int, wide: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room of shape (rows, wide); `name` tells apart what is needed at the same time."""
+        room = self._rooms.get(name)
+        if room is None or len(room) < rows:
+            room = torch.empty((rows, wide), dtype=dtype, device=device)
+            if self._reuse:
+                self._rooms[name] = room
+        return room[:rows]
 
 
 class Epochs(Protocol):
@@ -111,11 +132,11 @@ class Epochs(Protocol):
         """Where the batches lie."""
         ...
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`."""
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`. With `reuse` a batch may be written over the one before."""
         ...
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows once, as they stand."""
         ...
 
@@ -128,11 +149,18 @@ class Batches(ABC):
         self.batch_size = batch_size
         self.seed = seed
         self.device = device
+        self._iterated = 0
         self._labels = torch.from_numpy(rows.chosen.labels).to(device)
 
     def __len__(self) -> int:
         """Batches an epoch has; the last may be short."""
         return -(-len(self.rows) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The next epoch, the first time epoch 0."""
+        # Counted when the first batch is taken: Lightning asks for iterators that it does not use.
+        number, self._iterated = self._iterated, self._iterated + 1
+        yield from self.epoch(number)
 
     @property
     def feature_dim(self) -> int:
@@ -156,11 +184,15 @@ class Batches(ABC):
         return other
 
     @abstractmethod
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,)."""
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,).
+
+        `reuse`: every batch of features is written over the one before. Fresh memory for large batches costs more
+        than all that is done with it.
+        """
 
     @abstractmethod
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows once, as they stand in the cache, in batches of a size that suits evaluation."""
 
     def _order(self, number: int) -> Tensor:
@@ -172,13 +204,24 @@ class Batches(ABC):
             epoch=number,
         )
 
-    def _values(self, stored: Sequence[Tensor]) -> Tensor:
+    def _values(self, stored: Sequence[Tensor], memory: Memory) -> Tensor:
         # (B, d) a layer, as stored -> float32 (B, D). Scales belong to pixels: value = stored x scale + offset.
-        parts = [
-            _scaled(tensor, float(array.scale), float(array.offset))
-            for tensor, array in zip(stored, self.rows.arrays, strict=True)
-        ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        values = memory.take("values", len(stored[0]), self.feature_dim, torch.float32, self.device)
+        start = 0
+        for tensor, array in zip(stored, self.rows.arrays, strict=True):
+            part = values[:, start : start + tensor.shape[1]]
+            part.copy_(tensor)
+            if (array.scale, array.offset) != (1.0, 0.0):
+                part.mul_(float(array.scale)).add_(float(array.offset))
+            start += tensor.shape[1]
+        return values
+
+    def _selected(self, stored: Sequence[Tensor], chosen: Tensor, memory: Memory) -> Tensor:
+        taken = []
+        for number, tensor in enumerate(stored):
+            room = memory.take(f"taken {number}", len(chosen), tensor.shape[1], tensor.dtype, self.device)
+            taken.append(torch.index_select(tensor, 0, chosen, out=room))
+        return self._values(taken, memory)
 
     def _evaluation_rows(self) -> int:
         return max(self.batch_size, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
@@ -196,42 +239,51 @@ class ResidentBatches(Batches):
         """Bytes of features that stay on the device: all of them."""
         return len(self.rows) * self.rows.row_bytes
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        order = self._order(number).to(self.device)
-        for start in range(0, len(order), self.batch_size):
-            chosen = order[start : start + self.batch_size]
-            taken = [tensor.index_select(0, chosen) for tensor in self._stored]
-            yield self._values(taken), self._labels.index_select(0, chosen)
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
+        for chosen in torch.split(self._order(number).to(self.device), self.batch_size):
+            yield self._selected(self._stored, chosen, memory), self._labels.index_select(0, chosen)
 
-    def in_order(self) -> Iterator[Batch]:
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
         for part in _ranges(len(self.rows), self._evaluation_rows()):
-            yield self._values([tensor[part] for tensor in self._stored]), self._labels[part]
+            yield self._values([tensor[part] for tensor in self._stored], memory), self._labels[part]
 
 
 class StreamedBatches(Batches):
-    """Features stay in the cache; a window of rows is in memory at a time."""
+    """Features stay in the cache: one window of rows is in use, and a thread reads the next."""
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        order = self._order(number)
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
         window = window_rows(self.batch_size, self.rows.row_bytes)
-        for start in range(0, len(order), window):
-            yield from self._window(order[start : start + window])
+        for chosen, stored, place in self._windows(torch.split(self._order(number), window)):
+            for part in _ranges(len(chosen), self.batch_size):
+                yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
 
-    def in_order(self) -> Iterator[Batch]:
-        for part in _ranges(len(self.rows), self._evaluation_rows()):
-            stored = self.rows.read(np.arange(part.start, part.stop))
-            yield self._values([tensor.to(self.device) for tensor in stored]), self._labels[part]
+    def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
+        memory = Memory(reuse=reuse)
+        parts = _ranges(len(self.rows), self._evaluation_rows())
+        for chosen, stored, _ in self._windows(torch.arange(part.start, part.stop) for part in parts):
+            yield self._values(stored, memory), self._labels[chosen]
 
-    def _window(self, chosen: Tensor) -> Iterator[Batch]:
-        # The file is read in its own order; `place` says where each chosen row then lies.
-        ascending, arrangement = torch.sort(chosen)
-        place = torch.empty_like(arrangement)
-        place[arrangement] = torch.arange(len(chosen))
-        stored = [tensor.to(self.device) for tensor in self.rows.read(ascending.numpy())]
-        chosen, place = chosen.to(self.device), place.to(self.device)
-        for part in _ranges(len(chosen), self.batch_size):
-            taken = [tensor.index_select(0, place[part]) for tensor in stored]
-            yield self._values(taken), self._labels.index_select(0, chosen[part])
+    def _windows(self, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+        """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
+        rooms: Iterator[list[Tensor]] = cycle(([], []))
+
+        def read(chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
+            room: list[Tensor] = next(rooms)
+            if not room:
+                # The first window is the largest.
+                room += self.rows.empty(len(chosen))
+            stored = [tensor[: len(chosen)] for tensor in room]
+            order = np.argsort(chosen.numpy())
+            self.rows.read(chosen.numpy()[order], stored)
+            place = np.empty_like(order)
+            place[order] = np.arange(len(order))
+            return chosen, stored, torch.from_numpy(place)
+
+        for chosen, stored, place in read_ahead(read, wanted):
+            yield chosen.to(self.device), [tensor.to(self.device) for tensor in stored], place.to(self.device)
 
 
 def open_batches(
@@ -301,26 +353,23 @@ def _epoch_seed(seed: int, epoch: int) -> int:
 def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
     """All rows on `device`: one tensor (N, D) a layer, as stored. Raises what `FeatureRows.read` raises."""
     step = max(1, WINDOW_BYTES // rows.row_bytes)
-    stored: list[Tensor] = []
+    on_cpu = device.type == "cpu"
+    room = rows.empty(len(rows) if on_cpu else min(step, len(rows)))
+    stored = (
+        room if on_cpu else [torch.empty((len(rows), one.shape[1]), dtype=one.dtype, device=device) for one in room]
+    )
     for part in _ranges(len(rows), step):
-        read = rows.read(np.arange(part.start, part.stop))
-        if not stored:
-            stored = [torch.empty((len(rows), t.shape[1]), dtype=t.dtype, device=device) for t in read]
-        for tensor, piece in zip(stored, read, strict=True):
-            tensor[part] = piece.to(device)
+        piece = [tensor[part] if on_cpu else tensor[: part.stop - part.start] for tensor in room]
+        rows.read(np.arange(part.start, part.stop), piece)
+        if not on_cpu:
+            for tensor, read in zip(stored, piece, strict=True):
+                tensor[part] = read.to(device)
     return stored
 
 
 def _ranges(length: int, step: int) -> Iterator[slice]:
     for start in range(0, length, step):
         yield slice(start, min(start + step, length))
-
-
-def _scaled(stored: Tensor, scale: float, offset: float) -> Tensor:
-    if scale == 1.0 and offset == 0.0:
-        return stored.to(torch.float32)
-    # A copy, because float32 features would be scaled where they lie.
-    return stored.to(torch.float32, copy=True).mul_(scale).add_(offset)
 
 
 def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]) -> None:

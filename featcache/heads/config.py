@@ -14,8 +14,10 @@ from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.architectures import Architecture, check_activation, parse_head
 
 LARGEST_SEED = 2**32 - 1
+# With fewer rows batch norm has nothing to take a deviation of.
+SMALLEST_NORMED_BATCH = 8
 STEP_OPTIONS = (
-    *("activation", "dropout", "lr", "weight_decay", "l1"),
+    *("activation", "dropout", "batch_norm", "mixup", "noise", "lr", "weight_decay", "l1"),
     *("optimizer", "momentum", "schedule", "label_smoothing", "class_weights", "standardize"),
     *("head_batch_size", "max_epochs", "patience", "min_delta"),
 )
@@ -26,6 +28,9 @@ class HeadConfig:
     """The options of one training. Equal configs on equal features give equal heads on one machine.
 
     `layers`: the cache's layers to read, side by side; None for the only one there is.
+    `batch_norm`: normalise what each hidden layer gives, over the batch; folded into the layer before it is stored.
+    `mixup`: train on mixtures of two rows, whose share is drawn from Beta(mixup, mixup); 0 for none.
+    `noise`: deviation of Gaussian noise on the train features, standardised unless `standardize` is off; 0 for none.
     `l1`: times the sum of absolute values of every trainable parameter, added to the loss.
     `weight_decay`: the optimiser's own; AdamW takes it off the weights, the others add it to the gradient.
     `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls: over `max_epochs` along a
@@ -48,6 +53,9 @@ class HeadConfig:
     layers: tuple[str, ...] | None = None
     activation: str = "relu"
     dropout: float = 0.0
+    batch_norm: bool = False
+    mixup: float = 0.0
+    noise: float = 0.0
     lr: float = 1e-3
     weight_decay: float = 0.0
     l1: float = 0.0
@@ -73,8 +81,9 @@ class HeadConfig:
                 raise UnknownName(name.replace("_", " "), str(getattr(self, name)), known)
         for name, rule in _NUMBERS.items():
             rule.check(name, getattr(self, name))
-        if not isinstance(self.standardize, bool):
-            raise InvalidOption(f"expected --standardize to be true or false, got {self.standardize!r}")
+        for name in ("standardize", "batch_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidOption(f"expected {_option(name)} to be true or false, got {getattr(self, name)!r}")
         if self.momentum != type(self).momentum and self.optimizer != "sgd":
             raise InvalidOption(
                 f"--momentum belongs to sgd, and the optimizer is {self.optimizer}",
@@ -82,10 +91,17 @@ class HeadConfig:
             )
         if architecture.solved:
             self._check_steps_untouched()
-        if self.dropout > 0 and not architecture.hidden:
+        between = [f"dropout {self.dropout}"] * (self.dropout > 0) + ["batch norm"] * self.batch_norm
+        if between and not architecture.hidden:
             raise InvalidOption(
-                f"dropout {self.dropout} follows hidden layers, and the head {self.head} has none",
-                hint="leave out dropout, or take a head such as mlp:128,64",
+                f"{' and '.join(between)} follows hidden layers, and the head {self.head} has none",
+                hint="leave it out, or take a head such as mlp:128,64",
+            )
+        if self.batch_norm and self.head_batch_size < SMALLEST_NORMED_BATCH:
+            raise InvalidOption(
+                f"expected --head-batch-size of at least {SMALLEST_NORMED_BATCH} with --batch-norm, "
+                f"got {self.head_batch_size}",
+                hint="a batch's own mean and deviation say nothing for so few rows",
             )
         if self.layers is not None:
             _check_layers(self.layers)
@@ -142,6 +158,8 @@ _SEED = _Number(kind=int, holds=lambda value: 0 <= value <= LARGEST_SEED, wanted
 
 _NUMBERS: Mapping[str, _Number] = {
     "dropout": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
+    "mixup": _NOT_NEGATIVE,
+    "noise": _NOT_NEGATIVE,
     "lr": _POSITIVE,
     "weight_decay": _NOT_NEGATIVE,
     "l1": _NOT_NEGATIVE,

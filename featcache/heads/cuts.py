@@ -6,7 +6,7 @@ look at each image once, at its first view, which is the plain image; train sees
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,20 @@ class SplitRows:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def of_images(self, positions: Rows) -> SplitRows:
+        """The rows of some of the images, all views of each: int64 positions among the images, ascending."""
+        rows = (positions[:, None] * self.views + np.arange(self.views)).reshape(-1)
+        return replace(self, rows=self.rows[rows], labels=self.labels[rows], images=len(positions))
+
+    def first_views(self) -> SplitRows:
+        """Each image once."""
+        return replace(self, rows=self.rows[:: self.views], labels=self.labels[:: self.views])
+
+    @property
+    def views(self) -> int:
+        """Rows that an image has."""
+        return len(self.rows) // self.images
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -96,6 +110,12 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
             hint="more images, or another --val-fraction",
         )
     return np.sort(order[:train]), np.sort(order[train:])
+
+
+def train_images(cache: FeatureCache) -> SplitRows:
+    """All labelled train images, all views. Raises HeadError where no head could be trained on them."""
+    _require_two_classes(cache)
+    return _split_rows(cache, "train", _labelled_images(cache, "train", []), views=cache["train"].views)
 
 
 def _require_two_classes(cache: FeatureCache) -> None:

@@ -63,6 +63,9 @@ def combinations(options: Mapping[str, Any], grid: Grid) -> tuple[Combination, .
 
     Equal ones stand once. Raises UnknownName or InvalidOption for values that cannot be used.
     """
+    for name in options:
+        if name not in _DEFAULTS:
+            raise UnknownName("option of a head", name, _DEFAULTS)
     varied = {_name(name): _values(_name(name), values) for name, values in grid.items()}
     if HIDDEN in varied:
         _require_perceptron(options, varied)
@@ -72,6 +75,14 @@ def combinations(options: Mapping[str, Any], grid: Grid) -> tuple[Combination, .
         one = _combination(options, dict(zip(varied, values, strict=True)))
         found.setdefault(one.config, one)
     return tuple(found.values())
+
+
+def written_grid(grid: Grid) -> dict[str, tuple[str, ...]]:
+    """The values of a grid as a person would write them."""
+    return {
+        name: tuple(_written(name, value) for value in values)
+        for name, values in ((_name(key), given) for key, given in grid.items())
+    }
 
 
 def seeds_of(options: Mapping[str, Any], grid: Grid, count: int) -> tuple[int, ...]:

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.errors import HeadError
+from featcache.heads.augmentation import mixed
 from featcache.heads.batches import Epochs
 from featcache.heads.checkpoints import Checkpoint, State
-from featcache.heads.config import HeadConfig
+from featcache.heads.config import SMALLEST_NORMED_BATCH, HeadConfig
 from featcache.heads.metrics import evaluate
 from featcache.heads.optimizer_state import optimizer_tensors, random_tensors, restore_optimizer, restore_random
 from featcache.heads.records import EpochRecord, Progress
@@ -61,8 +62,7 @@ class HeadModule(pl.LightningModule):
         self.best_epoch = 0
         self._best: dict[str, Tensor] = {}
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
-        # Half of what ends a training, so that a lower rate still has its chance.
-        self._plateau = Plateau(patience=config.patience // 2, min_delta=config.min_delta)
+        self._plateau = plateau_of(config)
         self._interruption = interruption or Interruption()
         self._progress = progress
         self._epoch_ended = epoch_ended
@@ -110,12 +110,13 @@ class HeadModule(pl.LightningModule):
         self._lr = epoch_lr(self.config, len(self.history)) * self._plateau.scale
         for group in optimizer.param_groups:
             group["lr"] = self._lr
-        weights, smoothing = self.class_weights, self.config.label_smoothing
         parameters = list(self.head.parameters())
         total, rows = torch.zeros((), device=self.device), 0
-        for features, labels in batches.epoch(len(self.history)):
+        for features, labels in batches.epoch(len(self.history), reuse=True):
+            if self._is_left_out(len(labels), rows):
+                break
             optimizer.zero_grad(set_to_none=True)
-            loss = F.cross_entropy(self.head(features), labels, weight=weights, label_smoothing=smoothing)
+            loss = self._loss(features, labels)
             torch.autograd.backward(loss)
             if self.config.l1:
                 add_l1_gradient(parameters, self.config.l1)
@@ -124,6 +125,17 @@ class HeadModule(pl.LightningModule):
             rows += len(labels)
             self._stop_if_asked()
         self._train_loss = float(total) / rows
+
+    def _is_left_out(self, rows: int, trained: int) -> bool:
+        # The last rows of an epoch, too few to be normalised among each other: they come again in the next.
+        return self.config.batch_norm and trained > 0 and rows < SMALLEST_NORMED_BATCH
+
+    def _loss(self, features: Tensor, labels: Tensor) -> Tensor:
+        weight, smoothing = self.class_weights, self.config.label_smoothing
+        if not self.config.mixup:
+            return F.cross_entropy(self.head(features), labels, weight=weight, label_smoothing=smoothing)
+        mixture = mixed(features, labels, self.config.mixup)
+        return mixture.loss(self.head(mixture.features), weight=weight, label_smoothing=smoothing)
 
     def validation_step(self, batches: Epochs, index: int) -> None:
         """Judge the epoch on val, remember its weights if they are the best, stop when patience is over."""
@@ -282,6 +294,11 @@ def epoch_lr(config: HeadConfig, epoch: int) -> float:
     if config.schedule != "cosine":
         return config.lr
     return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.max_epochs))
+
+
+def plateau_of(config: HeadConfig) -> Plateau:
+    """What takes the learning rate down: half the patience that ends a training, so that it still has its chance."""
+    return Plateau(patience=config.patience // 2, min_delta=config.min_delta)
 
 
 def balanced_weights(labels: Tensor, classes: int) -> Tensor:

@@ -47,7 +47,7 @@ def evaluate(head: nn.Module, batches: Epochs) -> Outcome:
     head.eval()
     try:
         with torch.inference_mode():
-            pairs = [(head(features), labels) for features, labels in batches.in_order()]
+            pairs = [(head(features), labels) for features, labels in batches.in_order(reuse=True)]
     finally:
         head.train(training)
     return Outcome(logits=torch.cat([logits for logits, _ in pairs]), labels=torch.cat([labels for _, labels in pairs]))

@@ -74,6 +74,23 @@ class Neighbours(nn.Module):
             yield start, torch.addcmul(self.offset, stored, self.scale).sub_(self.centre)
 
 
+class FixedNeighbours(nn.Module):
+    """The vote of a `Neighbours` whose k and metric are settled: all train rows at once, so that it can be exported."""
+
+    def __init__(self, head: Neighbours) -> None:
+        super().__init__()
+        self.neighbours = head
+        self.k = min(int(head.k), len(head.features))
+        self.nearness = _cosine if bool(head.cosine) else _minus_distance
+
+    def forward(self, features: Tensor) -> Tensor:
+        """float32 (B, D) -> logits float32 (B, C)."""
+        head = self.neighbours
+        known = torch.addcmul(head.offset, head.features.float(), head.scale) - head.centre
+        _, where = self.nearness(features - head.centre, known).topk(self.k, dim=1)
+        return (count_votes(head.labels[where], head.classes) + head.smoothing).log()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Vote:
     """How many neighbours are asked, and what near means."""
@@ -87,7 +104,7 @@ class Vote:
 
 def count_votes(labels: Tensor, classes: int) -> Tensor:
     """Labels int64 (B, k) -> votes float32 (B, classes)."""
-    votes = torch.zeros((len(labels), classes), device=labels.device)
+    votes = torch.zeros((labels.shape[0], classes), device=labels.device)
     return votes.scatter_add_(1, labels, torch.ones_like(labels, dtype=torch.float32))
 
 

@@ -10,7 +10,7 @@ import torch
 from featcache.cache.reader import FeatureCache
 from featcache.heads.batches import Batches, FeatureRows, open_batches
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import Cut, cut_cache
+from featcache.heads.cuts import Cut, SplitRows, cut_cache
 from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
 from featcache.heads.records import FeatureLayer, FeatureOrigin, Report, tell
 
@@ -50,6 +50,10 @@ class Prepared:
     def classes(self) -> int:
         """How many classes there are."""
         return len(self.cache.classes)
+
+    def of(self, chosen: SplitRows) -> FeatureRows:
+        """The features of other rows, from the same caches and layers."""
+        return joined_rows(self.columns, chosen)
 
 
 def prepare(
@@ -91,6 +95,7 @@ def open_prepared(
 
 def _origin(column: CacheLayers) -> FeatureOrigin:
     cache = column.cache
+    weights = cache.provenance.get("weights")
     return FeatureOrigin(
         cache=str(cache.path),
         cache_name=cache.name,
@@ -107,4 +112,6 @@ def _origin(column: CacheLayers) -> FeatureOrigin:
             )
             for array in map(cache["train"].layer, column.layers)
         ),
+        weights=weights if isinstance(weights, str) else None,
+        images=cache.selection.source,
     )

@@ -107,6 +107,14 @@ class FeatureLayer:
     scale: float
     offset: float
 
+    def values(self, stored: NDArray[Any]) -> NDArray[np.float32]:
+        """Stored numbers of any type -> a float32 copy: what a head is given."""
+        values = np.array(stored, dtype=np.float32)
+        if (self.scale, self.offset) != (1.0, 0.0):
+            values *= np.float32(self.scale)
+            values += np.float32(self.offset)
+        return values
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrigin:
@@ -114,6 +122,8 @@ class FeatureOrigin:
 
     `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
     `beside`: further caches of the same images, whose layers follow.
+    `weights`: where the backbone's weights came from; None for pixels, and in a run that did not write it down.
+    `images`: what names the set of images, a name or a path.
     """
 
     cache: str
@@ -123,6 +133,8 @@ class FeatureOrigin:
     spec: str
     layers: tuple[FeatureLayer, ...]
     beside: tuple[FeatureOrigin, ...] = ()
+    weights: str | None = None
+    images: str | None = None
 
     @property
     def origins(self) -> tuple[FeatureOrigin, ...]:
@@ -175,7 +187,7 @@ class Training:
     `trainable`: numbers that were learned; 0 for knn, which only remembers.
     `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
     Of a head that is solved, `epochs` counts the candidates, `best_epoch` is the number of the chosen one, and `last`
-    is `val`.
+    is `val`. `threads`: torch's while it was trained by steps on the CPU, else None.
     """
 
     trainable: int
@@ -190,6 +202,7 @@ class Training:
     test: Score | None
     device: str
     notes: tuple[str, ...] = field(default=())
+    threads: int | None = None
 
 
 Progress = Callable[[EpochRecord], None]

@@ -6,24 +6,22 @@ import csv
 import io
 import json
 import os
-import shutil
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from featcache.cache.filesystem import fsync_folder, tmp_name
+from featcache.cache.aside import folder_aside
 from featcache.errors import HeadError
 from featcache.heads.records import EpochRecord, Predictions
 
 WEIGHTS_FILE = "head.safetensors"
-CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 HISTORY_FILE = "history.csv"
+SWEEP_FILE = "sweep.json"
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 1
 # Of the folder of a training that has not ended.
@@ -38,7 +36,7 @@ _MORE_COLUMNS = ("lr", "candidate")
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
     """Write a folder of files, whole or not at all, also after Ctrl-C or on a full disk. Raises OSError."""
-    with _built_aside(folder) as building:
+    with folder_aside(folder) as building:
         for name, content in files.items():
             write_durably(building / name, content)
 
@@ -132,22 +130,8 @@ def read_predictions(path: Path) -> Predictions:
                 labels=arrays["labels"],
                 probabilities=arrays["probabilities"],
             )
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise HeadError(f"cannot read the predictions in {path}: {error}", hint="train again") from error
-
-
-@contextmanager
-def _built_aside(folder: Path) -> Iterator[Path]:
-    building = folder.with_name(tmp_name(folder.name))
-    building.mkdir(parents=True)
-    try:
-        yield building
-        fsync_folder(building)
-        building.rename(folder)
-        fsync_folder(folder.parent)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def _epoch(row: Mapping[str, str], max_epochs: int) -> EpochRecord:

@@ -34,12 +34,13 @@ from featcache.cache.filesystem import is_tmp
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
+from featcache.heads.notebook import run_html
 from featcache.heads.records import EpochRecord, FeatureOrigin, Metrics, Predictions, Score, Training
 from featcache.heads.run_files import (
     CHECKPOINT_FILE,
-    CONFIG_FILE,
     HISTORY_FILE,
     METRICS_FILE,
+    SWEEP_FILE,
     UNFINISHED_SUFFIX,
     WEIGHTS_FILE,
     history_bytes,
@@ -52,11 +53,13 @@ from featcache.heads.run_files import (
     read_json,
     read_predictions,
 )
+from featcache.heads.shelf import CONFIG_FILE, run_folders
 
 if TYPE_CHECKING:
     from torch import nn
 
 RUN_FORMAT = 1
+REPORT_FILE = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +185,19 @@ class Run:
                 parts.append(head(torch.from_numpy(values)).softmax(dim=1).numpy())
         return np.concatenate(parts)
 
+    def report(self, path: Path | str | None = None, **options: Any) -> Path:
+        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+
+        `options`: those of `featcache.write_report`, which does it.
+        """
+        # The package's door, asked when it is needed: heads know nothing of pages.
+        import featcache
+
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+
+    def _repr_html_(self) -> str:
+        return run_html(self)
+
     def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """One array (N, d) a layer."""
         widths = [layer.dim for layer in self.features.columns]
@@ -229,12 +245,13 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
 
 
 def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs and unfinished trainings in a folder read, as they were called then.
+    """The cache files that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
 
     Raises HeadError for one that cannot be read: nobody could say which cache it needs.
     """
-    folders = (path.parent for path in sorted(runs_dir.glob(f"*/{CONFIG_FILE}")))
-    used = {cache for folder in folders if not is_tmp(folder) for cache in _used_caches(folder)}
+    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
+    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
+    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
     for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
         about, _ = read_checkpoint_metadata(checkpoint)
         used |= set(map(Path, about["caches"]))
@@ -249,6 +266,13 @@ def _used_caches(folder: Path) -> tuple[Path, ...]:
             f"the run {folder} does not say which cache it used", hint="remove it, or train again"
         ) from error
     return tuple(Path(one.cache) for one in origin.origins)
+
+
+def _swept_caches(folder: Path) -> tuple[Path, ...]:
+    caches = read_json(folder / SWEEP_FILE).get("caches")
+    if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
+        raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
+    return tuple(map(Path, caches))
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:
@@ -314,8 +338,12 @@ def write_run(
 
 def run_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
     """A name for a run that no other has: when, on which backbone, which head."""
-    backbones = "-".join(dict.fromkeys(origin.backbone for origin in features.origins))
-    words = (created.strftime("%Y%m%dT%H%M%SZ"), backbones, str(config.architecture), secrets.token_hex(3))
+    return folder_name(created, [origin.backbone for origin in features.origins], str(config.architecture))
+
+
+def folder_name(created: datetime, backbones: Sequence[str], what: str) -> str:
+    """A name for a folder that no other has: the time in UTC, the backbones, what it holds."""
+    words = (created.strftime("%Y%m%dT%H%M%SZ"), "-".join(dict.fromkeys(backbones)), what, secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
 
 
@@ -328,6 +356,7 @@ def _config_json(run: Run) -> dict[str, Any]:
         "classes": list(run.classes),
         "weights": {"file": WEIGHTS_FILE, "sha256": run.weights_sha256},
         "device": run.training.device,
+        "threads": run.training.threads,
         "notes": list(run.training.notes),
         "versions": dict(run.versions),
     }
@@ -354,6 +383,8 @@ def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str
             test=None if test is None else Score(**test),
             device=config["device"],
             notes=tuple(config["notes"]),
+            # Runs from before it was chosen do not say.
+            threads=config.get("threads"),
         ),
         versions=config["versions"],
         weights_sha256=config["weights"]["sha256"],

@@ -56,6 +56,14 @@ class Standardisation:
         plain = weight.double() / self.deviation
         return plain, bias.double() - plain @ self.mean
 
+    def fold_into(self, head: nn.Module) -> None:
+        """Make of a head on standardised features one on features as they are: its first linear layer is changed."""
+        first = next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
+        with torch.no_grad():
+            weight, bias = self.folded(first.weight.cpu(), first.bias.cpu())
+            first.weight.copy_(weight)
+            first.bias.copy_(bias)
+
 
 def blocks(features: Tensor) -> Iterator[Tensor]:
     """The rows of (N, D) as float64, a block at a time."""
@@ -65,7 +73,10 @@ def blocks(features: Tensor) -> Iterator[Tensor]:
 
 
 class StandardisedHead(nn.Module):
-    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C)."""
+    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C).
+
+    The features are standardised where they lie: for wide ones, memory for another copy costs more than that.
+    """
 
     mean: Tensor
     scale: Tensor
@@ -73,20 +84,10 @@ class StandardisedHead(nn.Module):
     def __init__(self, head: nn.Module, standard: Standardisation) -> None:
         super().__init__()
         self.head = head
-        self._standard = standard
         self.register_buffer("mean", standard.mean.float())
         self.register_buffer("scale", (1 / standard.deviation).float())
 
     def forward(self, features: Tensor) -> Tensor:
         """Standardise, then the head."""
-        logits: Tensor = self.head((features - self.mean) * self.scale)
+        logits: Tensor = self.head(features.sub_(self.mean).mul_(self.scale))
         return logits
-
-    def folded(self) -> nn.Module:
-        """The head on features as they are; its first linear layer is changed in place."""
-        first = next(layer for layer in self.head.modules() if isinstance(layer, nn.Linear))
-        with torch.no_grad():
-            weight, bias = self._standard.folded(first.weight.cpu(), first.bias.cpu())
-            first.weight.copy_(weight)
-            first.bias.copy_(bias)
-        return self.head

@@ -4,118 +4,35 @@
     train_together(courses, [Source(batches=..., ...)], val, classes=10, interruption=interruption)
     courses[3].val, courses[3].head(...)
 
-Every head has early stopping and a best epoch of its own: one that is over leaves the stack and changes no more. How
-many heads are stacked is measured on real batches before the first epoch: small heads are fastest all together, wide
-ones in stacks that stay in the processor's cache. Stacks take turns on blocks of batches, so that they find their
-weights still there.
+Every head has early stopping and a best epoch of its own: one that is over leaves the stack and changes no more.
+Stacks take turns on blocks of batches, so that they find their weights still in the processor's cache.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import Batch, Batches
-from featcache.heads.config import HeadConfig
-from featcache.heads.lightning import balanced_weights, epoch_lr
+from featcache.heads.course import Course, Source, side_by_side
 from featcache.heads.placement import seeded
 from featcache.heads.records import EpochRecord, Score
-from featcache.heads.stacked import HeadStack, Layer, StackedHead, StackShape
-from featcache.heads.standardisation import Standardisation, StandardisedHead
-from featcache.heads.stopping import Interruption, Patience
+from featcache.heads.stacked import HeadStack
+from featcache.heads.stacking import stacked_groups
+from featcache.heads.stopping import Interruption
 
-STACK_SIZES = (1, 4, 16, 64, 256)
-# Without a trial, where all steps together take less time than one.
-UNTRIED_SIZE = 64
-FEWEST_STEPS_TO_TRY = 100
-TRIAL_SECONDS = 0.2
 # What batches that stacks take turns on may take as float32, and what a block of val may while it is judged.
 BLOCK_BYTES = 16 << 20
 JUDGED_BYTES = 64 << 20
+TOLD_EVERY_S = 0.5
 
 Told = Callable[[float], None]
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Source:
-    """An order of rows that heads learn from. `standard`: what their features are standardised by; None for nothing.
-
-    Sources of one training have batches of the same sizes; those that show the same rows share one `standard`.
-    """
-
-    batches: Batches
-    standard: Standardisation | None = None
-
-
-class Course:
-    """One head on its way: its options, where its batches come from, and what is known after each epoch.
-
-    `history`: finished epochs. `trouble`: why it ended early, in a sentence; None for one that did not.
-    """
-
-    def __init__(self, config: HeadConfig, *, source: int = 0) -> None:
-        self.config = config
-        self.source = source
-        self.history: list[EpochRecord] = []
-        self.best_epoch = 0
-        self.trouble: str | None = None
-        self.over = False
-        self._best: tuple[Layer, ...] = ()
-        self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether it was ended by Ctrl-C: neither by patience, nor by its last epoch, nor by its numbers."""
-        return not self.over
-
-    @property
-    def val(self) -> Score | None:
-        """That of the best epoch; None before the first epoch and for a head that diverged."""
-        if self.trouble is not None or not self.history:
-            return None
-        return _score(self.history[self.best_epoch - 1])
-
-    @property
-    def last(self) -> Score:
-        """That of the last epoch."""
-        return _score(self.history[-1])
-
-    def take(self, record: EpochRecord, layers: Callable[[], tuple[Layer, ...]]) -> None:
-        """One more epoch; `layers` gives the weights at its end, and is asked for if they are the best so far."""
-        for name, loss in (("train loss", record.train_loss), ("val loss", record.val_loss)):
-            if not math.isfinite(loss):
-                self.trouble = f"diverged: {name} is {loss} in epoch {record.epoch} with lr {self.config.lr:g}"
-                self.over = True
-                return
-        if not self.history or record.val_loss < self.history[self.best_epoch - 1].val_loss:
-            self._best, self.best_epoch = layers(), record.epoch
-        self.history.append(record)
-        self.over = self._patience.is_over(record.val_loss) or record.epoch == self.config.max_epochs
-
-    def forget(self) -> None:
-        """Give the memory of the weights back."""
-        self._best = ()
-
-    def head(self, shape: HeadShape, standard: Standardisation | None) -> nn.Module:
-        """The head of the best epoch, on features as they are."""
-        with torch.device("meta"):
-            head = build_head(self.config.architecture, shape)
-        tensors = [tensor for layer in self._best for tensor in layer]
-        head.load_state_dict(
-            {name: tensor.clone() for name, tensor in zip(head.state_dict(), tensors, strict=True)}, assign=True
-        )
-        return head if standard is None else StandardisedHead(head, standard).folded()
 
 
 def train_together(
@@ -134,23 +51,29 @@ def train_together(
     stacked (None: measured). Returns the sizes of the stacks. Raises KeyboardInterrupt after a Ctrl-C: finished
     epochs stand in the courses.
     """
-    teams = list(_teams(courses, sources, classes, size))
-    sizes = tuple(len(team.courses) for team in teams)
-    deadline = _Deadline(told, interruption)
+    # From here on a Ctrl-C is looked at where nothing is half done.
+    interruption.keeping = True
+    # Dropout draws from torch's own generators, which are the caller's.
+    with seeded(courses[0].config.seed, val.device):
+        teams = [_Team(groups, stack) for groups, stack in stacked_groups(courses, sources, classes, size)]
+        _train(teams, sources, val, _Deadline(told, interruption))
+    return tuple(len(team.courses) for team in teams)
+
+
+def _train(teams: list[_Team], sources: Sequence[Source], val: Batches, deadline: _Deadline) -> None:
     for epoch in itertools.count():
         teams = [team for team in (team.without_those_over() for team in teams) if team is not None]
         if not teams:
-            return sizes
+            return
         began = time.perf_counter()
         for team in teams:
-            team.begin(epoch)
+            team.begin()
         _train_epoch(teams, sources, epoch, deadline)
         verdicts = _judged(teams, sources, val)
         share = (time.perf_counter() - began) / sum(not course.over for team in teams for course in team.courses)
         for team, scores in zip(teams, verdicts, strict=True):
             team.take(epoch, scores, share, rows=len(sources[0].batches.rows))
         deadline.check(0.0)
-    raise AssertionError("there is always a last epoch")
 
 
 class _Team:
@@ -163,9 +86,9 @@ class _Team:
         self.courses = [course for group in groups for course in group]
         self._losses = torch.zeros(len(self.courses), device=stack.device)
 
-    def begin(self, epoch: int) -> None:
-        """A new epoch, counted from 0."""
-        self.stack.set_rates([epoch_lr(course.config, epoch) for course in self.courses])
+    def begin(self) -> None:
+        """A new epoch."""
+        self.stack.set_rates([course.lr for course in self.courses])
         self._losses.zero_()
 
     def step(self, features: Tensor, labels: Tensor) -> None:
@@ -183,6 +106,7 @@ class _Team:
                     val_loss=score.loss,
                     val_accuracy=score.accuracy,
                     seconds=seconds,
+                    lr=course.lr,
                 )
                 course.take(record, partial(self.stack.layers, number))
 
@@ -206,7 +130,7 @@ class _Team:
 
 
 class _Deadline:
-    """Asks after every block whether Ctrl-C was pressed, and tells how far it is twice a second."""
+    """Asks after every block whether Ctrl-C was pressed, and tells now and then how far it is."""
 
     def __init__(self, told: Told | None, interruption: Interruption) -> None:
         self._told, self._interruption = told, interruption
@@ -218,7 +142,7 @@ class _Deadline:
             raise KeyboardInterrupt
         if self._told is not None and time.monotonic() >= self._next:
             self._told(share)
-            self._next = time.monotonic() + 0.5
+            self._next = time.monotonic() + TOLD_EVERY_S
 
 
 def _train_epoch(teams: Sequence[_Team], sources: Sequence[Source], epoch: int, deadline: _Deadline) -> None:
@@ -227,7 +151,7 @@ def _train_epoch(teams: Sequence[_Team], sources: Sequence[Source], epoch: int, 
     for block in _blocks(used, sources, epoch, alone=len(teams) == 1):
         for team in teams:
             for batches in block:
-                team.step(*_side_by_side([batches[source] for source in team.sources]))
+                team.step(*side_by_side([batches[source] for source in team.sources]))
         steps += len(block)
         deadline.check(steps / total)
 
@@ -239,45 +163,19 @@ def _blocks(
     first = sources[0].batches
     batch_bytes = 4 * first.feature_dim * first.batch_size * len(used)
     several = 1 if alone else max(1, BLOCK_BYTES // batch_bytes)
-    coming = zip(*(_standardised(sources[source], epoch) for source in used), strict=True)
+    coming = zip(*(sources[source].epoch(epoch) for source in used), strict=True)
     while block := [dict(zip(used, batches, strict=True)) for batches in itertools.islice(coming, several)]:
         yield block
 
 
-def _standardised(source: Source, epoch: int) -> Iterator[Batch]:
-    apply = _Standardiser(source.standard, source.batches.device)
-    for features, labels in source.batches.epoch(epoch):
-        yield apply(features), labels
-
-
-class _Standardiser:
-    """What StandardisedHead does to features, in the same arithmetic."""
-
-    def __init__(self, standard: Standardisation | None, device: torch.device) -> None:
-        self._mean = None if standard is None else standard.mean.float().to(device)
-        self._scale = None if standard is None else (1 / standard.deviation).float().to(device)
-
-    def __call__(self, features: Tensor) -> Tensor:
-        if self._mean is None or self._scale is None:
-            return features
-        return (features - self._mean).mul_(self._scale)
-
-
-def _side_by_side(batches: Sequence[Batch]) -> Batch:
-    # One source needs no copy.
-    if len(batches) == 1:
-        return batches[0][0][None], batches[0][1][None]
-    return torch.stack([features for features, _ in batches]), torch.stack([labels for _, labels in batches])
-
-
 def _judged(teams: Sequence[_Team], sources: Sequence[Source], val: Batches) -> list[list[Score]]:
     """Accuracy and loss on val of every head of every team."""
-    standardisers = {id(source.standard): _Standardiser(source.standard, val.device) for source in sources}
+    different = {id(source.standard): source for source in sources}
     losses = [torch.zeros(len(team.courses), dtype=torch.float64) for team in teams]
     right = [torch.zeros(len(team.courses), dtype=torch.int64) for team in teams]
     rows = max(1, JUDGED_BYTES // (4 * max(_width(team, val.feature_dim) for team in teams)))
     for features, labels in _pieces(val, rows):
-        seen = {key: apply(features) for key, apply in standardisers.items()}
+        seen = {key: source.standardised(features) for key, source in different.items()}
         for team, loss, hits in zip(teams, losses, right, strict=True):
             logits = team.stack.logits(_views([seen[id(sources[source].standard)] for source in team.sources]))
             own = labels.expand(len(logits), -1)[:, :, None]
@@ -307,93 +205,3 @@ def _width(team: _Team, feature_dim: int) -> int:
     # float32 values a row of val becomes, at its widest.
     widest = max((*team.stack.shape.hidden, team.stack.classes))
     return max(len(team.courses) * widest, len(team.sources) * feature_dim)
-
-
-# --- which heads stand together ----------------------------------------------------------------------------
-
-
-def _teams(courses: Sequence[Course], sources: Sequence[Source], classes: int, size: int | None) -> Iterator[_Team]:
-    shapes: dict[StackShape, list[Course]] = {}
-    for course in courses:
-        shapes.setdefault(StackShape.of(course.config), []).append(course)
-    for alike in shapes.values():
-        starts = _starts(alike, sources, classes)
-        wanted = size or _fastest_size(alike, sources, starts)
-        for groups in _rectangles(alike, wanted):
-            yield _Team(groups, HeadStack([[starts[course] for course in group] for group in groups]))
-
-
-def _rectangles(courses: Sequence[Course], size: int) -> Iterator[list[list[Course]]]:
-    """The courses as groups of one source each, for stacks of at most `size` heads."""
-    by_source: dict[int, list[Course]] = {}
-    for course in courses:
-        by_source.setdefault(course.source, []).append(course)
-    members = {len(group) for group in by_source.values()}
-    together = size // max(members)
-    if len(members) == 1 and together > 1:
-        yield from ([*groups] for groups in _chunks(list(by_source.values()), together))
-    else:
-        yield from ([list(part)] for group in by_source.values() for part in _chunks(group, size))
-
-
-def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _starts(courses: Sequence[Course], sources: Sequence[Source], classes: int) -> dict[Course, StackedHead]:
-    """Initial weights: those that train_head would begin with."""
-    layers: dict[int, tuple[Layer, ...]] = {}
-    starts = {}
-    for course in courses:
-        config, batches = course.config, sources[course.source].batches
-        if config.seed not in layers:
-            layers[config.seed] = _initial_layers(config, batches, classes)
-        weights = balanced_weights(batches.labels, classes) if config.class_weights == "balanced" else None
-        starts[course] = StackedHead(config=config, layers=layers[config.seed], class_weights=weights)
-    return starts
-
-
-def _initial_layers(config: HeadConfig, batches: Batches, classes: int) -> tuple[Layer, ...]:
-    shape = HeadShape(in_features=batches.feature_dim, classes=classes, hidden=config.architecture.hidden)
-    with seeded(config.seed, batches.device):
-        head = build_head(config.architecture, shape)
-    linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
-    return tuple((one.weight.detach().to(batches.device), one.bias.detach().to(batches.device)) for one in linear)
-
-
-def _fastest_size(courses: Sequence[Course], sources: Sequence[Source], starts: dict[Course, StackedHead]) -> int:
-    """How many heads to stack, by the seconds that a step takes them on the first batch of the first epoch."""
-    steps = len(sources[0].batches) * max(course.config.max_epochs for course in courses)
-    if len(courses) == 1 or steps < FEWEST_STEPS_TO_TRY:
-        return UNTRIED_SIZE
-    first = {source: next(_standardised(sources[source], 0)) for source in {course.source for course in courses}}
-    taken: dict[int, float] = {}
-    for size in (*(size for size in STACK_SIZES if size < len(courses)), len(courses)):
-        groups = next(_rectangles(courses, size))
-        heads = [[starts[course] for course in group] for group in groups]
-        batch = _side_by_side([first[group[0].source] for group in groups])
-        taken[size] = _step_seconds(HeadStack(heads), *batch) / sum(map(len, groups))
-        if size >= STACK_SIZES[-1]:
-            break
-    return min(taken, key=lambda size: taken[size])
-
-
-def _step_seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
-    """The quickest of a few steps; the first is not counted."""
-    quickest, until = math.inf, math.inf
-    for number in itertools.count():
-        began = time.perf_counter()
-        float(stack.step(features, labels)[0])  # which waits for the device
-        ended = time.perf_counter()
-        if number == 0:
-            until = ended + TRIAL_SECONDS
-        else:
-            quickest = min(quickest, ended - began)
-        if number >= 2 and (ended > until or number == 20):
-            break
-    return quickest
-
-
-def _score(record: EpochRecord) -> Score:
-    return Score(accuracy=record.val_accuracy, loss=record.val_loss)

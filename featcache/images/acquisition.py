@@ -35,21 +35,17 @@ _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 def acquire(named: NamedSet, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
     """torchvision's dataset objects by split.
 
-    Raises DownloadError where the set is absent and cannot be downloaded, or must not be (`download`), SourceError
-    where it is there but cannot be read, MissingExtra where reading it needs another package.
+    Raises DownloadError where the set is absent and cannot (or, with `download` false, may not) be downloaded,
+    SourceError where it is there but cannot be read, MissingExtra where reading it needs another package.
     """
     own_folder = datasets_dir / named.name
     for root in (own_folder, datasets_dir):
         found = _find(named, root)
         if found is not None:
             return found
-    if not download:
-        raise DownloadError(f"{named.name} is not in {own_folder}", hint=_ways_out(named, own_folder))
-    if not named.downloads:
-        raise DownloadError(
-            f"{named.name} is not in {own_folder}, and torchvision cannot download it",
-            hint=_ways_out(named, own_folder),
-        )
+    if not (named.downloads and download):
+        why = "and torchvision cannot download it" if download else "and nothing is downloaded here"
+        raise DownloadError(f"{named.name} is not in {own_folder}, {why}", hint=_ways_out(named, own_folder))
     found = _download_once(named, own_folder, report)
     if found is None:
         raise DownloadError(

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.layout import arrange, is_image
+from featcache.images.layout import EXTENSIONS, arrange, is_image
 from featcache.images.sources import ImageSource, Listing, Sample, Stamp, name_of
 
 MAX_FILE_BYTES = 512 * 2**20
@@ -100,6 +100,18 @@ class FolderSource(FilesSource):
 
     def _path(self, sample: Sample) -> str:
         return self._base + sample.id
+
+
+def image_files(folder: Path) -> list[str]:
+    """The POSIX paths of all images under a folder, relative to it and sorted, whatever its layout.
+
+    Raises SourceError where there are none, or a folder cannot be listed.
+    """
+    root = str(folder)
+    found = sorted(_walk(root, "", (_identity(root),)))
+    if not found:
+        raise SourceError(f"{folder}: no images found", hint="images are " + ", ".join(sorted(EXTENSIONS)))
+    return found
 
 
 def has_images(folder: Path) -> bool:

@@ -38,15 +38,14 @@ def write_cache(
     *,
     classes: tuple[str, ...] = CLASSES,
     ids: Mapping[str, Sequence[str]] | None = None,
-    pictures: Mapping[str, Sequence[str]] | None = None,
+    digests: Mapping[str, Sequence[bytes]] | None = None,
     source: str = "toy",
     views: int = 1,
     scaling: tuple[float, float] | None = None,
 ) -> FeatureCache:
     """Write a cache file into `folder` and open it.
 
-    `ids`: by split, else "train/00000", ...; `pictures`: by split, what stands for the bytes of each image (the same
-    word, the same digest), else its id.
+    `ids`: by split, else "train/00000", ...; `digests`: by split, else that of each id.
     """
     wide = next(iter(splits.values()))[0].shape[1]
     spec = Spec(
@@ -64,14 +63,14 @@ def write_cache(
     tables, parts = {}, []
     for name, (features, labels) in splits.items():
         names = tuple((ids or {}).get(name) or (f"{name}/{row:05d}" for row in range(len(labels))))
-        told = (pictures or {}).get(name) or names
-        digests = np.stack([np.frombuffer(hashlib.sha256(one.encode()).digest(), np.uint8) for one in told])
-        tables[name] = SplitTable(ids=names, labels=labels.astype(np.int64), digests=digests)
+        told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
+        of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
+        tables[name] = SplitTable(ids=names, labels=labels.astype(np.int64), digests=of_rows)
         path = write_part(
             folder / f"parts-{name}",
             fingerprint=spec.fingerprint,
             first_row=0,
-            digests=digests,
+            digests=of_rows,
             features={LAYER: features},
         )
         parts.append(Part.open(path))

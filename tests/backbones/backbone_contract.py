@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from featcache.backbones.backbone import Backbone
 
@@ -32,6 +33,12 @@ class BackboneContract:
         for name, rows in first.items():
             assert np.array_equal(rows.numpy(), again[name].numpy())
             assert not np.array_equal(rows[0].numpy(), rows[1].numpy())
+
+    def test_takes_images_that_are_on_the_device_already(self, backbone: Backbone) -> None:
+        images = some_images(3, backbone.transform.image_size)
+        there = backbone.features(torch.from_numpy(images))
+        for name, rows in backbone.features(images).items():
+            assert torch.equal(rows, there[name])
 
     def test_is_in_eval_mode(self, backbone: Backbone) -> None:
         part = getattr(backbone, "_part", None)

@@ -155,7 +155,7 @@ def _counting(backbone: Backbone | str) -> list[int]:
     calls: list[int] = []
     original = backbone.features
 
-    def counted(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def counted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         calls.append(len(images))
         return original(images)
 
@@ -259,7 +259,7 @@ def test_an_image_edited_during_the_run_is_refused(request_: Request, images: Pa
 def _returning(backbone: Backbone, value: float) -> None:
     original = backbone.features
 
-    def spoiled(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def spoiled(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         rows = original(images)["output"].clone()
         rows[2, 5] = value
         return {"output": rows}
@@ -288,7 +288,7 @@ def test_a_batch_that_does_not_fit_is_halved(request_: Request, tmp_path: Path) 
     small = tiny_backbone()
     original = small.features
 
-    def narrow(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def narrow(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         if len(images) > 8:
             raise torch.OutOfMemoryError("out of memory")
         return original(images)
@@ -301,7 +301,7 @@ def test_a_batch_that_does_not_fit_is_halved(request_: Request, tmp_path: Path) 
 def test_memory_that_never_suffices_is_a_clear_error(request_: Request) -> None:
     assert isinstance(request_.backbone, Backbone)
 
-    def never(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def never(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         raise torch.OutOfMemoryError("out of memory")
 
     request_.backbone.features = never  # type: ignore[method-assign]
@@ -328,7 +328,7 @@ def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path) -
     assert isinstance(request_.backbone, Backbone)
     original, seen = request_.backbone.features, [0]
 
-    def interrupted(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         seen[0] += 1
         if seen[0] == 4:
             raise KeyboardInterrupt

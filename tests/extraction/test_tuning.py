@@ -202,7 +202,7 @@ def test_memory_that_gives_out_during_the_trials_halves_the_batch(request_: Requ
     assert isinstance(request_.backbone, Backbone)
     original = request_.backbone.features
 
-    def narrow(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def narrow(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         if len(images) > 16:
             raise torch.OutOfMemoryError("out of memory")
         return original(images)

@@ -165,7 +165,7 @@ def test_interrupted_between_the_views_of_an_image_it_goes_on(request_: Request,
     assert isinstance(request_.backbone, Backbone)
     original, seen = request_.backbone.features, [0]
 
-    def interrupted(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         seen[0] += 1
         if seen[0] == 3:
             raise KeyboardInterrupt

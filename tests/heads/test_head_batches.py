@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.errors import HeadError, InvalidOption, UnknownName
 from featcache.heads import batches as batches_module
+from featcache.heads.ahead import read_ahead
 from featcache.heads.batches import (
     Batch,
     FeatureRows,
@@ -111,22 +114,96 @@ def test_batches_are_the_rows_of_the_cache(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_streaming_holds_one_window_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streaming_holds_one_window_and_reads_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES))
     asked: list[NDArray[np.int64]] = []
+    second = threading.Event()
     gather = FeatureArray.gather
 
-    def spy(self: FeatureArray, rows: NDArray[np.int64]) -> NDArray[np.generic]:
+    def spy(self: FeatureArray, rows: NDArray[np.int64], out: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
         asked.append(rows)
-        return gather(self, rows)
+        if len(asked) == 2:
+            second.set()
+        return gather(self, rows, out)
 
     monkeypatch.setattr(FeatureArray, "gather", spy)
     batches = iter(opened(StreamedBatches, rows).epoch(0))
     next(batches)
-    assert len(asked) == 1
+    assert second.wait(10) and len(asked) == 2
     list(batches)
     assert [len(window) for window in asked] == [32] * 5
     assert all(np.all(np.diff(window) > 0) for window in asked)
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
+def test_batches_in_the_same_memory_hold_the_same(
+    tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches]
+) -> None:
+    one, two = blobs(133), blobs(133, seed=1, dim=5)
+    train = Blobs(features=one.features, labels=one.labels, more={"late": two.features})
+    rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES), ("avgpool", "late"))
+    batches = opened(kind, rows)
+    for fresh, reused in (
+        (batches.epoch(2), batches.epoch(2, reuse=True)),
+        (batches.in_order(), batches.in_order(reuse=True)),
+    ):
+        assert_same(list(fresh), [(features.clone(), labels) for features, labels in reused])
+    places = {features.data_ptr() for features, _ in batches.epoch(0, reuse=True)}
+    assert len(places) == 1
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
+@pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
+def test_a_batch_may_be_written_to(
+    tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches], dtype: str
+) -> None:
+    train = Blobs(features=np.abs(blobs(50).features).astype(dtype), labels=blobs(50).labels)
+    batches = opened(kind, train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES)))
+    before = list(batches.in_order())
+    for read in (batches.in_order, partial(batches.epoch, 0)):
+        for features, _ in read():
+            features.zero_()
+    assert_same(list(batches.in_order()), before)
+
+
+def test_the_next_is_read_while_one_is_used() -> None:
+    began = [threading.Event() for _ in range(4)]
+
+    def read(number: int) -> int:
+        began[number].set()
+        return number
+
+    got = []
+    for number in read_ahead(read, range(4)):
+        got.append(number)
+        assert number == 3 or began[number + 1].wait(10)
+        assert number >= 2 or not began[number + 2].is_set()
+    assert got == [0, 1, 2, 3]
+    assert list(read_ahead(read, ())) == []
+
+
+def test_what_reading_raises_comes_in_its_turn() -> None:
+    def read(number: int) -> int:
+        if number == 2:
+            raise HeadError("two")
+        return number
+
+    got: list[int] = []
+    with pytest.raises(HeadError, match="two"):
+        got.extend(read_ahead(read, range(4)))
+    assert got == [0, 1]
+
+
+def test_reading_ahead_ends_with_whoever_reads() -> None:
+    def readers() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("featcache-ahead")]
+
+    reading = read_ahead(lambda number: number, range(1000))
+    assert isinstance(reading, Generator)
+    assert next(reading) == 0 and len(readers()) == 1
+    reading.close()
+    assert readers() == []
 
 
 def test_features_are_resident_when_they_fit_and_streamed_when_not(tmp_path: Path) -> None:

@@ -77,8 +77,9 @@ def numbers(run: Run) -> tuple[object, ...]:
         {"optimizer": "sgd", "momentum": 0.0, "standardize": False},
         {"optimizer": "adamw", "weight_decay": 0.1, "schedule": "plateau", "patience": 5, "min_delta": 0.1},
         {"label_smoothing": 0.1, "class_weights": "balanced", "patience": 3, "min_delta": 0.05},
+        {"batch_norm": True, "mixup": 0.3, "noise": 0.2},
     ],
-    ids=["adam", "cosine", "plain sgd", "plateau", "patience"],
+    ids=["adam", "cosine", "plain sgd", "plateau", "patience", "norm, mixup, noise"],
 )
 @pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
 def test_resumed_training_ends_bit_for_bit_as_one_that_never_stopped(

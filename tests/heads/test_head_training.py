@@ -432,7 +432,9 @@ def test_divergence_after_finite_epochs_is_an_error_too(cache: FeatureCache, tmp
 
 def test_callers_random_state_is_untouched(cache: FeatureCache, tmp_path: Path) -> None:
     before = torch.get_rng_state(), repr(np.random.get_state()), random.getstate()
-    run = train_head(cache, "mlp:8", dropout=0.5, max_epochs=2, runs_dir=tmp_path)
+    run = train_head(
+        cache, "mlp:8", dropout=0.5, batch_norm=True, mixup=0.2, noise=0.1, max_epochs=2, runs_dir=tmp_path
+    )
     run.predict(np.zeros((2, 16)))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (repr(np.random.get_state()), random.getstate()) == before[1:]

@@ -1,0 +1,200 @@
+"""Does the audit find what was planted: `python benchmarks/audit.py ../shared [--per-class N] [--data-dir DIR]`.
+
+A zip of all CIFAR-10 images, into whose train split copies of 250 test images are put, 50 of each kind (the file
+itself, mirrored, recompressed, brighter, moved by two pixels), 250 images are put under a wrong class, and 20 that are
+no photographs. VGG16 with its ImageNet weights at 64 pixels, pooled to 512 features; then `featcache audit`, with and
+without a look at the pixels. Writes results/audit.json, and results/audit.png: the leaks beyond the planted ones,
+which are CIFAR-10's own, for judging by eye. The extraction takes some ten minutes on 2 cores, an audit one;
+`--data-dir` keeps the features for the next time.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+import tempfile
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+from command import run
+from machine import RESULTS, write
+from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageOps
+
+Picture = Image.Image
+Finding = dict[str, Any]
+
+_EACH = 50
+_WRONG = 250
+_SIDE = 40
+_COLUMNS = 20
+_SHOWN = 400
+
+
+def recompressed(picture: Picture) -> Picture:
+    """As it comes back from JPEG at quality 70."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=70)
+    return Image.open(file).convert("RGB")
+
+
+def moved(picture: Picture) -> Picture:
+    """By two pixels to the right, edges repeated."""
+    shifted = ImageChops.offset(picture, 2, 0)
+    shifted.paste(picture.crop((0, 0, 1, picture.height)).resize((2, picture.height)), (0, 0))
+    return shifted
+
+
+CHANGES: Mapping[str, Callable[[Picture], Picture]] = {
+    "mirrored": ImageOps.mirror,
+    "recompressed": recompressed,
+    "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),
+    "moved": moved,
+}
+
+
+def encoded(picture: Picture) -> bytes:
+    """As JPEG of quality 95, PNG would be smaller than CIFAR's own files."""
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=95)
+    return file.getvalue()
+
+
+def foreign(number: int) -> Picture:
+    """No photograph: noise, or a coarse pattern."""
+    generator = np.random.default_rng(number)
+    side = 32 if number % 2 else 4
+    pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST)
+
+
+def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> dict[str, dict[str, str]]:
+    """Write the zip. What was planted, by kind: the id in train, and the id of its origin (or its true class)."""
+    chooser = random.Random(seed)
+    planted: dict[str, dict[str, str]] = {kind: {} for kind in ("plain", *CHANGES, "wrong label", "foreign")}
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as made:
+        names = [name for name in sorted(source.namelist()) if name.endswith(".jpg")]
+        names = [name for name in names if per_class is None or int(Path(name).stem) < per_class]
+        train = [name for name in names if "/train/" in name]
+        test = [name for name in names if "/test/" in name]
+        classes = sorted({name.split("/")[2] for name in names})
+        wrong = set(chooser.sample(train, min(_WRONG, len(train) // 50)))
+        for name in names:
+            split, true, file = name.split("/")[1:]
+            if name in wrong:
+                instead = chooser.choice([other for other in classes if other != true])
+                path = f"train/{instead}/{true}-{file}"
+                planted["wrong label"][path] = true
+            else:
+                path = f"{split}/{true}/{file}"
+            made.writestr(path, source.read(name))
+        origins = chooser.sample(test, _EACH * (1 + len(CHANGES)))
+        for number, name in enumerate(origins):
+            kind = ("plain", *CHANGES)[number % (1 + len(CHANGES))]
+            content = source.read(name)
+            if kind != "plain":
+                content = encoded(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
+            path = f"train/{name.split('/')[2]}/planted-{kind}-{number}.jpg"
+            made.writestr(path, content)
+            planted[kind][path] = name.removeprefix("cifar10/")
+        for number in range(20):
+            path = f"train/{classes[number % len(classes)]}/foreign-{number}.jpg"
+            made.writestr(path, encoded(foreign(number)))
+            planted["foreign"][path] = ""
+    return planted
+
+
+def findings(audit: dict[str, Any], kind: str) -> list[Finding]:
+    """The findings of one kind."""
+    (section,) = [section for section in audit["sections"] if section["kind"] == kind]
+    found: list[Finding] = section["findings"]
+    return found
+
+
+def ids(finding: Finding) -> list[str]:
+    """The images it names."""
+    return [sample["id"] for sample in finding["samples"]]
+
+
+def judged(audit: dict[str, Any], planted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Recall of each kind, and how many findings there are beyond the planted ones."""
+    leaks = [set(ids(finding)) for finding in findings(audit, "leak")]
+    recall = {
+        kind: sum(any({copy, origin} <= leak for leak in leaks) for copy, origin in planted[kind].items())
+        / len(planted[kind])
+        for kind in ("plain", *CHANGES)
+    }
+    copies = {copy for kind in recall for copy in planted[kind]}
+    named = [ids(finding)[0] for finding in findings(audit, "label_error")]
+    odd = [ids(finding)[0] for finding in findings(audit, "outlier")]
+    wrong = planted["wrong label"]
+    return {
+        "seconds": audit["seconds"],
+        "wall_seconds": audit["wall_seconds"],
+        "recall": recall,
+        "leaks": len(leaks),
+        "leaks_beyond_planted": sum(len(leak - copies) > 1 or not leak & copies for leak in leaks),
+        "duplicates_within": len(findings(audit, "duplicate")),
+        "wrong_labels": {
+            "planted": len(wrong),
+            "named": len(named),
+            "recall": sum(name in wrong for name in named) / len(wrong),
+            "of_the_first_100": sum(name in wrong for name in named[:100]),
+        },
+        "foreign": {"named": len(odd), "of_the_first_20": sum(name in planted["foreign"] for name in odd[:20])},
+    }
+
+
+def sheet(audit: dict[str, Any], archive: Path, target: Path) -> int:
+    """Draw the linked pairs of the leaks without planted images, the weakest last; how many there are."""
+    pairs = []
+    for finding in findings(audit, "leak"):
+        names = ids(finding)
+        for link in finding["links"]:
+            pair = (names[link["first"]], names[link["second"]])
+            if not any("planted" in name for name in pair):
+                pairs.append((link["cosine"] + (link["pixels"] or 1), link["how"][0], pair))
+    pairs.sort(reverse=True)
+    shown = pairs if len(pairs) <= _SHOWN else [pairs[n * len(pairs) // _SHOWN] for n in range(_SHOWN)]
+    wide, high = 2 * _SIDE + 4, _SIDE + 12
+    page = Image.new("RGB", (_COLUMNS * wide, max(1, -(-len(shown) // _COLUMNS)) * high), "white")
+    pen = ImageDraw.Draw(page)
+    with zipfile.ZipFile(archive) as images:
+        for number, (strength, how, pair) in enumerate(shown):
+            left, top = number % _COLUMNS * wide, number // _COLUMNS * high
+            pen.text((left, top), f"{how} {strength / 2:.2f}", fill="black")
+            for side, name in enumerate(pair):
+                picture = Image.open(io.BytesIO(images.read(name))).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
+                page.paste(picture, (left + side * _SIDE, top + 11))
+    page.quantize(64).save(target, optimize=True)
+    return len(pairs)
+
+
+def main(shared: Path, per_class: int | None = None, data_dir: Path | None = None) -> None:
+    """Plant, extract, audit; write results/audit.json and results/audit.png."""
+    with tempfile.TemporaryDirectory() as scratch:
+        archive = Path(scratch) / "planted.zip"
+        planted = plant(shared / "data" / "cifar10-images.zip", archive, per_class)
+        where = ["--data-dir", str(data_dir or Path(scratch) / "data")]
+        weights = str(shared / "weights" / "vgg16_imagenet_features.safetensors")
+        network = ["-b", "vgg16", "--weights", weights, "--image-size", "64", "--pool", "avg"]
+        extracted = run(["extract", "-d", str(archive), *network, *where])
+        audits = {
+            "with pixels": run(["audit", extracted["cache"], *where]),
+            "features only": run(["audit", extracted["cache"], "--no-pixels", *where]),
+        }
+        pairs = sheet(audits["with pixels"], archive, RESULTS / "audit.png")
+        results = {
+            "rows": extracted["rows"],
+            "feature_dim": extracted["feature_dim"],
+            "audits": {name: judged(audit, planted) for name, audit in audits.items()},
+            "pairs_beyond_planted": pairs,
+        }
+        print(write("audit", results))
+
+
+if __name__ == "__main__":
+    typer.run(main)

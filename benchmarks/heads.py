@@ -1,0 +1,260 @@
+"""Heads against bare PyTorch: `python benchmarks/heads.py [--only sweep] [--cache CACHE]`.
+
+One function a part; each compares what featcache does with loops that do the same arithmetic and nothing else, side
+by side in one run. Ratios are featcache's seconds over the other's: below 1, featcache was quicker. Parts that are not
+run keep the results they have.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+from features import CLASSES, write_features
+from head_epochs import part_epochs, part_logreg, part_streaming
+from machine import RESULTS, machine, write
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from featcache.cache import FeatureCache
+from featcache.heads import HeadConfig, fit_head
+from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.batches import epoch_order
+from featcache.heads.cuts import cut_cache
+from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
+
+BATCH = 64
+
+
+# --- bare loops --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """Train and val, resident as float16, and what standardises them."""
+
+    train: Tensor
+    train_labels: Tensor
+    val: Tensor
+    val_labels: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    @classmethod
+    def of(cls, cache: FeatureCache) -> Rows:
+        """Those that train_head would use."""
+        cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
+        train, val = (
+            torch.from_numpy(np.asarray(cache[part.source].features.gather(part.rows))) for part in (cut.train, cut.val)
+        )
+        labels: list[NDArray[np.int64]] = [cut.train.labels, cut.val.labels]
+        deviation, mean = torch.std_mean(train.float(), dim=0, correction=0)
+        train_labels, val_labels = map(torch.from_numpy, labels)
+        return cls(
+            train=train, train_labels=train_labels, val=val, val_labels=val_labels, mean=mean, scale=1 / deviation
+        )
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches in featcache's order."""
+        row_bytes = 2 * self.train.shape[1]
+        order = epoch_order(len(self.train), batch_size=BATCH, row_bytes=row_bytes, seed=0, epoch=number)
+        for chosen in torch.split(order, BATCH):
+            yield self.standardised(self.train.index_select(0, chosen)), self.train_labels.index_select(0, chosen)
+
+    def standardised(self, stored: Tensor) -> Tensor:
+        """float16 -> float32 of mean 0 and deviation 1."""
+        return (stored.float() - self.mean).mul_(self.scale)
+
+    def judged(self, logits: Callable[[Tensor], Tensor]) -> float:
+        """The loss on val, of one head or of the sum of many."""
+        with torch.inference_mode():
+            losses = [
+                _loss(logits(self.standardised(features)), labels)
+                for features, labels in zip(
+                    torch.split(self.val, 4096), torch.split(self.val_labels, 4096), strict=True
+                )
+            ]
+        return float(sum(losses))
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    # (B, C), or (H, B, C) for the sum over the heads of their mean losses.
+    if logits.dim() == 2:
+        return F.cross_entropy(logits, labels)
+    heads = len(logits)
+    return F.cross_entropy(logits.flatten(0, 1), labels.repeat(heads)) * heads
+
+
+def bare_single(rows: Rows, config: HeadConfig) -> float:
+    """Seconds of one head, trained as one would in a notebook."""
+    torch.manual_seed(config.seed)
+    hidden = config.architecture.hidden
+    head = build_head(config.architecture, HeadShape(in_features=rows.train.shape[1], classes=CLASSES, hidden=hidden))
+    optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    began = time.perf_counter()
+    for epoch in range(config.max_epochs):
+        for features, labels in rows.epoch(epoch):
+            optimizer.zero_grad()
+            torch.autograd.backward(_loss(head(features), labels))
+            optimizer.step()
+        rows.judged(head)
+    return time.perf_counter() - began
+
+
+def bare_stacked(rows: Rows, configs: Sequence[HeadConfig]) -> float:
+    """Seconds of all heads as stacked tensors (H, O, I), with one parameter group a learning rate.
+
+    `configs` of one learning rate stand behind each other. Weight decay is added to the gradients.
+    """
+    head = _StackedHeads(configs, rows.train.shape[1])
+    optimizer = torch.optim.Adam(head.groups(), fused=True)
+    began = time.perf_counter()
+    for epoch in range(configs[0].max_epochs):
+        for features, labels in rows.epoch(epoch):
+            torch.autograd.backward(_loss(head(features), labels))
+            head.hand_over_gradients()
+            optimizer.step()
+        rows.judged(head)
+    return time.perf_counter() - began
+
+
+class _StackedHeads:
+    """One tensor a layer for all heads; the optimiser gets a view of it for every learning rate."""
+
+    def __init__(self, configs: Sequence[HeadConfig], wide: int) -> None:
+        sizes = (wide, *configs[0].architecture.hidden, CLASSES)
+        self.heads = len(configs)
+        self.decay = torch.tensor([config.weight_decay for config in configs])
+        self.rates = [config.lr for config in configs]
+        self.tensors: list[Tensor] = []
+        for deep, out in itertools.pairwise(sizes):
+            layer = nn.Linear(deep, out)
+            for tensor in (layer.weight, layer.bias):
+                self.tensors.append(tensor.detach().repeat(self.heads, *(1,) * tensor.dim()).requires_grad_())
+        starts = [number for number in range(self.heads) if number == 0 or self.rates[number] != self.rates[number - 1]]
+        self.parts = [slice(a, b) for a, b in zip(starts, [*starts[1:], self.heads], strict=True)]
+        self.views = [[tensor.detach()[part] for tensor in self.tensors] for part in self.parts]
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups."""
+        return [
+            {"params": views, "lr": self.rates[part.start]} for part, views in zip(self.parts, self.views, strict=True)
+        ]
+
+    def hand_over_gradients(self) -> None:
+        """To the views; those of the tensors are cleared."""
+        for number, tensor in enumerate(self.tensors):
+            assert tensor.grad is not None
+            tensor.grad.addcmul_(tensor.detach(), self.decay.view(-1, *(1,) * (tensor.dim() - 1)))
+            for part, views in zip(self.parts, self.views, strict=True):
+                views[number].grad = tensor.grad[part]
+            tensor.grad = None
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """(B, D) -> (H, B, C)."""
+        weight, bias = self.tensors[0], self.tensors[1]
+        values = F.linear(features, weight.flatten(0, 1), bias.flatten()).view(len(features), self.heads, -1)
+        values = values.transpose(0, 1)
+        for deep, offset in zip(self.tensors[2::2], self.tensors[3::2], strict=True):
+            values = torch.baddbmm(offset[:, None], torch.relu(values), deep.transpose(1, 2))
+        return values
+
+
+# --- parts -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much is measured; `cache`: real features, for the part that needs them."""
+
+    rows: int
+    heads: int
+    epochs: int
+    cache: Path | None
+
+
+def part_sweep(folder: Path, size: Size) -> dict[str, Any]:
+    """A grid of heads in one sweep, against bare stacked tensors, bare loops head by head, and a run a head."""
+    return {
+        f"{head} on {wide}": _swept(folder / f"{wide}-{head.partition(':')[0]}", head, wide, size)
+        for head, wide in (("linear", 64), ("linear", 2048), ("mlp:128,64", 2048))
+    }
+
+
+def _swept(folder: Path, head: str, wide: int, size: Size) -> dict[str, Any]:
+    rates = [1e-4 * 2**step for step in range(8)]
+    decays = [0.0, *(1e-6 * 10**step for step in range(size.heads // 8 - 1))]
+    options = {"head": head, "max_epochs": size.epochs, "patience": size.epochs, "head_batch_size": BATCH}
+    plan = SweepPlan.of(options, {"lr": rates, "weight_decay": decays})
+    configs = [one.config for one in plan.combinations]
+    some = configs[:: max(1, len(configs) // 4)][:4]
+    with write_features(folder, {"train": size.rows}, wide) as cache:
+        rows = Rows.of(cache)
+        bare_single(rows, some[0])
+        single = sum(bare_single(rows, config) for config in some) / len(some)
+        stacked = bare_stacked(rows, configs)
+        began = time.perf_counter()
+        runs = [fit_head(cache, config, runs_dir=folder / "runs") for config in some]
+        run = (time.perf_counter() - began) / len(some)
+        found = sweep_heads([cache], plan, runs_dir=folder / "runs")
+    assert {row.heads[0].epochs for row in found.rows} == {size.epochs} == {one.training.epochs for one in runs}
+    bare = min(single * len(configs), stacked)
+    return {
+        "heads": len(configs),
+        "stacks": list(found.stacks),
+        "sweep_s": round(found.seconds, 2),
+        "bare_stacked_s": round(stacked, 2),
+        "bare_single_s": round(single * len(configs), 2),
+        "runs_s": round(run * len(configs), 2),
+        "single_and_runs_measured_on": len(some),
+        "over_the_faster_bare": round(found.seconds / bare, 2),
+        "over_runs": round(found.seconds / (run * len(configs)), 3),
+    }
+
+
+# Each part, its rows and its epochs, unless they are said.
+PARTS: Mapping[str, tuple[Callable[[Path, Size], dict[str, Any]], int, int]] = {
+    "epochs": (lambda folder, size: part_epochs(folder, size.rows, size.epochs), 40_000, 6),
+    "sweep": (part_sweep, 10_000, 3),
+    "streaming": (lambda folder, size: part_streaming(folder, size.rows, size.epochs), 40_000, 3),
+    "logreg": (lambda folder, size: part_logreg(folder, size.cache), 0, 0),
+}
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option(help="A part; may be repeated. [default: all]")] = None,
+    rows: int | None = None,
+    heads: int = 64,
+    epochs: int | None = None,
+    cache: Annotated[Path | None, typer.Option(help="A cache of real features, for logreg.")] = None,
+    folder: Path | None = None,
+    keep: Annotated[bool, typer.Option(help="Write results/heads.json.")] = True,
+) -> None:
+    """Measure the parts in a temporary folder, and write results/heads.json."""
+    torch.manual_seed(0)
+    path = RESULTS / "heads.json"
+    parts = json.loads(path.read_text())["parts"] if path.exists() else {}
+    for name in only or PARTS:
+        part, usual_rows, usual_epochs = PARTS[name]
+        size = Size(rows=rows or usual_rows, heads=heads, epochs=epochs or usual_epochs, cache=cache)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            measured = part(Path(scratch), size)
+        parts[name] = {"date": machine()["date"], "threads": torch.get_num_threads(), **measured}
+        print(json.dumps({name: parts[name]}, indent=2), flush=True)
+        if keep:
+            write("heads", {"parts": parts})
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,99 @@
+"""Which images may be the same picture: pairs whose directions are nearest, among all pairs there are.
+
+All pairs are compared by matrix products, a block of rows against all rows after it, so memory stays at one block.
+Which cosine makes a pair is settled by the features themselves, for it differs from backbone to backbone: the
+threshold is where an image has 20 pairs on average, found on a sample of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.analysis.thinning import Rows, thin
+from featcache.analysis.values import Values
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Progress = Callable[[str, int, int], None]
+
+PAIRS_PER_IMAGE: Final = 20
+LEAST_COSINE: Final = 0.4
+# Where everything is near to everything, an image keeps so many pairs with those after it.
+MOST_PAIRS: Final = 64
+_SAMPLED: Final = 256
+_BLOCK_BYTES: Final = 128 << 20
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pairs:
+    """`first` < `second`: int64 (P,) numbers of images; `cosine`: float32 (P,); `floor`: the least one that counts."""
+
+    first: Rows
+    second: Rows
+    cosine: npt.NDArray[np.float32]
+    floor: float
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
+        """Some of them."""
+        return Pairs(first=self.first[chosen], second=self.second[chosen], cosine=self.cosine[chosen], floor=self.floor)
+
+
+def near_pairs(directions: Values, *, device: str = "cpu", progress: Progress | None = None) -> Pairs:
+    """The nearest pairs of rows: float32 (N, d) of length 1, as `directions` gives them.
+
+    `device`: where torch multiplies. `progress` is called with ("comparing", images done, images in all).
+    """
+    import torch
+
+    rows = torch.from_numpy(directions).to(device)
+    floor = _floor(rows)
+    step = max(1, min(1024, _BLOCK_BYTES // (4 * max(1, len(rows)))))
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    for start in range(0, len(rows), step):
+        found.append(_block(rows, start, step, floor))
+        if progress is not None:
+            progress("comparing", min(start + step, len(rows)), len(rows))
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)] if found else [np.empty(0)] * 3
+    return Pairs(
+        first=columns[0].astype(np.int64),
+        second=columns[1].astype(np.int64),
+        cosine=columns[2].astype(np.float32),
+        floor=floor,
+    )
+
+
+def _floor(rows: Tensor) -> float:
+    sample = thin(len(rows), _SAMPLED)
+    wanted = PAIRS_PER_IMAGE * len(sample)
+    if len(rows) <= PAIRS_PER_IMAGE + 1:
+        return LEAST_COSINE
+    nearness = rows[sample] @ rows.T
+    # An image is no pair with itself.
+    nearness[range(len(sample)), sample] = -1
+    return max(LEAST_COSINE, float(nearness.flatten().topk(wanted).values[-1]))
+
+
+def _block(rows: Tensor, start: int, step: int, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+    import torch
+
+    some = rows[start : start + step]
+    nearness = some @ rows[start:].T
+    # Only what lies after a row: each pair once.
+    nearness[:, : len(some)].triu_(1)
+    near = nearness >= floor
+    if int(near.count_nonzero()) > MOST_PAIRS * len(some):
+        values, after = nearness.topk(min(MOST_PAIRS, nearness.shape[1]), dim=1)
+        kept = values >= floor
+        first = torch.arange(start, start + len(some), device=rows.device)[:, None].expand_as(values)
+        return first[kept], start + after[kept], values[kept]
+    first, after = near.nonzero(as_tuple=True)
+    return start + first, start + after, nearness[first, after]

@@ -1,0 +1,127 @@
+"""Are two images the same picture? Their outlines say, however they were recompressed, recoloured or mirrored.
+
+An image becomes 16x16 gray pixels. Two of them are compared by the correlation of their gradients (the differences of
+neighbouring pixels, in both directions), which brightness, contrast and colour leave alone, and which does not take
+two seas under two skies for one picture, as a correlation of the pixels does. A border of two pixels is left out, for
+frames look alike; the second image may be moved by a pixel in any direction; and it is compared mirrored too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from featcache.analysis.table import ImageTable
+from featcache.analysis.thinning import Rows
+from featcache.errors import SourceError
+from featcache.images.decoding import decode
+from featcache.images.sources import ImageSource, Sample, digest
+
+Progress = Callable[[str, int, int], None]
+Correlations = npt.NDArray[np.float32]
+Small = npt.NDArray[np.float32]
+
+SIDE: Final = 16
+BORDER: Final = 2
+SHIFT: Final = 1
+_CHUNK: Final = 64
+_PAIRS: Final = 4096
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pictures:
+    """Some images of a table, small and gray. `place`: int64 (N,), where in `pixels` an image is, -1: not there.
+
+    `pixels`: float32 (n, 16, 16). An image is there if it could be read, and is the one whose features were cached.
+    """
+
+    place: Rows
+    pixels: Small
+
+    @classmethod
+    def read(
+        cls,
+        source: ImageSource,
+        table: ImageTable,
+        numbers: Rows,
+        *,
+        workers: int = 2,
+        progress: Progress | None = None,
+    ) -> Pictures:
+        """The images of these numbers. `progress` is called with ("looking", images done, images in all)."""
+        place = np.full(len(table), -1, np.int64)
+        kept: list[Small] = []
+        chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+        with ThreadPoolExecutor(workers, thread_name_prefix="look") as pool:
+            done = 0
+            for chunk, seen in zip(chunks, pool.map(lambda some: _look(source, table, some), chunks), strict=True):
+                for number, pixels in zip(chunk.tolist(), seen, strict=True):
+                    if pixels is not None:
+                        place[number] = len(kept)
+                        kept.append(pixels)
+                done += len(chunk)
+                if progress is not None:
+                    progress("looking", done, len(numbers))
+        return cls(place=place, pixels=np.stack(kept) if kept else np.empty((0, SIDE, SIDE), np.float32))
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def correlate(self, first: Rows, second: Rows) -> tuple[Correlations, Correlations]:
+        """The correlation of each pair of images, as they are and mirrored: float32 (P,), (P,), -1 to 1.
+
+        NaN where one of them is not there, or has no outlines at all.
+        """
+        a, b = self.place[first], self.place[second]
+        plain, mirrored = np.full((2, len(a)), np.nan, np.float32)
+        there = np.flatnonzero((a >= 0) & (b >= 0))
+        for start in range(0, len(there), _PAIRS):
+            some = there[start : start + _PAIRS]
+            one, other = self.pixels[a[some]], self.pixels[b[some]]
+            plain[some] = gradient_correlation(one, other)
+            mirrored[some] = gradient_correlation(one, other[:, :, ::-1])
+        return plain, mirrored
+
+
+def gradient_correlation(one: Small, other: Small) -> Correlations:
+    """Of each pair of images, float32 (P, 16, 16) twice -> float32 (P,): the best over all shifts by a pixel."""
+    inner = SIDE - 2 * BORDER
+    outlines = _outlines(one[:, BORDER : BORDER + inner, BORDER : BORDER + inner])
+    best: Correlations = np.full(len(one), np.nan, np.float32)
+    for down in range(BORDER - SHIFT, BORDER + SHIFT + 1):
+        for right in range(BORDER - SHIFT, BORDER + SHIFT + 1):
+            moved = _outlines(other[:, down : down + inner, right : right + inner])
+            np.fmax(best, np.einsum("pd,pd->p", outlines, moved), out=best)
+    return best
+
+
+def _outlines(pixels: Small) -> npt.NDArray[np.float32]:
+    """Gradients of length 1: (P, s, s) -> (P, 2 s (s - 1)); NaN where there are none."""
+    count = len(pixels)
+    found = np.concatenate(
+        [np.diff(pixels, axis=2).reshape(count, -1), np.diff(pixels, axis=1).reshape(count, -1)], axis=1
+    )
+    length = np.linalg.norm(found, axis=1, keepdims=True)
+    return (found / np.where(length > 0, length, np.nan)).astype(np.float32, copy=False)
+
+
+def _look(source: ImageSource, table: ImageTable, numbers: Rows) -> list[Small | None]:
+    return [_small(source, table.sample(number), table.digests[number].tobytes()) for number in numbers.tolist()]
+
+
+def _small(source: ImageSource, sample: Sample, expected: bytes) -> Small | None:
+    try:
+        payload = source.read(sample)
+        if digest(payload) != expected:
+            return None
+        gray = Image.fromarray(decode(payload, sample.id)).convert("L")
+    except SourceError:
+        # Gone or damaged since its features were cached: features have to do.
+        return None
+    return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)

@@ -1,0 +1,90 @@
+"""All images of a cache in one row each, split after split: what an audit walks over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.analysis.thinning import Rows
+from featcache.analysis.values import Values, blocks
+from featcache.cache.reader import FeatureArray, FeatureCache
+from featcache.images.sources import Sample
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageTable:
+    """The images of a cache, numbered 0 to N-1 over all splits in their order.
+
+    `split`: int64 (N,), which of `splits`; `row`: int64 (N,), the row there that holds the image, its first view
+    where there are several; `labels`: int64 (N,), -1 for unlabelled; `digests`: (N, 32) uint8, of the images' bytes.
+    """
+
+    layer: str
+    classes: tuple[str, ...]
+    splits: tuple[str, ...]
+    split: Rows
+    row: Rows
+    labels: Rows
+    digests: npt.NDArray[np.uint8]
+    _arrays: tuple[FeatureArray, ...]
+
+    @classmethod
+    def of(cls, cache: FeatureCache, layer: str | None = None) -> ImageTable:
+        """The images of a cache and their features in a layer (None: the first). Raises UnknownName."""
+        arrays = tuple(cache[split].layer(layer) for split in cache.splits)
+        # Rows are image-major, and only train has views.
+        rows = [
+            np.arange(0, len(array), cache.spec.views if array.split.name == "train" else 1, dtype=np.int64)
+            for array in arrays
+        ]
+        return cls(
+            layer=arrays[0].name if arrays else layer or "",
+            classes=cache.classes,
+            splits=cache.splits,
+            split=np.repeat(np.arange(len(rows)), [len(some) for some in rows]),
+            row=np.concatenate([np.empty(0, np.int64), *rows]),
+            labels=np.concatenate(
+                [np.empty(0, np.int64), *(a.split.labels[some] for a, some in zip(arrays, rows, strict=True))]
+            ),
+            digests=np.concatenate(
+                [np.empty((0, 32), np.uint8), *(a.split.digests[some] for a, some in zip(arrays, rows, strict=True))]
+            ),
+            _arrays=arrays,
+        )
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    @property
+    def feature_dim(self) -> int:
+        """Values of one image's feature."""
+        return self._arrays[0].shape[1]
+
+    def of_split(self, split: str) -> Rows:
+        """The numbers of one split's images, ascending."""
+        return np.flatnonzero(self.split == self.splits.index(split))
+
+    def sample(self, number: int) -> Sample:
+        """An image as its cache and its source name it."""
+        array = self._arrays[self.split[number]]
+        sample_id = array.split.ids[int(self.row[number])]
+        return Sample(id=sample_id, split=array.split.name, label=int(self.labels[number]))
+
+    def samples(self, numbers: Rows) -> tuple[Sample, ...]:
+        """`sample` of each."""
+        return tuple(self.sample(int(number)) for number in numbers)
+
+    def blocks(self) -> Iterator[tuple[int, Values]]:
+        """The features of all images, a block at a time: (number of the first, float32 (n, D)).
+
+        Raises HeadError for NaN or infinity, CacheDamaged for rows that are not those that were written.
+        """
+        start = 0
+        for part, array in enumerate(self._arrays):
+            rows = self.row[self.split == part]
+            for first, values in blocks(array, rows):
+                yield start + first, values
+            start += len(rows)

@@ -1,0 +1,335 @@
+"""The four ways, each as a function for a process of its own, and the cached twins that end to end is compared with.
+
+All train the same head from the same seed over the same batches in the same order. Clocks start after the imports.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.backbones.network import plain
+from featcache.backbones.weights import resolve
+from featcache.benchmark.end_to_end import (
+    NotebookForward,
+    NotebookNetwork,
+    TunedForward,
+    cut_samples,
+    image_parts,
+    notebook_preset,
+)
+from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Curve, Features, Memory, Way
+from featcache.benchmark.scenarios import Scenario
+from featcache.benchmark.training import Trained, cached_parts, train
+from featcache.cache.reader import FeatureCache
+from featcache.extraction.job import Job
+from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.plan import selected
+from featcache.extraction.reporting import Reporter
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract, prepared
+from featcache.heads.config import HeadConfig
+from featcache.heads.cuts import cut_cache
+from featcache.heads.fit import fit_head
+from featcache.heads.placement import choose_device
+from featcache.heads.records import EpochRecord
+from featcache.heads.runs import Run
+from featcache.images import open_source
+from featcache.images.sources import Sample
+
+Runner = Literal["auto", "eager", "compiled"]
+Dtype = Literal["float16", "float32"]
+
+# What end to end computes in fp32 is compared with features that are stored as they were computed.
+EXACT_DTYPE: Dtype = "float32"
+# Nobody has measured yet: `run` fills it in, from outside the process.
+_UNKNOWN = Memory(peak=0, libraries=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """A scenario, and `data_dir`, where its caches go. `runner`: how the backbone computes in the tuned way."""
+
+    scenario: Scenario
+    data_dir: Path
+    runner: Runner = "auto"
+
+    def request(self, images: int, *, precision: str = "auto", dtype: Dtype = "float16") -> Request:
+        """The features of so many images of each split."""
+        chosen = self.scenario
+        return Request(
+            dataset=chosen.dataset,
+            backbone=chosen.backbone,
+            weights=chosen.weights,
+            image_size=chosen.image_size,
+            pool=chosen.pool,
+            dtype=dtype,
+            precision=precision,
+            runner=self.runner,
+            splits=chosen.splits,
+            limit=images,
+            data_dir=self.data_dir,
+        )
+
+    @property
+    def runs_dir(self) -> Path:
+        """Where the heads go."""
+        return self.data_dir / "runs"
+
+    @property
+    def sampled(self) -> HeadConfig:
+        """The head of end to end and of its twins."""
+        return self.scenario.trained_for(self.scenario.sampled_epochs)
+
+    @property
+    def place(self) -> torch.device:
+        """Where heads are trained."""
+        return choose_device(self.scenario.device)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """A trained head's logits on val and test: float32 (N, C); labels int64 (N,); and how it came to them."""
+
+    curve: Curve
+    logits: Mapping[str, NDArray[np.float32]]
+    labels: Mapping[str, NDArray[np.int64]]
+
+
+# --- cached ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cold:
+    """The cold way, the cache it left, and what that holds."""
+
+    way: Way
+    cache: Path
+    features: Features
+
+
+def cold(task: Task, reporter: Reporter) -> Cold:
+    """Extract, then train all heads, one after another."""
+    began = time.perf_counter()
+    scenario = task.scenario
+    extraction = extract(task.request(scenario.images), Execution(device=scenario.device), reporter=reporter)
+    setup_s = time.perf_counter() - began
+    runs, heads_s = [], []
+    with FeatureCache.open(extraction.cache) as cache:
+        for number, config in enumerate(scenario.configs(), start=1):
+            runs.append(_fitted(cache, config, task))
+            heads_s.append(time.perf_counter() - began)
+            reporter.advance("heads", number, scenario.heads)
+        way = cached_way(COLD, runs[0], setup_s=setup_s, heads_s=heads_s)
+        return Cold(way=way, cache=extraction.cache, features=_features(cache, extraction.images_per_s))
+
+
+def warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
+    """Open the cache and train the first head."""
+    settings, path = task
+    began = time.perf_counter()
+    with FeatureCache.open(path) as cache:
+        run = _fitted(cache, settings.scenario.configs()[0], settings)
+    return cached_way(WARM, run, setup_s=0.0, heads_s=[time.perf_counter() - began])
+
+
+def _fitted(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
+    run = fit_head(cache, config, runs_dir=task.runs_dir, device=task.scenario.device)
+    if run.training.interrupted:
+        # Half a measurement is none.
+        raise KeyboardInterrupt
+    return run
+
+
+def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[float]) -> Way:
+    """What a run of the first head says of the way it was trained."""
+    done = run.training
+    return Way(
+        name=name,
+        images=dict(done.images),
+        setup_s=setup_s,
+        epoch_s=tuple(epoch.seconds for epoch in run.history()),
+        test_s=0.0,
+        heads_s=tuple(heads_s),
+        val_accuracy=done.val.accuracy,
+        test_accuracy=None if done.test is None else done.test.accuracy,
+        curve=_curve(run.history()),
+        memory=_UNKNOWN,
+    )
+
+
+def _features(cache: FeatureCache, images_per_s: float | None) -> Features:
+    (layer,) = cache.spec.layers
+    return Features(
+        layer=layer.name,
+        feature_dim=layer.feature_dim,
+        precision=cache.spec.precision,
+        runner=cache.spec.runner,
+        stored=cache.spec.dtype,
+        weights=str(cache.provenance.get("weights")),
+        cache_bytes=cache.path.stat().st_size,
+        extract_images_per_s=images_per_s or 0.0,
+    )
+
+
+# --- end to end --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEnd:
+    """An end-to-end way, and what its head says."""
+
+    way: Way
+    answers: Answers
+
+
+def notebook(task: Task, reporter: Reporter) -> EndToEnd:
+    """As a notebook does it, on the sample."""
+    began = time.perf_counter()
+    scenario, request = task.scenario, task.request(task.scenario.sample_images)
+    weights = resolve(scenario.backbone, request.weights, weights_dir=request.weights_dir)
+    made = plain(scenario.backbone, weights, image_size=request.image_size, pool=request.pool)
+    network = NotebookNetwork(made).to(task.place)
+    with open_source(scenario.dataset, datasets_dir=request.datasets_dir, report=reporter.say) as source:
+        forward = NotebookForward(
+            source, network, notebook_preset(made.transform), feature_dim=made.layers[0].feature_dim
+        )
+        samples = cut_samples(selected(source, request), task.sampled)
+        seen = _Seen.of(samples, task.sampled, reporter)
+        parts = image_parts(samples, forward, task.sampled, classes=len(source.classes), stored=EXACT_DTYPE, seen=seen)
+        setup_s = time.perf_counter() - began
+        return _end_to_end(NOTEBOOK, samples, train(parts, task.sampled), setup_s)
+
+
+def tuned(task: Task, reporter: Reporter) -> EndToEnd:
+    """With all of featcache's own speed, on the sample."""
+    began = time.perf_counter()
+    request = task.request(task.scenario.sample_images)
+    with (
+        prepared(request, Execution(device=task.scenario.device), reporter) as job,
+        closing(_pipeline(job)) as pipeline,
+    ):
+        if job.spec.runner == "compiled":
+            pipeline.compile()
+        digests = dict(zip(job.plan.all_samples(), job.plan.all_digests(), strict=True))
+        forward = TunedForward(pipeline, digests, device=task.place)
+        samples = cut_samples(job.plan.samples, task.sampled)
+        seen = _Seen.of(samples, task.sampled, reporter)
+        parts = image_parts(
+            samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
+        )
+        setup_s = time.perf_counter() - began
+        return _end_to_end(TUNED, samples, train(parts, task.sampled), setup_s)
+
+
+def _pipeline(job: Job) -> Pipeline:
+    # Not in the storage type: nothing is stored.
+    return Pipeline(
+        source=job.source,
+        backbone=job.backbone,
+        dtype="float32",
+        batch_size=job.tuner.largest,
+        workers=job.tuner.workers,
+    )
+
+
+@dataclass(kw_only=True)
+class _Seen:
+    """Counts the images that have been through the backbone."""
+
+    reporter: Reporter
+    total: int
+    done: int = 0
+
+    @classmethod
+    def of(cls, samples: Mapping[str, Sequence[Sample]], config: HeadConfig, reporter: Reporter) -> _Seen:
+        # Every epoch sees train and val; the best one sees val and test once more.
+        train_and_val = len(samples["train"]) + len(samples["val"])
+        last = len(samples["val"]) + len(samples.get("test", ()))
+        return cls(reporter=reporter, total=config.max_epochs * train_and_val + last)
+
+    def __call__(self, images: int) -> None:
+        self.done += images
+        self.reporter.advance("training end to end", self.done, self.total)
+
+
+def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Trained, setup_s: float) -> EndToEnd:
+    epoch_s = tuple(epoch.seconds for epoch in trained.history)
+    answers = _answers(trained)
+    way = Way(
+        name=name,
+        images={part: len(some) for part, some in samples.items()},
+        setup_s=setup_s,
+        epoch_s=epoch_s,
+        test_s=trained.test_seconds,
+        heads_s=(setup_s + sum(epoch_s) + trained.test_seconds,),
+        val_accuracy=trained.val.score().accuracy,
+        test_accuracy=None if trained.test is None else trained.test.score().accuracy,
+        curve=answers.curve,
+        memory=_UNKNOWN,
+    )
+    return EndToEnd(way=way, answers=answers)
+
+
+# --- the cached twins --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Twin:
+    """Cached training on the sample, for comparison with one way end to end; not timed."""
+
+    baseline: str
+    precision: str
+    stored: str
+    images: Mapping[str, int]
+    answers: Answers
+
+
+def twins(task: Task, reporter: Reporter) -> list[Twin]:
+    """The notebook's twin has exact features, the tuned way's those of the product."""
+    sample = task.scenario.sample_images
+    exact = task.request(sample, precision="fp32", dtype=EXACT_DTYPE)
+    return [
+        _twin(NOTEBOOK, replace(exact, runner="eager"), task, reporter),
+        _twin(TUNED, task.request(sample), task, reporter),
+    ]
+
+
+def _twin(baseline: str, request: Request, task: Task, reporter: Reporter) -> Twin:
+    extraction = extract(request, Execution(device=task.scenario.device), reporter=reporter)
+    with FeatureCache.open(extraction.cache) as cache:
+        trained = train(cached_parts(cache, task.sampled, task.place), task.sampled)
+        cut = cut_cache(cache, val_fraction=task.sampled.val_fraction, val_seed=task.sampled.val_seed)
+        return Twin(
+            baseline=baseline,
+            precision=cache.spec.precision,
+            stored=cache.spec.dtype,
+            images=cut.images(),
+            answers=_answers(trained),
+        )
+
+
+def _answers(trained: Trained) -> Answers:
+    outcomes = {"val": trained.val} | ({} if trained.test is None else {"test": trained.test})
+    return Answers(
+        curve=_curve(trained.history, trained.step_losses),
+        logits={part: outcome.logits.float().cpu().numpy() for part, outcome in outcomes.items()},
+        labels={part: outcome.labels.cpu().numpy() for part, outcome in outcomes.items()},
+    )
+
+
+def _curve(history: Sequence[EpochRecord], step_losses: NDArray[np.float32] | None = None) -> Curve:
+    return Curve(
+        train_loss=tuple(epoch.train_loss for epoch in history),
+        val_loss=tuple(epoch.val_loss for epoch in history),
+        val_accuracy=tuple(epoch.val_accuracy for epoch in history),
+        step_losses=() if step_losses is None else tuple(round(float(loss), 7) for loss in step_losses),
+    )

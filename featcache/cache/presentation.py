@@ -1,0 +1,34 @@
+"""What a notebook shows of a cache: its splits, layers and sizes as a small table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from featcache.cache.reader import FeatureCache
+
+
+def as_html(cache: FeatureCache) -> str:
+    """A heading and two tables, every text escaped, styled by whatever shows them."""
+    layers = [
+        (layer.name, " x ".join(map(str, layer.shape)), f"{layer.feature_dim:,}", cache.spec.dtype)
+        for layer in cache.spec.layers
+    ]
+    splits = [
+        (name, f"{len(split):,}", f"{int((split.labels >= 0).sum()):,}")
+        for name, split in ((s, cache[s]) for s in cache)
+    ]
+    about = f"{cache.spec.backbone} on {cache.set_name}, {len(cache.classes):,} classes"
+    tables = _table(("split", "rows", "labelled"), splits) + _table(("layer", "shape", "features", "stored as"), layers)
+    return f"<div><p><strong>{escape(cache.name)}</strong><br>{escape(about)}</p>{tables}</div>"
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+    body = "".join(
+        f'<tr><th scope="row">{escape(first)}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in cells)}</tr>'
+        for first, *cells in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,189 @@
+"""`featcache predict`: what a trained head says of images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from featcache.cli.commands import command
+from featcache.cli.options import Common, number_or_auto
+from featcache.cli.printing import print_json, print_line, print_table
+from featcache.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from featcache.inference import ImagePrediction, NearImage, Predicted
+
+SECTION = "Using a head"
+RUN = typer.Argument(help="Its path, its name in --runs-dir, how that begins, or latest.")
+_WHAT = "What is shown"
+_HOW = "How it is computed"
+_WEIGHTS = typer.Option(
+    help="Where the backbone's weights are now; they must be those the head was trained on. Of several backbones: "
+    "BACKBONE=SOURCE, repeated. [default: where they were then]",
+    metavar="<source>",
+    rich_help_panel=_HOW,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions:
+    """What is shown of a prediction, and how it is computed."""
+
+    top: Annotated[
+        int, typer.Option(help="So many classes an image.", metavar="<classes>", min=1, rich_help_panel=_WHAT)
+    ] = 3
+    neighbours: Annotated[
+        int,
+        typer.Option(
+            help="So many of the most similar cached train images; needs the cache.",
+            metavar="<images>",
+            min=0,
+            rich_help_panel=_WHAT,
+        ),
+    ] = 0
+    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_WHAT)] = False
+    weights: Annotated[list[str] | None, _WEIGHTS] = None
+    precision: Annotated[
+        Literal["fp32", "auto", "bf16", "fp16"],
+        typer.Option(help="How features are computed.", rich_help_panel=_HOW),
+    ] = "fp32"
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", rich_help_panel=_HOW)
+    ] = "auto"
+    batch_size: Annotated[
+        str, typer.Option(help="Images per forward pass, or auto.", metavar="<images>", rich_help_panel=_HOW)
+    ] = "auto"
+    workers: Annotated[
+        str, typer.Option(help="Threads that decode images, or auto.", metavar="<threads>", rich_help_panel=_HOW)
+    ] = "auto"
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        typer.Option(help="At an image that cannot be read: fail, or leave it out and say so.", rich_help_panel=_HOW),
+    ] = "fail"
+
+
+def register(app: typer.Typer) -> None:
+    """Adds this group's commands."""
+
+    @command(app, "predict", section=SECTION)
+    def predict(
+        run: Annotated[str, RUN],
+        images: Annotated[
+            list[str],
+            typer.Argument(help="Images, folders or archives of images; - reads paths from stdin, one a line."),
+        ],
+        *,
+        options: PredictOptions,
+        common: Common,
+    ) -> None:
+        """Say what images show, by a trained head.
+
+        Backbone, weights and transform are those the head was trained behind; other weights are refused.
+        """
+        from featcache.inference import predict
+
+        if options.csv and common.json:
+            raise typer.BadParameter("say --csv or --json, not both", param_hint="--csv")
+        with Terminal(quiet=common.quiet) as terminal:
+            predicted = predict(
+                run,
+                _named(images),
+                top=options.top,
+                neighbours=options.neighbours,
+                weights=weights_said(options.weights),
+                precision=options.precision,
+                device=options.device,
+                batch_size=number_or_auto(options.batch_size, "--batch-size"),
+                workers=number_or_auto(options.workers, "--workers"),
+                on_error=options.on_error,
+                data_dir=common.data_dir,
+                runs_dir=common.runs_dir,
+                reporter=terminal,
+            )
+        if common.json:
+            print_json(predicted.to_json())
+        elif options.csv:
+            _print_csv(predicted)
+        else:
+            _print_table(predicted)
+
+
+def weights_said(values: Sequence[str] | None) -> str | dict[str, str] | None:
+    """`SOURCE`, or `BACKBONE=SOURCE` as often as there are backbones."""
+    if not values:
+        return None
+    if len(values) == 1 and "=" not in values[0]:
+        return values[0]
+    pairs = [value.partition("=") for value in values]
+    if not all(name and source for name, _, source in pairs):
+        raise typer.BadParameter("of several, say whose they are: BACKBONE=SOURCE", param_hint="--weights")
+    return {name: source for name, _, source in pairs}
+
+
+def _named(images: Sequence[str]) -> list[str]:
+    """What was said, with the lines of stdin in place of `-`."""
+    paths: list[str] = []
+    for image in images:
+        paths += [line for line in sys.stdin.read().splitlines() if line] if image == "-" else [image]
+    return paths
+
+
+def _print_table(predicted: Predicted) -> None:
+    header = ("image", "class", "probability")
+    others = ("then",) if any(len(image.top) > 1 for image in predicted) else ()
+    near = ("most similar train images",) if any(image.neighbours for image in predicted) else ()
+    rows = [
+        (
+            image.path,
+            image.label,
+            _percent(image.probability),
+            *_others(image)[: len(others)],
+            *_near(image)[: len(near)],
+        )
+        for image in predicted
+    ]
+    print_table(rows, header=(*header, *others, *near))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _others(image: ImagePrediction) -> tuple[str, ...]:
+    return (", ".join(f"{guess.label} {_percent(guess.probability)}" for guess in image.top[1:]),)
+
+
+def _near(image: ImagePrediction) -> tuple[str, ...]:
+    def shown(near: NearImage) -> str:
+        return f"{near.id} ({near.label or 'unlabelled'}, {near.similarity:.3f})"
+
+    return (", ".join(map(shown, image.neighbours)),)
+
+
+def _print_csv(predicted: Predicted) -> None:
+    """A line an image, RFC 4180 but for its line ends."""
+    guesses, near = (max(map(len, column)) for column in zip(*((i.top, i.neighbours) for i in predicted), strict=True))
+    header = ["path", "label", "probability"]
+    header += [f"{name}_{number}" for number in range(2, guesses + 1) for name in ("label", "probability")]
+    for number in range(1, near + 1):
+        header += [f"neighbour_{number}", f"neighbour_{number}_label", f"neighbour_{number}_similarity"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(_cells(image) for image in predicted)
+    print_line(text.getvalue().removesuffix("\n"))
+
+
+def _cells(image: ImagePrediction) -> list[str | float | None]:
+    cells: list[str | float | None] = [image.path]
+    for guess in image.top:
+        cells += [guess.label, guess.probability]
+    for near in image.neighbours:
+        cells += [near.id, near.label, near.similarity]
+    return cells

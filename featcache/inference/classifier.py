@@ -1,0 +1,194 @@
+"""What a head was trained behind, rebuilt: images -> features -> probabilities.
+
+Everything comes from the run's record: backbone, layers, pooling and the transform's numbers. Weights are taken only if
+their bytes are those that the head was trained on. Features are computed in fp32 unless told otherwise, and never
+rounded to the type a cache stores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from featcache.backbones.backbone import Backbone
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Spec
+from featcache.errors import CacheError, InvalidOption
+from featcache.extraction import devices
+from featcache.extraction.pipeline import Failure, Pipeline, Rows
+from featcache.extraction.rebuild import rebuilt, require_same
+from featcache.extraction.run import Execution
+from featcache.extraction.tuning_memory import usual_batch
+from featcache.heads.records import FeatureLayer, FeatureOrigin
+from featcache.heads.runs import Run
+from featcache.images.sources import ImageSource, Sample
+
+# Images that are read, computed and answered for together: it bounds what is in memory.
+CHUNK = 256
+
+Weights = str | Path | Mapping[str, str | Path] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Branch:
+    """One backbone, and those of its layers that the head reads, in the head's order."""
+
+    backbone: Backbone
+    layers: tuple[FeatureLayer, ...]
+
+    def values(self, features: dict[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
+        """{layer: (n, D) as computed} -> the head's inputs, float32 (n, D) a layer: value = number x scale + offset."""
+        return [layer.values(features[layer.name]) for layer in self.layers]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Answers:
+    """What came out for some samples: `index` (n,) says which, in ascending order.
+
+    `features`: float32 (n, D), what the head was given; `probabilities`: float32 (n, C).
+    """
+
+    index: NDArray[np.int64]
+    features: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    failures: tuple[Failure, ...] = ()
+
+
+class Classifier:
+    """A run with its backbone on a device. `run.classes` names the columns of the probabilities."""
+
+    def __init__(self, run: Run, branches: Sequence[Branch], *, device: str = "cpu", precision: str = "fp32") -> None:
+        self.run = run
+        self.branches = tuple(branches)
+        self.device = torch.device(device)
+        for branch in branches:
+            branch.backbone.place(device, precision)
+        self.head = run.head().to(self.device)
+
+    @classmethod
+    def of(
+        cls,
+        run: Run,
+        *,
+        weights: Weights = None,
+        backbone: Backbone | None = None,
+        data_dir: Path = Path("data"),
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> Classifier:
+        """Rebuild what a run's record describes.
+
+        `weights`: where they are now, if elsewhere than when the head was trained; of several backbones by name.
+        `backbone`: one's own, for a run whose backbone was a module. `data_dir` holds downloaded weights.
+        Raises WeightsError where the weights are not there or are others, HeadError where the head is damaged,
+        InvalidOption for weights of a backbone that the head does not read.
+        """
+        place = devices.resolve_device(device)
+        origins = run.features.origins
+        branches = [
+            Branch(backbone=_backbone(run, origin, where, backbone, data_dir), layers=origin.layers)
+            for origin, where in zip(origins, _places(weights, origins), strict=True)
+        ]
+        return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place))
+
+    def answers(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[Answers]:
+        """Probabilities for `samples`, chunk by chunk, in order. Images that cannot be read are failures."""
+        with ExitStack() as opened:
+            pipelines = [opened.enter_context(closing(self._pipeline(branch, source, how))) for branch in self.branches]
+            for start in range(0, len(samples), CHUNK):
+                chunk = samples[start : start + CHUNK]
+                # Every backbone has its own transform: images are decoded once for each.
+                found = [_joined(list(pipeline.rows(chunk, None))) for pipeline in pipelines]
+                yield self._answers(found, start)
+
+    def _pipeline(self, branch: Branch, source: ImageSource, how: Execution) -> Pipeline:
+        batch = how.batch_size or usual_batch(branch.backbone, str(self.device))
+        return Pipeline(source=source, backbone=branch.backbone, dtype="float32", batch_size=batch, workers=how.threads)
+
+    def _answers(self, found: Sequence[Rows], start: int) -> Answers:
+        index, failures = found[0].index + start, found[0].failures
+        if not len(index):
+            empty = np.empty((0, self.run.features.feature_dim), np.float32)
+            return Answers(
+                index=index, features=empty, probabilities=self.probabilities(empty), failures=_later(failures, start)
+            )
+        values = [
+            part for branch, rows in zip(self.branches, found, strict=True) for part in branch.values(rows.features)
+        ]
+        features = np.concatenate(values, axis=1)
+        return Answers(
+            index=index,
+            features=features,
+            probabilities=self.probabilities(features),
+            failures=_later(failures, start),
+        )
+
+    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The head's word on features float32 (n, D) -> float32 (n, C)."""
+        if not len(features):
+            return np.empty((0, len(self.run.classes)), np.float32)
+        with torch.inference_mode():
+            logits = self.head(torch.from_numpy(features).to(self.device))
+            result: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
+        return result
+
+
+def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Path | None]:
+    """For each cache where its backbone's weights are now, None for where they were."""
+    names = [origin.backbone for origin in origins]
+    if isinstance(weights, Mapping):
+        if strangers := sorted(set(weights) - set(names)):
+            raise InvalidOption(f"--weights: expected {', '.join(names)}, got {', '.join(strangers)}")
+        return [weights.get(name) for name in names]
+    if weights is not None and len(names) > 1:
+        raise InvalidOption(
+            f"the head reads {len(names)} backbones, and --weights {weights} could be of any",
+            hint=f"say whose they are: --weights {names[0]}={weights}",
+        )
+    return [weights] * len(names)
+
+
+def spec_of(origin: FeatureOrigin) -> Spec:
+    """The spec of the layers that the head reads. Raises CacheForeign for a spec of another version."""
+    return Spec.from_json(origin.spec).restricted_to(layer.name for layer in origin.layers)
+
+
+def _backbone(
+    run: Run, origin: FeatureOrigin, weights: str | Path | None, backbone: Backbone | None, data_dir: Path
+) -> Backbone:
+    spec = spec_of(origin)
+    if backbone is not None:
+        require_same(backbone, spec, run.folder.name)
+        return backbone
+    source = origin.weights or _source_in(origin)
+    return rebuilt(spec, source, what=run.folder.name, weights=weights, weights_dir=data_dir / "weights")
+
+
+def _source_in(origin: FeatureOrigin) -> str | None:
+    """Where the weights came from, as the cache tells it: runs of featcache 0.1.0 do not."""
+    try:
+        with FeatureCache.open(origin.cache) as cache:
+            source = cache.provenance.get("weights")
+    except CacheError:
+        return None
+    return source if isinstance(source, str) else None
+
+
+def _joined(blocks: Sequence[Rows]) -> Rows:
+    names = next((block.features for block in blocks if block.features), {})
+    filled = [block for block in blocks if len(block.index)]
+    return Rows(
+        index=np.concatenate([block.index for block in blocks]),
+        features={name: np.concatenate([block.features[name] for block in filled]) for name in names},
+        failures=tuple(failure for block in blocks for failure in block.failures),
+    )
+
+
+def _later(failures: Sequence[Failure], start: int) -> tuple[Failure, ...]:
+    return tuple(Failure(row=failure.row + start, error=failure.error) for failure in failures)

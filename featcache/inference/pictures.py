@@ -1,0 +1,86 @@
+"""The images that somebody names, in the order in which they are named: files, folders, archives, arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+
+from featcache.errors import InvalidOption
+from featcache.images import ArraySource, ImageSource, Payload, Sample
+from featcache.images.archive import open_archive
+from featcache.images.folder import FilesSource, image_files
+from featcache.images.sources import UNLABELLED, Listing, Stamp, has_archive_suffix
+
+# None of these images belongs to a set: the split only has to be one.
+_SPLIT = "test"
+
+Images = str | Path | Sequence[str | Path] | ImageSource | np.ndarray | Sequence[np.ndarray]
+
+
+def opened(images: Images) -> tuple[ImageSource, list[Sample]]:
+    """A source and its samples in the order that was meant.
+
+    A path is an image, a folder with images anywhere in it, or a zip or tar of some; a uint8 array is one image
+    (H, W, 3) or several (N, H, W, 3). Raises SourceError for a folder or an archive without images.
+    """
+    if isinstance(images, ImageSource):
+        return images, [sample for split in images.splits() for sample in images.samples(split)]
+    if isinstance(images, np.ndarray):
+        return opened(ArraySource(images[None] if images.ndim == 3 else images, split=_SPLIT, name="array"))
+    if isinstance(images, str | Path):
+        images = [images]
+    if not len(images):
+        raise InvalidOption("expected images, got none", hint="name files, folders or archives")
+    arrays = [image for image in images if isinstance(image, np.ndarray)]
+    if arrays:
+        return opened(ArraySource(arrays, split=_SPLIT, name="array"))
+    pictures = Pictures([Path(image) for image in images if not isinstance(image, np.ndarray)])
+    return pictures, pictures.in_order
+
+
+class Pictures(ImageSource):
+    """Images at paths. Their ids are the paths as they were given, those in folders and archives behind them.
+
+    `in_order`: a sample for every image as often as it was named. A file that is not there is an image that cannot be
+    read. Raises SourceError for a folder or an archive that holds none, or cannot be opened.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._open = ExitStack()
+        self._archived: dict[str, tuple[ImageSource, Sample]] = {}
+        names = [name for path in paths for name in self._names(path)]
+        listing = Listing(((_SPLIT, name, UNLABELLED) for name in dict.fromkeys(names)), ())
+        super().__init__(name="pictures", origin="pictures", listing=listing)
+        self._files = FilesSource(
+            name="pictures", origin="pictures", listing=listing, paths={name: name for name in names}
+        )
+        samples = {sample.id: sample for sample in self.samples(_SPLIT)}
+        self.in_order = [samples[name] for name in names]
+
+    def _names(self, path: Path) -> list[str]:
+        if path.is_dir():
+            return [str(path / name) for name in image_files(path)]
+        if not (has_archive_suffix(path.name) and path.is_file()):
+            return [str(path)]
+        archive = self._open.enter_context(open_archive(path))
+        inside = [sample for split in archive.splits() for sample in archive.samples(split)]
+        self._archived |= {f"{path}/{sample.id}": (archive, sample) for sample in inside}
+        return [f"{path}/{sample.id}" for sample in inside]
+
+    def read(self, sample: Sample) -> Payload:
+        """The encoded image. Raises ImageError where it cannot be read."""
+        if sample.id in self._archived:
+            archive, inside = self._archived[sample.id]
+            return archive.read(inside)
+        return self._files.read(sample)
+
+    def stamp(self, sample: Sample) -> Stamp | None:
+        """None: what is read once needs no key."""
+        return None
+
+    def close(self) -> None:
+        """Close the archives."""
+        self._open.close()

@@ -1,0 +1,89 @@
+"""What a prediction says: one record an image, as JSON and as a table's rows. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guess:
+    """A class by name, and its probability from 0 to 1."""
+
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NearImage:
+    """A cached train image: its id, its class (None: unlabelled) and the cosine of the angle between the features."""
+
+    id: str
+    label: str | None
+    similarity: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImagePrediction:
+    """What a head says of one image: the most probable class, and the first few, best first."""
+
+    path: str
+    top: tuple[Guess, ...]
+    neighbours: tuple[NearImage, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The most probable class."""
+        return self.top[0].label
+
+    @property
+    def probability(self) -> float:
+        """That of the most probable class."""
+        return self.top[0].probability
+
+    def to_json(self) -> dict[str, Any]:
+        """{"path", "label", "probability", "top"}, and "neighbours" where they were asked for."""
+        said = {
+            "path": self.path,
+            "label": self.label,
+            "probability": self.probability,
+            "top": [asdict(guess) for guess in self.top],
+        }
+        return said | ({"neighbours": [asdict(near) for near in self.neighbours]} if self.neighbours else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unread:
+    """An image that was left out, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Predicted:
+    """All images of one call, in the order in which they were given.
+
+    `probabilities`: float32 (N, C), a row for each of `images`, in the order of `classes`.
+    """
+
+    run: str
+    classes: tuple[str, ...]
+    images: tuple[ImagePrediction, ...]
+    probabilities: NDArray[np.float32]
+    unread: tuple[Unread, ...] = ()
+
+    def __iter__(self) -> Iterator[ImagePrediction]:
+        return iter(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON object of `featcache predict --json`."""
+        said = {"run": self.run, "images": [image.to_json() for image in self.images]}
+        return said | ({"skipped": [asdict(one) for one in self.unread]} if self.unread else {})

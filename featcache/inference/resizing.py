@@ -1,0 +1,87 @@
+"""Pillow's resize as arithmetic that can be exported: the same bytes, for images of any size.
+
+A resize is two products with a matrix each, one a side, and Pillow rounds to whole bytes after each. Its weights are
+whole multiples of 2^-22, so in float64 every sum here is exact, and rounding it gives Pillow's own byte. Which side
+comes first matters then: the width, unless (since Pillow 13) the height shrinks by more than twice as many pixels as
+the width. The matrices are computed from the image's size, which is only known when the exported file runs.
+
+Source: Pillow, src/libImaging/Resample.c.
+"""
+
+from __future__ import annotations
+
+import PIL
+import torch
+from torch import Tensor, nn
+
+from featcache.backbones.transforms import Transform
+
+_SUPPORT = {"bilinear": 1.0, "bicubic": 2.0}
+_UNIT = float(1 << 22)
+_WIDTH_FIRST_ALWAYS = int(PIL.__version__.split(".")[0]) < 13
+
+
+class Resizer(nn.Module):
+    """(N, 3, H, W) uint8 of any size -> (N, 3, S, S) uint8, as `Transform.resize_image` does it for each image."""
+
+    def __init__(self, transform: Transform) -> None:
+        super().__init__()
+        self.side = transform.image_size
+        self.crop = transform.resize == "crop"
+        self.shorter_side = float(transform.resize_size or transform.image_size)
+        self.interpolation = transform.interpolation
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Resize, and take the centre where the transform crops."""
+        sizes = [torch.scalar_tensor(images.shape[dim], dtype=torch.float64) for dim in (2, 3)]
+        targets = self._targets(*sizes)
+        rows, columns = (
+            self._weights(images.shape[dim], size, target)
+            for dim, size, target in zip((2, 3), sizes, targets, strict=True)
+        )
+        values = images.to(torch.float64)
+        wide_first = _rounded(rows @ _rounded(values @ columns.T))
+        if _WIDTH_FIRST_ALWAYS:
+            return wide_first.to(torch.uint8)
+        tall_first = _rounded(_rounded(rows @ values) @ columns.T)
+        shrinks = [size - target for size, target in zip(sizes, targets, strict=True)]
+        is_tall = (shrinks[0] > 0) & (shrinks[0] > 2 * shrinks[1])
+        return torch.where(is_tall, tall_first, wide_first).to(torch.uint8)
+
+    def _targets(self, height: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """The size that Pillow resizes to, before anything is cropped."""
+        if not self.crop:
+            whole = torch.full_like(height, self.side)
+            return whole, whole
+        shorter = torch.minimum(height, width)
+        return (self.shorter_side * height / shorter).floor(), (self.shorter_side * width / shorter).floor()
+
+    def _weights(self, pixels: int, size: Tensor, target: Tensor) -> Tensor:
+        """float64 (S, `pixels`): how much of each pixel goes into each that is kept, in units of 2^-22.
+
+        `size`: `pixels` as a tensor; `target`: of how many those that are kept are the middle.
+        """
+        scale = size / target
+        stretch = scale.clamp(min=1.0)
+        support = _SUPPORT[self.interpolation] * stretch
+        # Halves are rounded to even, as torchvision's crop does.
+        first = ((target - self.side) / 2.0).round()
+        centre = ((torch.arange(self.side, dtype=torch.float64) + first + 0.5) * scale)[:, None]
+        pixel = torch.arange(pixels, dtype=torch.float64)[None, :]
+        seen = (pixel >= (centre - support + 0.5).clamp(min=0.0).floor()) & (pixel < (centre + support + 0.5).floor())
+        weights = self._filter((pixel - centre + 0.5) * (1.0 / stretch)) * seen
+        weights = weights / weights.sum(dim=1, keepdim=True)
+        return (weights * _UNIT + torch.where(weights < 0, -0.5, 0.5)).trunc()
+
+    def _filter(self, distance: Tensor) -> Tensor:
+        x = distance.abs()
+        if self.interpolation == "bilinear":
+            return (1.0 - x).clamp(min=0.0)
+        near = (1.5 * x - 2.5) * x * x + 1.0
+        far = (((x - 5.0) * x + 8.0) * x - 4.0) * -0.5
+        return torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
+
+
+def _rounded(sums: Tensor) -> Tensor:
+    """Sums in units of 2^-22 -> whole bytes, halves upwards."""
+    return (sums / _UNIT + 0.5).floor().clamp(min=0.0, max=255.0)

@@ -1,0 +1,51 @@
+"""The real images that an exported file is checked on: those that the run's cache was extracted from."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.reader import FeatureCache
+from featcache.errors import CacheError, ExportError, FeatcacheError, SourceError
+from featcache.heads.records import FeatureOrigin
+from featcache.heads.runs import Run
+from featcache.images import dataset_names, decode, describe, open_source, select
+
+_HINT = "name some: --verify-images, a folder, an archive or a file"
+
+
+def cached_images(run: Run, limit: int, data_dir: Path) -> list[NDArray[np.uint8]]:
+    """At most `limit` of them, decoded, (H, W, 3): test images where there are some, balanced over the classes.
+
+    Raises ExportError where they are not to be had without a download.
+    """
+    name = _name(run.features)
+    if name is None:
+        raise ExportError(f"{run.folder.name} does not say which images it was trained on", hint=_HINT)
+    try:
+        _require_present(name, data_dir / "datasets")
+        with closing(open_source(name, datasets_dir=data_dir / "datasets")) as source:
+            split = next(split for split in ("test", "val", "train") if split in source.splits())
+            samples = select(source.samples(split), limit)
+            return [decode(source.read(sample), sample.id) for sample in samples]
+    except FeatcacheError as error:
+        raise ExportError(f"the images to check the file on cannot be read: {error.message}", hint=_HINT) from error
+
+
+def _name(origin: FeatureOrigin) -> str | None:
+    if origin.images is not None:
+        return origin.images
+    try:
+        with FeatureCache.open(origin.cache) as cache:
+            return cache.selection.source
+    except CacheError:
+        return None
+
+
+def _require_present(name: str, datasets_dir: Path) -> None:
+    # To check a file is no reason to download a data set.
+    if name in dataset_names() and describe(name).downloads and not (datasets_dir / name).is_dir():
+        raise SourceError(f"{name} is not in {datasets_dir}")

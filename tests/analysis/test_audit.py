@@ -1,0 +1,271 @@
+"""An audit finds what was planted: wrong labels, odd images, splits that do not fit; and nothing in a sound cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from audit_caches import CLASSES, Features, Labels, clouds, write_cache
+
+from featcache.analysis.audit import audit_cache
+from featcache.analysis.directions import directions
+from featcache.analysis.folds import FOLDS, out_of_fold
+from featcache.analysis.label_errors import confident_errors
+from featcache.analysis.outliers import class_distances
+from featcache.analysis.records import KINDS, Finding
+from featcache.analysis.table import ImageTable
+from featcache.errors import HeadError, UnknownName
+
+Splits = dict[str, tuple[Features, Labels]]
+
+
+def sound() -> Splits:
+    """Train and test from the same clouds."""
+    return {"train": clouds(300, distance=0.8), "test": clouds(120, distance=0.8, seed=1)}
+
+
+def found(tmp_path: Path, splits: Splits, kind: str, **options: object) -> tuple[Finding, ...]:
+    with write_cache(tmp_path, splits, **options) as cache:  # type: ignore[arg-type]  # passed on
+        return audit_cache(cache).section(kind).findings
+
+
+def reasons(findings: tuple[Finding, ...]) -> list[str]:
+    return [finding.reason for finding in findings]
+
+
+def ids(finding: Finding) -> list[str]:
+    return [sample.id for sample in finding.samples]
+
+
+# --- the whole ---------------------------------------------------------------------------------------------
+
+
+def test_a_sound_cache_has_next_to_no_findings(tmp_path: Path) -> None:
+    stages: list[str] = []
+    audit = audit_cache(
+        write_cache(tmp_path, sound()), progress=lambda stage, done, total: stages.append(f"{stage} {done}/{total}")
+    )
+    assert [section.kind for section in audit.sections] == list(KINDS)
+    sizes = {section.kind: len(section.findings) for section in audit.sections}
+    assert sizes.pop("outlier") <= 4
+    assert sizes == dict.fromkeys(sizes, 0)
+    assert all(section.note for section in audit.sections)
+    assert (audit.cache, audit.layer, audit.classes) == ("toy", "avgpool", CLASSES)
+    assert audit.counts["test"] == {"ant": 40, "bee": 40, "cow": 40}
+    assert {"reading 420/420", "comparing 420/420", f"judging {FOLDS}/{FOLDS}"} <= set(stages)
+
+
+def test_the_same_cache_gives_the_same_findings(tmp_path: Path) -> None:
+    with write_cache(tmp_path, sound()) as cache:
+        one, other = (audit_cache(cache).to_json() | {"seconds": 0} for _ in range(2))
+    assert json.dumps(one, allow_nan=False) == json.dumps(other, allow_nan=False)
+
+
+def test_another_layer_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown layer 'fc'"):
+        audit_cache(write_cache(tmp_path, sound()), layer="fc")
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
+    splits = sound()
+    splits["test"][0][5, 2] = np.nan
+    with pytest.raises(HeadError, match="NaN or infinity in row 5 of <FeatureArray test/features/avgpool"):
+        audit_cache(write_cache(tmp_path, splits))
+
+
+@pytest.mark.parametrize("images", [1, 2, 20])
+def test_a_few_images_are_audited_as_far_as_they_go(images: int, tmp_path: Path) -> None:
+    audit = audit_cache(write_cache(tmp_path, {"test": clouds(images)}))
+    assert "too few" in audit.section("label_error").note
+    assert "too few" in audit.section("outlier").note
+
+
+# --- labels ------------------------------------------------------------------------------------------------
+
+
+def test_wrong_labels_are_found_in_every_split(tmp_path: Path) -> None:
+    splits = {"train": clouds(300, distance=1.5), "test": clouds(120, distance=1.5, seed=1)}
+    for _, labels in splits.values():
+        labels[7] = (labels[7] + 1) % 3
+    findings = found(tmp_path, splits, "label_error")
+    assert sorted(ids(finding) for finding in findings) == [["test/00007"], ["train/00007"]]
+    assert all(finding.suggested == 7 % 3 for finding in findings)
+    assert all(finding.score > 0.9 for finding in findings)
+    assert findings[0].reason.startswith("labelled cow, looks like bee: ")
+
+
+def test_a_wrong_label_is_found_though_its_copies_have_it_too(tmp_path: Path) -> None:
+    splits = sound()
+    features, labels = splits["train"]
+    # Ten copies of one image: whoever has seen the label of one would believe the others.
+    features[:10], labels[:10] = features[1], (labels[1] + 1) % 3
+    digests = {"train": [bytes(32)] * 10 + [bytes([n % 256, n // 256] * 16) for n in range(10, 300)]}
+    findings = found(tmp_path, splits, "label_error", digests=digests)
+    assert sorted(ids(finding)[0] for finding in findings) == [f"train/{n:05d}" for n in range(10)]
+
+
+def test_unlabelled_images_are_listed_and_judged_by_nobody(tmp_path: Path) -> None:
+    splits = sound()
+    splits["train"][1][[3, 8]] = -1
+    splits["test"][1][:] = -1
+    assert found(tmp_path / "a", splits, "label_error") == ()
+    whole, partly = found(tmp_path / "b", splits, "unlabelled")
+    if whole.samples:
+        whole, partly = partly, whole
+    assert (whole.reason, whole.samples, whole.score) == ("120 of 120 images of test have no label", (), 1)
+    assert ids(partly) == ["train/00003", "train/00008"]
+
+
+def test_confident_errors_need_a_confident_class_and_little_for_their_own() -> None:
+    said = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.01, 0.99, 0.0], [0.3, 0.7, 0.0], [0.985, 0.015, 0.0]])
+    suspects, suggested = confident_errors(said, np.array([0, 0, 0, 1, 1]))
+    assert suspects.tolist() == [2, 4]
+    assert suggested.tolist() == [1, 0]
+
+
+def test_nobody_is_judged_by_a_head_that_has_seen_it() -> None:
+    rows, labels = clouds(100, dim=6, classes=2, distance=0.0)
+    said = out_of_fold(rows, np.arange(100), labels)
+    assert said.shape == (100, 2)
+    np.testing.assert_allclose(said.sum(axis=1), 1)
+    # There is nothing to learn: whoever had seen the labels would do better.
+    assert (said.argmax(axis=1) == labels).mean() < 0.65
+
+
+def test_a_class_of_one_image_is_no_trouble() -> None:
+    rows, labels = clouds(60, dim=6, classes=2)
+    labels[0] = 4
+    said = out_of_fold(rows, np.arange(60), labels)
+    assert said.shape == (60, 5)
+    assert np.isfinite(said).all()
+    assert (said[:, 2:4] == 0).all()
+    assert said[0, 4] == 0
+
+
+# --- outliers ----------------------------------------------------------------------------------------------
+
+
+def test_odd_images_come_first(tmp_path: Path) -> None:
+    splits = sound()
+    # As real features do, these lie near a space of few dimensions; four images are far from it.
+    generator = np.random.default_rng(0)
+    spread = generator.standard_normal((32, 32)).astype(np.float32) * np.where(np.arange(32) < 8, 1, 0.1)[:, None]
+    splits = {split: ((features @ spread).astype(np.float32), labels) for split, (features, labels) in splits.items()}
+    splits["train"][0][[5, 50, 51, 200]] = 5 * generator.standard_normal((4, 32))
+    findings = found(tmp_path, splits, "outlier")
+    assert {ids(finding)[0] for finding in findings[:4]} == {f"train/{n:05d}" for n in (5, 50, 51, 200)}
+    assert [finding.score for finding in findings] == sorted((one.score for one in findings), reverse=True)
+    assert "half of all images are within" in findings[0].reason
+
+
+def test_the_distance_to_a_class_is_mahalanobis() -> None:
+    rows, labels = clouds(400, dim=5, distance=2.0)
+    distances, nearest = class_distances(rows, labels)
+    means = np.stack([rows[labels == n].mean(axis=0) for n in range(3)]).astype(np.float64)
+    around = rows - means[labels]
+    covariance = around.T @ around / 400
+    covariance = 0.9 * covariance + 0.1 * np.trace(covariance) / 5 * np.eye(5)
+    apart = rows[:, None] - means[None]
+    expected = np.sqrt(np.einsum("ncd,de,nce->nc", apart, np.linalg.inv(covariance), apart))
+    np.testing.assert_allclose(distances, expected.min(axis=1), rtol=1e-4)
+    np.testing.assert_array_equal(nearest, expected.argmin(axis=1))
+
+
+# --- splits and classes ------------------------------------------------------------------------------------
+
+
+def test_ids_that_name_another_split_are_found(tmp_path: Path) -> None:
+    names = {"train": [f"train/cow/{n:04d}.jpg" for n in range(300)]}
+    names["train"][4] = "train/cow/from_test_4.jpg"
+    names["train"][9] = "valid/cow/9.jpg"
+    splits = {"train": clouds(300, distance=0.8)}
+    findings = found(tmp_path, splits, "split", ids={"train": sorted(names["train"])})
+    assert reasons(findings) == ["1 of 300 images of train are called val"]
+    # It says train as well: nothing to complain of.
+    names["train"][4] = "cow/holdout-test-4.jpg"
+    assert len(found(tmp_path / "b", splits, "split", ids={"train": sorted(names["train"])})) == 2
+
+
+def test_a_class_may_be_called_train(tmp_path: Path) -> None:
+    names = {"test": [f"test/train/{n:04d}.jpg" for n in range(120)]}
+    splits = {"test": clouds(120)}
+    assert found(tmp_path, splits, "split", ids=names, classes=("bus", "car", "train")) == ()
+
+
+def test_a_small_split_says_what_it_cannot_measure(tmp_path: Path) -> None:
+    splits = sound() | {"val": clouds(24, distance=0.8, seed=2)}
+    (finding,) = found(tmp_path, splits, "split")
+    assert finding.reason == "val has 24 images: an accuracy of 90 % on them is uncertain by 12 points"
+
+
+def test_a_missing_class_is_named(tmp_path: Path) -> None:
+    splits = sound()
+    features, labels = splits["train"]
+    splits["train"] = (features[labels != 1], labels[labels != 1])
+    said = reasons(found(tmp_path, splits, "split"))
+    assert "train has no image of bee, which other splits have" in said
+
+
+def test_other_shares_of_the_classes_are_found(tmp_path: Path) -> None:
+    splits = sound()
+    features, labels = clouds(300, distance=0.8, seed=1)
+    kept = np.flatnonzero((labels == 0) | (np.arange(300) < 100))
+    splits["test"] = (features[kept], labels[kept])
+    (finding,) = found(tmp_path, splits, "split")
+    assert finding.reason.startswith("the classes of test have other shares than in train: ")
+
+
+def test_images_of_another_kind_are_told_apart(tmp_path: Path) -> None:
+    splits = sound()
+    features, labels = splits["test"]
+    splits["test"] = (features + np.float32(0.8), labels)
+    (finding,) = found(tmp_path, splits, "split")
+    assert finding.reason.startswith("images of test look other than those of train: a linear head puts ")
+    assert finding.score > 0.5
+
+
+def test_rare_and_frequent_classes_are_named(tmp_path: Path) -> None:
+    labels = np.repeat([0, 1, 2, 3], [50, 60, 10, 200])
+    features = clouds(320)[0]
+    findings = found(tmp_path, {"train": (features, labels)}, "balance", classes=("a", "b", "c", "d"))
+    assert reasons(findings) == [
+        "c has 10 images in train, the median class 55",
+        "d has 200 images in train, the median class 55",
+    ]
+
+
+# --- directions --------------------------------------------------------------------------------------------
+
+
+def test_directions_are_centred_and_of_length_one(tmp_path: Path) -> None:
+    splits = sound()
+    rows = directions(ImageTable.of(write_cache(tmp_path, splits)))
+    values = np.concatenate([splits["train"][0], splits["test"][0]])
+    values -= values.mean(axis=0)
+    np.testing.assert_allclose(rows, values / np.linalg.norm(values, axis=1, keepdims=True), atol=1e-5)
+
+
+def test_wide_features_keep_their_cosines(tmp_path: Path) -> None:
+    features, labels = clouds(80, dim=3000, distance=0.8)
+    rows = directions(ImageTable.of(write_cache(tmp_path, {"train": (features, labels)})))
+    assert rows.shape == (80, 512)
+    values = features - features.mean(axis=0)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    assert np.abs(rows @ rows.T - values @ values.T).max() < 0.2
+
+
+def test_features_that_do_not_vary_have_no_direction(tmp_path: Path) -> None:
+    splits: Splits = {"train": (np.full((60, 8), 3.3, np.float32), np.arange(60) % 3)}
+    with write_cache(tmp_path, splits) as cache:
+        assert (directions(ImageTable.of(cache)) == 0).all()
+        assert not audit_cache(cache).section("duplicate").findings
+
+
+def test_directions_beyond_memory_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write_cache(tmp_path, sound()) as cache:
+        expected = audit_cache(cache).to_json()["sections"]
+        monkeypatch.setattr("featcache.analysis.directions.RESIDENT_BYTES", 1000)
+        assert isinstance(directions(ImageTable.of(cache)), np.memmap)
+        assert audit_cache(cache).to_json()["sections"] == expected

@@ -1,0 +1,119 @@
+"""What is called fp32 is computed in fp32, whatever torch's defaults or the caller's settings are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from backbone_contract import some_images
+
+from featcache.backbones.fp32 import ieee_fp32
+from featcache.backbones.network import from_module
+from featcache.backbones.transforms import Transform
+
+BACKENDS: Any = torch.backends
+
+
+def precisions() -> tuple[str, ...]:
+    kinds = (
+        BACKENDS.cudnn.conv,
+        BACKENDS.cudnn.rnn,
+        BACKENDS.cuda.matmul,
+        BACKENDS.mkldnn.conv,
+        BACKENDS.mkldnn.matmul,
+    )
+    return tuple(kind.fp32_precision for kind in kinds)
+
+
+def told(setting: Callable[[], object]) -> object:
+    try:
+        return setting()
+    except RuntimeError:
+        return "contradicted"
+
+
+def settings() -> tuple[object, ...]:
+    return (*precisions(), told(lambda: BACKENDS.cudnn.allow_tf32), told(torch.get_float32_matmul_precision))
+
+
+def by_default() -> None:
+    return None
+
+
+def all_allowed() -> None:
+    BACKENDS.fp32_precision = "tf32"
+
+
+def products_allowed() -> None:
+    torch.set_float32_matmul_precision("high")
+
+
+def mixed() -> None:
+    BACKENDS.cudnn.conv.fp32_precision = "ieee"
+
+
+def older_flag() -> None:
+    BACKENDS.cudnn.allow_tf32 = False
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    """Torch as it was."""
+    before = precisions()
+    yield
+    BACKENDS.fp32_precision = "none"
+    BACKENDS.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
+    for kind, precision in zip(
+        (BACKENDS.cudnn.conv, BACKENDS.cudnn.rnn, BACKENDS.cuda.matmul, BACKENDS.mkldnn.conv, BACKENDS.mkldnn.matmul),
+        before,
+        strict=True,
+    ):
+        kind.fp32_precision = precision
+
+
+@pytest.mark.parametrize("chosen", [by_default, all_allowed, products_allowed, mixed, older_flag])
+def test_nothing_is_rounded_inside_and_the_callers_choice_comes_back(chosen: Callable[[], None]) -> None:
+    chosen()
+    before = settings()
+    with ieee_fp32():
+        assert precisions() == ("ieee",) * 5
+    assert settings() == before
+
+
+@pytest.mark.parametrize("chosen", [by_default, products_allowed, older_flag])
+def test_torchs_compiler_may_ask_in_the_older_way_inside(chosen: Callable[[], None]) -> None:
+    chosen()
+    with ieee_fp32():
+        assert torch.backends.cudnn.allow_tf32 is False
+        assert torch.get_float32_matmul_precision() == "highest"
+
+
+class _Listening(torch.nn.Module):
+    """Takes down how fp32 is computed while it runs; fails when told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[tuple[str, ...]] = []
+        self.fails = False
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.heard.append(precisions())
+        if self.fails:
+            raise RuntimeError("told to")
+        return images.mean(dim=(2, 3))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_backbone_computes_so_and_cleans_up_after_an_error(fails: bool) -> None:
+    backbone = from_module(_Listening(), name="listening", transform=Transform(image_size=8))
+    inner = next(one for one in backbone.module().modules() if isinstance(one, _Listening))
+    inner.heard, inner.fails = [], fails
+    before = settings()
+    with pytest.raises(RuntimeError, match="told to") if fails else nullcontext():
+        backbone.features(some_images(8, 8))
+    assert inner.heard == [("ieee",) * 5]
+    assert settings() == before

@@ -1,0 +1,184 @@
+"""The same small training twice: on a cache, and end to end through plain torchvision, image by image."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision import transforms
+
+from featcache.backbones import networks
+from featcache.backbones.transforms import Transform
+from featcache.backbones.weights import Weights, resolve
+from featcache.benchmark.end_to_end import ImageEpochs, NotebookForward, Ordering, cut_samples, notebook_preset
+from featcache.benchmark.training import Parts, Trained, cached_parts, train
+from featcache.cache.reader import FeatureCache
+from featcache.extraction.plan import selected
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+from featcache.heads.config import HeadConfig
+from featcache.images import open_source
+
+CPU = torch.device("cpu")
+# Nine steps, large enough to carry any difference of features into the losses.
+CONFIG = HeadConfig(
+    head="mlp:16", lr=3e-3, head_batch_size=8, max_epochs=3, patience=3, val_fraction=0.5, standardize=False
+)
+# Losses are about 2.3. Cached features have batch norms folded and channels last: other roundings, the same function.
+TOLERANCE = 2e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """A network, its weights, images and their number."""
+
+    name: str
+    weights: str
+    image_size: int
+    dataset: str | Path = "digits"
+    images: int = 40
+
+
+def request(case: Case, data_dir: Path) -> Request:
+    """Exact features of the train images."""
+    return Request(
+        dataset=case.dataset,
+        backbone=case.name,
+        weights=case.weights,
+        image_size=case.image_size,
+        precision="fp32",
+        dtype="float32",
+        runner="eager",
+        splits=("train",),
+        limit=case.images,
+        data_dir=data_dir,
+    )
+
+
+def cached(case: Case, data_dir: Path) -> Trained:
+    """Extract, then train on what was stored."""
+    done = extract(request(case, data_dir), Execution(device="cpu"))
+    with FeatureCache.open(done.cache) as cache:
+        return train(cached_parts(cache, CONFIG, CPU), CONFIG)
+
+
+@cache
+def weights_of(case: Case) -> Weights:
+    """Read once: the initial weights of a large network take seconds."""
+    return resolve(case.name, case.weights, weights_dir=Path())
+
+
+@cache
+def _torchvisions(case: Case) -> nn.Module:
+    network = without_classifier(case.name)
+    missing, unknown = network.load_state_dict(dict(weights_of(case).tensors), strict=False)
+    assert [name for name in missing if "num_batches_tracked" not in name] == []
+    assert [name for name in unknown if not name.startswith(("classifier.", "fc.", "AuxLogits."))] == []
+    return network
+
+
+def without_classifier(name: str) -> nn.Module:
+    """Torchvision's network with initial weights up to the features its classifier is given, in eval mode."""
+    network = networks.build_random(name, 0)
+    setattr(network, "classifier" if name == "vgg16" else "fc", nn.Identity())
+    if name == "inception_v3":
+        # The second classifier is there in train mode only.
+        setattr(network, "aux_logits", False)  # noqa: B010 - nn.Module's own attributes are typed as tensors
+        setattr(network, "AuxLogits", None)  # noqa: B010
+    return network
+
+
+def write_weights(name: str, image_size: int, folder: Path) -> Path:
+    """Initial weights whose batch norms know the mean and deviation of what they are given, as after a training.
+
+    With those they begin with, Inception v3's features are about a million.
+    """
+    network = without_classifier(name).train()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with open_source("digits", datasets_dir=folder) as source, torch.no_grad():
+        payloads = [source.read(sample) for sample in source.samples("train")[:32]]
+        preset = notebook_preset(Transform(image_size=image_size))
+        network(torch.stack([preset(Image.fromarray(np.asarray(one)).convert("RGB")) for one in payloads]))
+    path = folder / f"{name}.safetensors"
+    save_file(network.state_dict(), path)
+    return path
+
+
+def torchvisions(case: Case) -> nn.Module:
+    """The network as torchvision makes it, in eval mode, without its classifier; nothing of featcache in it."""
+    return copy.deepcopy(_torchvisions(case))
+
+
+def preset_of(case: Case) -> Callable[[Image.Image], Tensor]:
+    """The transform that belongs to the weights, in torchvision's classes."""
+    return notebook_preset(weights_of(case).transform.resized_to(case.image_size, "squash"))
+
+
+# --- faults ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndToEndSetup:
+    """What the end-to-end side consists of, so that a test can break one piece of it."""
+
+    network: nn.Module
+    preset: Callable[[Image.Image], Tensor]
+    ordering: Ordering
+
+
+def in_train_mode(setup: EndToEndSetup) -> EndToEndSetup:
+    """The frozen network as the notebook's trainer left it."""
+    setup.network.train()
+    return setup
+
+
+def without_normalisation(setup: EndToEndSetup) -> EndToEndSetup:
+    """The transform's last step is missing."""
+    assert isinstance(setup.preset, transforms.Compose)
+    assert isinstance(setup.preset.transforms[-1], transforms.Normalize)
+    return replace(setup, preset=transforms.Compose(setup.preset.transforms[:-1]))
+
+
+def in_another_order(setup: EndToEndSetup) -> EndToEndSetup:
+    """The batches of another seed."""
+    return replace(setup, ordering=replace(setup.ordering, seed=setup.ordering.seed + 1))
+
+
+def with_other_pooling(setup: EndToEndSetup) -> EndToEndSetup:
+    """The greatest value of each position instead of the mean."""
+    average = setup.network.avgpool
+    assert isinstance(average, nn.AdaptiveAvgPool2d)
+    setup.network.avgpool = nn.AdaptiveMaxPool2d(average.output_size)
+    return setup
+
+
+def end_to_end(
+    case: Case, data_dir: Path, broken: Callable[[EndToEndSetup], EndToEndSetup] = lambda setup: setup
+) -> Trained:
+    """The backbone in every step, over the rows that a cache would have."""
+    with open_source(case.dataset, datasets_dir=data_dir) as source:
+        samples = cut_samples(selected(source, request(case, data_dir)), CONFIG)
+        network = torchvisions(case)
+        with torch.no_grad():
+            feature_dim = network(torch.zeros(2, 3, case.image_size, case.image_size)).shape[1]
+        ordering = Ordering(batch_size=CONFIG.head_batch_size, seed=CONFIG.seed, row_bytes=4 * feature_dim)
+        setup = broken(EndToEndSetup(network=network, preset=preset_of(case), ordering=ordering))
+        forward = NotebookForward(source, setup.network, setup.preset, feature_dim=feature_dim)
+        parts = Parts(
+            train=ImageEpochs(samples["train"], forward, setup.ordering, lambda images: None),
+            val=ImageEpochs(samples["val"], forward, setup.ordering, lambda images: None),
+            test=None,
+            feature_dim=feature_dim,
+            classes=len(source.classes),
+        )
+        return train(parts, CONFIG)

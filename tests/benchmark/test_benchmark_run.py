@@ -1,0 +1,108 @@
+"""`featcache benchmark` as a person runs it: a small one, every way in its process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from featcache.benchmark import Result as Measured
+from featcache.benchmark.kinds import screen
+from featcache.benchmark.records import NOTEBOOK, TUNED, WARM, WAYS
+from featcache.cli.app import app
+from featcache.cli.benchmark import show
+
+SMALL = ("--backbone", "resnet18", "--image-size", "32", "--images", "200", "--epochs", "2", "--heads", "2")
+
+
+def benchmark(*words: str | Path) -> Result:
+    ran = CliRunner().invoke(app, ["benchmark", *map(str, words)], prog_name="featcache")
+    if ran.exception is not None and not isinstance(ran.exception, SystemExit):
+        raise ran.exception
+    return ran
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("benchmark")
+
+
+@pytest.fixture(scope="module")
+def answer(folder: Path) -> dict[str, Any]:
+    ran = benchmark(*SMALL, "--json", "--data-dir", folder / "data", "--output", folder / "out")
+    assert ran.exit_code == 0, ran.stderr
+    assert ran.stdout.count("\n") == 1
+    said: dict[str, Any] = json.loads(ran.stdout)
+    return said
+
+
+def test_every_way_is_measured_and_nothing_is_scaled(answer: dict[str, Any]) -> None:
+    assert list(answer["ways"]) == list(WAYS)
+    for name in WAYS:
+        way = answer["ways"][name]
+        assert way["images"] == {"train": 160, "val": 40, "test": 200}
+        assert len(way["epoch_s"]) == 2
+        assert way["memory"]["peak"] > way["memory"]["libraries"] > 0
+        assert not answer["summary"]["totals"][name]["scaled"]
+    assert len(answer["ways"]["cold"]["heads_s"]) == 2
+
+
+def test_end_to_end_and_cached_end_at_the_same_head(answer: dict[str, Any]) -> None:
+    exact, product = answer["agreements"]
+    assert (exact["baseline"], exact["precision"], exact["stored"]) == (NOTEBOOK, "fp32", "float32")
+    assert exact["logits"] < 1e-3
+    assert exact["step_loss"] < 1e-4
+    assert exact["same_answers"] == exact["answers"] == 240
+    assert exact["val_accuracy"][0] == exact["val_accuracy"][1]
+    assert product["baseline"] == TUNED
+    assert product["logits"] < 1e-2
+    # Warm is the tuned way's twin, trained by the product itself.
+    assert product["val_accuracy"][1] == answer["ways"][WARM]["val_accuracy"]
+    assert product["cached"]["train_loss"] == answer["ways"][WARM]["curve"]["train_loss"]
+
+
+def test_the_output_folder_holds_what_was_said(answer: dict[str, Any], folder: Path) -> None:
+    written = json.loads((folder / "out" / "benchmark.json").read_text())
+    assert written == answer
+    assert (folder / "out" / "benchmark.md").read_text().startswith("# Benchmark quick")
+    assert {path.suffix for path in (folder / "out").iterdir()} == {".json", ".md", ".svg", ".png"}
+
+
+def test_nothing_is_left_behind(answer: dict[str, Any], folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "data").iterdir()) == ["datasets", "weights"]
+
+
+def test_what_a_person_sees_fits_one_screen(answer: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    result = Measured.from_json(answer)
+    show(result)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    # Whoever has never heard of a feature cache is told what is compared.
+    assert "runs it once" in screen(result).before[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--scenario", "quik"), "unknown scenario 'quik'"),
+        (("--backbone", "pixels"), "pixels computes no network"),
+        (("--images", "0"), "--images of at least 1"),
+        (("--device", "cuda:99"), "cuda:99"),
+    ],
+)
+def test_what_cannot_be_measured_is_said_at_once(words: tuple[str, ...], said: str, folder: Path) -> None:
+    ran = benchmark(*words, "--data-dir", folder / "none")
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert said in ran.stderr
+
+
+def test_an_output_that_is_no_folder_is_refused_before_anything_is_measured(folder: Path) -> None:
+    (folder / "file").write_text("")
+    ran = benchmark("--output", folder / "file", "--data-dir", folder / "none")
+    assert ran.exit_code == 1
+    assert "cannot be a folder" in ran.stderr
+    assert not (folder / "none").exists()

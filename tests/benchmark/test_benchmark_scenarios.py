@@ -1,0 +1,67 @@
+"""Scenarios check themselves, and come back from JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from made_up import settled
+
+from featcache.benchmark import Scenario, scenario, scenario_names
+from featcache.errors import FeatcacheError, InvalidOption, UnknownName
+from featcache.heads.config import HeadConfig
+
+
+@pytest.mark.parametrize("name", scenario_names())
+def test_a_scenario_comes_back_from_json(name: str) -> None:
+    one = scenario(name)
+    assert Scenario.from_json(json.loads(json.dumps(one.to_json()))) == one
+    assert one.about
+
+
+def test_an_unknown_scenario_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName) as caught:
+        scenario("quik")
+    assert "quick" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"images": 0},
+        {"epochs": 0},
+        {"heads": 0},
+        {"sample": 0},
+        {"sample_epochs": 0},
+        {"backbone": "pixels"},
+        {"head": HeadConfig(head="knn", standardize=True)},
+        {"head": HeadConfig(head="linear", standardize=True)},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_measured_is_refused(said: dict[str, object]) -> None:
+    with pytest.raises(FeatcacheError):
+        settled(**said)
+
+
+def test_every_head_is_another_one_and_trains_for_all_epochs() -> None:
+    configs = scenario("many-heads").configs()
+    assert len(set(configs)) == 64
+    assert {config.max_epochs for config in configs} == {20}
+    # Nobody stops early: the ways are compared over the same epochs.
+    assert all(config.patience >= config.max_epochs for config in configs)
+    assert configs[0] == scenario("many-heads").trained_for(20)
+    assert len(set(replace(scenario("many-heads"), heads=150).configs())) == 150
+
+
+def test_a_sample_is_never_larger_than_the_whole() -> None:
+    assert settled(sample=5000, sample_epochs=50).sample_images == 1000
+    assert not settled(sample=5000, sample_epochs=50).scaled
+    assert settled().scaled
+    assert not settled(sample=None, sample_epochs=None).scaled
+
+
+def test_a_wrong_number_names_its_option() -> None:
+    with pytest.raises(InvalidOption, match="--sample-epochs"):
+        settled(sample_epochs=0)

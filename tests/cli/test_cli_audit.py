@@ -1,0 +1,87 @@
+"""`featcache audit`: what was planted among pictures is named, in the table, as JSON and in files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from command_line import PIXELS, answer, complaint, featcache
+
+from featcache.analysis.files import HEADER
+from featcache.analysis.records import KINDS
+
+
+@pytest.fixture
+def leaky(here: Path) -> Path:
+    """The cache of `pictures/`, two of whose test images stand in train too, one of them under another class."""
+    pictures = here / "pictures"
+    shutil.copy(pictures / "test" / "cat" / "00.png", pictures / "train" / "cat" / "98.png")
+    shutil.copy(pictures / "test" / "dog" / "01.png", pictures / "train" / "eel" / "99.png")
+    featcache("extract", *PIXELS)
+    (path,) = (here / "data" / "features").glob("*.h5")
+    return path
+
+
+def test_leaks_are_named_with_the_contradicting_label_first(leaky: Path) -> None:
+    said = answer("audit", leaky)
+    assert [section["kind"] for section in said["sections"]] == list(KINDS)
+    assert said["rows"] == {"train": 38, "test": 12}
+    leaks = said["sections"][0]["findings"]
+    assert [[sample["id"] for sample in leak["samples"]] for leak in leaks] == [
+        ["train/eel/99.png", "test/dog/01.png"],
+        ["train/cat/98.png", "test/cat/00.png"],
+    ]
+    assert leaks[0]["reason"] == "the same bytes: 2 images in train and test, labelled dog and eel"
+
+
+def test_the_table_shows_the_worst_of_each_kind(leaky: Path) -> None:
+    lines = featcache("audit", leaky, "--top", "1").stdout.splitlines()
+    assert lines[0].split() == ["cache", leaky.stem]
+    leaks = lines.index("Leaks: the same picture in several splits: 2")
+    assert lines[leaks + 1].startswith("  same bytes; of ")
+    table = next(number for number in range(leaks, len(lines)) if lines[number].startswith("score  what "))
+    assert lines[table + 2].startswith(" 1.00  the same bytes: 2 images in train and test, labelled dog and eel")
+    assert lines[table + 3] == "and 1 more; --top shows more of them"
+    assert "Images without a label: none" in lines
+
+
+def test_all_findings_go_into_a_file(leaky: Path, here: Path) -> None:
+    said = answer("audit", leaky, "--output", "findings.json")
+    assert json.loads((here / "findings.json").read_text()) | {"seconds": 0} == said | {"seconds": 0}
+    stdout = featcache("audit", leaky, "-o", "tables/findings.csv").stdout
+    assert stdout.splitlines()[-1] == "all findings are in tables/findings.csv"
+    with (here / "tables" / "findings.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    assert tuple(header) == HEADER
+    assert [row[:6] for row in rows[:2]] == [
+        ["leak", "1", "1.0000", "train/eel/99.png", "train", "eel"],
+        ["leak", "1", "1.0000", "test/dog/01.png", "test", "dog"],
+    ]
+
+
+def test_images_that_are_gone_are_a_warning(leaky: Path, here: Path) -> None:
+    assert "images were looked at" in " ".join(featcache("audit", leaky).stdout.split())
+    shutil.rmtree(here / "pictures")
+    result = featcache("audit", leaky)
+    assert "no such file or folder; near duplicates are judged by their features alone" in result.stderr
+    assert "the images were not compared" in " ".join(result.stdout.split())
+    assert featcache("audit", leaky, "--no-pixels").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--layer", "fc"), "unknown layer 'fc'"),
+        (("--output", "findings.xls"), "expected a .json or .csv file, got 'findings.xls'"),
+        (("--device", "tpu9"), "tpu9"),
+    ],
+)
+def test_what_cannot_be_done_is_an_error(words: tuple[str, ...], expected: str, cache: Path) -> None:
+    assert expected in complaint("audit", cache, *words)[0]
+
+
+def test_an_unfinished_cache_is_refused(unfinished: Path) -> None:
+    assert "is not finished" in complaint("audit", unfinished.stem)[0]

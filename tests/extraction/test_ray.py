@@ -1,0 +1,214 @@
+"""Extraction on a cluster of three nodes on this machine: what dies is done again, and the bytes are the same.
+
+Everything stays on the loopback interface.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray_driver import PART_ROWS, request
+from tiny import write_images
+
+from featcache.cache import FeatureCache
+from featcache.errors import ExtractionError, InvalidOption, MissingExtra
+from featcache.extraction.ray_engine import Cluster, extract_on_ray
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+from featcache.images import ArraySource
+
+NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+EXECUTION = Execution(part_rows=PART_ROWS, device="cpu")
+
+
+class Told:
+    """A reporter that remembers, and does something when so many parts are done."""
+
+    def __init__(self, **at: Callable[[], object]) -> None:
+        self.at = {int(name.removeprefix("after_")): act for name, act in at.items()}
+        self.sentences: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.sentences.append(text)
+
+    warn = say
+
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+        if stage == "parts":
+            for number in [number for number in self.at if number <= done]:
+                self.at.pop(number)()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # A task finds the modules of these tests as the driver does.
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+        ),
+    }
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    from ray.cluster_utils import Cluster as Nodes
+
+    # A dead node is noticed in seconds.
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    nodes: Any = Nodes(initialize_head=True, head_node_args={**NODE, "_system_config": quick})
+    # Left to itself, the driver would look for the head node behind this machine's own address.
+    ray.init(address=nodes.address, _node_ip_address="127.0.0.1", log_to_driver=False)
+    yield nodes
+    if ray.is_initialized():
+        ray.shutdown()
+    nodes.shutdown()
+    for name, value in before.items():
+        os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("images"), train=28, test=8)
+
+
+@pytest.fixture(scope="module")
+def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    done = extract(request(images, tmp_path_factory.mktemp("alone")), EXECUTION)
+    torch.set_num_threads(threads)
+    return arrays(done.cache)
+
+
+def arrays(path: Path) -> dict[str, bytes]:
+    with FeatureCache.open(path) as cache:
+        return {name: cache.file.read(name, np.arange(place.shape[0])).tobytes()
+                for name, place in cache.file.contents.arrays.items()}  # fmt: skip
+
+
+def workers() -> list[int]:
+    """Processes that compute a unit right now."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"_compute_unit" in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def kill_a_worker() -> None:
+    for pid in workers()[:1]:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_a_killed_worker_and_a_removed_node_cost_nothing(
+    cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
+    killed: list[int] = []
+
+    def kill() -> None:
+        killed.extend(workers()[:1])
+        kill_a_worker()
+
+    told = Told(after_3=kill, after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False))
+    done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address), reporter=told)
+    assert killed and not told.at
+    assert (done.computed, done.reused, done.complete) == (108, 0, True)
+    assert arrays(done.cache) == alone
+    assert not list(tmp_path.glob("features/*.parts"))
+    assert any("rows, " in sentence and "a second and task" in sentence for sentence in told.sentences)
+    again = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
+    assert again.computed == 0
+    cluster.remove_node(nodes[1])
+
+
+def test_a_killed_driver_goes_on_with_the_parts_that_stand(
+    cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    words = [
+        sys.executable,
+        str(Path(__file__).with_name("ray_driver.py")),
+        cluster.address,
+        str(images),
+        str(tmp_path),
+    ]
+    driver = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while len(list(tmp_path.glob("features/*.parts/part-*"))) < 4 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    driver.kill()
+    driver.wait()
+    stood = len(list(tmp_path.glob("features/*.parts/part-*")))
+    assert stood >= 4
+    done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
+    assert done.computed <= 108 - stood * PART_ROWS
+    assert arrays(done.cache) == alone
+
+
+def test_what_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=4, test=0)
+    (images / "train" / "dog" / "01.jpg").write_bytes(b"no image")
+    told = Told()
+    asked = request(images, tmp_path / "data")
+    with pytest.raises(ExtractionError, match=r"rows 4 to 7 failed 3 times: .*dog/01\.jpg"):
+        extract_on_ray(asked, EXECUTION, Cluster(address=cluster.address), reporter=told)
+    assert sum("tried again" in sentence for sentence in told.sentences) == 2
+    skipping = Execution(part_rows=PART_ROWS, device="cpu", on_error="skip")
+    done = extract_on_ray(asked, skipping, Cluster(address=cluster.address))
+    assert [one.id for one in done.skipped] == ["train/dog/01.jpg"]
+    assert (done.computed + done.reused, done.rows) == (11, {"train": 11})
+
+
+def test_a_hung_task_is_cancelled_and_done_again(
+    cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    stopped: list[int] = []
+
+    def hang() -> None:
+        for pid in workers()[:1]:
+            os.kill(pid, signal.SIGSTOP)
+            stopped.append(pid)
+
+    told = Told(after_2=hang)
+    done = extract_on_ray(
+        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, deadline_s=8), reporter=told
+    )
+    assert stopped
+    assert any("was not done after 8 s" in sentence for sentence in told.sentences)
+    assert arrays(done.cache) == alone
+
+
+def test_images_and_backbones_of_ones_own_stay_on_one_machine(tmp_path: Path) -> None:
+    pixels = np.zeros((4, 8, 8, 3), np.uint8)
+    asked = Request(dataset=ArraySource(pixels, [0, 1, 0, 1]), backbone="pixels", data_dir=tmp_path)
+    with pytest.raises(InvalidOption, match="every worker opens images"):
+        extract_on_ray(asked, EXECUTION, Cluster())
+
+
+@pytest.mark.parametrize(
+    "options", [{"cpus_per_task": 0}, {"max_parallel": 0}, {"deadline_s": 0}, {"gpus_per_task": -1}]
+)
+def test_a_cluster_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption):
+        Cluster(**options)
+
+
+def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, images: Path) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingExtra) as raised:
+        extract_on_ray(request(images, tmp_path), EXECUTION, Cluster())
+    assert "featcache[ray]" in str(raised.value.hint)

@@ -1,0 +1,344 @@
+"""`featcache.predict`: the same as was said at training, from the run's record alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from trained import CLASSES, House
+
+import featcache
+from featcache.backbones import networks
+from featcache.backbones.backbone import Backbone
+from featcache.cache.reader import FeatureCache
+from featcache.errors import (
+    CacheNotFound,
+    HeadError,
+    ImageError,
+    InvalidOption,
+    SourceError,
+    UnknownName,
+    WeightsError,
+)
+from featcache.extraction.run import Execution
+from featcache.heads.runs import Run
+from featcache.inference import Classifier, Predicted, predict
+from featcache.inference.pictures import opened
+
+
+def said(house: House, run: Run, **options: object) -> Predicted:
+    """What the run says of the test images."""
+    return predict(run, house.test_images(), data_dir=house.root / "data", **options)  # type: ignore[arg-type]
+
+
+# --- the same as at training -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("backbone", "head"),
+    [
+        *(("pixels", head) for head in ("linear", "mlp:8", "logreg", "ridge", "centroid", "knn")),
+        ("resnet18", "knn"),
+    ],
+)
+def test_every_head_says_what_it_said_of_the_cached_test_images(house: House, backbone: str, head: str) -> None:
+    run = house.trained(head, backbone)
+    predicted, kept = said(house, run), run.predictions("test")
+    assert tuple(f"test/{Path(i.path).parent.name}/{Path(i.path).name}" for i in predicted) == kept.ids
+    assert np.allclose(predicted.probabilities, kept.probabilities, atol=1e-5)
+    assert [image.label for image in predicted] == [CLASSES[row.argmax()] for row in kept.probabilities]
+
+
+def test_several_layers_stand_side_by_side_as_they_did(house: House, run: Run) -> None:
+    assert [layer.name for layer in run.features.layers] == ["layer2", "avgpool"]
+    assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
+
+
+def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    tensors = networks.build_random("resnet18", 1).state_dict()
+    save_file(tensors, weights)
+    cache = featcache.extract(
+        house.pictures, "resnet18", layers=("layer1", "layer3"), image_size=40, weights=weights, data_dir=tmp_path
+    )
+    run = featcache.train_head(cache, "centroid", layer="layer1", runs_dir=tmp_path / "runs", val_fraction=0.5)
+    early = {name: value for name, value in tensors.items() if name.startswith(("conv1", "bn1", "layer1"))}
+    save_file(early, weights)
+    assert len(predict(run, house.test_images(), data_dir=tmp_path)) == 12
+
+
+def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    exact = {"dtype": "float32", "precision": "fp32", "compile": False}
+    weights = {"resnet18": "random:1", "squeezenet1_1": "random:2"}
+    deep = featcache.extract(house.pictures, list(weights), weights=weights, image_size=40, data_dir=data, **exact)  # type: ignore[call-overload]
+    pixels = featcache.extract(house.pictures, "pixels", image_size=8, data_dir=data)
+    run = featcache.train_head(deep[0], "ridge", beside=[pixels, deep[1]], runs_dir=tmp_path / "runs", val_fraction=0.5)
+    kept = run.predictions("test")
+    predicted = predict(run, house.test_images(), neighbours=1, data_dir=data)
+    assert np.allclose(predicted.probabilities, kept.probabilities, atol=1e-4)
+    train = house.pictures / "train" / "cat" / "03.png"
+    (image,) = predict(run, train, neighbours=1, data_dir=data)
+    assert image.neighbours[0].id == "train/cat/03.png"
+    exported = featcache.inference.export_run(run, tmp_path / "head.pt2", "pt2", data_dir=data)
+    assert exported.greatest_difference < 1e-5
+    for weights_of in ("random:2", {"squeezenet1_1": "random:3"}, {"vgg16": "random:1"}):
+        with pytest.raises((WeightsError, InvalidOption), match=r"--weights|random:3"):
+            predict(run, train, weights=weights_of, data_dir=data)
+
+
+def test_crops_are_made_as_they_were(house: House) -> None:
+    run = house.trained("ridge", resize="crop", normalize="half")
+    assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
+
+
+def test_bf16_is_computed_when_it_is_asked_for(house: House, run: Run) -> None:
+    exact, rounded = said(house, run).probabilities, said(house, run, precision="bf16").probabilities
+    assert not np.array_equal(exact, rounded)
+    assert np.allclose(exact, rounded, atol=0.05)
+
+
+def test_a_run_whose_cache_is_gone_still_predicts(house: House, run: Run, tmp_path: Path) -> None:
+    gone = replace(run, features=replace(run.features, cache=str(tmp_path / "gone.h5")))
+    predicted = predict(gone, house.test_images(), data_dir=tmp_path)
+    assert np.array_equal(predicted.probabilities, said(house, run).probabilities)
+
+
+# --- weights -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def of_file(house: House, tmp_path: Path) -> tuple[Run, Path]:
+    """A run whose weights lie in a file."""
+    weights = tmp_path / "w.safetensors"
+    save_file(networks.build_random("resnet18", 1).state_dict(), weights)
+    (tmp_path / "pictures").symlink_to(house.pictures)
+    # On a shelf of its own: elsewhere a cache has these rows already, and remembers another source.
+    return House(root=tmp_path).trained("centroid", weights=str(weights)), weights
+
+
+def test_other_weights_are_refused_layer_by_layer(house: House, of_file: tuple[Run, Path]) -> None:
+    run, weights = of_file
+    tensors = load_file(weights)
+    tensors["layer4.1.bn2.bias"][3] += 1
+    save_file(tensors, weights)
+    with pytest.raises(WeightsError, match=r"w\.safetensors are not those .* layer avgpool expected sha256 \w{12}"):
+        said(house, run)
+
+
+def test_weights_may_lie_elsewhere_now(house: House, of_file: tuple[Run, Path]) -> None:
+    run, weights = of_file
+    before = said(house, run)
+    moved = weights.rename(weights.with_name("moved.safetensors"))
+    with pytest.raises(WeightsError, match=r"no longer at .*w\.safetensors") as caught:
+        said(house, run)
+    assert "--weights" in str(caught.value.hint)
+    assert np.array_equal(said(house, run, weights=moved).probabilities, before.probabilities)
+
+
+def test_where_weights_came_from_is_looked_up_in_the_cache_for_old_runs(house: House, run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "old")
+    config = json.loads((folder / "config.json").read_text())
+    del config["features"]["weights"], config["features"]["images"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert len(said(house, Run.load(folder))) == 12
+    config["features"]["cache"] = str(tmp_path / "gone.h5")
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match="old does not say where its weights came from"):
+        said(house, Run.load(folder))
+
+
+def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> None:
+    import torch
+    from torch import nn
+
+    from featcache.backbones.transforms import Transform
+
+    def backbone(bias: float) -> Backbone:
+        module = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
+        module.register_parameter("bias", nn.Parameter(torch.tensor([bias])))
+        return featcache.from_module(module, name="mine", transform=Transform(image_size=16))
+
+    cache = featcache.extract(house.pictures, backbone(0.5), data_dir=tmp_path)
+    run = featcache.train_head(cache, "ridge", runs_dir=tmp_path / "runs", val_fraction=0.5)
+    with pytest.raises(WeightsError, match="a module of your own"):
+        said(house, run)
+    assert len(said(house, run, backbone=backbone(0.5))) == 12
+    with pytest.raises(WeightsError, match="layer output expected sha256"):
+        said(house, run, backbone=backbone(0.6))
+
+
+def test_a_damaged_head_is_refused(house: House, run: Run, tmp_path: Path) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "damaged")
+    content = bytearray((folder / "head.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "head.safetensors").write_bytes(content)
+    with pytest.raises(HeadError, match="expected sha256"):
+        said(house, Run.load(folder))
+
+
+# --- which images ------------------------------------------------------------------------------------------
+
+
+def test_images_folders_archives_and_arrays_give_the_same(house: House, pixel_run: Run, tmp_path: Path) -> None:
+    folder = house.pictures / "test" / "dog"
+    with zipfile.ZipFile(tmp_path / "dogs.zip", "w") as archive:
+        for path in sorted(folder.iterdir()):
+            archive.write(path, path.name)
+    arrays = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
+    expected = said(house, pixel_run).probabilities[4:8]
+    for images in (folder, str(folder), sorted(folder.iterdir()), tmp_path / "dogs.zip", arrays):
+        assert np.allclose(predict(pixel_run, images).probabilities, expected, atol=1e-6)
+    assert np.allclose(predict(pixel_run, arrays[0]).probabilities, expected[:1], atol=1e-6)
+    assert predict(pixel_run, tmp_path / "dogs.zip").images[0].path == f"{tmp_path}/dogs.zip/00.png"
+
+
+def test_images_are_answered_for_in_the_order_in_which_they_are_named(house: House, pixel_run: Run) -> None:
+    dog, cat, eel = (house.pictures / "test" / name / "00.png" for name in ("dog", "cat", "eel"))
+    predicted = predict(pixel_run, [eel, dog, cat, dog])
+    assert [image.path for image in predicted] == [str(eel), str(dog), str(cat), str(dog)]
+    assert np.array_equal(predicted.probabilities[1], predicted.probabilities[3])
+
+
+def test_many_images_are_answered_chunk_by_chunk(house: House, pixel_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = said(house, pixel_run)
+    monkeypatch.setattr("featcache.inference.classifier.CHUNK", 5)
+    pieces = said(house, pixel_run)
+    assert [image.path for image in pieces] == [image.path for image in whole]
+    assert np.array_equal(pieces.probabilities, whole.probabilities)
+
+
+def test_what_is_no_image_is_an_error_that_names_it(house: House, pixel_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("no image")
+    with pytest.raises(ImageError, match=r"note\.png: not an image"):
+        predict(pixel_run, [house.test_images()[0], tmp_path / "note.png"])
+    with pytest.raises(ImageError, match=r"gone\.png: cannot be read"):
+        predict(pixel_run, tmp_path / "gone.png")
+
+
+def test_what_is_no_image_can_be_left_out(house: House, pixel_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("no image")
+    first, second = house.test_images()[:2]
+    predicted = predict(pixel_run, [first, tmp_path / "note.png", second], on_error="skip")
+    assert [image.path for image in predicted] == [str(first), str(second)]
+    assert predicted.probabilities.shape == (2, 3)
+    assert [Path(one.path).name for one in predicted.unread] == ["note.png"]
+    assert predicted.to_json()["skipped"][0]["reason"].endswith("as text b'no image')")
+    with pytest.raises(SourceError, match="none of 1 images could be read"):
+        predict(pixel_run, tmp_path / "note.png", on_error="skip")
+
+
+def test_a_folder_without_images_is_an_error(pixel_run: Run, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no images found"):
+        predict(pixel_run, tmp_path)
+    with pytest.raises(InvalidOption, match="expected images, got none"):
+        predict(pixel_run, [])
+
+
+# --- what is said of them ----------------------------------------------------------------------------------
+
+
+def test_the_first_classes_are_named_best_first(house: House, run: Run) -> None:
+    predicted = said(house, run, top=2)
+    for image, row in zip(predicted, predicted.probabilities, strict=True):
+        assert [guess.label for guess in image.top] == [CLASSES[number] for number in np.argsort(-row)[:2]]
+        assert [guess.probability for guess in image.top] == sorted(row.tolist(), reverse=True)[:2]
+    assert all(len(image.top) == 3 for image in said(house, run, top=99))
+    assert np.allclose(predicted.probabilities.sum(axis=1), 1.0, atol=1e-6)
+
+
+def test_the_nearest_train_images_are_those_of_the_greatest_cosine(house: House, run: Run) -> None:
+    predicted = said(house, run, neighbours=3)
+    with FeatureCache.open(run.features.cache) as cache:
+        train, ids = cache["train"], cache["train"].ids
+        known = np.concatenate([np.asarray(train.layer(layer.name)) for layer in run.features.layers], axis=1)
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    source, samples = opened(house.test_images())
+    classifier = Classifier.of(run, device="cpu")
+    (answers,) = classifier.answers(source, samples, Execution(device="cpu"))
+    for image, row in zip(predicted, answers.features, strict=True):
+        cosines = known @ (row / np.linalg.norm(row))
+        best = np.argsort(-cosines)[:3]
+        assert [near.id for near in image.neighbours] == [ids[number] for number in best]
+        assert [near.similarity for near in image.neighbours] == pytest.approx(cosines[best], abs=1e-5)
+        assert all(near.label == near.id.split("/")[1] for near in image.neighbours)
+
+
+def test_a_train_image_is_its_own_nearest_one(house: House, pixel_run: Run) -> None:
+    image = house.pictures / "train" / "dog" / "05.png"
+    (predicted,) = predict(pixel_run, image, neighbours=1, data_dir=house.root / "data")
+    (near,) = predicted.neighbours
+    assert (near.id, near.label) == ("train/dog/05.png", "dog")
+    assert near.similarity == pytest.approx(1.0, abs=1e-5)
+
+
+def test_neighbours_need_the_cache(house: House, run: Run, tmp_path: Path) -> None:
+    gone = replace(run, features=replace(run.features, cache=str(tmp_path / "gone.h5")))
+    with pytest.raises(CacheNotFound, match="the cache the head was trained on is gone") as caught:
+        predict(gone, house.test_images(), neighbours=1, data_dir=tmp_path)
+    assert "--neighbours" in str(caught.value.hint)
+    # Under another name, and holding something else.
+    other = house.trained("centroid", "pixels").features.cache
+    replaced = replace(run, features=replace(run.features, cache=other))
+    with pytest.raises(CacheNotFound):
+        predict(replaced, house.test_images(), neighbours=1, data_dir=tmp_path)
+
+
+def test_a_cache_that_moved_with_its_data_folder_is_found(house: House, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(house.root / "data" / "features", tmp_path / "features")
+    moved = replace(run, features=replace(run.features, cache=f"/gone/{Path(run.features.cache).name}"))
+    (image,) = predict(moved, house.test_images()[0], neighbours=1, data_dir=tmp_path)
+    assert len(image.neighbours) == 1
+
+
+# --- which run ---------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_found_by_name_beginning_path_or_as_the_latest(house: House) -> None:
+    run = house.trained("centroid", "pixels")
+    for name in (run.folder, str(run.folder), run.folder.name, run.folder.name[:-2], "latest"):
+        predicted = predict(name, house.test_images()[0], runs_dir=house.root / "runs")
+        assert Path(predicted.run).name == run.folder.name
+
+
+def test_a_run_that_is_not_there_offers_the_nearest(house: House, run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName) as caught:
+        predict(run.folder.name.replace("resnet", "resnte"), house.test_images(), runs_dir=house.root / "runs")
+    assert run.folder.name in str(caught.value.hint)
+    with pytest.raises(HeadError, match="begin with '20'"):
+        house.trained("centroid", "pixels")
+        predict("20", house.test_images(), runs_dir=house.root / "runs")
+    with pytest.raises(HeadError, match="there are no runs"):
+        predict("latest", house.test_images(), runs_dir=tmp_path)
+
+
+@pytest.mark.parametrize("options", [{"top": 0}, {"neighbours": -1}, {"on_error": "ignore"}, {"batch_size": 0}])
+def test_options_that_cannot_be_are_refused(house: House, pixel_run: Run, options: dict[str, object]) -> None:
+    with pytest.raises(InvalidOption):
+        said(house, pixel_run, **options)
+
+
+def test_real_weights_and_images_say_what_they_said(vgg_weights: Path, cifar_zip: Path, tmp_path: Path) -> None:
+    cache = featcache.extract(
+        cifar_zip,
+        "vgg16",
+        weights=vgg_weights,
+        image_size=64,
+        dtype="float32",
+        precision="fp32",
+        compile=False,
+        limit=40,
+        data_dir=tmp_path,
+    )
+    run = featcache.train_head(cache, "centroid", val_fraction=0.5, val_seed=3, runs_dir=tmp_path / "runs")
+    kept = run.predictions("test")
+    with zipfile.ZipFile(cifar_zip) as archive:
+        paths = [Path(archive.extract(f"cifar10/{name}", tmp_path)) for name in kept.ids]
+    assert np.allclose(predict(run, paths).probabilities, kept.probabilities, atol=1e-4)

@@ -1,0 +1,67 @@
+"""Real little images in a folder, and heads trained behind quick backbones on them: what inference is tested with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featcache.api import extract
+from featcache.heads import train_head
+from featcache.heads.runs import Run
+
+CLASSES = ("cat", "dog", "eel")
+SIDE = 40
+
+
+def write_pictures(root: Path, train: int = 12, test: int = 4) -> Path:
+    """`split/class/NN.png` of many sizes; the class shows in the colour, and no two images are equal."""
+    random = np.random.default_rng(0)
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                height, width = random.integers(24, 60, 2)
+                # Not too easy: probabilities of 0 and 1 would hide every difference.
+                tint = random.integers(0, 60, 3, dtype=np.uint8)
+                tint[label] += 30
+                pixels = random.integers(0, 160, (height, width, 3), dtype=np.uint8) + tint
+                Image.fromarray(pixels).save(root / split / name / f"{number:02d}.png")
+    return root
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """A folder with `pictures/`, `data/` and `runs/` in it."""
+
+    root: Path
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
+
+    def test_images(self) -> list[Path]:
+        """The test images in the order in which a cache has them."""
+        return sorted((self.pictures / "test").glob("*/*.png"))
+
+    def trained(self, head: str, backbone: str = "resnet18", layers: Sequence[str] = (), **options: Any) -> Run:
+        """A run of its own on features in fp32, stored as float32: nothing is rounded that prediction does not."""
+        exact = {} if backbone == "pixels" else {"dtype": "float32", "precision": "fp32", "weights": "random:1"}
+        cache = extract(
+            self.pictures,
+            backbone,
+            layers=layers,
+            image_size=SIDE,
+            data_dir=self.root / "data",
+            compile=False,
+            **exact | options,
+        )
+        epochs: dict[str, Any] = {"max_epochs": 3} if head.startswith(("mlp", "linear")) else {}
+        with cache:
+            return train_head(
+                cache, head, layer=cache.layers, runs_dir=self.root / "runs", val_fraction=0.5, device="cpu", **epochs
+            )

@@ -1,0 +1,85 @@
+"""Pictures whose colour tells which they are, and runs on their pixels: what reports are tested with."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featcache.api import extract
+from featcache.cache.reader import FeatureCache
+from featcache.heads import train_head
+from featcache.heads.runs import Run
+from featcache.report import WrittenReport, write_report
+
+# What strangers may call a class.
+CLASSES = ("<img src=x onerror=alert(1)>", 'dog & "eel"', "emu")
+SIDE = 12
+Colour = tuple[int, int, int]
+
+
+def write_pictures(root: Path, train: int = 16, test: int = 8) -> dict[str, Colour]:
+    """`split/class/NN.png`, each of one colour that no other has; the colours by id.
+
+    The class shows in the colour, but for every fourth image, which looks like the next class: so heads err.
+    """
+    random = np.random.default_rng(0)
+    colours: dict[str, Colour] = {}
+    for split, count in (("train", train), ("test", test)):
+        for label, name in enumerate(CLASSES):
+            (root / split / name).mkdir(parents=True)
+            for number in range(count):
+                shade = random.integers(0, 110, 3)
+                shade[(label + (number % 4 == 3)) % 3] += 140
+                colour = (int(shade[0]), int(shade[1]), int(shade[2]))
+                Image.new("RGB", (SIDE, SIDE), colour).save(root / split / name / f"{number:02d}.png")
+                colours[f"{split}/{name}/{number:02d}.png"] = colour
+    return colours
+
+
+@dataclass(frozen=True, kw_only=True)
+class House:
+    """A folder with `pictures/`, `data/` and `runs/` in it."""
+
+    root: Path
+    colours: dict[str, Colour]
+
+    @classmethod
+    def built(cls, root: Path) -> House:
+        """With pictures, and nothing else."""
+        return cls(root=root, colours=write_pictures(root / "pictures"))
+
+    @property
+    def pictures(self) -> Path:
+        return self.root / "pictures"
+
+    def extracted(self, **options: Any) -> FeatureCache:
+        """The cache of the pictures' pixels."""
+        return extract(self.pictures, "pixels", image_size=SIDE, data_dir=self.root / "data", **options)
+
+    def trained(self, head: str = "ridge", cache: FeatureCache | Path | None = None, **options: Any) -> Run:
+        """A run of its own."""
+        if cache is None:
+            with self.extracted() as pixels:
+                return self.trained(head, pixels, **options)
+        options = {"max_epochs": 4, **options} if head.startswith(("linear", "mlp")) else options
+        return train_head(cache, head, runs_dir=self.root / "runs", device="cpu", **options)
+
+    def reported(self, *runs: Run, path: Path, **options: Any) -> WrittenReport:
+        """A page about runs."""
+        here = {"data_dir": self.root / "data", "runs_dir": self.root / "runs"}
+        return write_report(runs, path, **here | options)
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    """The JSON that a page holds."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found is not None
+    content = json.loads(found[1])
+    assert isinstance(content, dict)
+    return content

@@ -1,0 +1,117 @@
+"""The parts of a report by themselves: reliability, sheets of pictures, which images are shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from report_house import House
+
+from featcache.heads.records import Predictions
+from featcache.heads.runs import Run
+from featcache.report.page import json_for_page
+from featcache.report.reliability import calibration_error, reliability, tempered
+from featcache.report.thumbnails import COLUMNS, PER_SHEET, packed
+
+
+def predictions(seed: int, rows: int, classes: int) -> Predictions:
+    """Random ones."""
+    random = np.random.default_rng(seed)
+    return Predictions(
+        ids=tuple(map(str, range(rows))),
+        labels=random.integers(0, classes, rows),
+        probabilities=random.dirichlet(np.full(classes, 0.3), rows).astype(np.float32),
+    )
+
+
+def test_the_calibration_error_is_the_one_that_training_measured(runs: tuple[Run, Run]) -> None:
+    for run in runs:
+        measured, said = run.metrics("test"), run.predictions("test")
+        assert calibration_error(reliability(said)) == pytest.approx(measured.calibration_error, abs=1e-5)
+        scaled = reliability(said, temperature=measured.temperature)
+        assert calibration_error(scaled) == pytest.approx(measured.scaled_calibration_error, abs=1e-4)
+
+
+@given(st.integers(0, 99), st.integers(1, 60), st.integers(2, 6))
+def test_every_image_is_in_one_bin(seed: int, rows: int, classes: int) -> None:
+    said = predictions(seed, rows, classes)
+    bins = reliability(said)
+    right = (said.probabilities.argmax(axis=1) == said.labels).sum()
+    assert sum(one.images for one in bins) == rows
+    assert sum(one.images * one.accuracy for one in bins) == pytest.approx(right)
+    assert all(one.low - 1e-6 <= one.confidence <= one.high + 1e-6 for one in bins)
+
+
+@given(st.integers(0, 99), st.floats(0.2, 5))
+def test_temperature_divides_the_logits(seed: int, temperature: float) -> None:
+    logits = np.random.default_rng(seed).normal(0, 2, (5, 4))
+
+    def softmax(
+        values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
+    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
+
+    found = tempered(softmax(logits).astype(np.float32), temperature)
+    assert np.allclose(found, softmax(logits / temperature), atol=1e-4)
+
+
+@given(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4))
+def test_json_survives_the_page(data: dict[str, str]) -> None:
+    import json
+
+    text = json_for_page(data)
+    assert json.loads(text) == data
+    assert not {"<", ">", "&"} & set(text)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.integers(1, 15)), max_size=40), st.integers(0, 99))
+def test_every_picture_is_found_in_its_tile(sides: list[int | None], seed: int) -> None:
+    colours = np.random.default_rng(seed).integers(1, 256, (len(sides), 3), dtype=np.uint8)
+    pictures = [
+        None if side is None else np.broadcast_to(colour, (side, side, 3)).copy()
+        for side, colour in zip(sides, colours, strict=True)
+    ]
+    found = packed(pictures, 1_000_000)
+    sheets = [np.asarray(opened(sheet)) for sheet in found.sheets]
+    for side, colour, tile in zip(sides, colours, found.tiles.tolist(), strict=True):
+        assert (tile >= 0) == (side is not None)
+        if side is not None:
+            sheet, place = divmod(tile, PER_SHEET)
+            row, column = divmod(place, COLUMNS)
+            middle = sheets[sheet][row * found.side + found.side // 2, column * found.side + found.side // 2]
+            assert middle.tolist() == colour.tolist()
+
+
+def opened(sheet: str) -> Image.Image:
+    """The picture in a data URL."""
+    kind, _, content = sheet.partition(",")
+    assert kind == "data:image/webp;base64"
+    return Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
+
+
+@pytest.mark.parametrize("room", [0, 3_000, 30_000, 400_000])
+def test_pictures_never_take_more_room_than_there_is(room: int) -> None:
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(120)]
+    wanted = np.arange(119, -1, -1)
+    found = packed(pictures, room, wanted=wanted)
+    assert found.nbytes <= room
+    have = int((found.tiles >= 0).sum())
+    # Those that are wanted most are kept.
+    assert (found.tiles[120 - have :] >= 0).all()
+    assert bool(found.notes) == (have < 120)
+    assert have == {0: 0, 400_000: 120}.get(room, have)
+
+
+def test_a_house_is_as_the_tests_need_it(house: House, runs: tuple[Run, Run]) -> None:
+    for run in runs:
+        said = run.predictions("test")
+        assert 0 < (said.probabilities.argmax(axis=1) != said.labels).sum() < len(said.ids)
+    assert len(set(house.colours.values())) == len(house.colours)
