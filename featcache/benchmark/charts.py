@@ -176,9 +176,12 @@ def heads_chart(result: Result) -> Any:
     """Time against the epochs of one head and against the number of heads, both on log scales."""
     scenario, costs = result.scenario, {name: cost(result, name) for name in WAYS}
     epochs = [epochs for epochs in _DOUBLINGS if epochs <= max(64, scenario.epochs)]
-    heads = [heads for heads in _DOUBLINGS if heads <= scenario.heads]
+    heads = sorted({*(count for count in _DOUBLINGS if count <= scenario.heads), scenario.heads})
     cold = result.ways[COLD]
-    after = {COLD: cold.heads_s, WARM: tuple(seconds - cold.setup_s for seconds in cold.heads_s)}
+    after = {
+        COLD: [(count, seconds) for count, seconds in cold.heads_s if count in heads],
+        WARM: [(count, seconds - cold.setup_s) for count, seconds in cold.heads_s if count in heads],
+    }
     rows = [
         _point("epochs of one head", name, count, costs[name].seconds(count), scaled=count > _measured(result, name))
         for name in WAYS
@@ -186,10 +189,9 @@ def heads_chart(result: Result) -> Any:
     ]
     what = f"heads of {scenario.epochs} epochs"
     for name in WAYS:
-        for count in heads:
-            cached = name in after
-            seconds = after[name][count - 1] if cached else costs[name].seconds(scenario.epochs, count)
-            rows.append(_point(what, name, count, seconds, scaled=not cached))
+        multiplied = [(count, costs[name].seconds(scenario.epochs, count)) for count in heads]
+        known = after.get(name, multiplied)
+        rows += [_point(what, name, count, seconds, scaled=name not in after) for count, seconds in known]
     note = "Dashed: from the time of one epoch, or of one head."
     return (
         _growth_lines(rows, width=_WIDTH // 2 - 20, x_title=None)
@@ -332,7 +334,7 @@ def themed(spec: Spec, theme: str) -> Spec:
 
 
 def drawn(specs: Mapping[str, Spec]) -> dict[str, bytes]:
-    """Files by name: each chart as SVG and PNG, light and dark, and its spec as `<name>.vl.json`."""
+    """Files by name: each chart as `<name>-<theme>.svg` and `.png`, and its spec as `<name>.vl.json`."""
     import vl_convert
 
     files: dict[str, bytes] = {}
