@@ -43,8 +43,8 @@ from featcache.heads.grid import Combination
 from featcache.heads.placement import choose_device
 from featcache.heads.records import EpochRecord
 from featcache.heads.runs import Run
-from featcache.heads.sweep import sweep_heads
 from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
 from featcache.images import open_source
 from featcache.images.sources import Sample
 
