@@ -1,4 +1,4 @@
-"""Heads against bare PyTorch: `python benchmarks/heads.py [--only sweep]`.
+"""Heads against bare PyTorch: `python benchmarks/heads.py [--only sweep] [--cache CACHE]`.
 
 One function a part; each compares what featcache does with loops that do the same arithmetic and nothing else, side
 by side in one run. Ratios are featcache's seconds over the other's: below 1, featcache was quicker. Parts that are not
@@ -19,62 +19,22 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from features import CLASSES, write_features
+from head_epochs import part_epochs, part_logreg, part_streaming
 from machine import RESULTS, machine, write
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, assemble, write_part
-from featcache.cache.parts import Part
+from featcache.cache import FeatureCache
 from featcache.heads import HeadConfig, fit_head
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.batches import epoch_order
 from featcache.heads.cuts import cut_cache
-from featcache.heads.sweep import sweep_heads
 from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
 
-CLASSES = 10
 BATCH = 64
-
-
-def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureCache:
-    """A cache of clouds, a class each, float16: so many rows a split, `wide` values a row."""
-    rng = np.random.default_rng(0)
-    centres = 0.1 * rng.standard_normal((CLASSES, wide), np.float32)
-    layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(wide,))
-    spec = Spec(
-        backbone="benchmark", layers=(layer,), pool="none", transform={}, decoder="pillow", precision="fp32",
-        runner="eager", dtype="float16",
-    )  # fmt: skip
-    parts, tables = [], {}
-    for split, count in rows.items():
-        labels = np.arange(count) % CLASSES
-        features = (centres[labels] + rng.standard_normal((count, wide), np.float32)).astype(np.float16)
-        digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
-        ids = tuple(f"{split}/{row:08d}" for row in range(count))
-        tables[split] = SplitTable(ids=ids, labels=labels, digests=digests)
-        parts.append(
-            Part.open(
-                write_part(
-                    folder / f"{split}.parts",
-                    fingerprint=spec.fingerprint,
-                    first_row=0,
-                    digests=digests,
-                    features={"avgpool": features},
-                )
-            )
-        )
-    path = assemble(
-        folder / "benchmark.h5",
-        spec=spec,
-        selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
-        set_name="benchmark",
-        classes=tuple(map(str, range(CLASSES))),
-        provenance={},
-        tables=tables,
-        donors=Donors(parts),
-    )
-    return FeatureCache.open(path)
 
 
 # --- bare loops --------------------------------------------------------------------------------------------
@@ -216,11 +176,12 @@ class _StackedHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured."""
+    """How much is measured; `cache`: real features, for the part that needs them."""
 
     rows: int
     heads: int
     epochs: int
+    cache: Path | None
 
 
 def part_sweep(folder: Path, size: Size) -> dict[str, Any]:
@@ -262,26 +223,37 @@ def _swept(folder: Path, head: str, wide: int, size: Size) -> dict[str, Any]:
     }
 
 
-PARTS: Mapping[str, Callable[[Path, Size], dict[str, Any]]] = {"sweep": part_sweep}
+# Each part, its rows and its epochs, unless they are said.
+PARTS: Mapping[str, tuple[Callable[[Path, Size], dict[str, Any]], int, int]] = {
+    "epochs": (lambda folder, size: part_epochs(folder, size.rows, size.epochs), 40_000, 6),
+    "sweep": (part_sweep, 10_000, 3),
+    "streaming": (lambda folder, size: part_streaming(folder, size.rows, size.epochs), 40_000, 3),
+    "logreg": (lambda folder, size: part_logreg(folder, size.cache), 0, 0),
+}
 
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help="A part; may be repeated. [default: all]")] = None,
-    rows: int = 10_000,
+    rows: int | None = None,
     heads: int = 64,
-    epochs: int = 3,
+    epochs: int | None = None,
+    cache: Annotated[Path | None, typer.Option(help="A cache of real features, for logreg.")] = None,
     folder: Path | None = None,
+    keep: Annotated[bool, typer.Option(help="Write results/heads.json.")] = True,
 ) -> None:
     """Measure the parts in a temporary folder, and write results/heads.json."""
     torch.manual_seed(0)
     path = RESULTS / "heads.json"
     parts = json.loads(path.read_text())["parts"] if path.exists() else {}
     for name in only or PARTS:
+        part, usual_rows, usual_epochs = PARTS[name]
+        size = Size(rows=rows or usual_rows, heads=heads, epochs=epochs or usual_epochs, cache=cache)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            measured = PARTS[name](Path(scratch), Size(rows=rows, heads=heads, epochs=epochs))
+            measured = part(Path(scratch), size)
         parts[name] = {"date": machine()["date"], "threads": torch.get_num_threads(), **measured}
         print(json.dumps({name: parts[name]}, indent=2), flush=True)
-        write("heads", {"parts": parts})
+        if keep:
+            write("heads", {"parts": parts})
 
 
 if __name__ == "__main__":

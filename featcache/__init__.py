@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
-    from featcache.heads.sweep import sweep
+    from featcache.heads.sweeping import sweep
     from featcache.images.opening import open_source
     from featcache.inference.prediction import predict
     from featcache.report.writing import write_report
@@ -55,7 +55,7 @@ _HOMES = {
     "predict": "featcache.inference.prediction",
     "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",
-    "sweep": "featcache.heads.sweep",
+    "sweep": "featcache.heads.sweeping",
     "train_head": "featcache.heads.fit",
     "write_report": "featcache.report.writing",
 }

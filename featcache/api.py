@@ -9,6 +9,7 @@ from typing import Literal, TypedDict, TypeVar, Unpack, overload
 from featcache.backbones.backbone import Backbone
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption
+from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract_each
@@ -28,7 +29,7 @@ class Options(TypedDict, total=False):
     normalize: Literal["weights", "half"] | None
     weights: str | Path | Mapping[str, str | Path]
     dtype: Literal["float16", "float32"] | None
-    precision: Literal["auto", "fp32", "bf16", "fp16"]
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]
     compile: bool | None
     views: int
     view_seed: int
@@ -43,6 +44,7 @@ class Options(TypedDict, total=False):
     on_error: Literal["fail", "skip"]
     wait: bool
     rehash: bool
+    min_cosine: float
     data_dir: str | Path
     progress: Callable[[str, int, int], None] | None
 
@@ -74,7 +76,7 @@ def extract(
     normalize: Literal["weights", "half"] | None = None,
     weights: str | Path | Mapping[str, str | Path] = "default",
     dtype: Literal["float16", "float32"] | None = None,
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
     compile: bool | None = None,
     views: int = 1,
     view_seed: int = 0,
@@ -89,6 +91,7 @@ def extract(
     on_error: Literal["fail", "skip"] = "fail",
     wait: bool = True,
     rehash: bool = False,
+    min_cosine: float = LEAST_COSINE,
     data_dir: str | Path = "data",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> FeatureCache | list[FeatureCache]:
@@ -106,6 +109,7 @@ def extract(
     the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
     one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
     a kill kept, together. `resize_on`: where images are resized, to the same bytes: "host", "device", or "auto".
+    `min_cosine`: the least cosine to fp32 that a lower precision may have, measured on some of the images.
     `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
     (stage, images done, images in all).
 
@@ -152,6 +156,7 @@ def extract(
         on_error=on_error,
         wait=wait,
         rehash=rehash,
+        min_cosine=min_cosine,
     )
     done = extract_each(requests, execution, reporter=_Reporter(progress))
     caches = [FeatureCache.open(one.cache) for one in done]

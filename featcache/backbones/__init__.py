@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from featcache.backbones.backbone import Backbone
     from featcache.backbones.transforms import Resize, Transform
 
-__all__ = ["BackboneLayers", "backbone_layers", "backbone_names", "load_backbone"]
+__all__ = ["BackboneLayers", "backbone_layers", "backbone_names", "load_backbone", "preset_transform"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,19 @@ def backbone_names() -> tuple[str, ...]:
     from featcache.backbones.networks import network_names
 
     return tuple(sorted([*network_names(), "pixels"]))
+
+
+def preset_transform(name: str, *, image_size: int | None = None, resize: Resize = "squash") -> Transform:
+    """The transform of the backbone `name` with its default weights, none of which are loaded.
+
+    `image_size` must be given for `pixels`. Raises UnknownName, InvalidOption.
+    """
+    if name == "pixels":
+        return _pixels_transform(image_size, resize, None)
+    from featcache.backbones import networks
+
+    networks.check_name(name)
+    return networks.preset(name).resized_to(image_size, resize)
 
 
 def load_backbone(

@@ -75,7 +75,9 @@ def quantised(part: nn.Module, spared: type[nn.Module], ranges: Ranges) -> nn.Mo
     part = _copied(part)
     found = convolutions(part, spared)
     if missing := sorted(set(found) - set(ranges)):
-        raise InvalidOption(f"expected the ranges of all convolutions, got none for {', '.join(missing)}")
+        raise InvalidOption(
+            f"expected ranges of {len(found)} convolutions, {len(missing)} have none: {missing[0]}, ..."
+        )
     for path, module in found.items():
         part.set_submodule(path, _Convolution(module, _Scale.over(*ranges[path])))
     if isinstance(part, fx.GraphModule):

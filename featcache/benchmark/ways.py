@@ -43,8 +43,8 @@ from featcache.heads.grid import Combination
 from featcache.heads.placement import choose_device
 from featcache.heads.records import EpochRecord
 from featcache.heads.runs import Run
-from featcache.heads.sweep import sweep_heads
 from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
 from featcache.images import open_source
 from featcache.images.sources import Sample
 
@@ -253,6 +253,7 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
             pipeline.compile()
         forward = TunedForward(pipeline, device=task.place)
         samples = cut_samples(selected(job.source, request), task.sampled)
+        job.tuner.limit_to(len(samples["train"]))
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
             samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
@@ -267,9 +268,10 @@ def _pipeline(job: Job) -> Pipeline:
         source=job.source,
         backbone=job.backbone,
         dtype="float32",
-        batch_size=job.batch_size,
-        workers=job.threads,
+        batch_size=job.tuner.largest,
+        workers=job.tuner.workers,
         resizing=job.resizing,
+        tuner=job.tuner,
     )
 
 

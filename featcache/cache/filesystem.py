@@ -388,5 +388,8 @@ class ReadableFile:
         self.close()
 
     def __del__(self) -> None:
-        with contextlib.suppress(Exception):
+        try:
             self.close()
+        except Exception:
+            # When the interpreter ends, the modules that close needs may be gone; the file is closed all the same.
+            return

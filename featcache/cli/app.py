@@ -22,6 +22,7 @@ from featcache.cli import (
     predict,
     report,
     reproduce,
+    show,
     sweep,
     train,
 )
@@ -57,7 +58,22 @@ def _root(
     pass
 
 
-for group in (extract, train, sweep, reproduce, benchmark, predict, report, export, caches, audit, inventory, doctor):
+_GROUPS = (
+    extract,
+    train,
+    sweep,
+    reproduce,
+    benchmark,
+    predict,
+    report,
+    export,
+    caches,
+    audit,
+    inventory,
+    show,
+    doctor,
+)
+for group in _GROUPS:
     group.register(app)
 
 

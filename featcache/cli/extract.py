@@ -91,6 +91,7 @@ def _execution(how: RunOptions, together: TogetherOptions | None = None) -> Exec
         on_error=how.on_error,
         wait=not how.no_wait,
         rehash=how.rehash,
+        min_cosine=how.min_cosine,
         shard=None if shard is None else Shard.parse(shard),
         shard_rows=how.shard_rows,
     )

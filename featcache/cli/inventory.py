@@ -40,7 +40,8 @@ def register(app: typer.Typer) -> None:
     def datasets(common: Common) -> None:
         """List the data sets that have names.
 
-        Any folder, zip or tar of class/image or split/class/image will do as well: give its path.
+        Any folder, zip or tar of class/image or split/class/image will do as well: give its path. hf:NAME is a set of
+        the Hugging Face Hub.
         """
         from featcache.images import dataset_names, describe
 

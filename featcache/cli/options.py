@@ -161,9 +161,9 @@ class FeatureOptions:
         typer.Option(help="How features are stored. [default: float16]", rich_help_panel=_BACKBONE),
     ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16"],
+        Literal["auto", "fp32", "bf16", "fp16", "int8"],
         typer.Option(
-            help="auto, fp32, bf16 or fp16: how features are computed.",
+            help="auto, fp32, bf16, fp16, or int8 (CPUs with VNNI): how features are computed.",
             metavar="<precision>",
             rich_help_panel=_BACKBONE,
         ),
@@ -240,7 +240,7 @@ class ImageOptions:
             "--dataset",
             "-d",
             help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
-            "paths or URLs; a folder of WebDataset tars, or wds:PATTERN. [default: cifar10]",
+            "paths or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME. [default: cifar10]",
             metavar="<name or path>",
             rich_help_panel=_IMAGES,
         ),
@@ -301,6 +301,15 @@ class RunOptions:
             rich_help_panel=_RUN,
         ),
     ] = "fail"
+    min_cosine: Annotated[
+        float,
+        typer.Option(
+            help="Below fp32, features are first compared with fp32's on some of the images; a smaller cosine stops "
+            "the extraction. int8 mostly needs 0.99.",
+            metavar="<cosine>",
+            rich_help_panel=_RUN,
+        ),
+    ] = 0.999
     rehash: Annotated[
         bool,
         typer.Option("--rehash", help="Read every image, also those that look unchanged.", rich_help_panel=_RUN),

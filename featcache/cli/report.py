@@ -34,6 +34,12 @@ class ReportOptions:
         Path | None,
         typer.Option(help="The JSON of `featcache benchmark`, as a chart.", metavar="<file>", rich_help_panel=_WHAT),
     ] = None
+    audit: Annotated[
+        bool,
+        typer.Option(
+            "--audit", help="Audit the cache of the best run too, as featcache audit does.", rich_help_panel=_WHAT
+        ),
+    ] = False
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The page.", metavar="<file>", rich_help_panel=_WHERE)
     ] = Path("report.html")
@@ -59,8 +65,8 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Show runs on one HTML page: compared, and each in detail.
 
-        The page opens from disk and asks the network for nothing. Nothing is computed but the map: neither weights nor
-        an accelerator is needed.
+        The page opens from disk and asks the network for nothing. Nothing is computed but a map of the features, and
+        neither weights nor an accelerator is needed.
         """
         from featcache.report import write_report
 
@@ -71,6 +77,7 @@ def register(app: typer.Typer) -> None:
                 map=options.map,
                 png=options.png,
                 benchmark=options.benchmark,
+                audit=options.audit,
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
                 progress=terminal.advance,

@@ -102,7 +102,7 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.extraction import matching
         from featcache.heads.grid import parse_grid
-        from featcache.heads.sweep import sweep
+        from featcache.heads.sweeping import sweep
 
         grid, shots = parse_grid(which.grid or ()), _whole_numbers(which.shots)
         options = asdict(head)

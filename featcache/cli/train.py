@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto, requested
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 
@@ -177,6 +177,14 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_RUN,
             ),
         ] = None,
+        threads: Annotated[
+            str,
+            typer.Option(
+                help="For a head that is trained by steps on the CPU. auto tries whether one is faster than all.",
+                metavar="<n>",
+                rich_help_panel=_RUN,
+            ),
+        ] = "auto",
         tensorboard: Annotated[
             bool,
             typer.Option("--tensorboard", help="Also write what TensorBoard shows.", rich_help_panel=_RUN),
@@ -203,7 +211,8 @@ def register(app: typer.Typer) -> None:
                 run = _resumed(resume, context, common, listeners)
             else:
                 options = _chosen(cache, beside or (), recipe, context, head, what, images, common, concat=concat)
-                run = _trained(options, common, listeners, tensorboard=tensorboard)
+                settings = {"threads": number_or_auto(threads, "--threads"), "tensorboard": tensorboard}
+                run = _trained(options | settings, common, listeners)
         if common.json:
             print_json(run.to_json())
         else:
@@ -212,10 +221,10 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(INTERRUPTED)
 
 
-def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any], *, tensorboard: bool) -> Run:
+def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any]) -> Run:
     from featcache.heads import train_head
 
-    return train_head(**options, **listeners, runs_dir=common.runs_dir, tensorboard=tensorboard)
+    return train_head(**options, **listeners, runs_dir=common.runs_dir)
 
 
 def _resumed(run: str, context: typer.Context, common: Common, listeners: dict[str, Any]) -> Run:

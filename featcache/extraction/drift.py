@@ -6,6 +6,7 @@ to nothing on a GPU.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,8 @@ from featcache.errors import ExtractionError
 # bf16 has 8 bits of mantissa: VGG16 keeps a cosine of 0.9999, Inception v3 one above 0.999, and with either a head's
 # accuracy moves by no more than its own seeds do. Whatever falls below is no longer the same feature.
 LEAST_COSINE = 0.999
+# Rounding noise, not a feature: nobody is invited to accept that.
+_WORTH_ACCEPTING = 0.95
 _LEAST, _MOST, _SHARE = 8, 16, 20
 
 
@@ -56,19 +59,25 @@ class Drift:
             },
         }
 
-    def require_small(self) -> None:
-        """Raises ExtractionError where a layer's least cosine to fp32 is below `LEAST_COSINE`."""
+    def require(self, least_cosine: float) -> None:
+        """Raises ExtractionError where a layer's least cosine to fp32 is below `least_cosine`."""
         name, worst = min(self.layers.items(), key=lambda layer: layer[1].cosine)
-        if worst.cosine < LEAST_COSINE:
+        if worst.cosine < least_cosine:
             raise ExtractionError(
                 f"layer {name} drifts too far in {self.precision}: its least cosine to fp32 is {worst.cosine:.5f} "
-                f"over {self.images} images, expected at least {LEAST_COSINE}",
-                hint="extract with --precision fp32",
+                f"over {self.images} images, expected at least {least_cosine}",
+                hint=f"extract with --precision fp32{_acceptance(worst.cosine)}",
             )
 
     def __str__(self) -> str:
         least = ", ".join(f"{layer.cosine:.5f} ({name})" for name, layer in self.layers.items())
         return f"{self.precision} against fp32 on {self.images} images: least cosine {least}"
+
+
+def _acceptance(cosine: float) -> str:
+    """How to accept features that are a little off, with a bound that those of other images will pass too."""
+    bound = math.floor(100 * (cosine - 0.001)) / 100
+    return f", or accept it: --min-cosine {bound}" if bound >= _WORTH_ACCEPTING else ""
 
 
 def sample_of(rows: int) -> npt.NDArray[np.int64]:

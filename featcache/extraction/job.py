@@ -44,6 +44,8 @@ from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share
 from featcache.extraction.stages import Stages, Stopwatch
+from featcache.extraction.tuning import Tuner
+from featcache.extraction.tuning_memory import circumstances, remember
 from featcache.images.samples import SampleIds
 from featcache.images.sources import ImageSource, Sample
 
@@ -67,10 +69,10 @@ class Job:
     backbone: Backbone
     spec: Spec
     device: str
-    batch_size: int
-    threads: int
+    tuner: Tuner
     part_rows: int
     skip: bool
+    min_cosine: float
     # Whose rows are computed, where several do it together: then somebody else assembles. None: all.
     share: Share | None = None
     # Nothing is computed: what others have done is put together.
@@ -277,6 +279,7 @@ class Job:
         images, views = plan.all_images()[rows], plan.all_views()[rows]
         failures: list[Failure] = []
         done = 0
+        self.tuner.limit_to(len(rows))
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
             self._measure_drift(pipeline, wanted, images, views)
@@ -294,6 +297,7 @@ class Job:
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
+                        self._remember_tuning()
                         yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
@@ -315,6 +319,11 @@ class Job:
             )
         return [(samples[failure.row], failure) for failure in failures]
 
+    def _remember_tuning(self) -> None:
+        if (found := self.tuner.news()) is not None:
+            key = circumstances(self.backbone, self.spec, self.device)
+            remember(self.request.data_dir, key, found, self.reporter.warn)
+
     def _pausing(self, reached: int) -> Generator[int, None, None]:
         self._watch.stop()
         yield reached
@@ -335,7 +344,7 @@ class Job:
         views: npt.NDArray[np.int64],
     ) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
-        if self.spec.precision not in ("bf16", "fp16") or self._drift is not None:
+        if self.spec.precision not in ("bf16", "fp16", "int8") or self._drift is not None:
             return
         rows = drift.sample_of(len(samples))
         images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
@@ -348,11 +357,11 @@ class Job:
         try:
             exact = pipeline.features(images, "float32")
         finally:
-            self.backbone.place(self.device, self.spec.precision)
+            self.backbone.place(self.device, self.spec.precision, self.spec.ranges)
             if program is not None:
                 self.backbone.compile(pipeline.batch_size)
         found = drift.measured(self.spec.precision, exact, rounded)
-        found.require_small()
+        found.require(self.min_cosine)
         self.reporter.say(str(found))
         self._drift = found.to_json()
 
@@ -375,12 +384,13 @@ class Job:
             source=self.source,
             backbone=self.backbone,
             dtype=self.spec.dtype,
-            batch_size=self.batch_size,
-            workers=self.threads,
+            batch_size=self.tuner.largest,
+            workers=self.tuner.workers,
             view_seed=self.spec.view_seed or 0,
             resizing=self.resizing,
             stages=self.stages,
             decoder=self.images.decoder,
+            tuner=self.tuner,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:

@@ -22,6 +22,7 @@ from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
 from featcache.extraction.transfer import Returning, in_flight
+from featcache.extraction.tuning import Tuner
 from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
@@ -62,7 +63,8 @@ class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
     `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are,
-    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines.
+    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A `tuner`
+    changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
     """
 
     source: ImageSource
@@ -74,14 +76,19 @@ class Pipeline:
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     decoder: Decoder | None = None
+    tuner: Tuner | None = None
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _resizing: Resizing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._decoder = self.decoder or Decoder(source=self.source)
-        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
         self._resizing = self.resizing or HostResizing(self.backbone)
+        self._employ(self.workers)
+
+    def _employ(self, workers: int) -> None:
+        self.workers = workers
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stops decoding; what has not been started is dropped."""
@@ -96,13 +103,28 @@ class Pipeline:
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
         flying: deque[tuple[_Decoded, list[Returning]]] = deque()
+        before = self.stages.seconds
         for decoded in self._decoded(samples, digests, _plain(samples) if views is None else views):
             with self.stages.measured("compute"):
                 flying.append((decoded, self._launched(decoded.images, self.dtype)))
             while len(flying) > in_flight(self._resizing.device):
-                yield self._landed(*flying.popleft(), samples)
+                landed = self._landed(*flying.popleft(), samples)
+                before = self._tune(len(landed.index), before)
+                yield landed
         while flying:
             yield self._landed(*flying.popleft(), samples)
+
+    def _tune(self, images: int, before: dict[str, float]) -> dict[str, float]:
+        """Tells the tuner how long a batch took and does what it says; the stages' seconds as they are now."""
+        now = self.stages.seconds
+        if self.tuner is not None:
+            waited_s, computed_s = (now[stage] - before[stage] for stage in ("decode", "compute"))
+            self.tuner.timed(images, waited_s=waited_s, computed_s=computed_s, most=self.batch_size)
+            if self.tuner.workers != self.workers:
+                # What the old threads have begun they finish.
+                self._pool.shutdown(wait=False)
+                self._employ(self.tuner.workers)
+        return now
 
     def compile(self) -> None:
         """Makes one program of the backbone for this batch size, and runs it once. Raises ExtractionError."""
@@ -130,13 +152,13 @@ class Pipeline:
         return self._decode(samples, digests, numbers, range(len(samples))).images
 
     def _decoded(self, samples: Sequence[Sample], digests: Bytes | None, views: Views) -> Iterator[_Decoded]:
-        ahead = self.workers + 1
         pending: deque[Future[_Decoded]] = deque()
-        # The size is read anew: it may have halved meanwhile.
+        # Size and threads are read anew: they may have changed meanwhile.
         start = 0
         while start < len(samples) or pending:
-            while start < len(samples) and len(pending) < ahead:
-                rows = range(start, min(start + self.batch_size, len(samples)))
+            while start < len(samples) and len(pending) <= self.workers:
+                size = self.batch_size if self.tuner is None else min(self.tuner.next_size(), self.batch_size)
+                rows = range(start, min(start + size, len(samples)))
                 pending.append(self._pool.submit(self._decode, samples, digests, views, rows))
                 start = rows.stop
             with self.stages.measured("decode"):

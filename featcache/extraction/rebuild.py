@@ -17,6 +17,7 @@ from featcache.backbones.transforms import Transform
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
+from featcache.extraction import devices
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.plan import described_augmentation
 from featcache.images import open_source
@@ -139,7 +140,8 @@ def recompute(
     Raises ExtractionError where an image is no longer the one that was extracted.
     """
     backbone = backbone_of(cache, weights_dir=data_dir / "weights")
-    backbone.place(device, "fp32" if cache.spec.precision == "uint8" else cache.spec.precision)
+    precision = "fp32" if cache.spec.precision == "uint8" else devices.resolve_precision(cache.spec.precision, device)
+    backbone.place(device, precision, cache.spec.ranges)
     with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
             _recomputed(cache, cache[split], chosen, source, backbone, threads)

@@ -11,7 +11,9 @@ from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
 from featcache.errors import InvalidOption
 from featcache.extraction import devices
+from featcache.extraction.calibration import observed_ranges
 from featcache.extraction.compilation import resolve_runner
+from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
@@ -21,12 +23,10 @@ from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Shard
+from featcache.extraction.tuning_memory import tuner_for
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
-
-_DEFAULT_BATCH = {"cpu": 32, "mps": 64, "cuda": 256}
-_PIXELS_BATCH = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,8 @@ class Execution:
     `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
     who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
     share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
-    `resize_on`: "host", "device", or "auto". Raises InvalidOption.
+    `resize_on`: "host", "device", or "auto". `min_cosine`: the least cosine to fp32 that a lower precision may have;
+    below it the extraction stops. Raises InvalidOption.
     """
 
     device: str = "auto"
@@ -47,12 +48,15 @@ class Execution:
     on_error: str = "fail"
     wait: bool = True
     rehash: bool = False
+    min_cosine: float = LEAST_COSINE
     shard: Shard | None = None
     shard_rows: int | None = None
 
     def __post_init__(self) -> None:
         if self.on_error not in ("fail", "skip"):
             raise InvalidOption(f"expected --on-error fail or skip, got {self.on_error!r}")
+        if not -1 <= self.min_cosine <= 1:
+            raise InvalidOption(f"expected --min-cosine between -1 and 1, got {self.min_cosine}")
         for name in ("batch_size", "workers", "part_rows", "shard_rows"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -60,14 +64,8 @@ class Execution:
 
     @property
     def threads(self) -> int:
-        """Decoding threads: they wait for the disk as much as they compute, two keep a CPU backbone fed."""
+        """Threads that read images before anything is computed: they wait for the disk as much as they hash."""
         return self.workers or 2
-
-    def batch(self, backbone: Backbone, device: str) -> int:
-        """Images per forward pass to begin with; it halves when memory does not suffice."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return _PIXELS_BATCH if backbone.stores_bytes else _DEFAULT_BATCH[device.partition(":")[0]]
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
@@ -163,8 +161,10 @@ def _job(
         images=lambda: images.count,
         reporter=reporter,
     )
-    spec = settled_spec(backbone, request, precision, runner)
-    backbone.place(device, spec.precision)
+    spec = settled_spec(
+        backbone, request, precision, runner, observe=lambda: observed_ranges(backbone, images, reporter)
+    )
+    backbone.place(device, spec.precision, spec.ranges)
     return Job(
         request=request,
         reporter=reporter,
@@ -172,10 +172,18 @@ def _job(
         backbone=backbone,
         spec=spec,
         device=device,
-        batch_size=execution.batch(backbone, device),
-        threads=execution.threads,
+        tuner=tuner_for(
+            execution.batch_size,
+            execution.workers,
+            backbone=backbone,
+            spec=spec,
+            device=device,
+            data_dir=request.data_dir,
+            warn=reporter.warn,
+        ),
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
+        min_cosine=execution.min_cosine,
         share=execution.shard,
         shard_rows=execution.shard_rows,
         resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),

@@ -32,6 +32,11 @@ class Stages:
             self._seconds[stage] += self.clock() - began
 
     @property
+    def seconds(self) -> dict[str, float]:
+        """So many of each stage so far."""
+        return dict(self._seconds)
+
+    @property
     def shares(self) -> dict[str, float] | None:
         """Each stage's share of the measured time, 1 in all; None where nothing was measured."""
         total = sum(self._seconds.values())

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
-    from featcache.heads.sweep import sweep
     from featcache.heads.sweep_records import Sweep
+    from featcache.heads.sweeping import sweep
 
 __all__ = [
     "Comparison",
@@ -68,7 +68,7 @@ _HOMES = {
     "recipe": "recipes",
     "recipe_names": "recipes",
     "resume_head": "resuming",
-    "sweep": "sweep",
+    "sweep": "sweeping",
     "train_head": "fit",
 }
 

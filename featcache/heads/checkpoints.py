@@ -170,7 +170,7 @@ class Unfinished:
 
 
 def about_training(
-    prepared: Prepared, config: HeadConfig, *, created: datetime, tensorboard: bool = False
+    prepared: Prepared, config: HeadConfig, *, created: datetime, threads: int | None, tensorboard: bool
 ) -> dict[str, Any]:
     """What is trained on what: all that has to be the same for a training to go on, and its run's date."""
     return {
@@ -179,6 +179,7 @@ def about_training(
         "caches": [str(column.cache.path) for column in prepared.columns],
         "rows": rows_digest(prepared),
         "device": str(prepared.place),
+        "threads": threads,
         "tensorboard": tensorboard,
     }
 

@@ -20,13 +20,15 @@ from featcache.heads.preparation import Prepared
 from featcache.heads.records import EpochRecord, Metrics, Predictions, Score, Training
 from featcache.heads.runs import Run, run_name, write_run
 from featcache.heads.stopping import Interruption
+from featcache.heads.threads import training_threads
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fitted:
     """The head of the best epoch (or candidate), what it says of val, and how the fit went.
 
-    `folded`: numbers that were learned, and folded into others of the head when it was done.
+    `folded`: numbers that were learned, and folded into others of the head when it was done. `threads`: torch's while
+    it was trained; None for what the process has.
     """
 
     head: nn.Module
@@ -38,6 +40,7 @@ class Fitted:
     seconds: float
     notes: tuple[str, ...] = ()
     folded: int = 0
+    threads: int | None = None
 
     @property
     def trainable(self) -> int:
@@ -66,7 +69,8 @@ def conclude(
     outcomes = {"val": fitted.val}
     if "test" in rows:
         test = StreamedBatches(rows["test"], batch_size=config.head_batch_size, seed=config.seed, device=prepared.place)
-        outcomes["test"] = evaluate(fitted.head, test)
+        with training_threads(fitted.threads):
+            outcomes["test"] = evaluate(fitted.head, test)
     metrics = _measured(outcomes, config.seed)
     if interruption is not None:
         fitted = replace(fitted, interrupted=fitted.interrupted or interruption.requested)
@@ -103,6 +107,7 @@ def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome
         last=fitted.last,
         test=outcomes["test"].score() if "test" in outcomes else None,
         device=str(prepared.place),
+        threads=fitted.threads,
         notes=prepared.cut.notes + fitted.notes,
     )
 

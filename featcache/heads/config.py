@@ -91,12 +91,12 @@ class HeadConfig:
             )
         if architecture.solved:
             self._check_steps_untouched()
-        for name in ("dropout", "batch_norm"):
-            if getattr(self, name) and not architecture.hidden:
-                raise InvalidOption(
-                    f"{_option(name)} follows hidden layers, and the head {self.head} has none",
-                    hint=f"leave out {_option(name)}, or take a head such as mlp:128,64",
-                )
+        between = [f"dropout {self.dropout}"] * (self.dropout > 0) + ["batch norm"] * self.batch_norm
+        if between and not architecture.hidden:
+            raise InvalidOption(
+                f"{' and '.join(between)} follows hidden layers, and the head {self.head} has none",
+                hint="leave it out, or take a head such as mlp:128,64",
+            )
         if self.batch_norm and self.head_batch_size < SMALLEST_NORMED_BATCH:
             raise InvalidOption(
                 f"expected --head-batch-size of at least {SMALLEST_NORMED_BATCH} with --batch-norm, "

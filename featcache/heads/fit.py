@@ -14,18 +14,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from featcache.cache.reader import FeatureCache
-from featcache.errors import HeadError
+from featcache.errors import HeadError, InvalidOption
 from featcache.heads.board import Board
 from featcache.heads.checkpoints import EVERY_S, Checkpoint, Unfinished, about_training
 from featcache.heads.conclusion import conclude
 from featcache.heads.config import HeadConfig
-from featcache.heads.fitting import fit_prepared
+from featcache.heads.fitting import fit_prepared, head_shape
 from featcache.heads.placement import choose_device
 from featcache.heads.preparation import Prepared, prepare
 from featcache.heads.records import Progress, Report, tell
 from featcache.heads.run_files import CHECKPOINT_FILE
 from featcache.heads.runs import Run, prepare_runs_dir, run_name
 from featcache.heads.stopping import Interruption
+from featcache.heads.threads import choose_threads
 
 
 def train_head(
@@ -57,6 +58,7 @@ def train_head(
     seed: int = 0,
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
+    threads: int | None = None,
     tensorboard: bool = False,
     progress: Progress | None = None,
     report: Report | None = None,
@@ -68,8 +70,10 @@ def train_head(
     several whose features are put side by side; None where the cache has only one. `beside`: further caches of the
     same images (other backbones), whose features stand beside those of `cache`, image by image; a layer's name then
     means that of every cache that has one, and `backbone/layer` one of them. The other options are those of
-    HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `progress` is called with an EpochRecord after
-    every epoch, `report` with a sentence about whatever was left out. `tensorboard`: also write what TensorBoard shows.
+    HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `threads`: torch's while a head is trained by steps
+    on the CPU; None tries whether one is faster than all (heads/threads.py). `tensorboard`: also write what TensorBoard
+    shows. `progress` is called with an EpochRecord after every epoch, `report` with a sentence about whatever was left
+    out.
 
     Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
     the first epoch is finished, and when it comes twice, it is a KeyboardInterrupt, and nothing is written. What a
@@ -115,6 +119,7 @@ def train_head(
             beside=others,
             runs_dir=runs_dir,
             device=device,
+            threads=threads,
             tensorboard=tensorboard,
             progress=progress,
             report=report,
@@ -130,6 +135,7 @@ def fit_head(
     device: str = "auto",
     progress: Progress | None = None,
     report: Report | None = None,
+    threads: int | None = None,
     tensorboard: bool = False,
     resident_bytes: int | None = None,
     created: datetime | None = None,
@@ -145,7 +151,8 @@ def fit_head(
     prepare_runs_dir(runs_dir)
     prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     created = created or datetime.now(UTC)
-    about = about_training(prepared, config, created=created, tensorboard=tensorboard)
+    count = _threads(prepared, config, threads)
+    about = about_training(prepared, config, created=created, threads=count, tensorboard=tensorboard)
     name = run_name(created, prepared.origins, config)
     return fit_and_write(
         prepared,
@@ -178,6 +185,7 @@ def fit_and_write(
                 report=report,
                 resident_bytes=resident_bytes,
                 interruption=interruption,
+                threads=unfinished.about["threads"],
                 unfinished=unfinished,
                 resumed=resumed,
             )
@@ -201,6 +209,18 @@ def fit_and_write(
             # It came while the run was written: the run is whole, and whoever called has to stop.
             raise KeyboardInterrupt
     return run
+
+
+def _threads(prepared: Prepared, config: HeadConfig, asked: int | None) -> int | None:
+    if asked is not None and (config.architecture.solved or asked < 1):
+        raise InvalidOption(
+            f"expected --threads of at least 1, for a head that is trained by steps, got {asked} for {config.head}",
+            hint="leave it out",
+        )
+    if asked is not None or config.architecture.solved:
+        return asked
+    shape = head_shape(config, prepared.rows["train"].feature_dim, prepared.classes)
+    return choose_threads(config, shape, prepared.place)
 
 
 def _kept(unfinished: Unfinished, board: Board | None, *, interrupted: bool) -> dict[str, bytes]:

@@ -21,6 +21,7 @@ from featcache.heads.records import Progress, Report, Score, tell
 from featcache.heads.solvers import solve
 from featcache.heads.standardisation import Standardisation, StandardisedHead
 from featcache.heads.stopping import Interruption
+from featcache.heads.threads import choose_threads, training_threads
 
 
 def fit_prepared(
@@ -31,12 +32,13 @@ def fit_prepared(
     report: Report | None = None,
     resident_bytes: int | None = None,
     interruption: Interruption | None = None,
+    threads: int | None = None,
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
 ) -> Fitted:
     """Train or solve a head on train and val; the test rows are not touched.
 
-    `resident_bytes`: as in `fit_head`; the other three: as in `fit_batches`.
+    `resident_bytes`: as in `fit_head`; the other four: as in `fit_batches`.
     """
     if config.architecture.solved:
         return fit_solved(prepared, config, progress=progress, report=report, interruption=interruption)
@@ -50,6 +52,7 @@ def fit_prepared(
         config,
         progress=progress,
         interruption=interruption,
+        threads=threads,
         unfinished=unfinished,
         resumed=resumed,
     )
@@ -96,54 +99,64 @@ def fit_batches(
     *,
     progress: Progress | None = None,
     interruption: Interruption | None = None,
+    threads: int | None = None,
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
 ) -> Fitted:
     """Train a head by steps, in the order that `train` has; the best epoch on val is kept.
 
-    `interruption`: how Ctrl-C arrives. `unfinished`: where checkpoints go; None for nowhere. `resumed`: the
-    checkpoint of the same training from which it goes on.
+    `interruption`: how Ctrl-C arrives. `threads`: torch's, on the CPU; None for what heads/threads.py chooses.
+    `unfinished`: where checkpoints go; None for nowhere. `resumed`: the checkpoint of the same training from which it
+    goes on.
     """
     began = time.perf_counter()
     place = train.device
     interruption = interruption or Interruption()
-    standard = standardisation(train) if config.standardize else None
-    weights = balanced_weights(train.labels, classes) if config.class_weights == "balanced" else None
-    with seeded(config.seed, place):
-        head = build_head(config.architecture, head_shape(config, train.feature_dim, classes))
-        trained = NoisyHead(head, config.noise) if config.noise else head
+    shape = head_shape(config, train.feature_dim, classes)
+    threads = threads or choose_threads(config, shape, place)
+    with training_threads(threads):
+        standard = standardisation(train) if config.standardize else None
+        weights = balanced_weights(train.labels, classes) if config.class_weights == "balanced" else None
+        with seeded(config.seed, place):
+            head = build_head(config.architecture, shape)
+            module = HeadModule(
+                _trained(head, config, standard),
+                config,
+                interruption=interruption,
+                progress=progress,
+                class_weights=weights,
+                epoch_ended=None if unfinished is None else unfinished.epoch_ended,
+            )
+            if resumed is not None:
+                module.resume(resumed)
+            past = sum(epoch.seconds for epoch in module.history)
+            interrupted = fit(module, train, val, interruption)
+        # The Trainer leaves the head on the CPU.
+        module.head.to(place)
+        learned = _numbers(head)
+        head = without_norms(head) if config.batch_norm else head
         if standard is not None:
-            trained = StandardisedHead(trained, standard)
-        module = HeadModule(
-            trained,
-            config,
-            interruption=interruption,
-            progress=progress,
-            class_weights=weights,
-            epoch_ended=None if unfinished is None else unfinished.epoch_ended,
-        )
-        if resumed is not None:
-            module.resume(resumed)
-        past = sum(epoch.seconds for epoch in module.history)
-        interrupted = fit(module, train, val, interruption)
-    # The Trainer leaves the head on the CPU.
-    module.head.to(place)
-    learned = _numbers(head)
-    head = without_norms(head) if config.batch_norm else head
-    if standard is not None:
-        standard.fold_into(head)
-    seconds = past + time.perf_counter() - began
+            standard.fold_into(head)
+        seconds = past + time.perf_counter() - began
+        outcome = evaluate(head, val)
     last = module.history[-1]
     return Fitted(
         head=head,
-        val=evaluate(head, val),
+        val=outcome,
         last=Score(accuracy=last.val_accuracy, loss=last.val_loss),
         history=tuple(module.history),
         best_epoch=module.best_epoch,
         interrupted=interrupted,
         seconds=seconds,
         folded=learned - _numbers(head),
+        threads=threads,
     )
+
+
+def _trained(head: nn.Module, config: HeadConfig, standard: Standardisation | None) -> nn.Module:
+    """The head behind what happens to features in training alone."""
+    noisy = NoisyHead(head, config.noise) if config.noise else head
+    return noisy if standard is None else StandardisedHead(noisy, standard)
 
 
 def _numbers(head: nn.Module) -> int:

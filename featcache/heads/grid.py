@@ -63,6 +63,9 @@ def combinations(options: Mapping[str, Any], grid: Grid) -> tuple[Combination, .
 
     Equal ones stand once. Raises UnknownName or InvalidOption for values that cannot be used.
     """
+    for name in options:
+        if name not in _DEFAULTS:
+            raise UnknownName("option of a head", name, _DEFAULTS)
     varied = {_name(name): _values(_name(name), values) for name, values in grid.items()}
     if HIDDEN in varied:
         _require_perceptron(options, varied)

@@ -187,7 +187,7 @@ class Training:
     `trainable`: numbers that were learned; 0 for knn, which only remembers.
     `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
     Of a head that is solved, `epochs` counts the candidates, `best_epoch` is the number of the chosen one, and `last`
-    is `val`.
+    is `val`. `threads`: torch's while it was trained by steps on the CPU, else None.
     """
 
     trainable: int
@@ -202,6 +202,7 @@ class Training:
     test: Score | None
     device: str
     notes: tuple[str, ...] = field(default=())
+    threads: int | None = None
 
 
 Progress = Callable[[EpochRecord], None]

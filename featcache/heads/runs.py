@@ -356,6 +356,7 @@ def _config_json(run: Run) -> dict[str, Any]:
         "classes": list(run.classes),
         "weights": {"file": WEIGHTS_FILE, "sha256": run.weights_sha256},
         "device": run.training.device,
+        "threads": run.training.threads,
         "notes": list(run.training.notes),
         "versions": dict(run.versions),
     }
@@ -382,6 +383,8 @@ def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str
             test=None if test is None else Score(**test),
             device=config["device"],
             notes=tuple(config["notes"]),
+            # Runs from before it was chosen do not say.
+            threads=config.get("threads"),
         ),
         versions=config["versions"],
         weights_sha256=config["weights"]["sha256"],

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from featcache.heads.batches import Batch, Batches
 from featcache.heads.course import Course, Source, side_by_side
+from featcache.heads.placement import seeded
 from featcache.heads.records import EpochRecord, Score
 from featcache.heads.stacked import HeadStack
 from featcache.heads.stacking import stacked_groups
@@ -29,6 +30,7 @@ from featcache.heads.stopping import Interruption
 # What batches that stacks take turns on may take as float32, and what a block of val may while it is judged.
 BLOCK_BYTES = 16 << 20
 JUDGED_BYTES = 64 << 20
+TOLD_EVERY_S = 0.5
 
 Told = Callable[[float], None]
 
@@ -51,13 +53,18 @@ def train_together(
     """
     # From here on a Ctrl-C is looked at where nothing is half done.
     interruption.keeping = True
-    teams = [_Team(groups, stack) for groups, stack in stacked_groups(courses, sources, classes, size)]
-    sizes = tuple(len(team.courses) for team in teams)
-    deadline = _Deadline(told, interruption)
+    # Dropout draws from torch's own generators, which are the caller's.
+    with seeded(courses[0].config.seed, val.device):
+        teams = [_Team(groups, stack) for groups, stack in stacked_groups(courses, sources, classes, size)]
+        _train(teams, sources, val, _Deadline(told, interruption))
+    return tuple(len(team.courses) for team in teams)
+
+
+def _train(teams: list[_Team], sources: Sequence[Source], val: Batches, deadline: _Deadline) -> None:
     for epoch in itertools.count():
         teams = [team for team in (team.without_those_over() for team in teams) if team is not None]
         if not teams:
-            return sizes
+            return
         began = time.perf_counter()
         for team in teams:
             team.begin()
@@ -67,7 +74,6 @@ def train_together(
         for team, scores in zip(teams, verdicts, strict=True):
             team.take(epoch, scores, share, rows=len(sources[0].batches.rows))
         deadline.check(0.0)
-    raise AssertionError("there is always a last epoch")
 
 
 class _Team:
@@ -124,7 +130,7 @@ class _Team:
 
 
 class _Deadline:
-    """Asks after every block whether Ctrl-C was pressed, and tells how far it is twice a second."""
+    """Asks after every block whether Ctrl-C was pressed, and tells now and then how far it is."""
 
     def __init__(self, told: Told | None, interruption: Interruption) -> None:
         self._told, self._interruption = told, interruption
@@ -136,7 +142,7 @@ class _Deadline:
             raise KeyboardInterrupt
         if self._told is not None and time.monotonic() >= self._next:
             self._told(share)
-            self._next = time.monotonic() + 0.5
+            self._next = time.monotonic() + TOLD_EVERY_S
 
 
 def _train_epoch(teams: Sequence[_Team], sources: Sequence[Source], epoch: int, deadline: _Deadline) -> None:

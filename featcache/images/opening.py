@@ -8,6 +8,7 @@ from pathlib import Path
 from featcache.errors import SourceError, UnknownName
 from featcache.images.archive import open_archive
 from featcache.images.folder import FolderSource, has_images
+from featcache.images.hugging_face import PREFIX, holds_images, open_hugging_face
 from featcache.images.image_table import TableSource, is_table
 from featcache.images.layout import EXPECTED
 from featcache.images.named import dataset_names, open_named
@@ -18,7 +19,8 @@ from featcache.images.webdataset import is_pattern, open_webdataset, tars_in
 def open_source(
     dataset: str | Path, *, datasets_dir: Path, report: Report | None = None, download: bool = True
 ) -> ImageSource:
-    """The images of a named set ("cifar10"), a folder, a zip, a tar, a table of paths or URLs, or WebDataset tars.
+    """The images of a named set ("cifar10"), a folder, a zip, a tar, a table of paths or URLs, WebDataset
+    tars, or a Hugging Face data set: `hf:NAME`, or Parquet files that hold images.
 
     A name goes before a folder that is called the same: say "./cifar10" for the folder. `datasets_dir` is where
     named sets lie and are downloaded to; `report` takes progress in words, one line a call. With `download` False
@@ -31,6 +33,8 @@ def open_source(
         return open_webdataset(str(dataset).removeprefix(WEBDATASET), report)
     if dataset == "":
         raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
+    if isinstance(dataset, str) and dataset.startswith(PREFIX):
+        return open_hugging_face(dataset, datasets_dir=datasets_dir, report=report, download=download)
     path = Path(dataset).expanduser()
     try:
         is_folder, is_file, exists = path.is_dir(), path.is_file(), path.exists()
@@ -39,6 +43,8 @@ def open_source(
     if is_folder:
         # A stray tar beside images is none of them; a folder of tars and nothing else is a set.
         return open_webdataset(path, report) if tars_in(path) and not has_images(path) else FolderSource(path)
+    if is_file and holds_images(path):
+        return open_hugging_face(str(path), datasets_dir=datasets_dir, report=report, download=download)
     if is_file and is_table(path):
         return TableSource(path)
     if is_file:

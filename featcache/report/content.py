@@ -11,6 +11,7 @@ import numpy as np
 from featcache.errors import HeadError
 from featcache.heads.comparison import compare_runs
 from featcache.report.albums import Album
+from featcache.report.audited import Audited
 from featcache.report.charts import LARGEST_MATRIX
 from featcache.report.drawing import svg
 from featcache.report.figures import Figure, of_one
@@ -36,6 +37,7 @@ class Shelf:
     albums: tuple[Album, ...]
     thumbnails: tuple[Thumbnails, ...]
     planes: tuple[tuple[Plane | None, ...], ...]
+    audited: Audited | None = None
 
 
 def drawn(figures: Sequence[Figure]) -> list[Values]:
@@ -55,9 +57,21 @@ def script_data(shelf: Shelf) -> Values:
         "columns": COLUMNS,
         "perSheet": PER_SHEET,
         "first": shelf.detailed.index(shelf.best),
-        "albums": [_album_data(*found) for found in zip(shelf.albums, shelf.thumbnails, shelf.planes, strict=True)],
+        # What an audit names stands last.
+        "albums": [
+            *(_album_data(*found) for found in zip(shelf.albums, shelf.thumbnails, shelf.planes, strict=True)),
+            *([] if shelf.audited is None else [_audited_data(shelf.audited)]),
+        ],
         "runs": [_run_data(shelf, one) for one in shelf.detailed],
     }
+
+
+def _audited_data(audited: Audited) -> Values:
+    return {"ids": [sample.id for sample in audited.samples], **_sheet_data(audited.thumbnails)}
+
+
+def _sheet_data(thumbnails: Thumbnails) -> Values:
+    return {"sheets": list(thumbnails.sheets), "side": thumbnails.side, "tiles": thumbnails.tiles.tolist()}
 
 
 def _album_data(album: Album, thumbnails: Thumbnails, planes: Sequence[Plane | None]) -> Values:
@@ -65,9 +79,7 @@ def _album_data(album: Album, thumbnails: Thumbnails, planes: Sequence[Plane | N
         "classes": list(album.classes),
         "ids": album.ids,
         "labels": album.labels.tolist(),
-        "sheets": list(thumbnails.sheets),
-        "side": thumbnails.side,
-        "tiles": thumbnails.tiles.tolist(),
+        **_sheet_data(thumbnails),
         "maps": [None if plane is None or (plane.places < 0).all() else _map_data(plane) for plane in planes],
     }
 
@@ -250,30 +262,3 @@ def _f1(recall: float | None, precision: float | None) -> float | None:
 
 def _taken_for(confusion: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
     return "" if confusion is None else f"{classes[confusion['answer']]} ({confusion['images']:,})"
-
-
-# --- what was audited --------------------------------------------------------------------------------------
-
-MOST_FINDINGS = 20
-MOST_SAMPLES = 6
-
-
-def audit_content(found: Mapping[str, Any]) -> Values:
-    """An audit's JSON (`Audit.to_json`), the first findings of each section."""
-    rows = ", ".join(f"{count:,} {split}" for split, count in found["rows"].items())
-    return {
-        "told": f"{rows} images, layer {found['layer']}, {found['seconds']:.1f} s.",
-        "sections": [
-            {
-                "title": part["title"],
-                "note": part["note"],
-                "count": f"{part['count']:,}",
-                "more": max(0, part["count"] - MOST_FINDINGS),
-                "findings": [
-                    one | {"samples": one["samples"][:MOST_SAMPLES], "more": max(0, len(one["samples"]) - MOST_SAMPLES)}
-                    for one in part["findings"][:MOST_FINDINGS]
-                ],
-            }
-            for part in found["sections"]
-        ],
-    }

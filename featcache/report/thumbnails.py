@@ -89,15 +89,26 @@ def _of_site(
     if site.cache is None or not (site.rows >= 0).any():
         return [None] * len(ids), []
     with FeatureCache.open(site.cache) as cache:
-        split = cache[site.split]
-        if cache.spec.backbone == PIXELS:
-            return _stored_pixels(split, site.rows), []
-        try:
-            source = open_source(cache.selection.source, datasets_dir=datasets_dir, download=False)
-        except FeatcacheError as error:
-            return [None] * len(ids), [f"The images cannot be read, so none is shown: {error.message}."]
-        with closing(source):
-            return _read(source, split, list(zip(ids, site.rows.tolist(), strict=True)), progress)
+        return pictures_at(cache, site.split, ids, site.rows, datasets_dir, progress)
+
+
+def pictures_at(
+    cache: FeatureCache,
+    split: str,
+    ids: Sequence[str],
+    rows: Rows,
+    datasets_dir: Path,
+    progress: Progress | None = None,
+) -> tuple[list[Pixels | None], list[str]]:
+    """The images called `ids` at `rows` int64 (n,) of a split (-1: in none of them), as `pictures_of` gives them."""
+    if cache.spec.backbone == PIXELS:
+        return _stored_pixels(cache[split], rows), []
+    try:
+        source = open_source(cache.selection.source, datasets_dir=datasets_dir, download=False)
+    except FeatcacheError as error:
+        return [None] * len(ids), [f"The images cannot be read, so none is shown: {error.message}."]
+    with closing(source):
+        return _read(source, cache[split], list(zip(ids, rows.tolist(), strict=True)), progress)
 
 
 def _stored_pixels(split: CachedSplit, rows: Rows) -> list[Pixels | None]:
@@ -121,6 +132,9 @@ def _read(
     def read(job: tuple[str, int]) -> Pixels | None:
         name, row = job
         if row < 0:
+            return None
+        if "://" in name:
+            reasons.append(f"{name} lies on the network, which a report does not ask")
             return None
         if name not in samples:
             reasons.append(f"{name} is no longer there")

@@ -14,7 +14,8 @@ from featcache.cache.filesystem import publish_bytes
 from featcache.errors import CacheUnwritable, ReportError
 from featcache.heads.runs import Run
 from featcache.report import content, figures, prints
-from featcache.report.albums import Album, Rows, albums_of, worst_mistakes
+from featcache.report.albums import Album, Rows, albums_of, cache_of, worst_mistakes
+from featcache.report.audited import audited
 from featcache.report.benchmark_file import Benchmark, read_benchmark
 from featcache.report.content import Shelf
 from featcache.report.page import per_cent, rendered
@@ -74,7 +75,7 @@ def write_report(
     map: Map = "pca",
     png: Path | str | None = None,
     benchmark: Path | str | None = None,
-    audit: Audit | None = None,
+    audit: Audit | bool = False,
     data_dir: Path | str = "data",
     runs_dir: Path | str = "runs",
     progress: Progress | None = None,
@@ -83,8 +84,9 @@ def write_report(
 
     `runs`: one or several, as `Run`, folder, name in `runs_dir` or how that begins; none: all in `runs_dir`. `map`:
     how features are laid on a plane. `png`: a folder for the same pictures as SVG and PNG. `benchmark`: the JSON that
-    `featcache benchmark` wrote. `audit`: an `Audit` to show. `data_dir`: where caches and named sets are looked for;
-    nothing is downloaded. `progress` is called with (stage, done, in all).
+    `featcache benchmark` wrote. `audit`: whether the cache of the run that is best on val is audited too, or an `Audit`
+    of it to show. `data_dir`: where caches and named sets are looked for; nothing is downloaded. `progress` is called
+    with (stage, done, in all).
 
     What is gone or has changed since the runs were trained (caches, images, labels) is said on the page. The page
     appears under its name when it is whole; what stood there before is replaced.
@@ -98,7 +100,10 @@ def write_report(
     subjects, left_out = read_subjects(refs, Path(runs_dir))
     measured = None if benchmark is None else read_benchmark(Path(benchmark))
     shelf, notes = _shelf(subjects, map, Path(data_dir), progress)
-    page = _page(shelf, map, measured, None if audit is None else audit.to_json())
+    if audit is not False:
+        shelf, unaudited = _with_audit(shelf, None if audit is True else audit, Path(data_dir), progress)
+        notes += unaudited
+    page = _page(shelf, map, measured)
     notes = [*left_out, *_left_to_the_table(shelf), *notes]
     shelf, html, notes = _with_pictures(shelf, page, notes, Path(data_dir) / "datasets", progress)
     _publish(Path(path), html)
@@ -143,6 +148,15 @@ def _planes(album: Album, method: Map, progress: Progress | None) -> tuple[Plane
     return tuple(found)
 
 
+def _with_audit(
+    shelf: Shelf, given: Audit | None, data_dir: Path, progress: Progress | None
+) -> tuple[Shelf, list[str]]:
+    path, why = cache_of(shelf.best.run, data_dir / "features")
+    if path is None:
+        return shelf, [f"There is no audit. {why}"]
+    return replace(shelf, audited=audited(path, data_dir, given, progress)), []
+
+
 def _left_to_the_table(shelf: Shelf) -> list[str]:
     more = len(shelf.subjects) - len(shelf.detailed)
     return [f"{len(shelf.detailed)} runs, the best on val, are shown in detail; {more} more stand in the table."] * (
@@ -176,13 +190,13 @@ def _most_wanted(album: Album) -> Rows:
     return np.array(list(dict.fromkeys([*worst, *shuffled])), np.int64)
 
 
-def _page(shelf: Shelf, method: Map, measured: Benchmark | None, audit: Mapping[str, Any] | None) -> dict[str, Any]:
+def _page(shelf: Shelf, method: Map, measured: Benchmark | None) -> dict[str, Any]:
     details = [content.detail(one) for one in shelf.detailed]
     pairs = content.pairs(shelf)
     return {
         "title": _title(shelf),
         "subtitle": _subtitle(shelf),
-        "sections": _sections(pairs=bool(pairs), benchmark=measured is not None, audit=audit is not None),
+        "sections": _sections(pairs=bool(pairs), benchmark=measured is not None, audit=shelf.audited is not None),
         "tiles": _tiles(shelf),
         "run_columns": content.RUN_COLUMNS,
         "run_rows": content.run_rows(shelf),
@@ -194,7 +208,7 @@ def _page(shelf: Shelf, method: Map, measured: Benchmark | None, audit: Mapping[
         "first": shelf.detailed.index(shelf.best),
         "no_map": "No map was asked for." if method == "none" else "There is no map: the features are not to be had.",
         "map_note": _map_note(shelf),
-        "audit": None if audit is None else content.audit_content(audit),
+        "audit": None if shelf.audited is None else shelf.audited.content(),
         "footer": "Written by featcache. This page holds everything it shows and asks the network for nothing.",
     }
 

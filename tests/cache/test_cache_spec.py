@@ -37,11 +37,12 @@ strategies: dict[str, st.SearchStrategy[Any]] = {
     "pool": words,
     "transform": st.dictionaries(st.text(max_size=5), json_values, max_size=4),
     "decoder": words,
-    "precision": st.sampled_from(["fp32", "bf16", "fp16", "uint8"]),
+    "precision": st.sampled_from(["fp32", "bf16", "fp16", "int8", "uint8"]),
     "runner": words,
     "dtype": st.sampled_from(["float16", "float32", "uint8"]),
     "views": st.integers(1, 9),
     "view_seed": st.integers(0, 99),
+    "ranges": st.dictionaries(words, st.tuples(st.floats(-9, 0), st.floats(0, 9)), max_size=2),
     "version": st.just(1),
 }
 specs = st.builds(Spec, **strategies)

@@ -31,6 +31,7 @@ COMMANDS = (
     "rm",
     "gc",
     "audit",
+    "show",
     "backbones",
     "datasets",
     "recipes",

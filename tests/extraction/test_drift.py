@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +13,7 @@ from tiny import jpeg, tiny_backbone, write_images
 from torch import nn
 
 from featcache.backbones.backbone import Backbone
+from featcache.backbones.int8 import Ranges
 from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
@@ -85,7 +85,7 @@ def _placed(backbone: Backbone | str) -> list[str]:
     precisions: list[str] = []
     place = backbone.place
 
-    def noted(device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+    def noted(device: str, precision: str, ranges: Ranges | None = None) -> None:
         precisions.append(precision)
         place(device, precision, ranges)
 

@@ -129,7 +129,7 @@ def test_few_rows_are_trained_on_all_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"head": "linear", "batch_norm": True}, "--batch-norm follows hidden layers"),
+        ({"head": "linear", "batch_norm": True}, "batch norm follows hidden layers"),
         ({"batch_norm": True, "head_batch_size": 4}, "--head-batch-size of at least 8 with --batch-norm"),
         ({"batch_norm": 1}, "--batch-norm to be true or false"),
         ({"mixup": -0.1}, "--mixup"),

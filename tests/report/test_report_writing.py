@@ -134,7 +134,7 @@ def test_no_map_is_drawn_where_none_is_asked_for(house: House, run: Run, tmp_pat
         house.reported(run, path=tmp_path / "report.html", map="pac")
 
 
-def test_an_audit_is_shown(house: House, run: Run, tmp_path: Path) -> None:
+def test_an_audit_that_was_made_is_shown(house: House, run: Run, tmp_path: Path) -> None:
     twins = tuple(Sample(id=f"{split}/emu/00.png", split=split, label=2) for split in ("train", "test"))
     leak = Finding(kind="leak", samples=twins, score=1.0, reason="the same <bytes>")
     audit = Audit(
@@ -145,9 +145,24 @@ def test_an_audit_is_shown(house: House, run: Run, tmp_path: Path) -> None:
         sections=(Section(kind="leak", findings=(leak,), note="by digest"),),
         seconds=0.1,
     )
-    page = house.reported(run, path=tmp_path / "report.html", audit=audit).path.read_text()
-    assert "the same &lt;bytes&gt;" in page
-    assert "train/emu/00.png" in page
+    written = house.reported(run, path=tmp_path / "report.html", audit=audit)
+    assert "the same &lt;bytes&gt;" in written.path.read_text()
+    shown = data_of(written.path)["albums"][-1]
+    assert shown["ids"] == [sample.id for sample in twins]
+    assert shown["tiles"] == [0, 1]
+
+
+def test_a_cache_is_audited_on_request(house: House, tmp_path: Path) -> None:
+    own, run = copied(house, tmp_path)
+    written = own.reported(run, path=tmp_path / "report.html", audit=True)
+    shown = data_of(written.path)["albums"][-1]
+    assert shown["ids"]
+    assert set(shown["ids"]) <= set(house.colours)
+    assert min(shown["tiles"]) >= 0
+    assert "Leaks: the same picture in several splits" in text_of(written.path)
+    shutil.rmtree(own.root / "data")
+    gone = own.reported(run, path=tmp_path / "report.html", audit=True)
+    assert any(note.startswith("There is no audit.") for note in gone.notes)
 
 
 # --- what is gone or has changed ---------------------------------------------------------------------------

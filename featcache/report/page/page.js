@@ -411,6 +411,10 @@
     hint.style.top = `${event.clientY + 14}px`;
   });
 
+  for (const slot of all("[data-image]")) {
+    slot.replaceWith(thumb(data.albums.length - 1, Number(slot.dataset.image)));
+  }
+
   if (data.runs.length) show(data.first);
   document.documentElement.dataset.ready = "yes";
 })();

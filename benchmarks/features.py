@@ -1,0 +1,54 @@
+"""Caches of clouds, as large as a benchmark wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, assemble, write_part
+from featcache.cache.parts import Part
+
+CLASSES = 10
+_PART_BYTES = 128 << 20
+
+
+def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureCache:
+    """A cache of clouds, a class each, float16: so many rows a split, `wide` values a row."""
+    rng = np.random.default_rng(0)
+    centres = 0.1 * rng.standard_normal((CLASSES, wide), np.float32)
+    layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(wide,))
+    spec = Spec(
+        backbone="benchmark", layers=(layer,), pool="none", transform={}, decoder="pillow", precision="fp32",
+        runner="eager", dtype="float16",
+    )  # fmt: skip
+    parts, tables = [], {}
+    block = max(1, _PART_BYTES // (4 * wide))
+    for split, count in rows.items():
+        labels = np.arange(count) % CLASSES
+        digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
+        ids = tuple(f"{split}/{row:08d}" for row in range(count))
+        tables[split] = SplitTable(ids=ids, labels=labels, digests=digests)
+        for first in range(0, count, block):
+            some = labels[first : first + block]
+            features = centres[some] + rng.standard_normal((len(some), wide), np.float32)
+            path = write_part(
+                folder / f"{split}.parts",
+                fingerprint=spec.fingerprint,
+                first_row=first,
+                digests=digests[first : first + block],
+                features={"avgpool": features.astype(np.float16)},
+            )
+            parts.append(Part.open(path))
+    path = assemble(
+        folder / "benchmark.h5",
+        spec=spec,
+        selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
+        set_name="benchmark",
+        classes=tuple(map(str, range(CLASSES))),
+        provenance={},
+        tables=tables,
+        donors=Donors(parts),
+    )
+    return FeatureCache.open(path)

@@ -1,0 +1,221 @@
+"""Parts of `benchmarks/heads.py`: what an epoch costs, resident and streamed, and logreg against scikit-learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import typer
+from features import CLASSES, write_features
+from torch import Tensor
+from torch.nn import functional as F
+
+from featcache.cache import FeatureCache
+from featcache.heads import EpochRecord, HeadConfig, fit_head
+from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.cuts import cut_cache
+
+VAL_ROWS = 4_000
+_MIB = 1 << 20
+
+
+class BareLoop:
+    """The notebook's head as one would train it on tensors in memory: float16, converted a batch at a time."""
+
+    def __init__(self, cache: FeatureCache, config: HeadConfig) -> None:
+        self.config = config
+        cut = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
+        self.train, self.val = (
+            torch.from_numpy(cache[part.source].features.gather(part.rows)) for part in (cut.train, cut.val)
+        )
+        self.train_labels, self.val_labels = torch.from_numpy(cut.train.labels), torch.from_numpy(cut.val.labels)
+        self.standard = self._standard() if config.standardize else None
+        shape = HeadShape(
+            in_features=self.train.shape[1],
+            classes=CLASSES,
+            hidden=config.architecture.hidden,
+            activation=config.activation,
+        )
+        self.head = build_head(config.architecture, shape)
+        self.optimizer = torch.optim.Adam(self.head.parameters(), lr=config.lr, fused=True)
+
+    def epoch(self) -> float:
+        """Seconds of one epoch, val included."""
+        began = time.perf_counter()
+        total = torch.zeros(())
+        for chosen in torch.split(torch.randperm(len(self.train)), self.config.head_batch_size):
+            self.optimizer.zero_grad(set_to_none=True)
+            labels = self.train_labels[chosen]
+            loss = F.cross_entropy(self.head(self._values(self.train[chosen])), labels)
+            torch.autograd.backward(loss)
+            self.optimizer.step()
+            total += loss.detach() * len(labels)
+        with torch.inference_mode():
+            logits = torch.cat([self.head(self._values(some)) for some in torch.split(self.val, 1024)])
+            float(F.cross_entropy(logits, self.val_labels))
+        return time.perf_counter() - began
+
+    def _values(self, stored: Tensor) -> Tensor:
+        values = stored.float()
+        return values if self.standard is None else values.sub_(self.standard[0]).mul_(self.standard[1])
+
+    def _standard(self) -> tuple[Tensor, Tensor]:
+        rows = self.train[:4000].float()
+        return rows.mean(dim=0), 1 / rows.std(dim=0)
+
+
+def part_epochs(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """Epochs of the notebook's head in turns with a bare loop's; the ratio is the median of the pairs'."""
+    measured: dict[str, Any] = {}
+    for wide in (2_048, 25_088):
+        with write_features(folder / str(wide), {"train": rows, "val": VAL_ROWS}, wide) as cache:
+            for batch_size in (64, 1_024):
+                for standardize in (False, True):
+                    config = notebook_head(batch_size, rounds, standardize=standardize)
+                    name = f"{rows} x {wide}, batch {batch_size}" + (", standardised" if standardize else "")
+                    measured[name] = in_turns(cache, config, folder / "runs")
+                    print(name, measured[name], flush=True)
+    return measured
+
+
+def notebook_head(batch_size: int, epochs: int, *, standardize: bool) -> HeadConfig:
+    """The head of the two networks' recipes."""
+    return HeadConfig(
+        head="mlp:128,64",
+        activation="leaky_relu",
+        lr=1e-4,
+        standardize=standardize,
+        head_batch_size=batch_size,
+        max_epochs=epochs,
+        patience=epochs,
+    )
+
+
+def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[str, Any]:
+    """After each epoch of featcache's one of the bare loop, with torch's own number of threads and with featcache's."""
+    bare = BareLoop(cache, config)
+    everything = torch.get_num_threads()
+    pairs: list[tuple[float, float]] = []
+
+    def turn(record: EpochRecord) -> None:
+        # The first of each pays for what is done once.
+        chosen = torch.get_num_threads()
+        seconds = []
+        for threads in sorted({everything, chosen}):
+            torch.set_num_threads(threads)
+            seconds.append(bare.epoch())
+        torch.set_num_threads(chosen)
+        if record.epoch > 1:
+            pairs.append((record.seconds, min(seconds)))
+
+    run = fit_head(cache, config, runs_dir=runs_dir, progress=turn, resident_bytes=1 << 40)
+    return {
+        "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
+        "ratios": [round(ours / theirs, 2) for ours, theirs in pairs],
+        "featcache_s": round(statistics.median(ours for ours, _ in pairs), 3),
+        "bare_s": round(statistics.median(theirs for _, theirs in pairs), 3),
+        "threads": run.training.threads,
+    }
+
+
+# --- streaming ---------------------------------------------------------------------------------------------
+
+
+def part_streaming(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
+    """Streamed and resident trainings by turns, each in a process of its own; peak RSS is the kernel's VmHWM."""
+    measured: dict[str, Any] = {}
+    for wide, batch_size in ((25_088, 64), (25_088, 1_024), (2_048, 64)):
+        # More than 1 GiB of features, whatever the width.
+        count = max(rows, (5 << 28) // (2 * wide) + 1)
+        with write_features(folder / str(wide), {"train": count, "val": VAL_ROWS}, wide) as cache:
+            seconds: dict[str, list[float]] = {"resident": [], "streamed": [], "streamed, cold": []}
+            peak = 0
+            for _ in range(rounds):
+                for way, found in seconds.items():
+                    said = _in_a_child(cache.path, way, batch_size)
+                    found.append(said["epoch_s"])
+                    peak = max(peak, said["peak_bytes"]) if way != "resident" else peak
+            typical = {way: statistics.median(found) for way, found in seconds.items()}
+            measured[f"{count} x {wide}, batch {batch_size}"] = {
+                "features_mib": count * wide * 2 // _MIB,
+                "peak_rss_mib": peak // _MIB,
+                **{f"{way}_s": round(found, 3) for way, found in typical.items()},
+                "speed": round(typical["resident"] / typical["streamed"], 3),
+                "speed_cold": round(typical["resident"] / typical["streamed, cold"], 3),
+            }
+            print(wide, batch_size, measured, flush=True)
+    return measured
+
+
+def _in_a_child(cache: Path, way: str, batch_size: int) -> dict[str, Any]:
+    words = [sys.executable, __file__, str(cache), way, str(batch_size)]
+    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    said: dict[str, Any] = json.loads(done.stdout)
+    return said
+
+
+def train_in_this_process(path: Path, way: str, batch_size: int) -> dict[str, Any]:
+    """Three epochs: the median of the second and third, and the process's peak RSS."""
+    seconds: list[float] = []
+
+    def forget(record: EpochRecord) -> None:
+        seconds.append(record.seconds)
+        if way == "streamed, cold":
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(fd)
+
+    config = notebook_head(batch_size, 3, standardize=True)
+    with FeatureCache.open(path) as cache, tempfile.TemporaryDirectory() as runs:
+        budget = 1 << 40 if way == "resident" else 0
+        fit_head(cache, config, runs_dir=runs, progress=forget, resident_bytes=budget)
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
+    return {"epoch_s": statistics.median(seconds[1:]), "peak_bytes": peak}
+
+
+# --- logreg ------------------------------------------------------------------------------------------------
+
+
+def part_logreg(folder: Path, cache: Path | None) -> dict[str, Any]:
+    """featcache's logreg on a real cache, and scikit-learn's on the arrays that h5py reads from it."""
+    if cache is None:
+        raise typer.BadParameter("logreg wants real features: the path of a cache", param_hint="--cache")
+    import h5py
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    with FeatureCache.open(cache) as opened:
+        run = fit_head(opened, HeadConfig(head="logreg"), runs_dir=folder)
+        rows = cut_cache(opened, val_fraction=0.2, val_seed=42).train.rows
+        layer = opened.layers[0]
+    chosen = run.history()[run.training.best_epoch - 1].candidate
+    with h5py.File(cache) as file:
+        split = {part: (file[f"{part}/features/{layer}"][:], file[f"{part}/labels"][:]) for part in ("train", "test")}
+    features, labels = split["train"]
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=float(chosen.removeprefix("C=")), max_iter=2000))
+    model.fit(features[rows].astype(np.float32), labels[rows])
+    plain = float(model.score(split["test"][0].astype(np.float32), split["test"][1]))
+    assert run.training.test is not None
+    return {
+        "cache": cache.name,
+        "chosen": chosen,
+        "test_accuracy": run.training.test.accuracy,
+        "scikit_learn": plain,
+        "difference_points": round(100 * abs(run.training.test.accuracy - plain), 3),
+        "seconds": round(run.training.seconds, 2),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_in_this_process(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
