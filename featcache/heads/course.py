@@ -30,17 +30,18 @@ class Source:
     batches: Batches
     standard: Standardisation | None = None
 
-    def epoch(self, number: int) -> Iterator[Batch]:
-        """The batches of an epoch, standardised: float32 (B, D) and int64 (B,)."""
-        for features, labels in self.batches.epoch(number):
-            yield self.standardised(features), labels
+    def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
+        """The batches of an epoch, standardised: float32 (B, D) and int64 (B,). `reuse`: as batches have it."""
+        for features, labels in self.batches.epoch(number, reuse=reuse):
+            # A batch is nobody else's.
+            yield self.standardised(features, out=features), labels
 
-    def standardised(self, features: Tensor) -> Tensor:
-        """What StandardisedHead does to features, in the same arithmetic."""
+    def standardised(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """What StandardisedHead does to features, in the same arithmetic; written into `out` where it is given."""
         if self._shift is None:
             return features
         mean, scale = self._shift
-        return (features - mean).mul_(scale)
+        return torch.sub(features, mean, out=out).mul_(scale)
 
     @cached_property
     def _shift(self) -> tuple[Tensor, Tensor] | None:

@@ -163,7 +163,7 @@ def _blocks(
     first = sources[0].batches
     batch_bytes = 4 * first.feature_dim * first.batch_size * len(used)
     several = 1 if alone else max(1, BLOCK_BYTES // batch_bytes)
-    coming = zip(*(sources[source].epoch(epoch) for source in used), strict=True)
+    coming = zip(*(sources[source].epoch(epoch, reuse=alone) for source in used), strict=True)
     while block := [dict(zip(used, batches, strict=True)) for batches in itertools.islice(coming, several)]:
         yield block
 
@@ -191,7 +191,7 @@ def _judged(teams: Sequence[_Team], sources: Sequence[Source], val: Batches) -> 
 
 
 def _pieces(val: Batches, rows: int) -> Iterator[Batch]:
-    for features, labels in val.in_order():
+    for features, labels in val.in_order(reuse=True):
         yield from zip(torch.split(features, rows), torch.split(labels, rows), strict=True)
 
 
