@@ -35,12 +35,15 @@ def _processor() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+def command() -> str:
+    """What was typed, with relative paths: a result is read on other machines."""
+    words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
     """`results/<name>.json`: the result with its machine and the command that made it."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    # Relative paths: a result is read on other machines.
-    words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
-    path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=2) + "\n")
+    path.write_text(json.dumps({"command": command(), "machine": machine(), **result}, indent=2) + "\n")
     return path

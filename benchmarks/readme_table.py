@@ -1,4 +1,4 @@
-"""The README's table, rendered from `results/main_job.json`: `python benchmarks/readme_table.py` puts it there.
+"""The README's tables and its picture, from `results/`: `python benchmarks/readme_table.py` puts them there.
 
 A test compares the two, so that no number in the README is older than its result.
 """
@@ -9,9 +9,17 @@ import json
 from pathlib import Path
 from typing import Any
 
+from featcache.benchmark import Result
+from featcache.benchmark.arithmetic import summarised
+from featcache.benchmark.records import NOTEBOOK
+from featcache.benchmark.tables import times_table
+from featcache.benchmark.wording import findings, how_it_was_scaled, times, what_was_measured
+
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
 BEGIN, END = "<!-- results: benchmarks/results/main_job.json -->\n", "<!-- end of results -->"
+COMPARISON = ROOT / "benchmarks" / "results" / "end_to_end_cifar10-vgg16.json"
+COMPARED, END_COMPARED = f"<!-- comparison: benchmarks/results/{COMPARISON.name} -->\n", "<!-- end of comparison -->"
 _TITLES = {"vgg16": "VGG16 at 224", "inception_v3": "Inception v3 at 299", "pixels": "raw pixels, 32x32"}
 
 
@@ -31,12 +39,44 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rendered(readme: str, result: dict[str, Any]) -> str:
-    """The README with the table between its two marks."""
+def comparison(result: Result) -> str:
+    """The README's first picture and first table: the four ways, and what follows."""
+    picture = f"benchmarks/results/{COMPARISON.stem}-ways"
+    gains = summarised(result).comparisons[NOTEBOOK]
+    lines = [
+        "<picture>",
+        f'  <source media="(prefers-color-scheme: dark)" srcset="{picture}-dark.svg">',
+        f'  <img alt="{result.scenario.backbone}: a cached epoch is {times(gains.warm_epoch)} times faster than '
+        f'end to end" src="{picture}-light.svg">',
+        "</picture>",
+        "",
+        what_was_measured(result),
+        "",
+        times_table(result),
+        "",
+        " ".join([*findings(result), how_it_was_scaled(result) or ""]).strip(),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rendered(readme: str, result: dict[str, Any], compared: Result | None = None) -> str:
+    """The README with the tables between their marks; the comparison goes before the first one where it is new."""
     before, rest = readme.split(BEGIN)
-    return f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END, 1)[1]}"
+    page = f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END, 1)[1]}"
+    if compared is None:
+        return page
+    if COMPARED not in page:
+        page = page.replace(BEGIN, f"{COMPARED}{END_COMPARED}\n\n{BEGIN}")
+    before, rest = page.split(COMPARED)
+    return f"{before}{COMPARED}\n{comparison(compared)}\n{END_COMPARED}{rest.split(END_COMPARED, 1)[1]}"
+
+
+def measured() -> tuple[dict[str, Any], Result | None]:
+    """The results that the README quotes; None for a comparison that was not measured yet."""
+    compared = Result.from_json(json.loads(COMPARISON.read_text())) if COMPARISON.exists() else None
+    return json.loads(RESULT.read_text()), compared
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(rendered(path.read_text(), json.loads(RESULT.read_text())))
+    path.write_text(rendered(path.read_text(), *measured()))

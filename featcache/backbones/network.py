@@ -64,7 +64,7 @@ class Network(Backbone):
         self.flops_per_image = _count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
         exact = _with_exact_stem(part).requires_grad_(False)
-        self._exact = _Normalised(exact, self.transform, self.layers)
+        self._exact = _Normalised(exact, self.transform, self.layers).eval()
         self._normalised = self._exact
         self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
         self.place("cpu", "fp32")
@@ -76,7 +76,7 @@ class Network(Backbone):
         self._normalised = self._exact
         if precision == "int8":
             rounded = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges or {})
-            self._normalised = _Normalised(rounded, self.transform, self.layers)
+            self._normalised = _Normalised(rounded, self.transform, self.layers).eval()
         self._normalised.to(self._device).to(memory_format=torch.channels_last)
         self._compiled = None if precision == "int8" else self._compiled
         self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows

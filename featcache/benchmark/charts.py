@@ -6,7 +6,7 @@ Each is drawn twice, for light and for dark pages. Pale bars and dashed lines ar
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import altair as alt
@@ -176,9 +176,12 @@ def heads_chart(result: Result) -> Any:
     """Time against the epochs of one head and against the number of heads, both on log scales."""
     scenario, costs = result.scenario, {name: cost(result, name) for name in WAYS}
     epochs = [epochs for epochs in _DOUBLINGS if epochs <= max(64, scenario.epochs)]
-    heads = [heads for heads in _DOUBLINGS if heads <= scenario.heads]
+    heads = sorted({*(count for count in _DOUBLINGS if count <= scenario.heads), scenario.heads})
     cold = result.ways[COLD]
-    after = {COLD: cold.heads_s, WARM: tuple(seconds - cold.setup_s for seconds in cold.heads_s)}
+    after = {
+        COLD: [(count, seconds) for count, seconds in cold.heads_s if count in heads],
+        WARM: [(count, seconds - cold.setup_s) for count, seconds in cold.heads_s if count in heads],
+    }
     rows = [
         _point("epochs of one head", name, count, costs[name].seconds(count), scaled=count > _measured(result, name))
         for name in WAYS
@@ -186,14 +189,14 @@ def heads_chart(result: Result) -> Any:
     ]
     what = f"heads of {scenario.epochs} epochs"
     for name in WAYS:
-        for count in heads:
-            cached = name in after
-            seconds = after[name][count - 1] if cached else costs[name].seconds(scenario.epochs, count)
-            rows.append(_point(what, name, count, seconds, scaled=not cached))
+        multiplied = [(count, costs[name].seconds(scenario.epochs, count)) for count in heads]
+        known = after.get(name, multiplied)
+        rows += [_point(what, name, count, seconds, scaled=name not in after) for count, seconds in known]
     note = "Dashed: from the time of one epoch, or of one head."
     return (
         _growth_lines(rows, width=_WIDTH // 2 - 20, x_title=None)
         .facet(column=alt.Column("what:N", sort=["epochs of one head", what], title=None))
+        .resolve_scale(x="independent")
         .properties(title=_title(result, "Another head costs seconds, or everything again", note))
     )
 
@@ -201,22 +204,10 @@ def heads_chart(result: Result) -> Any:
 def images_chart(result: GrowthResult) -> Any:
     """Time of an epoch against the number of images, both on log scales."""
     rows = [_point("", one.way, one.images, one.seconds, scaled=one.scaled) for one in result.points]
-    # A dashed line begins where the measured one ends.
-    for name in WAYS:
-        ours = [one for one in result.points if one.way == name]
-        known = [one for one in ours if not one.scaled]
-        if len(known) < len(ours):
-            last = max(known, key=lambda one: one.images)
-            rows.append(_point("", name, last.images, last.seconds, scaled=True))
-    title = alt.TitleParams(
-        "Time of an epoch against images",
-        subtitle=[
-            f"{result.scenario.backbone} at {result.scenario.image_size}x{result.scenario.image_size}, "
-            f"{result.machine['cores']} cores of {result.machine['processor']}. Dashed: scaled by images.",
-        ],
-        anchor="start",
-        offset=12,
-    )
+    scenario, machine = result.scenario, result.machine
+    size = f" at {scenario.image_size}x{scenario.image_size}" if scenario.image_size else ""
+    about = f"{scenario.backbone}{size}, {machine['cores']} cores of {machine['processor']}. Dashed: scaled by images."
+    title = alt.TitleParams("Time of an epoch against images", subtitle=[about], anchor="start", offset=12)
     return _growth_lines(rows, width=_WIDTH, x_title="images").properties(title=title)
 
 
@@ -229,11 +220,21 @@ def _point(what: str, name: str, count: int, seconds: float, *, scaled: bool) ->
     return {"what": what, "way": TITLES[name], "count": count, "seconds": seconds, "scaled": scaled}
 
 
+def _bridges(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """What lets a dashed line begin where the measured one ends."""
+    for key in dict.fromkeys((row["what"], row["way"]) for row in rows):
+        ours = [row for row in rows if (row["what"], row["way"]) == key]
+        known = [row for row in ours if not row["scaled"]]
+        if known and len(known) < len(ours):
+            yield max(known, key=lambda row: int(row["count"])) | {"scaled": True}
+
+
 def _growth_lines(rows: list[dict[str, Any]], *, width: int, x_title: str | None) -> Any:
+    rows = [*rows, *_bridges(rows)]
     counts = sorted({row["count"] for row in rows})
     x = alt.X(
         "count:Q",
-        scale=alt.Scale(type="log", domain=[counts[0], counts[-1]], nice=False),
+        scale=alt.Scale(type="log", nice=False),
         axis=alt.Axis(title=x_title, values=counts, format=",d"),
     )
     y = alt.Y(
@@ -332,7 +333,7 @@ def themed(spec: Spec, theme: str) -> Spec:
 
 
 def drawn(specs: Mapping[str, Spec]) -> dict[str, bytes]:
-    """Files by name: each chart as SVG and PNG, light and dark, and its spec as `<name>.vl.json`."""
+    """Files by name: each chart as `<name>-<theme>.svg` and `.png`, and its spec as `<name>.vl.json`."""
     import vl_convert
 
     files: dict[str, bytes] = {}

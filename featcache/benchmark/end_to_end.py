@@ -15,7 +15,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -86,11 +85,11 @@ class ImageEpochs:
         return self.forward.device
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
-        """All images once, in the order of epoch `number`; every batch is new memory, whatever `reuse` allows."""
+        """All images once, in the order of epoch `number`; every batch in memory of its own."""
         return self._batches([self.samples[row] for row in self.ordering.rows(len(self.samples), number)])
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
-        """All images once, as they stand."""
+        """All images once, as they stand; every batch in memory of its own."""
         return self._batches(self.samples)
 
     def _batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
@@ -173,21 +172,18 @@ def notebook_preset(transform: Transform) -> Preset:
 
 
 class TunedForward:
-    """The pipeline of an extraction, run anew for every epoch. `digests`: the SHA-256 of each sample, uint8 (32,)."""
+    """The pipeline of an extraction, run anew for every epoch."""
 
-    def __init__(
-        self, pipeline: Pipeline, digests: Mapping[Sample, NDArray[np.uint8]], *, device: torch.device
-    ) -> None:
+    def __init__(self, pipeline: Pipeline, *, device: torch.device) -> None:
         (self._layer,) = pipeline.backbone.layers
         self.device = device
         self.feature_dim = self._layer.feature_dim
-        self._pipeline, self._digests = pipeline, digests
+        self._pipeline = pipeline
 
     def features(self, samples: Sequence[Sample], batch_size: int) -> Iterator[Tensor]:
         """See Forward. Raises ImageError for an image that cannot be used."""
-        digests = np.stack([self._digests[sample] for sample in samples])
         waiting = torch.empty(0, self.feature_dim)
-        for block in self._pipeline.rows(samples, digests):
+        for block in self._pipeline.rows(samples, None):
             if block.failures:
                 raise block.failures[0].error
             waiting = torch.cat([waiting, torch.from_numpy(block.features[self._layer.name])])

@@ -30,6 +30,7 @@ from featcache.benchmark.wording import (
     growth_findings,
     how_it_was_scaled,
     streaming_findings,
+    what_was_asked,
     what_was_measured,
     where_it_was_measured,
 )
@@ -71,7 +72,7 @@ def screen(result: AnyResult) -> Screen:
             rows=tuple(time_cells(result, summarised(result), name) for name in result.ways),
             after=(*findings(result), *([] if note is None else [note])),
         )
-    about = (f"{result.scenario.about[:1].upper()}{result.scenario.about[1:]}.", where_it_was_measured(result.machine))
+    about = (what_was_asked(result.scenario), where_it_was_measured(result.machine))
     if isinstance(result, GrowthResult):
         rows: Sequence[tuple[str, ...]] = growth_cells(result)
         return Screen(before=about, header=growth_header(result), rows=tuple(rows), after=growth_findings(result))

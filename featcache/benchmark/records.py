@@ -43,8 +43,8 @@ class Way:
 
     `images`: how many of train, val and test it saw. `setup_s`: before the first epoch; end to end it loads (and
     compiles) the network, cold it extracts, warm it has nothing to do. `epoch_s`: every epoch of the first head, val
-    included. `test_s`: one look at test, where that was timed alone. `heads_s`: from the beginning, imports aside, to
-    each head's score on test, in order.
+    included. `test_s`: one look at test, where that was timed alone. `heads_s`: how many heads
+    were there when, in seconds from the beginning, imports aside; the first pair is that of one head.
     `val_accuracy`, `test_accuracy`: the first head's best epoch; fractions.
     """
 
@@ -53,7 +53,7 @@ class Way:
     setup_s: float
     epoch_s: tuple[float, ...]
     test_s: float
-    heads_s: tuple[float, ...]
+    heads_s: tuple[tuple[int, float], ...]
     val_accuracy: float
     test_accuracy: float | None
     curve: Curve
@@ -62,12 +62,12 @@ class Way:
     @property
     def one_head_s(self) -> float:
         """From the beginning to the first head's score on test."""
-        return self.heads_s[0]
+        return self.heads_s[0][1]
 
     @property
     def all_heads_s(self) -> float:
         """From the beginning to the last head's score on test."""
-        return self.heads_s[-1]
+        return self.heads_s[-1][1]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Way:
@@ -76,7 +76,7 @@ class Way:
             **{
                 **values,
                 "epoch_s": tuple(values["epoch_s"]),
-                "heads_s": tuple(values["heads_s"]),
+                "heads_s": tuple((heads, seconds) for heads, seconds in values["heads_s"]),
                 "curve": _curve(values["curve"]),
                 "memory": Memory(**values["memory"]),
             }

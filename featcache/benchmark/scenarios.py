@@ -22,6 +22,8 @@ _NOTEBOOK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu", standard
 # Learning rate times, and weight decay: what somebody tries who looks for a better head.
 _RATES = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 0.7, 1.4)
 _DECAYS = (0.0, 1e-4, 1e-3, 1e-5, 3e-4, 3e-5, 3e-3, 1e-2)
+# From there on heads differ in their seed alone.
+MOST_TOGETHER = len(_RATES) * len(_DECAYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Scenario:
 
     `images`: of each split. `epochs`: of each head; `heads`: how many are tried. `sample`, `sample_epochs`: what end
     to end is run on; None for all of it. `head`: the first head; the others differ in learning rate and weight
-    decay. `splits`: None for all there are. `about`: one line for people.
+    decay. `together`: the cached ones are trained by a sweep, not one after another. `splits`: None for all there
+    are. `about`: one line for people.
 
     Raises InvalidOption for numbers that cannot be used.
     """
@@ -49,6 +52,7 @@ class Scenario:
     sample: int | None = None
     sample_epochs: int | None = None
     head: HeadConfig = field(default_factory=lambda: _NOTEBOOK_HEAD)
+    together: bool = False
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -60,6 +64,8 @@ class Scenario:
             raise InvalidOption(
                 "pixels computes no network, so there is nothing to compare", hint="--backbone vgg16, for example"
             )
+        if self.together and self.heads > MOST_TOGETHER:
+            raise InvalidOption(f"expected at most {MOST_TOGETHER} heads in one sweep, got {self.heads}")
         if self.head.standardize or self.head.architecture.solved:
             raise InvalidOption(
                 f"end to end cannot train the head {self.head.head}"
@@ -89,7 +95,7 @@ class Scenario:
                 self.trained_for(self.epochs),
                 lr=self.head.lr * _RATES[number % len(_RATES)],
                 weight_decay=_DECAYS[number // len(_RATES) % len(_DECAYS)],
-                seed=self.head.seed + number // (len(_RATES) * len(_DECAYS)),
+                seed=self.head.seed + number // MOST_TOGETHER,
             )
             for number in range(self.heads)
         )
@@ -157,10 +163,11 @@ _SCENARIOS = {
             sample=640,
             sample_epochs=2,
             head=replace(_NOTEBOOK_HEAD, head="linear", activation="relu"),
+            together=True,
         ),
         Scenario(
             name=GROWTH,
-            about="time against images: VGG16 at 32x32, whose features are as wide as at 224, on 1,000 to 16,000",
+            about="time against images, 1,000 to 16,000; VGG16's features at 32x32 are as wide as at 224",
             image_size=32,
             splits=("train",),
             images=16000,
@@ -171,7 +178,7 @@ _SCENARIOS = {
         ),
         Scenario(
             name=STREAMING,
-            about="a cache larger than the memory its training may take: VGG16 at 32x32",
+            about="a cache larger than the memory that its training may take",
             image_size=32,
             splits=("train",),
             images=24000,

@@ -85,7 +85,7 @@ def limited(task: Limited, reporter: Reporter) -> Way:
             resident_bytes=0 if task.streams else 1 << 62,
         )
     name = "streamed" if task.streams else "resident"
-    return ways.cached_way(name, run, setup_s=0.0, heads_s=[time.perf_counter() - began])
+    return ways.cached_way(name, run, setup_s=0.0, heads_s=[(1, time.perf_counter() - began)])
 
 
 def _failing(task: Limited, reporter: Reporter) -> str:

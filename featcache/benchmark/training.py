@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
-from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import Batch, Batches, Epochs, FeatureRows, choose_layers, open_batches
+from featcache.heads.architectures import build_head
+from featcache.heads.batches import Batch, Epochs, StreamedBatches
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import SplitRows, cut_cache
+from featcache.heads.fitting import head_shape
 from featcache.heads.lightning import HeadModule, fit
 from featcache.heads.metrics import Outcome, evaluate
 from featcache.heads.placement import seeded
+from featcache.heads.preparation import open_prepared, prepare
 from featcache.heads.records import EpochRecord
 from featcache.heads.stopping import Interruption
 
@@ -58,15 +59,8 @@ def train(parts: Parts, config: HeadConfig) -> Trained:
     Raises KeyboardInterrupt where Ctrl-C ended it: half a measurement is none.
     """
     place = parts.train.device
-    shape = HeadShape(
-        in_features=parts.feature_dim,
-        classes=parts.classes,
-        hidden=config.architecture.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-    )
     with seeded(config.seed, place):
-        head = build_head(config.architecture, shape)
+        head = build_head(config.architecture, head_shape(config, parts.feature_dim, parts.classes))
         module = HeadModule(head, config)
         recorded = Recorded(parts.train, head)
         if fit(module, recorded, parts.val, Interruption()):
@@ -116,18 +110,13 @@ class Recorded:
 
 def cached_parts(cache: FeatureCache, config: HeadConfig, place: torch.device) -> Parts:
     """The rows of a cache, cut and opened as `fit_head` does."""
-    layers = choose_layers(cache, config.layers)
-    cut = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
-
-    def opened(chosen: SplitRows) -> Batches:
-        rows = FeatureRows.of(cache, chosen, layers)
-        return open_batches(rows, batch_size=config.head_batch_size, seed=config.seed, device=place)
-
-    train_rows = opened(cut.train)
+    prepared = prepare(cache, config, place=place)
+    train_rows, val_rows = open_prepared(prepared, config)
+    test = prepared.rows.get("test")
     return Parts(
         train=train_rows,
-        val=opened(cut.val),
-        test=None if cut.test is None else opened(cut.test),
+        val=val_rows,
+        test=None if test is None else StreamedBatches(test, batch_size=config.head_batch_size, seed=0, device=place),
         feature_dim=train_rows.feature_dim,
-        classes=len(cache.classes),
+        classes=prepared.classes,
     )

@@ -6,7 +6,7 @@ All train the same head from the same seed over the same batches in the same ord
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,9 +39,12 @@ from featcache.extraction.run import Execution, extract, prepared
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import cut_cache
 from featcache.heads.fit import fit_head
+from featcache.heads.grid import Combination
 from featcache.heads.placement import choose_device
 from featcache.heads.records import EpochRecord
 from featcache.heads.runs import Run
+from featcache.heads.sweep_plan import SweepPlan
+from featcache.heads.sweeping import sweep_heads
 from featcache.images import open_source
 from featcache.images.sources import Sample
 
@@ -117,19 +120,42 @@ class Cold:
 
 
 def cold(task: Task, reporter: Reporter) -> Cold:
-    """Extract, then train all heads, one after another."""
+    """Extract, then train all heads, one after another or in a sweep."""
     began = time.perf_counter()
     scenario = task.scenario
     extraction = extract(task.request(scenario.images), Execution(device=scenario.device), reporter=reporter)
     setup_s = time.perf_counter() - began
-    runs, heads_s = [], []
     with FeatureCache.open(extraction.cache) as cache:
-        for number, config in enumerate(scenario.configs(), start=1):
-            runs.append(_fitted(cache, config, task))
-            heads_s.append(time.perf_counter() - began)
-            reporter.advance("heads", number, scenario.heads)
-        way = cached_way(COLD, runs[0], setup_s=setup_s, heads_s=heads_s)
+        first, *others = scenario.configs()
+        run = _fitted(cache, first, task)
+        heads_s = [(1, time.perf_counter() - began)]
+        for heads in _further(cache, others, task):
+            heads_s.append((1 + heads, time.perf_counter() - began))
+            reporter.advance("heads", 1 + heads, scenario.heads)
+        way = cached_way(COLD, run, setup_s=setup_s, heads_s=heads_s)
         return Cold(way=way, cache=extraction.cache, features=_features(cache, extraction.images_per_s))
+
+
+def _further(cache: FeatureCache, configs: Sequence[HeadConfig], task: Task) -> Iterator[int]:
+    """Trains the other heads, and tells how many are there."""
+    if task.scenario.together and configs:
+        found = sweep_heads([cache], _sweep_of(configs), runs_dir=task.runs_dir, device=task.scenario.device)
+        if found.interrupted:
+            raise KeyboardInterrupt
+        yield len(configs)
+        return
+    for number, config in enumerate(configs, start=1):
+        _fitted(cache, config, task)
+        yield number
+
+
+def _sweep_of(configs: Sequence[HeadConfig]) -> SweepPlan:
+    said = [{"lr": f"{config.lr:g}", "weight_decay": f"{config.weight_decay:g}"} for config in configs]
+    return SweepPlan(
+        combinations=tuple(Combination(said=words, config=config) for words, config in zip(said, configs, strict=True)),
+        grid={name: tuple(dict.fromkeys(words[name] for words in said)) for name in ("lr", "weight_decay")},
+        seeds=(configs[0].seed,),
+    )
 
 
 def warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
@@ -138,7 +164,7 @@ def warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
     began = time.perf_counter()
     with FeatureCache.open(path) as cache:
         run = _fitted(cache, settings.scenario.configs()[0], settings)
-    return cached_way(WARM, run, setup_s=0.0, heads_s=[time.perf_counter() - began])
+    return cached_way(WARM, run, setup_s=0.0, heads_s=[(1, time.perf_counter() - began)])
 
 
 def _fitted(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
@@ -149,7 +175,7 @@ def _fitted(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
     return run
 
 
-def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[float]) -> Way:
+def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[int, float]]) -> Way:
     """What a run of the first head says of the way it was trained."""
     done = run.training
     return Way(
@@ -174,10 +200,16 @@ def _features(cache: FeatureCache, images_per_s: float | None) -> Features:
         precision=cache.spec.precision,
         runner=cache.spec.runner,
         stored=cache.spec.dtype,
-        weights=str(cache.provenance.get("weights")),
+        weights=_named(str(cache.provenance.get("weights"))),
         cache_bytes=cache.path.stat().st_size,
         extract_images_per_s=images_per_s or 0.0,
     )
+
+
+def _named(weights: str) -> str:
+    # Where a file lay on this machine is nobody's business.
+    kind, colon, path = weights.partition(":")
+    return f"file:{Path(path).name}" if kind == "file" else f"{kind}{colon}{path}"
 
 
 # --- end to end --------------------------------------------------------------------------------------------
@@ -219,9 +251,8 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
     ):
         if job.spec.runner == "compiled":
             pipeline.compile()
-        digests = dict(zip(job.plan.all_samples(), job.plan.all_digests(), strict=True))
-        forward = TunedForward(pipeline, digests, device=task.place)
-        samples = cut_samples(job.plan.samples, task.sampled)
+        forward = TunedForward(pipeline, device=task.place)
+        samples = cut_samples(selected(job.source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
             samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
@@ -238,6 +269,7 @@ def _pipeline(job: Job) -> Pipeline:
         dtype="float32",
         batch_size=job.tuner.largest,
         workers=job.tuner.workers,
+        resizing=job.resizing,
     )
 
 
@@ -270,7 +302,7 @@ def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Tra
         setup_s=setup_s,
         epoch_s=epoch_s,
         test_s=trained.test_seconds,
-        heads_s=(setup_s + sum(epoch_s) + trained.test_seconds,),
+        heads_s=((1, setup_s + sum(epoch_s) + trained.test_seconds),),
         val_accuracy=trained.val.score().accuracy,
         test_accuracy=None if trained.test is None else trained.test.score().accuracy,
         curve=answers.curve,

@@ -9,6 +9,7 @@ from typing import Any
 
 from featcache.benchmark.arithmetic import summarised
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, GrowthResult, Result, StreamingResult
+from featcache.benchmark.scenarios import Scenario
 
 TITLES = {
     NOTEBOOK: "end to end, notebook's way",
@@ -102,6 +103,13 @@ def findings(result: Result) -> list[str]:
 
 def _from_when(epoch: int | None) -> str:
     return "never" if epoch is None else f"after epoch {epoch}"
+
+
+def what_was_asked(scenario: Scenario) -> str:
+    """What a scenario that does not compare the four ways is about."""
+    size = f" at {scenario.image_size}x{scenario.image_size}" if scenario.image_size else ""
+    about = f"{scenario.about[:1].upper()}{scenario.about[1:]}"
+    return f"{about}. {scenario.backbone}{size}, {scenario.images:,} images, head {scenario.head.head}."
 
 
 def where_it_was_measured(machine: Mapping[str, Any]) -> str:

@@ -24,8 +24,7 @@ def file_aside(path: Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield building
-        with building.open("rb+") as file:
-            system.fsync(file.fileno())
+        fsync_file(building)
         system.replace(building, path)
         fsync_folder(path.parent)
     except BaseException as error:
@@ -52,3 +51,9 @@ def folder_aside(folder: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until the disk has a file that somebody else wrote. Raises OSError."""
+    with path.open("rb+") as file:
+        system.fsync(file.fileno())

@@ -5,7 +5,9 @@ Heavy imports stand inside command bodies: `featcache --help` never imports torc
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import sys
 from typing import Annotated
 
@@ -26,6 +28,7 @@ from featcache.cli import (
     sweep,
     train,
 )
+from featcache.cli.commands import INTERRUPTED
 from featcache.cli.sections import SectionedGroup
 
 app = typer.Typer(
@@ -82,4 +85,17 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is no UTF-8 is shown with its bytes escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
-    app(prog_name="featcache")
+    try:
+        app(prog_name="featcache")
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            _leave_at_once()
+        raise
+
+
+def _leave_at_once() -> None:
+    """Whoever pressed Ctrl-C does not wait while torch takes itself apart: all that must be closed is closed."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(INTERRUPTED)

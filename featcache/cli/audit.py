@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated
@@ -91,8 +92,9 @@ def register(app: typer.Typer) -> None:
         with (
             Terminal(quiet=common.quiet) as terminal,
             FeatureCache.open(find(common.features_dir, cache).require_complete()) as opened,
+            ExitStack() as held,
         ):
-            source = _images(opened, common, terminal) if pixels else None
+            source = held.enter_context(_images(opened, common, terminal)) if pixels else None
             found = audit_cache(opened, layer=layer, source=source, device=place, seed=seed, progress=terminal.advance)
         if output is not None:
             write_audit(output, found)
@@ -102,14 +104,14 @@ def register(app: typer.Typer) -> None:
             _show(found, top, output)
 
 
-def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> ImageSource | None:
+def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> AbstractContextManager[ImageSource | None]:
     from featcache.images import open_source
 
     try:
         return open_source(cache.selection.source, datasets_dir=common.data_dir / "datasets", download=False)
     except FeatcacheError as error:
         terminal.warn(f"{error.message}; near duplicates are judged by their features alone, which finds fewer")
-        return None
+        return nullcontext()
 
 
 def _show(audit: Audit, top: int, output: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
 from featcache.cli.printing import (
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
     from featcache.extraction.why import Why
 
 _SECTION = "The caches"
-_CACHE = typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.")
+_CACHE = typer.Argument(
+    autocompletion=completion.caches, help="Its path, its name from `featcache ls`, or how that begins."
+)
 _MOST_LISTED = 10
 
 

@@ -66,11 +66,15 @@ def _unfolded(
         kinds = typing.get_type_hints(groups[key], include_extras=True)
         flat += [
             inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=kinds[field.name]
+                field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=kinds[field.name]
             )
             for field in dataclasses.fields(groups[key])
         ]
     return inspect.Signature(flat)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
 @contextmanager

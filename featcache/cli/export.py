@@ -1,4 +1,4 @@
-"""`featcache export`: a run as one file from image to probabilities."""
+"""`featcache export`: a run as one file from image to probabilities, or a cache's rows in another format."""
 
 from __future__ import annotations
 
@@ -8,18 +8,48 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.predict import SECTION, weights_said
-from featcache.cli.printing import print_json, print_pairs
+from featcache.cli.printing import human_rows, print_json, print_pairs
 from featcache.cli.terminal import Terminal
-from featcache.errors import InvalidOption
+from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.reporting import human_bytes
 
 if TYPE_CHECKING:
-    from featcache.inference import ExportedRun
+    from featcache.inference import ExportedCache, ExportedRun
 
+_FILE = "The file"
 _RUN = "Of a run"
+_CACHE = "Of a cache"
+RUN_FORMATS = ("onnx", "pt2")
+CACHE_FORMATS = ("npz", "npy", "safetensors", "parquet", "csv", "projector")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """What is written where."""
+
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output",
+            "-o",
+            help="The file to write; for npy and projector a new folder.",
+            metavar="<path>",
+            rich_help_panel=_FILE,
+        ),
+    ]
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Of a run: {', '.join(RUN_FORMATS)}. Of a cache: {', '.join(CACHE_FORMATS)}. "
+            "[default: what the file's name ends in]",
+            metavar="<format>",
+            rich_help_panel=_FILE,
+        ),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,63 +79,114 @@ class RunExportOptions:
     ] = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class CacheExportOptions:
+    """Which rows of a cache."""
+
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="train, val or test; may be repeated. [default: all]", metavar="<split>", rich_help_panel=_CACHE
+        ),
+    ] = None
+    layer: Annotated[
+        list[str] | None,
+        typer.Option(help="May be repeated. [default: all]", metavar="<name>", rich_help_panel=_CACHE),
+    ] = None
+    sprite: Annotated[
+        bool,
+        typer.Option("--sprite", help="For the projector: every image as its point.", rich_help_panel=_CACHE),
+    ] = False
+
+
 def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
     @command(app, "export", section=SECTION)
     def export(
-        run: Annotated[str, typer.Argument(help="Its path, its name in --runs-dir, how that begins, or latest.")],
-        output: Annotated[
-            Path,
-            typer.Option("--output", "-o", help="The file to write.", metavar="<path>", rich_help_panel="The file"),
-        ],
-        format: Annotated[
-            str | None,
-            typer.Option(
-                "--format",
-                help="onnx or pt2 (torch.export). [default: what the file's name ends in]",
-                metavar="<format>",
-                rich_help_panel="The file",
+        what: Annotated[
+            str,
+            typer.Argument(
+                autocompletion=completion.runs_and_caches,
+                help="A run or a cache: its path, its name, or how that begins; of runs also latest.",
             ),
-        ] = None,
+        ],
         *,
-        options: RunExportOptions,
+        file: FileOptions,
+        run_options: RunExportOptions,
+        cache_options: CacheExportOptions,
         common: Common,
     ) -> None:
-        """Write a run as one file, from image to probabilities.
+        """Write a run, or a cache's rows, as a file for others.
 
-        Resize, normalisation, backbone and head are inside. The file is checked against featcache on real images
-        before it takes its name; if it says anything else, nothing is written.
+        A run becomes one file from image to probabilities: resize, normalisation, backbone and head are inside. It is
+        checked against featcache on real images before it takes its name; if it says anything else, nothing is
+        written. Of a cache features, ids, labels, splits and class names are written.
         """
-        from featcache.inference import export_run
-
-        with Terminal(quiet=common.quiet) as terminal:
-            exported = export_run(
-                run,
-                output,
-                _format(format, output),
-                verify_images=options.verify_images,
-                verify_limit=options.verify_limit,
-                weights=weights_said(options.weights),
-                data_dir=common.data_dir,
-                runs_dir=common.runs_dir,
-                reporter=terminal,
-            )
-        if common.json:
-            print_json(exported.to_json())
+        format = _format(file)
+        if format in RUN_FORMATS:
+            _refuse(cache_options, CacheExportOptions(), "a run")
+            run = _export_run(what, file.output, format, run_options, common)
+            print_json(run.to_json()) if common.json else _show_run(run)
         else:
-            _show(exported)
+            _refuse(run_options, RunExportOptions(), "a cache")
+            cache = _export_cache(what, file.output, format, cache_options, common)
+            print_json(cache.to_json()) if common.json else _show_cache(cache)
 
 
-def _format(said: str | None, output: Path) -> str:
-    if said is not None:
-        return said
-    if not output.suffix:
-        raise InvalidOption(f"{output} does not say its format", hint="--format onnx, for example")
-    return output.suffix.removeprefix(".").lower()
+def _format(file: FileOptions) -> str:
+    known = (*RUN_FORMATS, *CACHE_FORMATS)
+    said = file.output.suffix.removeprefix(".").lower() if file.format is None else file.format
+    if not said:
+        raise InvalidOption(f"{file.output} does not say its format", hint=f"--format, one of {', '.join(known)}")
+    if said not in known:
+        raise UnknownName("format", said, known)
+    return said
 
 
-def _show(exported: ExportedRun) -> None:
+def _refuse(said: object, nothing: object, what: str) -> None:
+    """A usage error where an option belongs to the other kind of export."""
+    for name, value in vars(said).items():
+        if value != getattr(nothing, name):
+            option = f"--{name.replace('_', '-')}"
+            raise typer.BadParameter(f"does not belong to the export of {what}", param_hint=option)
+
+
+def _export_run(run: str, output: Path, format: str, options: RunExportOptions, common: Common) -> ExportedRun:
+    from featcache.inference import export_run
+
+    with Terminal(quiet=common.quiet) as terminal:
+        return export_run(
+            run,
+            output,
+            format,
+            verify_images=options.verify_images,
+            verify_limit=options.verify_limit,
+            weights=weights_said(options.weights),
+            data_dir=common.data_dir,
+            runs_dir=common.runs_dir,
+            reporter=terminal,
+        )
+
+
+def _export_cache(cache: str, output: Path, format: str, options: CacheExportOptions, common: Common) -> ExportedCache:
+    from featcache.cache.catalog import find
+    from featcache.inference import export_cache
+
+    with Terminal(quiet=common.quiet) as terminal:
+        return export_cache(
+            find(common.features_dir, cache).require_complete(),
+            output,
+            format,
+            splits=options.split,
+            layers=options.layer,
+            sprite=options.sprite,
+            data_dir=common.data_dir,
+            reporter=terminal,
+        )
+
+
+def _show_run(exported: ExportedRun) -> None:
     print_pairs(
         [
             ("file", str(exported.path)),
@@ -120,5 +201,18 @@ def _show(exported: ExportedRun) -> None:
                 f"on {exported.images} images: the same first class, probabilities within "
                 f"{exported.greatest_difference:.1g} of featcache's",
             ),
+        ]
+    )
+
+
+def _show_cache(exported: ExportedCache) -> None:
+    print_pairs(
+        [
+            ("written", str(exported.path)),
+            ("format", exported.format),
+            ("size", human_bytes(exported.nbytes)),
+            ("cache", exported.cache),
+            ("rows", human_rows(exported.rows)),
+            ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in exported.feature_dim.items())),
         ]
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.printing import human_rows, print_json, print_line, print_table
@@ -21,7 +22,11 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "backbones", section=_SECTION)
     def backbones(
-        name: Annotated[str | None, typer.Argument(help="Show this backbone's layers.")] = None, *, common: Common
+        name: Annotated[
+            str | None, typer.Argument(autocompletion=completion.backbones, help="Show this backbone's layers.")
+        ] = None,
+        *,
+        common: Common,
     ) -> None:
         """List the backbones, or the layers of one."""
         from featcache.backbones import backbone_layers, backbone_names

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from featcache.cli import completion
+
 _BACKBONE = "Which features"
 _IMAGES = "Of which images"
 _RUN = "How it runs"
@@ -62,6 +64,7 @@ class OneBackbone:
         typer.Option(
             "--backbone",
             "-b",
+            autocompletion=completion.backbones,
             help="A network of `featcache backbones`, or pixels. [default: vgg16]",
             metavar="<name>",
             rich_help_panel=_BACKBONE,
@@ -96,6 +99,7 @@ class SeveralBackbones:
         typer.Option(
             "--backbone",
             "-b",
+            autocompletion=completion.backbones,
             help="A network of `featcache backbones`, or pixels; may be repeated: every image is then read and "
             "decoded once for all of them. [default: vgg16]",
             metavar="<name>",
@@ -239,6 +243,7 @@ class ImageOptions:
         typer.Option(
             "--dataset",
             "-d",
+            autocompletion=completion.datasets,
             help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of "
             "paths or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME. [default: cifar10]",
             metavar="<name or path>",

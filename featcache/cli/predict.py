@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common, number_or_auto
 from featcache.cli.printing import print_json, print_line, print_table
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from featcache.inference import ImagePrediction, NearImage, Predicted
 
 SECTION = "Using a head"
-RUN = typer.Argument(help="Its path, its name in --runs-dir, how that begins, or latest.")
+RUN = typer.Argument(
+    autocompletion=completion.runs, help="Its path, its name in --runs-dir, how that begins, or latest."
+)
 _WHAT = "What is shown"
 _HOW = "How it is computed"
 _WEIGHTS = typer.Option(

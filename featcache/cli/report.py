@@ -53,7 +53,7 @@ class ReportOptions:
 def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
-    @command(app, "report", section="From images to a head")
+    @command(app, "report", section="Using a head")
     def report(
         runs: Annotated[
             list[str] | None,

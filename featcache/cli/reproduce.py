@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
@@ -92,7 +93,12 @@ def register(app: typer.Typer) -> None:
     def reproduce(
         recipes: Annotated[
             list[str] | None,
-            typer.Argument(help="Of `featcache recipes`. [default: all]", metavar="recipe", rich_help_panel=_WHAT),
+            typer.Argument(
+                autocompletion=completion.recipes,
+                help="Of `featcache recipes`. [default: all]",
+                metavar="recipe",
+                rich_help_panel=_WHAT,
+            ),
         ] = None,
         *,
         options: ReproduceOptions,

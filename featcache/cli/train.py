@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto, requested
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
@@ -31,6 +32,7 @@ class HeadOptions:
     head: Annotated[
         str,
         typer.Option(
+            autocompletion=completion.heads,
             help="linear, mlp: and the hidden sizes, or solved at once: logreg, ridge, centroid, knn.",
             metavar="<head>",
             rich_help_panel=_HEAD,
@@ -141,11 +143,16 @@ def register(app: typer.Typer) -> None:
     def train_head(
         cache: Annotated[
             str | None,
-            typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.", rich_help_panel=_CACHE),
+            typer.Argument(
+                autocompletion=completion.caches,
+                help="Its path, its name from `featcache ls`, or how that begins.",
+                rich_help_panel=_CACHE,
+            ),
         ] = None,
         recipe: Annotated[
             str | None,
             typer.Option(
+                autocompletion=completion.recipes,
                 help="The settings of one of `featcache recipes`, but for what is said beside it.",
                 metavar="<name>",
                 rich_help_panel=_HEAD,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 
 from featcache.backbones.backbone import Backbone
 from featcache.extraction import devices
@@ -21,6 +23,29 @@ def compiler() -> str | None:
     """The C++ compiler that torch would call; None where there is none."""
     candidates = (os.environ.get("CXX"), "g++", "clang++", "c++")
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
+
+
+def beside(work: Callable[[], object]) -> None:
+    """Does `work` in a thread of its own, and raises what it raises.
+
+    A compiler that is at work swallows Ctrl-C, or takes a minute to notice; whoever waits for a thread does not.
+    """
+    import torch
+
+    threads, done = torch.get_num_threads(), Future[None]()
+
+    def do() -> None:
+        torch.set_num_threads(threads)
+        try:
+            work()
+        except BaseException as error:
+            done.set_exception(error)
+        else:
+            done.set_result(None)
+
+    # Nobody waits for it when the program ends.
+    threading.Thread(target=do, name="compile", daemon=True).start()
+    done.result()
 
 
 def break_even(backbone: Backbone, precision: str) -> int:

@@ -7,6 +7,7 @@ bit the same at any position and in any company (measured for eager execution on
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
 from featcache.errors import ExtractionError, ImageError
+from featcache.extraction.compilation import beside
 from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
@@ -79,6 +81,7 @@ class Pipeline:
     tuner: Tuner | None = None
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
+    _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
     _resizing: Resizing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +94,8 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Stops decoding; what has not been started is dropped."""
+        """Stops decoding; what has not been started, and the rest of what has, is dropped."""
+        self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def rows(self, samples: Sequence[Sample], digests: Bytes | None, views: Views | None = None) -> Iterator[Rows]:
@@ -131,7 +135,7 @@ class Pipeline:
         side = self.backbone.transform.image_size
         self.backbone.compile(self.batch_size)
         try:
-            self.features(np.zeros((1, side, side, 3), np.uint8), "float32")
+            beside(lambda: self.features(np.zeros((1, side, side, 3), np.uint8), "float32"))
         except ExtractionError:
             raise
         except Exception as error:
@@ -171,6 +175,9 @@ class Pipeline:
         failures: list[Failure] = []
         last: tuple[Sample, Bytes] | None = None
         for row in rows:
+            if self._closed.is_set():
+                # Nobody waits for it any more, and large images take their time.
+                break
             sample, expected = samples[row], None if digests is None else digests[row].tobytes()
             try:
                 # The views of an image follow each other: it is decoded once for all of them.

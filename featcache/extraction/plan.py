@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,20 +165,26 @@ def _by_split(
 
 
 def _hashed(source: ImageSource, samples: Sequence[Sample], workers: int) -> Iterator[bytes | SourceError]:
-    def hash_chunk(chunk: tuple[Sample, ...]) -> list[bytes | SourceError]:
-        return [_hash(source, sample) for sample in chunk]
+    stopped = threading.Event()
 
+    def hash_chunk(start: int) -> list[bytes | SourceError]:
+        rows = range(start, min(start + _CHUNK, len(samples)))
+        # Whoever stops does not wait for the rest of a chunk of large images.
+        return [_hash(source, samples[row]) for row in rows if not stopped.is_set()]
+
+    pending: deque[Future[list[bytes | SourceError]]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         try:
-            for hashes in pool.map(hash_chunk, _chunks(samples)):
-                yield from hashes
+            # Not `pool.map`: it would hold all chunks at once.
+            for start in range(0, len(samples), _CHUNK):
+                pending.append(pool.submit(hash_chunk, start))
+                if len(pending) > workers:
+                    yield from pending.popleft().result()
+            while pending:
+                yield from pending.popleft().result()
         finally:
+            stopped.set()
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _chunks(samples: Sequence[Sample]) -> Iterator[tuple[Sample, ...]]:
-    for start in range(0, len(samples), _CHUNK):
-        yield tuple(samples[start : start + _CHUNK])
 
 
 def _hash(source: ImageSource, sample: Sample) -> bytes | SourceError:

@@ -50,7 +50,8 @@ class Cluster:
     deadline_s: float = 1800.0
 
     def __post_init__(self) -> None:
-        if self.cpus_per_task < 1 or self.gpus_per_task < 0 or (self.max_parallel or 1) < 1 or self.deadline_s <= 0:
+        fewest = 1 if self.max_parallel is None else self.max_parallel
+        if self.cpus_per_task < 1 or self.gpus_per_task < 0 or fewest < 1 or self.deadline_s <= 0:
             raise InvalidOption(
                 "expected at least 1 CPU and 0 GPUs a task, at least 1 task at once, and a deadline above 0 s"
             )

@@ -5,7 +5,8 @@
 `classifier` rebuilds what a head was trained behind, backbone, weights and transform, and refuses other weights;
 `pictures` are the images that were named; `prediction` brings the two together, and `nearest` shows the cached images
 most like each. `exporting` writes a run as one file: `network` is all of it as one torch network, `resizing` Pillow's
-resize inside it, `formats` how it becomes a file, and `witnesses` the images it is checked on.
+resize inside it, `formats` how it becomes a file, and `witnesses` the images it is checked on. `cache_export` writes
+a cache's rows (`cache_rows`) as arrays, as a table, or for TensorBoard's projector.
 Names are resolved when they are first used, because most of them need torch.
 """
 
@@ -15,6 +16,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from featcache.inference.cache_export import ExportedCache, export_cache
     from featcache.inference.classifier import Classifier
     from featcache.inference.exporting import ExportedRun, export_run
     from featcache.inference.prediction import predict
@@ -22,22 +24,26 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Classifier",
+    "ExportedCache",
     "ExportedRun",
     "Guess",
     "ImagePrediction",
     "NearImage",
     "Predicted",
+    "export_cache",
     "export_run",
     "predict",
 ]
 
 _HOMES = {
     "Classifier": "classifier",
+    "ExportedCache": "cache_export",
     "ExportedRun": "exporting",
     "Guess": "records",
     "ImagePrediction": "records",
     "NearImage": "records",
     "Predicted": "records",
+    "export_cache": "cache_export",
     "export_run": "exporting",
     "predict": "prediction",
 }

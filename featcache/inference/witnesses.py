@@ -12,7 +12,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheError, ExportError, FeatcacheError, SourceError
 from featcache.heads.records import FeatureOrigin
 from featcache.heads.runs import Run
-from featcache.images import dataset_names, decode, describe, open_source, select
+from featcache.images import ImageSource, dataset_names, decode, describe, open_source, select
 
 _HINT = "name some: --verify-images, a folder, an archive or a file"
 
@@ -26,13 +26,24 @@ def cached_images(run: Run, limit: int, data_dir: Path) -> list[NDArray[np.uint8
     if name is None:
         raise ExportError(f"{run.folder.name} does not say which images it was trained on", hint=_HINT)
     try:
-        _require_present(name, data_dir / "datasets")
-        with closing(open_source(name, datasets_dir=data_dir / "datasets")) as source:
+        with closing(source_of(name, data_dir)) as source:
             split = next(split for split in ("test", "val", "train") if split in source.splits())
             samples = select(source.samples(split), limit)
             return [decode(source.read(sample), sample.id) for sample in samples]
     except FeatcacheError as error:
         raise ExportError(f"the images to check the file on cannot be read: {error.message}", hint=_HINT) from error
+
+
+def source_of(name: str, data_dir: Path) -> ImageSource:
+    """The images that a cache was extracted from, by the name of their set or its path; nothing is downloaded.
+
+    Raises SourceError where they are not there.
+    """
+    datasets_dir = data_dir / "datasets"
+    # To look at some images is no reason to download a data set.
+    if name in dataset_names() and describe(name).dataset and not (datasets_dir / name).is_dir():
+        raise SourceError(f"{name} is not in {datasets_dir}", hint="`featcache extract` downloads it; or --data-dir")
+    return open_source(name, datasets_dir=datasets_dir)
 
 
 def _name(origin: FeatureOrigin) -> str | None:
@@ -43,9 +54,3 @@ def _name(origin: FeatureOrigin) -> str | None:
             return cache.selection.source
     except CacheError:
         return None
-
-
-def _require_present(name: str, datasets_dir: Path) -> None:
-    # To check a file is no reason to download a data set.
-    if name in dataset_names() and describe(name).downloads and not (datasets_dir / name).is_dir():
-        raise SourceError(f"{name} is not in {datasets_dir}")

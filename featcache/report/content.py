@@ -111,11 +111,19 @@ def _run_data(shelf: Shelf, subject: Subject) -> Values:
 
 # --- runs beside each other --------------------------------------------------------------------------------
 
-RUN_COLUMNS = (
+_RUN_COLUMNS = (
     *(("Run", False), ("Test accuracy", True), ("Val accuracy", True), ("Test loss", True)),
-    *(("Calibration error", True), ("Epochs", True), ("Seconds", True), ("Parameters", True)),
-    *(("Features", False), ("Settings", False)),
+    *(("Calibration error", True), ("Epochs", True), ("Seconds", True), ("Parameters", True), ("Settings", False)),
 )
+
+
+def run_columns(shelf: Shelf) -> tuple[tuple[str, bool], ...]:
+    """What the cells of `run_rows` are, and whether they are numbers."""
+    return (*_RUN_COLUMNS, ("Features", False)) if _several_features(shelf) else _RUN_COLUMNS
+
+
+def _several_features(shelf: Shelf) -> bool:
+    return len({one.run.features.label for one in shelf.subjects}) > 1
 
 
 def run_rows(shelf: Shelf) -> list[Values]:
@@ -126,7 +134,7 @@ def run_rows(shelf: Shelf) -> list[Values]:
             "name": one.name,
             "best": one is shelf.best and len(shelf.subjects) > 1,
             "look": detailed.index(one) if one in detailed else None,
-            "cells": _cells(one),
+            "cells": _cells(one) + ([_cell(one.run.features.label)] if _several_features(shelf) else []),
         }
         for one in shelf.subjects
     ]
@@ -151,7 +159,6 @@ def _cells(subject: Subject) -> list[Values]:
         _cell(str(done.epochs), done.epochs, kind),
         _cell(f"{done.seconds:,.1f}", done.seconds, done.device),
         _cell(f"{done.trainable:,}", done.trainable),
-        _cell(subject.run.features.label),
         _cell(settings or "as by default"),
     ]
 

@@ -198,7 +198,7 @@ def _page(shelf: Shelf, method: Map, measured: Benchmark | None) -> dict[str, An
         "subtitle": _subtitle(shelf),
         "sections": _sections(pairs=bool(pairs), benchmark=measured is not None, audit=shelf.audited is not None),
         "tiles": _tiles(shelf),
-        "run_columns": content.RUN_COLUMNS,
+        "run_columns": content.run_columns(shelf),
         "run_rows": content.run_rows(shelf),
         "run_charts": content.drawn(figures.of_runs(shelf.detailed)),
         "pairs": pairs,

@@ -22,7 +22,7 @@ from featcache.analysis.pictures import Pictures, gradient_correlation
 from featcache.analysis.records import Audit, Finding
 from featcache.analysis.table import ImageTable
 from featcache.cache.reader import FeatureCache
-from featcache.images import ArraySource, ImageSource, digest
+from featcache.images import ArraySource, ImageSource, decode, digest, open_source, select
 
 Pixels = NDArray[np.uint8]
 Change = Callable[[Pixels], Pixels]
@@ -212,6 +212,21 @@ def test_a_picture_without_outlines_has_no_correlation(tmp_path: Path) -> None:
     assert np.isnan(plain[:2]).all()
     assert np.isnan(turned[:2]).all()
     assert plain[2] == pytest.approx(1)
+
+
+def test_real_photographs_are_told_from_their_neighbours(cifar_zip: Path, tmp_path: Path) -> None:
+    source = open_source(cifar_zip, datasets_dir=tmp_path)
+    real = [decode(source.read(sample), sample.id) for sample in select(source.samples("test"), 60)]
+    pictures = [*real, *(mirrored(one) for one in real), *(recompressed(one) for one in real)]
+    look = ArraySource(pictures)
+    digests = {"train": [digest(look.read(sample)) for sample in look.samples("train")]}
+    table = ImageTable.of(write_cache(tmp_path, {"train": clouds(len(pictures))}, digests=digests))
+    seen = Pictures.read(look, table, np.arange(len(pictures)))
+    first, second = np.triu_indices(60, 1)
+    assert (np.maximum(*seen.correlate(first, second)) > 0.6).mean() < 0.01
+    numbers = np.arange(60)
+    assert seen.correlate(numbers, numbers + 60)[1].min() > 0.99
+    assert seen.correlate(numbers, numbers + 120)[0].min() > 0.95
 
 
 # --- pairs and groups --------------------------------------------------------------------------------------

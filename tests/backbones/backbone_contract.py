@@ -41,7 +41,7 @@ class BackboneContract:
             assert torch.equal(rows, there[name])
 
     def test_is_in_eval_mode(self, backbone: Backbone) -> None:
-        part = getattr(backbone, "_part", None)
+        part = getattr(backbone, "_normalised", None)
         assert part is None or not any(module.training for module in part.modules())
 
     def test_needs_no_gradient(self, backbone: Backbone) -> None:

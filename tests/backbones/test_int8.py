@@ -100,7 +100,7 @@ def test_bytes_go_from_convolution_to_convolution_through_pools() -> None:
     backbone = load_backbone("vgg16", weights="random:0", image_size=32, weights_dir=Path())
     types: dict[str, torch.dtype] = {}
     backbone.place("cpu", "int8", backbone.observed(pictures(32)))
-    part: nn.Module = vars(backbone)["_part"]
+    part: nn.Module = vars(backbone)["_normalised"].part
     for path, module in part.named_modules():
         if path.startswith("features."):
             module.register_forward_hook(lambda _, inputs, output, path=path: types.update({path: output.dtype}))

@@ -242,9 +242,9 @@ def test_batch_norms_are_folded_and_the_convolution_that_sees_pixels_stays_in_fp
     backbone = load("resnet18", tmp_path, image_size=64)
     images = some_images(8, 64)
     (exact,) = backbone.features(images).values()
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone._part.modules())  # type: ignore[attr-defined]
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in backbone._normalised.part.modules())  # type: ignore[attr-defined]
     seen: list[torch.dtype] = []
-    stem = backbone._part.get_submodule("conv1")  # type: ignore[attr-defined]
+    stem = backbone._normalised.part.get_submodule("conv1")  # type: ignore[attr-defined]
     stem.register_forward_hook(lambda _module, _given, output: seen.append(output.dtype))
     backbone.place("cpu", "bf16")
     (rounded,) = backbone.features(images).values()
@@ -263,6 +263,6 @@ def test_batch_norms_are_folded_and_the_convolution_that_sees_pixels_stays_in_fp
 )
 def test_narrow_convolutions_behind_the_first_stay_in_fp32_too(name: str, exact: set[str], tmp_path: Path) -> None:
     backbone = load(name, tmp_path, image_size=FAMILIES[name])
-    part = backbone._part  # type: ignore[attr-defined]
+    part = backbone._normalised.part  # type: ignore[attr-defined]
     inner = {path for path, module in part.named_modules() if path.endswith(".inner") and isinstance(module, nn.Conv2d)}
     assert {path.removesuffix(".inner") for path in inner} == exact

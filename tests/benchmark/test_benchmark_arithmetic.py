@@ -73,7 +73,7 @@ def test_heads_after_the_first_cost_no_extraction() -> None:
 
 
 def test_one_head_is_not_multiplied() -> None:
-    one = summarised(result(settled(heads=1), cold=way(COLD, setup_s=150.0, heads_s=(162.0,))))
+    one = summarised(result(settled(heads=1), cold=way(COLD, setup_s=150.0, heads_s=((1, 162.0),))))
     assert not one.totals[NOTEBOOK].multiplied
     assert one.comparisons[NOTEBOOK].cold_all_heads == one.comparisons[NOTEBOOK].cold_one_head
 

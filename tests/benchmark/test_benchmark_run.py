@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from featcache.benchmark import Result as Measured
+from featcache.benchmark import scenario
 from featcache.benchmark.kinds import screen
 from featcache.benchmark.records import NOTEBOOK, TUNED, WARM, WAYS
+from featcache.benchmark.ways import Task, cold
 from featcache.cli.app import app
 from featcache.cli.benchmark import show
 
@@ -83,6 +86,27 @@ def test_what_a_person_sees_fits_one_screen(answer: dict[str, Any], capsys: pyte
     assert max(map(len, lines)) <= 80
     # Whoever has never heard of a feature cache is told what is compared.
     assert "runs it once" in screen(result).before[0]
+
+
+def test_many_heads_are_trained_by_a_sweep(folder: Path) -> None:
+    chosen = replace(
+        scenario("quick"), backbone="resnet18", image_size=32, images=200, epochs=2, heads=5, together=True
+    )
+    heard: list[tuple[str, int, int]] = []
+
+    class Heard:
+        def say(self, text: str) -> None: ...
+
+        def warn(self, text: str) -> None: ...
+
+        def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+            heard.append((stage, done, total))
+
+    found = cold(Task(scenario=chosen, data_dir=folder / "sweep"), Heard())
+    assert [heads for heads, _ in found.way.heads_s] == [1, 5]
+    assert ("heads", 5, 5) in heard
+    (written,) = (folder / "sweep" / "runs").glob("*sweep*/*.json")
+    assert json.loads(written.read_text())["rows"]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,12 @@ def test_every_head_is_another_one_and_trains_for_all_epochs() -> None:
     # Nobody stops early: the ways are compared over the same epochs.
     assert all(config.patience >= config.max_epochs for config in configs)
     assert configs[0] == scenario("many-heads").trained_for(20)
-    assert len(set(replace(scenario("many-heads"), heads=150).configs())) == 150
+    assert len(set(settled(heads=150).configs())) == 150
+
+
+def test_a_sweep_holds_no_heads_that_differ_in_their_seed_alone() -> None:
+    with pytest.raises(InvalidOption, match="at most 64 heads in one sweep, got 65"):
+        replace(scenario("many-heads"), heads=65)
 
 
 def test_a_sample_is_never_larger_than_the_whole() -> None:

@@ -26,14 +26,16 @@ from featcache.benchmark.tables import markdown
 from featcache.benchmark.wording import TITLES, duration, times
 
 MEASURED = {
-    NOTEBOOK: way(NOTEBOOK, images=FULL, epoch_s=(200.0,) * 10, heads_s=(2000.0,)),
-    TUNED: way(TUNED, images=FULL, epoch_s=(100.0,) * 10, heads_s=(1000.0,)),
+    NOTEBOOK: way(NOTEBOOK, images=FULL, epoch_s=(200.0,) * 10, heads_s=((1, 2000.0),)),
+    TUNED: way(TUNED, images=FULL, epoch_s=(100.0,) * 10, heads_s=((1, 1000.0),)),
 }
 
 
 def all_measured() -> Result:
     return result(
-        settled(heads=1, sample=None, sample_epochs=None), cold=way(COLD, setup_s=150.0, heads_s=(162.0,)), **MEASURED
+        settled(heads=1, sample=None, sample_epochs=None),
+        cold=way(COLD, setup_s=150.0, heads_s=((1, 162.0),)),
+        **MEASURED,
     )
 
 

@@ -35,6 +35,7 @@ from featcache.benchmark.end_to_end import NotebookNetwork, TunedForward, cut_sa
 from featcache.benchmark.training import Trained, cached_parts, train
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.plan import selected
 from featcache.extraction.run import Execution, prepared
 from featcache.heads.fit import fit_head
 
@@ -99,10 +100,9 @@ def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, d
     from_cache = cached(resnet, data_dir)
     with prepared(request(resnet, data_dir), Execution(device="cpu"), _Silent()) as job:
         pipeline = Pipeline(source=job.source, backbone=job.backbone, dtype="float32", batch_size=16, workers=1)
-        digests = dict(zip(job.plan.all_samples(), job.plan.all_digests(), strict=True))
         parts = image_parts(
-            cut_samples(job.plan.samples, CONFIG),
-            TunedForward(pipeline, digests, device=CPU),
+            cut_samples(selected(job.source, request(resnet, data_dir)), CONFIG),
+            TunedForward(pipeline, device=CPU),
             CONFIG,
             classes=len(job.source.classes),
             stored="float32",

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import PIXELS, answer, complaint, featcache
+from PIL import Image, ImageEnhance, ImageOps
 
 from featcache.analysis.files import HEADER
 from featcache.analysis.records import KINDS
@@ -60,6 +64,34 @@ def test_all_findings_go_into_a_file(leaky: Path, here: Path) -> None:
         ["leak", "1", "1.0000", "train/eel/99.png", "train", "eel"],
         ["leak", "1", "1.0000", "test/dog/01.png", "test", "dog"],
     ]
+
+
+def test_changed_copies_of_real_images_are_leaks(cifar_zip: Path, vgg_weights: Path, here: Path) -> None:
+    changes: dict[str, Callable[[Image.Image], Image.Image]] = {
+        "mirrored": ImageOps.mirror,
+        "brighter": lambda one: ImageEnhance.Brightness(one).enhance(1.2),
+    }
+    copies: dict[str, str] = {}
+    with zipfile.ZipFile(cifar_zip) as real:
+        for number in range(1, 31):
+            for split in ("train", "test"):
+                folder = here / "cifar" / split / ("cat", "ship")[number % 2]
+                folder.mkdir(parents=True, exist_ok=True)
+                content = real.read(f"cifar10/{split}/{folder.name}/{number:04d}.jpg")
+                (folder / f"{number}.jpg").write_bytes(content)
+            how = ("mirrored", "brighter")[number % 3 % 2]
+            if number % 3 < 2:
+                copy = here / "cifar" / "train" / folder.name / f"{how}-{number}.jpg"
+                changes[how](Image.open(io.BytesIO(content))).save(copy, quality=70)
+                copies[f"train/{folder.name}/{copy.name}"] = f"test/{folder.name}/{number}.jpg"
+    network = ("-b", "vgg16", "--weights", vgg_weights, "--image-size", "32", "--pool", "avg")
+    extracted = answer("extract", "-d", "cifar", *network, "--no-compile")
+    leaks = [
+        {one["id"] for one in leak["samples"]}
+        for leak in answer("audit", extracted["cache"])["sections"][0]["findings"]
+    ]
+    assert sum({copy, origin} in leaks for copy, origin in copies.items()) >= 0.9 * len(copies)
+    assert len(leaks) <= len(copies)
 
 
 def test_images_that_are_gone_are_a_warning(leaky: Path, here: Path) -> None:

@@ -1,4 +1,4 @@
-"""`featcache export` of a run: one file, checked before it is there."""
+"""`featcache export`: a run as one file that was checked, a cache's rows in another format."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def test_a_run_becomes_one_file_that_was_checked(run: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
-        (("-o", "head"), "head does not say its format", "--format onnx"),
-        (("-o", "head.onx"), "unknown format of a run 'onx'", "did you mean onnx?"),
+        (("-o", "head"), "head does not say its format", "--format, one of onnx"),
+        (("-o", "head.onx"), "unknown format 'onx'", "did you mean onnx?"),
         (("-o", "head.pt2", "--verify-images", "gone.png"), "gone.png: cannot be read", ""),
         (("-o", "/dev/null/head.pt2"), "cannot be written", ""),
     ],
@@ -41,3 +41,50 @@ def test_what_cannot_be_exported_is_explained(words: tuple[str, ...], error: str
     assert error in said
     assert hint in advice
     assert not [path for path in here.iterdir() if path.is_file()]
+
+
+# --- of a cache --------------------------------------------------------------------------------------------
+
+
+def test_a_cache_is_written_in_another_format(cache: Path, here: Path) -> None:
+    said = answer("export", cache.stem, "-o", "rows.npz", "--split", "test")
+    assert (said["format"], said["cache"], said["rows"]) == ("npz", cache.stem, {"test": 12})
+    assert said["feature_dim"] == {"pixels": 192}
+    assert said["bytes"] == (here / "rows.npz").stat().st_size
+    stdout = featcache("export", "pictures", "-o", "points", "--format", "projector", "--sprite").stdout
+    assert "rows      36 train, 12 test" in stdout
+    assert sorted(path.name for path in (here / "points").iterdir()) == [
+        "metadata.tsv",
+        "projector_config.pbtxt",
+        "sprite.png",
+        "tensors.tsv",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (("pictures", "-o", "rows.npzz"), "unknown format 'npzz'", "npz"),
+        (("pictres", "-o", "rows.npz"), "no cache in data/features is called 'pictres'", "pictures-pixels"),
+        (("pictures", "-o", "pictures", "--format", "npy"), "pictures is there already", "-o NEW_FOLDER"),
+        (("pictures", "-o", "rows.csv", "--split", "tst"), "unknown split 'tst'", "test"),
+    ],
+)
+def test_what_cannot_be_written_is_explained(words: tuple[str, ...], error: str, hint: str, here: Path) -> None:
+    said, advice = complaint("export", *words)
+    assert error in said
+    assert hint in advice
+    assert not [path for path in here.iterdir() if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("pictures", "-o", "rows.npz", "--verify-limit", "3"),
+        ("latest", "-o", "head.pt2", "--split", "test"),
+        ("latest", "--format", "onnx"),
+        ("latest", "-o", "head.pt2", "--weights", "a=1", "--weights", "b"),
+    ],
+)
+def test_options_of_the_other_kind_are_wrong_usage(words: tuple[str, ...]) -> None:
+    assert featcache("export", *words, expect=2).stdout == ""

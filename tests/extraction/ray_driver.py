@@ -15,7 +15,7 @@ PART_ROWS = 4
 def request(images: str | Path, data_dir: str | Path) -> Request:
     return Request(
         dataset=Path(images),
-        backbone="squeezenet1_1",
+        backbone="resnet18",
         weights="random",
         image_size=64,
         precision="fp32",
@@ -28,6 +28,6 @@ if __name__ == "__main__":
     import ray
 
     address, images, data_dir = sys.argv[1:]
-    ray.init(address=address, _node_ip_address="127.0.0.1", log_to_driver=False)
+    ray.init(address=address, log_to_driver=False)
     execution = Execution(part_rows=PART_ROWS, device="cpu")
     print(extract_on_ray(request(images, data_dir), execution, Cluster(address=address)).computed)

@@ -27,7 +27,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images import ArraySource
 
-NODE = {"num_cpus": 1, "node_ip_address": "127.0.0.1"}
+NODE = {"num_cpus": 1}
 EXECUTION = Execution(part_rows=PART_ROWS, device="cpu")
 
 
@@ -51,9 +51,9 @@ class Told:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray reads it when it is loaded: whatever the system, all nodes are reached by the loopback interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # A task finds the modules of these tests as the driver does.
         "PYTHONPATH": os.pathsep.join(
@@ -62,13 +62,14 @@ def cluster() -> Iterator[Any]:
     }
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
+    ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster as Nodes
 
     # A dead node is noticed in seconds.
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
     nodes: Any = Nodes(initialize_head=True, head_node_args={**NODE, "_system_config": quick})
-    # Left to itself, the driver would look for the head node behind this machine's own address.
-    ray.init(address=nodes.address, _node_ip_address="127.0.0.1", log_to_driver=False)
+    assert nodes.address.startswith("127.0.0.1:")
+    ray.init(address=nodes.address, log_to_driver=False)
     yield nodes
     if ray.is_initialized():
         ray.shutdown()
@@ -109,24 +110,28 @@ def workers() -> list[int]:
     return found
 
 
-def kill_a_worker() -> None:
-    for pid in workers()[:1]:
-        os.kill(pid, signal.SIGKILL)
+def signalled(kind: signal.Signals) -> int:
+    """Sends a signal to a process that is computing a unit, as soon as there is one; its number."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for pid in workers():
+            os.kill(pid, kind)
+            return pid
+        time.sleep(0.001)
+    raise AssertionError("no worker was seen at work")
 
 
 def test_a_killed_worker_and_a_removed_node_cost_nothing(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
-    killed: list[int] = []
-
-    def kill() -> None:
-        killed.extend(workers()[:1])
-        kill_a_worker()
-
-    told = Told(after_3=kill, after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False))
-    done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address), reporter=told)
-    assert killed and not told.at
+    told = Told(
+        after_3=lambda: signalled(signal.SIGKILL), after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False)
+    )
+    done = extract_on_ray(
+        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, max_parallel=16), reporter=told
+    )
+    assert not told.at
     assert (done.computed, done.reused, done.complete) == (108, 0, True)
     assert arrays(done.cache) == alone
     assert not list(tmp_path.glob("features/*.parts"))
@@ -176,18 +181,14 @@ def test_what_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path
 def test_a_hung_task_is_cancelled_and_done_again(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    stopped: list[int] = []
-
-    def hang() -> None:
-        for pid in workers()[:1]:
-            os.kill(pid, signal.SIGSTOP)
-            stopped.append(pid)
-
-    told = Told(after_2=hang)
+    told = Told(after_2=lambda: signalled(signal.SIGSTOP))
     done = extract_on_ray(
-        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, deadline_s=8), reporter=told
+        request(images, tmp_path),
+        EXECUTION,
+        Cluster(address=cluster.address, deadline_s=8, max_parallel=16),
+        reporter=told,
     )
-    assert stopped
+    assert not told.at
     assert any("was not done after 8 s" in sentence for sentence in told.sentences)
     assert arrays(done.cache) == alone
 

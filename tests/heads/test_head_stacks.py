@@ -185,7 +185,8 @@ def test_a_head_that_diverges_disturbs_no_other(cache: FeatureCache) -> None:
     assert_same(cache, courses[1], alone(cache, base))
 
 
-def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache) -> None:
+def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.heads.together.TOLD_EVERY_S", 0.0)
     interruption = Interruption()
 
     def told(share: float) -> None:

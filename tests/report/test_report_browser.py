@@ -210,9 +210,10 @@ def place_of(seen: Seen, report: Path, image: int) -> tuple[float, float]:
     found = data_of(report)["albums"][0]["maps"][0]
     box = seen.one("#map").bounding_box()
     assert box is not None
-    wide = (box["width"] - 32) / found["highest"][0]
-    high = min(wide, (box["height"] - 32) / found["highest"][1])
-    return 16 + found["x"][image] * wide, box["height"] - 16 - found["y"][image] * high
+    across, up = found["highest"]
+    each = min((box["width"] - 32) / across, (box["height"] - 32) / up)
+    left, below = (box["width"] - each * across) / 2, (box["height"] + each * up) / 2
+    return left + found["x"][image] * each, below - found["y"][image] * each
 
 
 def test_pointing_at_the_map_shows_the_image(seen: Seen, report: Path, house: House) -> None:

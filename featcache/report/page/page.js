@@ -76,7 +76,7 @@
   function words(run, image) {
     const album = data.albums[run.album];
     const [label, answer] = [album.labels[image], run.answers[image]];
-    const sure = `${(run.confidences[image] / 10).toFixed(1)} %`;
+    const sure = `${(run.confidences[image] / 10).toFixed(1)}\u00a0%`;
     return { label: album.classes[label], answer: album.classes[answer], right: label === answer, sure, id: album.ids[image] };
   }
 
@@ -214,13 +214,15 @@
   const colour = (index, count) =>
     count <= PALETTE.length ? PALETTE[index] : `hsl(${Math.round((index * 137.508) % 360)} 60% 52%)`;
 
+  const PAD = 16;
+
   const plane = (() => {
     const canvas = one("#map");
     if (!canvas) return { reset() {} };
     const [tip, status, table] = [one("#map-tip"), one("#map-status"), one("#map-rows")];
     const [byClass, byError, paint, box] = [one("#map-class"), one("#map-error"), one("#map-colour"), one("#map-box")];
     const brush = canvas.getContext("2d");
-    let points = [], scale = { x: 1, y: 1, pad: 16 }, current = -1, listed = 0;
+    let points = [], scale = { each: 1, left: 0, below: 0 }, current = -1, listed = 0;
 
     function choose() {
       const [wanted, error] = [byClass.value, byError.value];
@@ -245,7 +247,7 @@
 
     function place(image) {
       const { x, y } = chart();
-      return [scale.pad + x[image] * scale.x, canvas.clientHeight - scale.pad - y[image] * scale.y];
+      return [scale.left + x[image] * scale.each, scale.below - y[image] * scale.each];
     }
 
     function tint(image) {
@@ -257,10 +259,11 @@
     function draw() {
       const width = box.clientWidth;
       const { highest } = chart();
-      const wide = (width - 2 * scale.pad) / Math.max(highest[0], 1);
-      const height = Math.round(Math.min(width, Math.max(260, wide * highest[1] + 2 * scale.pad)));
-      const fit = Math.min(wide, (height - 2 * scale.pad) / Math.max(highest[1], 1));
-      scale = { ...scale, x: wide, y: fit };
+      // One scale for both axes: a distance means the same across and up.
+      const room = width - 2 * PAD;
+      const height = Math.round(Math.max(260, Math.min(width, 680, (room * highest[1]) / highest[0] + 2 * PAD)));
+      const each = Math.min(room / highest[0], (height - 2 * PAD) / highest[1]);
+      scale = { each, left: (width - each * highest[0]) / 2, below: (height + each * highest[1]) / 2 };
       const dense = window.devicePixelRatio || 1;
       canvas.style.height = `${height}px`;
       canvas.width = width * dense;

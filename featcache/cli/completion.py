@@ -1,0 +1,90 @@
+"""What the shell offers at the tab key: names of backbones, data sets, caches, runs, heads and recipes.
+
+It has to be there at once, so nothing here imports torch: torchvision's networks are read from its files.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import typer
+
+# How torchvision declares a network that has a name.
+_REGISTERED = re.compile(r"^@register_model\([^)]*\)\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
+
+
+def backbones(incomplete: str) -> list[str]:
+    """Torchvision's classification networks and pixels."""
+    return _starting([*_networks(), "pixels"], incomplete)
+
+
+def datasets(incomplete: str) -> list[str]:
+    """Sets that have a name, and paths."""
+    from featcache.images import dataset_names
+
+    return _starting(dataset_names(), incomplete) + _paths(incomplete)
+
+
+def caches(context: typer.Context, incomplete: str) -> list[str]:
+    """The caches on the shelf, and paths."""
+    folder = _folder(context, "data_dir", "FEATCACHE_DATA_DIR", "data") / "features"
+    return _starting({path.stem for path in folder.glob("*.h5")}, incomplete) + _paths(incomplete)
+
+
+def runs(context: typer.Context, incomplete: str) -> list[str]:
+    """The runs in --runs-dir, `latest` where there are some, and paths."""
+    from featcache.heads.shelf import LATEST, run_folders
+
+    folder = _folder(context, "runs_dir", None, "runs")
+    names = [path.name for path in run_folders(folder)]
+    return _starting([*names, LATEST] if names else [], incomplete) + _paths(incomplete)
+
+
+def runs_and_caches(context: typer.Context, incomplete: str) -> list[str]:
+    """What can be exported."""
+    return list(dict.fromkeys([*runs(context, incomplete), *caches(context, incomplete)]))
+
+
+def heads(incomplete: str) -> list[str]:
+    """How each kind of head is written."""
+    from featcache.heads import head_names
+
+    return _starting(head_names(), incomplete)
+
+
+def recipes(incomplete: str) -> list[str]:
+    """The notebook's experiments."""
+    from featcache.heads import recipe_names
+
+    return _starting(recipe_names(), incomplete)
+
+
+def _starting(names: Iterable[str], incomplete: str) -> list[str]:
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+def _paths(incomplete: str) -> list[str]:
+    # Only where a path is meant: names are what is mostly asked for.
+    if not incomplete.startswith((".", "/", "~")) and "/" not in incomplete:
+        return []
+    found = sorted(glob.glob(glob.escape(incomplete) + "*"))  # noqa: PTH207 - "./" and "~" are kept as they are typed
+    return [f"{path}/" if Path(path).is_dir() else path for path in found]
+
+
+def _folder(context: typer.Context, option: str, variable: str | None, default: str) -> Path:
+    said = context.params.get(option)
+    return Path(said or (os.environ.get(variable) if variable else None) or default)
+
+
+def _networks() -> list[str]:
+    found = importlib.util.find_spec("torchvision")
+    if found is None or not found.submodule_search_locations:
+        return []
+    # Straight in models/: its folders hold detection, segmentation, video and quantised networks.
+    files = (Path(found.submodule_search_locations[0]) / "models").glob("*.py")
+    return [name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))]

@@ -1,0 +1,148 @@
+"""A cache's rows as arrays: an npz file, a folder of npy files, a safetensors file.
+
+They hold `features` (of several layers `features/LAYER`, in the folder `features.LAYER.npy`), `labels`, `ids`, `split`
+and `classes`, and `views` where images have several rows. Nothing needs pickle, and features are written as they are
+read, so memory stays flat however large the cache is.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zipfile
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from featcache.cache.aside import file_aside, folder_aside, fsync_file
+from featcache.cache.filesystem import publishing
+from featcache.errors import InvalidOption
+from featcache.inference.cache_rows import Advance, CacheRows
+
+_SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
+
+
+def write_npz(rows: CacheRows, path: Path, advance: Advance) -> None:
+    """One file for `numpy.load`; not compressed, for features hardly shrink."""
+    with file_aside(path) as building, zipfile.ZipFile(building, "w", zipfile.ZIP_STORED) as archive:
+        for name, table in _tables(rows).items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                npy.write_array(file, table, allow_pickle=False)
+        for layer in rows.layers:
+            # A zip's members are written one after the other: with several layers the cache is walked once for each.
+            with archive.open(f"{rows.key(layer)}.npy", "w", force_zip64=True) as file:
+                _write_header(file, rows, layer)
+                for block in CacheRows.of(rows.cache, rows.splits, [layer]).blocks(advance):
+                    file.write(np.ascontiguousarray(block.features[layer]).data)
+
+
+def _write_header(file: IO[bytes], rows: CacheRows, layer: str) -> None:
+    shape = (len(rows), rows.dim(layer))
+    described = {"descr": npy.dtype_to_descr(rows.dtype(layer)), "fortran_order": False, "shape": shape}
+    npy.write_array_header_2_0(file, described)
+
+
+def write_npy(rows: CacheRows, path: Path, advance: Advance) -> None:
+    """A folder of npy files, which `numpy.load(..., mmap_mode="r")` reads without loading them."""
+    require_new_folder("npy", path)
+    with folder_aside(path) as folder:
+        for name, table in _tables(rows).items():
+            np.save(folder / f"{name}.npy", table, allow_pickle=False)
+        with ExitStack() as opened:
+            # Not through a memory map: its dirty pages would count as this process's memory.
+            files = {
+                layer: opened.enter_context((folder / _file_name(rows, layer)).open("wb")) for layer in rows.layers
+            }
+            for layer, file in files.items():
+                _write_header(file, rows, layer)
+            for block in rows.blocks(advance):
+                for layer, values in block.features.items():
+                    files[layer].write(np.ascontiguousarray(values).data)
+        for path_inside in folder.iterdir():
+            fsync_file(path_inside)
+
+
+def _file_name(rows: CacheRows, layer: str) -> str:
+    return f"{rows.key(layer).replace('/', '.')}.npy"
+
+
+def require_new_folder(format: str, path: Path) -> None:
+    """Raises InvalidOption where something has this name: a folder's files would be mixed with another's."""
+    if path.exists() or path.suffix == ".npy":
+        what = "is there already" if path.exists() else "is the name of one file"
+        raise InvalidOption(
+            f"{format} is a folder of several files, and {path} {what}", hint=f"-o NEW_FOLDER --format {format}"
+        )
+
+
+def write_safetensors(rows: CacheRows, path: Path, advance: Advance) -> None:
+    """One safetensors file. It has no text: `ids` are UTF-8 bytes (N, W) padded with 0, `split` is a number (N,).
+
+    The metadata name them: `classes`, `splits` as JSON lists; and `spec`, what the features were computed from.
+    """
+    tables = _as_numbers(rows)
+    types = {name: (table.dtype, table.shape) for name, table in tables.items()}
+    types |= {rows.key(layer): (rows.dtype(layer), (len(rows), rows.dim(layer))) for layer in rows.layers}
+    header, offsets, size = _safetensors_header(rows, types)
+    with publishing(path, size) as draft:
+        draft.write(header, 0)
+        for name, table in tables.items():
+            draft.write(table.tobytes(), offsets[name])
+        for block in rows.blocks(advance):
+            for layer, values in block.features.items():
+                row_bytes = rows.dim(layer) * rows.dtype(layer).itemsize
+                draft.write(values.tobytes(), offsets[rows.key(layer)] + block.first * row_bytes)
+
+
+def _safetensors_header(
+    rows: CacheRows, types: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
+) -> tuple[bytes, dict[str, int], int]:
+    """The file's first bytes, where each array begins in it, and its whole size."""
+    told: dict[str, Any] = {
+        "__metadata__": {
+            "classes": json.dumps(rows.classes),
+            "splits": json.dumps(rows.splits),
+            "spec": rows.cache.spec.to_json(),
+        }
+    }
+    end = 0
+    begins: dict[str, int] = {}
+    for name, (dtype, shape) in types.items():
+        begins[name], end = end, end + dtype.itemsize * int(np.prod(shape))
+        told[name] = {
+            "dtype": _SAFETENSORS_TYPES[dtype.name],
+            "shape": list(shape),
+            "data_offsets": [begins[name], end],
+        }
+    text = json.dumps(told).encode()
+    # Arrays begin at a multiple of 8 bytes.
+    text += b" " * (-len(text) % 8)
+    header = struct.pack("<Q", len(text)) + text
+    return header, {name: len(header) + begin for name, begin in begins.items()}, len(header) + end
+
+
+def _tables(rows: CacheRows) -> dict[str, NDArray[Any]]:
+    """Everything but the features, as arrays that need no pickle."""
+    names = np.array(rows.splits)
+    tables: dict[str, NDArray[Any]] = {
+        "labels": rows.labels(),
+        "ids": np.array(rows.ids()),
+        "split": names[rows.split_numbers()],
+        "classes": np.array(rows.classes, dtype=np.str_),
+    }
+    return tables | ({"views": rows.view_numbers()} if rows.has_views else {})
+
+
+def _as_numbers(rows: CacheRows) -> dict[str, NDArray[Any]]:
+    ids = np.array([one.encode("utf-8", "surrogateescape") for one in rows.ids()], dtype=np.bytes_)
+    width = ids.dtype.itemsize
+    tables: dict[str, NDArray[Any]] = {"labels": rows.labels(), "split": rows.split_numbers()}
+    if rows.has_views:
+        tables["views"] = rows.view_numbers()
+    # Bytes last: what follows would not lie at a multiple of 8.
+    return tables | {"ids": ids.view(np.uint8).reshape(len(ids), width)}

@@ -1,0 +1,152 @@
+"""What of a cache is exported: chosen splits and layers, as values, a block of rows at a time.
+
+Values are what a head is given: rows that are stored in bytes (pixels) come out as float32, all others in the type in
+which they are stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.reader import FeatureCache
+from featcache.cache.splits import FeatureArray
+from featcache.errors import UnknownName
+
+# Of all layers together, as values: what an export holds in memory.
+BLOCK_BYTES = 32 << 20
+
+Advance = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RowBlock:
+    """Neighbouring rows of one split. `first`: their place among all that are exported.
+
+    `labels`: int64 (n,), -1 for unlabelled; `views`: int64 (n,), 0 for the plain row of an image; `features`:
+    {layer: (n, D)}.
+    """
+
+    first: int
+    split: str
+    ids: tuple[str, ...]
+    labels: NDArray[np.int64]
+    views: NDArray[np.int64]
+    features: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CacheRows:
+    """The rows of some splits of a cache, one split after the other, in the cache's order."""
+
+    cache: FeatureCache
+    splits: tuple[str, ...]
+    layers: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, cache: FeatureCache, splits: Sequence[str] | None = None, layers: Sequence[str] | None = None
+    ) -> CacheRows:
+        """All splits and layers, or those named. Raises UnknownName for one that the cache has not."""
+        _require_known("split", splits or (), cache.splits)
+        _require_known("layer", layers or (), cache.layers)
+        return cls(
+            cache=cache,
+            splits=tuple(split for split in cache.splits if not splits or split in splits),
+            layers=tuple(dict.fromkeys(layers)) if layers else cache.layers,
+        )
+
+    def __len__(self) -> int:
+        return sum(len(self.cache[split]) for split in self.splits)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Rows of each split."""
+        return {split: len(self.cache[split]) for split in self.splits}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names; a label is an index into them."""
+        return self.cache.classes
+
+    @property
+    def has_views(self) -> bool:
+        """Whether images have several rows."""
+        return self.cache.spec.views > 1
+
+    def dim(self, layer: str) -> int:
+        """D of a layer."""
+        return self.cache.spec.layer(layer).feature_dim
+
+    def dtype(self, layer: str) -> np.dtype[Any]:
+        """Of a layer's values."""
+        array = self.cache[self.splits[0]].layer(layer)
+        return array.dtype if _is_plain(array) else np.dtype(np.float32)
+
+    def key(self, layer: str) -> str:
+        """What a layer's array is called: `features`, or where there are several `features/LAYER`."""
+        return "features" if len(self.layers) == 1 else f"features/{layer}"
+
+    def class_name(self, label: int) -> str:
+        """The class of a label, "" for unlabelled."""
+        return self.classes[label] if label >= 0 else ""
+
+    def ids(self) -> list[str]:
+        """All ids."""
+        return [one for split in self.splits for one in self.cache[split].ids]
+
+    def labels(self) -> NDArray[np.int64]:
+        """All labels, int64 (N,)."""
+        return np.concatenate([self.cache[split].labels for split in self.splits])
+
+    def split_numbers(self) -> NDArray[np.int64]:
+        """For every row the place of its split in `splits`, int64 (N,)."""
+        return np.repeat(np.arange(len(self.splits)), list(self.counts.values()))
+
+    def view_numbers(self) -> NDArray[np.int64]:
+        """For every row which view of its image it is, 0 for the plain one, int64 (N,)."""
+        return np.concatenate([np.arange(len(self.cache[split])) % self.cache[split].views for split in self.splits])
+
+    def blocks(self, advance: Advance) -> Iterator[RowBlock]:
+        """All rows, verified, in blocks of about `BLOCK_BYTES`. `advance` is told how many of how many are through."""
+        row_bytes = sum(self.dim(layer) * self.dtype(layer).itemsize for layer in self.layers)
+        step = max(1, BLOCK_BYTES // max(row_bytes, 1))
+        first = 0
+        for name in self.splits:
+            split = self.cache[name]
+            for start in range(0, len(split), step):
+                rows = slice(start, min(start + step, len(split)))
+                yield RowBlock(
+                    first=first,
+                    split=name,
+                    ids=split.ids[rows],
+                    labels=split.labels[rows],
+                    views=np.arange(rows.start, rows.stop) % split.views,
+                    features={layer: _values(split.layer(layer), rows) for layer in self.layers},
+                )
+                first += rows.stop - rows.start
+                advance(first, len(self))
+
+
+def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
+    for name in asked:
+        if name not in known:
+            raise UnknownName(kind, name, known)
+
+
+def _is_plain(array: FeatureArray) -> bool:
+    return (array.scale, array.offset) == (1.0, 0.0)
+
+
+def _values(array: FeatureArray, rows: slice) -> NDArray[Any]:
+    stored = array.gather(rows)
+    if _is_plain(array):
+        return stored
+    return stored.astype(np.float32) * np.float32(array.scale) + np.float32(array.offset)

@@ -1,0 +1,110 @@
+"""A cache's rows for TensorBoard's embedding projector: two tables, and a text that says what they are.
+
+`tensorboard --logdir FOLDER` shows it; https://projector.tensorflow.org loads the two tables as well. With a sprite
+every point is shown as its image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from featcache.cache.aside import folder_aside, fsync_file
+from featcache.errors import ExportError, InvalidOption
+from featcache.images import decode
+from featcache.images.sources import ImageSource, Sample
+from featcache.inference.array_files import require_new_folder
+from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
+from featcache.inference.witnesses import source_of
+
+# TensorBoard's projector shows no larger sprite.
+_SPRITE_SIDE = 8192
+_LARGEST_THUMBNAIL = 64
+
+
+def write_projector(rows: CacheRows, path: Path, advance: Advance, *, sprite: bool, data_dir: Path) -> None:
+    """Write the folder. `sprite`: with the images, which must be there still; `data_dir` holds downloaded ones.
+
+    Raises InvalidOption for several layers or a folder that is there, ExportError where images are not to be had.
+    """
+    require_new_folder("projector", path)
+    if len(rows.layers) > 1:
+        raise InvalidOption(
+            f"the projector shows one layer, and {rows.cache.name} has {', '.join(rows.layers)}",
+            hint=f"--layer {rows.layers[0]}",
+        )
+    with folder_aside(path) as folder:
+        thumbnail = _write_sprite(rows, folder / "sprite.png", data_dir) if sprite else None
+        (folder / "projector_config.pbtxt").write_text(_config(rows, thumbnail))
+        with (
+            (folder / "tensors.tsv").open("w") as tensors,
+            (folder / "metadata.tsv").open("w", encoding="utf-8", errors="surrogateescape") as metadata,
+        ):
+            print("id\tclass\tsplit", file=metadata)
+            for block in rows.blocks(advance):
+                np.savetxt(tensors, block.features[rows.layers[0]].astype(np.float32), fmt="%.6g", delimiter="\t")
+                metadata.writelines(_lines(rows, block))
+        for file in folder.iterdir():
+            fsync_file(file)
+
+
+def _lines(rows: CacheRows, block: RowBlock) -> Iterator[str]:
+    for name, label in zip(block.ids, block.labels.tolist(), strict=True):
+        yield "\t".join((_cell(name), _cell(rows.class_name(label)), block.split)) + "\n"
+
+
+def _cell(text: str) -> str:
+    """The format knows no quotes: white space that would end a cell becomes a space."""
+    return " ".join(text.split()) or "-"
+
+
+def _config(rows: CacheRows, thumbnail: int | None) -> str:
+    name = f"{rows.cache.spec.backbone}/{rows.layers[0]}".replace('"', "'").replace("\\", "/")
+    lines = [
+        "embeddings {",
+        f'  tensor_name: "{name}"',
+        '  tensor_path: "tensors.tsv"',
+        '  metadata_path: "metadata.tsv"',
+    ]
+    if thumbnail is not None:
+        image = [
+            '    image_path: "sprite.png"',
+            f"    single_image_dim: {thumbnail}",
+            f"    single_image_dim: {thumbnail}",
+        ]
+        lines += ["  sprite {", *image, "  }"]
+    return "\n".join([*lines, "}", ""])
+
+
+def _write_sprite(rows: CacheRows, path: Path, data_dir: Path) -> int:
+    """One picture of all images, row by row from the left, each a square of the side that is returned."""
+    across = math.ceil(math.sqrt(len(rows)))
+    side = min(_LARGEST_THUMBNAIL, _SPRITE_SIDE // across)
+    if side < 8:
+        raise ExportError(
+            f"a sprite holds at most {(_SPRITE_SIDE // 8) ** 2:,} images, got {len(rows):,}", hint="leave out --sprite"
+        )
+    sheet = Image.new("RGB", (across * side, math.ceil(len(rows) / across) * side))
+    with closing(source_of(rows.cache.selection.source, data_dir)) as source:
+        for number, sample in enumerate(_samples(rows, source)):
+            picture = Image.fromarray(decode(source.read(sample), sample.id)).resize((side, side))
+            sheet.paste(picture, (number % across * side, number // across * side))
+    sheet.save(path)
+    return side
+
+
+def _samples(rows: CacheRows, source: ImageSource) -> Sequence[Sample]:
+    known = {sample.id: sample for split in rows.splits for sample in source.samples(split)}
+    ids = rows.ids()
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise ExportError(
+            f"{len(missing)} images of {rows.cache.name} are no longer in {source.origin}, the first is {missing[0]}",
+            hint="leave out --sprite, or extract again",
+        )
+    return [known[name] for name in ids]

@@ -1,0 +1,86 @@
+"""A cache's rows as a table: comma-separated values, or Parquet. A row an image, with id, split, label and class."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.cache.aside import file_aside
+from featcache.errors import MissingExtra
+from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
+
+_COLUMNS = ("id", "split", "label", "class")
+
+
+def write_csv(rows: CacheRows, path: Path, advance: Advance) -> None:
+    """UTF-8, a header, and a column a number: `f0`, `f1`, ..., with several layers `LAYER.0`, ..."""
+    with (
+        file_aside(path) as building,
+        building.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        names = [*_COLUMNS, *(["view"] if rows.has_views else [])]
+        writer.writerow([*names, *_feature_names(rows)])
+        for block in rows.blocks(advance):
+            writer.writerows(_cells(rows, block))
+
+
+def _feature_names(rows: CacheRows) -> Iterator[str]:
+    for layer in rows.layers:
+        prefix = "f" if len(rows.layers) == 1 else f"{layer}."
+        yield from (f"{prefix}{number}" for number in range(rows.dim(layer)))
+
+
+def _cells(rows: CacheRows, block: RowBlock) -> Iterator[list[Any]]:
+    # As text numpy writes the fewest digits that read back as the same number of this type.
+    texts = [block.features[layer].astype(np.str_) for layer in rows.layers]
+    for row in range(len(block)):
+        label = int(block.labels[row])
+        view = [int(block.views[row])] if rows.has_views else []
+        numbers = [cell for text in texts for cell in text[row].tolist()]
+        yield [block.ids[row], block.split, label, rows.class_name(label), *view, *numbers]
+
+
+def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
+    """Columns id, split, label, class and features (of several layers `features/LAYER`): a list of fixed length a row.
+
+    The metadata's entry `featcache` holds classes and spec as JSON. Raises MissingExtra without pyarrow.
+    """
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("--format parquet", package="pyarrow", extra="export") from error
+    schema = _schema(pyarrow, rows)
+    with file_aside(path) as building, parquet.ParquetWriter(building, schema, compression="zstd") as writer:
+        for block in rows.blocks(advance):
+            writer.write_table(pyarrow.table(_columns(pyarrow, rows, block), schema=schema))
+
+
+def _schema(pyarrow: Any, rows: CacheRows) -> Any:
+    fields = [("id", pyarrow.string()), ("split", pyarrow.string()), ("label", pyarrow.int64())]
+    fields += [("class", pyarrow.string()), *([("view", pyarrow.int64())] if rows.has_views else [])]
+    for layer in rows.layers:
+        number = pyarrow.from_numpy_dtype(rows.dtype(layer))
+        fields.append((rows.key(layer), pyarrow.list_(number, rows.dim(layer))))
+    told = {"classes": rows.classes, "spec": json.loads(rows.cache.spec.to_json())}
+    return pyarrow.schema(fields, metadata={"featcache": json.dumps(told)})
+
+
+def _columns(pyarrow: Any, rows: CacheRows, block: RowBlock) -> Mapping[str, Any]:
+    columns: dict[str, Any] = {
+        "id": list(block.ids),
+        "split": [block.split] * len(block),
+        "label": block.labels,
+        "class": [rows.class_name(label) for label in block.labels.tolist()],
+    }
+    if rows.has_views:
+        columns["view"] = block.views
+    for layer, values in block.features.items():
+        columns[rows.key(layer)] = pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), rows.dim(layer))
+    return columns

@@ -1,0 +1,81 @@
+"""Small caches with whatever ids, labels and features, written and read through featcache.cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.donors import Donors
+from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import LayerSpec, Selection, Spec
+from featcache.cache.writer import assemble
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Rows:
+    """One split: ids, labels int64 (N,), and {layer: (N, D)}."""
+
+    ids: Sequence[str]
+    labels: NDArray[np.int64]
+    layers: Mapping[str, NDArray[Any]]
+
+
+def write_cache(
+    folder: Path,
+    splits: Mapping[str, Rows],
+    *,
+    classes: tuple[str, ...],
+    scaling: Mapping[str, tuple[float, float]] | None = None,
+    views: int = 1,
+) -> FeatureCache:
+    """Write a cache into `folder` and open it."""
+    layers = next(iter(splits.values())).layers
+    spec = Spec(
+        backbone="toy",
+        layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
+        pool="none",
+        transform={"image_size": 8},
+        decoder="none",
+        precision="fp32",
+        runner="eager",
+        dtype=str(next(iter(layers.values())).dtype),
+        views=views,
+        view_seed=0 if views > 1 else None,
+    )
+    tables = {name: _table(rows) for name, rows in splits.items()}
+    parts = [
+        write_part(
+            folder / f"parts-{name}",
+            fingerprint=spec.fingerprint,
+            first_row=0,
+            digests=tables[name].digests,
+            features=rows.layers,
+        )
+        for name, rows in splits.items()
+    ]
+    path = assemble(
+        folder / "toy.h5",
+        spec=spec,
+        selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
+        set_name="toy",
+        classes=classes,
+        provenance={},
+        tables=tables,
+        donors=Donors([Part.open(part) for part in parts]),
+        arrays=scaling,
+    )
+    return FeatureCache.open(path)
+
+
+def _table(rows: Rows) -> SplitTable:
+    # Every row another image, also where ids repeat as those of views do.
+    texts = [f"{number} {name}" for number, name in enumerate(rows.ids)]
+    digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
+    return SplitTable(ids=tuple(rows.ids), labels=rows.labels, digests=np.stack(digests))
