@@ -55,7 +55,7 @@ def default_layer(name: str) -> str:
 
     from featcache.backbones import layers
 
-    network = build_empty(name)
+    network: Any = build_empty(name)
     classifier = network.get_classifier()
     modules = dict(network.named_modules())
     nodes = layers.layer_nodes(network)
