@@ -2,7 +2,8 @@
 
 Pillow releases the interpreter while it decodes and resizes, so threads are enough and nothing is copied
 between processes. Batches are padded to a power of two of at least 8: from there on a row comes out bit for
-bit the same at any position and in any company (measured for eager execution on CPU).
+bit the same at any position and in any company (measured for VGG16 and ResNet-18, eager, on a CPU; SqueezeNet
+rounds otherwise in batches of 8 than of 16).
 """
 
 from __future__ import annotations
