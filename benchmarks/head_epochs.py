@@ -112,7 +112,9 @@ def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[st
         seconds = []
         for threads in sorted({everything, chosen}):
             torch.set_num_threads(threads)
-            seconds.append(bare.epoch())
+            # Lightning validates without gradients, and this is called there.
+            with torch.enable_grad():
+                seconds.append(bare.epoch())
         torch.set_num_threads(chosen)
         if record.epoch > 1:
             pairs.append((record.seconds, min(seconds)))

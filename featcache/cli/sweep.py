@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions
+from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 from featcache.cli.train import HeadOptions, every_layer, find
@@ -64,6 +64,14 @@ class SweepOptions:
         int | None,
         typer.Option(help="Random draws for each of --shots. [default: 5]", metavar="<n>", rich_help_panel=_SWEEP),
     ] = None
+    threads: Annotated[
+        str,
+        typer.Option(
+            help="For heads that are trained by steps on the CPU. auto tries whether one is faster than all.",
+            metavar="<n>",
+            rich_help_panel=_SWEEP,
+        ),
+    ] = "auto"
 
 
 def register(app: typer.Typer) -> None:
@@ -117,6 +125,7 @@ def register(app: typer.Typer) -> None:
                 folds=which.folds,
                 shots=shots,
                 draws=which.draws,
+                threads=number_or_auto(which.threads, "--threads"),
                 beside=others,
                 layer=None if "layer" in grid else layer,
                 runs_dir=common.runs_dir,

@@ -35,11 +35,15 @@ from featcache.heads.placement import RESIDENT_SHARE, free_bytes
 Batch = tuple[Tensor, Tensor]  # features float32 (B, D), labels int64 (B,)
 
 # Neighbouring rows that stay together when a large set is shuffled: long enough to read at full speed.
-BLOCK_BYTES = 256 << 10
-# Rows that are shuffled among each other, and what streaming holds in memory at a time.
-WINDOW_BYTES = 128 << 20
+BLOCK_BYTES = 64 << 10
+# Rows that are shuffled among each other; streaming holds two such windows in memory.
+WINDOW_BYTES = 32 << 20
+# A set of this size is one window.
+WHOLE_BYTES = 128 << 20
 # What one evaluation batch may take as float32.
 EVALUATION_BYTES = 32 << 20
+# As stored, taken together on the way into a batch: it stays in the processor's cache.
+TAKEN_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -205,8 +209,24 @@ class Batches(ABC):
         )
 
     def _values(self, stored: Sequence[Tensor], memory: Memory) -> Tensor:
-        # (B, d) a layer, as stored -> float32 (B, D). Scales belong to pixels: value = stored x scale + offset.
+        # (B, d) a layer, as stored -> float32 (B, D).
         values = memory.take("values", len(stored[0]), self.feature_dim, torch.float32, self.device)
+        return self._fill(values, stored)
+
+    def _selected(self, stored: Sequence[Tensor], chosen: Tensor, memory: Memory) -> Tensor:
+        # The same for the rows `chosen`, a few at a time.
+        values = memory.take("values", len(chosen), self.feature_dim, torch.float32, self.device)
+        for part in _ranges(len(chosen), max(1, TAKEN_BYTES // self.rows.row_bytes)):
+            taken = []
+            for number, tensor in enumerate(stored):
+                some = chosen[part]
+                room = memory.take(f"taken {number}", len(some), tensor.shape[1], tensor.dtype, self.device)
+                taken.append(torch.index_select(tensor, 0, some, out=room))
+            self._fill(values[part], taken)
+        return values
+
+    def _fill(self, values: Tensor, stored: Sequence[Tensor]) -> Tensor:
+        # Scales belong to pixels: value = stored x scale + offset.
         start = 0
         for tensor, array in zip(stored, self.rows.arrays, strict=True):
             part = values[:, start : start + tensor.shape[1]]
@@ -215,13 +235,6 @@ class Batches(ABC):
                 part.mul_(float(array.scale)).add_(float(array.offset))
             start += tensor.shape[1]
         return values
-
-    def _selected(self, stored: Sequence[Tensor], chosen: Tensor, memory: Memory) -> Tensor:
-        taken = []
-        for number, tensor in enumerate(stored):
-            room = memory.take(f"taken {number}", len(chosen), tensor.shape[1], tensor.dtype, self.device)
-            taken.append(torch.index_select(tensor, 0, chosen, out=room))
-        return self._values(taken, memory)
 
     def _evaluation_rows(self) -> int:
         return max(self.batch_size, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
@@ -253,37 +266,51 @@ class ResidentBatches(Batches):
 class StreamedBatches(Batches):
     """Features stay in the cache: one window of rows is in use, and a thread reads the next."""
 
+    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
+        # What windows are read into, while nobody uses it: fresh memory costs as much as reading.
+        self._rooms: list[list[Tensor]] = []
+
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        window = window_rows(self.batch_size, self.rows.row_bytes)
-        for chosen, stored, place in self._windows(torch.split(self._order(number), window)):
+        window = window_rows(len(self.rows), self.batch_size, self.rows.row_bytes)
+        for chosen, stored, place in self._windows(torch.split(self._order(number), window), window):
             for part in _ranges(len(chosen), self.batch_size):
                 yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        parts = _ranges(len(self.rows), self._evaluation_rows())
-        for chosen, stored, _ in self._windows(torch.arange(part.start, part.stop) for part in parts):
+        window = self._evaluation_rows()
+        parts = _ranges(len(self.rows), window)
+        for chosen, stored, _ in self._windows((torch.arange(part.start, part.stop) for part in parts), window):
             yield self._values(stored, memory), self._labels[chosen]
 
-    def _windows(self, wanted: Iterable[Tensor]) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
+    def _windows(self, wanted: Iterable[Tensor], largest: int) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
-        rooms: Iterator[list[Tensor]] = cycle(([], []))
+        rooms = [self._room(min(largest, len(self.rows))) for _ in range(2)]
+        turns = cycle(rooms)
 
         def read(chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
-            room: list[Tensor] = next(rooms)
-            if not room:
-                # The first window is the largest.
-                room += self.rows.empty(len(chosen))
-            stored = [tensor[: len(chosen)] for tensor in room]
+            stored = [tensor[: len(chosen)] for tensor in next(turns)]
             order = np.argsort(chosen.numpy())
             self.rows.read(chosen.numpy()[order], stored)
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
             return chosen, stored, torch.from_numpy(place)
 
-        for chosen, stored, place in read_ahead(read, wanted):
-            yield chosen.to(self.device), [tensor.to(self.device) for tensor in stored], place.to(self.device)
+        try:
+            for chosen, stored, place in read_ahead(read, wanted):
+                yield chosen.to(self.device), [tensor.to(self.device) for tensor in stored], place.to(self.device)
+        finally:
+            self._rooms += rooms
+
+    def _room(self, rows: int) -> list[Tensor]:
+        # Taken away, so that two who read at the same time do not write over each other.
+        for number, room in enumerate(self._rooms):
+            if len(room[0]) >= rows:
+                return self._rooms.pop(number)
+        self._rooms.clear()
+        return self.rows.empty(rows)
 
 
 def open_batches(
@@ -329,7 +356,7 @@ def epoch_order(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch:
     windows of `window_rows`, and each window is permuted.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
-    window = window_rows(batch_size, row_bytes)
+    window = window_rows(rows, batch_size, row_bytes)
     if rows <= window:
         return torch.randperm(rows, generator=generator)
     block = max(1, BLOCK_BYTES // row_bytes)
@@ -340,8 +367,10 @@ def epoch_order(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch:
     return torch.cat(pieces)
 
 
-def window_rows(batch_size: int, row_bytes: int) -> int:
-    """Rows of a window: whole batches, so that none spans two windows."""
+def window_rows(rows: int, batch_size: int, row_bytes: int) -> int:
+    """Rows of a window of a set of `rows`: all of a small one, else whole batches, so that none spans two windows."""
+    if rows * row_bytes <= WHOLE_BYTES:
+        return rows
     return max(1, WINDOW_BYTES // row_bytes // batch_size) * batch_size
 
 

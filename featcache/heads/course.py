@@ -63,6 +63,7 @@ class Course:
     """One head on its way: its options, where its batches come from, and what is known after each epoch.
 
     `history`: finished epochs. `trouble`: why it ended early, in a sentence; None for one that did not.
+    `threads`: torch's while it was trained on the CPU.
     """
 
     def __init__(self, config: HeadConfig, *, source: int = 0) -> None:
@@ -72,6 +73,7 @@ class Course:
         self.best_epoch = 0
         self.trouble: str | None = None
         self.over = False
+        self.threads: int | None = None
         self._best: tuple[Layer, ...] = ()
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
         self._plateau = plateau_of(config)

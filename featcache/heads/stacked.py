@@ -89,6 +89,11 @@ class HeadStack:
         """Where all of it lies."""
         return self._rates.device
 
+    @property
+    def weights(self) -> int:
+        """How many weights all heads have, biases not counted."""
+        return sum(tensor.numel() for tensor in self._tensors[::2])
+
     def set_rates(self, rates: Sequence[float]) -> None:
         """The learning rate of each head, group by group, from the next step on."""
         new = torch.tensor(rates, dtype=torch.float64)

@@ -1,16 +1,17 @@
 """Which heads stand in one stack: those of one shape, as many as is measured to be fastest.
 
-Small heads are fastest all together, wide ones in stacks that stay in the processor's cache.
+Small heads are fastest all together, wide ones in stacks that stay in the processor's cache. With how many of torch's
+threads they train is measured with it (heads/threads.py says why that matters).
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from featcache.heads.architectures import HeadShape, build_head
@@ -20,30 +21,65 @@ from featcache.heads.course import Course, Source, side_by_side
 from featcache.heads.lightning import balanced_weights
 from featcache.heads.placement import seeded
 from featcache.heads.stacked import HeadStack, Layer, StackedHead, StackShape
+from featcache.heads.threads import SMALL_STEP, training_threads
 
 STACK_SIZES = (1, 4, 16, 64, 256)
 # Without a trial, where all steps together take less time than one.
 UNTRIED_SIZE = 64
 FEWEST_STEPS_TO_TRY = 100
 TRIAL_SECONDS = 0.2
+MOST_TRIAL_STEPS = 20
+THREADS_GAIN = 0.9
 _Item = TypeVar("_Item")
 
 
-def stacked_groups(
-    courses: Sequence[Course], sources: Sequence[Source], classes: int, size: int | None
-) -> Iterator[tuple[list[list[Course]], HeadStack]]:
-    """Stacks of heads of one shape, and whose heads they are: groups of one source each.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stacks:
+    """All stacks of a training, each with the courses whose heads stand in it: groups of one source each.
 
-    `size`: how many heads a stack has at most; None for what is measured to be fastest.
+    `threads`: torch's while they train; None where that is not on the CPU.
+    """
+
+    stacks: tuple[tuple[list[list[Course]], HeadStack], ...]
+    threads: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How heads of one shape train: so many in a stack, with so many threads. `seconds`: what a step took a head."""
+
+    size: int
+    threads: int | None
+    seconds: float = 0.0
+
+
+def stacked(
+    courses: Sequence[Course],
+    sources: Sequence[Source],
+    classes: int,
+    *,
+    size: int | None = None,
+    threads: int | None = None,
+) -> Stacks:
+    """The heads of all courses in stacks of at most `size`, trained by `threads`; None for what is fastest.
+
+    Heads of several shapes train with the threads of those that take longest.
     """
     shapes: dict[StackShape, list[Course]] = {}
     for course in courses:
         shapes.setdefault(StackShape.of(course.config), []).append(course)
+    stacks: list[tuple[list[list[Course]], HeadStack]] = []
+    settings = []
     for alike in shapes.values():
         starts = _starts(alike, sources, classes)
-        wanted = size or _fastest_size(alike, sources, starts)
-        for groups in _rectangles(alike, wanted):
-            yield groups, HeadStack([[starts[course] for course in group] for group in groups])
+        setting = Setting(size=size, threads=threads) if size else _fastest(alike, sources, starts, threads)
+        settings.append((setting.seconds * len(alike), setting.threads))
+        stacks += [(groups, _stack(groups, starts)) for groups in _rectangles(alike, setting.size)]
+    return Stacks(stacks=tuple(stacks), threads=max(settings, key=lambda each: each[0])[1])
+
+
+def _stack(groups: Sequence[Sequence[Course]], starts: Mapping[Course, StackedHead]) -> HeadStack:
+    return HeadStack([[starts[course] for course in group] for group in groups])
 
 
 def _rectangles(courses: Sequence[Course], size: int) -> Iterator[list[list[Course]]]:
@@ -85,34 +121,54 @@ def _initial_layers(config: HeadConfig, batches: Batches, classes: int) -> tuple
     return tuple((one.weight.detach().to(batches.device), one.bias.detach().to(batches.device)) for one in linear)
 
 
-def _fastest_size(courses: Sequence[Course], sources: Sequence[Source], starts: dict[Course, StackedHead]) -> int:
-    """How many heads to stack, by the seconds that a step takes them on the first batch of the first epoch."""
+def _fastest(
+    courses: Sequence[Course], sources: Sequence[Source], starts: Mapping[Course, StackedHead], threads: int | None
+) -> Setting:
+    """By the seconds that steps take a head, on the first batch of the first epoch."""
     steps = len(sources[0].batches) * max(course.config.max_epochs for course in courses)
-    if len(courses) == 1 or steps < FEWEST_STEPS_TO_TRY:
-        return UNTRIED_SIZE
+    sizes = [*(size for size in STACK_SIZES if size < len(courses)), len(courses)][: len(STACK_SIZES)]
+    if steps < FEWEST_STEPS_TO_TRY:
+        return _untried(courses, sources, starts, min(sizes[-1], UNTRIED_SIZE), threads)
     first = {source: next(sources[source].epoch(0)) for source in {course.source for course in courses}}
-    taken: dict[int, float] = {}
-    for size in (*(size for size in STACK_SIZES if size < len(courses)), len(courses)):
+    tried = []
+    for size in sizes:
         groups = next(_rectangles(courses, size))
-        heads = [[starts[course] for course in group] for group in groups]
+        stack = _stack(groups, starts)
         batch = side_by_side([first[group[0].source] for group in groups])
-        taken[size] = _step_seconds(HeadStack(heads), *batch) / sum(map(len, groups))
-        if size >= STACK_SIZES[-1]:
-            break
-    return min(taken, key=lambda size: taken[size])
+        for count in (threads,) if threads else _thread_counts(stack, len(batch[1][0])):
+            with training_threads(count):
+                seconds = _step_seconds(stack, *batch) / (stack.groups * stack.members)
+            tried.append(Setting(size=size, threads=count, seconds=seconds))
+    # All threads have to be clearly faster, or one is taken.
+    return min(tried, key=lambda each: each.seconds / (THREADS_GAIN if (each.threads or 1) > 1 else 1))
+
+
+def _untried(
+    courses: Sequence[Course],
+    sources: Sequence[Source],
+    starts: Mapping[Course, StackedHead],
+    size: int,
+    threads: int | None,
+) -> Setting:
+    groups = next(_rectangles(courses, size))
+    stack = _stack(groups, starts)
+    counts = _thread_counts(stack, sources[0].batches.batch_size)
+    return Setting(size=size, threads=threads or counts[0])
+
+
+def _thread_counts(stack: HeadStack, rows: int) -> tuple[int | None, ...]:
+    """What is worth trying: one thread, and all that torch has now where a step is large enough to share."""
+    everything = torch.get_num_threads()
+    if stack.device.type != "cpu":
+        return (None,)
+    return (1, everything) if everything > 1 and rows * stack.weights >= SMALL_STEP else (1,)
 
 
 def _step_seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
-    """The quickest of a few steps; the first is not counted."""
-    quickest, until = math.inf, math.inf
-    for number in itertools.count():
-        began = time.perf_counter()
+    """The mean of a few steps; the first is not counted."""
+    stack.step(features, labels)
+    began, steps, passed = time.perf_counter(), 0, 0.0
+    while steps < MOST_TRIAL_STEPS and passed < TRIAL_SECONDS:
         float(stack.step(features, labels)[0])  # which waits for the device
-        ended = time.perf_counter()
-        if number == 0:
-            until = ended + TRIAL_SECONDS
-        else:
-            quickest = min(quickest, ended - began)
-        if number >= 2 and (ended > until or number == 20):
-            break
-    return quickest
+        steps, passed = steps + 1, time.perf_counter() - began
+    return passed / steps

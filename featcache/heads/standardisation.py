@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 # What a block may take in float64, while sums are taken.
 BLOCK_BYTES = 64 << 20
+# The same beside features that are streamed because memory is short.
+_SUMMED_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -35,12 +37,14 @@ class Standardisation:
         Everything is read twice, so that a large mean does not swallow a small deviation.
         """
         mean, squares, rows = torch.zeros(wide).double(), torch.zeros(wide).double(), 0
-        for block in read():
-            mean += block.cpu().double().sum(dim=0)
-            rows += len(block)
+        for features in read():
+            for block in blocks(features.cpu(), _SUMMED_BYTES):
+                mean += block.sum(dim=0)
+            rows += len(features)
         mean /= rows
-        for block in read():
-            squares += (block.cpu().double() - mean).square_().sum(dim=0)
+        for features in read():
+            for block in blocks(features.cpu(), _SUMMED_BYTES):
+                squares += block.sub_(mean).square_().sum(dim=0)
         deviation = (squares / rows).sqrt()
         # A constant that float16 cannot hold exactly is still a constant.
         constant = deviation <= 1e-6 * mean.abs()
@@ -65,11 +69,11 @@ class Standardisation:
             first.bias.copy_(bias)
 
 
-def blocks(features: Tensor) -> Iterator[Tensor]:
+def blocks(features: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
     """The rows of (N, D) as float64, a block at a time."""
-    rows = max(1, BLOCK_BYTES // (8 * features.shape[1]))
+    rows = max(1, block_bytes // (8 * features.shape[1]))
     for start in range(0, len(features), rows):
-        yield features[start : start + rows].double()
+        yield features[start : start + rows].to(torch.float64, copy=True)
 
 
 class StandardisedHead(nn.Module):

@@ -63,14 +63,16 @@ class Swept:
 class Ground:
     """Where a sweep's heads are fitted.
 
-    `interruption`: how Ctrl-C arrives. `resident_bytes`: the most that features may take on the device,
-    `stack_bytes`: that heads in training may; None for shares of what is free. `stacks`: their sizes so far.
+    `interruption`: how Ctrl-C arrives. `threads`: torch's while heads are trained by steps on the CPU; None for what is
+    measured to be fastest. `resident_bytes`: the most that features may take on the device, `stack_bytes`: that heads
+    in training may; None for shares of what is free. `stacks`: their sizes so far.
     """
 
     caches: tuple[FeatureCache, ...]
     place: torch.device
     interruption: Interruption
     report: Report | None = None
+    threads: int | None = None
     resident_bytes: int | None = None
     stack_bytes: int | None = None
     stacks: list[int] = field(default_factory=list)
@@ -213,6 +215,7 @@ def _fit_wave(
                 classes=rows.prepared[0].classes,
                 interruption=ground.interruption,
                 told=progress.tell,
+                threads=ground.threads,
             )
         )
     except KeyboardInterrupt:
@@ -270,6 +273,7 @@ def _fitted_course(course: Course, prepared: Prepared, source: Source, val: Batc
         best_epoch=course.best_epoch,
         interrupted=course.interrupted,
         seconds=sum(record.seconds for record in course.history),
+        threads=course.threads,
     )
 
 
@@ -293,6 +297,7 @@ def _fit_each(ground: Ground, number: int, config: HeadConfig, rows: _RoundRows,
             mine,
             progress=lambda record: advance(1.0),
             interruption=ground.interruption,
+            threads=ground.threads,
         )
         one = _fitted_alone(number, mine, prepared, fit)
         yield _judged(one, case, rows.held(place))

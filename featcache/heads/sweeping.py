@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
-from featcache.errors import HeadError
+from featcache.errors import HeadError, InvalidOption
 from featcache.heads.batches import StreamedBatches
 from featcache.heads.conclusion import Fitted, conclude
 from featcache.heads.cuts import cut_cache
@@ -52,6 +52,7 @@ def sweep(
     layer: str | Sequence[str] | None = None,
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
+    threads: int | None = None,
     progress: SweepProgress | None = None,
     report: Report | None = None,
     **options: Any,
@@ -62,6 +63,7 @@ def sweep(
     (`[64, (128, 64)]`); all other options are those of `train_head`, in `options`. `seeds`: train every combination
     so many times, and rank by the mean. `folds`: hold out each of so many parts of train once, and rank by the
     accuracy there. `shots`: train on so many images a class, in `draws` (5) random draws, for each number given.
+    `threads`: torch's while heads are trained by steps on the CPU; None for what is measured to be fastest.
     `progress` is called with (epochs done, epochs in all); a head that stops early has done all of its own.
 
     Heads of one shape train as one, as far as that is measured to be faster; each is, within rounding, the head that
@@ -82,7 +84,9 @@ def sweep(
             one if isinstance(one, FeatureCache) else opened.enter_context(FeatureCache.open(Path(one)))
             for one in (cache, *beside)
         ]
-        return sweep_heads(caches, plan, runs_dir=runs_dir, device=device, progress=progress, report=report)
+        return sweep_heads(
+            caches, plan, runs_dir=runs_dir, device=device, threads=threads, progress=progress, report=report
+        )
 
 
 def sweep_heads(
@@ -91,6 +95,7 @@ def sweep_heads(
     *,
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
+    threads: int | None = None,
     progress: SweepProgress | None = None,
     report: Report | None = None,
     resident_bytes: int | None = None,
@@ -102,6 +107,8 @@ def sweep_heads(
     `resident_bytes`: the most that features may take on the device, `stack_bytes`: that heads in training may; None
     for shares of what is free. `created`: the time in UTC that names the folders; None for now.
     """
+    if threads is not None and threads < 1:
+        raise InvalidOption(f"expected --threads of at least 1, got {threads}")
     runs_dir, began = Path(runs_dir), time.perf_counter()
     prepare_runs_dir(runs_dir)
     whole = cut_cache(caches[0], val_fraction=plan.first.val_fraction, val_seed=plan.first.val_seed)
@@ -115,6 +122,7 @@ def sweep_heads(
             place=choose_device(device),
             interruption=interruption,
             report=report,
+            threads=threads,
             resident_bytes=resident_bytes,
             stack_bytes=stack_bytes,
         )
@@ -241,7 +249,13 @@ def _fitted_on_all(ground: Ground, best: SweepRow) -> _Choice | None:
     config = best.config
     prepared = prepare(ground.caches[0], config, beside=ground.caches[1:], place=ground.place)
     try:
-        fitted = fit_prepared(prepared, config, resident_bytes=ground.resident_bytes, interruption=ground.interruption)
+        fitted = fit_prepared(
+            prepared,
+            config,
+            resident_bytes=ground.resident_bytes,
+            interruption=ground.interruption,
+            threads=ground.threads,
+        )
     except KeyboardInterrupt:
         if ground.interruption.insisted:
             raise

@@ -27,6 +27,7 @@ SMALL_STEP = 2_000_000
 # All threads have to be faster by this much, or one is taken.
 _GAIN = 0.9
 _TRIALS = 5
+_TRIAL_ROWS = 256
 # A trial that takes this long has shown enough.
 _PATIENCE_S = 0.2
 
@@ -82,10 +83,11 @@ def multiplications(config: HeadConfig, shape: HeadShape) -> int:
 
 def _trial(config: HeadConfig, shape: HeadShape) -> Callable[[], None]:
     """A step on a head that nobody keeps; the caller's random state is not touched."""
+    rows = min(config.head_batch_size, _TRIAL_ROWS)
     with seeded(0, torch.device("cpu")):
         head = build_head(config.architecture, shape)
-        features = torch.randn(config.head_batch_size, shape.in_features)
-        labels = torch.randint(shape.classes, (config.head_batch_size,))
+        features = torch.randn(rows, shape.in_features)
+        labels = torch.randint(shape.classes, (rows,))
     optimizer = torch.optim.Adam(head.parameters(), fused=True)
 
     def step() -> None:

@@ -24,8 +24,9 @@ from featcache.heads.course import Course, Source, side_by_side
 from featcache.heads.placement import seeded
 from featcache.heads.records import EpochRecord, Score
 from featcache.heads.stacked import HeadStack
-from featcache.heads.stacking import stacked_groups
+from featcache.heads.stacking import stacked
 from featcache.heads.stopping import Interruption
+from featcache.heads.threads import training_threads
 
 # What batches that stacks take turns on may take as float32, and what a block of val may while it is judged.
 BLOCK_BYTES = 16 << 20
@@ -44,19 +45,24 @@ def train_together(
     interruption: Interruption,
     told: Told | None = None,
     size: int | None = None,
+    threads: int | None = None,
 ) -> tuple[int, ...]:
     """Train every course to its end; all of them have the same batch size and width of features.
 
-    `told` is called now and then with the share of the present epoch that is done, `size` is how many heads are
-    stacked (None: measured). Returns the sizes of the stacks. Raises KeyboardInterrupt after a Ctrl-C: finished
-    epochs stand in the courses.
+    `told` is called now and then with the share of the present epoch that is done. `size`: how many heads are
+    stacked, `threads`: torch's meanwhile; None for what is measured to be fastest. Returns the sizes of the stacks.
+    Raises KeyboardInterrupt after a Ctrl-C: finished epochs stand in the courses.
     """
     # From here on a Ctrl-C is looked at where nothing is half done.
     interruption.keeping = True
     # Dropout draws from torch's own generators, which are the caller's.
     with seeded(courses[0].config.seed, val.device):
-        teams = [_Team(groups, stack) for groups, stack in stacked_groups(courses, sources, classes, size)]
-        _train(teams, sources, val, _Deadline(told, interruption))
+        stacks = stacked(courses, sources, classes, size=size, threads=threads)
+        teams = [_Team(groups, stack) for groups, stack in stacks.stacks]
+        for course in courses:
+            course.threads = stacks.threads
+        with training_threads(stacks.threads):
+            _train(teams, sources, val, _Deadline(told, interruption))
     return tuple(len(team.courses) for team in teams)
 
 

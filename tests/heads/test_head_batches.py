@@ -38,6 +38,8 @@ def small_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 4 rows and windows of 32, for rows of 32 bytes: a small set is streamed like a large one."""
     monkeypatch.setattr(batches_module, "BLOCK_BYTES", 4 * 32)
     monkeypatch.setattr(batches_module, "WINDOW_BYTES", 32 * 32)
+    monkeypatch.setattr(batches_module, "WHOLE_BYTES", 32 * 32)
+    monkeypatch.setattr(batches_module, "TAKEN_BYTES", 3 * 32)
 
 
 def train_rows(cache: FeatureCache, layers: tuple[str, ...] = ("avgpool",)) -> FeatureRows:
@@ -66,7 +68,8 @@ def assert_same(one: Sequence[Batch], other: Sequence[Batch]) -> None:
 def test_every_epoch_is_a_permutation(rows: int, batch_size: int, row_bytes: int, seed: int, epoch: int) -> None:
     order = epoch_order(rows, batch_size=batch_size, row_bytes=row_bytes, seed=seed, epoch=epoch)
     assert sorted(order.tolist()) == list(range(rows))
-    assert window_rows(batch_size, row_bytes) % batch_size == 0
+    window = window_rows(rows, batch_size, row_bytes)
+    assert window == rows or window % batch_size == 0
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -181,6 +184,17 @@ def test_the_next_is_read_while_one_is_used() -> None:
         assert number >= 2 or not began[number + 2].is_set()
     assert got == [0, 1, 2, 3]
     assert list(read_ahead(read, ())) == []
+
+
+@pytest.mark.usefixtures("small_windows")
+def test_two_may_stream_the_same_rows_at_a_time(tmp_path: Path) -> None:
+    batches = opened(StreamedBatches, train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES)))
+    alone = list(batches.epoch(0)), list(batches.epoch(1)), list(batches.in_order())
+    for _ in range(2):
+        together = list(zip(batches.epoch(0), batches.epoch(1), strict=True))
+        assert_same([one for one, _ in together], alone[0])
+        assert_same([other for _, other in together], alone[1])
+        assert_same(list(batches.in_order()), alone[2])
 
 
 def test_what_reading_raises_comes_in_its_turn() -> None:

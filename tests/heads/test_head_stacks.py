@@ -22,6 +22,7 @@ from featcache.heads.fitting import fit_batches, head_shape, standardisation
 from featcache.heads.preparation import open_prepared, prepare
 from featcache.heads.stacked import HeadStack, StackedHead
 from featcache.heads.stopping import Interruption
+from featcache.heads.threads import training_threads
 from featcache.heads.together import train_together
 
 CPU = torch.device("cpu")
@@ -210,6 +211,7 @@ def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
     def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
         tried.append(stack.groups * stack.members)
         assert features.shape == (1, 64, 16) and labels.shape == (1, 64)
+        assert torch.get_num_threads() == 1
         return tried[-1] * (1.0 if tried[-1] == fastest else 1.1)
 
     monkeypatch.setattr(stacking, "_step_seconds", seconds)
@@ -218,6 +220,22 @@ def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
     _, sizes = together(cache, configs)
     assert tried == [1, 4, 16, 20]
     assert max(sizes) == fastest and sum(sizes) == 20
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(0.5, 2), (0.95, 1)])
+def test_all_threads_are_taken_where_they_are_clearly_faster(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fast: float, expected: int
+) -> None:
+    def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
+        return fast if torch.get_num_threads() == 2 else 1.0
+
+    monkeypatch.setattr(stacking, "_step_seconds", seconds)
+    monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
+    monkeypatch.setattr(stacking, "SMALL_STEP", 1)
+    with training_threads(2):
+        courses, _ = together(cache, [HeadConfig(head="linear", max_epochs=1)])
+        assert torch.get_num_threads() == 2
+    assert courses[0].threads == expected
 
 
 def test_a_trial_leaves_the_heads_as_they_were(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
