@@ -4,8 +4,9 @@
     result.to_json()["summary"]
 
 `scenarios` says what is measured; `ways` measures it, each way in a process of its own (`processes`), with
-`end_to_end` in the backbone's place in every step and `training` as the one training for all; `agreement` says whether
-both ways end at the same head; `arithmetic` makes speed-ups of times; `tables` and `charts` show a result.
+`end_to_end` in the backbone's place in every step and `training` as the one training for all. `twins` train the same
+heads from a cache, and `agreement` says whether both end at the same head. `arithmetic` makes speed-ups of times,
+`tables` and `charts` show a result; `growth` and `streaming` ask something else, and `kinds` is the face of all three.
 It reads from all the rooms above. Names are resolved when they are first used, for half of them need torch.
 """
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.benchmark.answers import Answers
 from featcache.benchmark.records import Agreement
-from featcache.benchmark.ways import Answers, EndToEnd, Twin
+from featcache.benchmark.twins import Twin
+from featcache.benchmark.ways import EndToEnd
 
 
 def compared(end_to_end: EndToEnd, twin: Twin) -> Agreement:

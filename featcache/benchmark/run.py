@@ -15,6 +15,7 @@ from featcache.benchmark.agreement import compared
 from featcache.benchmark.processes import Apart, run_apart
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Result, Way
 from featcache.benchmark.scenarios import Scenario
+from featcache.benchmark.twins import twins
 from featcache.extraction import devices
 from featcache.extraction.reporting import LogReporter, Reporter
 
@@ -54,7 +55,7 @@ def run_benchmark(
         told.say(f"4/{_STEPS} end to end with featcache's own speed: {_sampled(scenario)}")
         tuned = run_apart(ways.tuned, task, inner)
         told.say(f"5/{_STEPS} the same heads from a cache, for comparison")
-        twins = run_apart(ways.twins, task, inner).result
+        trained = run_apart(twins, task, inner).result
     measured = {NOTEBOOK: notebook, TUNED: tuned}
     return Result(
         command=command,
@@ -67,7 +68,7 @@ def run_benchmark(
             COLD: with_memory(cold.result.way, cold),
             WARM: with_memory(warm.result, warm),
         },
-        agreements=tuple(compared(measured[twin.baseline].result, twin) for twin in twins),
+        agreements=tuple(compared(measured[twin.baseline].result, twin) for twin in trained),
     )
 
 

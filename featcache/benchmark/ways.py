@@ -1,4 +1,4 @@
-"""The four ways, each as a function for a process of its own, and the cached twins that end to end is compared with.
+"""The four ways, each as a function for a process of its own.
 
 All train the same head from the same seed over the same batches in the same order. Clocks start after the imports.
 """
@@ -8,16 +8,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from featcache.backbones.network import plain
 from featcache.backbones.weights import resolve
+from featcache.benchmark.answers import Answers, answers_of, curve_of
 from featcache.benchmark.end_to_end import (
     NotebookForward,
     NotebookNetwork,
@@ -26,9 +25,9 @@ from featcache.benchmark.end_to_end import (
     image_parts,
     notebook_preset,
 )
-from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Curve, Features, Memory, Way
+from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Features, Memory, Way
 from featcache.benchmark.scenarios import Scenario
-from featcache.benchmark.training import Trained, cached_parts, train
+from featcache.benchmark.training import Trained, train
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.job import Job
 from featcache.extraction.pipeline import Pipeline
@@ -37,11 +36,9 @@ from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract, prepared
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import cut_cache
 from featcache.heads.fit import fit_head
 from featcache.heads.grid import Combination
 from featcache.heads.placement import choose_device
-from featcache.heads.records import EpochRecord
 from featcache.heads.runs import Run
 from featcache.heads.sweep_plan import SweepPlan
 from featcache.heads.sweeping import sweep_heads
@@ -96,15 +93,6 @@ class Task:
     def place(self) -> torch.device:
         """Where heads are trained."""
         return choose_device(self.scenario.device)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """A trained head's logits on val and test: float32 (N, C); labels int64 (N,); and how it came to them."""
-
-    curve: Curve
-    logits: Mapping[str, NDArray[np.float32]]
-    labels: Mapping[str, NDArray[np.int64]]
 
 
 # --- cached ------------------------------------------------------------------------------------------------
@@ -187,7 +175,7 @@ def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[i
         heads_s=tuple(heads_s),
         val_accuracy=done.val.accuracy,
         test_accuracy=None if done.test is None else done.test.accuracy,
-        curve=_curve(run.history()),
+        curve=curve_of(run.history()),
         memory=_UNKNOWN,
     )
 
@@ -297,7 +285,7 @@ class _Seen:
 
 def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Trained, setup_s: float) -> EndToEnd:
     epoch_s = tuple(epoch.seconds for epoch in trained.history)
-    answers = _answers(trained)
+    answers = answers_of(trained)
     way = Way(
         name=name,
         images={part: len(some) for part, some in samples.items()},
@@ -311,59 +299,3 @@ def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Tra
         memory=_UNKNOWN,
     )
     return EndToEnd(way=way, answers=answers)
-
-
-# --- the cached twins --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Twin:
-    """Cached training on the sample, for comparison with one way end to end; not timed."""
-
-    baseline: str
-    precision: str
-    stored: str
-    images: Mapping[str, int]
-    answers: Answers
-
-
-def twins(task: Task, reporter: Reporter) -> list[Twin]:
-    """The notebook's twin has exact features, the tuned way's those of the product."""
-    sample = task.scenario.sample_images
-    exact = task.request(sample, precision="fp32", dtype=EXACT_DTYPE)
-    return [
-        _twin(NOTEBOOK, replace(exact, runner="eager"), task, reporter),
-        _twin(TUNED, task.request(sample), task, reporter),
-    ]
-
-
-def _twin(baseline: str, request: Request, task: Task, reporter: Reporter) -> Twin:
-    extraction = extract(request, Execution(device=task.scenario.device), reporter=reporter)
-    with FeatureCache.open(extraction.cache) as cache:
-        trained = train(cached_parts(cache, task.sampled, task.place), task.sampled)
-        cut = cut_cache(cache, val_fraction=task.sampled.val_fraction, val_seed=task.sampled.val_seed)
-        return Twin(
-            baseline=baseline,
-            precision=cache.spec.precision,
-            stored=cache.spec.dtype,
-            images=cut.images(),
-            answers=_answers(trained),
-        )
-
-
-def _answers(trained: Trained) -> Answers:
-    outcomes = {"val": trained.val} | ({} if trained.test is None else {"test": trained.test})
-    return Answers(
-        curve=_curve(trained.history, trained.step_losses),
-        logits={part: outcome.logits.float().cpu().numpy() for part, outcome in outcomes.items()},
-        labels={part: outcome.labels.cpu().numpy() for part, outcome in outcomes.items()},
-    )
-
-
-def _curve(history: Sequence[EpochRecord], step_losses: NDArray[np.float32] | None = None) -> Curve:
-    return Curve(
-        train_loss=tuple(epoch.train_loss for epoch in history),
-        val_loss=tuple(epoch.val_loss for epoch in history),
-        val_accuracy=tuple(epoch.val_accuracy for epoch in history),
-        step_losses=() if step_losses is None else tuple(round(float(loss), 7) for loss in step_losses),
-    )

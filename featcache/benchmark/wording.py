@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.benchmark.arithmetic import summarised
-from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, GrowthResult, Result, StreamingResult
+from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Agreement, GrowthResult, Result, StreamingResult
 from featcache.benchmark.scenarios import Scenario
 
 TITLES = {
@@ -55,6 +55,8 @@ def small(difference: float) -> str:
     return f"{difference:.1e}" if difference else "0"
 
 
+# Logits that differ by no more, relative to the greatest, are those of the same head.
+SAME_LOGITS = 1e-3
 INTRODUCTION = (
     "A small classifier (a head) is trained on top of a large network that stays as it is. End to end runs that "
     "network in every step; featcache runs it once, keeps what it said, and trains on that."
@@ -96,9 +98,14 @@ def findings(result: Result) -> list[str]:
         f"With the extraction counted, {heads} of {result.scenario.epochs} epochs take "
         f"{times(notebook.cold_all_heads)} and {times(tuned.cold_all_heads)} times less; it pays "
         f"{_from_when(notebook.break_even_epoch)}, against the best {_from_when(tuned.break_even_epoch)}.",
-        f"The head is the same: {exact.same_answers:,} of {exact.answers:,} answers agree, no step's loss differs by "
+        f"{_verdict(exact)}: {exact.same_answers:,} of {exact.answers:,} answers agree, no step's loss differs by "
         f"more than {small(exact.step_loss)}.",
     ]
+
+
+def _verdict(agreement: Agreement) -> str:
+    same = agreement.same_answers == agreement.answers and agreement.logits <= SAME_LOGITS
+    return "The head is the same" if same else "The heads are NOT the same"
 
 
 def _from_when(epoch: int | None) -> str:

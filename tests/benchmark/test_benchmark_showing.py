@@ -96,6 +96,14 @@ def test_what_is_scaled_is_marked_wherever_it_stands() -> None:
     assert [row[-1] for row in shown.rows] == ["-", "-", "70.0 %", "70.0 %"]
 
 
+@pytest.mark.parametrize("fault", [{"logits": 0.01}, {"same_answers": 69}], ids=str)
+def test_heads_that_differ_are_not_called_the_same(fault: dict[str, Any]) -> None:
+    exact, product = result().agreements
+    assert any(line.startswith("The head is the same") for line in screen(result()).after)
+    other = replace(result(), agreements=(replace(exact, **fault), product))
+    assert any(line.startswith("The heads are NOT the same") for line in screen(other).after)
+
+
 def test_where_all_is_measured_nothing_is_marked() -> None:
     assert "≈" not in markdown(all_measured())
     assert [row[-1] for row in screen(all_measured()).rows] == ["70.0 %"] * 4
