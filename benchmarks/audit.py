@@ -22,16 +22,20 @@ import numpy as np
 import typer
 from command import run
 from machine import RESULTS, write
-from PIL import Image, ImageChops, ImageDraw, ImageEnhance, ImageOps
+from PIL import Image, ImageChops, ImageEnhance, ImageOps
+
+from featcache.images.contact_sheet import Tile, contact_sheet
 
 Picture = Image.Image
 Finding = dict[str, Any]
+Planted = Mapping[str, Mapping[str, str]]
 
 _EACH = 50
 _WRONG = 250
-_SIDE = 40
-_COLUMNS = 20
-_SHOWN = 400
+_FOREIGN = 20
+_SIDE = 48
+_COLUMNS = 14
+_SHOWN = 280
 
 
 def recompressed(picture: Picture) -> Picture:
@@ -71,40 +75,55 @@ def foreign(number: int) -> Picture:
     return Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST)
 
 
-def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> dict[str, dict[str, str]]:
+def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> Planted:
     """Write the zip. What was planted, by kind: the id in train, and the id of its origin (or its true class)."""
     chooser = random.Random(seed)
-    planted: dict[str, dict[str, str]] = {kind: {} for kind in ("plain", *CHANGES, "wrong label", "foreign")}
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as made:
         names = [name for name in sorted(source.namelist()) if name.endswith(".jpg")]
         names = [name for name in names if per_class is None or int(Path(name).stem) < per_class]
-        train = [name for name in names if "/train/" in name]
-        test = [name for name in names if "/test/" in name]
         classes = sorted({name.split("/")[2] for name in names})
-        wrong = set(chooser.sample(train, min(_WRONG, len(train) // 50)))
-        for name in names:
-            split, true, file = name.split("/")[1:]
-            if name in wrong:
-                instead = chooser.choice([other for other in classes if other != true])
-                path = f"train/{instead}/{true}-{file}"
-                planted["wrong label"][path] = true
-            else:
-                path = f"{split}/{true}/{file}"
-            made.writestr(path, source.read(name))
-        origins = chooser.sample(test, _EACH * (1 + len(CHANGES)))
-        for number, name in enumerate(origins):
-            kind = ("plain", *CHANGES)[number % (1 + len(CHANGES))]
-            content = source.read(name)
-            if kind != "plain":
-                content = encoded(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
-            path = f"train/{name.split('/')[2]}/planted-{kind}-{number}.jpg"
-            made.writestr(path, content)
-            planted[kind][path] = name.removeprefix("cifar10/")
-        for number in range(20):
-            path = f"train/{classes[number % len(classes)]}/foreign-{number}.jpg"
-            made.writestr(path, encoded(foreign(number)))
-            planted["foreign"][path] = ""
+        wrong = write_originals(names, source, made, classes, chooser)
+        copies = write_copies([name for name in names if "/test/" in name], source, made, chooser)
+        return {"wrong label": wrong, **copies, "foreign": write_foreign(made, classes)}
+
+
+def write_originals(
+    names: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, classes: list[str], chooser: random.Random
+) -> dict[str, str]:
+    """All images, some of train under another class: {id: its true class}."""
+    train = [name for name in names if "/train/" in name]
+    chosen = set(chooser.sample(train, min(_WRONG, len(train) // 50)))
+    wrong = {}
+    for name in names:
+        path = name.removeprefix("cifar10/")
+        if name in chosen:
+            _, true, file = path.split("/")
+            path = f"train/{chooser.choice([other for other in classes if other != true])}/{true}-{file}"
+            wrong[path] = true
+        made.writestr(path, source.read(name))
+    return wrong
+
+
+def write_copies(test: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, chooser: random.Random) -> Planted:
+    """Copies of test images in train: {kind: {id: the id of its origin}}."""
+    kinds = ("plain", *CHANGES)
+    planted: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
+    for number, name in enumerate(chooser.sample(test, _EACH * len(kinds))):
+        kind, content = kinds[number % len(kinds)], source.read(name)
+        if kind != "plain":
+            content = encoded(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
+        path = f"train/{name.split('/')[2]}/planted-{kind}-{number}.jpg"
+        made.writestr(path, content)
+        planted[kind][path] = name.removeprefix("cifar10/")
     return planted
+
+
+def write_foreign(made: zipfile.ZipFile, classes: list[str]) -> dict[str, str]:
+    """Images that are no photographs, in train: {id: ""}."""
+    paths = [f"train/{classes[number % len(classes)]}/foreign-{number}.jpg" for number in range(_FOREIGN)]
+    for number, path in enumerate(paths):
+        made.writestr(path, encoded(foreign(number)))
+    return dict.fromkeys(paths, "")
 
 
 def findings(audit: dict[str, Any], kind: str) -> list[Finding]:
@@ -119,7 +138,7 @@ def ids(finding: Finding) -> list[str]:
     return [sample["id"] for sample in finding["samples"]]
 
 
-def judged(audit: dict[str, Any], planted: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+def judged(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
     """Recall of each kind, and how many findings there are beyond the planted ones."""
     leaks = [set(ids(finding)) for finding in findings(audit, "leak")]
     recall = {
@@ -148,28 +167,33 @@ def judged(audit: dict[str, Any], planted: Mapping[str, Mapping[str, str]]) -> d
     }
 
 
-def sheet(audit: dict[str, Any], archive: Path, target: Path) -> int:
-    """Draw the linked pairs of the leaks without planted images, the weakest last; how many there are."""
+def own_pairs(audit: dict[str, Any]) -> list[tuple[float, str, tuple[str, str]]]:
+    """The linked pairs of the leaks without planted images: strength, how, ids; the strongest first."""
     pairs = []
     for finding in findings(audit, "leak"):
         names = ids(finding)
         for link in finding["links"]:
             pair = (names[link["first"]], names[link["second"]])
             if not any("planted" in name for name in pair):
-                pairs.append((link["cosine"] + (link["pixels"] or 1), link["how"][0], pair))
-    pairs.sort(reverse=True)
+                pairs.append(((link["cosine"] + (link["pixels"] or 1)) / 2, link["how"], pair))
+    return sorted(pairs, reverse=True)
+
+
+def sheet(audit: dict[str, Any], archive: Path, target: Path) -> int:
+    """Draw them, an even choice where they are many; how many there are."""
+    pairs = own_pairs(audit)
     shown = pairs if len(pairs) <= _SHOWN else [pairs[n * len(pairs) // _SHOWN] for n in range(_SHOWN)]
-    wide, high = 2 * _SIDE + 4, _SIDE + 12
-    page = Image.new("RGB", (_COLUMNS * wide, max(1, -(-len(shown) // _COLUMNS)) * high), "white")
-    pen = ImageDraw.Draw(page)
     with zipfile.ZipFile(archive) as images:
-        for number, (strength, how, pair) in enumerate(shown):
-            left, top = number % _COLUMNS * wide, number // _COLUMNS * high
-            pen.text((left, top), f"{how} {strength / 2:.2f}", fill="black")
-            for side, name in enumerate(pair):
-                picture = Image.open(io.BytesIO(images.read(name))).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC)
-                page.paste(picture, (left + side * _SIDE, top + 11))
-    page.quantize(256).save(target, optimize=True)
+        tiles = [
+            Tile(
+                pictures=tuple(np.asarray(Image.open(io.BytesIO(images.read(name))).convert("RGB")) for name in pair),
+                caption=f"{strength:.2f} {how}",
+            )
+            for strength, how, pair in shown
+        ]
+    if tiles:
+        page = Image.fromarray(contact_sheet(tiles, columns=_COLUMNS, side=_SIDE))
+        page.quantize(256).save(target, optimize=True)
     return len(pairs)
 
 

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# No test asserts on time, and the first example of one may load a library.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _SHARED = Path(os.environ.get("FEATCACHE_SHARED", Path(__file__).parents[2] / "shared"))
 

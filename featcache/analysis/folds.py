@@ -12,7 +12,7 @@ import numpy.typing as npt
 from featcache.analysis.thinning import Rows, thin
 from featcache.analysis.values import Values
 
-Probabilities = npt.NDArray[np.float64]
+Probabilities = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 FOLDS: Final = 5
@@ -33,7 +33,7 @@ def out_of_fold(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probabilities:
-    """Float64 (n, C): the probability of each class for `numbers` of `directions` (N, d), whose labels are `labels`.
+    """Float32 (n, C): the probability of each class for `numbers` of `directions` (N, d), whose labels are `labels`.
 
     Multinomial logistic regression in five folds: an image is judged by the one that has not seen it, nor any image of
     its group, int64 (n,), where groups are given. C is the greatest label + 1; a class that a fold has not seen has
@@ -41,7 +41,7 @@ def out_of_fold(
     2017). `progress` is called with ("judging", folds done, 5).
     """
     present, codes = np.unique(labels, return_inverse=True)
-    logits = np.full((len(numbers), len(present)), -np.inf)
+    logits = np.full((len(numbers), len(present)), -np.inf, np.float32)
     fold = _fold_of(len(numbers) if groups is None else groups, seed)
     for number in range(FOLDS):
         seen, unseen = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
@@ -49,8 +49,12 @@ def out_of_fold(
             _judge(directions, numbers, codes, seen, unseen, logits, seed)
         if progress is not None:
             progress("judging", number + 1, FOLDS)
-    said = np.zeros((len(numbers), int(labels.max()) + 1))
-    said[:, present] = _softmax(logits * _factor(logits, codes))
+    logits *= np.float32(_factor(logits, codes))
+    _softmax_(logits)
+    if len(present) == int(labels.max()) + 1:
+        return logits
+    said = np.zeros((len(numbers), int(labels.max()) + 1), np.float32)
+    said[:, present] = logits
     return said
 
 
@@ -97,10 +101,11 @@ def _factor(logits: Probabilities, labels: Rows) -> float:
     return sharpness(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])) if known.any() else 1.0
 
 
-def _softmax(logits: Probabilities) -> Probabilities:
+def _softmax_(logits: Probabilities) -> None:
+    """Where they lie: many images of many classes are held once."""
     highest = logits.max(axis=1, keepdims=True)
-    raised: Probabilities = np.exp(logits - np.where(np.isfinite(highest), highest, 0))
     # A fold that could not be fitted says nothing.
-    raised[~np.isfinite(highest[:, 0])] = 1.0
-    raised /= raised.sum(axis=1, keepdims=True)
-    return raised
+    logits[~np.isfinite(highest[:, 0])] = 0.0
+    logits -= np.where(np.isfinite(highest), highest, 0.0)
+    np.exp(logits, out=logits)
+    logits /= logits.sum(axis=1, keepdims=True)

@@ -63,10 +63,12 @@ def confident_errors(said: Probabilities, labels: Rows) -> tuple[Rows, Rows]:
     own = said[np.arange(count), labels]
     sums, sizes = np.bincount(labels, own, minlength=classes), np.bincount(labels, minlength=classes)
     threshold = np.minimum(np.divide(sums, sizes, out=np.ones(classes), where=sizes > 0), CONFIDENT)
-    confident = np.where(said >= threshold, said, -1.0)
+    # Only where an image's own label is unlikely, so that few of many rows are looked at further.
+    unlikely = np.flatnonzero(own < MOST_OWN)
+    confident = np.where(said[unlikely] >= threshold, said[unlikely], -1.0)
     best = confident.argmax(axis=1)
-    suspects = np.flatnonzero((confident.max(axis=1) > 0) & (best != labels) & (own < MOST_OWN))
-    return suspects, best[suspects]
+    named = (confident.max(axis=1) > 0) & (best != labels[unlikely])
+    return unlikely[named], best[named]
 
 
 def _finding(table: ImageTable, number: int, suggested: int, own: float, other: float) -> Finding:

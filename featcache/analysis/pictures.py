@@ -19,13 +19,13 @@ from PIL import Image
 
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
+from featcache.analysis.values import Values
 from featcache.errors import SourceError
 from featcache.images.decoding import decode
 from featcache.images.sources import ImageSource, Sample, digest
 
 Progress = Callable[[str, int, int], None]
-Correlations = npt.NDArray[np.float32]
-Small = npt.NDArray[np.float32]
+Small = npt.NDArray[np.uint8]
 
 SIDE: Final = 16
 BORDER: Final = 2
@@ -38,7 +38,7 @@ _PAIRS: Final = 4096
 class Pictures:
     """Some images of a table, small and gray. `place`: int64 (N,), where in `pixels` an image is, -1: not there.
 
-    `pixels`: float32 (n, 16, 16). An image is there if it could be read, and is the one whose features were cached.
+    `pixels`: uint8 (n, 16, 16). An image is there if it could be read, and is the one whose features were cached.
     """
 
     place: Rows
@@ -68,12 +68,12 @@ class Pictures:
                 done += len(chunk)
                 if progress is not None:
                     progress("looking", done, len(numbers))
-        return cls(place=place, pixels=np.stack(kept) if kept else np.empty((0, SIDE, SIDE), np.float32))
+        return cls(place=place, pixels=np.stack(kept) if kept else np.empty((0, SIDE, SIDE), np.uint8))
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    def correlate(self, first: Rows, second: Rows) -> tuple[Correlations, Correlations]:
+    def correlate(self, first: Rows, second: Rows) -> tuple[Values, Values]:
         """The correlation of each pair of images, as they are and mirrored: float32 (P,), (P,), -1 to 1.
 
         NaN where one of them is not there, or has no outlines at all.
@@ -83,17 +83,17 @@ class Pictures:
         there = np.flatnonzero((a >= 0) & (b >= 0))
         for start in range(0, len(there), _PAIRS):
             some = there[start : start + _PAIRS]
-            one, other = self.pixels[a[some]], self.pixels[b[some]]
+            one, other = (self.pixels[place].astype(np.float32) for place in (a[some], b[some]))
             plain[some] = gradient_correlation(one, other)
             mirrored[some] = gradient_correlation(one, other[:, :, ::-1])
         return plain, mirrored
 
 
-def gradient_correlation(one: Small, other: Small) -> Correlations:
+def gradient_correlation(one: Values, other: Values) -> Values:
     """Of each pair of images, float32 (P, 16, 16) twice -> float32 (P,): the best over all shifts by a pixel."""
     inner = SIDE - 2 * BORDER
     outlines = _outlines(one[:, BORDER : BORDER + inner, BORDER : BORDER + inner])
-    best: Correlations = np.full(len(one), np.nan, np.float32)
+    best: Values = np.full(len(one), np.nan, np.float32)
     for down in range(BORDER - SHIFT, BORDER + SHIFT + 1):
         for right in range(BORDER - SHIFT, BORDER + SHIFT + 1):
             moved = _outlines(other[:, down : down + inner, right : right + inner])
@@ -101,7 +101,7 @@ def gradient_correlation(one: Small, other: Small) -> Correlations:
     return best
 
 
-def _outlines(pixels: Small) -> npt.NDArray[np.float32]:
+def _outlines(pixels: Values) -> Values:
     """Gradients of length 1: (P, s, s) -> (P, 2 s (s - 1)); NaN where there are none."""
     count = len(pixels)
     found = np.concatenate(
@@ -124,4 +124,4 @@ def _small(source: ImageSource, sample: Sample, expected: bytes) -> Small | None
     except SourceError:
         # Gone or damaged since its features were cached: features have to do.
         return None
-    return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX), np.float32)
+    return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))

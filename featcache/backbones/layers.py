@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from featcache.backbones import networks
+from featcache.backbones import networks, timm_networks
 from featcache.errors import InvalidOption, UnknownName
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _IN_PLACE = {operator.iadd: operator.add, operator.imul: operator.mul, operator.isub: operator.sub}
+# Networks whose layers are (N, tokens, channels) and whose number of tokens cannot change.
+_TOKENS = ("vit", "deit", "beit", "eva", "cait")
 
 
 class _NamedOutput(nn.Module):
@@ -57,12 +59,18 @@ class Layer:
         return pooled.flatten(start_dim=1)
 
 
-def layer_names(network: nn.Module) -> tuple[str, ...]:
-    """Everything that can be asked for: the traced nodes and the modules that hold them."""
+def layer_nodes(network: nn.Module) -> list[str]:
+    """The traced nodes, in the order in which they are computed."""
     from torchvision.models.feature_extraction import get_graph_node_names
 
     with networks.quiet_tracing():
-        nodes = get_graph_node_names(network)[1]
+        nodes: list[str] = get_graph_node_names(network)[1]
+    return nodes
+
+
+def layer_names(network: nn.Module) -> tuple[str, ...]:
+    """Everything that can be asked for: the traced nodes and the modules that hold them."""
+    nodes = layer_nodes(network)
     modules = {node.rsplit(".", depth)[0] for node in nodes for depth in range(1, node.count(".") + 1)}
     return tuple(dict.fromkeys([*nodes, *sorted(modules)]))
 
@@ -192,7 +200,7 @@ def _spatial(part: nn.Module, name: str, backbone: str, image_size: int, shape: 
     """
     if len(shape) == 2:
         return ()
-    if len(shape) == 3 and backbone.startswith("vit"):
+    if len(shape) == 3 and backbone.removeprefix(timm_networks.PREFIX).startswith(_TOKENS):
         return (1,)
     try:
         larger = _shapes(part, backbone, 2 * image_size, batch=2)[name]

@@ -19,6 +19,7 @@ from featcache.backbones.backbone import Backbone, WeightsRecord
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
+from featcache.backbones.timm_networks import is_timm
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
 from featcache.errors import InvalidOption, WeightsError
@@ -61,7 +62,7 @@ class Network(Backbone):
         self.parameters = sum(parameter.numel() for parameter in part.parameters())
         self.notes = notes
         self.warnings = warnings
-        self.flops_per_image = _count_flops(part, transform.image_size)
+        self.flops_per_image = count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
         exact = _with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
@@ -162,7 +163,8 @@ def _with_exact_stem(part: nn.Module) -> nn.Module:
     return part
 
 
-def _count_flops(part: nn.Module, image_size: int) -> int:
+def count_flops(part: nn.Module, image_size: int) -> int:
+    """Floating-point operations for one image, two for a multiply-add; counted without computing anything."""
     from torch.utils.flop_counter import FlopCounterMode
 
     # A copied graph wakes up in train mode.
@@ -205,8 +207,8 @@ def plain(
     empty = networks.build_empty(name)
     part = layer_room.cut(empty, name, asked)
     measured = layer_room.measure(empty, part, name, asked, pooling, transform.image_size)
-    if layer_room.traced_constants(part):
-        # MaxViT computes index tables while it is traced, which needs storage.
+    if layer_room.traced_constants(part) or _has_unsaved_buffers(part):
+        # Index tables that are computed while it is built or traced need storage.
         part = layer_room.cut(networks.build_random(name, 0), name, asked)
     _fill(part, weights, name)
     return Plain(part=part.eval().requires_grad_(False), layers=tuple(measured), pool=pooling, transform=transform)
@@ -278,6 +280,11 @@ def _fill(part: nn.Module, weights: Weights, name: str) -> None:
         raise WeightsError(f"{name} computes with tensors that no weights hold: {', '.join(left)}")
 
 
+def _has_unsaved_buffers(part: nn.Module) -> bool:
+    """Whether it computes with tensors that are part of the architecture, and so in no weights file."""
+    return not {name for name, _ in part.named_buffers()} <= part.state_dict().keys()
+
+
 def _drop_counters(part: nn.Module) -> None:
     for module in part.modules():
         # Only train mode reads it, and it would stay on the meta device.
@@ -301,7 +308,7 @@ def from_module(
 
     Raises InvalidOption where the output is not one tensor with a row per image.
     """
-    if not name or name in networks.network_names() or name == "pixels":
+    if not name or name in networks.network_names() or name == "pixels" or is_timm(name):
         raise InvalidOption(f"expected a name of your own for the module, got {name!r}")
     frozen = copy.deepcopy(module).cpu().eval().requires_grad_(False)
     if layers:

@@ -1,4 +1,4 @@
-"""Torchvision's classification networks by name: what each family calls its last features.
+"""Torchvision's classification networks by name, and the way to timm's: what each family calls its last features.
 
 Nothing here loads a weight. A network is built on the meta device: its graph, shapes and the tensors a layer
 needs are known at once, whatever its size.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbones import timm_networks
 from featcache.backbones.transforms import HALF, IMAGENET_MEAN, IMAGENET_STD, Transform
 from featcache.errors import UnknownName
 
@@ -67,14 +68,18 @@ def network_names() -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Raises UnknownName, with the nearest names, unless torchvision has a network called `name`."""
-    if name not in network_names():
+    """Raises UnknownName, with the nearest names, unless torchvision, or timm, has a network called `name`."""
+    if timm_networks.is_timm(name):
+        timm_networks.check_name(name)
+    elif name not in network_names():
         raise UnknownName("backbone", name, [*network_names(), "pixels"], listed_by="featcache backbones")
 
 
 def family_of(name: str) -> Family:
-    """The family of a torchvision network."""
+    """The family of a network; each of timm's is one of its own."""
     check_name(name)
+    if timm_networks.is_timm(name):
+        return Family(prefix=name, layer=timm_networks.default_layer(name))
     return next(family for family in _FAMILIES if name.startswith(family.prefix))
 
 
@@ -86,7 +91,9 @@ def weights_enum(name: str) -> Any:
 
 
 def preset(name: str, weights: WeightsEnum | None = None) -> Transform:
-    """The transform that torchvision's weights were evaluated with (`None`: its default weights)."""
+    """The transform that the weights were evaluated with (`None`: the default ones)."""
+    if timm_networks.is_timm(name):
+        return timm_networks.preset(name)
     entry = weights if weights is not None else weights_enum(name).DEFAULT
     published = entry.transforms()
     folded = name in _TRANSFORM_INPUT
@@ -104,6 +111,8 @@ def build_empty(name: str) -> nn.Module:
     """The network in eval mode on the meta device: shapes without storage."""
     import torch
 
+    if timm_networks.is_timm(name):
+        return timm_networks.build_empty(name)
     try:
         with torch.device("meta"):
             network = _build(name, init_weights=False)
@@ -117,6 +126,8 @@ def build_random(name: str, seed: int) -> nn.Module:
     """The network with its own random initialisation, the same for the same seed."""
     import torch
 
+    if timm_networks.is_timm(name):
+        return timm_networks.build_random(name, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return _build(name, init_weights=True).eval().requires_grad_(False)

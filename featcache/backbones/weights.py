@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.backbones import networks, pypi
+from featcache.backbones import networks, pypi, timm_networks
 from featcache.backbones.transforms import Transform
 from featcache.errors import DownloadError, InvalidOption, UnknownName, WeightsError
 
@@ -63,7 +63,7 @@ def resolve(name: str, said: str | Path, *, weights_dir: Path) -> Weights:
         return _from_seed(name, text)
     if _is_path(text):
         return _from_file(name, Path(text))
-    return _from_torchvision(name, text)
+    return _from_timm(name, text) if timm_networks.is_timm(name) else _from_torchvision(name, text)
 
 
 def _is_path(text: str) -> bool:
@@ -79,6 +79,9 @@ def source_of(name: str, said: str | Path) -> str:
         return f"random:{_seed(text)}"
     if _is_path(text):
         return f"file:{Path(text).resolve()}"
+    if timm_networks.is_timm(name):
+        _require_default(name, text)
+        return timm_networks.source_of(name)
     return f"torchvision:{_enum_entry(name, text)}"
 
 
@@ -121,6 +124,21 @@ def _enum_entry(name: str, text: str) -> WeightsEnum:
     if said not in known:
         raise UnknownName(f"weights for {name}", text, ["random", "pypi", *known])
     return known[said]
+
+
+def _require_default(name: str, text: str) -> None:
+    if text != "default":
+        raise UnknownName(f"weights for {name}", text, ["default", "random"])
+
+
+def _from_timm(name: str, text: str) -> Weights:
+    _require_default(name, text)
+    return Weights(
+        source=timm_networks.source_of(name),
+        tensors=timm_networks.download(name),
+        transform=networks.preset(name),
+        own_normalization=True,
+    )
 
 
 def _from_torchvision(name: str, text: str) -> Weights:

@@ -139,7 +139,7 @@ _SCENARIOS = {
             images=1000,
             epochs=20,
             heads=8,
-            sample=160,
+            sample=200,
             sample_epochs=2,
         ),
         Scenario(
@@ -149,7 +149,7 @@ _SCENARIOS = {
             images=1000,
             epochs=20,
             heads=8,
-            sample=160,
+            sample=200,
             sample_epochs=2,
         ),
         Scenario(

@@ -253,6 +253,7 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
             pipeline.compile()
         forward = TunedForward(pipeline, device=task.place)
         samples = cut_samples(selected(job.source, request), task.sampled)
+        job.tuner.limit_to(len(samples["train"]))
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
             samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
@@ -270,6 +271,7 @@ def _pipeline(job: Job) -> Pipeline:
         batch_size=job.tuner.largest,
         workers=job.tuner.workers,
         resizing=job.resizing,
+        tuner=job.tuner,
     )
 
 

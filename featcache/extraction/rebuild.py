@@ -94,7 +94,7 @@ def _as_said(spec: Spec, source: str | None, what: str) -> str:
         )
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_SAY_WHERE)
-    return {"file": rest, "torchvision": rest, "pypi": "pypi"}.get(kind, source)
+    return {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default"}.get(kind, source)
 
 
 def require_same(backbone: Backbone, spec: Spec, what: str) -> None:
