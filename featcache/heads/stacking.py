@@ -30,18 +30,8 @@ FEWEST_STEPS_TO_TRY = 100
 TRIAL_SECONDS = 0.2
 MOST_TRIAL_STEPS = 20
 THREADS_GAIN = 0.9
+Stacked = tuple[list[list[Course]], HeadStack]
 _Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Stacks:
-    """All stacks of a training, each with the courses whose heads stand in it: groups of one source each.
-
-    `threads`: torch's while they train; None where that is not on the CPU.
-    """
-
-    stacks: tuple[tuple[list[list[Course]], HeadStack], ...]
-    threads: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +50,23 @@ def stacked(
     *,
     size: int | None = None,
     threads: int | None = None,
-) -> Stacks:
+) -> tuple[list[Stacked], int | None]:
     """The heads of all courses in stacks of at most `size`, trained by `threads`; None for what is fastest.
 
-    Heads of several shapes train with the threads of those that take longest.
+    Each stack comes with the courses whose heads stand in it, as groups of one source each; then the number of
+    threads (None where it is not the CPU). Heads of several shapes train with that of those that take longest.
     """
     shapes: dict[StackShape, list[Course]] = {}
     for course in courses:
         shapes.setdefault(StackShape.of(course.config), []).append(course)
-    stacks: list[tuple[list[list[Course]], HeadStack]] = []
+    stacks: list[Stacked] = []
     settings = []
     for alike in shapes.values():
         starts = _starts(alike, sources, classes)
         setting = Setting(size=size, threads=threads) if size else _fastest(alike, sources, starts, threads)
         settings.append((setting.seconds * len(alike), setting.threads))
         stacks += [(groups, _stack(groups, starts)) for groups in _rectangles(alike, setting.size)]
-    return Stacks(stacks=tuple(stacks), threads=max(settings, key=lambda each: each[0])[1])
+    return stacks, max(settings, key=lambda each: each[0])[1]
 
 
 def _stack(groups: Sequence[Sequence[Course]], starts: Mapping[Course, StackedHead]) -> HeadStack:

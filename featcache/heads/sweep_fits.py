@@ -12,10 +12,11 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 
 import torch
+from torch import nn
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
-from featcache.heads.batches import Batches, StreamedBatches, open_batches
+from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, open_batches
 from featcache.heads.conclusion import Fitted
 from featcache.heads.config import HeadConfig
 from featcache.heads.course import Course, Source
@@ -50,13 +51,21 @@ Advance = Callable[[float], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Swept:
-    """One finished head: of which combination, what is known of it, and how to have it (None: there is none)."""
+    """One finished head: of which combination, what is known of it, and how to have it.
+
+    `head` builds it, `fitted` also asks what it says of val; None where there is none, or nobody will ask for it.
+    """
 
     number: int
     record: SweptHead
     config: HeadConfig
     prepared: Prepared
-    fitted: Callable[[], Fitted] | None
+    head: Callable[[], nn.Module] | None = None
+    fitted: Callable[[], Fitted] | None = None
+
+    def forgotten(self) -> Swept:
+        """The record alone."""
+        return replace(self, head=None, fitted=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -248,7 +257,8 @@ class _Progress:
 def _swept_course(number: int, course: Course, rows: _RoundRows, source: Source) -> Swept:
     case, prepared = rows.cases[course.source], rows.prepared[course.source]
     there = course.val is not None
-    fitted = partial(_fitted_course, course, prepared, source, rows.val) if there else None
+    # Neither holds the features that it was trained on.
+    head = partial(_course_head, course, prepared, source.standard) if there else None
     record = SweptHead(
         seed=case.seed,
         val=course.val,
@@ -258,16 +268,27 @@ def _swept_course(number: int, course: Course, rows: _RoundRows, source: Source)
         interrupted=course.interrupted,
         trouble=course.trouble,
     )
-    mine = Swept(number=number, record=record, config=course.config, prepared=prepared, fitted=fitted)
+    mine = Swept(
+        number=number,
+        record=record,
+        config=course.config,
+        prepared=prepared,
+        head=head,
+        fitted=None if head is None else partial(_fitted_course, course, prepared, head),
+    )
     return _judged(mine, case, rows.held(course.source))
 
 
-def _fitted_course(course: Course, prepared: Prepared, source: Source, val: Batches) -> Fitted:
-    shape = head_shape(course.config, val.feature_dim, prepared.classes)
-    head = course.head(shape, source.standard).to(val.device)
+def _course_head(course: Course, prepared: Prepared, standard: Standardisation | None) -> nn.Module:
+    shape = head_shape(course.config, prepared.rows["val"].feature_dim, prepared.classes)
+    return course.head(shape, standard).to(prepared.place)
+
+
+def _fitted_course(course: Course, prepared: Prepared, built: Callable[[], nn.Module]) -> Fitted:
+    head = built()
     return Fitted(
         head=head,
-        val=evaluate(head, val),
+        val=evaluate(head, _streamed(prepared.rows["val"], prepared)),
         last=course.last,
         history=tuple(course.history),
         best_epoch=course.best_epoch,
@@ -324,7 +345,7 @@ def _fitted_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Call
         fitted = fit()
     except HeadError as error:
         record = SweptHead(seed=config.seed, trouble=error.message)
-        return Swept(number=number, record=record, config=config, prepared=prepared, fitted=None)
+        return Swept(number=number, record=record, config=config, prepared=prepared)
     record = SweptHead(
         seed=config.seed,
         val=fitted.val.score(),
@@ -334,19 +355,28 @@ def _fitted_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Call
         candidate=fitted.history[fitted.best_epoch - 1].candidate,
         interrupted=fitted.interrupted,
     )
-    return Swept(number=number, record=record, config=config, prepared=prepared, fitted=lambda: fitted)
+    return Swept(
+        number=number,
+        record=record,
+        config=config,
+        prepared=prepared,
+        head=lambda: fitted.head,
+        fitted=lambda: fitted,
+    )
 
 
 def _streamed_fold(prepared: Prepared, case: Case) -> Batches | None:
-    if case.held is None:
-        return None
-    return StreamedBatches(prepared.of(case.held), batch_size=1, seed=0, device=prepared.place)
+    return None if case.held is None else _streamed(prepared.of(case.held), prepared)
+
+
+def _streamed(rows: FeatureRows, prepared: Prepared) -> Batches:
+    return StreamedBatches(rows, batch_size=1, seed=0, device=prepared.place)
 
 
 def _judged(one: Swept, case: Case, held: Batches | None) -> Swept:
     """With what the case adds. A head of a fold is judged on its images now, and not kept: no fold's head is chosen."""
     record = replace(one.record, fold=case.fold, draw=case.draw)
-    if held is None or one.fitted is None:
+    if held is None or one.head is None:
         return replace(one, record=record)
-    score = evaluate(one.fitted().head, held).score()
-    return replace(one, record=replace(record, held=score, held_images=len(held.rows)), fitted=None)
+    score = evaluate(one.head(), held).score()
+    return replace(one.forgotten(), record=replace(record, held=score, held_images=len(held.rows)))

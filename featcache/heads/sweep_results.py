@@ -79,7 +79,7 @@ class SweepResults:
         best = max(complete, key=lambda other: self._row(other).rank, default=None)
         for other in complete:
             if other != best:
-                self._found[other] = [replace(swept, fitted=None) for swept in self._found[other]]
+                self._found[other] = [swept.forgotten() for swept in self._found[other]]
 
 
 def _heads_wanted(plan: SweepPlan, number: int, shots: int | None, rounds: Sequence[Round]) -> int:

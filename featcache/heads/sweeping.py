@@ -260,7 +260,7 @@ def _fitted_on_all(ground: Ground, best: SweepRow) -> _Choice | None:
         if ground.interruption.insisted:
             raise
         return None
-    swept = Swept(number=0, record=SweptHead(seed=config.seed), config=config, prepared=prepared, fitted=None)
+    swept = Swept(number=0, record=SweptHead(seed=config.seed), config=config, prepared=prepared)
     return _Choice(swept=swept, fitted=fitted)
 
 
@@ -276,9 +276,9 @@ def _tested(row: SweepRow, heads: Sequence[Swept]) -> SweepRow:
 
 def _test_score(swept: Swept) -> Score | None:
     prepared: Prepared = swept.prepared
-    if "test" not in prepared.rows or swept.fitted is None:
+    if "test" not in prepared.rows or swept.head is None:
         return None
     rows = StreamedBatches(
         prepared.rows["test"], batch_size=swept.config.head_batch_size, seed=0, device=prepared.place
     )
-    return evaluate(swept.fitted().head, rows).score()
+    return evaluate(swept.head(), rows).score()

@@ -57,18 +57,20 @@ def train_together(
     interruption.keeping = True
     # Dropout draws from torch's own generators, which are the caller's.
     with seeded(courses[0].config.seed, val.device):
-        stacks = stacked(courses, sources, classes, size=size, threads=threads)
-        teams = [_Team(groups, stack) for groups, stack in stacks.stacks]
+        formed, count = stacked(courses, sources, classes, size=size, threads=threads)
+        # Nobody else holds the stacks: one that shrinks gives its memory back.
+        teams = [_Team(*formed.pop(0)) for _ in range(len(formed))]
+        sizes = tuple(len(team.courses) for team in teams)
         for course in courses:
-            course.threads = stacks.threads
-        with training_threads(stacks.threads):
+            course.threads = count
+        with training_threads(count):
             _train(teams, sources, val, _Deadline(told, interruption))
-    return tuple(len(team.courses) for team in teams)
+    return sizes
 
 
 def _train(teams: list[_Team], sources: Sequence[Source], val: Batches, deadline: _Deadline) -> None:
     for epoch in itertools.count():
-        teams = [team for team in (team.without_those_over() for team in teams) if team is not None]
+        teams[:] = [team for team in (team.without_those_over() for team in teams) if team is not None]
         if not teams:
             return
         began = time.perf_counter()
