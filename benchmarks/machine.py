@@ -37,10 +37,24 @@ def _processor() -> str:
 
 def write(name: str, result: dict[str, Any]) -> Path:
     """`results/<name>.json`: the result with its machine and the command that made it."""
-    RESULTS.mkdir(exist_ok=True)
+    return _write(name, {"command": _command(), "machine": machine(), **result})
+
+
+def merge(name: str, part: str, result: dict[str, Any]) -> Path:
+    """The same for one part of `results/<name>.json`: the others stay, each with its own machine and command."""
     path = RESULTS / f"{name}.json"
+    parts = json.loads(path.read_text()) if path.exists() else {}
+    return _write(name, parts | {part: {"command": _command(), "machine": machine(), **result}})
+
+
+def _command() -> str:
     # Relative paths: a result is read on other machines.
     words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
-    command = " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
-    path.write_text(json.dumps({"command": command, "machine": machine(), **result}, indent=2) + "\n")
+    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
+
+
+def _write(name: str, content: dict[str, Any]) -> Path:
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(content, indent=2) + "\n")
     return path
