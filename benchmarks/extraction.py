@@ -1,158 +1,351 @@
-"""Extraction against the forward pass alone and the notebook's loop: `python benchmarks/extraction.py ../shared`.
+"""What extraction must show, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
 
-All three see the same real images and weights in one process and take turns; what counts are the ratios. The
-notebook's loop is written as the notebook wrote it: Pillow resize and ToTensor per image, a DataLoader, eager fp32.
-The bare forward pass is featcache's own network on one batch that stays in memory, over and over.
+    speed:NETWORK  featcache, compiled, against the notebook's loop, the bare forward pass and a good script, in turns
+    precision      what bf16 and int8 cost: least cosine to fp32, and a head's test accuracy, on the same real images
+    jpeg           640x480 photographs: what bounds the run, told by the run and measured apart
+    pixels         all images of the zip at 32x32
+    memory         RSS after a tenth of the images, and after all
+    growth         N, 2N and 4N images: the cost of an image, and what is paid once
+    interrupt      how long Ctrl-C takes, while reading, compiling and computing
+
+Ratios count: everything of a part runs on the same images on the same machine. Results are merged, part by part, into
+results/extraction.json.
 """
 
 from __future__ import annotations
 
-import io
 import os
+import re
+import shutil
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from machine import write
+from extraction_ways import BATCH, WEIGHTS, Plain, bare, featcache, network_of, notebook
+from machine import merge
 from PIL import Image
-from torch import nn
-from torch.utils.data import DataLoader, Dataset
-from torchvision import models, transforms
 
 from featcache.backbones import load_backbone
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.weights import resolve
+from featcache.cache.reader import FeatureCache
 from featcache.extraction.devices import resolve_precision
+from featcache.extraction.drift import measured
+from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
-from featcache.extraction.run import Execution, extract
+from featcache.extraction.run import extract
+from featcache.heads import train_head
 from featcache.images import open_source
-from featcache.images.sources import ImageSource, Sample
-
-_BATCH = 32
-_WEIGHTS = {"vgg16": "vgg16_imagenet_features.safetensors", "inception_v3": "inception_v3_features.safetensors"}
+from featcache.images.decoding import decode
 
 
-class _Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """What ImageFolder would be: one image at a time, through the notebook's transform."""
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How many images, and how often."""
 
-    def __init__(self, source: ImageSource, samples: list[Sample], backbone: Backbone) -> None:
-        side, mean, std = backbone.transform.image_size, backbone.transform.mean, backbone.transform.std
-        self.source, self.samples = source, samples
-        self.transform = transforms.Compose(
-            [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(mean, std)]
-        )
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, int]:
-        payload = self.source.read(self.samples[row])
-        assert isinstance(payload, bytes)
-        return self.transform(Image.open(io.BytesIO(payload)).convert("RGB")), self.samples[row].label
+    images: int
+    rounds: int
+    notebook_images: int
+    precision: int
+    jpegs: int
+    memory: int
+    growth: int
+    growth_network: str
 
 
-def notebook(name: str, weights: Path) -> nn.Module:
-    """The frozen network as the notebook builds it: torchvision's, cut before its classifier."""
-    tensors = resolve(name, str(weights), weights_dir=weights.parent).tensors
-    if name == "vgg16":
-        network: Any = models.vgg16(weights=None)
-        network.classifier = nn.Identity()
-    else:
-        network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
-        network.fc = nn.Identity()
-    network.load_state_dict(tensors, strict=False)
-    frozen: nn.Module = network.eval().requires_grad_(False)
-    return frozen
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where the real images and weights lie."""
+
+    shared: Path
+    sizes: Sizes
+    scratch: Path
+
+    @property
+    def archive(self) -> Path:
+        return self.shared / "data" / "cifar10-images.zip"
+
+    def weights(self, network: str) -> str:
+        return str(self.shared / "weights" / WEIGHTS[network]) if network in WEIGHTS else "random:0"
+
+    def request(self, network: str, **changes: Any) -> Request:
+        """An extraction from nothing: a data folder of its own."""
+        folder = Path(tempfile.mkdtemp(dir=self.scratch))
+        plain = Request(dataset=self.archive, backbone=network, weights=self.weights(network), data_dir=folder)
+        return replace(plain, **changes)
 
 
-def looped(network: nn.Module, pictures: _Pictures) -> float:
-    """Images a second of the notebook's loop."""
-    began = time.perf_counter()
-    with torch.no_grad():
-        for images, _ in DataLoader(pictures, batch_size=64):
-            network(images)
-    return len(pictures) / (time.perf_counter() - began)
+# --- the parts ---------------------------------------------------------------------------------------------
 
 
-def bare(backbone: Backbone, batch: np.ndarray, rounds: int) -> float:
-    """Images a second of the forward pass alone."""
-    backbone.features(batch)
-    times = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        backbone.features(batch)
-        times.append(time.perf_counter() - began)
-    return len(batch) / statistics.median(times)
+def speed(setting: Setting, network: str) -> dict[str, Any]:
+    """Turns of all ways; medians and the ratios turn by turn."""
+    sizes, weights = setting.sizes, Path(setting.weights(network))
+    backbone = load_backbone(network, weights=str(weights), weights_dir=weights.parent)
+    with closing(open_source(setting.archive, datasets_dir=setting.scratch)) as source:
+        samples = list(source.samples("test"))[: sizes.images]
+        batch = np.stack([backbone.resize(decode(source.read(one), one.id)) for one in samples[:BATCH]])
+        backbone.place("cpu", resolve_precision("auto", "cpu"))
+        backbone.compile(BATCH)
+        loop = network_of(network, weights)
+        plain = Plain(network_of(network, weights), backbone, resolve_precision("auto", "cpu"))
+        turns = []
+        for turn in range(sizes.rounds):
+            alone = [bare(backbone, batch)]
+            request = setting.request(network, splits=("test",), limit=sizes.images, runner="compiled")
+            ours = featcache(request)
+            alone.append(bare(backbone, batch))
+            eight = featcache(replace(request, precision="int8"))
+            turns.append(
+                {
+                    "bare": statistics.mean(alone),
+                    "featcache": ours.images_per_s,
+                    "featcache_whole": sizes.images / ours.seconds,
+                    "featcache_int8": eight.images_per_s,
+                    "featcache_int8_whole": sizes.images / eight.seconds,
+                    "plain_script": plain.run(source, samples),
+                    "notebook": notebook(loop, source, samples[: sizes.notebook_images], backbone),
+                    "shares": ours.shares,
+                    "bound": ours.bound,
+                }
+            )
+            print(network, turn, turns[-1], flush=True)
+            shutil.rmtree(request.data_dir)
+    return {"images": sizes.images, "images_per_s": turns, "ratios": _ratios(turns)}
 
 
-def measured(name: str, shared: Path, images: int, rounds: int) -> dict[str, Any]:
-    """One network: `rounds` turns of all three, medians and the ratios turn by turn."""
-    archive, weights = shared / "data" / "cifar10-images.zip", shared / "weights" / _WEIGHTS[name]
-    precision = resolve_precision("auto", "cpu")
-    backbone = load_backbone(name, weights=str(weights), weights_dir=weights.parent)
-    backbone.place("cpu", precision)
-    source = open_source(archive, datasets_dir=shared)
-    samples = list(source.samples("test"))[:images]
-    pictures = _Pictures(source, samples[: max(32, images // 4)], backbone)
-    batch = next(_batches(source, samples, backbone))
-    network = notebook(name, weights)
-    turns: list[dict[str, Any]] = []
-    for turn in range(rounds):
-        alone = bare(backbone, batch, 3)
-        with tempfile.TemporaryDirectory() as scratch:
-            request = Request(
-                dataset=archive, backbone=name, weights=str(weights), splits=("test",), limit=images,
-                precision=precision, data_dir=Path(scratch),
-            )  # fmt: skip
-            ours = extract(request, Execution(batch_size=_BATCH, device="cpu"))
-        again = bare(backbone, batch, 3)
-        loop = looped(network, pictures)
-        assert ours.images_per_s is not None
-        turns.append(
-            {
-                "images_per_s": ours.images_per_s,
-                "whole_images_per_s": images / ours.seconds,
-                "bare_images_per_s": (alone + again) / 2,
-                "notebook_images_per_s": loop,
-                "shares": ours.shares,
-                "drift": ours.drift,
-            }
-        )
-        print(name, turn, turns[-1], flush=True)
-    source.close()
-    ratios = {
-        "of_bare": [turn["images_per_s"] / turn["bare_images_per_s"] for turn in turns],
-        "over_notebook": [turn["images_per_s"] / turn["notebook_images_per_s"] for turn in turns],
-        "whole_over_notebook": [turn["whole_images_per_s"] / turn["notebook_images_per_s"] for turn in turns],
+def _ratios(turns: list[dict[str, Any]]) -> dict[str, float]:
+    pairs = {
+        "over_notebook": ("featcache", "notebook"),
+        "of_bare": ("featcache", "bare"),
+        "over_plain_script": ("featcache", "plain_script"),
+        "whole_over_notebook": ("featcache_whole", "notebook"),
+        "int8_over_notebook": ("featcache_int8", "notebook"),
+        "int8_over_bf16": ("featcache_int8", "featcache"),
+        "int8_whole_over_notebook": ("featcache_int8_whole", "notebook"),
     }
     return {
-        "images": images,
-        "precision": precision,
-        "turns": turns,
-        "ratios": {key: round(statistics.median(values), 3) for key, values in ratios.items()},
+        name: round(statistics.median(turn[one] / turn[other] for turn in turns), 3)
+        for name, (one, other) in pairs.items()
     }
 
 
-def _batches(source: ImageSource, samples: list[Sample], backbone: Backbone) -> Iterator[np.ndarray]:
-    from featcache.images.decoding import decode
-
-    for start in range(0, len(samples), _BATCH):
-        some = samples[start : start + _BATCH]
-        yield np.stack([backbone.resize(decode(source.read(sample), sample.id)) for sample in some])
+def precision(setting: Setting) -> dict[str, Any]:
+    """Features of the same images in every precision, eager, and a logistic regression on each."""
+    return {"images_a_split": setting.sizes.precision, **{name: _precisions(setting, name) for name in WEIGHTS}}
 
 
-def main(shared: Path, images: int = 256, rounds: int = 2, only: list[str] | None = None) -> None:
-    """Measure VGG16 at 224 and Inception v3 at 299 on CIFAR-10's JPEGs, and write results/extraction.json."""
+def _precisions(setting: Setting, network: str) -> dict[str, Any]:
+    results: dict[str, Any] = {}
+    exact: np.ndarray | None = None
+    for name in ("fp32", "bf16", "int8"):
+        done = featcache(setting.request(network, limit=setting.sizes.precision, precision=name, runner="eager"))
+        with FeatureCache.open(done.cache) as cache:
+            (layer,) = cache.layers
+            features = cache["test"].features[:]
+        exact = features if exact is None else exact
+        drift = measured(name, {layer: exact}, {layer: features}).layers[layer]
+        run = train_head(done.cache, "logreg", runs_dir=setting.scratch / "runs")
+        results[name] = {
+            "images_per_s": done.images_per_s,
+            "least_cosine": round(drift.cosine, 6),
+            "median_relative_error": round(drift.median, 6),
+            "accuracy": run.to_json()["test"]["accuracy"],
+        }
+        print(network, name, results[name], flush=True)
+    return results
+
+
+def jpeg(setting: Setting) -> dict[str, Any]:
+    """Photographs of 640x480, made of real images: the bound that a run tells, against what was measured apart."""
+    folder = _photographs(setting)
+    results: dict[str, Any] = {}
+    for network, size in (("vgg16", 224), ("inception_v3", 299), ("squeezenet1_1", 64), ("pixels", 64)):
+        request = setting.request(network, dataset=folder, runner="eager")
+        request = replace(request, image_size=size, weights="default" if network == "pixels" else request.weights)
+        done = extract(request)
+        decoding, computing = _apart(setting, request, folder)
+        results[network] = {
+            "size": size,
+            "images_per_s": done.images_per_s,
+            "shares": done.shares,
+            "bound": done.bound,
+            "decoding_images_per_s": decoding,
+            "computing_images_per_s": computing,
+            "named_rightly": done.bound == ("decode" if decoding < computing else "compute"),
+        }
+        print(network, results[network], flush=True)
+    return {"images": setting.sizes.jpegs, **results}
+
+
+def _photographs(setting: Setting) -> Path:
+    folder = setting.scratch / "photographs" / "all"
+    folder.mkdir(parents=True)
+    with closing(open_source(setting.archive, datasets_dir=setting.scratch)) as source:
+        for number, sample in enumerate(list(source.samples("test"))[: setting.sizes.jpegs]):
+            picture = Image.fromarray(decode(source.read(sample), sample.id)).resize(
+                (640, 480), Image.Resampling.BICUBIC
+            )
+            picture.save(folder / f"{number:05d}.jpg", quality=90)
+    return folder.parent
+
+
+def _apart(setting: Setting, request: Request, folder: Path) -> tuple[float, float]:
+    """Images a second of decoding and resizing alone, in one thread a core, and of the forward pass alone."""
+    backbone = load_backbone(
+        str(request.backbone), weights=request.weights, image_size=request.image_size, weights_dir=setting.scratch
+    )
+    backbone.place("cpu", resolve_precision("auto", "cpu"))
+    files = sorted(folder.rglob("*.jpg"))
+    began = time.perf_counter()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        pictures = list(pool.map(lambda path: backbone.resize(decode(path.read_bytes(), path.name)), files))
+    return len(files) / (time.perf_counter() - began), bare(backbone, np.stack(pictures[:BATCH]))
+
+
+def pixels(setting: Setting) -> dict[str, Any]:
+    """All images of the zip at 32x32: from nothing, and once more, when all is there."""
+    request = setting.request("pixels", weights="default", image_size=32)
+    first, again = extract(request), extract(request)
+    return {
+        "images": sum(first.rows.values()),
+        "seconds": first.seconds,
+        "images_per_s": first.images_per_s,
+        "seconds_of_a_hit": again.seconds,
+    }
+
+
+class _Memory(LogReporter):
+    """Notes the resident memory when a tenth, and when all of the images are through."""
+
+    def __init__(self) -> None:
+        self.after: dict[int, float] = {}
+
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+        if stage == "extracting" and done >= total // 10:
+            self.after.setdefault(total // 10, _rss_mb())
+            self.after[total] = _rss_mb()
+
+
+def _rss_mb() -> float:
+    (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) / 1000
+
+
+def memory(setting: Setting) -> dict[str, Any]:
+    """A small network over many images."""
+    reporter = _Memory()
+    request = setting.request("squeezenet1_1", image_size=64, limit=setting.sizes.memory // 2, runner="eager")
+    extract(request, reporter=reporter)
+    (few, before), (many, after) = reporter.after.items()
+    return {"network": "squeezenet1_1 at 64", f"rss_mb_after_{few}": before, f"rss_mb_after_{many}": after,
+            "grown_by": round(after / before - 1, 4)}  # fmt: skip
+
+
+def growth(setting: Setting) -> dict[str, Any]:
+    """The whole wall time over N, 2N and 4N images, and the line through it."""
+    counts = [setting.sizes.growth * factor for factor in (1, 2, 4)]
+    network = setting.sizes.growth_network
+    # Once before, so that the first does not pay for what a process pays once.
+    featcache(setting.request(network, splits=("train",), limit=BATCH, runner="eager"))
+    seconds = []
+    for count in counts:
+        request = setting.request(network, splits=("train",), limit=count, runner="eager")
+        seconds.append(featcache(request).seconds)
+        shutil.rmtree(request.data_dir)
+        print(network, count, seconds[-1], flush=True)
+    each_s, once_s = np.polyfit(counts, seconds, 1)
+    return {
+        "network": network,
+        "seconds": dict(zip(map(str, counts), seconds, strict=True)),
+        "seconds_an_image": round(float(each_s), 5),
+        "seconds_once": round(float(once_s), 2),
+        "cost_of_4N_over_4_times_N": round(seconds[2] / (4 * seconds[0]), 3),
+    }
+
+
+def interrupt(setting: Setting) -> dict[str, Any]:
+    """Seconds from Ctrl-C to the end of the process, and its exit code, at several stages."""
+    network = ["-b", "vgg16", "--weights", setting.weights("vgg16"), "--split", "test"]
+    stages = {
+        "reading": (["-b", "pixels", "--image-size", "32"], "", 4.0),
+        "compiling": ([*network, "--compile"], "compiling vgg16", 6.0),
+        "computing": ([*network, "--limit", "2000", "--no-compile"], "bf16 against fp32", 4.0),
+    }
+    return {stage: _interrupted(setting, *told) for stage, told in stages.items()}
+
+
+def _interrupted(setting: Setting, words: list[str], said: str, later_s: float) -> dict[str, Any]:
+    folder = tempfile.mkdtemp(dir=setting.scratch)
+    command = [sys.executable, "-m", "featcache", "extract", "-d", str(setting.archive), "--data-dir", folder, *words]
+    # A group of its own: Ctrl-C reaches compilers too.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    if said:
+        next(line for line in process.stderr if said in line)
+    rest = threading.Thread(target=process.stderr.read)
+    rest.start()
+    time.sleep(later_s)
+    began = time.perf_counter()
+    os.killpg(process.pid, signal.SIGINT)
+    code = process.wait(120)
+    seconds = time.perf_counter() - began
+    rest.join()
+    return {"seconds": round(seconds, 2), "exit_code": code}
+
+
+PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+    "speed:vgg16": lambda setting: speed(setting, "vgg16"),
+    "speed:inception_v3": lambda setting: speed(setting, "inception_v3"),
+    "precision": precision,
+    "jpeg": jpeg,
+    "pixels": pixels,
+    "memory": memory,
+    "growth": growth,
+    "interrupt": interrupt,
+}
+
+
+def main(
+    shared: Path,
+    only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
+    images: Annotated[int, typer.Option(help="Of a turn of speed; int8 and fp32 see the same.")] = 1024,
+    rounds: int = 3,
+    notebook_images: int = 192,
+    precision: Annotated[int, typer.Option(help="Images a split.")] = 1000,
+    jpegs: int = 384,
+    memory: int = 20_000,
+    growth: Annotated[int, typer.Option(help="N; 2N and 4N follow.")] = 2000,
+    growth_network: str = "resnet18",
+) -> None:
+    """Measures the parts and merges them into results/extraction.json."""
     torch.set_num_threads(os.cpu_count() or 1)
-    load = os.getloadavg()
-    results = {name: measured(name, shared.resolve(), images, rounds) for name in only or list(_WEIGHTS)}
-    print(write("extraction", {"load_before": load, **results}).read_text())
+    chosen = only or list(PARTS)
+    if unknown := set(chosen) - set(PARTS):
+        raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
+    sizes = Sizes(
+        images=images, rounds=rounds, notebook_images=notebook_images, precision=precision, jpegs=jpegs,
+        memory=memory, growth=growth, growth_network=growth_network,
+    )  # fmt: skip
+    for part in chosen:
+        load = os.getloadavg()
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            result = PARTS[part](Setting(shared=shared.resolve(), sizes=sizes, scratch=Path(scratch)))
+        told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
+        print(part, told, flush=True)
+        merge("extraction", part, told)
 
 
 if __name__ == "__main__":

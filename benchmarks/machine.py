@@ -43,7 +43,18 @@ def command() -> str:
 
 def write(name: str, result: dict[str, Any]) -> Path:
     """`results/<name>.json`: the result with its machine and the command that made it."""
+    return _write(name, {"command": command(), "machine": machine(), **result})
+
+
+def merge(name: str, part: str, result: dict[str, Any]) -> Path:
+    """The same for one part of `results/<name>.json`: the others stay, each with its own machine and command."""
+    path = RESULTS / f"{name}.json"
+    parts = json.loads(path.read_text()) if path.exists() else {}
+    return _write(name, parts | {part: {"command": command(), "machine": machine(), **result}})
+
+
+def _write(name: str, content: dict[str, Any]) -> Path:
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"command": command(), "machine": machine(), **result}, indent=2) + "\n")
+    path.write_text(json.dumps(content, indent=2) + "\n")
     return path
