@@ -215,7 +215,8 @@ class _Driver:
 
     def _collected(self) -> Iterator[int | None]:
         """None for every unit that is done, else the number of one that is to be tried again, or was given up."""
-        ready, _ = self._ray.wait(list(self._pending), num_returns=len(self._pending), timeout=_LOOK_EVERY_S)
+        # The first to be done wakes the driver: a slot that waits for slower ones to be collected would stand idle.
+        ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_LOOK_EVERY_S)
         for reference in ready:
             pending = self._pending.pop(reference)
             try:

@@ -21,7 +21,7 @@ from tiny import write_images
 from featcache.cache.parts import open_parts
 from featcache.cache.reader import FeatureCache
 
-KILLS = int(os.environ.get("FEATCACHE_KILLS", "25"))
+KILLS = int(os.environ.get("FEATCACHE_KILLS", "12"))
 
 
 # A server that has imported everything and started no thread forks the children.

@@ -6,6 +6,7 @@ Everything stays on the loopback interface.
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -28,6 +29,8 @@ from featcache.extraction.run import Execution, extract
 from featcache.images import ArraySource
 
 NODE = {"num_cpus": 1}
+# Workers inherit it: those of other clusters on this machine are left alone.
+MARK = f"FEATCACHE_TEST_CLUSTER={secrets.token_hex(8)}"
 EXECUTION = Execution(part_rows=PART_ROWS, device="cpu")
 
 
@@ -53,6 +56,7 @@ class Told:
 def cluster() -> Iterator[Any]:
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        **dict([MARK.split("=")]),
         # Ray reads it when it is loaded: whatever the system, all nodes are reached by the loopback interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # A task finds the modules of these tests as the driver does.
@@ -99,11 +103,11 @@ def arrays(path: Path) -> dict[str, bytes]:
 
 
 def workers() -> list[int]:
-    """Processes that compute a unit right now."""
+    """Processes of this cluster that compute a unit right now."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            if b"_compute_unit" in path.read_bytes():
+            if b"_compute_unit" in path.read_bytes() and MARK.encode() in path.with_name("environ").read_bytes():
                 found.append(int(path.parent.name))
         except OSError:
             continue
