@@ -102,14 +102,16 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
     """
     import torch
 
-    order = torch.randperm(images, generator=torch.Generator().manual_seed(val_seed)).numpy()
     train = round(images * (1 - val_fraction))
     if not 0 < train < images:
         raise HeadError(
             f"{images} labelled train images leave {train} for train and {images - train} for val",
             hint="more images, or another --val-fraction",
         )
-    return np.sort(order[:train]), np.sort(order[train:])
+    order = torch.randperm(images, generator=torch.Generator().manual_seed(val_seed)).numpy()
+    in_val = np.zeros(images, np.bool_)
+    in_val[order[train:]] = True
+    return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
 def train_images(cache: FeatureCache) -> SplitRows:
@@ -155,8 +157,11 @@ def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
 
 
 def _split_rows(cache: FeatureCache, source: str, images: Rows, *, views: int = 1) -> SplitRows:
-    rows = (images[:, None] * cache[source].views + np.arange(views)).reshape(-1)
-    labels = np.asarray(cache[source].labels)[rows].astype(np.int64)
+    split = cache[source]
+    # Of ten million images every copy is 80 MB.
+    first = images if split.views == 1 else images * split.views
+    rows = first if views == 1 else (first[:, None] + np.arange(views)).reshape(-1)
+    labels = split.labels[rows].astype(np.int64, copy=False)
     return SplitRows(source=source, rows=rows, labels=labels, images=len(images))
 
 

@@ -24,6 +24,7 @@ from featcache.heads.batches import (
     StreamedBatches,
     choose_layers,
     epoch_order,
+    epoch_windows,
     open_batches,
     window_rows,
 )
@@ -70,6 +71,56 @@ def test_every_epoch_is_a_permutation(rows: int, batch_size: int, row_bytes: int
     assert sorted(order.tolist()) == list(range(rows))
     window = window_rows(rows, batch_size, row_bytes)
     assert window == rows or window % batch_size == 0
+
+
+@given(
+    rows=st.integers(1, 5000),
+    batch_size=st.integers(1, 50),
+    # Blocks of 1 to 64 rows, windows of 32 and more.
+    row_bytes=st.integers(1 << 10, 1 << 20),
+    epoch=st.integers(0, 3),
+)
+def test_windows_are_those_of_the_whole_order(rows: int, batch_size: int, row_bytes: int, epoch: int) -> None:
+    order = {"batch_size": batch_size, "row_bytes": row_bytes, "seed": 3, "epoch": epoch}
+    window = window_rows(rows, batch_size, row_bytes)
+    # All of it at once, as one would write it down.
+    generator = torch.Generator().manual_seed(batches_module._epoch_seed(3, epoch))
+    whole = torch.arange(rows)
+    if rows > window:
+        block = max(1, (64 << 10) // row_bytes)
+        blocks = torch.randperm(-(-rows // block), generator=generator)
+        whole = torch.cat([whole[number * block : (number + 1) * block] for number in blocks.tolist()])
+    pieces = [some[torch.randperm(len(some), generator=generator)] for some in torch.split(whole, window)]
+    windows = list(epoch_windows(rows, **order))
+    assert [some.tolist() for some in windows] == [some.tolist() for some in pieces]
+    assert torch.equal(epoch_order(rows, **order), torch.cat(windows))
+
+
+def test_the_first_window_of_many_rows_is_made_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    permuted: list[int] = []
+    randperm = torch.randperm
+
+    def spy(count: int, *, generator: torch.Generator) -> torch.Tensor:
+        permuted.append(count)
+        return randperm(count, generator=generator)
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    windows = epoch_windows(10_000_000, batch_size=64, row_bytes=4096, seed=0, epoch=0)
+    assert len(next(windows)) == 8192
+    assert permuted == [10_000_000 // 16, 8192]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
+def test_the_features_of_some_rows_are_those_of_all(
+    tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches]
+) -> None:
+    batches = opened(kind, train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES)))
+    everything = torch.cat([features for features, _ in batches.in_order()])
+    positions = torch.arange(3, 100, 7)
+    for reuse in (False, True):
+        some = torch.cat([features.clone() for features in batches.features_of(positions, reuse=reuse)])
+        assert torch.equal(some, everything[positions])
 
 
 @pytest.mark.usefixtures("small_windows")
