@@ -40,8 +40,10 @@ def row_digests(images: Digests, views: int) -> Digests:
 
 def view_digests(images: Digests, views: npt.NDArray[np.int64]) -> Digests:
     """The same row by row: the digests (n, 32) of the images behind rows, and which view each is (n,) -> (n, 32)."""
-    rows = as_digests(images).copy()
-    for row in np.flatnonzero(views).tolist():
+    images = as_digests(images)
+    augmented = np.flatnonzero(views)
+    rows = images.copy() if len(augmented) else images
+    for row in augmented.tolist():
         content = rows[row].tobytes() + int(views[row]).to_bytes(4, "little")
         rows[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
     return rows

@@ -138,17 +138,19 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         Shard.parse(text)
 
 
-def test_three_processes_at_once_and_the_command_that_assembles(images: Path, tmp_path: Path) -> None:
+def test_three_shards_at_once_and_twice_and_the_command_that_assembles(images: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "featcache"]
     options = ["-b", "pixels", "-d", str(images), "--image-size", "16", "--part-rows", "8", "--data-dir", str(tmp_path)]
     running = [
         subprocess.Popen([*words, "extract", *options, "--shard", f"{number}/3", "--json"], stdout=subprocess.PIPE)
-        for number in range(3)
+        for number in (0, 1, 2, 0, 1, 2)
     ]
-    assert [process.wait(timeout=100) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=100) for process in running] == [0] * 6
     done = subprocess.run([*words, "assemble", *options, "--json"], capture_output=True, text=True, check=True)
     (cache,) = tmp_path.glob("features/*.h5")
     assert str(cache.name) in done.stdout and '"computed": 0' in done.stdout
+    plain = Request(dataset=images, backbone="pixels", image_size=16, data_dir=tmp_path / "alone")
+    assert arrays(cache) == arrays(extract(plain).cache)
     for process in running:
         assert process.stdout is not None
         process.stdout.close()
