@@ -6,19 +6,19 @@ import copy
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbones import int8, networks
+from featcache.backbones import int8, networks, openvino_runner
 from featcache.backbones import layers as layer_room
 from featcache.backbones.backbone import Backbone, WeightsRecord
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
+from featcache.backbones.stem import FullPrecision, in_one_precision, with_exact_stem
 from featcache.backbones.timm_networks import is_timm
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
@@ -27,9 +27,8 @@ from featcache.errors import InvalidOption, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    _Program = Callable[[Tensor], dict[str, Tensor]]
 
-# Channels in and out: what is no wider costs little in fp32.
-_NARROW = 32
 _OBSERVED_AT_ONCE = 8
 
 
@@ -64,10 +63,11 @@ class Network(Backbone):
         self.warnings = warnings
         self.flops_per_image = count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
-        exact = _with_exact_stem(part).requires_grad_(False)
+        exact = with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
         self._normalised = self._exact
-        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self._compiled: _Program | None = None
+        self._by_openvino: dict[tuple[str, int], _Program] = {}
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
@@ -76,15 +76,16 @@ class Network(Backbone):
         # One for all placings: what was compiled for it is found again.
         self._normalised = self._exact
         if precision == "int8":
-            rounded = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges or {})
+            rounded = int8.quantised(self._exact.part.to("cpu"), FullPrecision, ranges or {})
             self._normalised = _Normalised(rounded, self.transform, self.layers).eval()
         self._normalised.to(self._device).to(memory_format=torch.channels_last)
         self._compiled = None if precision == "int8" else self._compiled
-        self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
+        self._precision = precision
+        self._program: _Program = self._rows
         self.fixed_batch = None
 
     def observed(self, images: np.ndarray) -> Ranges:
-        found = int8.convolutions(self._exact.part, _FullPrecision)
+        found = int8.convolutions(self._exact.part, FullPrecision)
         if not found:
             raise InvalidOption(
                 f"int8 computes convolutions in 8 bits, and {self.name} has none but its first",
@@ -96,11 +97,27 @@ class Network(Backbone):
                 self.features(images[start : start + _OBSERVED_AT_ONCE])
         return observer.ranges
 
-    def compile(self, batch_size: int) -> None:
+    def compile(self, batch_size: int, runner: str = "compiled") -> None:
+        self._program = self._openvino(batch_size) if runner == "openvino" else self._by_torch()
+        self.fixed_batch = batch_size
+
+    def _by_torch(self) -> _Program:
         # One for all calls: a program that was made for this device and precision before is found in it.
         self._compiled = self._compiled or torch.compile(self._rows, dynamic=False, options={"freezing": True})
-        self._program = self._compiled
-        self.fixed_batch = batch_size
+        return self._compiled
+
+    def _openvino(self, batch_size: int) -> _Program:
+        key = (self._precision, batch_size)
+        if key not in self._by_openvino:
+            part = in_one_precision(self._exact.part, self._precision)
+            self._by_openvino[key] = openvino_runner.Program(
+                _Normalised(part, self.transform, self.layers).eval(),
+                [layer.name for layer in self.layers],
+                batch_size=batch_size,
+                image_size=self.transform.image_size,
+                precision=self._precision,
+            )
+        return self._by_openvino[key]
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), ieee_fp32():
@@ -131,36 +148,6 @@ class _Normalised(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self.part(self.transform.normalize(images))
         return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
-
-
-class _FullPrecision(nn.Module):
-    """A module that autocast does not touch."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            result: Tensor = self.inner(images.float())
-            return result
-
-
-def _with_exact_stem(part: nn.Module) -> nn.Module:
-    """Keeps the convolution that sees the pixels, and narrow ones right behind it, in fp32.
-
-    The first filters are differences of large, nearly equal numbers, so rounding their weights costs more than
-    rounding all other layers together: with VGG16 in bf16 the least cosine to fp32 is 0.99986 without this, 0.99997
-    with it, for half a percent of the arithmetic. With Inception v3, whose second convolution (32 channels to 32)
-    loses most, the least of 64 images rises from 0.9984 to 0.9998.
-    """
-    convolutions = [(path, module) for path, module in part.named_modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions or convolutions[0][1].in_channels != 3:
-        return part
-    behind = takewhile(lambda one: max(one[1].in_channels, one[1].out_channels) <= _NARROW, convolutions[1:])
-    for path, module in [convolutions[0], *behind]:
-        part.set_submodule(path, _FullPrecision(module).eval())
-    return part
 
 
 def count_flops(part: nn.Module, image_size: int) -> int:
