@@ -76,7 +76,8 @@ def training(setting: Setting) -> dict[str, Any]:
         "rows": setting.rows,
         "feature_dim": FEATURE_DIM,
         "catalogue": child("catalogue", str(folder)),
-        "training": child("training", str(path), "64"),
+        "first_batch": child("first_batch", str(path), "64"),
+        "first_step": child("first_step", str(path), "64"),
     }
 
 

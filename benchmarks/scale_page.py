@@ -18,18 +18,14 @@ _MIB = 1 << 20
 
 def training(result: dict[str, Any]) -> str:
     """What was measured of ten million rows."""
-    found, listed = result["training"]["training"], result["training"]["catalogue"]
+    listed, batch, step = (result["training"][name] for name in ("catalogue", "first_batch", "first_step"))
     rows = [
         ("listing it (`featcache ls`)", f"{1000 * listed['listing_s']:.0f} ms", f"{listed['peak_mib']:,} MiB"),
-        ("opening it", f"{found['open_s']:.2f} s", ""),
-        ("cutting val from train", f"{found['cut_s']:.2f} s", ""),
-        (
-            "from nothing to the first batch",
-            f"{found['first_batch_s']:.2f} s",
-            f"{found['first_batch_peak_mib']:,} MiB, {found['imports_mib']:,} of them imports",
-        ),
-        ("standardising, by a sample", f"{found['standardising_s']:.2f} s", ""),
-        ("from nothing to a training's first step", f"{found['first_step_s']:.2f} s", f"{found['peak_mib']:,} MiB"),
+        ("opening it", f"{1000 * batch['open_s']:.0f} ms", ""),
+        ("cutting val from train", f"{batch['cut_s']:.2f} s", ""),
+        ("from nothing to the first batch", f"{batch['seconds']:.2f} s", _memory(batch)),
+        ("standardising, by a sample", f"{step['standardising_s']:.2f} s", ""),
+        ("from nothing to a training's first step", f"{step['seconds']:.2f} s", _memory(step)),
     ]
     return _table(("what", "time", "memory at most"), rows) + _measured_on(result["training"])
 
@@ -158,6 +154,10 @@ def size(count: float) -> str:
         if count >= length:
             return f"{count / length:.1f} {unit}" if count < 100 * length else f"{count / length:.0f} {unit}"
     return f"{count / 1e6:.0f} MB"
+
+
+def _memory(child: dict[str, Any]) -> str:
+    return f"{child['peak_mib']:,} MiB, {child['imports_mib']:,} of them imports"
 
 
 def _measured_on(part: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,13 +59,17 @@ class DigestIndex:
         keys = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(f"V{_KEY_BYTES}")[:, 0]
         return cls(keys=keys, digests=table[:, _KEY_BYTES:])
 
+    @cached_property
+    def _sorted(self) -> npt.NDArray[np.uint64]:
+        return _leading(self.keys)
+
     def find(self, keys: _Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
         """Which of the keys (n,) are known, and their digests (n, 32), zeros where not."""
         found = np.zeros((len(keys), _DIGEST_BYTES), np.uint8)
         if not len(self.keys) or not len(keys):
             return np.zeros(len(keys), np.bool_), found
         # Void compares bytewise only for equality; as big-endian numbers the order is the bytes' own.
-        place = np.searchsorted(_leading(self.keys), _leading(keys))
+        place = np.searchsorted(self._sorted, _leading(keys))
         place = np.minimum(place, len(self.keys) - 1)
         known = self.keys[place] == keys
         found[known] = self.digests[place[known]]
