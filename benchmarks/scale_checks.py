@@ -158,7 +158,8 @@ def _constants(planned: dict[str, Any], *, copied_bytes_per_s: float) -> Constan
         part_s=parts["seconds"] / parts["parts"],
         hashed_bytes_per_s=_hashed_bytes_per_s(),
         copied_bytes_per_s=copied_bytes_per_s,
-        plan_bytes=max(first["peak_bytes"], again["peak_bytes"]) / images,
+        plan_bytes=first["peak_bytes"] / images,
+        known_plan_bytes=again["peak_bytes"] / images,
         assembling_bytes=planned["assembling"]["peak_bytes"] / images,
         part_bytes=parts["bytes"] / parts["parts"],
         # What is imported, PyTorch above all.

@@ -30,7 +30,10 @@ _TIMES_THROUGH_STORE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Constants:
-    """Measured on one machine. Seconds and bytes of one image or one part; rates in bytes a second."""
+    """Measured on one machine. Seconds and bytes of one image or one part; rates in bytes a second.
+
+    `plan_bytes`: memory where images are met for the first time, `known_plan_bytes`: where the index knows all.
+    """
 
     listing_s: float
     hashing_s: float
@@ -39,6 +42,7 @@ class Constants:
     hashed_bytes_per_s: float
     copied_bytes_per_s: float
     plan_bytes: float
+    known_plan_bytes: float
     assembling_bytes: float
     part_bytes: float
     process_bytes: float
@@ -151,7 +155,7 @@ def cost(work: Work, workers: Workers, constants: Constants) -> Cost:
     listing_s = work.images * constants.listing_s
     by_rate_s = _computing_s(work, workers)
     by_store_s = (work.read_bytes + work.parts_bytes) / workers.store_bytes_per_s
-    process, plan = constants.process_bytes, work.images * constants.plan_bytes
+    planning_bytes = constants.known_plan_bytes if work.met else constants.plan_bytes
     return Cost(
         starting_s=workers.starting_s * (2 if apart else 1),
         # The driver's plan comes first and writes the index, with which every worker makes its own.
@@ -163,8 +167,10 @@ def cost(work: Work, workers: Workers, constants: Constants) -> Cost:
         parts_bytes=work.parts_bytes,
         cache_bytes=work.cache_bytes,
         files=work.files,
-        driver_bytes=process + max(plan, work.images * constants.assembling_bytes) + work.parts * constants.part_bytes,
-        worker_bytes=process + plan,
+        driver_bytes=constants.process_bytes
+        + work.images * max(planning_bytes, constants.assembling_bytes)
+        + work.parts * constants.part_bytes,
+        worker_bytes=constants.process_bytes + work.images * (constants.known_plan_bytes if apart else planning_bytes),
     )
 
 

@@ -21,6 +21,7 @@ CONSTANTS = model.Constants(
     hashed_bytes_per_s=2e9,
     copied_bytes_per_s=5e8,
     plan_bytes=100.0,
+    known_plan_bytes=60.0,
     assembling_bytes=200.0,
     part_bytes=4000.0,
     process_bytes=3e8,
@@ -56,6 +57,8 @@ def test_workers_share_the_computing_whole_parts_each_and_list_once_more() -> No
     assert eight.starting_s == 2 * alone.starting_s
     assert eight.plan_s == pytest.approx(alone.plan_s + 1)
     assert (eight.assembling_s, eight.cache_bytes) == (alone.assembling_s, alone.cache_bytes)
+    # Workers find in the index what the driver has met.
+    assert eight.worker_bytes == pytest.approx(3e8 + 60e6)
 
 
 def test_more_workers_than_parts_are_idle() -> None:
