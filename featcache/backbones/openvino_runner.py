@@ -63,7 +63,8 @@ class Program:
         with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
             # The transform's numbers are constants, which is what tracing warns of.
             warnings.simplefilter("ignore")
-            example = torch.zeros(self._shape, dtype=torch.uint8)
+            # One image: tracing runs the network several times, in fp32.
+            example = torch.zeros((1, *self._shape[1:]), dtype=torch.uint8)
             model = openvino.convert_model(ordered, example_input=example, input=[self._shape])
         settings = {
             "PERFORMANCE_HINT": "LATENCY",
