@@ -60,6 +60,14 @@ def read_rows(
     return out
 
 
+def read_array(file: ReadableFile, offset: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+    """The whole array that begins at `offset`. Raises CacheDamaged where the file ends before."""
+    array = np.empty(shape, dtype)
+    if array.nbytes:
+        file.read_into([array.reshape(-1).view(np.uint8).data], offset)
+    return array
+
+
 def _fill(file: ReadableFile, offset: int, rows: Rows, view: memoryview, row_bytes: int) -> None:
     order = np.argsort(rows, kind="stable")
     # A run is what one call reads: rows that follow each other in the file and in the output.

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from featcache.cache.checksums import table_digest
 from featcache.cache.filesystem import ReadableFile
 from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, read_json
-from featcache.cache.rows import Rows, read_rows
+from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
 from featcache.errors import CacheForeign, CacheNotFound
@@ -85,7 +85,8 @@ class StoredFile(StoredArrays):
         return read_rows(self._opened(), place.offset, rows, place.shape[1:], place.dtype, out)
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
-        table = self.read(name, np.arange(self.place(name).shape[0]))
+        place = self.place(name)
+        table = read_array(self._opened(), place.offset, place.shape, place.dtype)
         if table_digest(table) != self.trailer.tables[name]:
             raise damaged(self.path, f"the table {name} does not match its digest")
         table.flags.writeable = False

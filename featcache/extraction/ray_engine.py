@@ -278,11 +278,11 @@ def _first_line(error: object) -> str:
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A job that a worker process keeps from task to task, with what was missing when it was made."""
+    """A job that a worker process keeps from task to task, with the rows that had to be computed when it was made."""
 
     key: str = ""
     job: Job | None = None
-    missing: Any = None
+    wanted: Any = None
     opened: ExitStack = field(default_factory=ExitStack)
 
 
@@ -297,7 +297,7 @@ def _compute_unit(order: _Order, unit: int, number: int) -> _Done:
     mark = mark_path(job.parts_dir, f"{order.key}-{unit}-{number}")
     mark.touch()
     began = time.monotonic()
-    done = job.run_share(Units(numbers=[unit]), _worker.missing)
+    done = job.run_share(Units(numbers=[unit]), _worker.wanted)
     return _Done(unit=unit, rows=done.computed, seconds=time.monotonic() - began, node=socket.gethostname())
 
 
@@ -308,6 +308,7 @@ def _job_of(order: _Order) -> Job:
         _worker.opened.close()
         torch.set_num_threads(order.threads)
         _worker.job = _worker.opened.enter_context(prepared(order.request, order.execution, LogReporter()))
-        _worker.missing = _worker.job.missing(_worker.job.plan, None)
+        plan = _worker.job.plan
+        _worker.wanted = plan.distinct(_worker.job.missing(plan, None))
         _worker.key = order.key
     return _worker.job

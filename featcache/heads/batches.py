@@ -7,8 +7,9 @@
 
 The order of an epoch is a pure function of its number, the seed, the batch size and the width of a row; where the
 features lie does not change it. Small sets are permuted whole. Larger ones are permuted by blocks of neighbouring
-rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows. While one
-window is used, a thread reads the next.
+rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows. Windows are
+made one at a time, so the first batch of ten million rows does not wait for the order of the last. While one window
+is used, a thread reads the next.
 """
 
 from __future__ import annotations
@@ -83,8 +84,7 @@ class FeatureRows:
 
     def ids(self) -> tuple[str, ...]:
         """The sample ids of the chosen rows."""
-        ids = self.split.ids
-        return tuple(ids[row] for row in self.chosen.rows.tolist())
+        return self.split.ids_at(self.chosen.rows)
 
     @property
     def feature_dim(self) -> int:
@@ -199,8 +199,12 @@ class Batches(ABC):
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         """All rows once, as they stand in the cache, in batches of a size that suits evaluation."""
 
-    def _order(self, number: int) -> Tensor:
-        return epoch_order(
+    @abstractmethod
+    def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
+        """The features of some rows, at ascending `positions` int64 (n,) on the CPU, in batches: float32 (B, D)."""
+
+    def _order(self, number: int) -> Iterator[Tensor]:
+        return epoch_windows(
             len(self.rows),
             batch_size=self.batch_size,
             row_bytes=self.rows.row_bytes,
@@ -254,13 +258,20 @@ class ResidentBatches(Batches):
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        for chosen in torch.split(self._order(number).to(self.device), self.batch_size):
-            yield self._selected(self._stored, chosen, memory), self._labels.index_select(0, chosen)
+        for window in self._order(number):
+            # Windows are whole batches, so these are the same as of the whole order.
+            for chosen in torch.split(window.to(self.device), self.batch_size):
+                yield self._selected(self._stored, chosen, memory), self._labels.index_select(0, chosen)
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
         for part in _ranges(len(self.rows), self._evaluation_rows()):
             yield self._values([tensor[part] for tensor in self._stored], memory), self._labels[part]
+
+    def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
+        memory = Memory(reuse=reuse)
+        for chosen in torch.split(positions, self._evaluation_rows()):
+            yield self._selected(self._stored, chosen.to(self.device), memory)
 
 
 class StreamedBatches(Batches):
@@ -274,7 +285,7 @@ class StreamedBatches(Batches):
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
         window = window_rows(len(self.rows), self.batch_size, self.rows.row_bytes)
-        for chosen, stored, place in self._windows(torch.split(self._order(number), window), window):
+        for chosen, stored, place in self._windows(self._order(number), window):
             for part in _ranges(len(chosen), self.batch_size):
                 yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
 
@@ -284,6 +295,12 @@ class StreamedBatches(Batches):
         parts = _ranges(len(self.rows), window)
         for chosen, stored, _ in self._windows((torch.arange(part.start, part.stop) for part in parts), window):
             yield self._values(stored, memory), self._labels[chosen]
+
+    def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
+        memory = Memory(reuse=reuse)
+        window = self._evaluation_rows()
+        for _, stored, _ in self._windows(torch.split(positions, window), window):
+            yield self._values(stored, memory)
 
     def _windows(self, wanted: Iterable[Tensor], largest: int) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
@@ -350,21 +367,38 @@ def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[s
 
 
 def epoch_order(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch: int) -> Tensor:
-    """The order of `rows` rows in one epoch: int64 (rows,), a permutation.
+    """The order of `rows` rows in one epoch: int64 (rows,), a permutation. All `epoch_windows` together."""
+    return torch.cat(
+        list(epoch_windows(rows, batch_size=batch_size, row_bytes=row_bytes, seed=seed, epoch=epoch)),
+    )
+
+
+def epoch_windows(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """The order of `rows` rows in one epoch, a window at a time: int64 (n,), together a permutation.
 
     A set of one window is permuted whole. A larger one: blocks of neighbours are permuted, the result is cut into
-    windows of `window_rows`, and each window is permuted.
+    windows of `window_rows`, and each window is permuted when it is asked for.
     """
     generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
     window = window_rows(rows, batch_size, row_bytes)
     if rows <= window:
-        return torch.randperm(rows, generator=generator)
+        yield torch.randperm(rows, generator=generator)
+        return
     block = max(1, BLOCK_BYTES // row_bytes)
     blocks = torch.randperm(-(-rows // block), generator=generator)
-    order = (blocks[:, None] * block + torch.arange(block)).reshape(-1)
-    order = order[order < rows]
-    pieces = [piece[torch.randperm(len(piece), generator=generator)] for piece in torch.split(order, window)]
-    return torch.cat(pieces)
+    for part in _ranges(rows, window):
+        piece = _rows_of_blocks(blocks, block, rows, part)
+        yield piece[torch.randperm(len(piece), generator=generator)]
+
+
+def _rows_of_blocks(blocks: Tensor, block: int, rows: int, part: slice) -> Tensor:
+    """Those at `part` of all `rows` rows, block after block in the order of `blocks`."""
+    lacking = len(blocks) * block - rows
+    # The last block of the set may be short, and lies anywhere: what follows it moves up.
+    follows = (int(blocks.argmax()) + 1) * block - lacking
+    place = torch.arange(part.start, part.stop)
+    place += lacking * (place >= follows)
+    return blocks[place // block] * block + place % block
 
 
 def window_rows(rows: int, batch_size: int, row_bytes: int) -> int:
@@ -407,7 +441,7 @@ def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]
         return
     numbers = [int(rows[row]) for row in wrong]
     shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-    first = array.split.ids[numbers[0]]
+    (first,) = array.split.ids_at(numbers[:1])
     raise HeadError(
         f"NaN or infinity in layer {array.name}, {array.split.name} rows {shown} (first: {first})",
         hint="extract again; --dtype float32 keeps what is too large for float16",

@@ -19,6 +19,7 @@ from featcache.heads.metrics import Outcome, evaluate, measure
 from featcache.heads.preparation import Prepared
 from featcache.heads.records import EpochRecord, Metrics, Predictions, Score, Training
 from featcache.heads.runs import Run, run_name, write_run
+from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
 from featcache.heads.threads import training_threads
 
@@ -84,7 +85,7 @@ def conclude(
         config=config,
         features=prepared.origins,
         classes=prepared.cache.classes,
-        training=_training(prepared, fitted, outcomes),
+        training=_training(prepared, config, fitted, outcomes),
         versions=_versions(),
         weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
         history=fitted.history,
@@ -94,7 +95,7 @@ def conclude(
     )
 
 
-def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
+def _training(prepared: Prepared, config: HeadConfig, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
     return Training(
         trainable=fitted.trainable,
         frozen=prepared.frozen,
@@ -108,7 +109,7 @@ def _training(prepared: Prepared, fitted: Fitted, outcomes: Mapping[str, Outcome
         test=outcomes["test"].score() if "test" in outcomes else None,
         device=str(prepared.place),
         threads=fitted.threads,
-        notes=prepared.cut.notes + fitted.notes,
+        notes=(*prepared.cut.notes, *standardising_notes(len(prepared.rows["train"]), config), *fitted.notes),
     )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from featcache.heads.architectures import HeadShape, build_head, without_norms
 from featcache.heads.augmentation import NoisyHead
@@ -19,7 +20,12 @@ from featcache.heads.placement import seeded
 from featcache.heads.preparation import Prepared, open_prepared
 from featcache.heads.records import Progress, Report, Score, tell
 from featcache.heads.solvers import solve
-from featcache.heads.standardisation import Standardisation, StandardisedHead
+from featcache.heads.standardisation import (
+    Standardisation,
+    StandardisedHead,
+    sampled_rows,
+    standardising_notes,
+)
 from featcache.heads.stopping import Interruption
 from featcache.heads.threads import choose_threads, training_threads
 
@@ -45,6 +51,7 @@ def fit_prepared(
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     reading = time.perf_counter() - began
+    tell(report, standardising_notes(len(train.rows), config))
     fitted = fit_batches(
         train,
         val,
@@ -164,10 +171,15 @@ def _numbers(head: nn.Module) -> int:
 
 
 def standardisation(batches: Batches) -> Standardisation:
-    """Mean and deviation of all rows of `batches`."""
-    return Standardisation.over(
-        lambda: (features for features, _ in batches.in_order(reuse=True)), wide=batches.feature_dim
-    )
+    """Mean and deviation of the rows of `batches`, or of a sample of very many."""
+    sample = sampled_rows(len(batches.rows))
+
+    def read() -> Iterator[Tensor]:
+        if sample is None:
+            return (features for features, _ in batches.in_order(reuse=True))
+        return batches.features_of(sample, reuse=True)
+
+    return Standardisation.over(read, wide=batches.feature_dim)
 
 
 def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:

@@ -131,7 +131,7 @@ def _require_equal(
     same = here[rows] == there[other_rows]
     wrong = np.flatnonzero(~(same if same.ndim == 1 else same.all(axis=1)))
     if len(wrong):
-        names = list(dict.fromkeys(split.ids[row] for row in rows[wrong].tolist()))
+        names = list(dict.fromkeys(split.ids_at(rows[wrong])))
         raise _different(
             first, other, f"{len(names)} {split.name} images have other {what} in {other.name}: {_listed(names)}"
         )

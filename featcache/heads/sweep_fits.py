@@ -24,8 +24,8 @@ from featcache.heads.fitting import fit_batches, fit_solved, head_shape, standar
 from featcache.heads.metrics import evaluate
 from featcache.heads.placement import free_bytes
 from featcache.heads.preparation import Prepared, open_prepared, prepare
-from featcache.heads.records import Report
-from featcache.heads.standardisation import Standardisation
+from featcache.heads.records import Report, tell
+from featcache.heads.standardisation import Standardisation, standardising_notes
 from featcache.heads.stopping import Interruption
 from featcache.heads.sweep_plan import Case, Round
 from featcache.heads.sweep_records import SweptHead
@@ -132,6 +132,7 @@ class _RoundRows:
         self.train: list[Batches] = []
         first = ground.prepared(config, self.cases[0])
         train, self.val = open_prepared(first, config, report=ground.report, resident_bytes=ground.resident_bytes)
+        tell(ground.report, standardising_notes(len(train.rows), config))
         for case in self.cases:
             if case.cut is self.cases[0].cut:
                 self._take(first, train)

@@ -64,6 +64,15 @@ def test_a_cache_says_what_it_is(cache: FeatureCache, path: Path) -> None:
     assert (other.feature_shape, other.scale, other.offset) == ((6,), 2.0, 1.0)
 
 
+def test_the_names_of_some_rows_are_theirs(cache: FeatureCache) -> None:
+    train = cache["train"]
+    assert train.ids_at([3, 0, 3, -1]) == (train.ids[3], train.ids[0], train.ids[3], train.ids[COUNT - 1])
+    assert train.ids_at(slice(None)) == train.ids
+    assert train.ids_at([]) == ()
+    with pytest.raises(IndexError):
+        train.ids_at([COUNT])
+
+
 def test_an_unknown_split_or_layer_offers_what_there_is(cache: FeatureCache) -> None:
     with pytest.raises(UnknownName) as caught:
         cache["trian"]

@@ -16,18 +16,23 @@ from numpy.typing import NDArray
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.errors import HeadError, InvalidOption, UnknownName
 from featcache.heads import batches as batches_module
+from featcache.heads import preparation
 from featcache.heads.ahead import read_ahead
 from featcache.heads.batches import (
     Batch,
+    Batches,
     FeatureRows,
     ResidentBatches,
     StreamedBatches,
     choose_layers,
     epoch_order,
+    epoch_windows,
     open_batches,
     window_rows,
 )
+from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import SplitRows, cut_cache
+from featcache.heads.preparation import open_prepared, prepare
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cow")
@@ -70,6 +75,56 @@ def test_every_epoch_is_a_permutation(rows: int, batch_size: int, row_bytes: int
     assert sorted(order.tolist()) == list(range(rows))
     window = window_rows(rows, batch_size, row_bytes)
     assert window == rows or window % batch_size == 0
+
+
+@given(
+    rows=st.integers(1, 5000),
+    batch_size=st.integers(1, 50),
+    # Blocks of 1 to 64 rows, windows of 32 and more.
+    row_bytes=st.integers(1 << 10, 1 << 20),
+    epoch=st.integers(0, 3),
+)
+def test_windows_are_those_of_the_whole_order(rows: int, batch_size: int, row_bytes: int, epoch: int) -> None:
+    order = {"batch_size": batch_size, "row_bytes": row_bytes, "seed": 3, "epoch": epoch}
+    window = window_rows(rows, batch_size, row_bytes)
+    # All of it at once, as one would write it down.
+    generator = torch.Generator().manual_seed(batches_module._epoch_seed(3, epoch))
+    whole = torch.arange(rows)
+    if rows > window:
+        block = max(1, (64 << 10) // row_bytes)
+        blocks = torch.randperm(-(-rows // block), generator=generator)
+        whole = torch.cat([whole[number * block : (number + 1) * block] for number in blocks.tolist()])
+    pieces = [some[torch.randperm(len(some), generator=generator)] for some in torch.split(whole, window)]
+    windows = list(epoch_windows(rows, **order))
+    assert [some.tolist() for some in windows] == [some.tolist() for some in pieces]
+    assert torch.equal(epoch_order(rows, **order), torch.cat(windows))
+
+
+def test_the_first_window_of_many_rows_is_made_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    permuted: list[int] = []
+    randperm = torch.randperm
+
+    def spy(count: int, *, generator: torch.Generator) -> torch.Tensor:
+        permuted.append(count)
+        return randperm(count, generator=generator)
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    windows = epoch_windows(10_000_000, batch_size=64, row_bytes=4096, seed=0, epoch=0)
+    assert len(next(windows)) == 8192
+    assert permuted == [10_000_000 // 16, 8192]
+
+
+@pytest.mark.usefixtures("small_windows")
+@pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
+def test_the_features_of_some_rows_are_those_of_all(
+    tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches]
+) -> None:
+    batches = opened(kind, train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES)))
+    everything = torch.cat([features for features, _ in batches.in_order()])
+    positions = torch.arange(3, 100, 7)
+    for reuse in (False, True):
+        some = torch.cat([features.clone() for features in batches.features_of(positions, reuse=reuse)])
+        assert torch.equal(some, everything[positions])
 
 
 @pytest.mark.usefixtures("small_windows")
@@ -228,6 +283,30 @@ def test_features_are_resident_when_they_fit_and_streamed_when_not(tmp_path: Pat
         for budget in (size, size - 1, None)
     ]
     assert kinds == [ResidentBatches, StreamedBatches, ResidentBatches]
+
+
+@pytest.mark.parametrize(
+    ("resident_bytes", "whole_bytes", "kinds"),
+    [
+        (160 * 32 + 40 * 32, 0, (ResidentBatches, ResidentBatches)),
+        (160 * 32, 1 << 20, (ResidentBatches, StreamedBatches)),
+        (160 * 32 - 1, 1 << 20, (StreamedBatches, ResidentBatches)),
+        # Memory is short: val is 8 GB where train is 32.
+        (160 * 32 - 1, 40 * 32 - 1, (StreamedBatches, StreamedBatches)),
+    ],
+)
+def test_a_large_val_is_streamed_where_train_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resident_bytes: int,
+    whole_bytes: int,
+    kinds: tuple[type[Batches], type[Batches]],
+) -> None:
+    monkeypatch.setattr(preparation, "WHOLE_BYTES", whole_bytes)
+    config = HeadConfig(head="linear")
+    prepared = prepare(write_cache(tmp_path, {"train": blobs(200)}), config, place=CPU)
+    train, val = open_prepared(prepared, config, resident_bytes=resident_bytes)
+    assert (type(train), type(val)) == kinds
 
 
 def test_resident_features_keep_the_caches_dtype(tmp_path: Path) -> None:

@@ -1,0 +1,107 @@
+"""Mean and deviation of train features: of all rows, or of a sample of very many."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from head_caches import blobs, write_cache
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.cache.reader import FeatureCache
+from featcache.heads import Run, fit_head, sweep, train_head
+from featcache.heads import standardisation as standardisation_module
+from featcache.heads.batches import FeatureRows, ResidentBatches, StreamedBatches
+from featcache.heads.config import HeadConfig
+from featcache.heads.cuts import cut_cache
+from featcache.heads.fitting import standardisation
+from featcache.heads.standardisation import EXACT_ROWS, SAMPLED_ROWS, sampled_rows, standardising_notes
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def small_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A set of more than 100 rows is large; 64 of them are looked at, two neighbours at a time."""
+    monkeypatch.setattr(standardisation_module, "EXACT_ROWS", 100)
+    monkeypatch.setattr(standardisation_module, "SAMPLED_ROWS", 64)
+    monkeypatch.setattr(standardisation_module, "_RUN_ROWS", 2)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> FeatureCache:
+    return write_cache(tmp_path, {"train": blobs(240), "test": blobs(30, seed=1)})
+
+
+@pytest.mark.parametrize("rows", [1, 50_000, EXACT_ROWS])
+def test_all_rows_are_looked_at_where_they_are_few(rows: int) -> None:
+    assert sampled_rows(rows) is None
+    assert standardising_notes(rows, HeadConfig()) == ()
+
+
+@given(rows=st.integers(EXACT_ROWS + 1, 200_000_000))
+def test_a_sample_is_spread_evenly_and_always_the_same(rows: int) -> None:
+    sample = sampled_rows(rows)
+    assert sample is not None and len(sample) == SAMPLED_ROWS
+    assert int(sample[0]) >= 0 and int(sample[-1]) < rows and bool((sample.diff() > 0).all())
+    shares = np.bincount((sample.numpy() * 100 // rows), minlength=100) / SAMPLED_ROWS
+    assert np.abs(shares - 0.01).max() < 3e-4
+    again = sampled_rows(rows)
+    assert again is not None and torch.equal(sample, again)
+
+
+def test_a_sample_is_no_grid() -> None:
+    sample = sampled_rows(16_000_000)
+    assert sample is not None
+    # A set with a period of 1,000: every phase is met.
+    assert len(np.unique(sample.numpy() % 1000)) == 1000
+
+
+@pytest.mark.usefixtures("small_sample")
+def test_a_sample_standardises_nearly_as_all_rows_do(cache: FeatureCache) -> None:
+    rows = FeatureRows.of(cache, cut_cache(cache, val_fraction=0.2, val_seed=42).train, ("avgpool",))
+    found = [
+        standardisation(kind(rows, batch_size=8, seed=0, device=CPU)) for kind in (ResidentBatches, StreamedBatches)
+    ]
+    assert torch.equal(found[0].mean, found[1].mean) and torch.equal(found[0].deviation, found[1].deviation)
+    everything = torch.from_numpy(cache["train"].features.gather(rows.chosen.rows).astype(np.float64))
+    mean, deviation = everything.mean(dim=0), everything.std(dim=0, correction=0)
+    sample = sampled_rows(len(rows))
+    assert sample is not None and len(sample) == 64
+    torch.testing.assert_close(found[0].mean, everything[sample].mean(dim=0), rtol=1e-5, atol=1e-6)
+    # Of 64 rows that are nothing to each other one would expect errors of an eighth.
+    assert float(((found[0].mean - mean) / deviation).abs().max()) < 0.3
+    assert float((found[0].deviation / deviation - 1).abs().max()) < 0.3
+    assert not torch.allclose(found[0].mean, mean)
+
+
+@pytest.mark.usefixtures("small_sample")
+def test_a_run_says_that_a_sample_was_looked_at(cache: FeatureCache, tmp_path: Path) -> None:
+    told: list[str] = []
+    run = train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path / "runs", report=told.append)
+    (note,) = [one for one in told if "standardised" in one]
+    assert "64 of the 192 train rows" in note and "12.5 % of a deviation" in note
+    assert note in Run.load(run.folder).training.notes
+
+
+@pytest.mark.usefixtures("small_sample")
+@pytest.mark.parametrize(
+    "config", [HeadConfig(head="linear", max_epochs=1, standardize=False), HeadConfig(head="ridge")], ids=str
+)
+def test_nothing_is_said_where_no_sample_is_used(cache: FeatureCache, tmp_path: Path, config: HeadConfig) -> None:
+    told: list[str] = []
+    run = fit_head(cache, config, runs_dir=tmp_path / "runs", report=told.append)
+    assert not any("standardised" in one for one in (*told, *run.training.notes))
+
+
+@pytest.mark.usefixtures("small_sample")
+def test_a_sweep_says_so_once_and_so_does_the_run_of_its_best_head(cache: FeatureCache, tmp_path: Path) -> None:
+    told: list[str] = []
+    grid = {"lr": [0.01, 0.02]}
+    found = sweep(cache, "linear", grid=grid, max_epochs=1, runs_dir=tmp_path / "runs", report=told.append)
+    assert sum("standardised" in one for one in told) == 1
+    assert found.run is not None
+    assert any("64 of the 192 train rows" in one for one in Run.load(found.run).training.notes)
