@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -66,22 +67,26 @@ class Network(Backbone):
         layer_room.fold_batch_norms(part.eval())
         exact = _with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
-        self._normalised = self._exact
-        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self._rounded: tuple[Ranges, _Normalised] | None = None
+        # By device, precision and batch size: what was compiled for a placing is found again.
+        self._compiled: dict[tuple[str, str, int], Callable[[Tensor], dict[str, Tensor]]] = {}
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
-        self._device = torch.device(device)
+        self._device, self._precision = torch.device(device), precision
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        # One for all placings: what was compiled for it is found again.
-        self._normalised = self._exact
-        if precision == "int8":
-            rounded = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges or {})
-            self._normalised = _Normalised(rounded, self.transform, self.layers).eval()
+        self._normalised = self._in_8_bits(ranges or {}) if precision == "int8" else self._exact
         self._normalised.to(self._device).to(memory_format=torch.channels_last)
-        self._compiled = None if precision == "int8" else self._compiled
         self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
         self.fixed_batch = None
+
+    def _in_8_bits(self, ranges: Ranges) -> _Normalised:
+        """One for all placings with the same ranges."""
+        if self._rounded is None or self._rounded[0] != ranges:
+            part = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges)
+            self._rounded = dict(ranges), _Normalised(part, self.transform, self.layers).eval()
+            self._compiled = {placing: program for placing, program in self._compiled.items() if placing[1] != "int8"}
+        return self._rounded[1]
 
     def observed(self, images: np.ndarray) -> Ranges:
         found = int8.convolutions(self._exact.part, _FullPrecision)
@@ -97,9 +102,10 @@ class Network(Backbone):
         return observer.ranges
 
     def compile(self, batch_size: int) -> None:
-        # One for all calls: a program that was made for this device and precision before is found in it.
-        self._compiled = self._compiled or torch.compile(self._rows, dynamic=False, options={"freezing": True})
-        self._program = self._compiled
+        placing = str(self._device), self._precision, batch_size
+        if placing not in self._compiled:
+            self._compiled[placing] = torch.compile(self._own_rows(), dynamic=False, options={"freezing": True})
+        self._program = self._compiled[placing]
         self.fixed_batch = batch_size
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
@@ -113,6 +119,14 @@ class Network(Backbone):
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
             features: dict[str, Tensor] = self._normalised(batch)
             return features
+
+    def _own_rows(self) -> Callable[[Tensor], dict[str, Tensor]]:
+        """`_rows` in code of its own.
+
+        torch.compile keeps its programs with the code, whosever `self` is, and no more than eight of them: the ninth
+        network of a process would compute without being compiled, and only a warning would tell.
+        """
+        return types.MethodType(types.FunctionType(Network._rows.__code__.replace(), globals()), self)
 
     def module(self) -> nn.Module:
         self.place("cpu", "fp32")
