@@ -19,10 +19,13 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound, ExtractionError
 from featcache.extraction import compilation, matching
 from featcache.extraction.compilation import break_even, resolve_runner
+from featcache.extraction.devices import supported_precisions
+from featcache.extraction.rebuild import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
+needs_vnni = pytest.mark.skipif(not supported_precisions("cpu")["int8"], reason="this CPU has no VNNI")
 needs_compiler = pytest.mark.skipif(compilation.compiler() is None, reason="there is no C++ compiler")
 
 
@@ -112,3 +115,27 @@ def test_the_command_offered_says_what_was_said(request_: Request) -> None:
     assert "--compile" in matching.as_command(replace(request_, runner="compiled"))
     assert "--no-compile" in matching.as_command(replace(request_, runner="eager"))
     assert "compile" not in matching.as_command(request_)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_vnni)])
+def test_rows_of_a_compiled_cache_are_the_same_when_computed_again(
+    precision: str, request_: Request, tmp_path: Path
+) -> None:
+    request = replace(
+        request_, backbone="alexnet", weights="random:0", image_size=64, precision=precision, runner="compiled"
+    )
+    done = extract(request, Execution(min_cosine=0.9))
+    with FeatureCache.open(done.cache) as cache:
+        assert cache.spec.runner == "compiled"
+        again = recompute(cache, 12, seed=0, data_dir=request.data_dir, device="cpu")
+    assert (again.rows, again.equal) == (12, 12)
+
+
+def test_what_is_done_beside_raises_here_and_keeps_the_threads() -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    compilation.beside(lambda: seen.append(torch.get_num_threads()))
+    assert seen == [before]
+    with pytest.raises(ZeroDivisionError):
+        compilation.beside(lambda: 1 / 0)
