@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import TinyNetwork, tiny_backbone, write_images
+from torch._dynamo.testing import CompileCounter
 
 from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
@@ -54,6 +55,20 @@ def test_compiled_features_are_the_same_and_one_program_serves_all_batches(reque
     assert matching.by_request(request_).path == done.cache
     with pytest.raises(CacheNotFound):
         matching.by_request(replace(request_, runner="eager"))
+
+
+@needs_compiler
+def test_extractions_of_one_process_are_all_compiled_and_each_once(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, dynamic=False, backend=counter))
+    # Torch keeps eight programs for a function. Three parts, the last batch short; the drift is measured in fp32.
+    for number in range(1, 11):
+        request = replace(request_, backbone=tiny_backbone(), runner="compiled", data_dir=tmp_path / str(number))
+        assert extract(request, Execution(batch_size=16, part_rows=16)).computed == 42
+        assert counter.frame_count == number
 
 
 def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
