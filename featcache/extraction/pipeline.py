@@ -65,9 +65,9 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are,
-    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A `tuner`
-    changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
+    `stages` is told what the consumer of `rows` waited for. `augmentation` and `view_seed` say which views of an image
+    there are, `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A
+    `tuner` changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
     """
 
     source: ImageSource
@@ -75,6 +75,7 @@ class Pipeline:
     dtype: str
     batch_size: int
     workers: int
+    augmentation: Augmentation = field(default_factory=Augmentation)
     view_seed: int = 0
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
@@ -194,7 +195,7 @@ class Pipeline:
     def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
         if expected is None:
             return self._resizing.prepared(image, cropped=False)
-        seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
+        seen = self.augmentation.view(image, digest=expected, number=view, seed=self.view_seed)
         return self._resizing.prepared(seen, cropped=view > 0)
 
     def _landed(self, decoded: _Decoded, blocks: list[Returning], samples: Sequence[Sample]) -> Rows:

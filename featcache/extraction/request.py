@@ -20,7 +20,7 @@ class Request:
 
     `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
     `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
-    image, the first of them plain, the others augmented as `view_seed` says.
+    image, the first of them plain, the others augmented as `view_seed` says, and mirrored only with `view_flip`.
     Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
     """
 
@@ -37,6 +37,7 @@ class Request:
     runner: Literal["auto", "eager", "compiled"] = "auto"
     views: int = 1
     view_seed: int = 0
+    view_flip: bool = True
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     select_seed: int = 0
@@ -61,9 +62,10 @@ class Request:
                 f"only train images have views, and --split asks for {', '.join(self.splits)}",
                 hint="leave --views out, or add --split train",
             )
-        if self.views == 1 and self.view_seed:
+        if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
-                "--view-seed says nothing without --views: the only row of an image is the plain one",
+                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only row "
+                "of an image is the plain one",
                 hint="ask for some, for example --views 4",
             )
         # An order or a repetition means nothing here: equal requests are equal.
