@@ -330,9 +330,10 @@ class Job:
         self._watch.start()
 
     def _compile(self, pipeline: Pipeline) -> None:
-        if self.spec.runner == "compiled" and self.backbone.fixed_batch is None:
+        if self.spec.runner != "eager" and self.backbone.fixed_batch is None:
             began = time.monotonic()
-            self.reporter.say(f"compiling {self.backbone.name}, which takes a minute (--no-compile: not at all)")
+            by = "OpenVINO, which takes seconds" if self.spec.runner == "openvino" else "torch, which takes a minute"
+            self.reporter.say(f"compiling {self.backbone.name} by {by} (--runner eager: not at all)")
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
@@ -359,7 +360,7 @@ class Job:
         finally:
             self.backbone.place(self.device, self.spec.precision, self.spec.ranges)
             if program is not None:
-                self.backbone.compile(pipeline.batch_size)
+                self.backbone.compile(pipeline.batch_size, self.spec.runner)
         found = drift.measured(self.spec.precision, exact, rounded)
         found.require(self.min_cosine)
         self.reporter.say(str(found))
@@ -386,6 +387,7 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.tuner.largest,
             workers=self.tuner.workers,
+            runner=self.spec.runner,
             augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
             resizing=self.resizing,
@@ -488,7 +490,8 @@ class Job:
 
     def computed_by(self) -> dict[str, Any]:
         """The part of the provenance that belongs to rows rather than to a cache."""
-        return {"drift": self._drift, **devices.provenance(self.device)}
+        also = ("openvino",) if self.spec.runner == "openvino" else ()
+        return {"drift": self._drift, **devices.provenance(self.device, *also)}
 
     def _share_result(
         self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None

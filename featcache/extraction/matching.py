@@ -256,7 +256,7 @@ def as_command(request: Request) -> str:
         if value != getattr(defaults, option):
             words += [f"--{option.replace('_', '-')}", str(value)]
     if request.runner != defaults.runner:
-        words.append({"compiled": "--compile", "eager": "--no-compile"}[request.runner])
+        words += ["--runner", request.runner]
     if not request.view_flip:
         words.append("--no-view-flip")
     if request.data_dir != defaults.data_dir:

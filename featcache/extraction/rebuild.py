@@ -175,12 +175,13 @@ def _recomputed(
         dtype=split.spec.dtype,
         batch_size=32,
         workers=threads,
+        runner=split.spec.runner,
         augmentation=augmentation_of(split.spec),
         view_seed=split.spec.view_seed or 0,
     )
     views = rows % split.views
     with closing(pipeline):
-        if split.spec.runner == "compiled" and backbone.fixed_batch is None:
+        if split.spec.runner != "eager" and backbone.fixed_batch is None:
             pipeline.compile()
         # The first of an image's rows carries the image's own digest.
         blocks = list(pipeline.rows(samples, split.digests[rows - views], views))

@@ -11,6 +11,9 @@ from featcache.cache.spec import Selection
 from featcache.errors import InvalidOption, UnknownName
 from featcache.images.sources import SPLITS, ImageSource, origin_of
 
+#: What computes a network: torch as it is, a program of torch.compile, or one of OpenVINO.
+RUNNERS = ("eager", "compiled", "openvino")
+
 OnError = Literal["fail", "skip"]
 
 
@@ -34,7 +37,7 @@ class Request:
     weights: str | Path = "default"
     dtype: str | None = None
     precision: str = "auto"
-    runner: Literal["auto", "eager", "compiled"] = "auto"
+    runner: str = "auto"
     views: int = 1
     view_seed: int = 0
     view_flip: bool = True
@@ -48,8 +51,8 @@ class Request:
             raise InvalidOption(f"expected --resize squash or crop, got {self.resize!r}")
         if self.dtype not in (None, "float16", "float32"):
             raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
-        if self.runner not in ("auto", "eager", "compiled"):
-            raise InvalidOption(f"expected the runner auto, eager or compiled, got {self.runner!r}")
+        if self.runner not in ("auto", *RUNNERS):
+            raise InvalidOption(f"expected --runner auto, {', '.join(RUNNERS)}, got {self.runner!r}")
         for name in ("limit", "image_size", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:

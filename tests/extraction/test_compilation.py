@@ -12,7 +12,7 @@ import torch
 from tiny import TinyNetwork, tiny_backbone, write_images
 from torch._dynamo.testing import CompileCounter
 
-from featcache.backbones import load_backbone
+from featcache.backbones import load_backbone, openvino_runner
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
@@ -79,7 +79,7 @@ def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch
     with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as told:
         extract(replace(request_, backbone=from_module(TinyNetwork(), name="tiny", transform=Transform(image_size=16)),
                         runner="compiled"))  # fmt: skip
-    assert told.value.hint == "extract with --no-compile"
+    assert told.value.hint == "extract with --runner eager"
     assert not list(request_.features_dir.glob("*.parts"))
 
 
@@ -104,8 +104,9 @@ def network() -> Backbone:
 
 
 @needs_compiler
-def test_auto_compiles_from_the_break_even_on(network: Backbone) -> None:
-    enough = break_even(network, "bf16")
+def test_auto_compiles_from_the_break_even_on(network: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    enough = break_even("compiled", network, "bf16")
     assert enough > 1000
     assert [resolved("auto", network, images) for images in (enough - 1, enough)] == ["eager", "compiled"]
     assert resolved("eager", network, enough) == "eager"
@@ -127,9 +128,9 @@ def test_without_a_compiler_it_is_eager_and_said_loudly(
 
 
 def test_the_command_offered_says_what_was_said(request_: Request) -> None:
-    assert "--compile" in matching.as_command(replace(request_, runner="compiled"))
-    assert "--no-compile" in matching.as_command(replace(request_, runner="eager"))
-    assert "compile" not in matching.as_command(request_)
+    for runner in ("eager", "compiled", "openvino"):
+        assert f"--runner {runner}" in matching.as_command(replace(request_, runner=runner))
+    assert "--runner" not in matching.as_command(request_)
 
 
 @needs_compiler
