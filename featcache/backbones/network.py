@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -65,24 +66,26 @@ class Network(Backbone):
         layer_room.fold_batch_norms(part.eval())
         exact = with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
-        self._normalised = self._exact
-        self._compiled: _Program | None = None
-        self._by_openvino: dict[tuple[str, int], _Program] = {}
+        self._rounded: tuple[Ranges, _Normalised] | None = None
+        # By runner, device, precision and batch size: what was compiled for a placing is found again.
+        self._compiled: dict[tuple[str, str, str, int], _Program] = {}
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
-        self._device = torch.device(device)
+        self._device, self._precision = torch.device(device), precision
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        # One for all placings: what was compiled for it is found again.
-        self._normalised = self._exact
-        if precision == "int8":
-            rounded = int8.quantised(self._exact.part.to("cpu"), FullPrecision, ranges or {})
-            self._normalised = _Normalised(rounded, self.transform, self.layers).eval()
+        self._normalised = self._in_8_bits(ranges or {}) if precision == "int8" else self._exact
         self._normalised.to(self._device).to(memory_format=torch.channels_last)
-        self._compiled = None if precision == "int8" else self._compiled
-        self._precision = precision
         self._program: _Program = self._rows
         self.fixed_batch = None
+
+    def _in_8_bits(self, ranges: Ranges) -> _Normalised:
+        """One for all placings with the same ranges."""
+        if self._rounded is None or self._rounded[0] != ranges:
+            part = int8.quantised(self._exact.part.to("cpu"), FullPrecision, ranges)
+            self._rounded = dict(ranges), _Normalised(part, self.transform, self.layers).eval()
+            self._compiled = {placing: program for placing, program in self._compiled.items() if placing[2] != "int8"}
+        return self._rounded[1]
 
     def observed(self, images: np.ndarray) -> Ranges:
         found = int8.convolutions(self._exact.part, FullPrecision)
@@ -98,26 +101,31 @@ class Network(Backbone):
         return observer.ranges
 
     def compile(self, batch_size: int, runner: str = "compiled") -> None:
-        self._program = self._openvino(batch_size) if runner == "openvino" else self._by_torch()
+        placing = runner, str(self._device), self._precision, batch_size
+        if placing not in self._compiled:
+            self._compiled[placing] = self._by_openvino(batch_size) if runner == "openvino" else self._by_torch()
+        self._program = self._compiled[placing]
         self.fixed_batch = batch_size
 
     def _by_torch(self) -> _Program:
-        # One for all calls: a program that was made for this device and precision before is found in it.
-        self._compiled = self._compiled or torch.compile(self._rows, dynamic=False, options={"freezing": True})
-        return self._compiled
+        """The program of `_rows`, in code of its own.
 
-    def _openvino(self, batch_size: int) -> _Program:
-        key = (self._precision, batch_size)
-        if key not in self._by_openvino:
-            part = in_one_precision(self._exact.part, self._precision)
-            self._by_openvino[key] = openvino_runner.Program(
-                _Normalised(part, self.transform, self.layers).eval(),
-                [layer.name for layer in self.layers],
-                batch_size=batch_size,
-                image_size=self.transform.image_size,
-                precision=self._precision,
-            )
-        return self._by_openvino[key]
+        torch.compile keeps its programs with the code, whosever `self` is, and no more than eight of them: the ninth
+        network of a process would compute without being compiled, and only a warning would tell.
+        """
+        own = types.FunctionType(Network._rows.__code__.replace(), globals())
+        program: _Program = torch.compile(types.MethodType(own, self), dynamic=False, options={"freezing": True})
+        return program
+
+    def _by_openvino(self, batch_size: int) -> _Program:
+        part = in_one_precision(self._exact.part, self._precision)
+        return openvino_runner.Program(
+            _Normalised(part, self.transform, self.layers).eval(),
+            [layer.name for layer in self.layers],
+            batch_size=batch_size,
+            image_size=self.transform.image_size,
+            precision=self._precision,
+        )
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), ieee_fp32():

@@ -200,6 +200,14 @@ class FeatureOptions:
     view_seed: Annotated[
         int, typer.Option(help="Which crops, mirrors and colours.", metavar="<seed>", rich_help_panel=_BACKBONE)
     ] = 0
+    view_flip: Annotated[
+        bool,
+        typer.Option(
+            "--view-flip/--no-view-flip",
+            help="Whether views may be mirrored; not for digits, text and what else has a left and a right.",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)

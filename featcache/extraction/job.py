@@ -36,7 +36,7 @@ from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
-from featcache.extraction.plan import Plan, PlannedRows
+from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.resizing import Resizing
@@ -379,6 +379,7 @@ class Job:
             batch_size=self.tuner.largest,
             workers=self.tuner.workers,
             runner=self.spec.runner,
+            augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
             resizing=self.resizing,
             stages=self.stages,

@@ -65,10 +65,10 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for. `runner`: what makes the program of
-    `compile`. `view_seed` says which views of an image there are,
-    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A `tuner`
-    changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
+    `stages` is told what the consumer of `rows` waited for. `runner`: what makes the program of `compile`.
+    `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
+    the host). `decoder` may be shared with other pipelines. A `tuner` changes the size of batches, up to `batch_size`,
+    and the number of `workers` while `rows` are computed.
     """
 
     source: ImageSource
@@ -77,6 +77,7 @@ class Pipeline:
     batch_size: int
     workers: int
     runner: str = "eager"
+    augmentation: Augmentation = field(default_factory=Augmentation)
     view_seed: int = 0
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
@@ -196,7 +197,7 @@ class Pipeline:
     def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
         if expected is None:
             return self._resizing.prepared(image, cropped=False)
-        seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
+        seen = self.augmentation.view(image, digest=expected, number=view, seed=self.view_seed)
         return self._resizing.prepared(seen, cropped=view > 0)
 
     def _landed(self, decoded: _Decoded, blocks: list[Returning], samples: Sequence[Sample]) -> Rows:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -241,7 +241,7 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
     if backbone.stores_bytes and request.dtype is not None:
         raise InvalidOption(f"{backbone.name} stores uint8: --dtype does not apply", hint="leave --dtype out")
     digests = backbone.weights.digests if backbone.weights else {}
-    augmentation = described_augmentation(request.views)
+    augmentation = described_augmentation(request)
     return Spec(
         backbone=backbone.name,
         layers=tuple(
@@ -258,9 +258,19 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
     )
 
 
-def described_augmentation(views: int) -> dict[str, Any] | None:
-    """What a spec of so many views says of their augmentation; None for one, which is plain."""
-    return Augmentation().described() if views > 1 else None
+def described_augmentation(request: Request) -> dict[str, Any] | None:
+    """What the spec says of the views that are asked for; None where there is but the plain one."""
+    if request.views == 1:
+        return None
+    return (Augmentation() if request.view_flip else Augmentation(flip=0.0)).described()
+
+
+def augmentation_of(spec: Spec) -> Augmentation:
+    """How the views of such a spec are made. Raises InvalidOption where another version of featcache made them."""
+    described = spec.transform.get("augmentation", {})
+    if not isinstance(described, Mapping):
+        raise InvalidOption(f"expected the numbers of an augmentation in the spec, got {described!r}")
+    return Augmentation.of(described)
 
 
 def part_rows_for(backbone: Backbone) -> int:

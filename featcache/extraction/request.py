@@ -8,7 +8,7 @@ from typing import Literal
 
 from featcache.backbones.backbone import Backbone
 from featcache.cache.spec import Selection
-from featcache.errors import InvalidOption
+from featcache.errors import InvalidOption, UnknownName
 from featcache.images.sources import SPLITS, ImageSource, origin_of
 
 #: What computes a network: torch as it is, a program of torch.compile, or one of OpenVINO.
@@ -23,8 +23,8 @@ class Request:
 
     `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
     `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
-    image, the first of them plain, the others augmented as `view_seed` says.
-    Raises InvalidOption for a value that cannot be used.
+    image, the first of them plain, the others augmented as `view_seed` says, and mirrored only with `view_flip`.
+    Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
     """
 
     dataset: str | Path | ImageSource = "cifar10"
@@ -40,6 +40,7 @@ class Request:
     runner: str = "auto"
     views: int = 1
     view_seed: int = 0
+    view_flip: bool = True
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     select_seed: int = 0
@@ -56,16 +57,18 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
-        if unknown := set(self.splits or ()) - set(SPLITS):
-            raise InvalidOption(f"expected --split {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
+        for split in self.splits or ():
+            if split not in SPLITS:
+                raise UnknownName("split", split, SPLITS)
         if self.views > 1 and self.splits and "train" not in self.splits:
             raise InvalidOption(
                 f"only train images have views, and --split asks for {', '.join(self.splits)}",
                 hint="leave --views out, or add --split train",
             )
-        if self.views == 1 and self.view_seed:
+        if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
-                "--view-seed says nothing without --views: the only row of an image is the plain one",
+                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only row "
+                "of an image is the plain one",
                 hint="ask for some, for example --views 4",
             )
         # An order or a repetition means nothing here: equal requests are equal.
