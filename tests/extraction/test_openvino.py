@@ -80,6 +80,16 @@ def test_in_fp32_it_agrees_with_torch_to_rounding(network: Backbone) -> None:
         assert torch.allclose(values, exact[name], rtol=1e-4, atol=1e-5)
 
 
+def test_what_a_batch_gave_stays_when_the_next_is_computed(network: Backbone) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
+    network.place("cpu", "fp32")
+    network.compile(4, "openvino")
+    first = network.features(images[0])
+    before = {name: values.clone() for name, values in first.items()}
+    network.features(images[1])
+    assert all(torch.equal(values, before[name]) for name, values in first.items())
+
+
 def test_several_layers_come_out_under_their_names() -> None:
     network = load_backbone(
         "resnet18", weights="random:0", layers=("layer1", "avgpool"), image_size=64, weights_dir=Path()
