@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+# Processes of pytest-xdist ignore Ctrl-C; tests that send it to themselves must meet what a person's program does.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # No test asserts on time, and the first example of one may load a library.
 settings.register_profile("untimed", deadline=None)

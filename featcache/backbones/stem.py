@@ -9,10 +9,11 @@ the least of 64 images rises from 0.9984 to 0.9998.
 from __future__ import annotations
 
 from itertools import takewhile
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from featcache.backbones.layers import copied
 
@@ -47,24 +48,18 @@ class _InHalves(nn.Module):
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
-        weight = convolution.weight.detach()
-        high, low = _halves(weight)
-        self.convolution = nn.Conv2d(
-            3 * convolution.in_channels,
-            convolution.out_channels,
-            convolution.kernel_size,  # type: ignore[arg-type]  # a pair, which the stub calls a tuple of any length
-            stride=convolution.stride,  # type: ignore[arg-type]
-            padding=convolution.padding,  # type: ignore[arg-type]
-            dilation=convolution.dilation,  # type: ignore[arg-type]
-            bias=convolution.bias is not None,
-        )
-        self.convolution.weight = nn.Parameter(torch.cat([high, low, high], dim=1), requires_grad=False)
-        self.convolution.bias = convolution.bias
+        high, low = _halves(convolution.weight.detach())
+        self.register_buffer("weight", torch.cat([high, low, high], dim=1))
+        self.register_buffer("bias", convolution.bias)
+        self._moves: dict[str, Any] = {
+            "stride": convolution.stride,
+            "padding": convolution.padding,
+            "dilation": convolution.dilation,
+        }
 
     def forward(self, images: Tensor) -> Tensor:
         high, low = _halves(images)
-        result: Tensor = self.convolution(torch.cat([high, high, low], dim=1))
-        return result
+        return F.conv2d(torch.cat([high, high, low], dim=1), self.weight, self.bias, **self._moves)
 
 
 def _halves(values: Tensor) -> tuple[Tensor, Tensor]:

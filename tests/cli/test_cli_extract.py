@@ -195,7 +195,7 @@ def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str
     ("words", "expected"),
     [
         (("--limit", "0"), "--limit of at least 1, got 0"),
-        (("--split", "trian"), "train, val, test, got trian"),
+        (("--split", "trian"), "unknown split 'trian'"),
         (("--part-rows", "-1"), "--part-rows of at least 1, got -1"),
         (
             ("-b", "alexnet", "--weights", "alexnet=random", "--precision", "fp16", "--device", "cpu"),

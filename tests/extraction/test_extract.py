@@ -394,7 +394,6 @@ def test_without_waiting_a_busy_cache_is_an_error(request_: Request) -> None:
         {"limit": 0},
         {"dtype": "float64"},
         {"resize": "stretch"},
-        {"splits": ("training",)},
         {"image_size": -1},
     ],
 )

@@ -76,7 +76,7 @@ def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_
 
 def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    exact = {"dtype": "float32", "precision": "fp32", "compile": False}
+    exact = {"dtype": "float32", "precision": "fp32", "runner": "eager"}
     weights = {"resnet18": "random:1", "squeezenet1_1": "random:2"}
     deep = featcache.extract(house.pictures, list(weights), weights=weights, image_size=40, data_dir=data, **exact)  # type: ignore[call-overload]
     pixels = featcache.extract(house.pictures, "pixels", image_size=8, data_dir=data)
