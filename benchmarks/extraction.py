@@ -1,6 +1,6 @@
 """What extraction must show, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
 
-    speed:NETWORK  featcache, compiled, against the notebook's loop, the bare forward pass and a good script, in turns
+    speed:NETWORK  featcache against the notebook's loop, the bare forward pass and a good script, in turns
     precision      what bf16 and int8 cost: least cosine to fp32, and a head's test accuracy, on the same real images
     jpeg           640x480 photographs: what bounds the run, told by the run and measured apart
     pixels         all images of the zip at 32x32
@@ -86,6 +86,14 @@ class Setting:
         return replace(plain, **changes)
 
 
+# What featcache offers: a program of either compiler in the machine's own precision, and 8 bits.
+_WAYS: dict[str, dict[str, Any]] = {
+    "compiled": {"runner": "compiled"},
+    "openvino": {"runner": "openvino"},
+    "int8": {"precision": "int8"},
+}
+
+
 # --- the parts ---------------------------------------------------------------------------------------------
 
 
@@ -97,27 +105,26 @@ def speed(setting: Setting, network: str) -> dict[str, Any]:
         samples = list(source.samples("test"))[: sizes.images]
         batch = np.stack([backbone.resize(decode(source.read(one), one.id)) for one in samples[:BATCH]])
         backbone.place("cpu", resolve_precision("auto", "cpu"))
-        backbone.compile(BATCH)
         loop = network_of(network, weights)
         plain = Plain(network_of(network, weights), backbone, resolve_precision("auto", "cpu"))
         turns = []
         for turn in range(sizes.rounds):
-            alone = [bare(backbone, batch)]
-            request = setting.request(network, splits=("test",), limit=sizes.images, runner="compiled")
-            ours = featcache(request)
-            alone.append(bare(backbone, batch))
-            eight = featcache(replace(request, precision="int8"))
+            request = setting.request(network, splits=("test",), limit=sizes.images)
+            taken: dict[str, Any] = {}
+            for way, changes in _WAYS.items():
+                if "runner" in changes:
+                    backbone.compile(BATCH, changes["runner"])
+                    alone = bare(backbone, batch)
+                done = featcache(replace(request, **changes))
+                taken |= {way: done.images_per_s, f"{way}_whole": sizes.images / done.seconds}
+                if "runner" in changes:
+                    taken[f"{way}_bare"] = statistics.mean([alone, bare(backbone, batch)])
+                    taken |= {f"{way}_shares": done.shares, f"{way}_bound": done.bound}
             turns.append(
                 {
-                    "bare": statistics.mean(alone),
-                    "featcache": ours.images_per_s,
-                    "featcache_whole": sizes.images / ours.seconds,
-                    "featcache_int8": eight.images_per_s,
-                    "featcache_int8_whole": sizes.images / eight.seconds,
+                    **taken,
                     "plain_script": plain.run(source, samples),
                     "notebook": notebook(loop, source, samples[: sizes.notebook_images], backbone),
-                    "shares": ours.shares,
-                    "bound": ours.bound,
                 }
             )
             print(network, turn, turns[-1], flush=True)
@@ -127,13 +134,12 @@ def speed(setting: Setting, network: str) -> dict[str, Any]:
 
 def _ratios(turns: list[dict[str, Any]]) -> dict[str, float]:
     pairs = {
-        "over_notebook": ("featcache", "notebook"),
-        "of_bare": ("featcache", "bare"),
-        "over_plain_script": ("featcache", "plain_script"),
-        "whole_over_notebook": ("featcache_whole", "notebook"),
-        "int8_over_notebook": ("featcache_int8", "notebook"),
-        "int8_over_bf16": ("featcache_int8", "featcache"),
-        "int8_whole_over_notebook": ("featcache_int8_whole", "notebook"),
+        **{f"{way}_over_notebook": (way, "notebook") for way in _WAYS},
+        **{f"{way}_whole_over_notebook": (f"{way}_whole", "notebook") for way in _WAYS},
+        **{f"{way}_of_bare": (way, f"{way}_bare") for way, changes in _WAYS.items() if "runner" in changes},
+        "compiled_over_plain_script": ("compiled", "plain_script"),
+        "openvino_over_compiled": ("openvino", "compiled"),
+        "int8_over_compiled": ("int8", "compiled"),
     }
     return {
         name: round(statistics.median(turn[one] / turn[other] for turn in turns), 3)
@@ -280,8 +286,8 @@ def interrupt(setting: Setting) -> dict[str, Any]:
     network = ["-b", "vgg16", "--weights", setting.weights("vgg16"), "--split", "test"]
     stages = {
         "reading": (["-b", "pixels", "--image-size", "32"], "", 4.0),
-        "compiling": ([*network, "--compile"], "compiling vgg16", 6.0),
-        "computing": ([*network, "--limit", "2000", "--no-compile"], "bf16 against fp32", 4.0),
+        "compiling": ([*network, "--runner", "compiled"], "compiling vgg16", 6.0),
+        "computing": ([*network, "--limit", "2000", "--runner", "eager"], "bf16 against fp32", 4.0),
     }
     return {stage: _interrupted(setting, *told) for stage, told in stages.items()}
 

@@ -19,25 +19,36 @@ from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts
 from featcache.cache.stored import StoredFile
 from featcache.cache.trailer import Trailer
 
-LAYER = LayerSpec(name="avgpool", weights="0" * 64, shape=(2048,))
+FEATURE_DIM = 2048
 CLASSES = tuple(f"class {number}" for number in range(10))
-SPEC = Spec(
-    backbone="simulated", layers=(LAYER,), pool="none", transform={}, decoder="pillow", precision="fp32",
-    runner="eager", dtype="float16",
-)  # fmt: skip
 
 
-def sparse_cache(folder: Path, splits: dict[str, int], *, rows_per_shard: int) -> Path:
-    """Writes `<folder>` with `splits` rows each: (N, 2048) float16 zeros, ten classes in turn."""
+def spec_of(feature_dim: int) -> Spec:
+    """One layer of so many values."""
+    return Spec(
+        backbone="simulated",
+        layers=(LayerSpec(name="avgpool", weights="0" * 64, shape=(feature_dim,)),),
+        pool="none",
+        transform={},
+        decoder="pillow",
+        precision="fp32",
+        runner="eager",
+        dtype="float16",
+    )
+
+
+def sparse_cache(folder: Path, splits: dict[str, int], *, rows_per_shard: int, feature_dim: int = FEATURE_DIM) -> Path:
+    """Writes `<folder>` with `splits` rows each: (N, feature_dim) float16 zeros, ten classes in turn."""
+    spec = spec_of(feature_dim)
     folder.mkdir(parents=True)
     runs = [
         (split, first, min(rows_per_shard, rows - first))
         for split, rows in splits.items()
         for first in range(0, rows, rows_per_shard)
     ]
-    texts = _texts("simulated")
+    texts = _texts(spec, "simulated")
     shards = [
-        _shard(folder / f"{number:05d}.h5", *run, texts=_texts(f"simulated#shard-{number}-of-{len(runs)}"))
+        _shard(folder / f"{number:05d}.h5", spec, *run, texts=_texts(spec, f"simulated#shard-{number}-of-{len(runs)}"))
         for number, run in enumerate(runs)
     ]
     manifest = Manifest(texts=texts, shards=tuple(shards))
@@ -45,9 +56,9 @@ def sparse_cache(folder: Path, splits: dict[str, int], *, rows_per_shard: int) -
     return folder
 
 
-def _texts(source: str) -> dict[str, str]:
+def _texts(spec: Spec, source: str) -> dict[str, str]:
     return root_texts(
-        spec=SPEC,
+        spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
         set_name="simulated",
         classes=CLASSES,
@@ -56,13 +67,14 @@ def _texts(source: str) -> dict[str, str]:
     )
 
 
-def _shard(path: Path, split: str, first: int, rows: int, texts: dict[str, str]) -> Shard:
+def _shard(path: Path, spec: Spec, split: str, first: int, rows: int, texts: dict[str, str]) -> Shard:
     numbers = np.arange(first, first + rows)
-    tables = _tables(split, numbers)
+    tables = _tables(spec, split, numbers)
     ids = tables[f"{split}/ids"]
-    places = arrays_of(SPEC, {split: rows}, {split: ids.itemsize})
-    name = features_name(split, LAYER.name)
-    header = build_header(places, texts, {name: FeatureAttributes(shape=LAYER.shape)})
+    (layer,) = spec.layers
+    places = arrays_of(spec, {split: rows}, {split: ids.itemsize})
+    name = features_name(split, layer.name)
+    header = build_header(places, texts, {name: FeatureAttributes(shape=layer.shape)})
     end = max(place.offset + place.nbytes for place in header.arrays.values())
     with path.open("wb") as file:
         file.write(header.data)
@@ -76,16 +88,17 @@ def _shard(path: Path, split: str, first: int, rows: int, texts: dict[str, str])
     return Shard.of(opened)
 
 
-def _tables(split: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
+def _tables(spec: Spec, split: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
     digests = np.zeros((len(numbers), 32), np.uint8)
     digests[:, :8] = numbers.astype(">u8").view(np.uint8).reshape(-1, 8)
-    zeros = row_checksums(np.zeros((1, LAYER.feature_dim), SPEC.dtype))
+    (layer,) = spec.layers
+    zeros = row_checksums(np.zeros((1, layer.feature_dim), spec.dtype))
     text = np.char.mod(f"{split}/%09d.jpg", numbers)
     return {
         f"{split}/labels": (numbers % len(CLASSES)).astype("<i8"),
         f"{split}/ids": text.astype(np.bytes_),
         f"{split}/digests": digests,
-        checksums_name(split, LAYER.name): np.repeat(zeros, len(numbers)),
+        checksums_name(split, layer.name): np.repeat(zeros, len(numbers)),
     }
 
 

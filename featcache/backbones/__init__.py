@@ -38,9 +38,9 @@ def backbone_layers(name: str) -> BackboneLayers:
 
 def backbone_names() -> tuple[str, ...]:
     """Every backbone that can be named, sorted: torchvision's classification networks and `pixels`."""
-    from featcache.backbones.networks import network_names
+    from featcache.backbones.facts import TORCHVISION
 
-    return tuple(sorted([*network_names(), "pixels"]))
+    return tuple(sorted([*TORCHVISION, "pixels"]))
 
 
 def preset_transform(name: str, *, image_size: int | None = None, resize: Resize = "squash") -> Transform:

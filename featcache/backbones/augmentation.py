@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+
+from featcache.errors import InvalidOption
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -48,6 +50,17 @@ class Augmentation:
     def described(self) -> dict[str, Any]:
         """The numbers, as they enter a spec."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def of(cls, described: Mapping[str, Any]) -> Self:
+        """The augmentation that `described` described. Raises InvalidOption for anything else."""
+        numbers: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in described.items()
+        }
+        try:
+            return cls(**numbers)
+        except TypeError as error:
+            raise InvalidOption(f"this is no augmentation of this version of featcache: {error}") from error
 
     def view(self, image: Pixels, *, digest: bytes, number: int, seed: int) -> Pixels:
         """View `number` of a decoded image: (H, W, 3) uint8 -> (h, w, 3) uint8, a part of it, C-contiguous.

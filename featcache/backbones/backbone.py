@@ -75,11 +75,12 @@ class Backbone(ABC):
         """
         raise InvalidOption(f"{self.name} computes nothing in 8 bits", hint="leave --precision out")
 
-    def compile(self, batch_size: int) -> None:
-        """From now on one compiled program for `batch_size` images computes, until `place` is called again.
+    def compile(self, batch_size: int, runner: str = "compiled") -> None:
+        """From now on one program for `batch_size` images computes, until `place` is called again.
 
-        It is made when it first runs, which takes from many seconds to minutes; called again, it is taken up again.
-        Only where `compiles` says so.
+        `runner`: "compiled" (torch.compile) or "openvino" (bf16 and fp32 on a CPU). It is made when it first runs,
+        which takes from a second to minutes; called again, it is taken up again. Only where `compiles` says so.
+        Raises MissingExtra.
         """
         raise NotImplementedError(f"{self.name} computes nothing that could be compiled")
 

@@ -11,7 +11,6 @@ It needs no package besides torch: the kernels are those that torch.compile lowe
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
+from featcache.backbones.layers import copied
 from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def quantised(part: nn.Module, spared: type[nn.Module], ranges: Ranges) -> nn.Mo
 
     Raises InvalidOption for a convolution without a range.
     """
-    part = _copied(part)
+    part = copied(part)
     found = convolutions(part, spared)
     if missing := sorted(set(found) - set(ranges)):
         raise InvalidOption(
@@ -86,13 +86,6 @@ def quantised(part: nn.Module, spared: type[nn.Module], ranges: Ranges) -> nn.Mo
         part.delete_all_unused_submodules()
         part.recompile()
     return part
-
-
-def _copied(part: nn.Module) -> nn.Module:
-    """A graph of its own that shares the modules: those of torchvision's cannot be copied once they were changed."""
-    if isinstance(part, fx.GraphModule):
-        return fx.GraphModule(part, copy.deepcopy(part.graph)).eval()
-    return copy.deepcopy(part).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,6 +6,7 @@ device, never looked up in a table.
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from collections.abc import Mapping, Sequence
@@ -91,6 +92,16 @@ def cut(network: nn.Module, backbone: str, names: Sequence[str]) -> nn.Module:
     if len(names) > 1:
         _forbid_in_place(part)
     return part
+
+
+def copied(part: nn.Module) -> nn.Module:
+    """A copy in eval mode whose modules can be replaced; a graph shares them.
+
+    Torchvision's graphs cannot be copied once they were changed.
+    """
+    if isinstance(part, fx.GraphModule):
+        return fx.GraphModule(part, copy.deepcopy(part.graph)).eval()
+    return copy.deepcopy(part).eval()
 
 
 def fold_batch_norms(part: nn.Module) -> None:

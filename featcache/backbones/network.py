@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbones import int8, networks
+from featcache.backbones import int8, networks, openvino_runner
 from featcache.backbones import layers as layer_room
 from featcache.backbones.backbone import Backbone, WeightsRecord
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
+from featcache.backbones.stem import FullPrecision, in_one_precision, with_exact_stem
 from featcache.backbones.timm_networks import is_timm
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
@@ -27,9 +28,8 @@ from featcache.errors import InvalidOption, WeightsError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    _Program = Callable[[Tensor], dict[str, Tensor]]
 
-# Channels in and out: what is no wider costs little in fp32.
-_NARROW = 32
 _OBSERVED_AT_ONCE = 8
 
 
@@ -64,27 +64,31 @@ class Network(Backbone):
         self.warnings = warnings
         self.flops_per_image = count_flops(part, transform.image_size)
         layer_room.fold_batch_norms(part.eval())
-        exact = _with_exact_stem(part).requires_grad_(False)
+        exact = with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
-        self._normalised = self._exact
-        self._compiled: Callable[[Tensor], dict[str, Tensor]] | None = None
+        self._rounded: tuple[Ranges, _Normalised] | None = None
+        # By runner, device, precision and batch size: what was compiled for a placing is found again.
+        self._compiled: dict[tuple[str, str, str, int], _Program] = {}
         self.place("cpu", "fp32")
 
     def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
-        self._device = torch.device(device)
+        self._device, self._precision = torch.device(device), precision
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        # One for all placings: what was compiled for it is found again.
-        self._normalised = self._exact
-        if precision == "int8":
-            rounded = int8.quantised(self._exact.part.to("cpu"), _FullPrecision, ranges or {})
-            self._normalised = _Normalised(rounded, self.transform, self.layers).eval()
+        self._normalised = self._in_8_bits(ranges or {}) if precision == "int8" else self._exact
         self._normalised.to(self._device).to(memory_format=torch.channels_last)
-        self._compiled = None if precision == "int8" else self._compiled
-        self._program: Callable[[Tensor], dict[str, Tensor]] = self._rows
+        self._program: _Program = self._rows
         self.fixed_batch = None
 
+    def _in_8_bits(self, ranges: Ranges) -> _Normalised:
+        """One for all placings with the same ranges."""
+        if self._rounded is None or self._rounded[0] != ranges:
+            part = int8.quantised(self._exact.part.to("cpu"), FullPrecision, ranges)
+            self._rounded = dict(ranges), _Normalised(part, self.transform, self.layers).eval()
+            self._compiled = {placing: program for placing, program in self._compiled.items() if placing[2] != "int8"}
+        return self._rounded[1]
+
     def observed(self, images: np.ndarray) -> Ranges:
-        found = int8.convolutions(self._exact.part, _FullPrecision)
+        found = int8.convolutions(self._exact.part, FullPrecision)
         if not found:
             raise InvalidOption(
                 f"int8 computes convolutions in 8 bits, and {self.name} has none but its first",
@@ -96,11 +100,32 @@ class Network(Backbone):
                 self.features(images[start : start + _OBSERVED_AT_ONCE])
         return observer.ranges
 
-    def compile(self, batch_size: int) -> None:
-        # One for all calls: a program that was made for this device and precision before is found in it.
-        self._compiled = self._compiled or torch.compile(self._rows, dynamic=False, options={"freezing": True})
-        self._program = self._compiled
+    def compile(self, batch_size: int, runner: str = "compiled") -> None:
+        placing = runner, str(self._device), self._precision, batch_size
+        if placing not in self._compiled:
+            self._compiled[placing] = self._by_openvino(batch_size) if runner == "openvino" else self._by_torch()
+        self._program = self._compiled[placing]
         self.fixed_batch = batch_size
+
+    def _by_torch(self) -> _Program:
+        """The program of `_rows`, in code of its own.
+
+        torch.compile keeps its programs with the code, whosever `self` is, and no more than eight of them: the ninth
+        network of a process would compute without being compiled, and only a warning would tell.
+        """
+        own = types.FunctionType(Network._rows.__code__.replace(), globals())
+        program: _Program = torch.compile(types.MethodType(own, self), dynamic=False, options={"freezing": True})
+        return program
+
+    def _by_openvino(self, batch_size: int) -> _Program:
+        part = in_one_precision(self._exact.part, self._precision)
+        return openvino_runner.Program(
+            _Normalised(part, self.transform, self.layers).eval(),
+            [layer.name for layer in self.layers],
+            batch_size=batch_size,
+            image_size=self.transform.image_size,
+            precision=self._precision,
+        )
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         with torch.inference_mode(), ieee_fp32():
@@ -131,36 +156,6 @@ class _Normalised(nn.Module):
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self.part(self.transform.normalize(images))
         return {layer.name: layer.flatten(outputs[layer.name]).float() for layer in self.layers}
-
-
-class _FullPrecision(nn.Module):
-    """A module that autocast does not touch."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, enabled=False):
-            result: Tensor = self.inner(images.float())
-            return result
-
-
-def _with_exact_stem(part: nn.Module) -> nn.Module:
-    """Keeps the convolution that sees the pixels, and narrow ones right behind it, in fp32.
-
-    The first filters are differences of large, nearly equal numbers, so rounding their weights costs more than
-    rounding all other layers together: with VGG16 in bf16 the least cosine to fp32 is 0.99986 without this, 0.99997
-    with it, for half a percent of the arithmetic. With Inception v3, whose second convolution (32 channels to 32)
-    loses most, the least of 64 images rises from 0.9984 to 0.9998.
-    """
-    convolutions = [(path, module) for path, module in part.named_modules() if isinstance(module, nn.Conv2d)]
-    if not convolutions or convolutions[0][1].in_channels != 3:
-        return part
-    behind = takewhile(lambda one: max(one[1].in_channels, one[1].out_channels) <= _NARROW, convolutions[1:])
-    for path, module in [convolutions[0], *behind]:
-        part.set_submodule(path, _FullPrecision(module).eval())
-    return part
 
 
 def count_flops(part: nn.Module, image_size: int) -> int:

@@ -136,7 +136,10 @@ def build_random(name: str, seed: int) -> nn.Module:
 def _build(name: str, **options: Any) -> nn.Module:
     from torchvision.models import get_model
 
-    known = options if name in _TRANSFORM_INPUT else {}
+    known: dict[str, Any] = options if name in _TRANSFORM_INPUT else {}
+    if name.startswith("vit_"):
+        # It is built for images of one size, which is not 224 for every network's default weights.
+        known = {"image_size": preset(name).image_size}
     network: nn.Module = get_model(name, weights=None, **known)
     return network
 

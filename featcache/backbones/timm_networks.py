@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from featcache.backbones.facts import downloaded_by_torch
 from featcache.backbones.transforms import Transform
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName
 
@@ -126,12 +127,31 @@ def download(name: str) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _where(name: str) -> str:
+def default_weights(name: str) -> str | None:
+    """Where the default weights lie: a repository of the hub, or an address; None where timm has none."""
     tags = _tags(name) if "." not in name else [name]
     if not tags:
-        raise DownloadError(f"timm has no weights for {name}", hint="--weights PATH, or --weights random")
+        return None
     found = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
     return str(found.hf_hub_id or found.url or name)
+
+
+def is_downloaded(name: str) -> bool:
+    """Whether the default weights are on this machine already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
+    if not found.hf_hub_id:
+        return found.url is not None and downloaded_by_torch(found.url.rpartition("/")[2]).is_file()
+    files = [found.hf_hub_filename] if found.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    return any(isinstance(try_to_load_from_cache(found.hf_hub_id, file), str) for file in files)
+
+
+def _where(name: str) -> str:
+    found = default_weights(name)
+    if found is None:
+        raise DownloadError(f"timm has no weights for {name}", hint="--weights PATH, or --weights random")
+    return found
 
 
 def _built(name: str, **options: Any) -> nn.Module:

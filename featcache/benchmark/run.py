@@ -47,7 +47,7 @@ def run_benchmark(
         cold = run_apart(ways.cold, task, inner)
         features = cold.result.features
         # Everybody else computes features as the cache does.
-        task = replace(task, runner="compiled" if features.runner == "compiled" else "eager")
+        task = replace(task, runner=features.runner)
         told.say(f"2/{_STEPS} cached, warm: one head of {scenario.epochs} epochs")
         warm = run_apart(ways.warm, (task, cold.result.cache), inner)
         told.say(f"3/{_STEPS} end to end as a notebook does it: {_sampled(scenario)}")

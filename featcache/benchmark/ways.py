@@ -45,7 +45,6 @@ from featcache.heads.sweeping import sweep_heads
 from featcache.images import open_source
 from featcache.images.sources import Sample
 
-Runner = Literal["auto", "eager", "compiled"]
 Dtype = Literal["float16", "float32"]
 
 # What end to end computes in fp32 is compared with features that are stored as they were computed.
@@ -60,7 +59,7 @@ class Task:
 
     scenario: Scenario
     data_dir: Path
-    runner: Runner = "auto"
+    runner: str = "auto"
 
     def request(self, images: int, *, precision: str = "auto", dtype: Dtype = "float16") -> Request:
         """The features of so many images of each split."""
@@ -237,7 +236,7 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
         prepared(request, Execution(device=task.scenario.device), reporter) as job,
         closing(_pipeline(job)) as pipeline,
     ):
-        if job.spec.runner == "compiled":
+        if job.spec.runner != "eager":
             pipeline.compile()
         forward = TunedForward(pipeline, device=task.place)
         samples = cut_samples(selected(job.source, request), task.sampled)
@@ -257,6 +256,7 @@ def _pipeline(job: Job) -> Pipeline:
         backbone=job.backbone,
         dtype="float32",
         batch_size=job.tuner.largest,
+        runner=job.spec.runner,
         workers=job.tuner.workers,
         resizing=job.resizing,
         tuner=job.tuner,

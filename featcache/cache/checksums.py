@@ -33,13 +33,20 @@ def row_digests(images: Digests, views: int) -> Digests:
     rows are found by digest and no view is taken for another.
     """
     images = as_digests(images)
-    rows = np.empty((len(images), views, DIGEST_BYTES), np.uint8)
-    rows[:, 0] = images
-    for view in range(1, views):
-        number = view.to_bytes(4, "little")
-        joined = b"".join(hashlib.sha256(image.tobytes() + number).digest() for image in images)
-        rows[:, view] = np.frombuffer(joined, np.uint8).reshape(-1, DIGEST_BYTES)
-    return rows.reshape(-1, DIGEST_BYTES)
+    if views == 1:
+        return images
+    return view_digests(np.repeat(images, views, axis=0), np.tile(np.arange(views), len(images)))
+
+
+def view_digests(images: Digests, views: npt.NDArray[np.int64]) -> Digests:
+    """The same row by row: the digests (n, 32) of the images behind rows, and which view each is (n,) -> (n, 32)."""
+    images = as_digests(images)
+    augmented = np.flatnonzero(views)
+    rows = images.copy() if len(augmented) else images
+    for row in augmented.tolist():
+        content = rows[row].tobytes() + int(views[row]).to_bytes(4, "little")
+        rows[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+    return rows
 
 
 def row_checksums(rows: Array) -> Checksums:

@@ -1,26 +1,23 @@
 """What the shell offers at the tab key: names of backbones, data sets, caches, runs, heads and recipes.
 
-It has to be there at once, so nothing here imports torch: torchvision's networks are read from its files.
+It has to be there at once, so nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import typer
 
-# How torchvision declares a network that has a name.
-_REGISTERED = re.compile(r"^@register_model\([^)]*\)\n(?:@[^\n]*\n)*def (\w+)\(", re.MULTILINE)
-
 
 def backbones(incomplete: str) -> list[str]:
     """Torchvision's classification networks and pixels."""
-    return _starting([*_networks(), "pixels"], incomplete)
+    from featcache.backbones import backbone_names
+
+    return _starting(backbone_names(), incomplete)
 
 
 def datasets(incomplete: str) -> list[str]:
@@ -79,12 +76,3 @@ def _paths(incomplete: str) -> list[str]:
 def _folder(context: typer.Context, option: str, variable: str | None, default: str) -> Path:
     said = context.params.get(option)
     return Path(said or (os.environ.get(variable) if variable else None) or default)
-
-
-def _networks() -> list[str]:
-    found = importlib.util.find_spec("torchvision")
-    if found is None or not found.submodule_search_locations:
-        return []
-    # Straight in models/: its folders hold detection, segmentation, video and quantised networks.
-    files = (Path(found.submodule_search_locations[0]) / "models").glob("*.py")
-    return [name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))]

@@ -172,12 +172,19 @@ class FeatureOptions:
             rich_help_panel=_BACKBONE,
         ),
     ] = "auto"
+    runner: Annotated[
+        Literal["auto", "eager", "compiled", "openvino"],
+        typer.Option(
+            help="What computes: torch as it is (eager), compiled first (a minute), or OpenVINO (CPUs, an extra, a "
+            "second to start). auto: the fastest for so many images.",
+            metavar="<runner>",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = "auto"
     compile: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile",
-            help="Compile the network first, which takes a minute. [default: if the images are many enough to pay]",
-            rich_help_panel=_BACKBONE,
+            "--compile/--no-compile", help="Short for --runner compiled, or eager.", rich_help_panel=_BACKBONE
         ),
     ] = None
     views: Annotated[
@@ -193,6 +200,14 @@ class FeatureOptions:
     view_seed: Annotated[
         int, typer.Option(help="Which crops, mirrors and colours.", metavar="<seed>", rich_help_panel=_BACKBONE)
     ] = 0
+    view_flip: Annotated[
+        bool,
+        typer.Option(
+            "--view-flip/--no-view-flip",
+            help="Whether views may be mirrored; not for digits, text and what else has a left and a right.",
+            rich_help_panel=_BACKBONE,
+        ),
+    ] = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -391,10 +406,20 @@ def number_or_auto(text: str, option: str) -> int | None:
 def requested(what: BackboneOptions, images: ImageOptions, common: Common) -> dict[str, Any]:
     """The options as `featcache.extraction.request.Request` wants them."""
     said = dataclasses.asdict(what) | dataclasses.asdict(images)
-    compiled = said.pop("compile")
-    said["runner"] = "auto" if compiled is None else "compiled" if compiled else "eager"
+    said["runner"] = _runner(said["runner"], said.pop("compile"))
     said["layers"] = tuple(said.pop("layer") or ())
     said["splits"] = tuple(said.pop("split") or ()) or None
     said["backbone"] = said["backbone"] or "vgg16"
     said["dataset"] = said["dataset"] or "cifar10"
     return said | {"data_dir": common.data_dir}
+
+
+def _runner(named: str, compiled: bool | None) -> str:
+    if compiled is None:
+        return named
+    short = "compiled" if compiled else "eager"
+    if named not in ("auto", short):
+        raise typer.BadParameter(
+            f"contradicts --{'' if compiled else 'no-'}compile, which means {short}", param_hint="--runner"
+        )
+    return short

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -54,14 +55,26 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
         print_line(f"{name.ljust(width)}  {value}".rstrip())
 
 
-def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str]) -> None:
-    """Columns on stdout, as wide as their content; a column whose cells are all numbers stands to the right."""
+def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str], optional: int = 0) -> None:
+    """Columns on stdout, as wide as their content; a column whose cells are all numbers stands to the right.
+
+    In a terminal that is too narrow, as many of the last `optional` columns are left out as must be.
+    """
     columns = [[name, *cells] for name, cells in zip(header, zip(*rows, strict=True), strict=True)]
-    aligned = [_aligned(column) for column in columns]
+    aligned = _fitting([_aligned(column) for column in columns], optional)
     for number, row in enumerate(zip(*aligned, strict=True)):
         print_line("  ".join(row).rstrip())
         if number == 0:
             print_line("  ".join("-" * len(cell) for cell in row))
+
+
+def _fitting(columns: list[list[str]], optional: int) -> list[list[str]]:
+    if sys.stdout is None or not sys.stdout.isatty():
+        return columns
+    room = shutil.get_terminal_size().columns
+    while optional and sum(len(column[0]) + 2 for column in columns) - 2 > room:
+        columns, optional = columns[:-1], optional - 1
+    return columns
 
 
 def _aligned(column: Sequence[str]) -> list[str]:

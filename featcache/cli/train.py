@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -217,7 +218,10 @@ def register(app: typer.Typer) -> None:
             if resume is not None:
                 run = _resumed(resume, context, common, listeners)
             else:
-                options = _chosen(cache, beside or (), recipe, context, head, what, images, common, concat=concat)
+                known = None if recipe is None else _recipe(recipe)
+                options = _chosen(cache, beside or (), known, context, head, what, images, common, concat=concat)
+                if known is not None and (doubt := known.width_doubt(_width(options))):
+                    terminal.warn(doubt)
                 settings = {"threads": number_or_auto(threads, "--threads"), "tensorboard": tensorboard}
                 run = _trained(options | settings, common, listeners)
         if common.json:
@@ -250,7 +254,7 @@ def _resumed(run: str, context: typer.Context, common: Common, listeners: dict[s
 def _chosen(
     cache: str | None,
     beside: Sequence[str],
-    recipe: str | None,
+    recipe: Recipe | None,
     context: typer.Context,
     head: HeadOptions,
     what: BackboneOptions,
@@ -261,13 +265,11 @@ def _chosen(
 ) -> dict[str, Any]:
     """What is trained on what, as `featcache.train_head` takes it."""
     from featcache.extraction import matching
-    from featcache.heads.recipes import recipe as recipe_called
 
-    known = None if recipe is None else recipe_called(recipe)
-    found = find(cache, what, images, common, known)
+    found = find(cache, what, images, common, recipe)
     others = [matching.by_name(common.features_dir, name).path for name in beside]
     layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
-    settings = asdict(head) | ({} if known is None else _left_to(known, context))
+    settings = asdict(head) | ({} if recipe is None else _left_to(recipe, context))
     return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
 
@@ -294,6 +296,24 @@ def find(
     wanted = None if recipe is None else recipe.backbone
     only = matching.only_cache(common.features_dir, wanted) if said_nothing else None
     return only or matching.by_request(Request(**requested(_completed(what, recipe), images, common)))
+
+
+def _recipe(name: str) -> Recipe:
+    from featcache.heads.recipes import recipe
+
+    return recipe(name)
+
+
+def _width(options: Mapping[str, Any]) -> int:
+    """D of the features that a head with these options is trained on."""
+    from featcache.cache.reader import FeatureCache
+    from featcache.heads.joining import choose_columns
+
+    with ExitStack() as opened:
+        caches = [opened.enter_context(FeatureCache.open(path)) for path in (options["cache"], *options["beside"])]
+        layers = None if options["layer"] is None else tuple(options["layer"])
+        columns = choose_columns(caches, layers)
+        return sum(one.cache.spec.layer(name).feature_dim for one in columns for name in one.layers)
 
 
 def _left_to(recipe: Recipe, context: typer.Context) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featcache.backbones import openvino_runner
 from featcache.backbones.transforms import Transform
 from featcache.extraction import compilation, devices
 from featcache.images.decoding import decode
@@ -93,7 +94,7 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
     """Looks and measures, `moment_s` seconds for each speed. Raises nothing that a sick machine could cause."""
     device = devices.resolve_device("auto")
     precision = devices.resolve_precision("auto", device)
-    details = devices.provenance(device)
+    details = devices.provenance(device, *(("openvino",) if openvino_runner.installed() else ()))
     home = _existing(data_dir)
     return Checkup(
         device=device,

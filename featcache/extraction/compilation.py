@@ -1,4 +1,4 @@
-"""Whether compiling the network pays: a minute first, a few per cent less for every image after."""
+"""Whether compiling the network pays: seconds or a minute first, some per cent less for every image after."""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ import shutil
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import dataclass
 
+from featcache.backbones import openvino_runner
 from featcache.backbones.backbone import Backbone
+from featcache.errors import InvalidOption
 from featcache.extraction import devices
 from featcache.extraction.reporting import Reporter
 
-# VGG16 took 44 s to compile on two busy cores.
-_COMPILE_S = 40.0
-# The share of the time that compiled VGG16 saves in bf16 on a CPU (12.3 to 13.4 images/s); other networks save more.
-_SAVED = 0.08
+
+@dataclass(frozen=True, kw_only=True)
+class _Gain:
+    """Seconds before the first batch, and the share of eager VGG16's time in bf16 on a CPU that is saved after."""
+
+    start_s: float
+    saved: float
+
+
+# VGG16 took 44 s to compile on two busy cores; other networks save more.
+_GAINS = {"compiled": _Gain(start_s=40.0, saved=0.08), "openvino": _Gain(start_s=4.0, saved=0.22)}
 _GFLOPS_PER_CORE = {"int8": 330.0, "bf16": 190.0, "fp32": 95.0}
 
 
@@ -48,31 +58,50 @@ def beside(work: Callable[[], object]) -> None:
     done.result()
 
 
-def break_even(backbone: Backbone, precision: str) -> int:
-    """From how many images on compiling pays on this machine's CPU; an estimate."""
+def break_even(runner: str, backbone: Backbone, precision: str) -> int:
+    """From how many images on compiling with `runner` pays on this machine's CPU; an estimate."""
+    gain = _GAINS[runner]
     speed = devices.cores() * _GFLOPS_PER_CORE.get(precision, 95.0) * 1e9
-    saved_s = _SAVED * max(backbone.flops_per_image, 1) / speed
-    return round(_COMPILE_S / saved_s)
+    return round(gain.start_s / (gain.saved * max(backbone.flops_per_image, 1) / speed))
 
 
 def resolve_runner(
     said: str, backbone: Backbone, *, device: str, precision: str, images: Callable[[], int], reporter: Reporter
 ) -> str:
-    """ "eager" or "compiled": what was said, or what pays for so many `images`; eager where nothing can compile.
+    """One of RUNNERS: what was said, or what pays for so many `images`; eager where torch cannot compile.
 
     Only CPUs are decided for by themselves: what compiling gains on a GPU has not been measured.
+    Raises InvalidOption and MissingExtra where OpenVINO was asked for and cannot compute.
     """
     if said == "eager" or not backbone.compiles:
         return "eager"
-    if said == "auto" and not _pays(backbone, device, precision, images):
-        return "eager"
-    if device == "cpu" and compiler() is None:
+    runner = _fastest(backbone, device, precision, images) if said == "auto" else said
+    if runner == "openvino":
+        _require_openvino(device, precision)
+    if runner == "compiled" and device == "cpu" and compiler() is None:
         reporter.warn("there is no C++ compiler, so the network is not compiled: some per cent slower")
         return "eager"
-    return "compiled"
+    return runner
 
 
-def _pays(backbone: Backbone, device: str, precision: str, images: Callable[[], int]) -> bool:
+def _fastest(backbone: Backbone, device: str, precision: str, images: Callable[[], int]) -> str:
     named = backbone.weights is not None and not backbone.weights.source.startswith("module:")
     # One's own module may do what cannot be compiled: it is only tried when asked.
-    return device == "cpu" and named and images() >= break_even(backbone, precision)
+    if device != "cpu" or not named:
+        return "eager"
+    count = images()
+    # In fp32 OpenVINO's gain has not been measured.
+    if precision == "bf16" and openvino_runner.installed() and count >= break_even("openvino", backbone, precision):
+        return "openvino"
+    return "compiled" if count >= break_even("compiled", backbone, precision) else "eager"
+
+
+def _require_openvino(device: str, precision: str) -> None:
+    if device != "cpu":
+        raise InvalidOption(f"OpenVINO computes on the CPU here, got --device {device}", hint="leave --runner out")
+    if precision not in openvino_runner.PRECISIONS:
+        raise InvalidOption(
+            f"expected --precision {' or '.join(openvino_runner.PRECISIONS)} with --runner openvino, got {precision}",
+            hint="leave --runner out",
+        )
+    openvino_runner.require()

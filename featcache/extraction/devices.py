@@ -133,13 +133,13 @@ def _multiplies_bf16(device: str) -> bool:
     return False
 
 
-def provenance(device: str) -> dict[str, Any]:
-    """Versions and hardware: recorded and shown, no part of a cache's identity."""
+def provenance(device: str, *also: str) -> dict[str, Any]:
+    """Versions (of packages `also`) and hardware: recorded and shown, no part of a cache's identity."""
     from importlib.metadata import version
 
     import torch
 
-    packages = ("featcache", "torch", "torchvision", "numpy", "h5py", "pillow")
+    packages = ("featcache", "torch", "torchvision", "numpy", "h5py", "pillow", *also)
     return {
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "processor": _cpu_name(),

@@ -36,13 +36,13 @@ from featcache.extraction import devices, drift
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
-from featcache.extraction.plan import Plan
+from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.resizing import Resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
-from featcache.extraction.shares import Share
+from featcache.extraction.shares import Share, rows_in, rows_of
 from featcache.extraction.stages import Stages, Stopwatch
 from featcache.extraction.tuning import Tuner
 from featcache.extraction.tuning_memory import circumstances, remember
@@ -125,7 +125,7 @@ class Job:
             return hit
         missing = self.missing(plan, standing)
         if self.share is not None:
-            return (yield from self._do_share(plan, missing, self.share))
+            return (yield from self._do_share(plan, plan.distinct(missing), self.share))
         self._say_what_stands(plan.rows, len(missing))
         self._require_room(plan.rows, len(missing))
         failures: list[tuple[Sample, Failure]] = []
@@ -133,7 +133,7 @@ class Job:
         if self.assembles_only:
             failures = self._unusable(plan, missing)
         elif len(missing):
-            failures, rate = yield from self._compute(plan, _distinct(plan, missing))
+            failures, rate = yield from self._compute(plan, plan.distinct(missing))
             computed = len(missing) - len(failures)
         cache = self._assemble(plan, failures)
         return self._result(cache, computed=computed, rate=rate)
@@ -142,9 +142,9 @@ class Job:
         """All steps in one go; the caller holds the lock."""
         return _last(self.steps())
 
-    def run_share(self, share: Share, missing: npt.NDArray[np.int64]) -> Extraction:
-        """Computes what of the rows `missing` is `share`'s; nothing is looked up, nothing assembled."""
-        return _last(self._do_share(self.plan, missing, share))
+    def run_share(self, share: Share, wanted: npt.NDArray[np.int64]) -> Extraction:
+        """Computes what of the rows `wanted` (all different) is `share`'s; nothing is looked up, nothing assembled."""
+        return _last(self._do_share(self.plan, wanted, share))
 
     def hit(self, standing: FeatureCache | None) -> Extraction | None:
         """The result where every row is in one finished cache already."""
@@ -155,16 +155,15 @@ class Job:
         wider = self.wider_cache(self.plan)
         return None if wider is None else self._result(wider, computed=0, rate=None)
 
-    def _do_share(self, plan: Plan, missing: npt.NDArray[np.int64], share: Share) -> Steps:
-        rows = np.arange(plan.rows)[share.owns(np.arange(plan.rows) // self.part_rows)]
-        mine = _distinct(plan, missing)
-        mine = mine[share.owns(mine // self.part_rows)]
-        self._say_what_stands(len(rows), len(mine))
+    def _do_share(self, plan: Plan, wanted: npt.NDArray[np.int64], share: Share) -> Steps:
+        units = share.units(-(-plan.rows // self.part_rows))
+        rows, mine = rows_of(units, plan.rows, self.part_rows), rows_in(units, wanted, self.part_rows)
+        self._say_what_stands(rows, len(mine))
         self._require_room(0, len(mine))
         failures, rate = (yield from self._compute(plan, mine)) if len(mine) else ([], None)
         computed = len(mine) - len(failures)
         return self._share_result(
-            plan, computed=computed, reused=len(rows) - len(mine), lost=self._lost(plan, failures), rate=rate
+            plan, computed=computed, reused=rows - len(mine), lost=self._lost(plan, failures), rate=rate
         )
 
     def missing(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
@@ -274,23 +273,21 @@ class Job:
         self, plan: Plan, rows: npt.NDArray[np.int64]
     ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
         """Writes parts for these rows; what failed, and images per second."""
-        samples, digests = plan.all_samples(), plan.all_digests()
-        wanted = samples.take(rows)
-        images, views = plan.all_images()[rows], plan.all_views()[rows]
+        wanted = plan.at(rows)
         failures: list[Failure] = []
         done = 0
         self.tuner.limit_to(len(rows))
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
-            self._measure_drift(pipeline, wanted, images, views)
+            self._measure_drift(pipeline, wanted)
             self.begin(plan)
-            self.images.decoder.expect(images)
+            self.images.decoder.expect(wanted.images)
             yield from self._pausing(_BEGUN)
             began = self._watch.read()
             forecast = Forecast(total=len(rows), clock=self._watch.read)
-            with self._part_writer(rows, digests[rows]) as writer:
+            with self._part_writer(rows, wanted.digests) as writer:
                 try:
-                    for block in pipeline.rows(wanted, images, views):
+                    for block in pipeline.rows(wanted.samples, wanted.images, wanted.views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
                         done += len(block.index) + len(block.failures)
@@ -303,21 +300,20 @@ class Job:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
         rate = len(rows) / max(self._watch.read() - began, 1e-9)
-        return [(wanted[failure.row], failure) for failure in failures], rate
+        return [(wanted.samples[failure.row], failure) for failure in failures], rate
 
     def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[tuple[Sample, Failure]]:
         """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
-        samples = plan.all_samples().take(rows)
-        images, views = plan.all_images()[rows], plan.all_views()[rows]
+        asked = plan.at(rows)
         with closing(self._pipeline()) as pipeline:
-            failures = list(self._accepted(pipeline.failures(samples, images, views)))
+            failures = list(self._accepted(pipeline.failures(asked.samples, asked.images, asked.views)))
         if len(failures) < len(rows):
             raise CacheIncomplete(
                 f"{len(rows) - len(failures):,} of {plan.rows:,} rows are missing, "
                 f"in {len(self.units(rows)):,} of {-(-plan.rows // self.part_rows):,} parts",
                 hint="run the shards that have not ended, or `featcache extract` with the same options",
             )
-        return [(samples[failure.row], failure) for failure in failures]
+        return [(asked.samples[failure.row], failure) for failure in failures]
 
     def _remember_tuning(self) -> None:
         if (found := self.tuner.news()) is not None:
@@ -330,24 +326,20 @@ class Job:
         self._watch.start()
 
     def _compile(self, pipeline: Pipeline) -> None:
-        if self.spec.runner == "compiled" and self.backbone.fixed_batch is None:
+        if self.spec.runner != "eager" and self.backbone.fixed_batch is None:
             began = time.monotonic()
-            self.reporter.say(f"compiling {self.backbone.name}, which takes a minute (--no-compile: not at all)")
+            by = "OpenVINO, which takes seconds" if self.spec.runner == "openvino" else "torch, which takes a minute"
+            self.reporter.say(f"compiling {self.backbone.name} by {by} (--runner eager: not at all)")
             pipeline.compile()
             self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
 
-    def _measure_drift(
-        self,
-        pipeline: Pipeline,
-        samples: Sequence[Sample],
-        digests: npt.NDArray[np.uint8],
-        views: npt.NDArray[np.int64],
-    ) -> None:
+    def _measure_drift(self, pipeline: Pipeline, wanted: PlannedRows) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
         if self.spec.precision not in ("bf16", "fp16", "int8") or self._drift is not None:
             return
-        rows = drift.sample_of(len(samples))
-        images = pipeline.images([samples[row] for row in rows], digests[rows], views[rows])
+        rows = drift.sample_of(len(wanted.samples))
+        some = [wanted.samples[row] for row in rows]
+        images = pipeline.images(some, wanted.images[rows], wanted.views[rows])
         if not len(images):
             return
 
@@ -359,7 +351,7 @@ class Job:
         finally:
             self.backbone.place(self.device, self.spec.precision, self.spec.ranges)
             if program is not None:
-                self.backbone.compile(pipeline.batch_size)
+                self.backbone.compile(pipeline.batch_size, self.spec.runner)
         found = drift.measured(self.spec.precision, exact, rounded)
         found.require(self.min_cosine)
         self.reporter.say(str(found))
@@ -386,6 +378,8 @@ class Job:
             dtype=self.spec.dtype,
             batch_size=self.tuner.largest,
             workers=self.tuner.workers,
+            runner=self.spec.runner,
+            augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
             resizing=self.resizing,
             stages=self.stages,
@@ -487,7 +481,8 @@ class Job:
 
     def computed_by(self) -> dict[str, Any]:
         """The part of the provenance that belongs to rows rather than to a cache."""
-        return {"drift": self._drift, **devices.provenance(self.device)}
+        also = ("openvino",) if self.spec.runner == "openvino" else ()
+        return {"drift": self._drift, **devices.provenance(self.device, *also)}
 
     def _share_result(
         self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None
@@ -524,12 +519,6 @@ class Job:
             bound=self.stages.bound,
             drift=cache.provenance.get("drift"),
         )
-
-
-def _distinct(plan: Plan, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Those of the rows that have to be computed, ascending: an image that stands twice in the set only once."""
-    _, first = np.unique(plan.all_digests()[rows], axis=0, return_index=True)
-    return rows[np.sort(first)]
 
 
 def _last(steps: Steps) -> Extraction:

@@ -181,7 +181,7 @@ def _fits(entry: CacheEntry, request: Request, asked: _Asked) -> bool:
     said = (asked.pool, request.resize, dtype, request.views, request.spec_view_seed)
     if (spec.pool, spec.transform["resize"], spec.dtype, spec.views, spec.view_seed) != said:
         return False
-    if spec.transform.get("augmentation") != described_augmentation(request.views):
+    if spec.transform.get("augmentation") != described_augmentation(request):
         return False
     if asked.image_size is not None and spec.transform["image_size"] != asked.image_size:
         return False
@@ -256,7 +256,9 @@ def as_command(request: Request) -> str:
         if value != getattr(defaults, option):
             words += [f"--{option.replace('_', '-')}", str(value)]
     if request.runner != defaults.runner:
-        words.append({"compiled": "--compile", "eager": "--no-compile"}[request.runner])
+        words += ["--runner", request.runner]
+    if not request.view_flip:
+        words.append("--no-view-flip")
     if request.data_dir != defaults.data_dir:
         words += ["--data-dir", str(request.data_dir)]
     return shlex.join(words)

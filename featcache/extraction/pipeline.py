@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
-from featcache.errors import ExtractionError, ImageError
+from featcache.errors import ExtractionError, FeatcacheError, ImageError
 from featcache.extraction.compilation import beside
 from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
@@ -65,9 +65,10 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for. `view_seed` says which views of an image there are,
-    `resizing` where images are resized (None: on the host). `decoder` may be shared with other pipelines. A `tuner`
-    changes the size of batches, up to `batch_size`, and the number of `workers` while `rows` are computed.
+    `stages` is told what the consumer of `rows` waited for. `runner`: what makes the program of `compile`.
+    `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
+    the host). `decoder` may be shared with other pipelines. A `tuner` changes the size of batches, up to `batch_size`,
+    and the number of `workers` while `rows` are computed.
     """
 
     source: ImageSource
@@ -75,6 +76,8 @@ class Pipeline:
     dtype: str
     batch_size: int
     workers: int
+    runner: str = "eager"
+    augmentation: Augmentation = field(default_factory=Augmentation)
     view_seed: int = 0
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
@@ -134,16 +137,16 @@ class Pipeline:
     def compile(self) -> None:
         """Makes one program of the backbone for this batch size, and runs it once. Raises ExtractionError."""
         side = self.backbone.transform.image_size
-        self.backbone.compile(self.batch_size)
+        self.backbone.compile(self.batch_size, self.runner)
         try:
             beside(lambda: self.features(np.zeros((1, side, side, 3), np.uint8), "float32"))
-        except ExtractionError:
+        except FeatcacheError:
             raise
         except Exception as error:
             # Whatever a compiler may raise.
             raise ExtractionError(
                 f"{self.backbone.name} cannot be compiled: {str(error).strip().splitlines()[0]}",
-                hint="extract with --no-compile",
+                hint="extract with --runner eager",
             ) from error
 
     def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
@@ -194,7 +197,7 @@ class Pipeline:
     def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
         if expected is None:
             return self._resizing.prepared(image, cropped=False)
-        seen = Augmentation().view(image, digest=expected, number=view, seed=self.view_seed)
+        seen = self.augmentation.view(image, digest=expected, number=view, seed=self.view_seed)
         return self._resizing.prepared(seen, cropped=view > 0)
 
     def _landed(self, decoded: _Decoded, blocks: list[Returning], samples: Sequence[Sample]) -> Rows:
@@ -241,7 +244,7 @@ class Pipeline:
                 ) from error
         self.batch_size = max(_LEAST_BATCH, self.batch_size // 2)
         if self.backbone.fixed_batch is not None:
-            self.backbone.compile(self.batch_size)
+            self.backbone.compile(self.batch_size, self.runner)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None

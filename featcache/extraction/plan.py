@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
-from featcache.cache.checksums import row_digests
+from featcache.cache.checksums import row_digests, view_digests
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.index import DigestIndex, index_path, keys_of, save
@@ -27,9 +27,23 @@ from featcache.images.selection import select
 from featcache.images.sources import SPLITS, ImageSource, Sample, digest
 
 _CHUNK = 256
+_LOOKED_UP_AT_ONCE = 1 << 16
 # What losing one part costs: half a minute on a machine that computes 60 GFLOP a second.
 _PART_FLOPS = 30 * 60e9
 _PART_ROWS = (64, 8192)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PlannedRows:
+    """Some rows of a plan: the sample behind each, the digest of its image and the row's own, (n, 32) uint8 each.
+
+    `views` (n,): which view of its image each row is; 0 is the plain one.
+    """
+
+    samples: SampleRows
+    images: npt.NDArray[np.uint8]
+    digests: npt.NDArray[np.uint8]
+    views: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,15 +83,37 @@ class Plan:
         some = [np.repeat(digests, self.views_in(split), axis=0) for split, digests in self.digests.items()]
         return np.concatenate([np.empty((0, 32), np.uint8), *some])
 
-    def all_views(self) -> npt.NDArray[np.int64]:
-        """(rows,): which view of its image each row is; 0 is the plain one."""
-        some = [np.tile(np.arange(self.views_in(split)), len(samples)) for split, samples in self.samples.items()]
-        return np.concatenate([np.empty(0, np.int64), *some])
+    def at(self, rows: npt.NDArray[np.int64]) -> PlannedRows:
+        """These rows (n,), in that order. What it costs does not grow with the plan."""
+        bounds = np.cumsum([0, *self.rows_of_splits.values()])
+        listed = np.cumsum([0, *map(len, self.samples.values())])
+        each = np.array([self.views_in(split) for split in self.samples], np.int64)
+        holder = np.searchsorted(bounds, rows, side="right") - 1
+        image, view = np.divmod(rows - bounds[holder], each[holder])
+        images = np.empty((len(rows), 32), np.uint8)
+        for number, digests in enumerate(self.digests.values()):
+            mine = holder == number
+            images[mine] = digests[image[mine]]
+        samples = SampleRows(list(self.samples.values()), listed[holder] + image)
+        return PlannedRows(samples=samples, images=images, digests=view_digests(images, view), views=view)
+
+    def distinct(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Those of the ascending `rows` that have to be computed: an image that stands twice in the set only once."""
+        digests = self.all_digests()
+        # Eight bytes of a SHA-256 tell nearly all apart, and numbers sort fast; only their equals are compared whole.
+        keys = np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0][rows]
+        ordered = np.sort(keys)
+        repeated = np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]])
+        alike = np.flatnonzero(repeated)
+        _, first = np.unique(digests[rows[alike]], axis=0, return_index=True)
+        repeated[alike[first]] = False
+        return rows[~repeated]
 
     def all_digests(self) -> npt.NDArray[np.uint8]:
         """(rows, 32): what tells the rows apart, image and view together."""
         some = [row_digests(digests, self.views_in(split)) for split, digests in self.digests.items()]
-        return np.concatenate([np.empty((0, 32), np.uint8), *some])
+        # Of ten million rows a copy is 320 MB.
+        return some[0] if len(some) == 1 else np.concatenate([np.empty((0, 32), np.uint8), *some])
 
 
 def selected(source: ImageSource, request: Request) -> dict[str, Samples]:
@@ -140,11 +176,16 @@ def plan_rows(
 
 
 def _known(
-    source: ImageSource, samples: Sequence[Sample], index: DigestIndex
+    source: ImageSource, samples: SampleRows, index: DigestIndex
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-    keys, stamped = keys_of(source, samples)
-    known, digests = index.find(keys)
-    return known & stamped, digests
+    known, digests = np.zeros(len(samples), np.bool_), np.zeros((len(samples), 32), np.uint8)
+    # A piece at a time: keys, and what looking them up takes, are three times as much as the digests.
+    for start in range(0, len(samples), _LOOKED_UP_AT_ONCE):
+        some = slice(start, start + _LOOKED_UP_AT_ONCE)
+        keys, stamped = keys_of(source, samples.take(some))
+        found, digests[some] = index.find(keys)
+        known[some] = found & stamped
+    return known, digests
 
 
 def _by_split(
@@ -200,7 +241,7 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
     if backbone.stores_bytes and request.dtype is not None:
         raise InvalidOption(f"{backbone.name} stores uint8: --dtype does not apply", hint="leave --dtype out")
     digests = backbone.weights.digests if backbone.weights else {}
-    augmentation = described_augmentation(request.views)
+    augmentation = described_augmentation(request)
     return Spec(
         backbone=backbone.name,
         layers=tuple(
@@ -217,9 +258,19 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
     )
 
 
-def described_augmentation(views: int) -> dict[str, Any] | None:
-    """What a spec of so many views says of their augmentation; None for one, which is plain."""
-    return Augmentation().described() if views > 1 else None
+def described_augmentation(request: Request) -> dict[str, Any] | None:
+    """What the spec says of the views that are asked for; None where there is but the plain one."""
+    if request.views == 1:
+        return None
+    return (Augmentation() if request.view_flip else Augmentation(flip=0.0)).described()
+
+
+def augmentation_of(spec: Spec) -> Augmentation:
+    """How the views of such a spec are made. Raises InvalidOption where another version of featcache made them."""
+    described = spec.transform.get("augmentation", {})
+    if not isinstance(described, Mapping):
+        raise InvalidOption(f"expected the numbers of an augmentation in the spec, got {described!r}")
+    return Augmentation.of(described)
 
 
 def part_rows_for(backbone: Backbone) -> int:

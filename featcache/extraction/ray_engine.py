@@ -59,9 +59,13 @@ class Cluster:
 
 @dataclass(frozen=True, kw_only=True)
 class _Order:
-    """What a worker needs to know of the whole; `key` tells one driver's run from the next."""
+    """What a worker needs to know of the whole; `key` tells one driver's run from the next.
+
+    `parts_dir`: where a worker tells that it has begun, before it does anything that may hang.
+    """
 
     key: str
+    parts_dir: Path
     request: Request
     execution: Execution
     threads: int
@@ -101,7 +105,8 @@ def extract_on_ray(
         if len(missing):
             job.begin(job.plan)
             with _connected(ray, cluster):
-                rate = _Driver(ray, job, cluster, _order(request, execution, cluster), reporter).run(job.units(missing))
+                order = _order(request, execution, cluster, job.parts_dir)
+                rate = _Driver(ray, job, cluster, order, reporter).run(job.units(missing))
         job.assembles_only = True
         done = job.run()
     computed = len(missing) - len(done.skipped)
@@ -134,11 +139,12 @@ def _connected(ray: Any, cluster: Cluster) -> ExitStack:
     return stack
 
 
-def _order(request: Request, execution: Execution, cluster: Cluster) -> _Order:
+def _order(request: Request, execution: Execution, cluster: Cluster, parts_dir: Path) -> _Order:
     # Paths mean the same wherever a worker stands.
     weights = Path(request.weights)
     return _Order(
         key=secrets.token_hex(8),
+        parts_dir=parts_dir.resolve(),
         request=replace(
             request,
             dataset=request.origin,
@@ -174,6 +180,8 @@ class _Driver:
         self._failed: dict[int, str] = {}
         self._rows: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        # When a task last began or ended.
+        self._heard: float | None = None
 
     def run(self, units: Sequence[int]) -> float:
         """Images per second over all nodes. Raises ExtractionError."""
@@ -218,6 +226,7 @@ class _Driver:
         # The first to be done wakes the driver: a slot that waits for slower ones to be collected would stand idle.
         ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=_LOOK_EVERY_S)
         for reference in ready:
+            self._heard = time.monotonic()
             pending = self._pending.pop(reference)
             try:
                 self._count(self._ray.get(reference))
@@ -225,12 +234,15 @@ class _Driver:
             except self._ray.exceptions.RayError as error:
                 self._note_failure(pending.unit, error)
                 yield pending.unit
-        for reference, pending in list(self._pending.items()):
-            if self._is_hung(pending):
-                del self._pending[reference]
-                self._ray.cancel(reference, force=True)
-                self._note_failure(pending.unit, None)
-                yield pending.unit
+        hung = [reference for reference, pending in self._pending.items() if self._is_hung(pending)]
+        if hung:
+            # Their next tries have the same time.
+            self._heard = time.monotonic()
+        for reference in hung:
+            pending = self._pending.pop(reference)
+            self._ray.cancel(reference, force=True)
+            self._note_failure(pending.unit, None)
+            yield pending.unit
 
     def _count(self, done: _Done) -> None:
         self._failed.pop(done.unit, None)
@@ -239,11 +251,11 @@ class _Driver:
 
     def _is_hung(self, pending: _Pending) -> bool:
         # By this clock, from when the mark is first seen: clocks of other nodes differ.
-        if pending.started is None:
-            mark = mark_path(self._job.parts_dir, f"{self._order.key}-{pending.unit}-{self._tries[pending.unit]}")
-            pending.started = time.monotonic() if mark.exists() else None
-            return False
-        return time.monotonic() - pending.started > self._cluster.deadline_s
+        if pending.started is None and _mark(self._order, pending.unit, self._tries[pending.unit]).exists():
+            pending.started = self._heard = time.monotonic()
+        # A task that hangs before its mark looks like one that waits for a slot, until nothing happens any more.
+        since = self._heard if pending.started is None else pending.started
+        return since is not None and time.monotonic() - since > self._cluster.deadline_s
 
     def _note_failure(self, unit: int, error: Exception | None) -> None:
         cause = getattr(error, "cause", None) or error
@@ -273,16 +285,21 @@ def _first_line(error: object) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
+def _mark(order: _Order, unit: int, number: int) -> Path:
+    """By which try `number` of a unit tells that it has begun."""
+    return mark_path(order.parts_dir, f"{order.key}-{unit}-{number}")
+
+
 # --- in a worker -------------------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A job that a worker process keeps from task to task, with what was missing when it was made."""
+    """A job that a worker process keeps from task to task, with the rows that had to be computed when it was made."""
 
     key: str = ""
     job: Job | None = None
-    missing: Any = None
+    wanted: Any = None
     opened: ExitStack = field(default_factory=ExitStack)
 
 
@@ -293,11 +310,10 @@ def _compute_unit(order: _Order, unit: int, number: int) -> _Done:
     """A task: computes one unit and leaves it as a part."""
     import socket
 
+    _mark(order, unit, number).touch()
     job = _job_of(order)
-    mark = mark_path(job.parts_dir, f"{order.key}-{unit}-{number}")
-    mark.touch()
     began = time.monotonic()
-    done = job.run_share(Units(numbers=[unit]), _worker.missing)
+    done = job.run_share(Units(numbers=[unit]), _worker.wanted)
     return _Done(unit=unit, rows=done.computed, seconds=time.monotonic() - began, node=socket.gethostname())
 
 
@@ -308,6 +324,7 @@ def _job_of(order: _Order) -> Job:
         _worker.opened.close()
         torch.set_num_threads(order.threads)
         _worker.job = _worker.opened.enter_context(prepared(order.request, order.execution, LogReporter()))
-        _worker.missing = _worker.job.missing(_worker.job.plan, None)
+        plan = _worker.job.plan
+        _worker.wanted = plan.distinct(_worker.job.missing(plan, None))
         _worker.key = order.key
     return _worker.job

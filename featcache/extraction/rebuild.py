@@ -19,7 +19,7 @@ from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
 from featcache.extraction import devices
 from featcache.extraction.pipeline import Pipeline
-from featcache.extraction.plan import described_augmentation
+from featcache.extraction.plan import augmentation_of
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
@@ -52,9 +52,8 @@ class Recomputation:
 def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
     """The backbone that computed this cache.
 
-    Raises what `rebuilt` raises, and ExtractionError where its views were augmented with other numbers.
+    Raises what `rebuilt` raises.
     """
-    _require_same_augmentation(cache.spec, cache)
     source = cache.provenance.get("weights")
     return rebuilt(cache.spec, str(source) if source else None, what=cache.name, weights_dir=weights_dir)
 
@@ -124,20 +123,13 @@ def _short(digest: str | None) -> str:
     return "none" if digest is None else f"{digest[:12]}.."
 
 
-def _require_same_augmentation(spec: Spec, cache: FeatureCache) -> None:
-    if spec.transform.get("augmentation") != described_augmentation(spec.views):
-        raise ExtractionError(
-            f"the augmentation of {cache.name} has other numbers than this version's",
-            hint="use the featcache it was made with, or extract again",
-        )
-
-
 def recompute(
     cache: FeatureCache, rows: int, *, seed: int, data_dir: Path, device: str, threads: int = 2
 ) -> Recomputation:
     """Runs `rows` random rows through the backbone again, in the cache's own precision.
 
-    Raises ExtractionError where an image is no longer the one that was extracted.
+    Raises ExtractionError where an image is no longer the one that was extracted, InvalidOption where another version
+    of featcache made views in a way that this one does not know.
     """
     backbone = backbone_of(cache, weights_dir=data_dir / "weights")
     precision = "fp32" if cache.spec.precision == "uint8" else devices.resolve_precision(cache.spec.precision, device)
@@ -183,11 +175,13 @@ def _recomputed(
         dtype=split.spec.dtype,
         batch_size=32,
         workers=threads,
+        runner=split.spec.runner,
+        augmentation=augmentation_of(split.spec),
         view_seed=split.spec.view_seed or 0,
     )
     views = rows % split.views
     with closing(pipeline):
-        if split.spec.runner == "compiled" and backbone.fixed_batch is None:
+        if split.spec.runner != "eager" and backbone.fixed_batch is None:
             pipeline.compile()
         # The first of an image's rows carries the image's own digest.
         blocks = list(pipeline.rows(samples, split.digests[rows - views], views))

@@ -8,8 +8,11 @@ from typing import Literal
 
 from featcache.backbones.backbone import Backbone
 from featcache.cache.spec import Selection
-from featcache.errors import InvalidOption
+from featcache.errors import InvalidOption, UnknownName
 from featcache.images.sources import SPLITS, ImageSource, origin_of
+
+#: What computes a network: torch as it is, a program of torch.compile, or one of OpenVINO.
+RUNNERS = ("eager", "compiled", "openvino")
 
 OnError = Literal["fail", "skip"]
 
@@ -20,8 +23,8 @@ class Request:
 
     `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
     `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
-    image, the first of them plain, the others augmented as `view_seed` says.
-    Raises InvalidOption for a value that cannot be used.
+    image, the first of them plain, the others augmented as `view_seed` says, and mirrored only with `view_flip`.
+    Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
     """
 
     dataset: str | Path | ImageSource = "cifar10"
@@ -34,9 +37,10 @@ class Request:
     weights: str | Path = "default"
     dtype: str | None = None
     precision: str = "auto"
-    runner: Literal["auto", "eager", "compiled"] = "auto"
+    runner: str = "auto"
     views: int = 1
     view_seed: int = 0
+    view_flip: bool = True
     splits: tuple[str, ...] | None = None
     limit: int | None = None
     select_seed: int = 0
@@ -47,22 +51,24 @@ class Request:
             raise InvalidOption(f"expected --resize squash or crop, got {self.resize!r}")
         if self.dtype not in (None, "float16", "float32"):
             raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
-        if self.runner not in ("auto", "eager", "compiled"):
-            raise InvalidOption(f"expected the runner auto, eager or compiled, got {self.runner!r}")
+        if self.runner not in ("auto", *RUNNERS):
+            raise InvalidOption(f"expected --runner auto, {', '.join(RUNNERS)}, got {self.runner!r}")
         for name in ("limit", "image_size", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
-        if unknown := set(self.splits or ()) - set(SPLITS):
-            raise InvalidOption(f"expected --split {', '.join(SPLITS)}, got {', '.join(sorted(unknown))}")
+        for split in self.splits or ():
+            if split not in SPLITS:
+                raise UnknownName("split", split, SPLITS)
         if self.views > 1 and self.splits and "train" not in self.splits:
             raise InvalidOption(
                 f"only train images have views, and --split asks for {', '.join(self.splits)}",
                 hint="leave --views out, or add --split train",
             )
-        if self.views == 1 and self.view_seed:
+        if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
-                "--view-seed says nothing without --views: the only row of an image is the plain one",
+                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only row "
+                "of an image is the plain one",
                 hint="ask for some, for example --views 4",
             )
         # An order or a repetition means nothing here: equal requests are equal.

@@ -20,8 +20,8 @@ from featcache.errors import InvalidOption
 class Share(Protocol):
     """Somebody's part of the work."""
 
-    def owns(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        """Which of these units are his: (n,) -> (n,) bool."""
+    def units(self, count: int) -> npt.NDArray[np.int64]:
+        """Which of the units 0 to `count` - 1 are his, ascending: (n,)."""
         ...
 
 
@@ -44,9 +44,8 @@ class Shard:
             raise InvalidOption(f"expected --shard i/n, such as 0/8 to 7/8, got {text!r}")
         return cls(number=int(found[1]), of=int(found[2]))
 
-    def owns(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        mine: npt.NDArray[np.bool_] = units % self.of == self.number
-        return mine
+    def units(self, count: int) -> npt.NDArray[np.int64]:
+        return np.arange(self.number, count, self.of)
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -58,6 +57,19 @@ class Units:
 
     numbers: Collection[int]
 
-    def owns(self, units: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-        mine: npt.NDArray[np.bool_] = np.isin(units, list(self.numbers))
-        return mine
+    def units(self, count: int) -> npt.NDArray[np.int64]:
+        return np.array(sorted({number for number in self.numbers if 0 <= number < count}), np.int64)
+
+
+def rows_in(units: npt.NDArray[np.int64], rows: npt.NDArray[np.int64], part_rows: int) -> npt.NDArray[np.int64]:
+    """Those of the ascending `rows` (n,) that lie in these units.
+
+    What is done for one unit must not grow with the plan: a cluster's task does this for each.
+    """
+    begin, end = (np.searchsorted(rows, bounds * part_rows).tolist() for bounds in (units, units + 1))
+    return np.concatenate([np.empty(0, np.int64), *(rows[a:b] for a, b in zip(begin, end, strict=True))])
+
+
+def rows_of(units: npt.NDArray[np.int64], total: int, part_rows: int) -> int:
+    """How many of a plan's `total` rows these units have."""
+    return int((np.minimum((units + 1) * part_rows, total) - units * part_rows).sum())

@@ -43,7 +43,7 @@ def tuner_for(
     kind = device.partition(":")[0]
     usual = batch_size or usual_batch(backbone, device)
     # A compiled program is made for one size, and a larger one may round differently.
-    tried = () if batch_size or backbone.stores_bytes or spec.runner == "compiled" else _SIZES[kind]
+    tried = () if batch_size or backbone.stores_bytes or spec.runner != "eager" else _SIZES[kind]
     most = workers or max(2, devices.cores())
     # Beside a backbone that computes on the same cores, one thread may be enough.
     least = 1 if kind == "cpu" and not backbone.stores_bytes else most

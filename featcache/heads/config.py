@@ -39,7 +39,7 @@ class HeadConfig:
     class count the same in the loss, however many images it has.
     `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither. On,
     because one learning rate then suits small features and large ones; the notebook's recipes do without. Of more than
-    a million train rows a sample of 262,144 is looked at, and the run says so.
+    a million train rows a sample of 131,072 is looked at, and the run says so.
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
     `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.

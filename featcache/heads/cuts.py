@@ -76,20 +76,21 @@ def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut
     """
     _require_two_classes(cache)
     notes: list[str] = []
-    images = {split: _labelled_images(cache, split, notes) for split in cache.splits}
+    labels = {split: cache[split].read_labels() for split in cache.splits}
+    images = {split: _labelled_images(cache, split, labels[split], notes) for split in cache.splits}
     val_source = "val" if len(images.get("val", ())) else "train"
     if val_source == "val":
         notes.append(f"val is the set's own split of {len(images['val'])} images")
     else:
-        first, second = cut_images(len(images["train"]), val_fraction=val_fraction, val_seed=val_seed)
-        images |= {"train": images["train"][first], "val": images["train"][second]}
+        images["train"], images["val"] = _cut_of(images["train"], val_fraction=val_fraction, val_seed=val_seed)
     if cache["train"].views > 1:
         notes.append(f"train sees {cache.spec.views_told}; val and test are judged on plain images")
-    train = _split_rows(cache, "train", images["train"], views=cache["train"].views)
-    val = _split_rows(cache, val_source, images["val"])
+    train = _split_rows(cache, "train", images["train"], labels["train"], views=cache["train"].views)
+    val = _split_rows(cache, val_source, images["val"], labels[val_source])
     for name, part in (("train", train), ("val", val)):
         _require_every_class(part, name, cache)
-    test = _split_rows(cache, "test", images["test"]) if len(images.get("test", ())) else None
+    has_test = len(images.get("test", ())) > 0
+    test = _split_rows(cache, "test", images["test"], labels["test"]) if has_test else None
     return Cut(train=train, val=val, test=test, notes=tuple(notes))
 
 
@@ -111,13 +112,22 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
     order = torch.randperm(images, generator=torch.Generator().manual_seed(val_seed)).numpy()
     in_val = np.zeros(images, np.bool_)
     in_val[order[train:]] = True
+    del order
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
+
+
+def _cut_of(images: Rows, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
+    train, val = cut_images(len(images), val_fraction=val_fraction, val_seed=val_seed)
+    # Where every image has a label, positions are images.
+    return (train, val) if images[-1] == len(images) - 1 else (images[train], images[val])
 
 
 def train_images(cache: FeatureCache) -> SplitRows:
     """All labelled train images, all views. Raises HeadError where no head could be trained on them."""
     _require_two_classes(cache)
-    return _split_rows(cache, "train", _labelled_images(cache, "train", []), views=cache["train"].views)
+    labels = cache["train"].read_labels()
+    images = _labelled_images(cache, "train", labels, [])
+    return _split_rows(cache, "train", images, labels, views=cache["train"].views)
 
 
 def _require_two_classes(cache: FeatureCache) -> None:
@@ -133,11 +143,11 @@ def _require_two_classes(cache: FeatureCache) -> None:
         )
 
 
-def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
+def _labelled_images(cache: FeatureCache, split: str, labels: Rows, notes: list[str]) -> Rows:
     views, rows = cache[split].views, len(cache[split])
     if rows % views:
         raise HeadError(f"{split} of {cache.name} has {rows} rows, which is no multiple of {views} views")
-    labels = np.asarray(cache[split].labels)[::views]
+    labels = labels[::views]
     strange = np.flatnonzero((labels < -1) | (labels >= len(cache.classes)))
     if len(strange):
         raise HeadError(
@@ -156,13 +166,11 @@ def _labelled_images(cache: FeatureCache, split: str, notes: list[str]) -> Rows:
     return images
 
 
-def _split_rows(cache: FeatureCache, source: str, images: Rows, *, views: int = 1) -> SplitRows:
-    split = cache[source]
+def _split_rows(cache: FeatureCache, source: str, images: Rows, labels: Rows, *, views: int = 1) -> SplitRows:
     # Of ten million images every copy is 80 MB.
-    first = images if split.views == 1 else images * split.views
+    first = images if cache[source].views == 1 else images * cache[source].views
     rows = first if views == 1 else (first[:, None] + np.arange(views)).reshape(-1)
-    labels = split.labels[rows].astype(np.int64, copy=False)
-    return SplitRows(source=source, rows=rows, labels=labels, images=len(images))
+    return SplitRows(source=source, rows=rows, labels=labels[rows].astype(np.int64, copy=False), images=len(images))
 
 
 def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from featcache.cache.reader import FeatureCache
-from featcache.heads.batches import Batches, FeatureRows, open_batches
+from featcache.heads.batches import WHOLE_BYTES, Batches, FeatureRows, open_batches
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import Cut, SplitRows, cut_cache
 from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
@@ -82,7 +82,10 @@ def prepare(
 def open_prepared(
     prepared: Prepared, config: HeadConfig, *, report: Report | None = None, resident_bytes: int | None = None
 ) -> tuple[Batches, Batches]:
-    """Train and val as batches, on the device where they fit."""
+    """Train and val as batches, on the device where they fit.
+
+    Where train is streamed, memory is short, and a val of more than one window is streamed too.
+    """
     train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
     options = {"batch_size": config.head_batch_size, "seed": config.seed}
     train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
@@ -90,6 +93,8 @@ def open_prepared(
         size = len(train) * train.row_bytes
         tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
     left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
+    if not train_batches.resident_bytes:
+        left = WHOLE_BYTES if left is None else min(left, WHOLE_BYTES)
     return train_batches, open_batches(val, device=place, resident_bytes=left, **options)
 
 

@@ -71,6 +71,17 @@ class Recipe:
                 hint="another --recipe, or a cache of that backbone",
             )
 
+    def width_doubt(self, feature_dim: int) -> str | None:
+        """What to know before training on features of this width D; None where it is the recipe's own."""
+        if feature_dim == self.feature_dim:
+            return None
+        size = "" if self.input.image_size is None else f" --image-size {self.input.image_size}"
+        return (
+            f"the recipe {self.name} is made for {self.feature_dim:,} features, got {feature_dim:,}: its settings are "
+            "used all the same, but the notebook's numbers are of another head; "
+            f"`featcache extract --backbone {self.backbone}{size}` makes the features it is made for"
+        )
+
     def head_options(self) -> dict[str, Any]:
         """The head's settings by name; the seed and the layers are no part of a recipe."""
         options = asdict(self.head)

@@ -19,7 +19,7 @@ from featcache.heads.config import HeadConfig
 
 # Of more train rows, mean and deviation are those of a sample.
 EXACT_ROWS = 1_000_000
-SAMPLED_ROWS = 1 << 18
+SAMPLED_ROWS = 1 << 17
 # Neighbours are read together; as in batches, so that a disk reads runs.
 _RUN_ROWS = 16
 # What a block may take in float64, while sums are taken.

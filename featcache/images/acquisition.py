@@ -32,6 +32,11 @@ _ABSENT = ("not found", "not present", "does not exist")
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
 
+def lies_in(own_folder: Path) -> bool:
+    """Whether something was downloaded, or put, into a set's own folder; what, is not looked at."""
+    return own_folder.is_dir() and any(path.name not in (_STAGING, _LOCK) for path in own_folder.iterdir())
+
+
 def acquire(named: NamedSet, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
     """torchvision's dataset objects by split.
 
@@ -108,7 +113,7 @@ def _datasets(named: NamedSet, root: Path, *, download: bool) -> dict[str, Any]:
 
 
 def _download(named: NamedSet, root: Path, report: Report | None) -> None:
-    damaged = any(path.name not in (_STAGING, _LOCK) for path in root.iterdir())
+    damaged = lies_in(root)
     if report:
         report(f"downloading {named.name} into {root}" + ("" if named.digests else " (its digest is not known)"))
     staging = _prepare(named, root)

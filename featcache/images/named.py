@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.acquisition import acquire
+from featcache.images.acquisition import acquire, lies_in
 from featcache.images.arrays import ArraySource
 from featcache.images.digits import digits
 from featcache.images.folder import FilesSource
@@ -28,6 +28,11 @@ def describe(name: str) -> NamedSet:
         return NAMED_SETS[name]
     except KeyError:
         raise UnknownName("data set", name, NAMED_SETS, listed_by="featcache datasets") from None
+
+
+def is_here(named: NamedSet, datasets_dir: Path) -> bool:
+    """Whether the set needs no download: it comes with a package, or something lies in its folder of `datasets_dir`."""
+    return named.extract is None or lies_in(datasets_dir / named.name)
 
 
 def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, download: bool = True) -> ImageSource:

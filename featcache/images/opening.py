@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
@@ -51,9 +52,21 @@ def open_source(
         return open_archive(path, report)
     if exists:
         raise SourceError(f"{dataset}: neither a folder nor a regular file", hint=EXPECTED)
+    beside = _beside(path)
     if isinstance(dataset, Path) or _looks_like_path(dataset):
-        raise SourceError(f"{dataset}: no such file or folder", hint=EXPECTED)
-    raise UnknownName("data set", dataset, dataset_names(), listed_by="featcache datasets")
+        near = difflib.get_close_matches(path.name, beside, n=1)
+        offer = f"did you mean {path.with_name(near[0])}? " if near else ""
+        raise SourceError(f"{dataset}: no such file or folder", hint=offer + EXPECTED)
+    raise UnknownName("data set", dataset, [*dataset_names(), *beside], listed_by="featcache datasets")
+
+
+def _beside(path: Path) -> list[str]:
+    """The names of the folders and archives where `path` was looked for."""
+    try:
+        return sorted(one.name for one in path.parent.iterdir() if one.is_dir() or has_archive_suffix(one.name))
+    except (OSError, ValueError):
+        # A name with a NUL in it is nowhere.
+        return []
 
 
 def _looks_like_path(text: str) -> bool:

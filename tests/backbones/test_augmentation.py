@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from featcache.backbones.augmentation import Augmentation
+from featcache.errors import InvalidOption
 
 PLAIN = Augmentation(area=(1.0, 1.0), ratio=(1.0, 1.0), flip=0.0, brightness=0.0, contrast=0.0, saturation=0.0)
 
@@ -41,6 +43,13 @@ def test_any_image_has_any_view_and_it_is_the_same_every_time(height: int, width
     assert first.dtype == np.uint8 and first.flags.c_contiguous
     tall, wide, channels = first.shape
     assert 1 <= tall <= height and 1 <= wide <= width and channels == 3
+
+
+def test_an_augmentation_is_what_its_description_describes() -> None:
+    one = Augmentation(area=(0.5, 1.0), flip=0.0)
+    assert Augmentation.of(json.loads(json.dumps(one.described()))) == one
+    with pytest.raises(InvalidOption, match="no augmentation of this version"):
+        Augmentation.of({"hue": 0.1})
 
 
 def test_the_first_view_is_the_plain_image() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import featcache
 
-from featcache.backbones import backbone_names
+from featcache.backbones.networks import network_names
 from featcache.cli import completion
 
 
@@ -31,7 +31,7 @@ def offered(line: str, here: Path, code: str = "") -> list[str]:
 
 
 def test_the_names_of_backbones_are_those_that_there_are() -> None:
-    assert completion.backbones("") == sorted(backbone_names())
+    assert completion.backbones("") == sorted([*network_names(), "pixels"])
 
 
 @pytest.mark.parametrize(

@@ -2,15 +2,64 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 from command_line import answer, complaint, featcache
 
+from featcache.cli.printing import print_table
 
-def test_backbones_are_listed_by_name() -> None:
-    names = answer("backbones")["backbones"]
-    assert {"vgg16", "inception_v3", "resnet18", "pixels"} <= set(names)
-    assert names == sorted(names)
-    assert featcache("backbones").stdout.splitlines() == names
+
+def test_backbones_are_listed_with_what_they_take_give_and_cost(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    known = {one["name"]: one for one in answer("backbones")["backbones"]}
+    assert list(known) == sorted(known)
+    assert known["vgg16"] == {
+        "name": "vgg16",
+        "image_size": 224,
+        "feature_dim": 25088,
+        "parameters": 14_714_688,
+        "gflops": 30.69,
+        "weights": "vgg16-397923af.pth",
+        "weights_mb": 553.4,
+        "weights_here": False,
+    }
+    assert (known["inception_v3"]["image_size"], known["inception_v3"]["feature_dim"]) == (299, 2048)
+    assert known["pixels"] == {"name": "pixels"}
+    header, _, *lines = featcache("backbones").stdout.splitlines()
+    assert header.split() == ["name", "size", "features", "parameters", "GFLOPs", "weights"]
+    assert [line.split()[0] for line in lines] == list(known)
+    assert max(map(len, lines)) <= 80
+
+
+def test_weights_that_were_downloaded_are_here(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(here / "torch"))
+    (one,) = answer("backbones", "--like", "VGG16_bn")["backbones"]
+    assert featcache("backbones", "--like", "vgg16_bn").stdout.splitlines()[-1].endswith("download 554 MB")
+    file = here / "torch" / "hub" / "checkpoints" / one["weights"]
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert answer("backbones", "vgg16_bn")["weights_here"] is True
+    assert featcache("backbones", "--like", "vgg16_bn").stdout.splitlines()[-1].endswith("  here")
+
+
+def test_timms_networks_are_listed_by_name() -> None:
+    names = [one["name"] for one in answer("backbones", "--timm", "--like", "resnet1")["backbones"]]
+    assert "timm:resnet18" in names
+    assert featcache("backbones", "--timm", "--like", "resnet1").stdout.splitlines() == names
+
+
+def test_one_of_timms_is_measured() -> None:
+    said = answer("backbones", "timm:resnet18")
+    assert (said["feature_dim"], said["image_size"], said["default"]) == (512, 224, "global_pool.flatten")
+    assert (said["weights"], said["weights_mb"]) == ("timm/resnet18.a1_in1k", None)
+    assert "features    512 (global_pool.flatten)" in featcache("backbones", "timm:resnet18").stdout
+
+
+@pytest.mark.parametrize("more", [("--timm",), ("--like", "vgg")])
+def test_one_backbone_is_shown_or_several_are_listed(more: tuple[str, ...]) -> None:
+    assert "not both" in featcache("backbones", "vgg16", *more, expect=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -25,7 +74,7 @@ def test_the_layers_of_a_backbone_are_listed_and_the_default_is_marked(
     name: str, default: str, others: set[str]
 ) -> None:
     said = answer("backbones", name)
-    assert (said["backbone"], said["default"]) == (name, default)
+    assert (said["name"], said["default"]) == (name, default)
     assert others <= set(said["layers"])
     assert f"{default}  (default)" in featcache("backbones", name).stdout.splitlines()
 
@@ -39,9 +88,27 @@ def test_an_unknown_backbone_offers_the_nearest() -> None:
 def test_data_sets_are_listed_with_classes_and_sizes() -> None:
     known = {one["name"]: one for one in answer("datasets")["datasets"]}
     assert known["cifar10"]["images"] == {"train": 50_000, "test": 10_000}
-    assert known["cifar10"]["classes"] == 10
-    (line,) = [line for line in featcache("datasets").stdout.splitlines() if line.startswith("digits ")]
-    assert "1,442 train, 355 test" in line
+    assert (known["cifar10"]["classes"], known["cifar10"]["here"], known["digits"]["here"]) == (10, False, True)
+    shown = featcache("datasets").stdout.splitlines()
+    assert max(map(len, shown[: len(known)])) <= 80
+    lines = {line.split()[0]: line.split() for line in shown[2 : 2 + len(known)]}
+    assert lines["digits"] == ["digits", "10", "1,442", "-", "355", "here"]
+    assert lines["cifar10"] == ["cifar10", "10", "50,000", "-", "10,000", "download"]
+    assert lines["stanford_cars"][-2:] == ["by", "hand"]
+    assert any(line.startswith("stl10") and line.endswith("the labelled part") for line in shown[2 + len(known) :])
+
+
+def test_a_data_set_that_was_downloaded_is_here(here: Path) -> None:
+    def cifar10() -> bool:
+        (found,) = (one["here"] for one in answer("datasets")["datasets"] if one["name"] == "cifar10")
+        return bool(found)
+
+    # What an interrupted download leaves is no data set.
+    (here / "data" / "datasets" / "cifar10" / ".download").mkdir(parents=True)
+    (here / "data" / "datasets" / "cifar10" / ".lock").touch()
+    assert not cifar10()
+    (here / "data" / "datasets" / "cifar10" / "cifar-10-batches-py").mkdir()
+    assert cifar10()
 
 
 def test_recipes_are_listed_with_their_settings_and_the_notebooks_numbers() -> None:
@@ -54,3 +121,20 @@ def test_recipes_are_listed_with_their_settings_and_the_notebooks_numbers() -> N
     (line,) = [line for line in featcache("recipes").stdout.splitlines() if line.startswith("mlp-l2 ")]
     assert "weight decay 0.0001" in line
     assert "49.50 %" in line
+    assert "1.5035" in line
+
+
+@pytest.mark.parametrize(
+    ("width", "last"),
+    [(80, "notebook"), (85, "notebook"), (86, "loss"), (95, "minutes"), (108, "minutes"), (109, "remark")],
+)
+def test_a_narrow_terminal_is_shown_what_fits(
+    width: int, last: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    header = ("name", "x" * 64, "notebook", "loss", "minutes", "remark")
+    print_table([("mlp", "y", "50 %", "1.46", "60", "over an hour")], header=header, optional=3)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[-1] == last
+    assert max(map(len, shown)) <= width

@@ -211,6 +211,26 @@ def test_what_is_said_wins_even_where_it_is_the_default(cache: Path) -> None:
     assert options_of(answer(*words, "--activation", "relu", "--seed", "7")["run"])["activation"] == "relu"
 
 
+def test_features_of_another_width_than_the_recipes_are_said_loudly(cache: Path) -> None:
+    told = featcache("train-head", "--recipe", "mlp", cache.stem, "--max-epochs", "1").stderr
+    (warning,) = [line for line in told.splitlines() if line.startswith("warning: ")]
+    assert "the recipe mlp is made for 3,072 features, got 192" in warning
+    assert "`featcache extract --backbone pixels --image-size 32`" in warning
+
+
+def test_features_of_several_caches_are_counted_together(here: Path) -> None:
+    for size in ("8", "16"):
+        featcache("extract", *ON_PICTURES, "--backbone", "pixels", "--image-size", size)
+    small, large = sorted((here / "data" / "features").glob("*.h5"), key=lambda path: path.stat().st_size)
+    words = ("train-head", "--recipe", "mlp", small.stem, "--with", large.stem, "--max-epochs", "1")
+    assert "got 960: " in featcache(*words).stderr
+
+
+def test_a_recipe_on_its_own_features_warns_of_nothing(here: Path) -> None:
+    featcache("extract", *ON_PICTURES, "--backbone", "pixels", "--image-size", "32")
+    assert "warning" not in featcache("train-head", "--recipe", "mlp", *ON_PICTURES, "--max-epochs", "1").stderr
+
+
 def test_a_recipe_finds_its_cache_among_others(cache: Path) -> None:
     featcache("extract", *ON_PICTURES, "--backbone", "pixels", "--image-size", "32")
     said = answer("train-head", "--recipe", "mlp", *ON_PICTURES, "--max-epochs", "1")

@@ -7,7 +7,10 @@ import signal
 import time
 from pathlib import Path
 
+import pytest
 from command_line import answer, child, write_pictures
+
+from featcache.extraction.compilation import compiler
 
 NETWORK = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "64", "--dataset", "many")
 SLOWLY = ("--batch-size", "8", "--part-rows", "8", "--device", "cpu")
@@ -49,3 +52,20 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     assert (said["computed"], said["reused"]) == (300 - standing, standing)
     assert f"{standing} of 300 rows stand already" in stderr
     assert not parts.exists()
+
+
+@pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
+def test_while_a_network_is_compiled_ctrl_c_ends_the_command(here: Path) -> None:
+    write_pictures(here / "many", train=4, test=4)
+    compiling = child("extract", *NETWORK, "--compile", "--device", "cpu", "--json", cwd=here)
+    assert compiling.stderr is not None
+    told = next(line for line in compiling.stderr if "compiling resnet18" in line)
+    # In the middle of it: the compiler is loaded, and nowhere near its end.
+    time.sleep(1)
+    compiling.send_signal(signal.SIGINT)
+    stdout, stderr = compiling.communicate(timeout=60)
+    assert (compiling.returncode, stdout) == (130, ""), told + stderr
+    assert stderr.endswith("interrupted\n")
+    assert "Traceback" not in stderr
+    assert not list((here / "data" / "features").glob("*.h5"))
+    assert not list((here / "data" / "features").glob("*.lock"))

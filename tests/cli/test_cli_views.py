@@ -49,6 +49,13 @@ def test_views_that_are_not_there_are_offered_as_a_command(cache: Path) -> None:
     assert "featcache extract" in hint and "--views 3 --view-seed 5" in hint
 
 
+def test_views_of_digits_are_not_mirrored_where_that_is_said(here: Path) -> None:
+    featcache("extract", *PIXELS, *VIEWS)
+    unmirrored = answer("extract", *PIXELS, *VIEWS, "--no-view-flip")
+    assert answer("train-head", *PIXELS, *VIEWS, "--no-view-flip", *QUICK)["cache"].endswith(unmirrored["cache"])
+    assert "augmented with seed 5, none mirrored" in featcache("info", Path(unmirrored["cache"]).stem).stdout
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [(("--view-seed", "3"), "without --views"), (("--views", "2", "--split", "test"), "only train images have views")],

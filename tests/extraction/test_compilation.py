@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 from tiny import TinyNetwork, tiny_backbone, write_images
+from torch._dynamo.testing import CompileCounter
 
-from featcache.backbones import load_backbone
+from featcache.backbones import load_backbone, openvino_runner
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
@@ -19,10 +20,13 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound, ExtractionError
 from featcache.extraction import compilation, matching
 from featcache.extraction.compilation import break_even, resolve_runner
+from featcache.extraction.devices import supported_precisions
+from featcache.extraction.rebuild import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
+needs_vnni = pytest.mark.skipif(not supported_precisions("cpu")["int8"], reason="this CPU has no VNNI")
 needs_compiler = pytest.mark.skipif(compilation.compiler() is None, reason="there is no C++ compiler")
 
 
@@ -53,6 +57,20 @@ def test_compiled_features_are_the_same_and_one_program_serves_all_batches(reque
         matching.by_request(replace(request_, runner="eager"))
 
 
+@needs_compiler
+def test_extractions_of_one_process_are_all_compiled_and_each_once(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counter, compile_ = CompileCounter(), torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, dynamic=False, backend=counter))
+    # Torch keeps eight programs for a function. Three parts, the last batch short; the drift is measured in fp32.
+    for number in range(1, 11):
+        request = replace(request_, backbone=tiny_backbone(), runner="compiled", data_dir=tmp_path / str(number))
+        assert extract(request, Execution(batch_size=16, part_rows=16)).computed == 42
+        assert counter.frame_count == number
+
+
 def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> object:
         raise RuntimeError("no such luck")
@@ -61,7 +79,7 @@ def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch
     with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as told:
         extract(replace(request_, backbone=from_module(TinyNetwork(), name="tiny", transform=Transform(image_size=16)),
                         runner="compiled"))  # fmt: skip
-    assert told.value.hint == "extract with --no-compile"
+    assert told.value.hint == "extract with --runner eager"
     assert not list(request_.features_dir.glob("*.parts"))
 
 
@@ -86,8 +104,9 @@ def network() -> Backbone:
 
 
 @needs_compiler
-def test_auto_compiles_from_the_break_even_on(network: Backbone) -> None:
-    enough = break_even(network, "bf16")
+def test_auto_compiles_from_the_break_even_on(network: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    enough = break_even("compiled", network, "bf16")
     assert enough > 1000
     assert [resolved("auto", network, images) for images in (enough - 1, enough)] == ["eager", "compiled"]
     assert resolved("eager", network, enough) == "eager"
@@ -109,6 +128,30 @@ def test_without_a_compiler_it_is_eager_and_said_loudly(
 
 
 def test_the_command_offered_says_what_was_said(request_: Request) -> None:
-    assert "--compile" in matching.as_command(replace(request_, runner="compiled"))
-    assert "--no-compile" in matching.as_command(replace(request_, runner="eager"))
-    assert "compile" not in matching.as_command(request_)
+    for runner in ("eager", "compiled", "openvino"):
+        assert f"--runner {runner}" in matching.as_command(replace(request_, runner=runner))
+    assert "--runner" not in matching.as_command(request_)
+
+
+@needs_compiler
+@pytest.mark.parametrize("precision", ["bf16", pytest.param("int8", marks=needs_vnni)])
+def test_rows_of_a_compiled_cache_are_the_same_when_computed_again(
+    precision: str, request_: Request, tmp_path: Path
+) -> None:
+    request = replace(
+        request_, backbone="alexnet", weights="random:0", image_size=64, precision=precision, runner="compiled"
+    )
+    done = extract(request, Execution(min_cosine=0.9))
+    with FeatureCache.open(done.cache) as cache:
+        assert cache.spec.runner == "compiled"
+        again = recompute(cache, 12, seed=0, data_dir=request.data_dir, device="cpu")
+    assert (again.rows, again.equal) == (12, 12)
+
+
+def test_what_is_done_beside_raises_here_and_keeps_the_threads() -> None:
+    seen: list[int] = []
+    before = torch.get_num_threads()
+    compilation.beside(lambda: seen.append(torch.get_num_threads()))
+    assert seen == [before]
+    with pytest.raises(ZeroDivisionError):
+        compilation.beside(lambda: 1 / 0)

@@ -17,7 +17,7 @@ from featcache.cache.verification import verify
 from featcache.errors import CacheIncomplete, ImageError, InvalidOption
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, assemble, extract
-from featcache.extraction.shares import Shard, Units
+from featcache.extraction.shares import Shard, Units, rows_in, rows_of
 
 PART_ROWS = 8
 
@@ -118,10 +118,18 @@ def test_an_increment_of_a_sharded_cache_computes_what_changed(tmp_path: Path) -
 
 @given(total=st.integers(1, 400), of=st.integers(1, 9))
 def test_every_unit_is_exactly_one_shards(total: int, of: int) -> None:
-    units = np.arange(total)
-    owned = np.stack([Shard(number=number, of=of).owns(units) for number in range(of)])
-    assert (owned.sum(axis=0) == 1).all()
-    assert Units(numbers=[0, total - 1]).owns(units).sum() == min(2, total)
+    owned = np.concatenate([Shard(number=number, of=of).units(total) for number in range(of)])
+    assert sorted(owned.tolist()) == list(range(total))
+    assert Units(numbers=[total - 1, 0, total]).units(total).tolist() == sorted({0, total - 1})
+
+
+@given(total=st.integers(1, 400), part_rows=st.integers(1, 50), of=st.integers(1, 9), kept=st.integers(0, 2**32 - 1))
+def test_the_rows_of_units_are_those_that_lie_in_them(total: int, part_rows: int, of: int, kept: int) -> None:
+    rows = np.flatnonzero(np.random.default_rng(kept).random(total) < 0.7)
+    for number in range(of):
+        units = Shard(number=number, of=of).units(-(-total // part_rows))
+        assert rows_in(units, rows, part_rows).tolist() == [row for row in rows if row // part_rows % of == number]
+        assert rows_of(units, total, part_rows) == sum(row // part_rows % of == number for row in range(total))
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/3", "0/0", "1/2/3"])
@@ -130,17 +138,19 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
         Shard.parse(text)
 
 
-def test_three_processes_at_once_and_the_command_that_assembles(images: Path, tmp_path: Path) -> None:
+def test_three_shards_at_once_and_twice_and_the_command_that_assembles(images: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "featcache"]
     options = ["-b", "pixels", "-d", str(images), "--image-size", "16", "--part-rows", "8", "--data-dir", str(tmp_path)]
     running = [
         subprocess.Popen([*words, "extract", *options, "--shard", f"{number}/3", "--json"], stdout=subprocess.PIPE)
-        for number in range(3)
+        for number in (0, 1, 2, 0, 1, 2)
     ]
-    assert [process.wait(timeout=100) for process in running] == [0, 0, 0]
+    assert [process.wait(timeout=100) for process in running] == [0] * 6
     done = subprocess.run([*words, "assemble", *options, "--json"], capture_output=True, text=True, check=True)
     (cache,) = tmp_path.glob("features/*.h5")
     assert str(cache.name) in done.stdout and '"computed": 0' in done.stdout
+    plain = Request(dataset=images, backbone="pixels", image_size=16, data_dir=tmp_path / "alone")
+    assert arrays(cache) == arrays(extract(plain).cache)
     for process in running:
         assert process.stdout is not None
         process.stdout.close()

@@ -21,8 +21,9 @@ from featcache.backbones.backbone import Backbone
 from featcache.cache.checksums import row_digests
 from featcache.cache.reader import FeatureCache
 from featcache.cache.verification import verify
-from featcache.errors import CacheNotFound, ExtractionError, InvalidOption
+from featcache.errors import CacheNotFound, InvalidOption
 from featcache.extraction import matching
+from featcache.extraction.plan import augmentation_of
 from featcache.extraction.rebuild import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
@@ -117,15 +118,30 @@ def test_another_seed_and_another_number_are_other_caches(request_: Request) -> 
     assert same.all(axis=1).tolist() == [True, False, False] * 12
 
 
-def test_other_numbers_of_the_augmentation_are_another_cache(
-    request_: Request, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_views_that_are_not_mirrored_are_another_cache(request_: Request) -> None:
     first = opened(request_)
-    monkeypatch.setattr("featcache.extraction.plan.described_augmentation", lambda views: {"flip": 0.0})
-    other = extract(request_)
+    other = extract(replace(request_, view_flip=False))
     assert other.fingerprint != first.spec.fingerprint
     # What is plain is the same whatever the numbers, but such a cache says nothing of that: all is computed.
     assert other.computed == 42
+    assert extract(replace(request_, view_flip=False)).computed == 0
+    assert FeatureCache.open(other.cache).spec.views_told.endswith("augmented with seed 7, none mirrored")
+    told = why(replace(request_, view_flip=False, view_seed=1), reporter=LogReporter())
+    fields = {difference.field for one in told.nearest for difference in one.differences}
+    assert "transform.augmentation.flip" in fields
+
+
+def test_without_mirroring_a_view_is_the_same_or_the_mirror_image(images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": 8, "views": 4, "data_dir": tmp_path / "data"}
+    one, other = (
+        featcache.extract(images, "pixels", view_flip=flip, **options)["train"].features[:].reshape(-1, 3, 8, 8)
+        for flip in (True, False)
+    )
+    same = (one == other).all(axis=(1, 2, 3))
+    # Colours are rounded, resized columns too: a mirror image may be one off.
+    mirrored = (np.abs(one[..., ::-1].astype(int) - other) <= 1).all(axis=(1, 2, 3))
+    assert (same | mirrored).all()
+    assert same[::4].all() and 0 < (~same).sum() < 36
 
 
 def test_edited_images_cost_their_views_and_no_more(request_: Request, images: Path, tmp_path: Path) -> None:
@@ -239,16 +255,18 @@ def test_views_computed_again_are_equal(images: Path, tmp_path: Path) -> None:
     assert (some.rows, some.equal) == (7, 7)
 
 
-def test_views_of_other_numbers_cannot_be_computed_again(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = featcache.extract(
-        images, "squeezenet1_1", views=2, weights="random", image_size=64, limit=1, precision="fp32",
-        data_dir=tmp_path / "data",
-    )  # fmt: skip
-    monkeypatch.setattr("featcache.extraction.rebuild.described_augmentation", lambda views: {"flip": 0.0})
-    with pytest.raises(ExtractionError, match="augmentation"):
-        recompute(cache, 2, seed=0, data_dir=tmp_path / "data", device="cpu")
+def test_views_are_computed_again_with_the_numbers_they_were_made_with(images: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
+    cache = featcache.extract(images, "pixels", views=3, view_flip=False, **options)
+    again = recompute(cache, 42, seed=0, data_dir=tmp_path / "data", device="cpu")
+    assert (again.rows, again.equal) == (42, 42)
+
+
+def test_views_made_in_a_way_that_is_not_known_cannot_be_computed_again(request_: Request) -> None:
+    spec = opened(request_).spec
+    strange = {**Augmentation().described(), "hue": 0.1}
+    with pytest.raises(InvalidOption, match="no augmentation of this version"):
+        augmentation_of(replace(spec, transform={**spec.transform, "augmentation": strange}))
 
 
 def test_why_counts_rows_and_names_the_views(request_: Request) -> None:
@@ -263,7 +281,7 @@ def test_why_counts_rows_and_names_the_views(request_: Request) -> None:
     assert "view_seed" in fields
 
 
-@pytest.mark.parametrize("change", [{"views": 1, "view_seed": 0}, {"views": 2}, {"view_seed": 1}])
+@pytest.mark.parametrize("change", [{"views": 1, "view_seed": 0}, {"views": 2}, {"view_seed": 1}, {"view_flip": False}])
 def test_a_cache_is_found_by_its_views(change: dict[str, Any], images: Path, tmp_path: Path) -> None:
     request = Request(
         dataset=images, backbone="pixels", image_size=8, data_dir=tmp_path / "data", views=VIEWS, view_seed=7
@@ -277,13 +295,16 @@ def test_a_cache_is_found_by_its_views(change: dict[str, Any], images: Path, tmp
 
 def test_the_command_offered_says_the_views(request_: Request) -> None:
     assert "--views 3 --view-seed 7" in matching.as_command(request_)
+    assert "flip" not in matching.as_command(request_)
+    assert "--no-view-flip" in matching.as_command(replace(request_, view_flip=False))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"views": 0, "view_seed": 0}, "--views of at least 1"),
-        ({"views": 1, "view_seed": 3}, "says nothing without --views"),
+        ({"views": 1, "view_seed": 3}, "--view-seed says nothing without --views"),
+        ({"views": 1, "view_seed": 0, "view_flip": False}, "--no-view-flip says nothing without --views"),
         ({"splits": ("test",)}, "only train images have views"),
     ],
 )

@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.errors import HeadError, InvalidOption, UnknownName
 from featcache.heads import batches as batches_module
+from featcache.heads import preparation
 from featcache.heads.ahead import read_ahead
 from featcache.heads.batches import (
     Batch,
+    Batches,
     FeatureRows,
     ResidentBatches,
     StreamedBatches,
@@ -28,7 +30,9 @@ from featcache.heads.batches import (
     open_batches,
     window_rows,
 )
+from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import SplitRows, cut_cache
+from featcache.heads.preparation import open_prepared, prepare
 
 CPU = torch.device("cpu")
 CLASSES = ("ant", "bee", "cow")
@@ -301,6 +305,30 @@ def test_features_are_resident_when_they_fit_and_streamed_when_not(tmp_path: Pat
         for budget in (size, size - 1, None)
     ]
     assert kinds == [ResidentBatches, StreamedBatches, ResidentBatches]
+
+
+@pytest.mark.parametrize(
+    ("resident_bytes", "whole_bytes", "kinds"),
+    [
+        (160 * 32 + 40 * 32, 0, (ResidentBatches, ResidentBatches)),
+        (160 * 32, 1 << 20, (ResidentBatches, StreamedBatches)),
+        (160 * 32 - 1, 1 << 20, (StreamedBatches, ResidentBatches)),
+        # Memory is short: val is 8 GB where train is 32.
+        (160 * 32 - 1, 40 * 32 - 1, (StreamedBatches, StreamedBatches)),
+    ],
+)
+def test_a_large_val_is_streamed_where_train_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    resident_bytes: int,
+    whole_bytes: int,
+    kinds: tuple[type[Batches], type[Batches]],
+) -> None:
+    monkeypatch.setattr(preparation, "WHOLE_BYTES", whole_bytes)
+    config = HeadConfig(head="linear")
+    prepared = prepare(write_cache(tmp_path, {"train": blobs(200)}), config, place=CPU)
+    train, val = open_prepared(prepared, config, resident_bytes=resident_bytes)
+    assert (type(train), type(val)) == kinds
 
 
 def test_resident_features_keep_the_caches_dtype(tmp_path: Path) -> None:

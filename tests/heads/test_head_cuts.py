@@ -110,7 +110,7 @@ def test_labels_no_head_could_learn_are_refused(
 
 def test_label_of_no_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = write_cache(tmp_path, {"train": blobs(20)}, classes=CLASSES)
-    monkeypatch.setattr(CachedSplit, "labels", property(lambda split: np.array([0, 1, 2, 3, 0] * 4)))
+    monkeypatch.setattr(CachedSplit, "read_labels", lambda split: np.array([0, 1, 2, 3, 0] * 4))
     with pytest.raises(HeadError, match="labels from -1 to 2, got 3 in train row 3"):
         cut_cache(cache, val_fraction=0.2, val_seed=42)
 

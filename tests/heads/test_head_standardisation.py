@@ -48,7 +48,7 @@ def test_a_sample_is_spread_evenly_and_always_the_same(rows: int) -> None:
     assert sample is not None and len(sample) == SAMPLED_ROWS
     assert int(sample[0]) >= 0 and int(sample[-1]) < rows and bool((sample.diff() > 0).all())
     shares = np.bincount((sample.numpy() * 100 // rows), minlength=100) / SAMPLED_ROWS
-    assert np.abs(shares - 0.01).max() < 2e-4
+    assert np.abs(shares - 0.01).max() < 3e-4
     again = sampled_rows(rows)
     assert again is not None and torch.equal(sample, again)
 

@@ -1,27 +1,20 @@
-"""Numbers in the README come from a result that was measured."""
+"""Numbers in the README and on the page about large sets come from a result that was measured."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
-from types import ModuleType
 
-ROOT = Path(__file__).parents[2]
-
-
-def _renderer() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("readme_table", ROOT / "benchmarks" / "readme_table.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from house import ROOT, benchmark_module
 
 
 def test_the_readmes_numbers_are_the_measured_ones() -> None:
-    renderer, readme = _renderer(), (ROOT / "README.md").read_text()
+    renderer, readme = benchmark_module("readme_table"), (ROOT / "README.md").read_text()
     assert readme == renderer.rendered(readme, *renderer.measured()), "run `python benchmarks/readme_table.py`"
+
+
+def test_the_numbers_of_large_sets_are_the_measured_and_predicted_ones() -> None:
+    renderer, page = benchmark_module("scale_page"), (ROOT / "docs" / "scale.md").read_text()
+    assert page == renderer.rendered(page, renderer.measured()), "run `python benchmarks/scale_page.py`"
 
 
 def test_every_result_names_its_command_and_machine() -> None:

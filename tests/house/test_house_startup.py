@@ -48,10 +48,16 @@ def command(*words: str) -> str:
         command("train-head", "--help"),
         command("--version"),
         command("ls"),
+        command("backbones"),
     ],
 )
 def test_nothing_heavy_is_loaded(statement: str, tmp_path: Path) -> None:
     assert loaded_by(statement, tmp_path) == set()
+
+
+@pytest.mark.parametrize("words", [("datasets",), ("datasets", "--json"), ("backbones", "--json")], ids=" ".join)
+def test_what_there_is_is_told_without_torch(words: tuple[str, ...], tmp_path: Path) -> None:
+    assert not loaded_by(command(*words), tmp_path) & set(TORCH)
 
 
 def test_public_names_are_loaded_when_they_are_used(tmp_path: Path) -> None:

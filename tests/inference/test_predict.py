@@ -333,7 +333,7 @@ def test_real_weights_and_images_say_what_they_said(vgg_weights: Path, cifar_zip
         image_size=64,
         dtype="float32",
         precision="fp32",
-        compile=False,
+        runner="eager",
         limit=40,
         data_dir=tmp_path,
     )

@@ -57,7 +57,7 @@ class House:
             layers=layers,
             image_size=SIDE,
             data_dir=self.root / "data",
-            compile=False,
+            runner="eager",
             **exact | options,
         )
         epochs: dict[str, Any] = {"max_epochs": 3} if head.startswith(("mlp", "linear")) else {}

@@ -1,0 +1,200 @@
+"""Measured in processes of their own, so that memory is nobody else's: `python benchmarks/scale_children.py NAME ...`.
+
+Each prints one JSON object. `scale.py` starts them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.images.samples import Sample, Samples
+from featcache.images.sources import ImageSource, Listing, Stamp
+
+if TYPE_CHECKING:
+    from featcache.heads.config import HeadConfig
+
+_MIB = 1 << 20
+_ROWS_AT_ONCE = 100_000
+
+
+def memory(which: str) -> int:
+    """Bytes of this process now (VmRSS) or at most so far (VmHWM)."""
+    (kilobytes,) = re.findall(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(kilobytes) * 1024
+
+
+class Timed:
+    """Seconds from one call to the next."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def __call__(self) -> float:
+        before, self._last = self._last, time.perf_counter()
+        return round(self._last - before, 3)
+
+
+# --- training ----------------------------------------------------------------------------------------------
+
+
+def catalogue(folder: str) -> dict[str, Any]:
+    """What `featcache ls` does."""
+    from featcache.cache.catalog import list_caches
+
+    timed = Timed()
+    (entry,) = list_caches(Path(folder))
+    return {"listing_s": timed(), "state": entry.state, "peak_mib": memory("VmHWM") // _MIB}
+
+
+def first_batch(path: str, batch_size: str) -> dict[str, Any]:
+    """From nothing to the first batch, as whoever reads batches has it; then a thousand more."""
+    import torch
+
+    from featcache.cache.reader import FeatureCache
+    from featcache.heads.preparation import open_prepared, prepare
+
+    found, config = _trained_with(batch_size)
+    began, timed = time.perf_counter(), Timed()
+    with FeatureCache.open(path) as cache:
+        found["open_s"] = timed()
+        prepared = prepare(cache, config, place=torch.device("cpu"))
+        found["cut_s"] = timed()
+        train, _val = open_prepared(prepared, config)
+        batches = train.epoch(0, reuse=True)
+        next(batches)
+        found |= {"seconds": round(time.perf_counter() - began, 3), "peak_mib": memory("VmHWM") // _MIB}
+        timed()
+        for _number in range(1000):
+            next(batches)
+        rows_per_s = round(1000 * config.head_batch_size / timed())
+        return found | {"rows_per_s": rows_per_s, "train_rows": len(train.rows), "streamed": not train.resident_bytes}
+
+
+def first_step(path: str, batch_size: str) -> dict[str, Any]:
+    """From nothing to a training's first batch: its rows are digested and standardised before."""
+    import torch
+
+    from featcache.cache.reader import FeatureCache
+    from featcache.heads.checkpoints import rows_digest
+    from featcache.heads.fitting import standardisation
+    from featcache.heads.preparation import open_prepared, prepare
+
+    found, config = _trained_with(batch_size)
+    began, timed = time.perf_counter(), Timed()
+    with FeatureCache.open(path) as cache:
+        prepared = prepare(cache, config, place=torch.device("cpu"))
+        timed()
+        rows_digest(prepared)
+        found["identity_s"] = timed()
+        train, _val = open_prepared(prepared, config)
+        standardisation(train)
+        found["standardising_s"] = timed()
+        next(train.epoch(0, reuse=True))
+        return found | {"seconds": round(time.perf_counter() - began, 3), "peak_mib": memory("VmHWM") // _MIB}
+
+
+def _trained_with(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
+    from featcache.heads.config import HeadConfig
+
+    # All that a training imports, whatever is done with it here.
+    importlib.import_module("featcache.heads.fit")
+    return {"imports_mib": memory("VmRSS") // _MIB}, HeadConfig(head="linear", head_batch_size=int(batch_size))
+
+
+# --- planning and assembling -------------------------------------------------------------------------------
+
+
+def names(images: int) -> Samples:
+    """`train/000000000.jpg` and so on, in ten classes; made a piece at a time."""
+    text = bytearray()
+    for start in range(0, images, _ROWS_AT_ONCE):
+        numbers = range(start, min(start + _ROWS_AT_ONCE, images))
+        text += "".join(f"train/{number:09d}.jpg" for number in numbers).encode()
+    width = len(text) // images
+    return Samples("train", bytes(text), np.arange(images + 1) * width, np.arange(images) % 10)
+
+
+class Simulated(ImageSource):
+    """Images that are their own names: all that a plan costs but reading from a disk."""
+
+    def __init__(self, images: int) -> None:
+        classes = [f"class {number}" for number in range(10)]
+        super().__init__(name="simulated", origin="simulated", listing=Listing.of({"train": names(images)}, classes))
+
+    def read(self, sample: Sample) -> bytes:
+        return sample.id.encode()
+
+    def stamp(self, sample: Sample) -> Stamp:
+        return ("simulated", 1)
+
+
+def planning(images: str, data_dir: str) -> dict[str, Any]:
+    """The plan of so many images; whether it is the first one depends on the index in `data_dir`."""
+    from featcache.extraction.plan import plan_rows
+    from featcache.extraction.reporting import LogReporter
+    from featcache.extraction.request import Request
+    from featcache.extraction.shares import Units, rows_in
+
+    before, timed = memory("VmRSS"), Timed()
+    source = Simulated(int(images))
+    found: dict[str, Any] = {"listing_s": timed()}
+    request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
+    plan = plan_rows(source, request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+    found |= {"plan_s": timed(), "plan_bytes": memory("VmHWM") - before}
+    wanted = plan.distinct(np.arange(plan.rows))
+    found["distinct_s"] = timed()
+    for unit in range(100):
+        plan.at(rows_in(Units(numbers=[unit]).units(plan.rows // 64), wanted, 64))
+    found["unit_of_64_s"] = round(timed() / 100, 6)
+    return found | {"rows": plan.rows, "peak_bytes": memory("VmHWM") - before}
+
+
+def assembling(standing: str, target: str) -> dict[str, Any]:
+    """A cache of narrow rows out of another one: what a row costs whatever its width."""
+    from featcache.cache import Donors, FeatureCache, SplitTable, assemble
+    from featcache.images.samples import SampleIds
+
+    before = memory("VmRSS")
+    with FeatureCache.open(standing) as cache:
+        split = cache["train"]
+        # A plan has digests of its own beside those of its donors.
+        table = SplitTable(ids=SampleIds(names(len(split))), labels=split.labels, digests=split.digests.copy())
+        timed = Timed()
+        path = assemble(
+            Path(target),
+            spec=cache.spec,
+            selection=cache.selection,
+            set_name=cache.set_name,
+            classes=cache.classes,
+            provenance=cache.provenance,
+            tables={"train": table},
+            donors=Donors([split]),
+        )
+        return {"assembling_s": timed(), "rows": len(split), "file_bytes": path.stat().st_size,
+                "peak_bytes": memory("VmHWM") - before}  # fmt: skip
+
+
+def parts(folder: str) -> dict[str, Any]:
+    """Opening parts, as whoever assembles does."""
+    from featcache.cache.parts import open_parts
+
+    before, timed = memory("VmRSS"), Timed()
+    opened = open_parts(Path(folder))
+    return {"seconds": timed(), "parts": len(opened), "rows": sum(map(len, opened)), "bytes": memory("VmRSS") - before}
+
+
+CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
+    child.__name__: child for child in (catalogue, first_batch, first_step, planning, assembling, parts)
+}
+
+if __name__ == "__main__":
+    print(json.dumps(CHILDREN[sys.argv[1]](*sys.argv[2:])))

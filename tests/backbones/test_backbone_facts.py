@@ -1,0 +1,76 @@
+"""What is said of a backbone before it is loaded is what it has when it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from featcache.backbones import load_backbone, networks, timm_networks
+from featcache.backbones.facts import TORCHVISION, Costs, downloaded_by_torch
+from featcache.backbones.measuring import measured
+
+# A family each; VGG16 has a layer of its own, and the last one is built for another size than 224.
+QUICK = ("alexnet", "inception_v3", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "vgg16", "vit_h_14")
+
+
+def test_something_is_known_of_every_network_of_torchvisions() -> None:
+    assert tuple(sorted(TORCHVISION)) == networks.network_names()
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_what_is_known_is_what_is_measured(name: str) -> None:
+    assert TORCHVISION[name].costs == measured(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(TORCHVISION) - set(QUICK)))
+def test_what_is_known_of_the_others_is_what_is_measured(name: str) -> None:
+    assert TORCHVISION[name].costs == measured(name)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "timm:resnet18"])
+def test_what_is_measured_is_what_a_loaded_backbone_has(name: str, tmp_path: Path) -> None:
+    backbone = load_backbone(name, weights="random", weights_dir=tmp_path)
+    assert measured(name) == Costs(
+        image_size=backbone.transform.image_size,
+        feature_dim=backbone.layers[0].feature_dim,
+        parameters=backbone.parameters,
+        gflops=round(backbone.flops_per_image / 1e9, 2),
+    )
+
+
+def test_the_weights_that_are_downloaded_are_torchvisions_default_ones() -> None:
+    for name, known in TORCHVISION.items():
+        entry = networks.weights_enum(name).DEFAULT
+        assert known.weights.file == entry.url.rpartition("/")[2], name
+        # Torchvision counts in units of 2^20 bytes.
+        assert known.weights.megabytes == round(entry.meta["_file_size"] * 2**20 / 1e6, 1), name
+
+
+@pytest.mark.parametrize("said", [{}, {"XDG_CACHE_HOME": "caches"}, {"TORCH_HOME": "~/torch", "XDG_CACHE_HOME": "x"}])
+def test_weights_are_looked_for_where_torch_puts_them(said: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert downloaded_by_torch("a.pth") == Path(torch.hub.get_dir()) / "checkpoints" / "a.pth"
+
+
+def test_weights_of_timms_are_here_once_the_hubs_client_has_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub
+
+    asked: list[tuple[str, str]] = []
+
+    def in_cache(repository: str, file: str) -> str | None:
+        asked.append((repository, file))
+        return str(tmp_path) if file == "pytorch_model.bin" else None
+
+    assert timm_networks.default_weights("timm:resnet18") == "timm/resnet18.a1_in1k"
+    assert timm_networks.is_downloaded("timm:resnet18") is False
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", in_cache)
+    assert timm_networks.is_downloaded("timm:resnet18") is True
+    assert asked[0] == ("timm/resnet18.a1_in1k", "model.safetensors")

@@ -1,0 +1,179 @@
+"""OpenVINO as the runner: the same features, in programs of its own, and nobody is told."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import tiny_backbone, write_images
+
+from featcache.backbones import load_backbone, openvino_runner
+from featcache.backbones.backbone import Backbone
+from featcache.cache.reader import FeatureCache
+from featcache.errors import InvalidOption, MissingExtra
+from featcache.extraction import matching
+from featcache.extraction.compilation import break_even, resolve_runner
+from featcache.extraction.rebuild import recompute
+from featcache.extraction.reporting import LogReporter
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, extract
+from featcache.images import open_source
+from featcache.images.decoding import decode
+
+pytestmark = pytest.mark.skipif(not openvino_runner.installed(), reason="the extra openvino is not installed")
+
+
+@pytest.fixture
+def request_(tmp_path: Path) -> Request:
+    images = write_images(tmp_path / "pictures", train=10, test=4)
+    return Request(
+        dataset=images, backbone=tiny_backbone(), precision="bf16", runner="openvino", data_dir=tmp_path / "data"
+    )
+
+
+@pytest.fixture(scope="module")
+def network() -> Backbone:
+    return load_backbone("squeezenet1_1", weights="random:0", image_size=64, weights_dir=Path())
+
+
+def least_cosine(some: np.ndarray, other: np.ndarray) -> float:
+    a, b = (torch.from_numpy(np.asarray(one)).double() for one in (some, other))
+    return float(torch.nn.functional.cosine_similarity(a, b).min())
+
+
+def test_its_features_are_those_of_torch_in_a_cache_of_their_own(request_: Request) -> None:
+    done = extract(request_, Execution(batch_size=16, part_rows=16))
+    exact = extract(replace(request_, precision="fp32", runner="eager"))
+    assert done.drift is not None
+    assert done.fingerprint != exact.fingerprint
+    with FeatureCache.open(done.cache) as cache, FeatureCache.open(exact.cache) as other:
+        assert cache.spec.runner == "openvino"
+        versions = cache.provenance["versions"]
+        assert isinstance(versions, Mapping) and "openvino" in versions
+        assert least_cosine(cache["train"].features[:], other["train"].features[:]) > 0.9999
+    # What was settled once is found again.
+    again = extract(replace(request_, runner="auto", backbone=tiny_backbone()))
+    assert (again.computed, again.fingerprint) == (0, done.fingerprint)
+
+
+def test_a_cache_is_verified_by_computing_it_again(request_: Request) -> None:
+    done = extract(replace(request_, backbone="squeezenet1_1", weights="random:0", image_size=64))
+    with FeatureCache.open(done.cache) as cache:
+        found = recompute(cache, 8, seed=0, data_dir=request_.data_dir, device="cpu")
+    assert (found.rows, found.equal) == (8, 8)
+
+
+def test_in_fp32_it_agrees_with_torch_to_rounding(network: Backbone) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
+    network.place("cpu", "fp32")
+    exact = {name: values.clone() for name, values in network.features(images).items()}
+    network.compile(4, "openvino")
+    assert network.fixed_batch == 4
+    for name, values in network.features(images).items():
+        assert torch.allclose(values, exact[name], rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_batch_gave_stays_when_the_next_is_computed(network: Backbone) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
+    network.place("cpu", "fp32")
+    network.compile(4, "openvino")
+    first = network.features(images[0])
+    before = {name: values.clone() for name, values in first.items()}
+    network.features(images[1])
+    assert all(torch.equal(values, before[name]) for name, values in first.items())
+
+
+def test_several_layers_come_out_under_their_names() -> None:
+    network = load_backbone(
+        "resnet18", weights="random:0", layers=("layer1", "avgpool"), image_size=64, weights_dir=Path()
+    )
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    exact = {name: values.clone() for name, values in network.features(images).items()}
+    network.place("cpu", "bf16")
+    network.compile(2, "openvino")
+    found = network.features(images)
+    assert list(found) == list(exact)
+    for name, values in found.items():
+        assert least_cosine(values.numpy(), exact[name].numpy()) > 0.999
+
+
+@pytest.mark.parametrize(("name", "least"), [("vgg16", 0.9999), ("inception_v3", 0.9994)])
+def test_bf16_keeps_the_stem_of_real_networks(
+    name: str, least: float, cifar_zip: Path, vgg_weights: Path, inception_weights: Path
+) -> None:
+    weights = {"vgg16": vgg_weights, "inception_v3": inception_weights}[name]
+    network = load_backbone(name, weights=str(weights), weights_dir=weights.parent)
+    with open_source(cifar_zip, datasets_dir=weights.parent) as source:
+        some = source.samples("test")[:8]
+        images = np.stack([network.resize(decode(source.read(one), one.id)) for one in some])
+    exact = {layer: values.clone() for layer, values in network.features(images).items()}
+    network.place("cpu", "bf16")
+    network.compile(len(images), "openvino")
+    for layer, values in network.features(images).items():
+        assert least_cosine(values.numpy(), exact[layer].numpy()) > least
+
+
+def resolved(said: str, backbone: Backbone, images: int, *, device: str = "cpu", precision: str = "bf16") -> str:
+    return resolve_runner(
+        said, backbone, device=device, precision=precision, images=lambda: images, reporter=LogReporter()
+    )
+
+
+def test_auto_takes_it_where_it_is_installed_and_pays(network: Backbone) -> None:
+    enough = break_even("openvino", network, "bf16")
+    assert enough < break_even("compiled", network, "bf16")
+    assert [resolved("auto", network, images) for images in (enough - 1, enough)] == ["eager", "openvino"]
+    assert resolved("auto", network, enough, precision="fp32") == "eager"
+    assert resolved("auto", tiny_backbone(), 10**12) == "eager"
+
+
+def test_what_it_cannot_compute_is_refused_at_once(network: Backbone) -> None:
+    with pytest.raises(InvalidOption, match="--device cuda"):
+        resolved("openvino", network, 1, device="cuda", precision="fp32")
+    with pytest.raises(InvalidOption, match="got int8"):
+        resolved("openvino", network, 1, precision="int8")
+
+
+def test_without_the_package_the_extra_is_named(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    with pytest.raises(MissingExtra) as raised:
+        extract(request_)
+    assert "featcache[openvino]" in str(raised.value.hint)
+    assert not request_.features_dir.exists() or not list(request_.features_dir.iterdir())
+
+
+def test_a_cache_is_found_without_the_package_and_not_gone_on_with(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = extract(request_)
+    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    later = replace(request_, runner="auto", backbone=tiny_backbone())
+    assert extract(later).fingerprint == done.fingerprint
+    Image.new("RGB", (20, 20), "red").save(Path(request_.origin) / "train" / "cat" / "new.jpg")
+    with pytest.raises(MissingExtra):
+        extract(replace(later, backbone=tiny_backbone()))
+    assert matching.by_request(later).path == done.cache
+
+
+def test_nobody_is_told(tmp_path: Path) -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from pathlib import Path\n"
+        "from featcache.backbones import load_backbone\n"
+        "network = load_backbone('squeezenet1_1', weights='random:0', image_size=64, weights_dir=Path())\n"
+        "network.compile(1, 'openvino')\n"
+        "network.features(np.zeros((1, 64, 64, 3), np.uint8))\n"
+        "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None\n"
+        "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    subprocess.run([sys.executable, "-c", program], check=True, env={"HOME": str(home), "PATH": "/usr/bin:/bin"})
+    assert not list(home.rglob("*openvino*"))
