@@ -20,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, tee
+from mmap import ACCESS_COPY, mmap
 from typing import Protocol, Self
 
 import numpy as np
@@ -124,7 +125,10 @@ class Memory:
         """Room of shape (rows, wide); `name` tells apart what is needed at the same time."""
         room = self._rooms.get(name)
         if room is None or len(room) < rows:
-            room = torch.empty((rows, wide), dtype=dtype, device=device)
+            if self._reuse and device.type == "cpu":
+                room = _mapped(rows, wide, dtype)
+            else:
+                room = torch.empty((rows, wide), dtype=dtype, device=device)
             if self._reuse:
                 self._rooms[name] = room
         return room[:rows]
@@ -356,7 +360,7 @@ class StreamedBatches(Batches):
             if len(room[0]) >= rows:
                 return self._rooms.pop(number)
         self._rooms.clear()
-        return self.rows.empty(rows)
+        return [_mapped(rows, tensor.shape[1], tensor.dtype) for tensor in self.rows.empty(0)]
 
 
 def open_batches(
@@ -457,6 +461,19 @@ def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
             for tensor, read in zip(stored, piece, strict=True):
                 tensor[part] = read.to(device)
     return stored
+
+
+def _mapped(rows: int, wide: int, dtype: torch.dtype) -> Tensor:
+    """Room of shape (rows, wide) straight from the system, where it goes back to whole.
+
+    Of memory that malloc hands out it keeps some: a head's gradients come and go between, and leave holes.
+    """
+    count = rows * wide
+    if not count:
+        return torch.empty((rows, wide), dtype=dtype)
+    # A child that is forked has its own.
+    mapped = mmap(-1, count * dtype.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(mapped, dtype=dtype, count=count).reshape(rows, wide)
 
 
 def _ranges(length: int, step: int) -> Iterator[slice]:
