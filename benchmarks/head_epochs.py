@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.cuts import cut_cache
 
 VAL_ROWS = 4_000
+WAYS = ("resident", "streamed", "streamed_cold")
 _MIB = 1 << 20
 
 
@@ -132,57 +135,87 @@ def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[st
 # --- streaming ---------------------------------------------------------------------------------------------
 
 
-def part_streaming(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
-    """Streamed and resident trainings by turns, each in a process of its own; peak RSS is the kernel's VmHWM."""
+def part_streaming(folder: Path, rows: int, epochs: int) -> dict[str, Any]:
+    """Resident, streamed, and streamed from a disk whose pages nobody holds: a training each, in a process of its own.
+
+    `rows` of the widest features; of narrower ones as many as make the same bytes.
+    """
     measured: dict[str, Any] = {}
-    for wide, batch_size in ((25_088, 64), (25_088, 1_024), (2_048, 64)):
-        # More than 1 GiB of features, whatever the width.
-        count = max(rows, (5 << 28) // (2 * wide) + 1)
+    for wide in (25_088, 2_048):
+        count = rows * 25_088 // wide
         with write_features(folder / str(wide), {"train": count, "val": VAL_ROWS}, wide) as cache:
-            seconds: dict[str, list[float]] = {"resident": [], "streamed": [], "streamed, cold": []}
-            peak = 0
-            for _ in range(rounds):
-                for way, found in seconds.items():
-                    said = _in_a_child(cache.path, way, batch_size)
-                    found.append(said["epoch_s"])
-                    peak = max(peak, said["peak_bytes"]) if way != "resident" else peak
-            typical = {way: statistics.median(found) for way, found in seconds.items()}
-            measured[f"{count} x {wide}, batch {batch_size}"] = {
-                "features_mib": count * wide * 2 // _MIB,
-                "peak_rss_mib": peak // _MIB,
-                **{f"{way}_s": round(found, 3) for way, found in typical.items()},
-                "speed": round(typical["resident"] / typical["streamed"], 3),
-                "speed_cold": round(typical["resident"] / typical["streamed, cold"], 3),
-            }
-            print(wide, batch_size, measured, flush=True)
+            for batch_size in (64, 1_024):
+                said = {way: _in_a_child(cache.path, way, batch_size, epochs) for way in WAYS}
+                measured[name := f"{count} x {wide}, batch {batch_size}"] = {
+                    "features_mib": count * wide * 2 // _MIB,
+                    **said,
+                    "speed": round(said["resident"]["epoch_s"] / said["streamed"]["epoch_s"], 3),
+                    "speed_cold": round(said["resident"]["epoch_s"] / said["streamed_cold"]["epoch_s"], 3),
+                }
+                print(name, measured[name], flush=True)
+        shutil.rmtree(folder / str(wide))
     return measured
 
 
-def _in_a_child(cache: Path, way: str, batch_size: int) -> dict[str, Any]:
-    words = [sys.executable, __file__, str(cache), way, str(batch_size)]
+def _in_a_child(cache: Path, way: str, batch_size: int, epochs: int) -> dict[str, Any]:
+    words = [sys.executable, __file__, str(cache), way, str(batch_size), str(epochs)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
     said: dict[str, Any] = json.loads(done.stdout)
     return said
 
 
-def train_in_this_process(path: Path, way: str, batch_size: int) -> dict[str, Any]:
-    """Three epochs: the median of the second and third, and the process's peak RSS."""
+def train_in_this_process(path: Path, way: str, batch_size: int, epochs: int) -> dict[str, Any]:
+    """The median epoch but for the first, and the process's memory in MiB: `peak` is the kernel's VmHWM."""
     seconds: list[float] = []
 
     def forget(record: EpochRecord) -> None:
         seconds.append(record.seconds)
-        if way == "streamed, cold":
+        if way == "streamed_cold":
             fd = os.open(path, os.O_RDONLY)
             os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
             os.close(fd)
 
-    config = notebook_head(batch_size, 3, standardize=True)
-    with FeatureCache.open(path) as cache, tempfile.TemporaryDirectory() as runs:
+    config = notebook_head(batch_size, epochs, standardize=True)
+    imports = _memory()
+    with FeatureCache.open(path) as cache, tempfile.TemporaryDirectory() as runs, _Watch() as watch:
         budget = 1 << 40 if way == "resident" else 0
         fit_head(cache, config, runs_dir=runs, progress=forget, resident_bytes=budget)
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM:"))
-    return {"epoch_s": statistics.median(seconds[1:]), "peak_bytes": peak}
+    return {
+        "epoch_s": round(statistics.median(seconds[1:]), 3),
+        "epochs_s": [round(one, 2) for one in seconds],
+        "peak_rss_mib": _memory()["VmHWM"],
+        "peak_anon_mib": watch.most["RssAnon"],
+        "peak_file_mib": watch.most["RssFile"],
+        "imports_rss_mib": imports["VmRSS"],
+        "imports_anon_mib": imports["RssAnon"],
+    }
+
+
+class _Watch:
+    """Asks again and again what the process holds: `most` of each, in MiB. Pages of mapped libraries are RssFile."""
+
+    def __init__(self) -> None:
+        self.most = _memory()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            now = _memory()
+            self.most = {name: max(most, now[name]) for name, most in self.most.items()}
+
+
+def _memory() -> dict[str, int]:
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return {name: int(lines[name].split()[0]) // 1024 for name in ("VmHWM", "VmRSS", "RssAnon", "RssFile")}
 
 
 # --- logreg ------------------------------------------------------------------------------------------------
@@ -220,4 +253,4 @@ def part_logreg(folder: Path, cache: Path | None) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(train_in_this_process(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(train_in_this_process(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))))

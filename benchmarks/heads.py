@@ -227,7 +227,7 @@ def _swept(folder: Path, head: str, wide: int, size: Size) -> dict[str, Any]:
 PARTS: Mapping[str, tuple[Callable[[Path, Size], dict[str, Any]], int, int]] = {
     "epochs": (lambda folder, size: part_epochs(folder, size.rows, size.epochs), 40_000, 6),
     "sweep": (part_sweep, 10_000, 3),
-    "streaming": (lambda folder, size: part_streaming(folder, size.rows, size.epochs), 40_000, 3),
+    "streaming": (lambda folder, size: part_streaming(folder, size.rows, size.epochs), 22_000, 3),
     "logreg": (lambda folder, size: part_logreg(folder, size.cache), 0, 0),
 }
 

@@ -19,7 +19,8 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import cycle, tee
+from mmap import ACCESS_COPY, mmap
 from typing import Protocol, Self
 
 import numpy as np
@@ -41,8 +42,10 @@ BLOCK_BYTES = 64 << 10
 WINDOW_BYTES = 32 << 20
 # A set of this size is one window.
 WHOLE_BYTES = 128 << 20
+# What is read at a time of a batch that is larger than a window; again there are two.
+PIECE_BYTES = 8 << 20
 # What one evaluation batch may take as float32.
-EVALUATION_BYTES = 32 << 20
+EVALUATION_BYTES = 8 << 20
 # As stored, taken together on the way into a batch: it stays in the processor's cache.
 TAKEN_BYTES = 1 << 20
 
@@ -122,7 +125,10 @@ class Memory:
         """Room of shape (rows, wide); `name` tells apart what is needed at the same time."""
         room = self._rooms.get(name)
         if room is None or len(room) < rows:
-            room = torch.empty((rows, wide), dtype=dtype, device=device)
+            if self._reuse and device.type == "cpu":
+                room = _mapped(rows, wide, dtype)
+            else:
+                room = torch.empty((rows, wide), dtype=dtype, device=device)
             if self._reuse:
                 self._rooms[name] = room
         return room[:rows]
@@ -220,7 +226,7 @@ class Batches(ABC):
     def _selected(self, stored: Sequence[Tensor], chosen: Tensor, memory: Memory) -> Tensor:
         # The same for the rows `chosen`, a few at a time.
         values = memory.take("values", len(chosen), self.feature_dim, torch.float32, self.device)
-        for part in _ranges(len(chosen), max(1, TAKEN_BYTES // self.rows.row_bytes)):
+        for part in self._taken(len(chosen)):
             taken = []
             for number, tensor in enumerate(stored):
                 some = chosen[part]
@@ -240,8 +246,11 @@ class Batches(ABC):
             start += tensor.shape[1]
         return values
 
+    def _taken(self, rows: int) -> Iterator[slice]:
+        return _ranges(rows, max(1, TAKEN_BYTES // self.rows.row_bytes))
+
     def _evaluation_rows(self) -> int:
-        return max(self.batch_size, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
+        return max(1, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
 
 
 class ResidentBatches(Batches):
@@ -275,7 +284,10 @@ class ResidentBatches(Batches):
 
 
 class StreamedBatches(Batches):
-    """Features stay in the cache: one window of rows is in use, and a thread reads the next."""
+    """Features stay in the cache: one window of rows is in use, and a thread reads the next.
+
+    A batch that is larger than a window is put together from pieces, and lies in memory as float32 only.
+    """
 
     def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
         super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
@@ -285,6 +297,9 @@ class StreamedBatches(Batches):
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
         window = window_rows(len(self.rows), self.batch_size, self.rows.row_bytes)
+        if window == self.batch_size and window * self.rows.row_bytes > WINDOW_BYTES:
+            yield from self._large_batches(number, memory)
+            return
         for chosen, stored, place in self._windows(self._order(number), window):
             for part in _ranges(len(chosen), self.batch_size):
                 yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
@@ -301,6 +316,24 @@ class StreamedBatches(Batches):
         window = self._evaluation_rows()
         for _, stored, _ in self._windows(torch.split(positions, window), window):
             yield self._values(stored, memory)
+
+    def _large_batches(self, number: int, memory: Memory) -> Iterator[Batch]:
+        # Every window is one batch. Its pieces follow each other in the file, not in the batch: a disk reads runs.
+        most = max(1, PIECE_BYTES // self.rows.row_bytes)
+        batches, ahead = tee(self._order(number))
+        pieces = self._windows((piece for batch in ahead for piece in torch.split(batch.sort().values, most)), most)
+        for batch in batches:
+            values = memory.take("values", len(batch), self.feature_dim, torch.float32, self.device)
+            for place in torch.split(batch.argsort().to(self.device), most):
+                _, stored, _ = next(pieces)
+                self._put(values, place, stored, memory)
+            yield values, self._labels.index_select(0, batch.to(self.device))
+
+    def _put(self, values: Tensor, place: Tensor, stored: Sequence[Tensor], memory: Memory) -> None:
+        # (n, d) a layer, as stored -> the rows at `place` of float32 (B, D), a few at a time.
+        for part in self._taken(len(place)):
+            some = memory.take("put", len(place[part]), self.feature_dim, torch.float32, self.device)
+            values.index_copy_(0, place[part], self._fill(some, [tensor[part] for tensor in stored]))
 
     def _windows(self, wanted: Iterable[Tensor], largest: int) -> Iterator[tuple[Tensor, list[Tensor], Tensor]]:
         """For each window: its rows, what is stored of them in the file's order, and where each then lies."""
@@ -327,7 +360,7 @@ class StreamedBatches(Batches):
             if len(room[0]) >= rows:
                 return self._rooms.pop(number)
         self._rooms.clear()
-        return self.rows.empty(rows)
+        return [_mapped(rows, tensor.shape[1], tensor.dtype) for tensor in self.rows.empty(0)]
 
 
 def open_batches(
@@ -428,6 +461,19 @@ def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
             for tensor, read in zip(stored, piece, strict=True):
                 tensor[part] = read.to(device)
     return stored
+
+
+def _mapped(rows: int, wide: int, dtype: torch.dtype) -> Tensor:
+    """Room of shape (rows, wide) straight from the system, where it goes back to whole.
+
+    Of memory that malloc hands out it keeps some: a head's gradients come and go between, and leave holes.
+    """
+    count = rows * wide
+    if not count:
+        return torch.empty((rows, wide), dtype=dtype)
+    # A child that is forked has its own.
+    mapped = mmap(-1, count * dtype.itemsize, access=ACCESS_COPY)
+    return torch.frombuffer(mapped, dtype=dtype, count=count).reshape(rows, wide)
 
 
 def _ranges(length: int, step: int) -> Iterator[slice]:

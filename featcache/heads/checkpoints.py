@@ -26,7 +26,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from featcache.cache.filesystem import publish_bytes
+from featcache.cache.aside import file_aside
 from featcache.cache.locks import locked
 from featcache.errors import CacheBusy, CacheUnwritable, HeadError
 from featcache.heads.config import HeadConfig
@@ -60,10 +60,14 @@ class Checkpoint:
     progress: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
 
-    def to_bytes(self) -> bytes:
-        """A safetensors file."""
+    def publish(self, path: Path) -> None:
+        """Write a safetensors file, whole or not at all; no copy of the tensors is made. Raises CacheUnwritable."""
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        return safetensors.torch.save(tensors, checkpoint_metadata(self.about, self.progress))
+        with file_aside(path) as building:
+            try:
+                safetensors.torch.save_file(tensors, building, checkpoint_metadata(self.about, self.progress))
+            except SafetensorError as error:
+                raise CacheUnwritable(f"{path} could not be written: {error}") from error
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -147,8 +151,7 @@ class Unfinished:
         self.claim()
         progress, tensors = state()
         try:
-            content = Checkpoint(about=self.about, progress=progress, tensors=tensors).to_bytes()
-            publish_bytes(self.folder / CHECKPOINT_FILE, content)
+            Checkpoint(about=self.about, progress=progress, tensors=tensors).publish(self.folder / CHECKPOINT_FILE)
         except CacheUnwritable as error:
             raise _unwritable(error.message) from error
         now = self.clock()

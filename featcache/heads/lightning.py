@@ -173,8 +173,9 @@ class HeadModule(pl.LightningModule):
 
     def _remember(self, record: EpochRecord) -> None:
         if not self.history or record.val_loss < min(past.val_loss for past in self.history):
-            best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
-            self._best, self.best_epoch = best, record.epoch
+            for name, tensor in self.head.state_dict().items():
+                self._best.setdefault(name, torch.empty_like(tensor)).copy_(tensor)
+            self.best_epoch = record.epoch
         self.history.append(record)
         self._interruption.keeping = True
 
@@ -206,7 +207,8 @@ class HeadModule(pl.LightningModule):
         progress = checkpoint.progress
         try:
             self.head.load_state_dict(checkpoint.part("head"))
-            self._best = checkpoint.part("best")
+            # Copied, for it will be written to, and lies in the file.
+            self._best = {name: tensor.clone() for name, tensor in checkpoint.part("best").items()}
             self.history = list(checkpoint.history)
             self.best_epoch = progress["best_epoch"]
             self._patience = replace(self._patience, **progress["patience"])
@@ -243,13 +245,17 @@ class OncePerEpoch:
     """What the Trainer takes for a loader: the batches as its only item."""
 
     def __init__(self, batches: Epochs) -> None:
-        self._batches = batches
+        self._items = [batches]
 
     def __iter__(self) -> Iterator[Epochs]:
-        return iter((self._batches,))
+        return iter(self._items)
 
     def __len__(self) -> int:
-        return 1
+        return len(self._items)
+
+    def let_go(self) -> None:
+        """Hold the batches no longer."""
+        self._items.clear()
 
 
 def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interruption) -> bool:
@@ -263,8 +269,7 @@ def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interrupti
     with interruption, _quiet():
         try:
             if not module.finished:
-                trainer = _trainer(module.config.max_epochs - len(module.history), train.device)
-                trainer.fit(module, OncePerEpoch(train), OncePerEpoch(val))
+                _run(_trainer(module.config.max_epochs - len(module.history), train.device), module, train, val)
         except (TrainingInterruptedError, KeyboardInterrupt):
             interrupted = True
         except SystemExit as stop:
@@ -336,6 +341,17 @@ def _trainer(epochs: int, device: torch.device) -> pl.Trainer:
         # Without this, Lightning takes a SLURM job for its own and waits for other ranks.
         plugins=[LightningEnvironment()],
     )
+
+
+def _run(trainer: pl.Trainer, module: HeadModule, train: Epochs, val: Epochs) -> None:
+    loaders = OncePerEpoch(train), OncePerEpoch(val)
+    try:
+        trainer.fit(module, *loaders)
+    finally:
+        # Trainer and module point at each other, and would keep windows and moments until garbage is collected.
+        trainer.strategy.optimizers = []
+        for loader in loaders:
+            loader.let_go()
 
 
 @contextmanager

@@ -24,7 +24,7 @@ SAMPLED_ROWS = 1 << 17
 _RUN_ROWS = 16
 # What a block may take in float64, while sums are taken.
 BLOCK_BYTES = 64 << 20
-# The same beside features that are streamed because memory is short.
+# The same where memory is short, because features are streamed.
 _SUMMED_BYTES = 16 << 20
 
 
@@ -73,10 +73,14 @@ class Standardisation:
     def fold_into(self, head: nn.Module) -> None:
         """Make of a head on standardised features one on features as they are: its first linear layer is changed."""
         first = next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
+        start = 0
         with torch.no_grad():
-            weight, bias = self.folded(first.weight.cpu(), first.bias.cpu())
-            first.weight.copy_(weight)
-            first.bias.copy_(bias)
+            for block in blocks(first.weight.cpu(), _SUMMED_BYTES):
+                part = slice(start, start + len(block))
+                weight, bias = self.folded(block, first.bias[part].cpu())
+                first.weight[part] = weight
+                first.bias[part] = bias
+                start = part.stop
 
 
 def sampled_rows(rows: int) -> Tensor | None:

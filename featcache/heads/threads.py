@@ -28,6 +28,8 @@ SMALL_STEP = 2_000_000
 _GAIN = 0.9
 _TRIALS = 5
 _TRIAL_ROWS = 256
+# What a trial's features may take: memory is short where they are streamed.
+_TRIAL_BYTES = 8 << 20
 # A trial that takes this long has shown enough.
 _PATIENCE_S = 0.2
 
@@ -83,7 +85,7 @@ def multiplications(config: HeadConfig, shape: HeadShape) -> int:
 
 def _trial(config: HeadConfig, shape: HeadShape) -> Callable[[], None]:
     """A step on a head that nobody keeps; the caller's random state is not touched."""
-    rows = min(config.head_batch_size, _TRIAL_ROWS)
+    rows = max(1, min(config.head_batch_size, _TRIAL_ROWS, _TRIAL_BYTES // (4 * shape.in_features)))
     with seeded(0, torch.device("cpu")):
         head = build_head(config.architecture, shape)
         features = torch.randn(rows, shape.in_features)

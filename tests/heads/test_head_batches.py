@@ -157,6 +157,28 @@ def test_resident_and_streamed_give_the_same_batches(tmp_path: Path, epoch: int)
     assert_same(list(resident.in_order()), list(streamed.in_order()))
 
 
+@pytest.mark.usefixtures("small_windows")
+def test_batches_larger_than_a_window_are_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = blobs(333), blobs(333, seed=1, dim=5)
+    train = Blobs(features=one.features, labels=one.labels, more={"late": two.features})
+    rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES), ("avgpool", "late"))
+    monkeypatch.setattr(batches_module, "PIECE_BYTES", 10 * rows.row_bytes)
+    resident, streamed = (kind(rows, batch_size=64, seed=5, device=CPU) for kind in (ResidentBatches, StreamedBatches))
+    asked: list[int] = []
+    read = FeatureRows.read
+
+    def spy(self: FeatureRows, positions: NDArray[np.int64], out: Sequence[torch.Tensor]) -> None:
+        asked.append(len(positions))
+        assert np.all(np.diff(positions) > 0)
+        read(self, positions, out)
+
+    expected = list(resident.epoch(3))
+    monkeypatch.setattr(FeatureRows, "read", spy)
+    for reuse in (False, True):
+        assert_same(expected, [(features.clone(), labels) for features, labels in streamed.epoch(3, reuse=reuse)])
+    assert max(asked) == 10
+
+
 def test_batches_are_the_rows_of_the_cache(tmp_path: Path) -> None:
     train = blobs(50)
     rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES))

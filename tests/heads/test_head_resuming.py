@@ -172,7 +172,7 @@ def test_full_disk_leaves_the_checkpoint_before(
 
     def fill_disk(record: EpochRecord) -> None:
         if record.epoch == 4:
-            monkeypatch.setattr(filesystem.system, "fallocate", full)
+            monkeypatch.setattr(filesystem.system, "replace", full)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
