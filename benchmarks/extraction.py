@@ -295,6 +295,8 @@ def interrupt(setting: Setting) -> dict[str, Any]:
 def _interrupted(setting: Setting, words: list[str], said: str, later_s: float) -> dict[str, Any]:
     folder = tempfile.mkdtemp(dir=setting.scratch)
     command = [sys.executable, "-m", "featcache", "extract", "-d", str(setting.archive), "--data-dir", folder, *words]
+    # Who was started in the background ignores Ctrl-C, and so would his children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     # A group of its own: Ctrl-C reaches compilers too.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None

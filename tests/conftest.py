@@ -43,3 +43,8 @@ def vgg_weights(shared: Path) -> Path:
 def inception_weights(shared: Path) -> Path:
     """Inception v3 without `fc`, mean 0 and std 1."""
     return shared / "weights" / "inception_v3_features.safetensors"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first: of two processes neither waits for the other at the end."""
+    items.sort(key=lambda item: item.path.name != "test_documented_commands.py")

@@ -46,6 +46,9 @@ class _InHalves(nn.Module):
     Higher-Precision Computations" (ARITH 2019), multiply.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         high, low = _halves(convolution.weight.detach())

@@ -15,6 +15,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,7 @@ def _order(request: Request, execution: Execution, cluster: Cluster, parts_dir: 
 @dataclass(kw_only=True)
 class _Pending:
     unit: int
+    number: int
     started: float | None = None
 
 
@@ -180,8 +182,10 @@ class _Driver:
         self._failed: dict[int, str] = {}
         self._rows: Counter[str] = Counter()
         self._seconds: defaultdict[str, float] = defaultdict(float)
-        # When a task last began or ended.
+        self._numbers = count()
+        # When a task last began or ended, and for how long nothing may be heard.
         self._heard: float | None = None
+        self._patience_s = cluster.deadline_s
 
     def run(self, units: Sequence[int]) -> float:
         """Images per second over all nodes. Raises ExtractionError."""
@@ -218,8 +222,8 @@ class _Driver:
 
     def _submit(self, unit: int) -> None:
         self._tries[unit] += 1
-        reference = self._task.remote(self._order, unit, self._tries[unit])
-        self._pending[reference] = _Pending(unit=unit)
+        number = next(self._numbers)
+        self._pending[self._task.remote(self._order, unit, number)] = _Pending(unit=unit, number=number)
 
     def _collected(self) -> Iterator[int | None]:
         """None for every unit that is done, else the number of one that is to be tried again, or was given up."""
@@ -235,13 +239,18 @@ class _Driver:
                 self._note_failure(pending.unit, error)
                 yield pending.unit
         hung = [reference for reference, pending in self._pending.items() if self._is_hung(pending)]
-        if hung:
-            # Their next tries have the same time.
-            self._heard = time.monotonic()
+        if any(self._pending[reference].started is None for reference in hung):
+            self._reporter.warn(f"nothing began or ended for {self._patience_s:,.0f} s: what waits is given out again")
+            # Whoever replaces a worker may take longer to start than a task takes.
+            self._heard, self._patience_s = time.monotonic(), 2 * self._patience_s
         for reference in hung:
             pending = self._pending.pop(reference)
             self._ray.cancel(reference, force=True)
-            self._note_failure(pending.unit, None)
+            if pending.started is None:
+                # Most of them only waited for a slot.
+                self._tries[pending.unit] -= 1
+            else:
+                self._note_failure(pending.unit, None)
             yield pending.unit
 
     def _count(self, done: _Done) -> None:
@@ -251,11 +260,13 @@ class _Driver:
 
     def _is_hung(self, pending: _Pending) -> bool:
         # By this clock, from when the mark is first seen: clocks of other nodes differ.
-        if pending.started is None and _mark(self._order, pending.unit, self._tries[pending.unit]).exists():
-            pending.started = self._heard = time.monotonic()
+        now = time.monotonic()
+        if pending.started is None and _mark(self._order, pending.unit, pending.number).exists():
+            pending.started = self._heard = now
+        if pending.started is not None:
+            return now - pending.started > self._cluster.deadline_s
         # A task that hangs before its mark looks like one that waits for a slot, until nothing happens any more.
-        since = self._heard if pending.started is None else pending.started
-        return since is not None and time.monotonic() - since > self._cluster.deadline_s
+        return self._heard is not None and now - self._heard > self._patience_s
 
     def _note_failure(self, unit: int, error: Exception | None) -> None:
         cause = getattr(error, "cause", None) or error
@@ -286,7 +297,7 @@ def _first_line(error: object) -> str:
 
 
 def _mark(order: _Order, unit: int, number: int) -> Path:
-    """By which try `number` of a unit tells that it has begun."""
+    """By which the task `number`, which computes `unit`, tells that it has begun."""
     return mark_path(order.parts_dir, f"{order.key}-{unit}-{number}")
 
 

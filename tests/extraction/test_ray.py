@@ -69,8 +69,8 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster as Nodes
 
-    # A dead node is noticed in seconds.
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    # A dead node is noticed in seconds; one on a busy machine is not taken for dead.
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 6}
     nodes: Any = Nodes(initialize_head=True, head_node_args={**NODE, "_system_config": quick})
     assert nodes.address.startswith("127.0.0.1:")
     ray.init(address=nodes.address, log_to_driver=False)
@@ -193,7 +193,9 @@ def test_a_hung_task_is_cancelled_and_done_again(
         reporter=told,
     )
     assert not told.at
-    assert any("was not done after 10 s" in sentence for sentence in told.sentences)
+    # It was stopped at its unit, or just before it could say that it had begun.
+    said = ("was not done after 10 s", "nothing began or ended for 10 s")
+    assert any(one in sentence for sentence in told.sentences for one in said)
     assert arrays(done.cache) == alone
 
 
