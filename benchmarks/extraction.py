@@ -35,7 +35,7 @@ import numpy as np
 import torch
 import typer
 from extraction_ways import BATCH, WEIGHTS, Plain, bare, featcache, network_of, notebook
-from machine import merge
+from parts import run_parts
 from PIL import Image
 
 from featcache.backbones import load_backbone
@@ -339,21 +339,11 @@ def main(
 ) -> None:
     """Measures the parts and merges them into results/extraction.json."""
     torch.set_num_threads(os.cpu_count() or 1)
-    chosen = only or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     sizes = Sizes(
         images=images, rounds=rounds, notebook_images=notebook_images, precision=precision, jpegs=jpegs,
         memory=memory, growth=growth, growth_network=growth_network,
     )  # fmt: skip
-    for part in chosen:
-        load = os.getloadavg()
-        began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            result = PARTS[part](Setting(shared=shared.resolve(), sizes=sizes, scratch=Path(scratch)))
-        told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
-        print(part, told, flush=True)
-        merge("extraction", part, told)
+    run_parts("extraction", PARTS, only, lambda scratch: Setting(shared=shared.resolve(), sizes=sizes, scratch=scratch))
 
 
 if __name__ == "__main__":

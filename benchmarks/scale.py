@@ -26,7 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from command import run
-from machine import RESULTS, merge
+from machine import RESULTS
+from parts import run_parts
 from scale_checks import Assumed, measured_model
 from sparse_cache import FEATURE_DIM, sparse_cache, spec_of
 
@@ -191,24 +192,18 @@ def main(
     image_kb: Annotated[int, typer.Option(help="Assumed: an encoded photograph.")] = 100,
 ) -> None:
     """Measures the parts and merges them into results/scale.json."""
-    chosen = only or list(PARTS)
-    if unknown := set(chosen) - set(PARTS):
-        raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(PARTS)}")
     assumed = Assumed(
         peak_tflops=gpu_tflops, share=gpu_share, cores=gpu_cores, store_gb_per_s=store_gb_per_s,
         image_bytes=1000 * image_kb,
     )  # fmt: skip
-    for part in chosen:
-        load, began = os.getloadavg(), time.perf_counter()
-        with tempfile.TemporaryDirectory() as scratch:
-            setting = Setting(
-                shared=shared.resolve(), scratch=Path(scratch), rows=rows, images=images,
-                worker_images=worker_images, rounds=rounds, assumed=assumed,
-            )  # fmt: skip
-            result = PARTS[part](setting)
-        told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
-        print(part, told, flush=True)
-        merge("scale", part, told)
+
+    def setting(scratch: Path) -> Setting:
+        return Setting(
+            shared=shared.resolve(), scratch=scratch, rows=rows, images=images,
+            worker_images=worker_images, rounds=rounds, assumed=assumed,
+        )  # fmt: skip
+
+    run_parts("scale", PARTS, only, setting)
 
 
 if __name__ == "__main__":

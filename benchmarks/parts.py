@@ -1,0 +1,36 @@
+"""A benchmark of several parts, which can be run one at a time: each is measured and merged into the result."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import typer
+from machine import merge
+
+Setting = TypeVar("Setting")
+
+
+def run_parts(
+    name: str,
+    parts: Mapping[str, Callable[[Setting], dict[str, Any]]],
+    only: Sequence[str] | None,
+    setting: Callable[[Path], Setting],
+) -> None:
+    """Measure the parts (all, or `only` these), each in a scratch folder of its own, into `results/<name>.json`.
+
+    `setting` makes of the folder what a part is given. Raises typer.BadParameter for a part that is not there.
+    """
+    if unknown := set(only or ()) - set(parts):
+        raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
+    for part in only or parts:
+        load, began = os.getloadavg(), time.perf_counter()
+        with tempfile.TemporaryDirectory() as scratch:
+            result = parts[part](setting(Path(scratch)))
+        told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
+        print(part, told, flush=True)
+        merge(name, part, told)
