@@ -88,7 +88,6 @@ class _Ordered(nn.Module):
 
 
 def _openvino() -> Any:
-    require()
     # Without this package OpenVINO takes a stub of its own, and tells nobody that it is used.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # how Python is told: not there
     import openvino
