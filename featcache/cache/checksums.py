@@ -49,6 +49,11 @@ def view_digests(images: Digests, views: npt.NDArray[np.int64]) -> Digests:
     return rows
 
 
+def leading_numbers(digests: Digests) -> npt.NDArray[np.uint64]:
+    """The first eight bytes of each digest as a number: (n, 32) -> (n,). They tell nearly all apart, and sort fast."""
+    return np.ascontiguousarray(as_digests(digests).view("<u8")[:, 0])
+
+
 def row_checksums(rows: Array) -> Checksums:
     """xxh3 (64 bits, seed 0) over the bytes of each row: (n, ...) any dtype -> (n,) uint64."""
     if not rows.size:

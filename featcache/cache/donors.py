@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests
+from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests, leading_numbers
 from featcache.cache.rows import Rows
 from featcache.errors import CacheDamaged, CacheIncomplete
 
 # Small enough for memory to stay flat, large enough for a call to be worth it.
 _ROWS_AT_ONCE = 512
+_LOOKED_UP_AT_ONCE = 1 << 14
+_NO_DIGESTS: Digests = np.empty((0, DIGEST_BYTES), np.uint8)
 
 
 class Donor(Protocol):
@@ -57,7 +60,8 @@ class Donors:
     def __init__(self, donors: Sequence[Donor], report: Callable[[str], None] | None = None) -> None:
         self.donors = tuple(donors)
         tables = [_digests_of(donor, report) for donor in self.donors]
-        self._digests = np.concatenate([np.empty((0, DIGEST_BYTES), np.uint8), *tables])
+        # Of ten million rows a copy is 320 MB.
+        self._digests = tables[0] if len(tables) == 1 else np.concatenate([_NO_DIGESTS, *tables])
         self._first = np.cumsum([0, *map(len, tables)])
 
     def __len__(self) -> int:
@@ -72,7 +76,7 @@ class Donors:
         wanted = as_digests(digests)
         usable = np.ones(len(self._digests), np.bool_)
         while True:
-            place = _find(self._digests, usable, wanted)
+            place = self._places(wanted, usable)
             located = self._located(place)
             bad = self._damaged(located, layers)
             if not bad.any():
@@ -119,11 +123,43 @@ class Donors:
             if number >= 0:
                 yield self.donors[number], places
 
+    @cached_property
+    def _sorted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """Places in the order of the first eight bytes of their digests, and those as numbers: (n,) each."""
+        keys = leading_numbers(self._digests)
+        order = np.argsort(keys, kind="stable")
+        return order, keys[order]
+
+    def _places(self, wanted: Digests, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """For each wanted digest the first usable place that has it, else -1."""
+        found = np.full(len(wanted), -1, np.int64)
+        if len(self._digests):
+            # A piece at a time: both whole digests of all that is found would stand beside each other.
+            for start in range(0, len(wanted), _LOOKED_UP_AT_ONCE):
+                some = slice(start, start + _LOOKED_UP_AT_ONCE)
+                found[some] = self._places_of_some(wanted[some], usable)
+        return found
+
+    def _places_of_some(self, wanted: Digests, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        order, keys = self._sorted
+        asked = leading_numbers(wanted)
+        found = np.full(len(wanted), -1, np.int64)
+        open_ = np.argsort(asked)
+        at = np.searchsorted(keys, asked[open_])
+        # Eight bytes of a SHA-256 tell nearly all apart; those that are equal are compared whole, one after the other.
+        while len(open_):
+            alike = at < len(keys)
+            alike[alike] = keys[at[alike]] == asked[open_[alike]]
+            open_, at = open_[alike], at[alike]
+            same = usable[order[at]] & (self._digests[order[at]] == wanted[open_]).all(axis=1)
+            found[open_[same]] = order[at[same]]
+            open_, at = open_[~same], at[~same] + 1
+        return found
+
     def _located(self, place: npt.NDArray[np.int64]) -> Located:
-        donor = np.searchsorted(self._first, place, side="right") - 1
+        donor = (np.searchsorted(self._first, place, side="right") - 1).astype(np.int32)
         donor[place < 0] = -1
-        row = np.where(place < 0, -1, place - self._first[donor])
-        return Located(donor.astype(np.int32), row.astype(np.int64))
+        return Located(donor, np.where(place < 0, -1, place - self._first[donor]))
 
     def _damaged(self, located: Located, layers: Sequence[str]) -> npt.NDArray[np.bool_]:
         bad = np.zeros(len(located.row), np.bool_)
@@ -144,24 +180,4 @@ def _digests_of(donor: Donor, report: Callable[[str], None] | None) -> Digests:
         if report is None:
             raise
         report(f"{error.message}; none of its rows count")
-        return np.empty((0, DIGEST_BYTES), np.uint8)
-
-
-def _find(digests: Digests, usable: npt.NDArray[np.bool_], wanted: Digests) -> npt.NDArray[np.int64]:
-    """For each wanted digest the first usable place that has it, else -1."""
-    places = np.flatnonzero(usable)
-    have, want = (np.ascontiguousarray(table).view("<u8") for table in (digests[places], wanted))
-    # Eight bytes of a SHA-256 tell nearly all apart; the rest is compared afterwards.
-    order = np.argsort(have[:, 0], kind="stable")
-    keys = have[order, 0]
-    found = np.full(len(want), -1, np.int64)
-    open_ = np.argsort(want[:, 0])
-    at = np.searchsorted(keys, want[open_, 0])
-    while len(open_):
-        alive = at < len(keys)
-        alive[alive] = keys[at[alive]] == want[open_[alive], 0]
-        open_, at = open_[alive], at[alive]
-        same = (have[order[at]] == want[open_]).all(axis=1)
-        found[open_[same]] = places[order[at[same]]]
-        open_, at = open_[~same], at[~same] + 1
-    return found
+        return _NO_DIGESTS

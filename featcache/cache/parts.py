@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import Checksums, Digests, as_digests, row_checksums, table_digest
+from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests, row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.filesystem import ReadableFile, publishing
 from featcache.cache.plan import PartsPlan, covered_rows, discard_parts, part_paths, read_plan, write_plan
@@ -194,13 +194,12 @@ class _Tensor:
 class Part:
     """A published part. Its rows are read from the file when they are asked for, and checked.
 
-    `first_row` is where its run begins in the plan, `digests` uint8 (n, 32).
+    `first_row` is where its run begins in the plan.
     """
 
     path: Path
     fingerprint: str
     first_row: int
-    digests: Digests
     skipped: tuple[Skipped, ...]
     provenance: Mapping[str, Json]
     _tensors: Mapping[str, _Tensor] = field(repr=False)
@@ -208,7 +207,7 @@ class Part:
 
     @classmethod
     def open(cls, path: Path) -> Part:
-        """Read a part's header, digests and checksums.
+        """Read a part's header and checksums.
 
         Raises CacheNotFound, CacheForeign for another kind of file, CacheDamaged for one that was changed.
         """
@@ -226,7 +225,19 @@ class Part:
         return tuple(self._checksums)
 
     def __len__(self) -> int:
-        return len(self.digests)
+        return self._tensors["digests"].shape[0]
+
+    @property
+    def digests(self) -> Digests:
+        """The SHA-256 of the image behind each row, uint8 (n, 32), read now and kept by nobody.
+
+        Raises CacheDamaged where the file is gone or cannot be read.
+        """
+        try:
+            with ReadableFile(self.path) as file:
+                return as_digests(_table(file, self._tensors["digests"]))
+        except OSError as error:
+            raise CacheDamaged(f"{self.path} cannot be read any more: {error.strerror}") from error
 
     def gather(self, layer: str, rows: Rows) -> npt.NDArray[Any]:
         """(len(rows), D) in the stored dtype. Raises CacheDamaged where a row does not match its checksum."""
@@ -316,11 +327,12 @@ def _part_from(
             raise ValueError(f"{name} has shape {tensor.shape} and type {tensor.dtype}, expected {rows} rows")
         if kind == "checksums":
             checksums[layer] = _table(file, tensor)
+    if tensors["digests"].shape[1:] != (DIGEST_BYTES,):
+        raise ValueError(f"digests has shape {tensors['digests'].shape}, expected {DIGEST_BYTES} bytes a row")
     return cls(
         path=file.path,
         fingerprint=metadata["fingerprint"],
         first_row=int(metadata["first_row"]),
-        digests=as_digests(_table(file, tensors["digests"])),
         skipped=tuple(Skipped(**one) for one in json.loads(metadata["skipped"])),
         provenance=json.loads(metadata["provenance"]),
         _tensors=tensors,

@@ -7,10 +7,10 @@ Value: the SHA-256 of its bytes. The index is a convenience: whatever is wrong w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -18,17 +18,18 @@ import xxhash
 
 from featcache.cache.filesystem import publishing
 from featcache.errors import CacheUnwritable
-from featcache.images.samples import SampleRows
 from featcache.images.sources import ImageSource, Sample
 
 _MAGIC = b"featcache-digests-1\n"
 _KEY_BYTES, _DIGEST_BYTES = 16, 32
 _ROW_BYTES = _KEY_BYTES + _DIGEST_BYTES
-_ROWS_AT_ONCE = 1 << 16
+_SUM_BYTES = 8
+_KEY = np.dtype(f"V{_KEY_BYTES}")
+_ROWS_AT_ONCE = 1 << 14
 # A file changed twice within the clock's step may keep its mtime: what is as young as that is read again.
 _SETTLED_NS = 2_000_000_000
 
-_Keys = npt.NDArray[np.void]
+Keys = npt.NDArray[np.void]
 
 
 def index_path(data_dir: Path, origin: str) -> Path:
@@ -36,59 +37,69 @@ def index_path(data_dir: Path, origin: str) -> Path:
     return data_dir / "digests" / f"{hashlib.sha256(origin.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.index"
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class DigestIndex:
-    """Sorted keys (n,) of 16 bytes and the digests (n, 32) uint8 behind them."""
+def look_up(path: Path, keys: Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+    """Which of the keys (n,) the index at `path` knows, and their digests (n, 32) uint8, zeros where it does not.
 
-    keys: _Keys = field(default_factory=lambda: np.empty(0, f"V{_KEY_BYTES}"))
-    digests: npt.NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, _DIGEST_BYTES), np.uint8))
-
-    @classmethod
-    def load(cls, path: Path) -> DigestIndex:
-        """The index at `path`; an empty one where there is none, or where its bytes are not those that were written."""
-        try:
-            content = path.read_bytes()
-        except OSError:
-            return cls()
-        # A view: the index of ten million images has 480 MB.
-        body = memoryview(content)[len(_MAGIC) : -8]
-        sound = content.startswith(_MAGIC) and content[-8:] == xxhash.xxh3_64_digest(body)
-        if not sound or len(body) % _ROW_BYTES:
-            return cls()
-        table = np.frombuffer(body, np.uint8).reshape(-1, _ROW_BYTES)
-        keys = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(f"V{_KEY_BYTES}")[:, 0]
-        return cls(keys=keys, digests=table[:, _KEY_BYTES:])
-
-    @cached_property
-    def _sorted(self) -> npt.NDArray[np.uint64]:
-        return _leading(self.keys)
-
-    def find(self, keys: _Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-        """Which of the keys (n,) are known, and their digests (n, 32), zeros where not."""
-        found = np.zeros((len(keys), _DIGEST_BYTES), np.uint8)
-        if not len(self.keys) or not len(keys):
-            return np.zeros(len(keys), np.bool_), found
-        # Void compares bytewise only for equality; as big-endian numbers the order is the bytes' own.
-        place = np.searchsorted(self._sorted, _leading(keys))
-        place = np.minimum(place, len(self.keys) - 1)
-        known = self.keys[place] == keys
-        found[known] = self.digests[place[known]]
-        return known, found
+    The file is read once, a piece at a time: that of ten million images has 480 MB. One that is not there, or whose
+    bytes are not those that were written, knows nothing.
+    """
+    known, digests = np.zeros(len(keys), np.bool_), np.zeros((len(keys), _DIGEST_BYTES), np.uint8)
+    leading = _leading(keys)
+    order = np.argsort(leading)
+    done = 0
+    try:
+        with path.open("rb") as file:
+            for table in _pieces(file):
+                there = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(_KEY)[:, 0]
+                sorted_there = _leading(there)
+                # Both are sorted, so what this piece may know stands right behind what the one before did.
+                end = int(np.searchsorted(leading, sorted_there[-1], side="right", sorter=order))
+                rows, done = order[done:end], end
+                place = np.searchsorted(sorted_there, leading[rows])
+                same = there[place] == keys[rows]
+                known[rows[same]] = True
+                digests[rows[same]] = table[place[same], _KEY_BYTES:]
+    except (OSError, _NoIndex):
+        known[:], digests[:] = False, 0
+    return known, digests
 
 
-def _leading(keys: _Keys) -> npt.NDArray[np.uint64]:
+class _NoIndex(Exception):
+    """The bytes are not those of an index."""
+
+
+def _pieces(file: BinaryIO) -> Iterator[npt.NDArray[np.uint8]]:
+    """The rows (n, 48) uint8, some at a time; raises _NoIndex at the latest behind the last one."""
+    left = os.fstat(file.fileno()).st_size - len(_MAGIC) - _SUM_BYTES
+    if left < 0 or left % _ROW_BYTES or file.read(len(_MAGIC)) != _MAGIC:
+        raise _NoIndex
+    read = xxhash.xxh3_64()
+    while left:
+        content = file.read(min(left, _ROWS_AT_ONCE * _ROW_BYTES))
+        if not content or len(content) % _ROW_BYTES:
+            raise _NoIndex
+        read.update(content)
+        left -= len(content)
+        yield np.frombuffer(content, np.uint8).reshape(-1, _ROW_BYTES)
+    if file.read() != read.digest():
+        raise _NoIndex
+
+
+def _leading(keys: Keys) -> npt.NDArray[np.uint64]:
+    # Void compares bytewise only for equality; as big-endian numbers the order is the bytes' own.
     return np.ascontiguousarray(keys).view(">u8").reshape(len(keys), 2)[:, 0].astype(np.uint64)
 
 
-def keys_of(source: ImageSource, samples: Sequence[Sample]) -> tuple[_Keys, npt.NDArray[np.bool_]]:
+def keys_of(source: ImageSource, samples: Sequence[Sample]) -> tuple[Keys, npt.NDArray[np.bool_]]:
     """The keys of the samples (n,), and which of them have one: a source without stamps is always read."""
-    keys = bytearray()
+    keys = bytearray(_KEY_BYTES * len(samples))
     stamped = np.ones(len(samples), np.bool_)
     for row, sample in enumerate(samples):
         stamp = source.stamp(sample)
         stamped[row] = stamp is not None
-        keys += xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
-    return np.frombuffer(keys, f"V{_KEY_BYTES}"), stamped
+        key = xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
+        keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES] = key
+    return np.frombuffer(keys, _KEY), stamped
 
 
 def save(
@@ -99,34 +110,24 @@ def save(
     A folder that cannot be written costs the next run its time, nothing else.
     """
     modified = (source.modified_ns(sample) for sample in samples)
-    settled = np.flatnonzero(np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(samples)))
-    keys, stamped = keys_of(source, _taken(samples, settled))
-    table = _table(keys[stamped], digests, settled[stamped])
+    kept = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(samples))
+    keys, stamped = keys_of(source, samples)
+    order = np.argsort(_leading(keys))
+    order = order[(kept & stamped)[order]]
+    written = xxhash.xxh3_64()
+    end = len(_MAGIC) + len(order) * _ROW_BYTES
     try:
-        with publishing(path, len(_MAGIC) + len(table) + 8) as draft:
+        with publishing(path, end + _SUM_BYTES) as draft:
             draft.write(_MAGIC, 0)
-            if len(table):
-                draft.write(table, len(_MAGIC))
-            draft.write(xxhash.xxh3_64_digest(table), len(_MAGIC) + len(table))
+            # A piece at a time: the whole table would be there beside keys and digests.
+            for start in range(0, len(order), _ROWS_AT_ONCE):
+                rows = order[start : start + _ROWS_AT_ONCE]
+                piece = np.hstack([keys[rows].view(np.uint8).reshape(-1, _KEY_BYTES), digests[rows]]).tobytes()
+                written.update(piece)
+                draft.write(piece, len(_MAGIC) + start * _ROW_BYTES)
+            draft.write(written.digest(), end)
     except CacheUnwritable:
         return
-
-
-def _table(keys: _Keys, digests: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> memoryview:
-    """Keys (n,) and the digests behind `rows` (n,), side by side in the order of the keys."""
-    table = np.empty((len(keys), _ROW_BYTES), np.uint8)
-    order = np.argsort(_leading(keys), kind="stable")
-    plain = keys.view(np.uint8).reshape(-1, _KEY_BYTES)
-    # A piece at a time: whole columns would be there twice.
-    for start in range(0, len(order), _ROWS_AT_ONCE):
-        some = order[start : start + _ROWS_AT_ONCE]
-        table[start : start + len(some), :_KEY_BYTES] = plain[some]
-        table[start : start + len(some), _KEY_BYTES:] = digests[rows[some]]
-    return table.reshape(-1).data
-
-
-def _taken(samples: Sequence[Sample], rows: npt.NDArray[np.int64]) -> Sequence[Sample]:
-    return samples.take(rows) if isinstance(samples, SampleRows) else [samples[row] for row in rows]
 
 
 def _is_settled(modified_ns: int | None, now_ns: int) -> bool:

@@ -20,12 +20,11 @@ import numpy.typing as npt
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
 from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
-from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.filesystem import free_bytes
 from featcache.cache.locks import Owner, locked
 from featcache.cache.manifest import SHARDED_SUFFIX
-from featcache.cache.parts import Skipped, SplitTable, open_parts
+from featcache.cache.parts import Skipped, open_parts
 from featcache.cache.plan import PartsPlan, discard_parts, write_plan
 from featcache.cache.reader import FeatureCache
 from featcache.cache.sharded import assemble_sharded
@@ -44,16 +43,19 @@ from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share, rows_in, rows_of
 from featcache.extraction.stages import Stages, Stopwatch
+from featcache.extraction.tables import left_out, split_tables
 from featcache.extraction.tuning import Tuner
 from featcache.extraction.tuning_memory import circumstances, remember
-from featcache.images.samples import SampleIds
-from featcache.images.sources import ImageSource, Sample
+from featcache.images.sources import ImageSource
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
 
 #: Yields how far it is, as a row of the plan, whenever another job may take its turn.
 Steps = Generator[int, None, Extraction]
 _BEGUN = -1
+
+# An image that could not be used: the SHA-256 of its bytes, and why.
+_Failed = tuple[bytes, str]
 
 
 @dataclass(kw_only=True)
@@ -128,7 +130,7 @@ class Job:
             return (yield from self._do_share(plan, plan.distinct(missing), self.share))
         self._say_what_stands(plan.rows, len(missing))
         self._require_room(plan.rows, len(missing))
-        failures: list[tuple[Sample, Failure]] = []
+        failures: list[_Failed] = []
         computed, rate = 0, None
         if self.assembles_only:
             failures = self._unusable(plan, missing)
@@ -163,16 +165,17 @@ class Job:
         failures, rate = (yield from self._compute(plan, mine)) if len(mine) else ([], None)
         computed = len(mine) - len(failures)
         return self._share_result(
-            plan, computed=computed, reused=rows - len(mine), lost=self._lost(plan, failures), rate=rate
+            plan, computed=computed, reused=rows - len(mine), lost=left_out(plan, failures), rate=rate
         )
 
     def missing(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
         """The rows of the plan that nobody has, ascending: (m,)."""
         donors = Donors(self.donors(standing), self.reporter.warn)
-        found: npt.NDArray[np.int64] = np.flatnonzero(
-            donors.locate(plan.all_digests(), self.spec.layer_names).donor < 0
-        )
-        return found
+        found, first = [np.empty(0, np.int64)], 0
+        for digests in plan.row_digests().values():
+            found.append(first + np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0))
+            first += len(digests)
+        return np.concatenate(found)
 
     def units(self, rows: npt.NDArray[np.int64]) -> list[int]:
         """The units that these rows lie in, ascending."""
@@ -212,11 +215,10 @@ class Job:
         """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
         if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
             return False
-        lost = {(one.split, one.id): one.digest for one in cache.skipped}
         unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
-        if cache.classes != self.source.classes or not unread <= lost.keys():
+        if cache.classes != self.source.classes or not unread <= {(one.split, one.id) for one in cache.skipped}:
             return False
-        kept = {split: table for split, table in self._tables(plan, lost).items() if len(table)}
+        kept = {split: table for split, table in split_tables(plan, cache.skipped).items() if len(table)}
         return set(cache.splits) == set(kept) and all(
             np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
             and np.array_equal(cache[split].labels, table.labels)
@@ -269,9 +271,7 @@ class Job:
 
     # --- computing ------------------------------------------------------------------------------------------
 
-    def _compute(
-        self, plan: Plan, rows: npt.NDArray[np.int64]
-    ) -> Generator[int, None, tuple[list[tuple[Sample, Failure]], float]]:
+    def _compute(self, plan: Plan, rows: npt.NDArray[np.int64]) -> Generator[int, None, tuple[list[_Failed], float]]:
         """Writes parts for these rows; what failed, and images per second."""
         wanted = plan.at(rows)
         failures: list[Failure] = []
@@ -300,9 +300,9 @@ class Job:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
         rate = len(rows) / max(self._watch.read() - began, 1e-9)
-        return [(wanted.samples[failure.row], failure) for failure in failures], rate
+        return _failed(wanted, failures), rate
 
-    def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[tuple[Sample, Failure]]:
+    def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[_Failed]:
         """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
         asked = plan.at(rows)
         with closing(self._pipeline()) as pipeline:
@@ -313,7 +313,7 @@ class Job:
                 f"in {len(self.units(rows)):,} of {-(-plan.rows // self.part_rows):,} parts",
                 hint="run the shards that have not ended, or `featcache extract` with the same options",
             )
-        return [(asked.samples[failure.row], failure) for failure in failures]
+        return _failed(asked, failures)
 
     def _remember_tuning(self) -> None:
         if (found := self.tuner.news()) is not None:
@@ -405,10 +405,10 @@ class Job:
 
     # --- the cache ------------------------------------------------------------------------------------------
 
-    def _assemble(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> FeatureCache:
-        lost = self._lost(plan, failures)
+    def _assemble(self, plan: Plan, failures: Sequence[_Failed]) -> FeatureCache:
+        lost = left_out(plan, failures)
         lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
-        tables = self._tables(plan, {(one.split, one.id): one.digest for one in lost})
+        tables = split_tables(plan, lost)
         standing = self.standing_cache()
         donors = self.donors(standing)
         self._drift = self._drift or drift.recorded(donors)
@@ -434,35 +434,6 @@ class Job:
         )
         discard_parts(self.parts_dir)
         return FeatureCache.open(self.cache_path)
-
-    def _lost(self, plan: Plan, failures: Sequence[tuple[Sample, Failure]]) -> list[Skipped]:
-        """What could not be decoded, and every image with the same bytes, which fails alike."""
-        if not failures:
-            return []
-        hexes = dict(zip(plan.all_samples(), (row.tobytes().hex() for row in plan.all_images()), strict=True))
-        reasons = {hexes[sample]: failure.error.message for sample, failure in failures}
-        return [
-            Skipped(id=sample.id, split=sample.split, reason=reasons[text], digest=text)
-            for sample, text in hexes.items()
-            if text in reasons
-        ]
-
-    def _tables(self, plan: Plan, lost: dict[tuple[str, str], str | None]) -> dict[str, SplitTable]:
-        """The rows of each split without the skipped images; one whose bytes changed since counts again."""
-        # An image is left out with all its views.
-        tables = {}
-        for split, samples in plan.samples.items():
-            digests = plan.digests[split]
-            kept = np.arange(len(samples))
-            if lost:
-                found = [lost.get((split, sample.id), "") for sample in samples]
-                kept = np.flatnonzero([text != row.tobytes().hex() for text, row in zip(found, digests, strict=True)])
-            views = plan.views_in(split)
-            rows = samples.take(kept.repeat(views))
-            tables[split] = SplitTable(
-                ids=SampleIds(rows), labels=rows.labels, digests=row_digests(digests[kept], views)
-            )
-        return tables
 
     def _scaling(self) -> dict[str, tuple[float, float]] | None:
         if isinstance(self.backbone, Pixels):
@@ -519,6 +490,10 @@ class Job:
             bound=self.stages.bound,
             drift=cache.provenance.get("drift"),
         )
+
+
+def _failed(rows: PlannedRows, failures: Sequence[Failure]) -> list[_Failed]:
+    return [(rows.images[failure.row].tobytes(), failure.error.message) for failure in failures]
 
 
 def _last(steps: Steps) -> Extraction:

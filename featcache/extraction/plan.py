@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,10 @@ import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.backbone import Backbone
-from featcache.cache.checksums import row_digests, view_digests
+from featcache.cache.checksums import leading_numbers, row_digests, view_digests
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.errors import InvalidOption, SourceError
-from featcache.extraction.index import DigestIndex, index_path, keys_of, save
+from featcache.extraction.index import index_path, keys_of, look_up, save
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.decoding import DECODER
@@ -27,7 +28,6 @@ from featcache.images.selection import select
 from featcache.images.sources import SPLITS, ImageSource, Sample, digest
 
 _CHUNK = 256
-_LOOKED_UP_AT_ONCE = 1 << 16
 # What losing one part costs: half a minute on a machine that computes 60 GFLOP a second.
 _PART_FLOPS = 30 * 60e9
 _PART_ROWS = (64, 8192)
@@ -78,11 +78,6 @@ class Plan:
         rows = SampleRows(list(self.samples.values()))
         return rows if self.views == 1 else rows.take(np.repeat(np.arange(len(rows)), np.concatenate(repeats)))
 
-    def all_images(self) -> npt.NDArray[np.uint8]:
-        """(rows, 32): the digest of the image behind each row."""
-        some = [np.repeat(digests, self.views_in(split), axis=0) for split, digests in self.digests.items()]
-        return np.concatenate([np.empty((0, 32), np.uint8), *some])
-
     def at(self, rows: npt.NDArray[np.int64]) -> PlannedRows:
         """These rows (n,), in that order. What it costs does not grow with the plan."""
         bounds = np.cumsum([0, *self.rows_of_splits.values()])
@@ -99,21 +94,25 @@ class Plan:
 
     def distinct(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Those of the ascending `rows` that have to be computed: an image that stands twice in the set only once."""
-        digests = self.all_digests()
         # Eight bytes of a SHA-256 tell nearly all apart, and numbers sort fast; only their equals are compared whole.
-        keys = np.ascontiguousarray(digests[:, :8]).view("<u8")[:, 0][rows]
+        keys = np.concatenate([leading_numbers(digests) for digests in self.row_digests().values()])[rows]
         ordered = np.sort(keys)
-        repeated = np.isin(keys, ordered[1:][ordered[1:] == ordered[:-1]])
+        several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+        del ordered
+        if not len(several):
+            return rows
+        place = np.searchsorted(several, keys)
+        place[place == len(several)] = 0
+        repeated = several[place] == keys
         alike = np.flatnonzero(repeated)
-        _, first = np.unique(digests[rows[alike]], axis=0, return_index=True)
+        _, first = np.unique(self.at(rows[alike]).digests, axis=0, return_index=True)
         repeated[alike[first]] = False
-        return rows[~repeated]
+        different: npt.NDArray[np.int64] = rows[~repeated]
+        return different
 
-    def all_digests(self) -> npt.NDArray[np.uint8]:
-        """(rows, 32): what tells the rows apart, image and view together."""
-        some = [row_digests(digests, self.views_in(split)) for split, digests in self.digests.items()]
-        # Of ten million rows a copy is 320 MB.
-        return some[0] if len(some) == 1 else np.concatenate([np.empty((0, 32), np.uint8), *some])
+    def row_digests(self) -> dict[str, npt.NDArray[np.uint8]]:
+        """What tells the rows of each split apart, image and view together: (n, 32)."""
+        return {split: row_digests(digests, self.views_in(split)) for split, digests in self.digests.items()}
 
 
 def selected(source: ImageSource, request: Request) -> dict[str, Samples]:
@@ -151,10 +150,10 @@ def plan_rows(
     chosen = selected(source, request)
     samples = SampleRows(list(chosen.values()))
     where = index_path(request.data_dir, request.origin)
-    known, digests = _known(source, samples, DigestIndex() if rehash else DigestIndex.load(where))
+    known, digests = _known(source, samples, None if rehash else where)
     unread = np.flatnonzero(~known)
     unreadable: list[tuple[Sample, str]] = []
-    lost = np.zeros(len(samples), np.bool_)
+    lost: list[int] = []
     for done, (row, hashed) in enumerate(
         zip(unread, _hashed(source, samples.take(unread), workers), strict=True), start=1
     ):
@@ -164,28 +163,28 @@ def plan_rows(
             digests[row] = np.frombuffer(hashed, np.uint8)
         elif skip_unreadable:
             unreadable.append((samples[int(row)], hashed.message))
-            lost[row] = True
+            lost.append(int(row))
         else:
             raise hashed
-    kept = np.flatnonzero(~lost)
-    if not len(kept):
+    if lost:
+        # Only then: of ten million images a copy is 400 MB.
+        kept = np.delete(np.arange(len(samples)), lost)
+        samples, digests = samples.take(kept), digests[kept]
+    if not len(samples):
         raise SourceError(f"no image of {request.origin} is left to extract")
     if len(unread):
-        save(where, source, samples.take(kept), digests[kept], time.time_ns())
-    return _by_split(samples.take(kept), digests[kept], tuple(unreadable), request.views)
+        save(where, source, samples, digests, time.time_ns())
+    return _by_split(samples, digests, tuple(unreadable), request.views)
 
 
 def _known(
-    source: ImageSource, samples: SampleRows, index: DigestIndex
+    source: ImageSource, samples: SampleRows, index: Path | None
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-    known, digests = np.zeros(len(samples), np.bool_), np.zeros((len(samples), 32), np.uint8)
-    # A piece at a time: keys, and what looking them up takes, are three times as much as the digests.
-    for start in range(0, len(samples), _LOOKED_UP_AT_ONCE):
-        some = slice(start, start + _LOOKED_UP_AT_ONCE)
-        keys, stamped = keys_of(source, samples.take(some))
-        found, digests[some] = index.find(keys)
-        known[some] = found & stamped
-    return known, digests
+    if index is None:
+        return np.zeros(len(samples), np.bool_), np.zeros((len(samples), 32), np.uint8)
+    keys, stamped = keys_of(source, samples)
+    known, digests = look_up(index, keys)
+    return known & stamped, digests
 
 
 def _by_split(

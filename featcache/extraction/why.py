@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from featcache.cache.catalog import CacheEntry, candidates
-from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Difference, Spec
 from featcache.extraction.job import Job
@@ -76,16 +76,16 @@ def why(request: Request, *, reporter: Reporter) -> Why:
     with prepared(request, Execution(on_error="skip"), reporter) as job:
         plan = job.plan
         standing = job.standing_cache()
-        donors = Donors(job.donors(standing))
-        to_compute = int((donors.locate(plan.all_digests(), job.spec.layer_names).donor < 0).sum())
-        hit = (standing is not None and job.is_hit(standing, plan)) or job.wider_cache(plan) is not None
-        new, changed, gone = _against(standing, job)
+        same = standing is not None and job.is_hit(standing, plan)
+        hit = same or job.wider_cache(plan) is not None
+        to_compute = 0 if hit else len(job.missing(plan, standing))
+        new, changed, gone = ((), (), ()) if same else _against(standing, job)
         return Why(
             state="hit" if hit else "miss" if to_compute == plan.rows else "partial",
             cache=job.cache_path,
             fingerprint=job.spec.fingerprint,
             rows=plan.rows,
-            to_compute=0 if hit else to_compute,
+            to_compute=to_compute,
             new=new,
             changed=changed,
             gone=gone,
@@ -105,7 +105,7 @@ def _against(standing: FeatureCache | None, job: Job) -> tuple[tuple[str, ...], 
     plan = job.plan
     now = {
         (sample.split, sample.id): digest.tobytes()
-        for sample, digest in zip(plan.all_samples(), plan.all_digests(), strict=True)
+        for sample, digest in zip(plan.all_samples(), chain(*plan.row_digests().values()), strict=True)
     }
     return (
         tuple(name for split, name in now if (split, name) not in before and (split, name) not in lost),

@@ -183,14 +183,16 @@ class SampleRows(Sequence[Sample]):
         """`rows` (n,): numbers among the samples of all `splits`, in order; None: all."""
         self.splits = tuple(splits)
         self._starts = np.cumsum([0, *map(len, self.splits)])
-        self._rows = np.arange(self._starts[-1]) if rows is None else rows
+        self._rows = rows
 
     def take(self, index: npt.NDArray[Any] | slice) -> SampleRows:
         """Those at `index`: numbers, a mask or a slice."""
-        return SampleRows(self.splits, self._rows[index])
+        return SampleRows(self.splits, self._numbers(index))
 
     def by_split(self) -> dict[str, Samples]:
-        """Those of each split, in their order."""
+        """Those of each split, in their order; a split without any is left out."""
+        if self._rows is None:
+            return {samples.split: samples for samples in self.splits if len(samples)}
         holder = self._holder(self._rows)
         return {
             samples.split: samples.take(self._rows[holder == number] - self._starts[number])
@@ -199,7 +201,7 @@ class SampleRows(Sequence[Sample]):
         }
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return int(self._starts[-1]) if self._rows is None else len(self._rows)
 
     @overload
     def __getitem__(self, index: int) -> Sample: ...
@@ -208,13 +210,15 @@ class SampleRows(Sequence[Sample]):
     def __getitem__(self, index: int | slice) -> Sample | SampleRows:
         if isinstance(index, slice):
             return self.take(index)
-        row = self._rows[index]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        row = index % len(self) if self._rows is None else self._rows[index]
         holder = int(self._holder(row))
         return self.splits[holder][int(row - self._starts[holder])]
 
     def __iter__(self) -> Iterator[Sample]:
         for start in range(0, len(self), _ROWS_AT_ONCE):
-            rows = self._rows[start : start + _ROWS_AT_ONCE]
+            rows = self._numbers(slice(start, start + _ROWS_AT_ONCE))
             holder = self._holder(rows)
             ends = [*(np.flatnonzero(np.diff(holder)) + 1).tolist(), len(rows)]
             for begin, end in itertools.pairwise([0, *ends]):
@@ -225,6 +229,17 @@ class SampleRows(Sequence[Sample]):
         if not isinstance(other, Sequence):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    def _numbers(self, index: npt.NDArray[Any] | slice) -> npt.NDArray[np.int64]:
+        """The numbers at `index`. All of ten million samples would be 80 MB of numbers that say nothing."""
+        numbers: npt.NDArray[np.int64]
+        if self._rows is not None:
+            numbers = self._rows[index]
+        elif isinstance(index, slice):
+            numbers = np.arange(*index.indices(len(self)))
+        else:
+            numbers = np.flatnonzero(index) if index.dtype == np.bool_ else index
+        return numbers
 
     def _holder(self, rows: Any) -> Any:
         return np.searchsorted(self._starts, rows, side="right") - 1

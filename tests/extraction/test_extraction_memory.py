@@ -1,20 +1,29 @@
-"""Ten times the images take no more memory; in a process of its own, for a peak never falls."""
+"""Ten times the images take no more memory, in a process of its own, for a peak never falls; a plan takes what names
+and digests take."""
 
 from __future__ import annotations
 
 import sys
+import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tiny import CLASSES, write_images
 
 from featcache.benchmark.processes import peak_bytes, run_apart
+from featcache.cache.checksums import leading_numbers
+from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
+from featcache.extraction.plan import Plan, plan_rows
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
+from featcache.images.samples import Sample, Samples
+from featcache.images.sources import ImageSource, Listing, Stamp
 
 SIDE = 80
 FEW, MANY = 200, 2000  # of each class
@@ -50,3 +59,75 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     assert many - few < features_bytes / 3
     # And it would show.
     assert held - many > features_bytes / 3
+
+
+# --- plans of very many images ------------------------------------------------------------------------------
+
+IMAGES = 100_000
+
+
+class Named(ImageSource):
+    """Images that are their own names, of 20 bytes each, half of them train."""
+
+    def __init__(self) -> None:
+        half = IMAGES // 2
+        splits = {split: self._samples(split, half) for split in ("train", "test")}
+        super().__init__(name="named", origin="named", listing=Listing.of(splits, ["a", "b"]))
+
+    @staticmethod
+    def _samples(split: str, count: int) -> Samples:
+        text = "".join(f"{split}/{number:0{19 - len(split)}d}" for number in range(count)).encode()
+        return Samples(split, text, np.arange(count + 1) * 20, np.arange(count) % 2)
+
+    def read(self, sample: Sample) -> bytes:
+        return sample.id.encode()
+
+    def stamp(self, sample: Sample) -> Stamp:
+        return ("named", 1)
+
+
+def peak_per_image(work: Callable[[], object]) -> float:
+    """Bytes beyond those that stood before."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1] / IMAGES
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Plan]:
+    request = Request(dataset=Named(), backbone="pixels", data_dir=tmp_path_factory.mktemp("data"))
+    return lambda: plan_rows(Named(), request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+
+
+# An image's name and label take 36 bytes, its digest 32.
+def test_a_plan_takes_little_more_than_names_and_digests(planned: Callable[[], Plan]) -> None:
+    assert peak_per_image(planned) < 145, "met for the first time"
+    assert peak_per_image(planned) < 140, "found in the index"
+
+
+def test_what_has_to_be_computed_is_found_in_little_memory(planned: Callable[[], Plan]) -> None:
+    plan = planned()
+    rows = np.arange(plan.rows)
+    assert peak_per_image(lambda: plan.distinct(rows)) < 35
+    assert np.array_equal(plan.distinct(rows), rows)
+
+
+class Digests:
+    """A donor that is nothing but its digests."""
+
+    fingerprint = ""
+
+    def __init__(self, digests: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
+        self.digests = digests
+
+
+def test_rows_are_found_in_little_memory(planned: Callable[[], Plan]) -> None:
+    digests = planned().row_digests()["train"]
+    donors = Donors([Digests(digests[::-1].copy())])  # type: ignore[list-item]
+    found = []
+    assert peak_per_image(lambda: found.append(donors.locate(digests))) < 45
+    assert np.array_equal(found[0].row, np.arange(len(digests))[::-1])
+    assert len(np.unique(leading_numbers(digests))) == len(digests)
