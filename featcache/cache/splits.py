@@ -13,12 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import Checksums, Digests, row_checksums
-from featcache.cache.layout import features_name, read_json
+from featcache.cache.layout import checksums_name, features_name, read_json
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredArrays
 from featcache.cache.trailer import damaged
 from featcache.errors import CacheDamaged, UnknownName
+
+# Checksums are kept once they were read, for rows come in any order, unless they would be a burden: those of ten
+# million rows are 80 MB.
+_LARGEST_KEPT_BYTES = 32 << 20
 
 
 class CachedSplit:
@@ -104,8 +108,14 @@ class CachedSplit:
 
     def checksums(self, layer: str, rows: Any) -> Checksums:
         """The stored xxh3 of these rows: (n,) uint64."""
-        sums: Checksums = self._table(f"checksums/{layer}")
-        return sums[as_rows(rows, len(self))]
+        name, numbers = checksums_name(self.name, layer), as_rows(rows, len(self))
+        sums: Checksums
+        if self.file.place(name).nbytes > _LARGEST_KEPT_BYTES:
+            # Unchecked: a checksum that is damaged makes a sound row look damaged, never the other way round.
+            sums = self.file.read(name, numbers)
+        else:
+            sums = self._table(f"checksums/{layer}")[numbers]
+        return sums
 
     def intact(self, layer: str, rows: Any) -> npt.NDArray[np.bool_]:
         """Which of these rows match their checksum: (n,) bool. A layer that is not there or unreadable: none."""

@@ -82,7 +82,7 @@ def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut
     if val_source == "val":
         notes.append(f"val is the set's own split of {len(images['val'])} images")
     else:
-        images["train"], images["val"] = _cut_of(images["train"], val_fraction=val_fraction, val_seed=val_seed)
+        images["train"], images["val"] = _cut_of(images.pop("train"), val_fraction=val_fraction, val_seed=val_seed)
     if cache["train"].views > 1:
         notes.append(f"train sees {cache.spec.views_told}; val and test are judged on plain images")
     train = _split_rows(cache, "train", images["train"], labels["train"], views=cache["train"].views)
@@ -117,9 +117,13 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
 
 
 def _cut_of(images: Rows, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
-    train, val = cut_images(len(images), val_fraction=val_fraction, val_seed=val_seed)
-    # Where every image has a label, positions are images.
-    return (train, val) if images[-1] == len(images) - 1 else (images[train], images[val])
+    count = len(images)
+    if images[-1] == count - 1:
+        # Every image has a label, so positions are images; of ten million, their numbers are 80 MB.
+        del images
+        return cut_images(count, val_fraction=val_fraction, val_seed=val_seed)
+    train, val = cut_images(count, val_fraction=val_fraction, val_seed=val_seed)
+    return images[train], images[val]
 
 
 def train_images(cache: FeatureCache) -> SplitRows:

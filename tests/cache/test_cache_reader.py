@@ -165,6 +165,24 @@ def test_a_damaged_table_is_found_when_it_is_touched(tmp_path: Path, table: str)
         assert len(cache["test"].ids) == 12
 
 
+@pytest.mark.parametrize("array", ["features", "checksums"])
+def test_rows_of_a_very_large_cache_are_checked_without_its_checksums_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str
+) -> None:
+    monkeypatch.setattr("featcache.cache.splits._LARGEST_KEPT_BYTES", 0)
+    path = make_cache(tmp_path / "c.h5")
+    with FeatureCache.open(path) as cache:
+        place = cache.file.place(f"train/{array}/avgpool")
+        before = cache["train"].features[:]
+        flip(path, place.offset + 7 * place.nbytes // len(before) + 3)
+        layer = cache["train"].features
+        with pytest.raises(CacheDamaged, match=r"train, layer avgpool: row 7 does not match its checksum"):
+            layer[[1, 7, 3]]
+        assert np.array_equal(layer[[8, 0, 8]], before[[8, 0, 8]])
+        assert cache["train"].intact("avgpool", [6, 7, 8]).tolist() == [True, False, True]
+        assert "checksums/avgpool" not in cache["train"]._loaded
+
+
 def test_opening_takes_milliseconds(path: Path) -> None:
     times = []
     for _ in range(20):
