@@ -19,6 +19,7 @@ from featcache.cli import completion
 _BACKBONE = "Which features"
 _IMAGES = "Of which images"
 _RUN = "How it runs"
+_RUN_OF_HEADS = "The run"
 _TOGETHER = "Several machines"
 _COMMON = "Common"
 
@@ -392,6 +393,24 @@ class TogetherOptions:
             rich_help_panel=_TOGETHER,
         ),
     ] = 1800
+
+
+#: Of every command that trains heads.
+FeatureMemory = Annotated[
+    int | None,
+    typer.Option(
+        help="Megabytes that features may take in memory, a GPU's where it trains; what is more is streamed, in the "
+        "same order. [default: a share of what is free]",
+        metavar="<mb>",
+        min=0,
+        rich_help_panel=_RUN_OF_HEADS,
+    ),
+]
+
+
+def in_bytes(megabytes: int | None) -> int | None:
+    """Megabytes of 10^6 bytes; None stays."""
+    return None if megabytes is None else megabytes * 10**6
 
 
 def number_or_auto(text: str, option: str) -> int | None:

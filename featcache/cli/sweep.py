@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto
+from featcache.cli.options import BackboneOptions, Common, FeatureMemory, ImageOptions, in_bytes, number_or_auto
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 from featcache.cli.train import HeadOptions, every_layer, find
@@ -64,6 +64,7 @@ class SweepOptions:
         int | None,
         typer.Option(help="Random draws for each of --shots. [default: 5]", metavar="<n>", rich_help_panel=_SWEEP),
     ] = None
+    feature_memory: FeatureMemory = None
     threads: Annotated[
         str,
         typer.Option(
@@ -126,6 +127,7 @@ def register(app: typer.Typer) -> None:
                 shots=shots,
                 draws=which.draws,
                 threads=number_or_auto(which.threads, "--threads"),
+                resident_bytes=in_bytes(which.feature_memory),
                 beside=others,
                 layer=None if "layer" in grid else layer,
                 runs_dir=common.runs_dir,

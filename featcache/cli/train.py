@@ -12,7 +12,15 @@ import typer
 
 from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, number_or_auto, requested
+from featcache.cli.options import (
+    BackboneOptions,
+    Common,
+    FeatureMemory,
+    ImageOptions,
+    in_bytes,
+    number_or_auto,
+    requested,
+)
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
 
@@ -193,6 +201,7 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_RUN,
             ),
         ] = "auto",
+        feature_memory: FeatureMemory = None,
         tensorboard: Annotated[
             bool,
             typer.Option("--tensorboard", help="Also write what TensorBoard shows.", rich_help_panel=_RUN),
@@ -214,16 +223,20 @@ def register(app: typer.Typer) -> None:
             def progress(epoch: EpochRecord) -> None:
                 terminal.advance("training", epoch.epoch, epoch.max_epochs)
 
-            listeners: dict[str, Any] = {"progress": progress, "report": terminal.say}
+            running: dict[str, Any] = {
+                "progress": progress,
+                "report": terminal.say,
+                "resident_bytes": in_bytes(feature_memory),
+            }
             if resume is not None:
-                run = _resumed(resume, context, common, listeners)
+                run = _resumed(resume, context, common, running)
             else:
                 known = None if recipe is None else _recipe(recipe)
                 options = _chosen(cache, beside or (), known, context, head, what, images, common, concat=concat)
                 if known is not None and (doubt := known.width_doubt(_width(options))):
                     terminal.warn(doubt)
                 settings = {"threads": number_or_auto(threads, "--threads"), "tensorboard": tensorboard}
-                run = _trained(options | settings, common, listeners)
+                run = _trained(options | settings, common, running)
         if common.json:
             print_json(run.to_json())
         else:
@@ -232,23 +245,23 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(INTERRUPTED)
 
 
-def _trained(options: dict[str, Any], common: Common, listeners: dict[str, Any]) -> Run:
+def _trained(options: dict[str, Any], common: Common, running: dict[str, Any]) -> Run:
     from featcache.heads import train_head
 
-    return train_head(**options, **listeners, runs_dir=common.runs_dir)
+    return train_head(**options, **running, runs_dir=common.runs_dir)
 
 
-def _resumed(run: str, context: typer.Context, common: Common, listeners: dict[str, Any]) -> Run:
+def _resumed(run: str, context: typer.Context, common: Common, running: dict[str, Any]) -> Run:
     """Goes on with a training; a usage error where anything is said that was settled when it began."""
     from featcache.heads import resume_head
 
-    said = _said(context, context.params) - {"resume", *(field.name for field in fields(Common))}
+    said = _said(context, context.params) - {"resume", "feature_memory", *(field.name for field in fields(Common))}
     if said:
         written = [parameter.opts[0] for parameter in context.command.params if parameter.name in said]
         raise typer.BadParameter(
             f"everything is as it was said at first: leave out {', '.join(written)}", param_hint="--resume"
         )
-    return resume_head(run, runs_dir=common.runs_dir, **listeners)
+    return resume_head(run, runs_dir=common.runs_dir, **running)
 
 
 def _chosen(

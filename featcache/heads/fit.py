@@ -60,6 +60,7 @@ def train_head(
     device: str = "auto",
     threads: int | None = None,
     tensorboard: bool = False,
+    resident_bytes: int | None = None,
     progress: Progress | None = None,
     report: Report | None = None,
 ) -> Run:
@@ -72,8 +73,9 @@ def train_head(
     means that of every cache that has one, and `backbone/layer` one of them. The other options are those of
     HeadConfig. `device`: `auto`, `cpu`, `cuda`, `cuda:N`, `mps`. `threads`: torch's while a head is trained by steps
     on the CPU; None tries whether one is faster than all (heads/threads.py). `tensorboard`: also write what TensorBoard
-    shows. `progress` is called with an EpochRecord after every epoch, `report` with a sentence about whatever was left
-    out.
+    shows. `resident_bytes`: the most that features may take on the device before they are streamed, in the same order;
+    None for a share of what is free. `progress` is called with an EpochRecord after every epoch, `report` with a
+    sentence about whatever was left out.
 
     Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
     the first epoch is finished, and when it comes twice, it is a KeyboardInterrupt, and nothing is written. What a
@@ -121,6 +123,7 @@ def train_head(
             device=device,
             threads=threads,
             tensorboard=tensorboard,
+            resident_bytes=resident_bytes,
             progress=progress,
             report=report,
         )
@@ -143,9 +146,8 @@ def fit_head(
 ) -> Run:
     """`train_head` for options that are a HeadConfig already, as recipes are.
 
-    `resident_bytes`: the most that features may take on the device before they are streamed; None for a share of
-    what is free. `created`: the time in UTC that names the run; None for now. `checkpoint_every_s`: seconds between
-    two checkpoints, at least.
+    `created`: the time in UTC that names the run; None for now. `checkpoint_every_s`: seconds between two checkpoints,
+    at least.
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)

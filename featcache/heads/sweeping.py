@@ -53,6 +53,7 @@ def sweep(
     runs_dir: Path | str = Path("runs"),
     device: str = "auto",
     threads: int | None = None,
+    resident_bytes: int | None = None,
     progress: SweepProgress | None = None,
     report: Report | None = None,
     **options: Any,
@@ -64,7 +65,8 @@ def sweep(
     so many times, and rank by the mean. `folds`: hold out each of so many parts of train once, and rank by the
     accuracy there. `shots`: train on so many images a class, in `draws` (5) random draws, for each number given.
     `threads`: torch's while heads are trained by steps on the CPU; None for what is measured to be fastest.
-    `progress` is called with (epochs done, epochs in all); a head that stops early has done all of its own.
+    `resident_bytes`: as `train_head`'s. `progress` is called with (epochs done, epochs in all); a head that stops early
+    has done all of its own.
 
     Heads of one shape train as one, as far as that is measured to be faster; each is, within rounding, the head that
     `train_head` gives, but for dropout, whose random numbers differ. A head that diverges is marked, and ranks last.
@@ -85,7 +87,14 @@ def sweep(
             for one in (cache, *beside)
         ]
         return sweep_heads(
-            caches, plan, runs_dir=runs_dir, device=device, threads=threads, progress=progress, report=report
+            caches,
+            plan,
+            runs_dir=runs_dir,
+            device=device,
+            threads=threads,
+            resident_bytes=resident_bytes,
+            progress=progress,
+            report=report,
         )
 
 

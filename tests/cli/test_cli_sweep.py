@@ -67,6 +67,11 @@ def test_every_kind_of_sweep_answers(cache: Path, words: tuple[str, ...], heads:
     assert said["heads"] == heads and said["run"] is not None
 
 
+def test_features_that_may_take_no_memory_are_streamed_to_the_same_table(cache: Path) -> None:
+    resident, streamed = (answer("sweep", *QUICK, *GRID, *more) for more in ((), ("--feature-memory", "0")))
+    assert [row["estimate"] for row in resident["rows"]] == [row["estimate"] for row in streamed["rows"]]
+
+
 def test_a_run_of_a_sweep_can_be_loaded_and_its_cache_is_in_use(cache: Path, here: Path) -> None:
     from featcache import Run
 

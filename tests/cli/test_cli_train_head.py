@@ -71,6 +71,13 @@ def test_the_same_seed_gives_the_same_numbers(cache: Path) -> None:
     assert first["val"] == again["val"] != other["val"]
 
 
+def test_features_that_may_take_no_memory_are_streamed_to_the_same_head(cache: Path, here: Path) -> None:
+    resident, streamed = featcache("train-head", *QUICK), featcache("train-head", *QUICK, "--feature-memory", "0")
+    assert "streamed" in streamed.stderr and "streamed" not in resident.stderr
+    first, second = sorted((here / "runs").iterdir())
+    assert (first / "head.safetensors").read_bytes() == (second / "head.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize(("head", "trainable"), [("knn", 0), ("centroid", 192 * 3 + 3), ("ridge", 192 * 3 + 3)])
 def test_a_head_that_is_solved_answers_like_any_other(cache: Path, head: str, trainable: int) -> None:
     said = answer("train-head", "--head", head)
