@@ -3,13 +3,14 @@
 A zip of all CIFAR-10 images, into whose train split copies of 250 test images are put, 50 of each kind (the file
 itself, mirrored, recompressed, brighter, moved by two pixels), 250 images are put under a wrong class, and 20 that are
 no photographs. VGG16 with its ImageNet weights at 64 pixels, pooled to 512 features; then `featcache audit`, with and
-without a look at the pixels. Writes results/audit.json, and results/audit.png: the leaks beyond the planted ones,
-which are CIFAR-10's own, for judging by eye. The extraction takes some ten minutes on 2 cores, an audit one;
-`--data-dir` keeps the features for the next time.
+without a look at the pixels. Writes results/audit.json, and results/audit_pairs.csv: the leaks beyond the planted ones,
+which are CIFAR-10's own; `--sheet FILE.png` draws them, for judging by eye. The extraction takes some
+six minutes on 2 cores, an audit one; `--data-dir` keeps the features for the next time.
 """
 
 from __future__ import annotations
 
+import csv
 import io
 import random
 import tempfile
@@ -29,6 +30,8 @@ from featcache.images.contact_sheet import Tile, contact_sheet
 Picture = Image.Image
 Finding = dict[str, Any]
 Planted = Mapping[str, Mapping[str, str]]
+# Strength, how, ids.
+OwnPair = tuple[float, str, tuple[str, str]]
 
 _EACH = 50
 _WRONG = 250
@@ -163,11 +166,16 @@ def judged(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
             "recall": sum(name in wrong for name in named) / len(wrong),
             "of_the_first_100": sum(name in wrong for name in named[:100]),
         },
-        "foreign": {"named": len(odd), "of_the_first_20": sum(name in planted["foreign"] for name in odd[:20])},
+        "foreign": {
+            "planted": len(planted["foreign"]),
+            "named": len(odd),
+            "recall": sum(name in planted["foreign"] for name in odd) / len(planted["foreign"]),
+            "of_the_first_20": sum(name in planted["foreign"] for name in odd[:20]),
+        },
     }
 
 
-def own_pairs(audit: dict[str, Any]) -> list[tuple[float, str, tuple[str, str]]]:
+def own_pairs(audit: dict[str, Any]) -> list[OwnPair]:
     """The linked pairs of the leaks without planted images: strength, how, ids; the strongest first."""
     pairs = []
     for finding in findings(audit, "leak"):
@@ -179,9 +187,16 @@ def own_pairs(audit: dict[str, Any]) -> list[tuple[float, str, tuple[str, str]]]
     return sorted(pairs, reverse=True)
 
 
-def sheet(audit: dict[str, Any], archive: Path, target: Path) -> int:
-    """Draw them, an even choice where they are many; how many there are."""
-    pairs = own_pairs(audit)
+def write_pairs(pairs: list[OwnPair], target: Path) -> None:
+    """List them: the strongest first."""
+    with target.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("strength", "how", "first", "second"))
+        rows.writerows((f"{strength:.3f}", how, *pair) for strength, how, pair in pairs)
+
+
+def draw_pairs(pairs: list[OwnPair], archive: Path, target: Path) -> None:
+    """Draw them, an even choice where they are many."""
     shown = pairs if len(pairs) <= _SHOWN else [pairs[n * len(pairs) // _SHOWN] for n in range(_SHOWN)]
     with zipfile.ZipFile(archive) as images:
         tiles = [
@@ -194,11 +209,10 @@ def sheet(audit: dict[str, Any], archive: Path, target: Path) -> int:
     if tiles:
         page = Image.fromarray(contact_sheet(tiles, columns=_COLUMNS, side=_SIDE))
         page.quantize(256).save(target, optimize=True)
-    return len(pairs)
 
 
-def main(shared: Path, per_class: int | None = None, data_dir: Path | None = None) -> None:
-    """Plant, extract, audit; write results/audit.json and results/audit.png."""
+def main(shared: Path, per_class: int | None = None, data_dir: Path | None = None, sheet: Path | None = None) -> None:
+    """Plant, extract, audit; write results/audit.json and results/audit_pairs.csv."""
     with tempfile.TemporaryDirectory() as scratch:
         archive = Path(scratch) / "planted.zip"
         planted = plant(shared / "data" / "cifar10-images.zip", archive, per_class)
@@ -210,12 +224,15 @@ def main(shared: Path, per_class: int | None = None, data_dir: Path | None = Non
             "with pixels": run(["audit", extracted["cache"], *where]),
             "features only": run(["audit", extracted["cache"], "--no-pixels", *where]),
         }
-        pairs = sheet(audits["with pixels"], archive, RESULTS / "audit.png")
+        pairs = own_pairs(audits["with pixels"])
+        write_pairs(pairs, RESULTS / "audit_pairs.csv")
+        if sheet is not None:
+            draw_pairs(pairs, archive, sheet)
         results = {
             "rows": extracted["rows"],
             "feature_dim": extracted["feature_dim"],
             "audits": {name: judged(audit, planted) for name, audit in audits.items()},
-            "pairs_beyond_planted": pairs,
+            "pairs_beyond_planted": len(pairs),
         }
         print(write("audit", results))
 

@@ -1,9 +1,10 @@
 """`audit_cache`: everything that is looked for, in one walk over a cache.
 
-    features -> directions -> pairs -> pictures -> leaks and duplicates
-                          -> folds -> label errors;  -> class distances -> outliers;  labels and ids -> splits, balance
+    features -> directions -> pairs -> pictures -> leaks and duplicates;  -> folds -> label errors
+             -> compositions -> class distances -> outliers;  labels and ids -> splits, balance
 
-Memory stays at the directions (512 values an image; beyond 1 GiB in a temporary file) and a block of each step.
+Memory stays at directions and compositions (512 values an image each; beyond 1 GiB in a temporary file) and a block of
+each step.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from featcache.analysis.directions import WIDEST, directions
+from featcache.analysis.directions import WIDEST, compositions, directions
 from featcache.analysis.duplicates import (
     FEATURES_ALONE,
     LEAST_OUTLINES,
@@ -71,7 +72,7 @@ def audit_cache(
     sections = [
         *_twice(table, groups, pairs, pictures),
         label_errors(table, rows, groups=_group_numbers(len(table), groups), seed=seed, progress=progress),
-        outliers(table, rows),
+        outliers(table, compositions(table, seed=seed, progress=progress)),
         split_section(table, rows, seed=seed),
         unlabelled_section(table),
         balance_section(found),
