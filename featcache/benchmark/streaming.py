@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 
+import torch
+
 from featcache.benchmark import ways
 from featcache.benchmark.processes import run_apart
 from featcache.benchmark.records import StreamingResult, Way
@@ -81,6 +83,8 @@ def limited(task: Limited, reporter: Reporter) -> Way:
             config,
             runs_dir=task.task.runs_dir,
             device="cpu",
+            # With other threads sums round otherwise, and the heads would not be the same.
+            threads=torch.get_num_threads(),
             # Nothing at all may stay, or everything.
             resident_bytes=0 if task.streams else 1 << 62,
         )

@@ -148,9 +148,12 @@ def growth_findings(result: GrowthResult) -> tuple[str, ...]:
 def streaming_findings(result: StreamingResult) -> tuple[str, ...]:
     """Whether it fitted, and what it cost."""
     slower = statistics.median(result.streamed.epoch_s) / statistics.median(result.resident.epoch_s)
+    losses = zip(result.streamed.curve.val_loss, result.resident.curve.val_loss, strict=True)
+    apart = small(max(abs(streamed - resident) for streamed, resident in losses))
     return (
         f"The cache has {megabytes(result.features.cache_bytes)}; a training may allocate "
         f"{megabytes(result.limit_bytes)} beyond its libraries. Streamed it fits, and an epoch takes {slower:.2f} "
         "times as long as with all features in memory.",
+        f"The head is the same: no epoch's loss on val differs by more than {apart}.",
         f"All features in memory under the same limit: {result.resident_fails}",
     )
