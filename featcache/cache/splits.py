@@ -23,6 +23,8 @@ from featcache.errors import CacheDamaged, UnknownName
 # Checksums are kept once they were read, for rows come in any order, unless they would be a burden: those of ten
 # million rows are 80 MB.
 _LARGEST_KEPT_BYTES = 32 << 20
+# From one row in so many on, all are read: a call for each costs more.
+_SCATTERED = 256
 
 
 class CachedSplit:
@@ -110,11 +112,13 @@ class CachedSplit:
         """The stored xxh3 of these rows: (n,) uint64."""
         name, numbers = checksums_name(self.name, layer), as_rows(rows, len(self))
         sums: Checksums
-        if self.file.place(name).nbytes > _LARGEST_KEPT_BYTES:
+        if self.file.place(name).nbytes <= _LARGEST_KEPT_BYTES:
+            sums = self._table(f"checksums/{layer}")[numbers]
+        elif len(numbers) * _SCATTERED >= len(self):
+            sums = self.file.read_table(name)[numbers]
+        else:
             # Unchecked: a checksum that is damaged makes a sound row look damaged, never the other way round.
             sums = self.file.read(name, numbers)
-        else:
-            sums = self._table(f"checksums/{layer}")[numbers]
         return sums
 
     def intact(self, layer: str, rows: Any) -> npt.NDArray[np.bool_]:

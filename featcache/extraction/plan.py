@@ -151,30 +151,43 @@ def plan_rows(
     samples = SampleRows(list(chosen.values()))
     where = index_path(request.data_dir, request.origin)
     known, digests = _known(source, samples, None if rehash else where)
-    unread = np.flatnonzero(~known)
-    unreadable: list[tuple[Sample, str]] = []
-    lost: list[int] = []
-    for done, (row, hashed) in enumerate(
-        zip(unread, _hashed(source, samples.take(unread), workers), strict=True), start=1
-    ):
+    lost: tuple[tuple[Sample, str], ...] = ()
+    unreadable = _read(source, samples, digests, ~known, workers, skip_unreadable, reporter)
+    if unreadable:
+        # Only then: of ten million images a copy is 400 MB.
+        kept = np.delete(np.arange(len(samples)), list(unreadable))
+        lost = tuple((samples[row], reason) for row, reason in unreadable.items())
+        samples, digests = samples.take(kept), digests[kept]
+    if not len(samples):
+        raise SourceError(f"no image of {request.origin} is left to extract")
+    if not known.all():
+        save(where, source, samples, digests, time.time_ns())
+    return _by_split(samples, digests, lost, request.views)
+
+
+def _read(
+    source: ImageSource,
+    samples: SampleRows,
+    digests: npt.NDArray[np.uint8],
+    unknown: npt.NDArray[np.bool_],
+    workers: int,
+    skip: bool,
+    reporter: Reporter,
+) -> dict[int, str]:
+    """Fills the unknown digests; the rows whose images cannot be read, with the reason. Raises it unless `skip`."""
+    unread = np.flatnonzero(unknown)
+    unreadable: dict[int, str] = {}
+    hashes = _hashed(source, samples.take(unread), workers)
+    for done, (row, hashed) in enumerate(zip(unread, hashes, strict=True), start=1):
         if done % _CHUNK == 0 or done == len(unread):
             reporter.advance("reading", done, len(unread))
         if isinstance(hashed, bytes):
             digests[row] = np.frombuffer(hashed, np.uint8)
-        elif skip_unreadable:
-            unreadable.append((samples[int(row)], hashed.message))
-            lost.append(int(row))
+        elif skip:
+            unreadable[int(row)] = hashed.message
         else:
             raise hashed
-    if lost:
-        # Only then: of ten million images a copy is 400 MB.
-        kept = np.delete(np.arange(len(samples)), lost)
-        samples, digests = samples.take(kept), digests[kept]
-    if not len(samples):
-        raise SourceError(f"no image of {request.origin} is left to extract")
-    if len(unread):
-        save(where, source, samples, digests, time.time_ns())
-    return _by_split(samples, digests, tuple(unreadable), request.views)
+    return unreadable
 
 
 def _known(

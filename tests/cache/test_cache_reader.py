@@ -165,11 +165,13 @@ def test_a_damaged_table_is_found_when_it_is_touched(tmp_path: Path, table: str)
         assert len(cache["test"].ids) == 12
 
 
-@pytest.mark.parametrize("array", ["features", "checksums"])
+# Read row by row; or all of them, which are then checked as a table.
+@pytest.mark.parametrize(("array", "scattered"), [("features", 0), ("checksums", 0), ("features", 256)])
 def test_rows_of_a_very_large_cache_are_checked_without_its_checksums_in_memory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str, scattered: int
 ) -> None:
     monkeypatch.setattr("featcache.cache.splits._LARGEST_KEPT_BYTES", 0)
+    monkeypatch.setattr("featcache.cache.splits._SCATTERED", scattered)
     path = make_cache(tmp_path / "c.h5")
     with FeatureCache.open(path) as cache:
         place = cache.file.place(f"train/{array}/avgpool")
