@@ -399,8 +399,8 @@ class TogetherOptions:
 FeatureMemory = Annotated[
     int | None,
     typer.Option(
-        help="Megabytes that features may take in memory, a GPU's where it trains; what is more is streamed, in the "
-        "same order. [default: a share of what is free]",
+        help="For a head that is trained by steps: megabytes that features may take in memory, a GPU's where it "
+        "trains; what is more is streamed, in the same order. [default: a share of what is free]",
         metavar="<mb>",
         min=0,
         rich_help_panel=_RUN_OF_HEADS,

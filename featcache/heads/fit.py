@@ -151,6 +151,12 @@ def fit_head(
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
+    if resident_bytes is not None and config.architecture.solved:
+        raise InvalidOption(
+            f"expected --feature-memory for a head that is trained by steps, got {resident_bytes / 1e6:.0f} MB for "
+            f"{config.head}, which holds all features",
+            hint="leave it out",
+        )
     prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     created = created or datetime.now(UTC)
     count = _threads(prepared, config, threads)

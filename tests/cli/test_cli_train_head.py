@@ -96,6 +96,7 @@ def test_an_option_that_would_do_nothing_is_refused(cache: Path) -> None:
     error, hint = complaint("train-head", "--head", "logreg", "--lr", "0.1")
     assert "--lr" in error
     assert "linear" in hint
+    assert "--feature-memory" in complaint("train-head", "--head", "knn", "--feature-memory", "100")[0]
 
 
 def test_runs_go_where_they_are_told(cache: Path, here: Path) -> None:
