@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +80,9 @@ def register(app: typer.Typer) -> None:
         run: Annotated[str, RUN],
         images: Annotated[
             list[str],
-            typer.Argument(help="Images, folders or archives of images; - reads paths from stdin, one a line."),
+            typer.Argument(
+                help="Images, folders or archives of images; - reads stdin: an image, or paths, one a line."
+            ),
         ],
         *,
         options: PredictOptions,
@@ -129,12 +132,18 @@ def weights_said(values: Sequence[str] | None) -> str | dict[str, str] | None:
     return {name: source for name, _, source in pairs}
 
 
-def _named(images: Sequence[str]) -> list[str]:
-    """What was said, with the lines of stdin in place of `-`."""
-    paths: list[str] = []
+def _named(images: Sequence[str]) -> list[str | bytes]:
+    """What was said, with stdin's image, or the paths on its lines, in place of `-`."""
+    named: list[str | bytes] = []
     for image in images:
-        paths += [line for line in sys.stdin.read().splitlines() if line] if image == "-" else [image]
-    return paths
+        named += _from_stdin() if image == "-" else [image]
+    return named
+
+
+def _from_stdin() -> Sequence[str | bytes]:
+    content = sys.stdin.buffer.read()
+    # No path has a NUL, and no image of any size is without.
+    return [content] if b"\0" in content else [line for line in os.fsdecode(content).splitlines() if line]
 
 
 def _print_table(predicted: Predicted) -> None:

@@ -1,4 +1,4 @@
-"""The images that somebody names, in the order in which they are named: files, folders, archives, arrays."""
+"""The images that somebody names, in the order in which they are named: files, folders, archives, bytes, arrays."""
 
 from __future__ import annotations
 
@@ -17,41 +17,47 @@ from featcache.images.sources import UNLABELLED, Listing, Stamp, has_archive_suf
 # None of these images belongs to a set: the split only has to be one.
 _SPLIT = "test"
 
-Images = str | Path | Sequence[str | Path] | ImageSource | np.ndarray | Sequence[np.ndarray]
+Images = str | Path | bytes | Sequence[str | Path | bytes] | ImageSource | np.ndarray | Sequence[np.ndarray]
 
 
 def opened(images: Images) -> tuple[ImageSource, list[Sample]]:
     """A source and its samples in the order that was meant.
 
-    A path is an image, a folder with images anywhere in it, or a zip or tar of some; a uint8 array is one image
-    (H, W, 3) or several (N, H, W, 3). Raises SourceError for a folder or an archive without images.
+    A path is an image, a folder with images anywhere in it, or a zip or tar of some; bytes are an encoded image; a
+    uint8 array is one image (H, W, 3) or several (N, H, W, 3). Raises SourceError for a folder or an archive without
+    images.
     """
     if isinstance(images, ImageSource):
         return images, [sample for split in images.splits() for sample in images.samples(split)]
     if isinstance(images, np.ndarray):
         return opened(ArraySource(images[None] if images.ndim == 3 else images, split=_SPLIT, name="array"))
-    if isinstance(images, str | Path):
+    if isinstance(images, str | Path | bytes):
         images = [images]
     if not len(images):
         raise InvalidOption("expected images, got none", hint="name files, folders or archives")
     arrays = [image for image in images if isinstance(image, np.ndarray)]
     if arrays:
         return opened(ArraySource(arrays, split=_SPLIT, name="array"))
-    pictures = Pictures([Path(image) for image in images if not isinstance(image, np.ndarray)])
+    named = [image for image in images if not isinstance(image, np.ndarray)]
+    pictures = Pictures([image if isinstance(image, bytes) else Path(image) for image in named])
     return pictures, pictures.in_order
 
 
 class Pictures(ImageSource):
-    """Images at paths. Their ids are the paths as they were given, those in folders and archives behind them.
+    """Images at paths, or encoded ones.
+
+    Ids are the paths as they were given, those in folders and archives behind them; encoded images are called image-0,
+    image-1 and so on.
 
     `in_order`: a sample for every image as often as it was named. A file that is not there is an image that cannot be
     read. Raises SourceError for a folder or an archive that holds none, or cannot be opened.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, images: Sequence[Path | bytes]) -> None:
         self._open = ExitStack()
         self._archived: dict[str, tuple[ImageSource, Sample]] = {}
-        names = [name for path in paths for name in self._names(path)]
+        self._encoded: dict[str, bytes] = {}
+        names = [name for image in images for name in self._names(image)]
         listing = Listing(((_SPLIT, name, UNLABELLED) for name in dict.fromkeys(names)), ())
         super().__init__(name="pictures", origin="pictures", listing=listing)
         self._files = FilesSource(
@@ -60,7 +66,11 @@ class Pictures(ImageSource):
         samples = {sample.id: sample for sample in self.samples(_SPLIT)}
         self.in_order = [samples[name] for name in names]
 
-    def _names(self, path: Path) -> list[str]:
+    def _names(self, path: Path | bytes) -> list[str]:
+        if isinstance(path, bytes):
+            name = f"image-{len(self._encoded)}"
+            self._encoded[name] = path
+            return [name]
         if path.is_dir():
             return [str(path / name) for name in image_files(path)]
         if not (has_archive_suffix(path.name) and path.is_file()):
@@ -72,6 +82,8 @@ class Pictures(ImageSource):
 
     def read(self, sample: Sample) -> Payload:
         """The encoded image. Raises ImageError where it cannot be read."""
+        if sample.id in self._encoded:
+            return self._encoded[sample.id]
         if sample.id in self._archived:
             archive, inside = self._archived[sample.id]
             return archive.read(inside)

@@ -48,13 +48,13 @@ def predict(
 ) -> Predicted:
     """What the head of a run says of images.
 
-    `run`: a Run, a run's folder, its name in `runs_dir`, how that begins, or "latest". `images`: the path of an image,
-    of a folder with images anywhere in it, of a zip or tar of some, several of these, an ImageSource, or uint8 arrays
-    (H, W, 3). `top`: how many classes are named for an image. `neighbours`: how many of the nearest cached train
-    images are shown, by cosine; it needs the cache that the head was trained on. `weights`: where the backbone's
-    weights are now, if elsewhere than when the head was trained; of several backbones a mapping by name. `backbone`:
-    one's own, where the run's was a module. `precision`: how features are computed. `on_error`: "fail" at the first
-    image that cannot be read, or "skip".
+    `run`: a Run, a run's folder, its name in `runs_dir`, how that begins, or "latest". `images`: the path of an
+    image, of a folder with images anywhere in it, of a zip or tar of some, the bytes of an encoded image, several of
+    these, an ImageSource, or uint8 arrays (H, W, 3). `top`: how many classes are named for an image. `neighbours`:
+    how many of the nearest cached train images are shown, by cosine; it needs the cache that the head was trained on.
+    `weights`: where the backbone's weights are now, if elsewhere than when the head was trained; of several backbones
+    a mapping by name. `backbone`: one's own, where the run's was a module. `precision`: how features are computed.
+    `on_error`: "fail" at the first image that cannot be read, or "skip".
 
     Raises WeightsError where the weights are gone or are not those the head was trained on, HeadError or UnknownName
     for the run, SourceError or ImageError for images, CacheNotFound where neighbours need a cache that is gone.

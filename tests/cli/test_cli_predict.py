@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_paths_are_read_from_stdin(here: Path) -> None:
         check=True,
     )
     assert [row["path"] for row in csv.DictReader(io.StringIO(ran.stdout))] == names
+
+
+def test_an_image_is_read_from_stdin(here: Path) -> None:
+    path = next(TEST.glob("dog/*.png"))
+    ran = subprocess.run(
+        [sys.executable, "-m", "featcache", "predict", "latest", "-", "--json"],
+        input=path.read_bytes(),
+        cwd=here,
+        capture_output=True,
+        check=True,
+    )
+    (from_stdin,), (from_file,) = json.loads(ran.stdout)["images"], answer("predict", "latest", path)["images"]
+    assert (from_stdin["path"], from_file["path"]) == ("image-0", str(path))
+    assert from_stdin["top"] == from_file["top"]
 
 
 def test_what_is_no_image_is_named_and_can_be_left_out(here: Path) -> None:
