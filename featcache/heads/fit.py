@@ -110,6 +110,12 @@ def train_head(
         val_seed=val_seed,
         seed=seed,
     )
+    if resident_bytes is not None and config.architecture.solved:
+        raise InvalidOption(
+            f"expected --feature-memory for a head that is trained by steps, got {resident_bytes / 1e6:.0f} MB for "
+            f"{config.head}, which holds all features",
+            hint="leave it out",
+        )
     with ExitStack() as opened:
         first, *others = (
             one if isinstance(one, FeatureCache) else opened.enter_context(FeatureCache.open(Path(one)))
@@ -146,17 +152,11 @@ def fit_head(
 ) -> Run:
     """`train_head` for options that are a HeadConfig already, as recipes are.
 
-    `created`: the time in UTC that names the run; None for now. `checkpoint_every_s`: seconds between two checkpoints,
-    at least.
+    `resident_bytes`: as there; a head that is solved holds all features whatever it says. `created`: the time in UTC
+    that names the run; None for now. `checkpoint_every_s`: seconds between two checkpoints, at least.
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
-    if resident_bytes is not None and config.architecture.solved:
-        raise InvalidOption(
-            f"expected --feature-memory for a head that is trained by steps, got {resident_bytes / 1e6:.0f} MB for "
-            f"{config.head}, which holds all features",
-            hint="leave it out",
-        )
     prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     created = created or datetime.now(UTC)
     count = _threads(prepared, config, threads)
