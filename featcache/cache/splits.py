@@ -23,7 +23,7 @@ from featcache.errors import CacheDamaged, UnknownName
 # Checksums are kept once they were read, for rows come in any order, unless they would be a burden: those of ten
 # million rows are 80 MB.
 _LARGEST_KEPT_BYTES = 32 << 20
-# From one row in so many on, all are read: a call for each costs more.
+# From one run of neighbours in so many rows on, all are read: a call for each costs more.
 _SCATTERED = 256
 
 
@@ -114,7 +114,7 @@ class CachedSplit:
         sums: Checksums
         if self.file.place(name).nbytes <= _LARGEST_KEPT_BYTES:
             sums = self._table(f"checksums/{layer}")[numbers]
-        elif len(numbers) * _SCATTERED >= len(self):
+        elif (1 + np.count_nonzero(np.diff(numbers) != 1)) * _SCATTERED >= len(self):
             sums = self.file.read_table(name)[numbers]
         else:
             # Unchecked: a checksum that is damaged makes a sound row look damaged, never the other way round.
