@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "featcache"
-
-
-def benchmark_module(name: str) -> ModuleType:
-    """`benchmarks/NAME.py`, which is no package, as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # A dataclass looks itself up there.
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def rooms() -> list[str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from house import ROOT, benchmark_module
+from benchmark_files import benchmark_module
+from house import ROOT
 
 
 def test_the_readmes_numbers_are_the_measured_ones() -> None:

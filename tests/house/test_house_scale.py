@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import benchmark_module
+from benchmark_files import benchmark_module
 from hypothesis import given
 from hypothesis import strategies as st
 
