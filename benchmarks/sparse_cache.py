@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.cache import LayerSpec, Selection, Spec
 from featcache.cache.checksums import row_checksums, table_digest
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.cache.header import build_header
 from featcache.cache.layout import FeatureAttributes, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts

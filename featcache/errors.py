@@ -3,6 +3,7 @@
     FeatcacheError
     ├── UnknownName           a backbone, layer, data set, head, ... that does not exist; offers the nearest
     ├── InvalidOption         a value that cannot be used, or two that contradict each other
+    │   └── RunnerUnsuitable  what computes cannot compute this network
     ├── MissingExtra          an optional package is not installed
     ├── DownloadError         no network, or what came does not match its digest
     ├── SourceError           the images cannot be listed
@@ -74,6 +75,13 @@ def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
 
 class InvalidOption(FeatcacheError):
     """A value that cannot be used here, or two that contradict each other."""
+
+
+class RunnerUnsuitable(InvalidOption):
+    """A runner cannot compute a network; `--runner auto` takes the next one."""
+
+    def __init__(self, runner: str, reason: str) -> None:
+        super().__init__(f"--runner {runner} cannot compute this network: {reason}", hint="leave --runner out")
 
 
 class MissingExtra(FeatcacheError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from featcache.analysis.records import Audit, class_name
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.errors import InvalidOption
 
 SUFFIXES: Final = (".json", ".csv")

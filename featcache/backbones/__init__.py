@@ -1,121 +1,67 @@
-"""Frozen networks: by name or one's own, with weights whose bytes are known, cut to the layers asked for.
+"""Frozen networks: described once, probed for their layers, loaded with weights whose bytes are known, then placed.
 
-`load_backbone` is the way in. Nothing here knows of images on disk or of caches.
+`describe(options)` says what a backbone is, mostly without torch; `open_network(options)` loads it; `Network.on(device)`
+gives the program that computes. Nothing here knows of images on disk or of caches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from featcache.backbones.backbone import Backbone
+    from featcache.backbones.network import Network
     from featcache.backbones.transforms import Resize, Transform
 
-__all__ = ["BackboneLayers", "backbone_layers", "backbone_names", "load_backbone", "preset_transform"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackboneLayers:
-    """The layers of a backbone that can be asked for, in the order they are computed, and the default one."""
-
-    names: tuple[str, ...]
-    default: str
-
-
-def backbone_layers(name: str) -> BackboneLayers:
-    """What `--layer` takes for the backbone `name`. Raises UnknownName."""
-    if name == "pixels":
-        return BackboneLayers(names=("pixels",), default="pixels")
-    from featcache.backbones import layers, networks
-
-    default = networks.family_of(name).layer
-    return BackboneLayers(names=layers.layer_names(networks.build_empty(name))[1:], default=default)
+__all__ = ["backbone_names", "load_backbone", "preset_transform"]
 
 
 def backbone_names() -> tuple[str, ...]:
-    """Every backbone that can be named, sorted: torchvision's classification networks and `pixels`."""
-    from featcache.backbones.facts import TORCHVISION
+    """Torchvision's classification networks, the short names and `pixels`, sorted; no torch."""
+    from featcache.backbones.zoos.names import short_names
+    from featcache.backbones.zoos.torchvision_facts import TORCHVISION
 
-    return tuple(sorted([*TORCHVISION, "pixels"]))
+    return tuple(sorted([*TORCHVISION, *(short.name for short in short_names()), "pixels"]))
 
 
 def preset_transform(name: str, *, image_size: int | None = None, resize: Resize = "squash") -> Transform:
-    """The transform of the backbone `name` with its default weights, none of which are loaded.
+    """The transform of a backbone with its default weights, none of which are loaded.
 
-    `image_size` must be given for `pixels`. Raises UnknownName, InvalidOption.
+    Args:
+        name: A backbone's name.
+        image_size: Pixels a side; must be given for `pixels`.
+        resize: "squash" or "crop".
+
+    Raises:
+        UnknownName, InvalidOption, MissingExtra.
     """
-    if name == "pixels":
-        return _pixels_transform(image_size, resize, None)
-    from featcache.backbones import networks
+    from featcache.backbones.options import BackboneOptions
+    from featcache.backbones.zoos import zoo_of
+    from featcache.backbones.zoos.names import full_name
+    from featcache.backbones.zoos.pixels import pixels_transform
 
-    networks.check_name(name)
-    return networks.preset(name).resized_to(image_size, resize)
+    if name == "pixels":
+        return pixels_transform(BackboneOptions(backbone=name, image_size=image_size, resize=resize))
+    name = full_name(name)
+    zoo_of(name).check(name)
+    return zoo_of(name).transform(name).resized_to(image_size, resize)
 
 
 def load_backbone(
-    name: str,
-    *,
-    weights: str | Path = "default",
-    layers: Sequence[str] = (),
-    pool: str | None = None,
-    image_size: int | None = None,
-    resize: Resize = "squash",
-    normalize: str | None = None,
-    transform: Transform | None = None,
-    weights_dir: Path,
-) -> Backbone:
-    """The frozen backbone `name`, on the CPU in fp32.
+    name: str = "vgg16", *, data_dir: str | Path = "data", transform: Transform | None = None, **options: Any
+) -> Network:
+    """A frozen backbone with its weights, on the CPU; `network.on(device)` computes.
 
-    `layers`: names of layers; empty means the default one. `pool`: "none" or "avg" (over positions); None means
-    the backbone's own default. `image_size`: pixels; None means the weights' own, and must be given for `pixels`.
-    `transform`: resolved numbers, in place of `image_size`, `resize` and `normalize`. `weights_dir` is where
-    downloaded packages lie.
+    Args:
+        name: A torchvision network, a short name, `timm:NAME`, `hf:ORG/MODEL` or `pixels`.
+        data_dir: Holds downloaded weights, and descriptions of backbones that were opened before.
+        transform: Resolved numbers, in place of `image_size`, `resize` and `normalize`.
+        options: The other fields of `BackboneOptions`: layers, pool, image_size, resize, normalize, weights.
 
-    Raises UnknownName, InvalidOption, WeightsError or DownloadError.
+    Raises:
+        UnknownName, InvalidOption, MissingExtra, WeightsError, DownloadError, ExtractionError.
     """
-    from featcache.errors import InvalidOption
+    from featcache.backbones.describe import open_network
+    from featcache.backbones.options import BackboneOptions
 
-    if pool not in (None, "none", "avg"):
-        raise InvalidOption(f"expected --pool none or avg, got {pool!r}")
-    if name == "pixels":
-        return _load_pixels(layers, pool, transform or _pixels_transform(image_size, resize, normalize))
-    from featcache.backbones import network, networks
-    from featcache.backbones.weights import resolve
-
-    networks.check_name(name)
-    return network.from_torchvision(
-        name,
-        resolve(name, weights, weights_dir=weights_dir),
-        layers=layers,
-        pool=pool,
-        image_size=image_size,
-        resize=resize,
-        normalize=normalize or "weights",
-        transform=transform,
-    )
-
-
-def _load_pixels(layers: Sequence[str], pool: str | None, transform: Transform) -> Backbone:
-    from featcache.backbones.pixels import Pixels
-    from featcache.errors import InvalidOption
-
-    if pool == "avg" or tuple(layers) not in ((), ("pixels",)):
-        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
-    return Pixels(transform)
-
-
-def _pixels_transform(image_size: int | None, resize: Resize, normalize: str | None) -> Transform:
-    from featcache.backbones.transforms import HALF, Transform
-    from featcache.errors import InvalidOption
-
-    if image_size is None:
-        raise InvalidOption(
-            "the images have no common size, so pixels needs one", hint="pass --image-size, for example 32"
-        )
-    if normalize not in (None, "half"):
-        raise InvalidOption(f"pixels has no weights: expected --normalize half, got {normalize!r}")
-    return Transform(image_size=image_size, mean=HALF, std=HALF).resized_to(image_size, resize)
+    return open_network(BackboneOptions(backbone=name, **options), data_dir=Path(data_dir), transform=transform)

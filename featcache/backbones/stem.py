@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featcache.backbones.layers import copied
+from featcache.backbones.tapping import copied
 
 if TYPE_CHECKING:
     from torch import Tensor

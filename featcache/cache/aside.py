@@ -1,6 +1,6 @@
 """Files and folders that somebody else's library writes: built beside their place, and there whole or not at all.
 
-Where the size is known beforehand, `filesystem.publishing` reserves it; here it is not.
+Where the size is known beforehand, `files.publishing` reserves it; here it is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featcache.cache.filesystem import fsync_folder, system, tmp_name, unwritable
+from featcache.files import fsync_folder, system, tmp_name, unwritable
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.filesystem import is_abandoned, is_tmp
+from featcache.files import is_abandoned, is_tmp
 from featcache.cache.locks import LOCK_SUFFIX, is_locked
 from featcache.cache.manifest import MANIFEST_NAME, SHARDED_SUFFIX, Manifest
 from featcache.cache.plan import PARTS_SUFFIX, covered_rows, discard_parts, part_paths, read_plan

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.cache.filesystem import Buffer
+from featcache.files import Buffer
 from featcache.errors import InvalidOption
 
 Array = npt.NDArray[np.generic]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from featcache.cache.filesystem import system, unwritable
+from featcache.files import system, unwritable
 from featcache.errors import CacheBusy
 
 LOCK_SUFFIX = ".lock"

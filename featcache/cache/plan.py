@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.cache.spec import Json, Selection, Spec, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
 

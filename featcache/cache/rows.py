@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.filesystem import ReadableFile
+from featcache.files import ReadableFile
 from featcache.errors import InvalidOption
 
 Rows = npt.NDArray[np.int64]

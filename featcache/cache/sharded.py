@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.donors import Donors
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.cache.layout import SPLITS, ArrayPlace, Contents
 from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts, trailer_digest
 from featcache.cache.parts import Skipped, SplitTable

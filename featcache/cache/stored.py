@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import table_digest
-from featcache.cache.filesystem import ReadableFile
+from featcache.files import ReadableFile
 from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, read_json
 from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Json, Selection, Spec

@@ -16,7 +16,7 @@ from typing import Any
 
 import xxhash
 
-from featcache.cache.filesystem import ReadableFile
+from featcache.files import ReadableFile
 from featcache.cache.spec import Json, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
 

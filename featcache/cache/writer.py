@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
-from featcache.cache.filesystem import Draft, publishing, system
+from featcache.files import Draft, publishing, system
 from featcache.cache.header import build_header
 from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import root_texts

@@ -21,7 +21,7 @@ def prepare_folder(folder: Path) -> None:
 
 def publish(files: Mapping[str, bytes], folder: Path) -> None:
     """Writes files by name, each whole or not at all. Raises CacheUnwritable."""
-    from featcache.cache.filesystem import publish_bytes
+    from featcache.files import publish_bytes
 
     try:
         for name, content in files.items():

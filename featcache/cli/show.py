@@ -155,7 +155,7 @@ def _draw(tiles: Sequence[Tile], output: Path, *, columns: int, side: int) -> No
 
     from PIL import Image
 
-    from featcache.cache.filesystem import publish_bytes
+    from featcache.files import publish_bytes
     from featcache.images.contact_sheet import contact_sheet
 
     encoded = io.BytesIO()

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.cache.filesystem import publishing
+from featcache.files import publishing
 from featcache.errors import CacheUnwritable
 from featcache.images.sources import ImageSource, Sample
 

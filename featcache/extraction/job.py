@@ -21,7 +21,7 @@ from featcache.backbones.backbone import Backbone
 from featcache.backbones.pixels import Pixels
 from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
 from featcache.cache.donors import Donor, Donors
-from featcache.cache.filesystem import free_bytes
+from featcache.files import free_bytes
 from featcache.cache.locks import Owner, locked
 from featcache.cache.manifest import SHARDED_SUFFIX
 from featcache.cache.parts import Skipped, open_parts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones.backbone import Backbone
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.cache.spec import Spec
 from featcache.errors import CacheUnwritable
 from featcache.extraction import devices

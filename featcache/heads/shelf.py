@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featcache.cache.filesystem import is_tmp
+from featcache.files import is_tmp
 from featcache.errors import HeadError, UnknownName
 
 CONFIG_FILE = "config.json"

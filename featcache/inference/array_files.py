@@ -20,7 +20,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from featcache.cache.aside import file_aside, folder_aside, fsync_file
-from featcache.cache.filesystem import publishing
+from featcache.files import publishing
 from featcache.errors import InvalidOption
 from featcache.inference.cache_rows import Advance, CacheRows
 

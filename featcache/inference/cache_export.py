@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.filesystem import unwritable
+from featcache.files import unwritable
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter

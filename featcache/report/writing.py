@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from featcache.cache.filesystem import publish_bytes
+from featcache.files import publish_bytes
 from featcache.errors import CacheUnwritable, ReportError
 from featcache.heads.runs import Run
 from featcache.report import content, figures, prints

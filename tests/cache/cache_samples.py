@@ -15,7 +15,7 @@ import xxhash
 
 from featcache.cache.checksums import table_digest
 from featcache.cache.donors import Donors
-from featcache.cache.filesystem import ReadableFile
+from featcache.files import ReadableFile
 from featcache.cache.parts import Part, SplitTable, write_part
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, LayerSpec, Selection, Spec

@@ -23,7 +23,7 @@ from featcache.cache.catalog import (
     mark_used,
     remove,
 )
-from featcache.cache.filesystem import tmp_name
+from featcache.files import tmp_name
 from featcache.cache.locks import locked
 from featcache.cache.parts import Skipped
 from featcache.cache.plan import PartsPlan, write_plan

@@ -25,9 +25,9 @@ from cache_samples import (
     write_parts,
 )
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cache.donors import Donors
-from featcache.cache.filesystem import is_abandoned, is_tmp, publish_bytes, publishing, tmp_name
+from featcache.files import is_abandoned, is_tmp, publish_bytes, publishing, tmp_name
 from featcache.cache.parts import Part, write_part
 from featcache.cache.plan import part_paths
 from featcache.cache.writer import assemble
@@ -42,7 +42,7 @@ class FailingDisk:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, number: int, failure: int) -> None:
         self.count = 0
-        real = getattr(filesystem.system, call)
+        real = getattr(files.system, call)
 
         def counted(*arguments: Any) -> Any:
             self.count += 1
@@ -50,7 +50,7 @@ class FailingDisk:
                 raise OSError(failure, os.strerror(failure))
             return real(*arguments)
 
-        monkeypatch.setattr(filesystem.system, call, counted)
+        monkeypatch.setattr(files.system, call, counted)
 
 
 def outcomes(
@@ -139,7 +139,7 @@ def test_a_failed_fsync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest
         calls.append(fd)
         raise InterruptedError(errno.EINTR, "interrupted")
 
-    monkeypatch.setattr(filesystem.system, "fsync", failing)
+    monkeypatch.setattr(files.system, "fsync", failing)
     with pytest.raises(CacheUnwritable):
         publish_bytes(tmp_path / "a", b"abc")
     assert len(calls) == 1
@@ -148,13 +148,13 @@ def test_a_failed_fsync_is_never_tried_again(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("most", [1, 5, 1000])
 def test_short_writes_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(filesystem.system, "pwrite", lambda fd, data, at: os.pwrite(fd, data[:most], at))
+    monkeypatch.setattr(files.system, "pwrite", lambda fd, data, at: os.pwrite(fd, data[:most], at))
     few = {"train": a_table("train", 3)}
     assert_whole(make_cache(tmp_path / "c.h5", split_tables=few), a_spec(), few)
 
 
 def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem.system, "pwrite", lambda fd, data, at: 0)
+    monkeypatch.setattr(files.system, "pwrite", lambda fd, data, at: 0)
     with pytest.raises(CacheUnwritable):
         make_cache(tmp_path / "c.h5")
     assert no_tmp_under(tmp_path)
@@ -164,7 +164,7 @@ def test_a_full_disk_says_what_is_needed_and_what_is_there(tmp_path: Path, monke
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(filesystem.system, "fallocate", full)
+    monkeypatch.setattr(files.system, "fallocate", full)
     with (
         pytest.raises(CacheUnwritable, match=r"needs 1,000,000 bytes, [\d,]+ are free") as caught,
         publishing(tmp_path / "a", 1_000_000),
@@ -196,7 +196,7 @@ def test_without_a_call_of_the_operating_system_the_same_bytes_come_out(
 ) -> None:
     usual = make_cache(tmp_path / "usual.h5").read_bytes()
     for call in hidden:
-        monkeypatch.setattr(filesystem.system, call, None)
+        monkeypatch.setattr(files.system, call, None)
     path = make_cache(tmp_path / "c.h5")
     assert path.read_bytes() == usual
     assert_whole(path, a_spec(), tables())
@@ -209,7 +209,7 @@ def test_a_file_system_that_cannot_reserve_gets_zeros_written(
     def unable(fd: int, offset: int, size: int) -> None:
         raise OSError(failure, os.strerror(failure))
 
-    monkeypatch.setattr(filesystem.system, "fallocate", unable)
+    monkeypatch.setattr(files.system, "fallocate", unable)
     with publishing(tmp_path / "a", 3_000_000) as draft:
         assert draft.tmp_path.stat().st_blocks * 512 >= 3_000_000
     assert (tmp_path / "a").read_bytes() == bytes(3_000_000)
@@ -219,7 +219,7 @@ def test_a_file_system_that_cannot_fsync_a_folder_is_no_error(tmp_path: Path, mo
     def unable(fd: int) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
-    monkeypatch.setattr(filesystem.system, "fsync_folder", unable)
+    monkeypatch.setattr(files.system, "fsync_folder", unable)
     publish_bytes(tmp_path / "a", b"abc")
     assert (tmp_path / "a").read_bytes() == b"abc"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cache.locks import Owner, is_locked, lock_path, locked
 from featcache.errors import CacheBusy, CacheUnwritable
 
@@ -123,7 +123,7 @@ def test_living_forked_children_of_a_dead_owner_block_nobody(tmp_path: Path) -> 
     status_of(in_child(own_and_fork))
     child = int((tmp_path / "child").read_text())
     try:
-        assert filesystem.is_alive(child)
+        assert files.is_alive(child)
         assert try_lock(tmp_path) == 0
     finally:
         os.kill(child, signal.SIGKILL)
@@ -189,7 +189,7 @@ def test_a_file_system_that_cannot_lock_costs_double_work_at_worst(
     def unable(fd: int, mode: int) -> None:
         raise OSError(failure, os.strerror(failure))
 
-    monkeypatch.setattr(filesystem.system, "flock", unable)
+    monkeypatch.setattr(files.system, "flock", unable)
     with locked(tmp_path, NAME), locked(tmp_path, NAME, wait=False):
         pass
 
@@ -198,13 +198,13 @@ def test_another_failure_of_the_lock_is_a_clear_error(tmp_path: Path, monkeypatc
     def failing(fd: int, mode: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(filesystem.system, "flock", failing)
+    monkeypatch.setattr(files.system, "flock", failing)
     with pytest.raises(CacheUnwritable, match="Input/output"), locked(tmp_path, NAME):
         pytest.fail("it was held")
 
 
 def test_without_flock_another_library_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem.system, "flock", None)
+    monkeypatch.setattr(files.system, "flock", None)
     told: list[Owner | None] = []
     got = threading.Event()
 

@@ -19,7 +19,7 @@ from cache_samples import a_spec, a_table, assert_whole, flip, make_cache, rows_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import CacheDamaged, CacheNotFound, InvalidOption, UnknownName
 
@@ -319,7 +319,7 @@ def test_libhdf5s_own_file_locking_makes_no_difference(path: Path, value: str) -
 def test_without_preadv_rows_come_through_a_memory_map(
     path: Path, expected: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filesystem.system, "preadv", None)
+    monkeypatch.setattr(files.system, "preadv", None)
     rows = np.random.default_rng(0).integers(-COUNT, COUNT, 100)
     with FeatureCache.open(path) as cache:
         np.testing.assert_array_equal(cache["train"].features[rows], expected[rows])
@@ -337,7 +337,7 @@ def test_reads_that_return_less_or_are_interrupted_are_continued(
             raise InterruptedError
         return os.preadv(fd, [buffers[0][:most]], offset)
 
-    monkeypatch.setattr(filesystem.system, "preadv", short)
+    monkeypatch.setattr(files.system, "preadv", short)
     assert_whole(path, a_spec(), tables())
 
 
@@ -346,7 +346,7 @@ def test_a_disk_that_cannot_read_is_damage(path: Path, monkeypatch: pytest.Monke
         raise OSError(5, "Input/output error")
 
     cache = FeatureCache.open(path)
-    monkeypatch.setattr(filesystem.system, "preadv", failing)
+    monkeypatch.setattr(files.system, "preadv", failing)
     with pytest.raises(CacheDamaged, match="Input/output"):
         cache["train"].features[0]
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from featcache.cache.catalog import DAMAGED, describe, discard, find, garbage, list_caches, mark_used, remove
 from featcache.cache.donors import Donors
-from featcache.cache.filesystem import system
+from featcache.files import system
 from featcache.cache.manifest import MANIFEST_NAME
 from featcache.cache.parts import open_parts
 from featcache.cache.reader import FeatureCache

@@ -23,7 +23,7 @@ from cache_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donors
 from featcache.cache.parts import Part, SplitTable, write_part
@@ -88,15 +88,15 @@ def test_where_open_files_cannot_be_replaced_the_donor_is_closed_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = make_cache(tmp_path / "c.h5")
-    monkeypatch.setattr(filesystem.system, "replaces_open_files", False)
+    monkeypatch.setattr(files.system, "replaces_open_files", False)
     cache = FeatureCache.open(path)
-    replace = filesystem.system.replace
+    replace = files.system.replace
 
     def refusing(old: str | Path, new: str | Path) -> None:
         assert not _is_open(path)
         replace(old, new)
 
-    monkeypatch.setattr(filesystem.system, "replace", refusing)
+    monkeypatch.setattr(files.system, "replace", refusing)
     assembled(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
     with pytest.raises(CacheNotFound, match="replaced"):
         cache["train"].features[0]

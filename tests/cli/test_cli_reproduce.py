@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import PIXELS, answer, complaint, featcache
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cli.reproduce import weights_by_backbone
 from featcache.cli.terminal import Terminal
 from featcache.errors import InvalidOption
@@ -85,14 +85,14 @@ def test_the_table_is_written_as_markdown_and_json(here: Path) -> None:
 def test_a_table_that_cannot_be_written_leaves_the_old_one(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     featcache("reproduce", "mlp", *ON_PICTURES, "--output", "out")
     before = (here / "out" / "reproduce.md").read_text()
-    replace = filesystem.system.replace
+    replace = files.system.replace
 
     def full(source: str | Path, target: str | Path) -> None:
         if Path(target).parent.name == "out":
             raise OSError(errno.ENOSPC, "No space left on device")
         replace(source, target)
 
-    monkeypatch.setattr(filesystem.system, "replace", full)
+    monkeypatch.setattr(files.system, "replace", full)
     error, hint = complaint("reproduce", "mlp-wide", *ON_PICTURES, "--output", "out")
     assert "reproduce.md" in error
     assert "--output" in hint

@@ -16,7 +16,7 @@ from head_caches import Blobs, blobs, write_cache
 from killed_training import killed_after
 from torch import nn
 
-from featcache.cache import filesystem
+from featcache import files
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheUnwritable, HeadError
 from featcache.heads import EpochRecord, HeadConfig, Run, fit_head, resume_head
@@ -172,7 +172,7 @@ def test_full_disk_leaves_the_checkpoint_before(
 
     def fill_disk(record: EpochRecord) -> None:
         if record.epoch == 4:
-            monkeypatch.setattr(filesystem.system, "replace", full)
+            monkeypatch.setattr(files.system, "replace", full)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -1,11 +1,10 @@
-"""Files written whole or not at all, on any desk.
+"""Atomic file writes and positional reads, on every operating system.
 
 A file is written under `<name>.tmp-<unique>`, with its full size reserved first, fsynced and then renamed; so a
 final name only ever holds a whole file. Where the operating system lacks preadv, pwrite, posix_fallocate or the
-fsync of a directory, this module does the same by other means, and nobody else has to know. Every call that
-can fail goes through `system`, where tests make it fail or hide it.
+fsync of a directory, this module does the same by other means. Every call that can fail goes through `system`, where
+tests make it fail or hide it.
 """
-
 from __future__ import annotations
 
 import contextlib

@@ -156,3 +156,23 @@ def _cpu_name() -> str:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, Any]:
+    """What the last bits of a number computed on the CPU depend on: versions, processor, threads."""
+    import torch
+
+    return {**versions(), "processor": _cpu_name(), "threads": torch.get_num_threads()}
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that networks come from and compute with; nothing is imported."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for package in ("torch", "torchvision", "timm", "transformers"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

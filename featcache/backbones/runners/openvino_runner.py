@@ -11,13 +11,38 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from featcache.errors import MissingExtra
+from featcache.backbones.probing import first_line
+from featcache.backbones.stem import in_one_precision
+from featcache.errors import MissingExtra, RunnerUnsuitable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-#: Precisions that a program can be made for, in OpenVINO's words.
-PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
+    from featcache.backbones.network import Rows
+    from featcache.backbones.program import Compute
+
+# Precisions, in OpenVINO's words.
+_PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
+
+
+class _OpenVino:
+    one_shape = True
+    alone = False
+    precisions: tuple[str, ...] = tuple(_PRECISIONS)
+    devices: tuple[str, ...] = ("cpu",)
+
+    def require(self) -> None:
+        """Raises MissingExtra."""
+        if not installed():
+            raise MissingExtra("--runner openvino", package="openvino", extra="openvino")
+
+    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
+        """See Runner. It is converted when it first runs, which takes seconds."""
+        from featcache.backbones.network import Rows
+
+        part = in_one_precision(rows.part, precision)
+        network = Rows(part, rows.transform, rows.layers).eval()
+        return Program(network, batch_size=batch_size, image_size=rows.transform.image_size, precision=precision)
 
 
 def installed() -> bool:
@@ -25,33 +50,28 @@ def installed() -> bool:
     return importlib.util.find_spec("openvino") is not None
 
 
-def require() -> None:
-    """Raises MissingExtra."""
-    if not installed():
-        raise MissingExtra("--runner openvino", package="openvino", extra="openvino")
-
-
 class Program:
-    """A network for so many images at once; it is made when it first runs.
+    """A network for batches of one size; it is made when it first runs.
 
-    `network`: (N, 3, S, S) uint8 -> {layer: (N, D)} float32, which computes everything in one precision; `layers`:
-    their names. Raises MissingExtra.
+    Args:
+        network: (N, 3, S, S) uint8 -> {layer: (N, D)} float32; it computes everything in one precision.
     """
 
-    def __init__(
-        self, network: nn.Module, layers: Sequence[str], *, batch_size: int, image_size: int, precision: str
-    ) -> None:
-        require()
-        self._network: nn.Module | None = network
-        self._layers = tuple(layers)
+    def __init__(self, network: Rows, *, batch_size: int, image_size: int, precision: str) -> None:
+        self._network: Rows | None = network
+        self._layers = tuple(layer.name for layer in network.layers)
         self._shape = (batch_size, image_size, image_size, 3)
-        self._precision = PRECISIONS[precision]
+        self._precision = _PRECISIONS[precision]
         self._compiled: Any = None
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 in channels-last -> {layer: (N, D)} float32."""
         if self._compiled is None:
-            self._compiled, self._network = self._made(), None
+            try:
+                self._compiled, self._network = self._made(), None
+            except Exception as error:
+                # Whatever the conversion raises.
+                raise RunnerUnsuitable("openvino", first_line(error)) from error
         # As it lies in memory: no copy.
         values = self._compiled(batch.permute(0, 2, 3, 1).contiguous().numpy())
         return {name: torch.from_numpy(values[number]) for number, name in enumerate(self._layers)}
@@ -88,8 +108,11 @@ class _Ordered(nn.Module):
 
 
 def _openvino() -> Any:
-    # Without this package OpenVINO takes a stub of its own, and tells nobody that it is used.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # how Python is told: not there
+    # Without this package OpenVINO uses a stub of its own in its place, and reports nothing.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # marks it as absent
     import openvino
 
     return openvino
+
+
+RUNNER = _OpenVino()

@@ -1,0 +1,264 @@
+"""One pass over a network lists its layers: every module's path, type, output shape, order, and tensors it depends on.
+
+The pass runs on the meta device, which computes shapes without numbers. Which weights a value depends on is followed
+operation by operation, through views and in-place operations too, so it is exact whatever the forward method does. A
+second pass at another size and batch tells which dimensions hold images and which hold positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from featcache.backbones.zoos import Architecture, Tap
+from featcache.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+# Training keeps it, nothing in eval mode reads it.
+_NO_WEIGHTS = "num_batches_tracked"
+_BATCH, _OTHER_BATCH = 2, 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbedLayer:
+    """A layer that can be asked for.
+
+    Args:
+        name: A module's path, or a standard name.
+        kind: The module's type; "" for a standard layer.
+        shape: That of the output for a batch of 2 images.
+        grown: Dimensions that grow with the image; None where that is not known.
+        tensors: Names of the weights and buffers that the value depends on.
+        tap: Where the value is read in `Architecture.root`.
+        calls: How often the module is called in one pass; the last call counts.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    grown: tuple[int, ...] | None
+    tensors: tuple[str, ...]
+    tap: Tap
+    calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """All layers of a network in the order in which they are computed, standard layers at their place."""
+
+    layers: tuple[ProbedLayer, ...]
+    #: Modules whose output is no row an image (attention windows, ...): they cannot be asked for.
+    rowless: tuple[str, ...] = ()
+
+    def names(self) -> tuple[str, ...]:
+        """Every layer's name, in order."""
+        return tuple(layer.name for layer in self.layers)
+
+    def layer(self, name: str) -> ProbedLayer | None:
+        """The layer of that name."""
+        return next((layer for layer in self.layers if layer.name == name), None)
+
+
+def probe(architecture: Architecture, image_size: int, other: Architecture | None, other_size: int) -> Probe:
+    """List the layers of a network.
+
+    Args:
+        architecture: A network built for `image_size`, best on the meta device.
+        image_size: Pixels a side.
+        other: The same network built for `other_size`; None where it cannot be.
+        other_size: Another size, to see which dimensions grow.
+
+    Raises:
+        InvalidOption: The network cannot take images of `image_size`.
+    """
+    seen = _Pass(architecture).run(image_size, _BATCH)
+    grown: Mapping[Tap, _Reading] = {}
+    if other is not None:
+        try:
+            grown = _Pass(other).run(other_size, _OTHER_BATCH)
+        except InvalidOption:
+            grown = {}
+    again = grown or _Pass(architecture).run(image_size, _OTHER_BATCH)
+    layers, rowless = [], []
+    for name, kind, tap in _named(architecture, seen):
+        reading, second = seen[tap], again.get(tap)
+        if second is None or len(second.shape) < 2 or (reading.shape[0], second.shape[0]) != (_BATCH, _OTHER_BATCH):
+            rowless.append(name)
+            continue
+        layers.append(
+            ProbedLayer(
+                name=name,
+                kind=kind,
+                shape=reading.shape,
+                grown=_grown(reading.shape, second.shape) if grown else None,
+                tensors=reading.tensors,
+                tap=tap,
+                calls=reading.calls,
+            )
+        )
+    return Probe(layers=tuple(layers), rowless=tuple(rowless))
+
+
+def _grown(shape: Sequence[int], other: Sequence[int]) -> tuple[int, ...] | None:
+    if len(shape) != len(other):
+        return None
+    return tuple(dim for dim in range(1, len(shape)) if shape[dim] != other[dim])
+
+
+def _named(architecture: Architecture, seen: Mapping[Tap, _Reading]) -> Iterator[tuple[str, str, Tap]]:
+    """Each layer's name, type and tap, in the order of the outputs; a standard layer behind the module it is read at."""
+    standard: dict[Tap, list[str]] = {}
+    for name, tap in architecture.standard.items():
+        standard.setdefault(tap, []).append(name)
+    for tap, reading in sorted(seen.items(), key=lambda item: item[1].order):
+        path = tap.module
+        if tap.side == "output" and path.startswith(architecture.inside) and path != architecture.inside:
+            name = path.removeprefix(architecture.inside)
+            if name and name not in architecture.standard:
+                yield name, reading.kind, tap
+        for name in standard.get(tap, ()):
+            yield name, "", tap
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Reading:
+    kind: str
+    shape: tuple[int, ...]
+    tensors: tuple[str, ...]
+    order: int
+    calls: int
+
+
+@dataclass(kw_only=False)
+class _Pass:
+    """One forward pass whose modules are watched."""
+
+    architecture: Architecture
+    _seen: dict[Tap, _Reading] = field(default_factory=dict)
+    _order: int = 0
+
+    def run(self, image_size: int, batch: int) -> Mapping[Tap, _Reading]:
+        root = self.architecture.root
+        self._follow = _Dependencies(root, self.architecture.inside)
+        handles = [handle for path, module in root.named_modules() for handle in self._watch(path, module)]
+        try:
+            with torch.no_grad(), device_of(root), self._follow:
+                root(torch.zeros(batch, 3, image_size, image_size))
+        except Exception as error:  # noqa: BLE001 - whatever a network's forward raises
+            raise InvalidOption(
+                f"the network cannot take images of {image_size}x{image_size}: {first_line(error)}",
+                hint="leave --image-size out, or choose one nearer to the network's own",
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
+        return self._seen
+
+    def _watch(self, path: str, module: nn.Module) -> Iterator[Any]:
+        if any(tap == Tap(module=path, side="input") for tap in self.architecture.standard.values()):
+            yield module.register_forward_pre_hook(self._before(path))
+        yield module.register_forward_hook(self._after(path))
+
+    def _before(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, arguments: self._note(Tap(module=path, side="input"), module, arguments)
+
+    def _after(self, path: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        return lambda module, arguments, output: self._note(Tap(module=path), module, output)
+
+    def _note(self, tap: Tap, module: nn.Module, value: Any) -> None:
+        tensor = first_tensor(value)
+        if tensor is None:
+            return
+        before = self._seen.get(tap)
+        self._order += 1
+        self._seen[tap] = _Reading(
+            kind=type(module).__name__,
+            shape=tuple(tensor.shape),
+            tensors=self._follow.names_of(tensor),
+            order=self._order,
+            calls=1 + (before.calls if before else 0),
+        )
+
+
+class _Dependencies(TorchDispatchMode):
+    """Follows which named tensors each value was computed from.
+
+    A value's names are a bit mask, kept by storage, so that views and in-place operations are followed too.
+    """
+
+    def __init__(self, root: nn.Module, inside: str) -> None:
+        super().__init__()
+        self._names: list[str] = []
+        self._masks: dict[int, int] = {}
+        for name, tensor in _weights_of(root):
+            key = _storage(tensor)
+            self._masks[key] = self._masks.get(key, 0) | 1 << len(self._names)
+            self._names.append(name.removeprefix(inside))
+
+    def names_of(self, tensor: Tensor) -> tuple[str, ...]:
+        """The names a value depends on, sorted."""
+        mask = self._masks.get(_storage(tensor), 0)
+        return tuple(sorted(name for bit, name in enumerate(self._names) if mask >> bit & 1))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [_storage(tensor) for tensor in _tensors((args, kwargs))]
+        result = func(*args, **(kwargs or {}))
+        mask = 0
+        for key in given:
+            mask |= self._masks.get(key, 0)
+        for tensor in _tensors(result):
+            key = _storage(tensor)
+            # A fresh storage may have the address of one that is gone.
+            self._masks[key] = mask | (self._masks.get(key, 0) if key in given else 0)
+        return result
+
+
+def _weights_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a state dict would hold, shared ones under each of their names."""
+    saved = root.state_dict().keys()
+    for name, tensor in [
+        *root.named_parameters(remove_duplicate=False),
+        *root.named_buffers(remove_duplicate=False),
+    ]:
+        if name in saved and not name.endswith(_NO_WEIGHTS):
+            yield name, tensor
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+
+
+def device_of(root: nn.Module) -> torch.device:
+    """Where a network lies; as a context, where the tensors lie that its forward method makes."""
+    return next((tensor.device for tensor in (*root.parameters(), *root.buffers())), torch.device("cpu"))
+
+
+def first_tensor(value: Any) -> Tensor | None:
+    """A module's value: its output where that is a tensor, else the first tensor of a tuple, list or mapping."""
+    return next(_tensors(value), None)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line and without terminal escape codes."""
+    import re
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -1,0 +1,267 @@
+"""timm's networks, called `timm:NAME` or `timm:NAME.TAG`. Needs the extra `timm`.
+
+`pre_logits` is timm's own `forward_head(forward_features(images), pre_logits=True)`, `tokens` what `forward_features`
+gives where that is a sequence. A checkpoint's names and position embeddings are converted by timm's own functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.backbones.transforms import Transform
+from featcache.backbones.zoos import LOGITS, PRE_LOGITS, TOKENS, Architecture, Tap, TokenLayout
+from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from featcache.backbones.weights import Weights
+
+PREFIX = "timm:"
+_OWN_POOLS = {"token": "cls", "avg": "avg"}
+
+
+class TimmZoo:
+    """See `zoos.Zoo`."""
+
+    prefix = PREFIX
+
+    def names(self) -> Sequence[str]:
+        """All networks, without the tags of their weights."""
+        return _names()
+
+    def check(self, name: str) -> None:
+        """Raises UnknownName with the nearest names, of networks or of weights' tags; MissingExtra."""
+        network, _, tag = name.partition(".")
+        if network not in _names():
+            raise UnknownName("backbone", name, _names(), listed_by="featcache backbones --timm")
+        if tag and name not in _tags(network):
+            raise UnknownName("weights of timm", name, _tags(network))
+
+    def transform(self, name: str) -> Transform:
+        """timm's configuration of the weights, resolved. Raises InvalidOption for what featcache does not do."""
+        return _transform(name)
+
+    def build(self, name: str, image_size: int) -> Architecture:
+        """See `zoos.Zoo`."""
+        from featcache.backbones.zoos import standard_root
+
+        network = _network(name, image_size)
+        layout = _tokens(network)
+        taps = {PRE_LOGITS: Tap(module=PRE_LOGITS), TOKENS: Tap(module=TOKENS), LOGITS: Tap(module=LOGITS)}
+        return Architecture(root=standard_root(network, _standard), inside="network.", standard=taps, tokens=layout)
+
+    def source_of(self, name: str, weights: str) -> str:
+        """What a cache remembers of the default weights: `timm:timm/resnet18.a1_in1k`."""
+        _require_default(name, weights)
+        return f"{PREFIX}{_where(name)}"
+
+    def weights(self, name: str, weights: str) -> Weights:
+        """The default weights, from the hub or from where it keeps them. Raises DownloadError."""
+        from featcache.backbones.weights import Weights
+
+        _require_default(name, weights)
+        transform = _transform(name)
+        return Weights(
+            source=f"{PREFIX}{_where(name)}",
+            tensors=_downloaded(name),
+            transform=transform,
+            own_normalization=True,
+            files=tuple(filter(None, (downloaded(name),))),
+        )
+
+    def converted(
+        self, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
+    ) -> Mapping[str, Tensor]:
+        """A checkpoint under timm's names: the conversion that timm itself applies to this network's weights."""
+        convert = _conversion(name, image_size)
+        if convert is None:
+            return tensors
+        network = architecture.root.network
+        takes_network = len(inspect.signature(convert).parameters) > 1
+        found = convert(dict(tensors), network) if takes_network else convert(dict(tensors))
+        return dict(found)
+
+
+def _standard(network: Any, images: Tensor) -> Iterator[tuple[str, Any]]:
+    """The standard layers in the order in which they are computed."""
+    features = network.forward_features(images)
+    yield TOKENS, features
+    yield PRE_LOGITS, network.forward_head(features, pre_logits=True)
+    yield LOGITS, network.forward_head(features)
+
+
+def _network(name: str, image_size: int | None = None, **options: Any) -> nn.Module:
+    """timm's network at a size; networks without positions to embed have no `img_size` and take any."""
+    ZOO.check(name)
+    timm, base = _timm(), name.removeprefix(PREFIX)
+    if image_size is None or image_size == _own_size(name):
+        network: nn.Module = timm.create_model(base, **options)
+        return network
+    try:
+        return timm.create_model(base, img_size=image_size, **options)  # type: ignore[no-any-return]
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+    except (AssertionError, ValueError) as error:
+        raise InvalidOption(f"{name} cannot be built for {image_size} pixels: {error}") from error
+    return timm.create_model(base, **options)  # type: ignore[no-any-return]
+
+
+def _tokens(network: Any) -> TokenLayout | None:
+    """The layout of token sequences, as timm's networks declare it; without a declaration there is no prefix."""
+    prefix = int(getattr(network, "num_prefix_tokens", 0))
+    pool = getattr(network, "global_pool", None)
+    plain = not _has_parameters(getattr(network, "attn_pool", None))
+    own = _OWN_POOLS.get(pool) if isinstance(pool, str) and plain else None
+    return TokenLayout(
+        prefix=prefix,
+        class_token=getattr(network, "cls_token", None) is not None,
+        own_pool=own if prefix or pool else "avg",  # type: ignore[arg-type]  # of _OWN_POOLS
+    )
+
+
+def _has_parameters(module: Any) -> bool:
+    return module is not None and any(True for _ in module.parameters())
+
+
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(PREFIX + name for name in _timm().list_models()))
+
+
+@cache
+def _tags(network: str) -> tuple[str, ...]:
+    return tuple(PREFIX + name for name in _timm().list_pretrained(f"{network.removeprefix(PREFIX)}.*"))
+
+
+def _config(name: str) -> Any:
+    """timm's configuration of the weights that a name means; None where timm knows none."""
+    return _timm().get_pretrained_cfg(name.removeprefix(PREFIX), allow_unregistered=True)
+
+
+def _own_size(name: str) -> int | None:
+    config = _config(name)
+    return None if config is None else int(config.input_size[-1])
+
+
+@cache
+def _transform(name: str) -> Transform:
+    from timm.data import resolve_data_config
+
+    ZOO.check(name)
+    config = _config(name)
+    found: Mapping[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
+    channels, height, width = found["input_size"]
+    if channels != 3 or height != width or found["crop_mode"] not in ("center", "squash", "border"):
+        raise InvalidOption(
+            f"{name} wants {channels} channels of {height}x{width} pixels, cropped by {found['crop_mode']}: expected "
+            "squares of 3 channels"
+        )
+    if found["interpolation"] not in ("bilinear", "bicubic"):
+        raise InvalidOption(f"{name} wants images resized by {found['interpolation']}: expected bilinear or bicubic")
+    return Transform(
+        image_size=height,
+        resize="crop",
+        # timm's rule.
+        resize_size=math.floor(height / found["crop_pct"]),
+        interpolation=found["interpolation"],
+        mean=tuple(found["mean"]),
+        std=tuple(found["std"]),
+    )
+
+
+# --- weights -------------------------------------------------------------------------------------------------
+
+
+def _require_default(name: str, weights: str) -> None:
+    if weights != "default":
+        raise UnknownName(f"weights for {name}", weights, ["default", "random"])
+
+
+def default_weights(name: str) -> str | None:
+    """Where the default weights lie: a repository of the hub, or an address; None where timm has none."""
+    if not (_tags(name) if "." not in name else (name,)):
+        return None
+    found = _config(name)
+    return str(found.hf_hub_id or found.url or name)
+
+
+def _where(name: str) -> str:
+    found = default_weights(name)
+    if found is None:
+        raise DownloadError(f"timm has no weights for {name}", hint="--weights PATH, or --weights random")
+    return found
+
+
+def downloaded(name: str) -> Path | None:
+    """The file of the default weights where they are on this machine already."""
+    from huggingface_hub import try_to_load_from_cache
+
+    from featcache.backbones.zoos.torchvision_facts import downloaded_by_torch
+
+    found = _config(name)
+    if not found.hf_hub_id:
+        path = None if found.url is None else downloaded_by_torch(found.url.rpartition("/")[2])
+        return path if path is not None and path.is_file() else None
+    files = [found.hf_hub_filename] if found.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    here = [try_to_load_from_cache(found.hf_hub_id, file) for file in files]
+    return next((Path(path) for path in here if isinstance(path, str)), None)
+
+
+def _downloaded(name: str) -> Mapping[str, Tensor]:
+    where = _where(name)
+    try:
+        return dict(_network(name, pretrained=True).state_dict())
+    except Exception as error:
+        # Networks, proxies, tokens and disks: whatever the hub's client raises.
+        reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+        raise DownloadError(
+            f"the weights {where} could not be downloaded: {reason}",
+            hint="without a network: --weights PATH to a .safetensors or .pth file, or --weights random to try the "
+            "path with an untrained network",
+        ) from error
+
+
+def _conversion(name: str, image_size: int) -> Callable[..., Mapping[str, Tensor]] | None:
+    """The function that timm applies to a checkpoint of this network before it loads it; None where it has none."""
+    import torch
+
+    found: list[Callable[..., Mapping[str, Tensor]] | None] = []
+
+    def note(model: nn.Module, **options: Any) -> None:
+        found.append(options.get("filter_fn"))
+
+    with torch.device("meta"), _loading_replaced(note):
+        _network(name, image_size, pretrained=True, pretrained_cfg_overlay={"state_dict": {}})
+    return found[0] if found else None
+
+
+@contextmanager
+def _loading_replaced(load: Callable[..., None]) -> Iterator[None]:
+    """timm names the conversion in the call that loads the weights, and nowhere else."""
+    from timm.models import _builder
+
+    original = _builder.load_pretrained
+    _builder.load_pretrained = load
+    try:
+        yield
+    finally:
+        _builder.load_pretrained = original
+
+
+def _timm() -> Any:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtra("a backbone of timm's", package="timm", extra="timm") from error
+    return timm
+
+
+ZOO = TimmZoo()
