@@ -7,7 +7,6 @@ share one path.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ import numpy as np
 
 from featcache.backbones.layers import Layer
 from featcache.backbones.transforms import Transform
-from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -62,18 +60,8 @@ class Backbone(ABC):
         return self.transform.resize_image(image)
 
     @abstractmethod
-    def place(self, device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
-        """Brings the network to `device` ("cpu", "cuda", ...) to compute in `precision` (fp32, bf16, fp16, int8).
-
-        `ranges` are for int8 alone: what `observed` found.
-        """
-
-    def observed(self, images: np.ndarray) -> Mapping[str, tuple[float, float]]:
-        """(N, S, S, 3) uint8 -> the least and the greatest value that goes into each convolution, by its name.
-
-        It computes in fp32; `place` has to be called again. Raises InvalidOption where int8 would change nothing.
-        """
-        raise InvalidOption(f"{self.name} computes nothing in 8 bits", hint="leave --precision out")
+    def place(self, device: str, precision: str) -> None:
+        """Brings the network to `device` ("cpu", "cuda", ...) to compute in `precision` (fp32, bf16, fp16)."""
 
     def compile(self, batch_size: int, runner: str = "compiled") -> None:
         """From now on one program for `batch_size` images computes, until `place` is called again.

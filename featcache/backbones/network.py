@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import types
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -13,13 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from featcache.backbones import int8, networks, openvino_runner
 from featcache.backbones import layers as layer_room
+from featcache.backbones import networks, openvino_runner
 from featcache.backbones.backbone import Backbone, WeightsRecord
 from featcache.backbones.fp32 import ieee_fp32
-from featcache.backbones.int8 import Ranges
 from featcache.backbones.layers import Layer
-from featcache.backbones.stem import FullPrecision, in_one_precision, with_exact_stem
+from featcache.backbones.stem import in_one_precision, with_exact_stem
 from featcache.backbones.timm_networks import is_timm
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, needed, selected
@@ -29,8 +27,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     _Program = Callable[[Tensor], dict[str, Tensor]]
-
-_OBSERVED_AT_ONCE = 8
 
 
 class Network(Backbone):
@@ -66,39 +62,16 @@ class Network(Backbone):
         layer_room.fold_batch_norms(part.eval())
         exact = with_exact_stem(part).requires_grad_(False)
         self._exact = _Normalised(exact, self.transform, self.layers).eval()
-        self._rounded: tuple[Ranges, _Normalised] | None = None
         # By runner, device, precision and batch size: what was compiled for a placing is found again.
         self._compiled: dict[tuple[str, str, str, int], _Program] = {}
         self.place("cpu", "fp32")
 
-    def place(self, device: str, precision: str, ranges: Ranges | None = None) -> None:
+    def place(self, device: str, precision: str) -> None:
         self._device, self._precision = torch.device(device), precision
         self._autocast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self._normalised = self._in_8_bits(ranges or {}) if precision == "int8" else self._exact
-        self._normalised.to(self._device).to(memory_format=torch.channels_last)
+        self._exact.to(self._device).to(memory_format=torch.channels_last)
         self._program: _Program = self._rows
         self.fixed_batch = None
-
-    def _in_8_bits(self, ranges: Ranges) -> _Normalised:
-        """One for all placings with the same ranges."""
-        if self._rounded is None or self._rounded[0] != ranges:
-            part = int8.quantised(self._exact.part.to("cpu"), FullPrecision, ranges)
-            self._rounded = dict(ranges), _Normalised(part, self.transform, self.layers).eval()
-            self._compiled = {placing: program for placing, program in self._compiled.items() if placing[2] != "int8"}
-        return self._rounded[1]
-
-    def observed(self, images: np.ndarray) -> Ranges:
-        found = int8.convolutions(self._exact.part, FullPrecision)
-        if not found:
-            raise InvalidOption(
-                f"int8 computes convolutions in 8 bits, and {self.name} has none but its first",
-                hint="use --precision bf16 or fp32",
-            )
-        self.place("cpu", "fp32")
-        with closing(int8.Observer(found)) as observer:
-            for start in range(0, len(images), _OBSERVED_AT_ONCE):
-                self.features(images[start : start + _OBSERVED_AT_ONCE])
-        return observer.ranges
 
     def compile(self, batch_size: int, runner: str = "compiled") -> None:
         placing = runner, str(self._device), self._precision, batch_size
@@ -136,12 +109,12 @@ class Network(Backbone):
     def _rows(self, batch: Tensor) -> dict[str, Tensor]:
         """(N, 3, S, S) uint8 -> {layer: (N, D)} float32."""
         with torch.autocast(self._device.type, dtype=self._autocast, enabled=self._autocast is not None):
-            features: dict[str, Tensor] = self._normalised(batch)
+            features: dict[str, Tensor] = self._exact(batch)
             return features
 
     def module(self) -> nn.Module:
         self.place("cpu", "fp32")
-        return self._normalised
+        return self._exact
 
 
 class _Normalised(nn.Module):

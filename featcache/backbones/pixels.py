@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,7 +39,7 @@ class Pixels(Backbone):
         """What is added then."""
         return -self.transform.mean[0] / self.transform.std[0]
 
-    def place(self, device: str, precision: str, ranges: Mapping[str, tuple[float, float]] | None = None) -> None:
+    def place(self, device: str, precision: str) -> None:
         """Nothing to place: bytes are copied on the CPU."""
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
