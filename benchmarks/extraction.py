@@ -1,7 +1,7 @@
 """What extraction must show, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
 
     speed:NETWORK  featcache against the notebook's loop, the bare forward pass and a good script, in turns
-    precision      what bf16 and int8 cost: least cosine to fp32, and a head's test accuracy, on the same real images
+    precision      what bf16 costs: least cosine to fp32, and a head's test accuracy, on the same real images
     jpeg           640x480 photographs: what bounds the run, told by the run and measured apart
     pixels         all images of the zip at 32x32
     memory         RSS after a tenth of the images, and after all
@@ -86,11 +86,10 @@ class Setting:
         return replace(plain, **changes)
 
 
-# What featcache offers: a program of either compiler in the machine's own precision, and 8 bits.
+# What featcache offers: a program of either compiler in the machine's own precision.
 _WAYS: dict[str, dict[str, Any]] = {
     "compiled": {"runner": "compiled"},
     "openvino": {"runner": "openvino"},
-    "int8": {"precision": "int8"},
 }
 
 
@@ -139,7 +138,6 @@ def _ratios(turns: list[dict[str, Any]]) -> dict[str, float]:
         **{f"{way}_of_bare": (way, f"{way}_bare") for way, changes in _WAYS.items() if "runner" in changes},
         "compiled_over_plain_script": ("compiled", "plain_script"),
         "openvino_over_compiled": ("openvino", "compiled"),
-        "int8_over_compiled": ("int8", "compiled"),
     }
     return {
         name: round(statistics.median(turn[one] / turn[other] for turn in turns), 3)
@@ -155,7 +153,7 @@ def precision(setting: Setting) -> dict[str, Any]:
 def _precisions(setting: Setting, network: str) -> dict[str, Any]:
     results: dict[str, Any] = {}
     exact: np.ndarray | None = None
-    for name in ("fp32", "bf16", "int8"):
+    for name in ("fp32", "bf16"):
         done = featcache(setting.request(network, limit=setting.sizes.precision, precision=name, runner="eager"))
         with FeatureCache.open(done.cache) as cache:
             (layer,) = cache.layers
@@ -328,7 +326,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 def main(
     shared: Path,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
-    images: Annotated[int, typer.Option(help="Of a turn of speed; int8 and fp32 see the same.")] = 1024,
+    images: Annotated[int, typer.Option(help="Of a turn of speed.")] = 1024,
     rounds: int = 3,
     notebook_images: int = 192,
     precision: Annotated[int, typer.Option(help="Images a split.")] = 1000,

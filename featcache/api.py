@@ -29,7 +29,7 @@ class Options(TypedDict, total=False):
     normalize: Literal["weights", "half"] | None
     weights: str | Path | Mapping[str, str | Path]
     dtype: Literal["float16", "float32"] | None
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"]
+    precision: Literal["auto", "fp32", "bf16", "fp16"]
     runner: Literal["auto", "eager", "compiled", "openvino"]
     views: int
     view_seed: int
@@ -77,7 +77,7 @@ def extract(
     normalize: Literal["weights", "half"] | None = None,
     weights: str | Path | Mapping[str, str | Path] = "default",
     dtype: Literal["float16", "float32"] | None = None,
-    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = "auto",
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
     runner: Literal["auto", "eager", "compiled", "openvino"] = "auto",
     views: int = 1,
     view_seed: int = 0,

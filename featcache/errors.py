@@ -14,6 +14,7 @@
     │   ├── CacheIncomplete   its extraction has not been finished
     │   ├── CacheDamaged      its bytes are not those that were written
     │   ├── CacheForeign      it is no featcache file, or one that must not be trusted
+    │   │   └── CacheOutdated it was made by an earlier featcache
     │   ├── CacheBusy         somebody else is writing it
     │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
@@ -128,6 +129,13 @@ class CacheDamaged(CacheError):
 
 class CacheForeign(CacheError):
     """The file is no featcache file, or one that must not be trusted."""
+
+
+class CacheOutdated(CacheForeign):
+    """The file was made by an earlier featcache, in a format that this one does not read. `what` names it."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"{what} was made by an earlier featcache; extract again")
 
 
 class CacheBusy(CacheError):

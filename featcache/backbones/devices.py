@@ -11,7 +11,7 @@ from typing import Any
 from featcache.errors import InvalidOption
 
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+PRECISIONS = ("fp32", "bf16", "fp16")
 
 
 def resolve_device(said: str) -> str:
@@ -89,8 +89,7 @@ def idle_cores(device: str) -> str | None:
 def resolve_precision(said: str, device: str) -> str:
     """The precision that `auto` means on `device`: bf16 where the hardware multiplies it, else fp32.
 
-    Raises InvalidOption for anything but auto, fp32, bf16, fp16 and int8, for fp16 on a CPU, and for int8 on anything
-    but a CPU with VNNI.
+    Raises InvalidOption for anything but auto, fp32, bf16 and fp16, and for fp16 on a CPU.
     """
     if said == "auto":
         return "bf16" if _multiplies_bf16(device) else "fp32"
@@ -98,10 +97,6 @@ def resolve_precision(said: str, device: str) -> str:
         raise InvalidOption(f"expected --precision auto, {', '.join(PRECISIONS)}, got {said!r}")
     if said == "fp16" and device == "cpu":
         raise InvalidOption("fp16 is not computed on a CPU", hint="use --precision bf16 or fp32")
-    if said == "int8" and not _multiplies_int8(device):
-        raise InvalidOption(
-            f"int8 is computed on CPUs with VNNI alone, and {device} is none", hint="use --precision bf16 or fp32"
-        )
     return said
 
 
@@ -111,15 +106,7 @@ def supported_precisions(device: str) -> dict[str, bool]:
         "fp32": True,
         "bf16": _multiplies_bf16(device),
         "fp16": device.partition(":")[0] in ("cuda", "mps"),
-        "int8": _multiplies_int8(device),
     }
-
-
-def _multiplies_int8(device: str) -> bool:
-    import torch
-
-    one_dnn: Any = torch.backends.mkldnn
-    return device == "cpu" and bool(one_dnn.is_available()) and torch.cpu._is_vnni_supported()
 
 
 def _multiplies_bf16(device: str) -> bool:

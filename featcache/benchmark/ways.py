@@ -240,7 +240,6 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
             pipeline.compile()
         forward = TunedForward(pipeline, device=task.place)
         samples = cut_samples(selected(job.source, request), task.sampled)
-        job.tuner.limit_to(len(samples["train"]))
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
             samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
@@ -255,11 +254,10 @@ def _pipeline(job: Job) -> Pipeline:
         source=job.source,
         backbone=job.backbone,
         dtype="float32",
-        batch_size=job.tuner.largest,
+        batch_size=job.batch_size,
         runner=job.spec.runner,
-        workers=job.tuner.workers,
+        workers=job.workers,
         resizing=job.resizing,
-        tuner=job.tuner,
     )
 
 

@@ -23,7 +23,7 @@ from featcache.cache.manifest import MANIFEST_NAME, SHARDED_SUFFIX, Manifest
 from featcache.cache.plan import PARTS_SUFFIX, covered_rows, discard_parts, part_paths, read_plan
 from featcache.cache.spec import Selection, Spec, canonical_json
 from featcache.cache.trailer import open_cache, read_trailer
-from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete, CacheNotFound
+from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete, CacheNotFound, CacheOutdated
 
 CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"
@@ -247,6 +247,8 @@ def _finished(path: Path) -> CacheEntry:
             created=about["created"] if isinstance(about["created"], str) else None,
             used=_modified(_sidecar(path, USED_SUFFIX)),
         )
+    except CacheOutdated as error:
+        raise CacheOutdated(str(path)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheForeign(f"{path}: its trailer is none that featcache wrote ({error})") from error
 

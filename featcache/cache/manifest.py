@@ -15,7 +15,7 @@ import xxhash
 
 from featcache.cache.spec import Json, Selection, Spec, canonical_json
 from featcache.cache.trailer import Trailer
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
+from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOutdated
 
 if TYPE_CHECKING:
     from featcache.cache.parts import Skipped
@@ -103,8 +103,8 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifest in a folder.
 
-        Raises CacheNotFound where there is none, CacheDamaged for one that was changed, CacheForeign for another
-        file or a newer version.
+        Raises CacheNotFound where there is none, CacheDamaged for one that was changed, CacheOutdated for one of an
+        earlier featcache, CacheForeign for another file or a newer version.
         """
         path = folder / MANIFEST_NAME
         try:
@@ -166,6 +166,8 @@ def _parsed(path: Path, values: Mapping[str, Any]) -> Manifest:
         manifest = Manifest(texts={str(key): str(text) for key, text in values["texts"].items()}, shards=shards)
         _ = manifest.spec, manifest.selection, manifest.nbytes, manifest.rows
         return manifest
+    except CacheOutdated as error:
+        raise CacheOutdated(str(path.parent)) from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheForeign(f"{path} is none that featcache wrote: {error!r}") from error
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from featcache.files import publish_bytes
 from featcache.cache.spec import Json, Selection, Spec, canonical_json
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
+from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOutdated
 
 PLAN_NAME = "plan.json"
 PLAN_FORMAT = "featcache-plan"
@@ -53,7 +53,11 @@ def write_plan(folder: Path, plan: PartsPlan) -> Path:
 
 
 def read_plan(folder: Path) -> PartsPlan:
-    """The plan in a folder of parts. Raises CacheNotFound where there is none, CacheDamaged for anything else."""
+    """The plan in a folder of parts.
+
+    Raises CacheNotFound where there is none, CacheOutdated for one of an earlier featcache, CacheDamaged for anything
+    else.
+    """
     path = folder / PLAN_NAME
     try:
         values = json.loads(path.read_bytes())
@@ -67,6 +71,8 @@ def read_plan(folder: Path) -> PartsPlan:
         )
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheNotFound(f"{folder} has no {PLAN_NAME}") from error
+    except CacheOutdated as error:
+        raise CacheOutdated(str(folder)) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, CacheForeign) as error:
         raise CacheDamaged(f"{path} is no plan: {error}", hint=f"`featcache rm {folder}` and begin again") from error
 

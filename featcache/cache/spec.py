@@ -13,18 +13,18 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
-from featcache.errors import CacheForeign, InvalidOption
+from featcache.errors import CacheForeign, CacheOutdated, InvalidOption
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Record = TypeVar("Record")
 
 # Rises only when features change, so that a new release does not throw caches away.
-SPEC_VERSION = 1
-PRECISIONS = ("fp32", "bf16", "fp16", "int8", "uint8")
+SPEC_VERSION = 2
+PRECISIONS = ("fp32", "bf16", "fp16", "uint8")
 DTYPES = ("float16", "float32", "uint8")
 
 
@@ -152,8 +152,7 @@ class Spec:
 
     `transform` holds resolved numbers, never names of presets. `precision` is that of the forward pass,
     `dtype` that of the stored rows. `views` above 1 means that many rows per train image: the plain one, then
-    augmented ones drawn from `view_seed`; `transform["augmentation"]` says how. `ranges` are for int8 alone: the
-    least and the greatest value of each convolution's input, by its name, 0 between them. Raises InvalidOption for
+    augmented ones drawn from `view_seed`; `transform["augmentation"]` says how. Raises InvalidOption for
     anything that cannot be described exactly.
     """
 
@@ -167,7 +166,6 @@ class Spec:
     dtype: str
     views: int = 1
     view_seed: int | None = None
-    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
@@ -177,8 +175,6 @@ class Spec:
             _require_text(f"spec: {name}", getattr(self, name))
         for name in ("views", "view_seed", "version"):
             _require_integer(f"spec: {name}", getattr(self, name), optional=name == "view_seed")
-        _require_ranges(self.ranges)
-        object.__setattr__(self, "ranges", FrozenMap(self.ranges))
         _require_one_of("precision", self.precision, PRECISIONS)
         _require_one_of("dtype", self.dtype, DTYPES)
         if not self.layers or len(set(self.layer_names)) != len(self.layers):
@@ -201,7 +197,7 @@ class Spec:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Spec:
-        """The spec that `to_json` wrote. CacheForeign for anything else, or for another version."""
+        """The spec that `to_json` wrote. CacheOutdated for an earlier version, CacheForeign for anything else."""
         return _parsed("spec", text, _spec_from)
 
     @cached_property
@@ -298,14 +294,6 @@ def _require_integer(what: str, value: object, *, optional: bool = False) -> Non
         raise InvalidOption(f"{what}: expected an integer, got {value!r}")
 
 
-def _require_ranges(ranges: Mapping[str, tuple[float, float]]) -> None:
-    for name, (least, greatest) in ranges.items():
-        if not all(type(value) in (int, float) for value in (least, greatest)) or not least <= 0 <= greatest:
-            raise InvalidOption(
-                f"spec: ranges: expected numbers with 0 between them for {name}, got {least}, {greatest}"
-            )
-
-
 def _require_one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InvalidOption(f"spec: expected {field} to be one of {', '.join(allowed)}, got {value!r}")
@@ -315,9 +303,6 @@ def _fields_of(record: Spec | Selection | LayerSpec) -> dict[str, Json]:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     if isinstance(record, Spec):
         values["layers"] = [_fields_of(layer) for layer in record.layers]
-        if not record.ranges:
-            # Without int8 a spec reads as it did before there was any.
-            del values["ranges"]
     return values
 
 
@@ -331,6 +316,8 @@ def _parsed(what: str, text: str | bytes, build: Callable[[dict[str, Any]], Reco
 
 
 def _spec_from(values: dict[str, Any]) -> Spec:
+    if type(values["version"]) is int and 0 < values["version"] < SPEC_VERSION:
+        raise CacheOutdated("this")
     if values["version"] != SPEC_VERSION:
         raise CacheForeign(
             f"its spec has version {values['version']}, this featcache knows version {SPEC_VERSION}",

@@ -21,7 +21,7 @@ from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, re
 from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
-from featcache.errors import CacheForeign, CacheNotFound
+from featcache.errors import CacheForeign, CacheNotFound, CacheOutdated
 
 
 class StoredArrays(ABC):
@@ -126,6 +126,8 @@ def _contents(file: ReadableFile, trailer: Trailer) -> Contents:
     try:
         contents = read_header(header, file.size)
         _require_agreement(contents, trailer)
+    except CacheOutdated as error:
+        raise CacheOutdated(str(file.path)) from error
     except CacheForeign as error:
         raise untrusted(file.path, error) from error
     return contents

@@ -10,7 +10,7 @@ import numpy as np
 
 from featcache.cache.checksums import row_checksums
 from featcache.cache.reader import FeatureArray, FeatureCache
-from featcache.errors import CacheDamaged, CacheForeign
+from featcache.errors import CacheDamaged, CacheForeign, CacheOutdated
 
 _BLOCK_BYTES = 8 << 20
 _ROWS_NAMED = 20
@@ -52,11 +52,13 @@ def verify(path: str | Path, full: bool = False, progress: Progress | None = Non
     """Check a cache file. Quick: trailer, header and tables; `full`: every row and the padding too.
 
     Damage is returned, not raised; `progress` is called with bytes of features read and in all. Raises
-    CacheNotFound where there is no file.
+    CacheNotFound where there is no file, CacheOutdated for one of an earlier featcache.
     """
     path = Path(path)
     try:
         cache = FeatureCache.open(path)
+    except CacheOutdated:
+        raise
     except (CacheDamaged, CacheForeign) as error:
         finding = Finding(where="file", what=error.message)
         return Verification(path=path, full=full, tables=0, rows=0, bytes_read=0, findings=(finding,))

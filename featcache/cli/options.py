@@ -166,9 +166,9 @@ class FeatureOptions:
         typer.Option(help="How features are stored. [default: float16]", rich_help_panel=_BACKBONE),
     ] = None
     precision: Annotated[
-        Literal["auto", "fp32", "bf16", "fp16", "int8"],
+        Literal["auto", "fp32", "bf16", "fp16"],
         typer.Option(
-            help="auto, fp32, bf16, fp16, or int8 (CPUs with VNNI): how features are computed.",
+            help="auto, fp32, bf16, or fp16: how features are computed.",
             metavar="<precision>",
             rich_help_panel=_BACKBONE,
         ),
@@ -326,7 +326,7 @@ class RunOptions:
         float,
         typer.Option(
             help="Below fp32, features are first compared with fp32's on some of the images; a smaller cosine stops "
-            "the extraction. int8 mostly needs 0.99.",
+            "the extraction.",
             metavar="<cosine>",
             rich_help_panel=_RUN,
         ),

@@ -44,8 +44,6 @@ from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share, rows_in, rows_of
 from featcache.extraction.stages import Stages, Stopwatch
 from featcache.extraction.tables import left_out, split_tables
-from featcache.extraction.tuning import Tuner
-from featcache.extraction.tuning_memory import circumstances, remember
 from featcache.images.sources import ImageSource
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -71,7 +69,8 @@ class Job:
     backbone: Backbone
     spec: Spec
     device: str
-    tuner: Tuner
+    batch_size: int
+    workers: int
     part_rows: int
     skip: bool
     min_cosine: float
@@ -276,7 +275,6 @@ class Job:
         wanted = plan.at(rows)
         failures: list[Failure] = []
         done = 0
-        self.tuner.limit_to(len(rows))
         with closing(self._pipeline()) as pipeline:
             self._compile(pipeline)
             self._measure_drift(pipeline, wanted)
@@ -294,7 +292,6 @@ class Job:
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
-                        self._remember_tuning()
                         yield from self._pausing(int(rows[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
@@ -315,11 +312,6 @@ class Job:
             )
         return _failed(asked, failures)
 
-    def _remember_tuning(self) -> None:
-        if (found := self.tuner.news()) is not None:
-            key = circumstances(self.backbone, self.spec, self.device)
-            remember(self.request.data_dir, key, found, self.reporter.warn)
-
     def _pausing(self, reached: int) -> Generator[int, None, None]:
         self._watch.stop()
         yield reached
@@ -335,7 +327,7 @@ class Job:
 
     def _measure_drift(self, pipeline: Pipeline, wanted: PlannedRows) -> None:
         """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
-        if self.spec.precision not in ("bf16", "fp16", "int8") or self._drift is not None:
+        if self.spec.precision not in ("bf16", "fp16") or self._drift is not None:
             return
         rows = drift.sample_of(len(wanted.samples))
         some = [wanted.samples[row] for row in rows]
@@ -349,7 +341,7 @@ class Job:
         try:
             exact = pipeline.features(images, "float32")
         finally:
-            self.backbone.place(self.device, self.spec.precision, self.spec.ranges)
+            self.backbone.place(self.device, self.spec.precision)
             if program is not None:
                 self.backbone.compile(pipeline.batch_size, self.spec.runner)
         found = drift.measured(self.spec.precision, exact, rounded)
@@ -376,15 +368,14 @@ class Job:
             source=self.source,
             backbone=self.backbone,
             dtype=self.spec.dtype,
-            batch_size=self.tuner.largest,
-            workers=self.tuner.workers,
+            batch_size=self.batch_size,
+            workers=self.workers,
             runner=self.spec.runner,
             augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
             resizing=self.resizing,
             stages=self.stages,
             decoder=self.images.decoder,
-            tuner=self.tuner,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:

@@ -8,7 +8,6 @@ path.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,6 @@ from featcache.extraction import devices
 from featcache.extraction.plan import described_augmentation, spec_of
 from featcache.extraction.request import Request
 
-Ranges = Mapping[str, tuple[float, float]]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -36,23 +33,13 @@ class Found:
     layers: tuple[str, ...] | None = None
 
 
-def settled_spec(
-    backbone: Backbone, request: Request, precision: str, runner: str = "eager", *, observe: Callable[[], Ranges]
-) -> Spec:
+def settled_spec(backbone: Backbone, request: Request, precision: str, runner: str = "eager") -> Spec:
     """The spec to extract under: `precision` and `runner` are what `auto` means here.
 
     What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
     the same selection exists with another precision or runner, that one is obeyed; of several, the newest. Where
-    there is none, one with another number of views counts, for it has rows to give. The ranges of int8 are those of a
-    cache of the same source, else what `observe` finds.
+    there is none, one with another number of views counts, for it has rows to give.
     """
-    spec = _but_for_ranges(backbone, request, precision, runner)
-    if spec.precision != "int8" or spec.ranges:
-        return spec
-    return replace(spec, ranges=_known_ranges(spec, request) or observe())
-
-
-def _but_for_ranges(backbone: Backbone, request: Request, precision: str, runner: str) -> Spec:
     here = spec_of(backbone, request, precision, runner)
     if "auto" not in (request.precision, request.runner):
         return here
@@ -69,8 +56,9 @@ def _but_for_ranges(backbone: Backbone, request: Request, precision: str, runner
 def _but_for_auto(spec: Spec | None, wanted: Spec, request: Request) -> bool:
     if spec is None:
         return False
-    names = [name for name in ("precision", "runner") if getattr(request, name) == "auto"]
-    free: dict[str, Any] = {name: getattr(wanted, name) for name in [*names, "ranges"]}
+    free: dict[str, Any] = {
+        name: getattr(wanted, name) for name in ("precision", "runner") if getattr(request, name) == "auto"
+    }
     return serves(replace(spec, **free), wanted)
 
 
@@ -78,23 +66,11 @@ def _settled(existing: list[CacheEntry], precision: str, here: Spec) -> Spec:
     chosen = _preferred(existing, precision)
     if chosen is None or chosen.spec is None:
         return here
-    return replace(here, precision=chosen.spec.precision, runner=chosen.spec.runner, ranges=chosen.spec.ranges)
+    return replace(here, precision=chosen.spec.precision, runner=chosen.spec.runner)
 
 
 def _is_of(entry: CacheEntry, request: Request) -> bool:
     return entry.selection is not None and entry.selection.source == request.origin
-
-
-def _known_ranges(wanted: Spec, request: Request) -> Ranges | None:
-    """Those of the newest cache of the same source that differs in nothing else; of the same selection first."""
-    known = [
-        (entry.selection == request.selection, entry.created or "", entry.spec.ranges)
-        for entry in candidates(request.features_dir)
-        if entry.spec is not None
-        and _is_of(entry, request)
-        and serves(replace(entry.spec, ranges=wanted.ranges, runner=wanted.runner), wanted)
-    ]
-    return max(known, key=lambda one: one[:2])[2] if known else None
 
 
 def _preferred(entries: list[CacheEntry], precision: str) -> CacheEntry | None:
@@ -206,8 +182,7 @@ def _same_weights(entry: CacheEntry, spec: Spec, request: Request, asked: _Asked
 
 
 def _computes(backbone: Backbone, request: Request, spec: Spec, asked: _Asked) -> bool:
-    same = replace(spec_of(backbone, request, spec.precision, spec.runner), ranges=spec.ranges)
-    return same == spec.restricted_to(asked.layers)
+    return spec_of(backbone, request, spec.precision, spec.runner) == spec.restricted_to(asked.layers)
 
 
 def _loaded(request: Request) -> Backbone:

@@ -25,7 +25,6 @@ from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
 from featcache.extraction.transfer import Returning, in_flight
-from featcache.extraction.tuning import Tuner
 from featcache.images.sources import ImageSource, Sample
 
 _LEAST_BATCH = 8
@@ -67,8 +66,7 @@ class Pipeline:
 
     `stages` is told what the consumer of `rows` waited for. `runner`: what makes the program of `compile`.
     `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
-    the host). `decoder` may be shared with other pipelines. A `tuner` changes the size of batches, up to `batch_size`,
-    and the number of `workers` while `rows` are computed.
+    the host). `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
@@ -82,7 +80,6 @@ class Pipeline:
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     decoder: Decoder | None = None
-    tuner: Tuner | None = None
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
@@ -91,11 +88,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         self._decoder = self.decoder or Decoder(source=self.source)
         self._resizing = self.resizing or HostResizing(self.backbone)
-        self._employ(self.workers)
-
-    def _employ(self, workers: int) -> None:
-        self.workers = workers
-        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
     def close(self) -> None:
         """Stops decoding; what has not been started, and the rest of what has, is dropped."""
@@ -111,28 +104,13 @@ class Pipeline:
         Raises ExtractionError, naming layer and image, where a feature is not finite.
         """
         flying: deque[tuple[_Decoded, list[Returning]]] = deque()
-        before = self.stages.seconds
         for decoded in self._decoded(samples, digests, _plain(samples) if views is None else views):
             with self.stages.measured("compute"):
                 flying.append((decoded, self._launched(decoded.images, self.dtype)))
             while len(flying) > in_flight(self._resizing.device):
-                landed = self._landed(*flying.popleft(), samples)
-                before = self._tune(len(landed.index), before)
-                yield landed
+                yield self._landed(*flying.popleft(), samples)
         while flying:
             yield self._landed(*flying.popleft(), samples)
-
-    def _tune(self, images: int, before: dict[str, float]) -> dict[str, float]:
-        """Tells the tuner how long a batch took and does what it says; the stages' seconds as they are now."""
-        now = self.stages.seconds
-        if self.tuner is not None:
-            waited_s, computed_s = (now[stage] - before[stage] for stage in ("decode", "compute"))
-            self.tuner.timed(images, waited_s=waited_s, computed_s=computed_s, most=self.batch_size)
-            if self.tuner.workers != self.workers:
-                # What the old threads have begun they finish.
-                self._pool.shutdown(wait=False)
-                self._employ(self.tuner.workers)
-        return now
 
     def compile(self) -> None:
         """Makes one program of the backbone for this batch size, and runs it once. Raises ExtractionError."""
@@ -161,12 +139,11 @@ class Pipeline:
 
     def _decoded(self, samples: Sequence[Sample], digests: Bytes | None, views: Views) -> Iterator[_Decoded]:
         pending: deque[Future[_Decoded]] = deque()
-        # Size and threads are read anew: they may have changed meanwhile.
+        # The size is read anew: it may have been halved meanwhile.
         start = 0
         while start < len(samples) or pending:
             while start < len(samples) and len(pending) <= self.workers:
-                size = self.batch_size if self.tuner is None else min(self.tuner.next_size(), self.batch_size)
-                rows = range(start, min(start + size, len(samples)))
+                rows = range(start, min(start + self.batch_size, len(samples)))
                 pending.append(self._pool.submit(self._decode, samples, digests, views, rows))
                 start = rows.stop
             with self.stages.measured("decode"):

@@ -133,7 +133,7 @@ def recompute(
     """
     backbone = backbone_of(cache, weights_dir=data_dir / "weights")
     precision = "fp32" if cache.spec.precision == "uint8" else devices.resolve_precision(cache.spec.precision, device)
-    backbone.place(device, precision, cache.spec.ranges)
+    backbone.place(device, precision)
     with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
             _recomputed(cache, cache[split], chosen, source, backbone, threads)

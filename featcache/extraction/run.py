@@ -11,7 +11,7 @@ from featcache.backbones import load_backbone
 from featcache.backbones.backbone import Backbone
 from featcache.errors import InvalidOption
 from featcache.extraction import devices
-from featcache.extraction.calibration import observed_ranges
+from featcache.extraction.batches import batch_size_for, decoding_threads_for
 from featcache.extraction.compilation import resolve_runner
 from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.job import Job
@@ -23,7 +23,6 @@ from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Shard
-from featcache.extraction.tuning_memory import tuner_for
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
@@ -161,10 +160,8 @@ def _job(
         images=lambda: images.count,
         reporter=reporter,
     )
-    spec = settled_spec(
-        backbone, request, precision, runner, observe=lambda: observed_ranges(backbone, images, reporter)
-    )
-    backbone.place(device, spec.precision, spec.ranges)
+    spec = settled_spec(backbone, request, precision, runner)
+    backbone.place(device, spec.precision)
     return Job(
         request=request,
         reporter=reporter,
@@ -172,15 +169,8 @@ def _job(
         backbone=backbone,
         spec=spec,
         device=device,
-        tuner=tuner_for(
-            execution.batch_size,
-            execution.workers,
-            backbone=backbone,
-            spec=spec,
-            device=device,
-            data_dir=request.data_dir,
-            warn=reporter.warn,
-        ),
+        batch_size=execution.batch_size or batch_size_for(backbone, device),
+        workers=execution.workers or decoding_threads_for(backbone, device),
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
         min_cosine=execution.min_cosine,

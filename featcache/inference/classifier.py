@@ -21,10 +21,10 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import CacheError, InvalidOption
 from featcache.extraction import devices
+from featcache.extraction.batches import batch_size_for
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.rebuild import rebuilt, require_same
 from featcache.extraction.run import Execution
-from featcache.extraction.tuning_memory import usual_batch
 from featcache.heads.records import FeatureLayer, FeatureOrigin
 from featcache.heads.runs import Run
 from featcache.images.sources import ImageSource, Sample
@@ -108,7 +108,7 @@ class Classifier:
                 yield self._answers(found, start)
 
     def _pipeline(self, branch: Branch, source: ImageSource, how: Execution) -> Pipeline:
-        batch = how.batch_size or usual_batch(branch.backbone, str(self.device))
+        batch = how.batch_size or batch_size_for(branch.backbone, str(self.device))
         return Pipeline(source=source, backbone=branch.backbone, dtype="float32", batch_size=batch, workers=how.threads)
 
     def _answers(self, found: Sequence[Rows], start: int) -> Answers:

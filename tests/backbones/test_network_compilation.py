@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +12,8 @@ from backbone_contract import some_images
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from featcache.backbones import load_backbone
 from featcache.backbones.network import Network, from_module
 from featcache.backbones.transforms import Transform
-from featcache.extraction.devices import supported_precisions
 
 SIDE = 16
 # torch.compile gives up on a function after so many programs, and computes without.
@@ -82,17 +79,3 @@ def test_a_program_is_found_again_after_another_precision(compiled: CompileCount
             rows = backbone.features(some_images(8, SIDE))["output"]
             assert torch.allclose(rows, exact, atol=0 if precision == "fp32" else 0.02)
     assert compiled.frame_count == 2
-
-
-@pytest.mark.skipif(not supported_precisions("cpu")["int8"], reason="this CPU has no VNNI")
-def test_a_program_in_8_bits_is_found_again_unless_its_ranges_are_others(compiled: CompileCounter) -> None:
-    backbone = load_backbone("squeezenet1_1", weights="random:0", image_size=64, weights_dir=Path())
-    batch = some_images(8, 64)
-    ranges = backbone.observed(batch)
-    for wider, programs in ((1.0, 1), (1.0, 1), (2.0, 2)):
-        backbone.place("cpu", "fp32")
-        backbone.place("cpu", "int8", {name: (wider * low, wider * high) for name, (low, high) in ranges.items()})
-        rows = backbone.features(batch)
-        backbone.compile(8)
-        assert all(torch.equal(row, rows[name]) for name, row in backbone.features(batch).items())
-        assert compiled.frame_count == programs

@@ -13,7 +13,6 @@ from tiny import jpeg, tiny_backbone, write_images
 from torch import nn
 
 from featcache.backbones.backbone import Backbone
-from featcache.backbones.int8 import Ranges
 from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
@@ -85,9 +84,9 @@ def _placed(backbone: Backbone | str) -> list[str]:
     precisions: list[str] = []
     place = backbone.place
 
-    def noted(device: str, precision: str, ranges: Ranges | None = None) -> None:
+    def noted(device: str, precision: str) -> None:
         precisions.append(precision)
-        place(device, precision, ranges)
+        place(device, precision)
 
     backbone.place = noted  # type: ignore[method-assign]
     return precisions

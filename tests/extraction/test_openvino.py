@@ -137,8 +137,8 @@ def test_auto_takes_it_where_it_is_installed_and_pays(network: Backbone) -> None
 def test_what_it_cannot_compute_is_refused_at_once(network: Backbone) -> None:
     with pytest.raises(InvalidOption, match="--device cuda"):
         resolved("openvino", network, 1, device="cuda", precision="fp32")
-    with pytest.raises(InvalidOption, match="got int8"):
-        resolved("openvino", network, 1, precision="int8")
+    with pytest.raises(InvalidOption, match="got fp16"):
+        resolved("openvino", network, 1, precision="fp16")
 
 
 def test_without_the_package_the_extra_is_named(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:

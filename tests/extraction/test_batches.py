@@ -1,0 +1,48 @@
+"""Batch size and decoding threads: a table by device, changed only by options and by memory that does not suffice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny import tiny_backbone, write_images
+
+from featcache.backbones.pixels import Pixels
+from featcache.backbones.transforms import Transform
+from featcache.extraction import devices
+from featcache.extraction.batches import batch_size_for, decoding_threads_for
+from featcache.extraction.reporting import LogReporter
+from featcache.extraction.request import Request
+from featcache.extraction.run import Execution, prepared
+
+PIXELS = Pixels(Transform(image_size=8))
+
+
+@pytest.mark.parametrize(("device", "images"), [("cpu", 32), ("mps", 64), ("cuda", 256), ("cuda:1", 256)])
+def test_the_batch_size_is_that_of_the_device(device: str, images: int) -> None:
+    assert batch_size_for(tiny_backbone(), device) == images
+    assert batch_size_for(PIXELS, device) == 512
+
+
+@pytest.mark.parametrize(("cores", "threads"), [(1, 2), (2, 2), (3, 3), (4, 4), (64, 4)])
+def test_a_network_on_the_cpu_leaves_most_cores_to_its_own_arithmetic(
+    cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: cores)
+    assert decoding_threads_for(tiny_backbone(), "cpu") == threads
+    assert decoding_threads_for(tiny_backbone(), "cuda:0") == cores
+    assert decoding_threads_for(PIXELS, "cpu") == cores
+
+
+@pytest.mark.parametrize(
+    ("execution", "expected"),
+    [(Execution(), (32, 3)), (Execution(batch_size=5), (5, 3)), (Execution(workers=7), (32, 7))],
+)
+def test_what_an_option_says_goes_before_the_table(
+    execution: Execution, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "cores", lambda: 3)
+    images = write_images(tmp_path / "pictures", train=2, test=2)
+    request = Request(dataset=images, backbone=tiny_backbone(), precision="fp32", data_dir=tmp_path / "data")
+    with prepared(request, execution, LogReporter()) as job:
+        assert (job.batch_size, job.workers) == expected
