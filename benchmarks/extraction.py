@@ -40,7 +40,7 @@ from PIL import Image
 
 from featcache.backbones import load_backbone
 from featcache.cache.reader import FeatureCache
-from featcache.extraction.devices import resolve_precision
+from featcache.backbones.devices import resolve_precision
 from featcache.extraction.drift import measured
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request

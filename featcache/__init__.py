@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from featcache.api import extract
     from featcache.backbones import load_backbone
-    from featcache.backbones.network import from_module
+    from featcache.backbones.zoos.modules import from_module
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.heads.fit import train_head
@@ -49,7 +49,7 @@ _HOMES = {
     "FeatureCache": "featcache.cache.reader",
     "Run": "featcache.heads.runs",
     "extract": "featcache.api",
-    "from_module": "featcache.backbones.network",
+    "from_module": "featcache.backbones.zoos.modules",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "predict": "featcache.inference.prediction",

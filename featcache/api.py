@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, TypedDict, TypeVar, Unpack, overload
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import Network
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption
 from featcache.extraction.drift import LEAST_COSINE
@@ -16,7 +16,7 @@ from featcache.extraction.run import Execution, extract_each
 from featcache.images.sources import ImageSource
 
 Value = TypeVar("Value")
-Several = list[str] | list[Backbone] | list[str | Backbone] | tuple[str | Backbone, ...]
+Several = list[str] | list[Network] | list[str | Network] | tuple[str | Network, ...]
 
 
 class Options(TypedDict, total=False):
@@ -52,7 +52,7 @@ class Options(TypedDict, total=False):
 
 @overload
 def extract(
-    images: str | Path | ImageSource = ..., backbone: str | Backbone = ..., **options: Unpack[Options]
+    images: str | Path | ImageSource = ..., backbone: str | Network = ..., **options: Unpack[Options]
 ) -> FeatureCache: ...
 
 
@@ -68,7 +68,7 @@ def extract(
 
 def extract(
     images: str | Path | ImageSource = "cifar10",
-    backbone: str | Backbone | Several = "vgg16",
+    backbone: str | Network | Several = "vgg16",
     *,
     layers: str | Sequence[str] | Mapping[str, str | Sequence[str]] = (),
     pool: Literal["none", "avg"] | None = None,
@@ -100,7 +100,7 @@ def extract(
     """Run a frozen backbone over images, once, and open the cache of its features.
 
     `images`: the name of a data set, the path of a folder, zip or tar of `class/image` or `split/class/image`, or
-    an ImageSource. `backbone`: a torchvision network, "pixels", or a Backbone (`load_backbone`, `from_module`); a
+    an ImageSource. `backbone`: a torchvision network, "pixels", or a Network (`load_backbone`, `from_module`); a
     list of them reads and decodes every image once for all, and gives a list of caches. Then `layers` and `weights`
     map the names of backbones to theirs.
     `layers`: names of layers, empty for the backbone's last features. `pool`: "avg" averages feature maps over their
@@ -124,7 +124,7 @@ def extract(
     WeightsError, DownloadError, ExtractionError (a feature that is not finite, no room) or CacheError.
     """
     several = isinstance(backbone, list | tuple)
-    backbones: Sequence[str | Backbone] = backbone if isinstance(backbone, list | tuple) else [backbone]
+    backbones: Sequence[str | Network] = backbone if isinstance(backbone, list | tuple) else [backbone]
     names = [one if isinstance(one, str) else one.name for one in backbones]
     their_layers = _by_backbone("layers", layers, names, ())
     their_weights: dict[str, str | Path] = _by_backbone("weights", weights, names, "default")

@@ -5,6 +5,7 @@ final name only ever holds a whole file. Where the operating system lacks preadv
 fsync of a directory, this module does the same by other means. Every call that can fail goes through `system`, where
 tests make it fail or hide it.
 """
+
 from __future__ import annotations
 
 import contextlib

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from featcache.analysis.records import Audit, class_name
-from featcache.files import publish_bytes
 from featcache.errors import InvalidOption
+from featcache.files import publish_bytes
 
 SUFFIXES: Final = (".json", ".csv")
 HEADER: Final = ("kind", "finding", "score", "id", "split", "label", "suggested", "reason")

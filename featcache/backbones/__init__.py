@@ -1,7 +1,7 @@
 """Frozen networks: described once, probed for their layers, loaded with weights whose bytes are known, then placed.
 
-`describe(options)` says what a backbone is, mostly without torch; `open_network(options)` loads it; `Network.on(device)`
-gives the program that computes. Nothing here knows of images on disk or of caches.
+`describe(options)` says what a backbone is, mostly without torch; `open_network(options)` loads it, and
+`Network.on(device)` gives the program that computes. Nothing here knows of images on disk or of caches.
 """
 
 from __future__ import annotations

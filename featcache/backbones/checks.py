@@ -52,7 +52,7 @@ def sketch(row: npt.NDArray[Any]) -> list[float]:
     return [float(f"{value:.9g}") for value in sums]
 
 
-def relative_difference(these: Sequence[Any], those: Sequence[Any]) -> float:
+def relative_difference(these: npt.ArrayLike, those: npt.ArrayLike) -> float:
     """The greatest |a - b| / |b| over rows, in Euclidean norms; infinity where shapes, or places of NaN, differ."""
     a, b = np.asarray(these, np.float64), np.asarray(those, np.float64)
     if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
@@ -64,7 +64,7 @@ def relative_difference(these: Sequence[Any], those: Sequence[Any]) -> float:
     return float(np.max(found, initial=0.0))
 
 
-def least_cosine(these: Sequence[Any], those: Sequence[Any]) -> float:
+def least_cosine(these: npt.ArrayLike, those: npt.ArrayLike) -> float:
     """The least cosine between rows of the same number; two rows of zeros have 1, a row that is no number -1."""
     a, b = np.asarray(these, np.float64), np.asarray(those, np.float64)
     if a.shape != b.shape:
@@ -107,11 +107,8 @@ def same_function(now: ProbeOutputs, before: ProbeOutputs, names: Sequence[str])
 
 def _changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What was different before: `torch 2.13.0 (now 2.14.1), 4 threads (now 2)`."""
-    words = []
-    for name in sorted({*now, *before}):
-        if now.get(name) != before.get(name):
-            words.append(f"{name} {before.get(name, 'unknown')} (now {now.get(name, 'unknown')})")
-    return ", ".join(words)
+    different = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
+    return ", ".join(f"{name} {before.get(name, 'unknown')} (now {now.get(name, 'unknown')})" for name in different)
 
 
 # --- a function of one image ---------------------------------------------------------------------------------

@@ -112,7 +112,13 @@ def _counts(path: str, without_files: bool) -> bool:
     return not without_files or Path(path).exists()
 
 
-def open_network(options: BackboneOptions, *, data_dir: Path, transform: Transform | None = None) -> Network:
+def open_network(
+    options: BackboneOptions,
+    *,
+    data_dir: Path,
+    transform: Transform | None = None,
+    pools: Mapping[str, str] | None = None,
+) -> Network:
     """The backbone that options mean, with its weights in memory, on the CPU; its description is kept.
 
     Args:
@@ -120,6 +126,7 @@ def open_network(options: BackboneOptions, *, data_dir: Path, transform: Transfo
         data_dir: Holds descriptions and downloaded weights.
         transform: Resolved numbers, in place of the options' image size, resize and normalisation; then nothing is
             kept.
+        pools: The pooling of each layer, in place of the options' one.
 
     Raises:
         UnknownName, InvalidOption, MissingExtra: The options name nothing that can be had.
@@ -129,11 +136,12 @@ def open_network(options: BackboneOptions, *, data_dir: Path, transform: Transfo
     options = _in_full(options)
     if options.backbone == PIXELS:
         return pixels_network(pixels_spec(options, transform))
-    from featcache.backbones.network import load
+    from featcache.backbones.loading import load
 
-    before = None if transform is not None else stored(options, data_dir=data_dir)
-    network = load(options, weights_dir=data_dir / "weights", transform=transform, known=before)
-    if transform is None and network.spec != before:
+    kept = transform is None and pools is None
+    before = None if not kept else stored(options, data_dir=data_dir)
+    network = load(options, weights_dir=data_dir / "weights", transform=transform, known=before, pools=pools)
+    if kept and network.spec != before:
         _keep(options, network.spec, network.files, data_dir)
     return network
 

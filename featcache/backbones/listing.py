@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class LayerRow:
 
     Args:
         name: As `--layer` takes it.
-        kind: The type of the module; "" for a standard layer.
+        kind: The type of the module whose output it is; "" for what goes into a module.
         shape: That of one image's output, unpooled.
         pooled: D with `--pool avg`; None where it cannot be pooled.
         usual: Whether it is one of the usual choices.
@@ -111,7 +111,7 @@ def _known(path: Path) -> Listing | None:
 def _made(name: str, image_size: int | None) -> Listing:
     from functools import partial
 
-    from featcache.backbones.network import cut, layer_of, probe_network
+    from featcache.backbones.cutting import cut, layer_of, probe_network
 
     zoo = zoo_of(name)
     zoo.check(name)
@@ -126,7 +126,7 @@ def _made(name: str, image_size: int | None) -> Listing:
         except InvalidOption:
             return None
 
-    usual = set(_usual(found.names(), chosen.layers[0].name))
+    usual = set(_usual({layer.name: layer.kind for layer in found.layers}, chosen.layers[0].name))
     tokens = architecture.tokens if found.layer(TOKENS) is not None else None
     return Listing(
         name=name,
@@ -149,14 +149,16 @@ def _made(name: str, image_size: int | None) -> Listing:
     )
 
 
-def _usual(names: tuple[str, ...], default: str) -> Iterator[str]:
+def _usual(kinds: Mapping[str, str], default: str) -> Iterator[str]:
     """The default layer, the tokens, and the top-level modules that are stages of the network."""
     yield default
-    yield from (name for name in (PRE_LOGITS, TOKENS) if name in names)
-    stages = ("layer", "stages.", "blocks.", "features.", "encoder.layers.", "Mixed_", "denseblock", "stage")
-    for name in names:
-        start = next((stage for stage in stages if name.startswith(stage)), None)
-        if start is not None and "." not in name.removeprefix(start):
+    yield from (name for name in (PRE_LOGITS, TOKENS) if name in kinds)
+    for name, kind in kinds.items():
+        start = next((stage for stage in _STAGES if name.startswith(stage)), None)
+        if start is not None and "." not in name.removeprefix(start) and kind not in _STEPS:
             yield name
 
 
+_STAGES = ("layer", "stages.", "blocks.", "features.", "encoder.layers.", "Mixed_", "denseblock", "stage")
+# Single operations, of which VGG's `features` consists.
+_STEPS = ("Conv2d", "ReLU", "BatchNorm2d", "Dropout")

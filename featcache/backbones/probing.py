@@ -32,7 +32,7 @@ class ProbedLayer:
 
     Args:
         name: A module's path, or a standard name.
-        kind: The module's type; "" for a standard layer.
+        kind: The type of the module whose output it is; "" for what goes into a module.
         shape: That of the output for a batch of 2 images.
         grown: Dimensions that grow with the image; None where that is not known.
         tensors: Names of the weights and buffers that the value depends on.
@@ -124,7 +124,7 @@ def _named(architecture: Architecture, seen: Mapping[Tap, _Reading]) -> Iterator
             if name and name not in architecture.standard:
                 yield name, reading.kind, tap
         for name in standard.get(tap, ()):
-            yield name, "", tap
+            yield name, reading.kind if tap.side == "output" else "", tap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class _Pass:
         try:
             with torch.no_grad(), device_of(root), self._follow:
                 root(torch.zeros(batch, 3, image_size, image_size))
-        except Exception as error:  # noqa: BLE001 - whatever a network's forward raises
+        except Exception as error:
             raise InvalidOption(
                 f"the network cannot take images of {image_size}x{image_size}: {first_line(error)}",
                 hint="leave --image-size out, or choose one nearer to the network's own",
@@ -187,14 +187,14 @@ class _Pass:
         )
 
 
-class _Dependencies(TorchDispatchMode):
+class _Dependencies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
     """Follows which named tensors each value was computed from.
 
     A value's names are a bit mask, kept by storage, so that views and in-place operations are followed too.
     """
 
     def __init__(self, root: nn.Module, inside: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._names: list[str] = []
         self._masks: dict[int, int] = {}
         for name, tensor in _weights_of(root):

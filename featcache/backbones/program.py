@@ -29,6 +29,7 @@ class Program:
         runner: What computes: see `runners.RUNNERS`.
         batch_size: The number of images of every batch where the program has one shape; None where it takes any.
         alone: Each image is computed by itself, so that no batch needs to be padded.
+        resized: Gives the same program for batches of another size.
     """
 
     def __init__(
@@ -41,10 +42,11 @@ class Program:
         runner: str,
         batch_size: int | None = None,
         alone: bool = False,
+        resized: Callable[[int], Program] | None = None,
     ) -> None:
         self.spec, self.device, self.precision, self.runner = spec, device, precision, runner
         self.batch_size, self.alone = batch_size, alone
-        self._compute = compute
+        self._compute, self._resized = compute, resized
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         """Compute the features of a batch.
@@ -64,11 +66,15 @@ class Program:
             batch = torch.as_tensor(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return dict(self._compute(batch))
 
+    def of_batches(self, images: int) -> Program:
+        """The program for batches of at most so many images: another one where it has one shape."""
+        if self.batch_size is None or self._resized is None:
+            return self
+        return self._resized(images)
+
     def padded(self, images: int) -> int:
         """To how many images a batch of `images` is filled up, so that no row depends on how many there are."""
         if self.alone:
             return images
         # From a power of two of at least 8 on, a row comes out the same in any company (measured: measurements.md).
         return self.batch_size or max(_LEAST_BATCH, 1 << (images - 1).bit_length())
-
-

@@ -137,13 +137,13 @@ class BackboneSpec:
         layers = tuple(_layer(layer) for layer in values.pop("layers"))
         transform = Transform.of(values.pop("transform"))
         probe, scaling = values.pop("probe"), values.pop("scaling")
-        sentences = {name: tuple(values.pop(name)) for name in ("notes", "warnings")}
         return cls(
             layers=layers,
             transform=transform,
             probe=None if probe is None else ProbeOutputs.from_json(probe),
             scaling=None if scaling is None else (scaling[0], scaling[1]),
-            **sentences,
+            notes=tuple(values.pop("notes")),
+            warnings=tuple(values.pop("warnings")),
             **values,
         )
 

@@ -58,7 +58,13 @@ class Weights:
 
 
 def resolve(
-    name: str, text: str, *, architecture: Architecture, image_size: int, random: Callable[[int], Any], weights_dir: Path
+    name: str,
+    text: str,
+    *,
+    architecture: Architecture,
+    image_size: int,
+    random: Callable[[int], Any],
+    weights_dir: Path,
 ) -> Weights:
     """The weights that `text` means for a network.
 
@@ -257,5 +263,6 @@ def _digest(tensor: Tensor) -> str:
     header = f"{plain.dtype} {tuple(plain.shape)} ".encode()
     hashed = hashlib.sha256(header)
     if plain.numel():
-        hashed.update(memoryview(plain.reshape(-1).view(torch.uint8).numpy()))
+        raw: Any = plain.reshape(-1).view(torch.uint8).numpy()
+        hashed.update(raw)
     return hashed.hexdigest()

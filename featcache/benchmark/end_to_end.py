@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from featcache.backbones.network import Plain
+from featcache.backbones.loading import Plain
 from featcache.backbones.transforms import Transform
 from featcache.benchmark.training import Parts
 from featcache.errors import HeadError
@@ -153,7 +153,7 @@ class NotebookNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """float32 (B, 3, S, S) -> (B, D)."""
-        return self._layer.flatten(self.part(images)[self._layer.name])
+        return self._layer.pooling.rows(self.part(images)[self._layer.name])
 
 
 def notebook_preset(transform: Transform) -> Preset:
@@ -175,7 +175,8 @@ class TunedForward:
     """The pipeline of an extraction, run anew for every epoch."""
 
     def __init__(self, pipeline: Pipeline, *, device: torch.device) -> None:
-        (self._layer,) = pipeline.backbone.layers
+        assert pipeline.program is not None
+        (self._layer,) = pipeline.program.spec.layers
         self.device = device
         self.feature_dim = self._layer.feature_dim
         self._pipeline = pipeline

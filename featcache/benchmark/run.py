@@ -10,13 +10,13 @@ from datetime import date
 from pathlib import Path
 from typing import Any, TypeVar
 
+from featcache.backbones import devices
 from featcache.benchmark import ways
 from featcache.benchmark.agreement import compared
 from featcache.benchmark.processes import Apart, run_apart
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Result, Way
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.twins import twins
-from featcache.extraction import devices
 from featcache.extraction.reporting import LogReporter, Reporter
 
 Made = TypeVar("Made")

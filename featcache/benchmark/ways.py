@@ -14,8 +14,7 @@ from typing import Literal
 
 import torch
 
-from featcache.backbones.network import plain
-from featcache.backbones.weights import resolve
+from featcache.backbones.loading import plain
 from featcache.benchmark.answers import Answers, answers_of, curve_of
 from featcache.benchmark.end_to_end import (
     NotebookForward,
@@ -214,8 +213,7 @@ def notebook(task: Task, reporter: Reporter) -> EndToEnd:
     """As a notebook does it, on the sample."""
     began = time.perf_counter()
     scenario, request = task.scenario, task.request(task.scenario.sample_images)
-    weights = resolve(scenario.backbone, request.weights, weights_dir=request.weights_dir)
-    made = plain(scenario.backbone, weights, image_size=request.image_size, pool=request.pool)
+    made = plain(request.backbone_options, weights_dir=request.weights_dir)
     network = NotebookNetwork(made).to(task.place)
     with open_source(scenario.dataset, datasets_dir=request.datasets_dir, report=reporter.say) as source:
         forward = NotebookForward(
@@ -236,8 +234,6 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
         prepared(request, Execution(device=task.scenario.device), reporter) as job,
         closing(_pipeline(job)) as pipeline,
     ):
-        if job.spec.runner != "eager":
-            pipeline.compile()
         forward = TunedForward(pipeline, device=task.place)
         samples = cut_samples(selected(job.source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
@@ -252,12 +248,11 @@ def _pipeline(job: Job) -> Pipeline:
     # Not in the storage type: nothing is stored.
     return Pipeline(
         source=job.source,
-        backbone=job.backbone,
+        program=job.computer.program(job.spec, job.computer.batch_size),
         dtype="float32",
-        batch_size=job.batch_size,
-        runner=job.spec.runner,
-        workers=job.workers,
-        resizing=job.resizing,
+        batch_size=job.computer.batch_size,
+        workers=job.computer.workers,
+        resizing=job.computer.resizing,
     )
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.files import is_abandoned, is_tmp
 from featcache.cache.locks import LOCK_SUFFIX, is_locked
 from featcache.cache.manifest import MANIFEST_NAME, SHARDED_SUFFIX, Manifest
 from featcache.cache.plan import PARTS_SUFFIX, covered_rows, discard_parts, part_paths, read_plan
 from featcache.cache.spec import Selection, Spec, canonical_json
 from featcache.cache.trailer import open_cache, read_trailer
 from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete, CacheNotFound, CacheOutdated
+from featcache.files import is_abandoned, is_tmp
 
 CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"

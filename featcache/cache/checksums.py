@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.files import Buffer
 from featcache.errors import InvalidOption
+from featcache.files import Buffer
 
 Array = npt.NDArray[np.generic]
 Checksums = npt.NDArray[np.uint64]

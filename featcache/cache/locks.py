@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from featcache.files import system, unwritable
 from featcache.errors import CacheBusy
+from featcache.files import system, unwritable
 
 LOCK_SUFFIX = ".lock"
 # flock(2), the same everywhere it exists.

@@ -19,11 +19,11 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests, row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
-from featcache.files import ReadableFile, publishing
 from featcache.cache.plan import PartsPlan, covered_rows, discard_parts, part_paths, read_plan, write_plan
 from featcache.cache.rows import Rows, as_rows, read_rows
 from featcache.cache.spec import Json, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, InvalidOption
+from featcache.files import ReadableFile, publishing
 
 __all__ = [
     "Donor",

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.files import publish_bytes
 from featcache.cache.spec import Json, Selection, Spec, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOutdated
+from featcache.files import publish_bytes
 
 PLAN_NAME = "plan.json"
 PLAN_FORMAT = "featcache-plan"

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.files import ReadableFile
 from featcache.errors import InvalidOption
+from featcache.files import ReadableFile
 
 Rows = npt.NDArray[np.int64]
 

@@ -19,7 +19,6 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.donors import Donors
-from featcache.files import publish_bytes
 from featcache.cache.layout import SPLITS, ArrayPlace, Contents
 from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts, trailer_digest
 from featcache.cache.parts import Skipped, SplitTable
@@ -28,6 +27,7 @@ from featcache.cache.spec import Json, Selection, Spec, canonical_json
 from featcache.cache.stored import StoredArrays, StoredFile
 from featcache.cache.writer import assemble
 from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheNotFound, InvalidOption
+from featcache.files import publish_bytes
 
 # Every shard that is read stays open, and a process may hold about a thousand files.
 MOST_SHARDS = 512

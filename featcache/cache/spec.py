@@ -13,7 +13,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
@@ -107,12 +107,14 @@ class LayerSpec:
 
     `name` is what the user calls it and how the file names its array: no slash, not `.` or `..`.
     `weights` is the SHA-256 over the tensors it needs (None: it needs none, as for pixels).
-    `shape` is that of one image's feature before flattening: `(2048,)`, `(512, 7, 7)`.
+    `shape` is that of one image's feature before flattening: `(2048,)`, `(512, 7, 7)`. `pool` is how the layer's
+    output becomes that: none, avg, cls or cls+avg.
     """
 
     name: str
     weights: str | None
     shape: tuple[int, ...]
+    pool: str = "none"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -123,6 +125,7 @@ class LayerSpec:
             )
         if not self.shape or not all(type(size) is int and size > 0 for size in self.shape):
             raise InvalidOption(f"layer {self.name}: expected a shape of positive integers, got {self.shape}")
+        _require_text(f"layer {self.name}: its pooling", self.pool)
         if self.weights is not None:
             _require_text(f"layer {self.name}: the digest of its weights", self.weights)
 
@@ -158,7 +161,6 @@ class Spec:
 
     backbone: str
     layers: tuple[LayerSpec, ...]
-    pool: str
     transform: Mapping[str, Json]
     decoder: str
     precision: str
@@ -166,12 +168,14 @@ class Spec:
     dtype: str
     views: int = 1
     view_seed: int | None = None
+    architecture: Mapping[str, Json] = field(default_factory=dict)
     version: int = SPEC_VERSION
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
         object.__setattr__(self, "transform", FrozenMap(self.transform))
-        for name in ("backbone", "pool", "decoder", "runner"):
+        object.__setattr__(self, "architecture", FrozenMap(self.architecture))
+        for name in ("backbone", "decoder", "runner"):
             _require_text(f"spec: {name}", getattr(self, name))
         for name in ("views", "view_seed", "version"):
             _require_integer(f"spec: {name}", getattr(self, name), optional=name == "view_seed")

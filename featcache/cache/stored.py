@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import table_digest
-from featcache.files import ReadableFile
 from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, read_json
 from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
 from featcache.errors import CacheForeign, CacheNotFound, CacheOutdated
+from featcache.files import ReadableFile
 
 
 class StoredArrays(ABC):

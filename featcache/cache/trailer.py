@@ -16,9 +16,9 @@ from typing import Any
 
 import xxhash
 
-from featcache.files import ReadableFile
 from featcache.cache.spec import Json, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
+from featcache.files import ReadableFile
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1

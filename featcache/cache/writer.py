@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
-from featcache.files import Draft, publishing, system
 from featcache.cache.header import build_header
 from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import root_texts
@@ -22,6 +21,7 @@ from featcache.cache.spec import Json, LayerSpec, Selection, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
+from featcache.files import Draft, publishing, system
 
 _BLOCK_BYTES = 8 << 20
 _NO_DIGEST = "0" * 32

@@ -288,8 +288,8 @@ def _verification(checked: Verification) -> dict[str, Any]:
 
 
 def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
+    from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
-    from featcache.extraction.devices import resolve_device
     from featcache.extraction.rebuild import recompute
 
     with FeatureCache.open(entry.require_complete()) as opened:

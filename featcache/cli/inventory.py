@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from featcache.cli.printing import print_json, print_line, print_pairs, print_ta
 from featcache.errors import UnknownName
 
 if TYPE_CHECKING:
+    from featcache.backbones.listing import LayerRow
     from featcache.heads.recipes import Recipe
     from featcache.images.torchvision_sets import NamedSet
 
@@ -36,6 +37,15 @@ def register(app: typer.Typer) -> None:
         timm: Annotated[
             bool, typer.Option("--timm", help="timm's, by name alone: there are many.", rich_help_panel=_SHOWN)
         ] = False,
+        image_size: Annotated[
+            int | None,
+            typer.Option(
+                help="Show the layers for images of this size. [default: the weights' own size]",
+                metavar="<pixels>",
+                min=1,
+                rich_help_panel=_SHOWN,
+            ),
+        ] = None,
         *,
         common: Common,
     ) -> None:
@@ -46,8 +56,8 @@ def register(app: typer.Typer) -> None:
         """
         if name is not None:
             if like or timm:
-                raise typer.BadParameter("say a name, or which to list, not both", param_hint="name")
-            _show_backbone(name, common)
+                raise typer.BadParameter("give a name, or options for the list, not both", param_hint="name")
+            _show_backbone(name, image_size, common)
             return
         listed = [_described(one) for one in _names(like, timm=timm)]
         if common.json:
@@ -55,7 +65,7 @@ def register(app: typer.Typer) -> None:
         elif timm:
             print_line("\n".join(one["name"] for one in listed))
         else:
-            print_table([_backbone_row(one) for one in listed], header=_BACKBONE_HEADER)
+            _print_backbones(listed)
 
     @command(app, "datasets", section=_SECTION)
     def datasets(common: Common) -> None:
@@ -127,16 +137,27 @@ def _names(like: str, *, timm: bool) -> list[str]:
     return found
 
 
-def _timm_names() -> tuple[str, ...]:
-    from featcache.backbones.timm_networks import timm_names
+def _timm_names() -> Sequence[str]:
+    from featcache.backbones.zoos import zoo_of
 
-    return timm_names()
+    return zoo_of("timm:").names()
 
 
 def _described(name: str) -> dict[str, Any]:
-    """What is known of a backbone without measuring it: nothing but the name of timm's and pixels."""
-    from featcache.backbones.facts import TORCHVISION
+    """What is known of a backbone without measuring it: of timm's and pixels nothing but the name."""
+    from featcache.backbones.zoos.names import short_names
+    from featcache.backbones.zoos.torchvision_facts import TORCHVISION
 
+    short = {one.name: one for one in short_names()}
+    if name in short:
+        one = short[name]
+        return {
+            "name": name,
+            "stands_for": f"timm:{one.timm}",
+            "licence": one.licence,
+            "gated": one.gated,
+            "about": one.about,
+        }
     if name not in TORCHVISION:
         return {"name": name}
     weights = TORCHVISION[name].weights
@@ -147,6 +168,18 @@ def _described(name: str) -> dict[str, Any]:
         "weights_mb": weights.megabytes,
         "weights_here": weights.path.is_file(),
     }
+
+
+def _print_backbones(listed: Sequence[Mapping[str, Any]]) -> None:
+    short = [one for one in listed if "stands_for" in one]
+    others = [one for one in listed if "stands_for" not in one]
+    if others:
+        print_table([_backbone_row(one) for one in others], header=_BACKBONE_HEADER)
+    if others and short:
+        print_line()
+    if short:
+        rows = [(one["name"], one["about"], one["licence"] or "-", one["stands_for"]) for one in short]
+        print_table(rows, header=("short name", "", "licence", "stands for"))
 
 
 def _backbone_row(known: Mapping[str, Any]) -> tuple[str, ...]:
@@ -172,36 +205,56 @@ def _weights(known: Mapping[str, Any]) -> str:
     return f"download{size}"
 
 
-def _show_backbone(name: str, common: Common) -> None:
-    from featcache.backbones import backbone_layers
-
-    layers = backbone_layers(name)
-    known = _measured(name) if name.startswith("timm:") else _described(name)
-    if common.json:
-        print_json(known | {"default": layers.default, "layers": list(layers.names)})
+def _show_backbone(name: str, image_size: int | None, common: Common) -> None:
+    if name == "pixels":
+        _show_pixels(common)
         return
-    _, size, features, parameters, gflops, weights = _backbone_row(known)
+    from featcache.backbones.listing import listing
+
+    found = listing(name, image_size=image_size, data_dir=common.data_dir)
+    if common.json:
+        layers = [{**asdict(row), "flat": row.flat, "megabytes": row.megabytes} for row in found.layers]
+        print_json({**_described(name), **asdict(found), "name": name, "full_name": found.name, "layers": layers})
+        return
+    pooling = [("token pooling", f"{found.own_pool} (the authors' own)")] if found.own_pool else []
+    stands_for = [("stands for", found.name)] if found.name != name else []
+    weights = [("weights", _weights(known))] if "weights" in (known := _described(name)) else []
     print_pairs(
         [
-            ("features", f"{features} ({layers.default})"),
-            ("images", size if size == "any" else f"{size} x {size}"),
-            ("parameters", parameters),
-            ("GFLOPs", gflops),
-            ("weights", f"{known['weights']}, {weights}" if known.get("weights") else weights),
+            *stands_for,
+            ("features", f"{found.feature_dim:,} ({found.default})"),
+            ("images", f"{found.image_size} x {found.image_size}"),
+            ("parameters", f"{found.parameters / 1e6:,.1f} M"),
+            ("GFLOPs", f"{found.gflops:,.2f}"),
+            *pooling,
+            *weights,
         ]
     )
     print_line()
-    print_line("\n".join(f"{layer}  (default)" if layer == layers.default else layer for layer in layers.names))
+    print_table([_layer_row(row) for row in found.layers], header=_LAYER_HEADER)
+    print_line("\n* usual choices; MB: 10,000 images in float16, not pooled")
 
 
-def _measured(name: str) -> dict[str, Any]:
-    """One of timm's, which no table holds."""
-    from featcache.backbones import timm_networks
-    from featcache.backbones.measuring import measured
+_LAYER_HEADER = ("", "layer", "type", "shape", "pooled", "flat", "MB")
 
-    costs, weights = asdict(measured(name)), timm_networks.default_weights(name)
-    here = weights is not None and timm_networks.is_downloaded(name)
-    return {"name": name, **costs, "weights": weights, "weights_mb": None, "weights_here": here}
+
+def _layer_row(row: LayerRow) -> tuple[str, ...]:
+    return (
+        "*" if row.usual else "",
+        row.name,
+        row.kind,
+        "x".join(map(str, row.shape)),
+        "-" if row.pooled is None or row.pooled == row.flat else f"{row.pooled:,}",
+        f"{row.flat:,}",
+        f"{row.megabytes:,.0f}",
+    )
+
+
+def _show_pixels(common: Common) -> None:
+    if common.json:
+        print_json({"name": "pixels", "default": "pixels", "layers": [{"name": "pixels"}]})
+        return
+    print_pairs([("features", "3 a pixel (pixels)"), ("images", "any"), ("weights", "none")])
 
 
 _RECIPE_HEADER = ("name", "input", "head", "more", "notebook", "loss", "epochs", "minutes", "")

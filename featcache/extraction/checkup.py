@@ -15,15 +15,17 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from featcache.backbones import openvino_runner
+from featcache.backbones import devices
+from featcache.backbones.runners import RUNNERS
+from featcache.backbones.runners.compiled_runner import compiler
 from featcache.backbones.transforms import Transform
-from featcache.extraction import compilation, devices
 from featcache.images.decoding import decode
 
 _MIB = 1 << 20
@@ -94,7 +96,7 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
     """Looks and measures, `moment_s` seconds for each speed. Raises nothing that a sick machine could cause."""
     device = devices.resolve_device("auto")
     precision = devices.resolve_precision("auto", device)
-    details = devices.provenance(device, *(("openvino",) if openvino_runner.installed() else ()))
+    details = devices.provenance(device, *(name for name in RUNNERS if find_spec(name) is not None))
     home = _existing(data_dir)
     return Checkup(
         device=device,
@@ -105,7 +107,7 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
         threads=details["threads"],
         decoding_threads=decoding_threads,
         blas=_blas(),
-        compiler=compilation.compiler(),
+        compiler=compiler(),
         versions={"python": platform.python_version(), **details["versions"]},
         decode_images_per_s=round(_decode_speed(moment_s), 1),
         disk_mb_per_s=_disk_speed(home),

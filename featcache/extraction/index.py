@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from featcache.files import publishing
 from featcache.errors import CacheUnwritable
+from featcache.files import publishing
 from featcache.images.sources import ImageSource, Sample
 
 _MAGIC = b"featcache-digests-1\n"

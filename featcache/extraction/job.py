@@ -5,8 +5,7 @@ Parts are idempotent, so the same job after a kill, or two jobs at once, end wit
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.pixels import Pixels
+from featcache.backbones import devices
+from featcache.backbones.describe import Choice
+from featcache.backbones.spec import BackboneSpec
 from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
 from featcache.cache.donors import Donor, Donors
-from featcache.files import free_bytes
 from featcache.cache.locks import Owner, locked
 from featcache.cache.manifest import SHARDED_SUFFIX
 from featcache.cache.parts import Skipped, open_parts
@@ -30,20 +29,32 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.sharded import assemble_sharded
 from featcache.cache.spec import Json, Spec, cache_name
 from featcache.cache.writer import assemble, encoded_ids, serves
-from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, ExtractionError, SourceError
-from featcache.extraction import devices, drift
+from featcache.errors import (
+    CacheDamaged,
+    CacheForeign,
+    CacheIncomplete,
+    CacheNotFound,
+    ExtractionError,
+    SourceError,
+    WeightsError,
+)
+from featcache.extraction import drift
+from featcache.extraction.behaviour import computes_the_same
+from featcache.extraction.computing import Computer
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.part_writer import PartWriter
 from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
-from featcache.extraction.resizing import Resizing
+from featcache.extraction.resizing import HostResizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Share, rows_in, rows_of
 from featcache.extraction.stages import Stages, Stopwatch
 from featcache.extraction.tables import left_out, split_tables
+from featcache.extraction.variation import Variation
+from featcache.files import free_bytes
 from featcache.images.sources import ImageSource
 
 _UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
@@ -66,11 +77,9 @@ class Job:
     request: Request
     reporter: Reporter
     images: SharedImages
-    backbone: Backbone
+    backbone: BackboneSpec
     spec: Spec
-    device: str
-    batch_size: int
-    workers: int
+    computer: Computer
     part_rows: int
     skip: bool
     min_cosine: float
@@ -80,7 +89,6 @@ class Job:
     assembles_only: bool = False
     # Rows of one file of a sharded cache; None: one file.
     shard_rows: int | None = None
-    resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
@@ -235,7 +243,12 @@ class Job:
             if entry.complete and self._is_served_by(entry.spec):
                 cache = standing if entry.path == self.cache_path else self._opened(entry.path)
                 donors += [cache[split] for split in cache.splits] if cache is not None else []
-        return donors
+        return [donor for donor in donors if self._is_the_same_function(donor)]
+
+    def _is_the_same_function(self, donor: Donor) -> bool:
+        """Whether a row of the donor is what the network computes now, by its outputs on the probe images."""
+        provenance: Mapping[str, Any] = getattr(donor, "provenance", {})
+        return computes_the_same(self.backbone, provenance, self.spec.layer_names)
 
     def _opened(self, path: Path) -> FeatureCache | None:
         try:
@@ -248,7 +261,7 @@ class Job:
         size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
         if missing == rows:
             what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
-            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name} on {self.device}; {size}")
+            self.reporter.say(f"{rows} {what} to extract with {self.backbone.name}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
@@ -275,8 +288,9 @@ class Job:
         wanted = plan.at(rows)
         failures: list[Failure] = []
         done = 0
+        varied = Variation(self.spec.layer_names)
         with closing(self._pipeline()) as pipeline:
-            self._compile(pipeline)
+            self._require_described()
             self._measure_drift(pipeline, wanted)
             self.begin(plan)
             self.images.decoder.expect(wanted.images)
@@ -288,6 +302,7 @@ class Job:
                     for block in pipeline.rows(wanted.samples, wanted.images, wanted.views):
                         failures += self._accepted(block.failures)
                         writer.add(block)
+                        varied.add(block.features)
                         done += len(block.index) + len(block.failures)
                         self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
@@ -296,13 +311,26 @@ class Job:
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
+        for layer in varied.constant():
+            self.reporter.warn(
+                f"all {done:,} images have the same features in layer {layer} ({self.backbone.source}): "
+                "check the layer and the weights"
+            )
         rate = len(rows) / max(self._watch.read() - began, 1e-9)
         return _failed(wanted, failures), rate
+
+    def _require_described(self) -> None:
+        """The network in memory must be the one that the spec describes. Raises WeightsError."""
+        described = {layer.name: layer.weights for layer in self.spec.layers}
+        if {layer.name: layer.weights for layer in self.computer.network.spec.layers} != described:
+            raise WeightsError(
+                f"the weights of {self.backbone.name} changed while the extraction began", hint="run it again"
+            )
 
     def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[_Failed]:
         """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
         asked = plan.at(rows)
-        with closing(self._pipeline()) as pipeline:
+        with closing(self._pipeline(computes=False)) as pipeline:
             failures = list(self._accepted(pipeline.failures(asked.samples, asked.images, asked.views)))
         if len(failures) < len(rows):
             raise CacheIncomplete(
@@ -317,35 +345,27 @@ class Job:
         yield reached
         self._watch.start()
 
-    def _compile(self, pipeline: Pipeline) -> None:
-        if self.spec.runner != "eager" and self.backbone.fixed_batch is None:
-            began = time.monotonic()
-            by = "OpenVINO, which takes seconds" if self.spec.runner == "openvino" else "torch, which takes a minute"
-            self.reporter.say(f"compiling {self.backbone.name} by {by} (--runner eager: not at all)")
-            pipeline.compile()
-            self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
-
     def _measure_drift(self, pipeline: Pipeline, wanted: PlannedRows) -> None:
-        """Keeps what the precision costs; nothing is begun, and nothing settled, where it costs too much."""
-        if self.spec.precision not in ("bf16", "fp16") or self._drift is not None:
+        """Compares with fp32 on the CPU, torch as it is; nothing is begun where features are too far from that."""
+        program = pipeline.program
+        assert program is not None
+        exact = ("cpu", "fp32", "eager")
+        if self.backbone.stores_bytes or self._drift is not None:
+            return
+        if (program.device, program.precision, program.runner) == exact:
             return
         rows = drift.sample_of(len(wanted.samples))
         some = [wanted.samples[row] for row in rows]
         images = pipeline.images(some, wanted.images[rows], wanted.views[rows])
         if not len(images):
             return
-
-        rounded = pipeline.features(images, "float32")
-        program = self.backbone.fixed_batch
-        self.backbone.place(self.device, "fp32")
-        try:
-            exact = pipeline.features(images, "float32")
-        finally:
-            self.backbone.place(self.device, self.spec.precision)
-            if program is not None:
-                self.backbone.compile(pipeline.batch_size, self.spec.runner)
-        found = drift.measured(self.spec.precision, exact, rounded)
-        found.require(self.min_cosine)
+        name = program.precision if program.device == "cpu" else f"{program.precision} on {program.device}"
+        found = drift.measured(
+            name,
+            pipeline.on_cpu(images, self.computer.network.on(*exact)),
+            pipeline.features(images, "float32"),
+        )
+        found.require(self.min_cosine if program.precision != "fp32" else max(self.min_cosine, drift.LEAST_IN_FP32))
         self.reporter.say(str(found))
         self._drift = found.to_json()
 
@@ -363,17 +383,18 @@ class Job:
             ),
         )
 
-    def _pipeline(self) -> Pipeline:
+    def _pipeline(self, *, computes: bool = True) -> Pipeline:
+        computer = self.computer
+        batch_size = computer.batch_size if computes else 1
         return Pipeline(
             source=self.source,
-            backbone=self.backbone,
+            program=computer.program(self.spec, batch_size) if computes else None,
             dtype=self.spec.dtype,
-            batch_size=self.batch_size,
-            workers=self.workers,
-            runner=self.spec.runner,
+            batch_size=batch_size,
+            workers=computer.workers if computes else devices.cores(),
             augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
-            resizing=self.resizing,
+            resizing=computer.resizing if computes else HostResizing(self.backbone.transform),
             stages=self.stages,
             decoder=self.images.decoder,
         )
@@ -427,24 +448,27 @@ class Job:
         return FeatureCache.open(self.cache_path)
 
     def _scaling(self) -> dict[str, tuple[float, float]] | None:
-        if isinstance(self.backbone, Pixels):
-            return {"pixels": (self.backbone.scale, self.backbone.offset)}
-        return None
+        scaling = self.backbone.scaling
+        return None if scaling is None else {self.backbone.name: scaling}
 
     def _provenance(self) -> dict[str, Any]:
-        weights = self.backbone.weights
         return {
             "created": _now(),
-            "weights": weights.source if weights else None,
+            "weights": self.backbone.source,
             "parameters": self.backbone.parameters,
-            "normalize": self.request.normalize or ("weights" if weights else "half"),
+            "normalize": self.request.normalize or ("half" if self.backbone.stores_bytes else "weights"),
+            "choice": None if self.backbone.is_own_module else Choice.of(self.request.backbone_options).to_json(),
             **self.computed_by(),
         }
 
     def computed_by(self) -> dict[str, Any]:
         """The part of the provenance that belongs to rows rather than to a cache."""
-        also = ("openvino",) if self.spec.runner == "openvino" else ()
-        return {"drift": self._drift, **devices.provenance(self.device, *also)}
+        probe = self.backbone.probe
+        return {
+            "drift": self._drift,
+            "probe": None if probe is None else probe.to_json(),
+            **devices.provenance(self.computer.device, *_packages(self.spec.runner)),
+        }
 
     def _share_result(
         self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None
@@ -481,6 +505,11 @@ class Job:
             bound=self.stages.bound,
             drift=cache.provenance.get("drift"),
         )
+
+
+def _packages(runner: str) -> tuple[str, ...]:
+    """The packages that a runner computes with besides torch."""
+    return {"openvino": ("openvino",), "ncnn": ("ncnn", "pnnx")}.get(runner, ())
 
 
 def _failed(rows: PlannedRows, failures: Sequence[Failure]) -> list[_Failed]:

@@ -1,28 +1,32 @@
-"""Which existing cache is the one somebody means, told from what was said.
+"""Find the cache that a set of options refers to, without loading backbone, weights or images.
 
-Training needs neither the backbone, nor its weights, nor the images: what was left out means its definite
-default, `auto` matches any value, a weights file is digested where it exists and else matched by its recorded
-path.
+What was left out means its definite default; `auto` matches any value. A backbone's stored description says what the
+options mean; where there is none, because its weights are not here, the options that a cache recorded are compared.
 """
 
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from featcache.backbones import load_backbone, networks
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.weights import source_of
+from featcache.backbones import describe as descriptions
+from featcache.backbones.describe import Choice
+from featcache.backbones.spec import BackboneSpec
 from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.cache.writer import serves
-from featcache.errors import CacheIncomplete, CacheNotFound, FeatcacheError
-from featcache.extraction import devices
+from featcache.errors import CacheError, CacheIncomplete, CacheNotFound, FeatcacheError
+from featcache.extraction.behaviour import settled_behaviour, without_behaviour
 from featcache.extraction.plan import described_augmentation, spec_of
+from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
+
+if TYPE_CHECKING:
+    from featcache.backbones.runners.choosing import Chosen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,53 +37,67 @@ class Found:
     layers: tuple[str, ...] | None = None
 
 
-def settled_spec(backbone: Backbone, request: Request, precision: str, runner: str = "eager") -> Spec:
-    """The spec to extract under: `precision` and `runner` are what `auto` means here.
+# --- the spec to extract under -----------------------------------------------------------------------------------
+
+
+def settled_spec(backbone: BackboneSpec, request: Request, choose: Callable[[], Chosen], reporter: Reporter) -> Spec:
+    """The spec to extract under, with nothing left to `auto`.
 
     What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
-    the same selection exists with another precision or runner, that one is obeyed; of several, the newest. Where
-    there is none, one with another number of views counts, for it has rows to give.
+    the same selection exists with another precision or runner, that one is obeyed; of several, a complete one before
+    an unfinished one, then the newest. Where there is none, one with another number of views counts, for it has rows
+    to give; then one of another selection of the same images.
+
+    Args:
+        backbone: The backbone's description.
+        request: What is asked.
+        choose: Gives runner and precision for this machine; called only where no cache settles them.
+        reporter: Hears where stored rows cannot be used because the network computes something else now.
     """
-    here = spec_of(backbone, request, precision, runner)
-    if "auto" not in (request.precision, request.runner):
-        return here
-    shelf = candidates(request.features_dir)
-    relatives = [one for one in shelf if one.selection == request.selection and _but_for_auto(one.spec, here, request)]
-    existing = [one for one in relatives if one.spec is not None and one.spec.views == here.views] or relatives
-    if not existing and (request.runner, here.runner) == ("auto", "eager"):
-        # Few images are not worth compiling for, but a large cache of the same source may have their rows.
-        compiled = replace(here, runner="compiled")
-        existing = [one for one in shelf if _is_of(one, request) and _but_for_auto(one.spec, compiled, request)]
-    return _settled(existing, here.precision, here)
+    return settled_behaviour(_settled(backbone, request, choose), backbone, request.features_dir, reporter)
+
+
+def _settled(backbone: BackboneSpec, request: Request, choose: Callable[[], Chosen]) -> Spec:
+    if backbone.stores_bytes:
+        return spec_of(backbone, request, "uint8", "eager")
+    if "auto" in (request.precision, request.runner):
+        any_spec = spec_of(backbone, request, "fp32", "eager")
+        related = [one for one in candidates(request.features_dir) if _but_for_auto(one.spec, any_spec, request)]
+        if (chosen := _preferred(related, request, any_spec)) is not None and chosen.spec is not None:
+            return replace(any_spec, precision=chosen.spec.precision, runner=chosen.spec.runner)
+    chosen_here = choose()
+    return spec_of(backbone, request, chosen_here.precision, chosen_here.runner)
 
 
 def _but_for_auto(spec: Spec | None, wanted: Spec, request: Request) -> bool:
+    """Whether a spec is the wanted one but for what the request leaves to auto."""
     if spec is None:
         return False
-    free: dict[str, Any] = {
-        name: getattr(wanted, name) for name in ("precision", "runner") if getattr(request, name) == "auto"
-    }
-    return serves(replace(spec, **free), wanted)
+    for name in ("precision", "runner"):
+        asked = getattr(request, name)
+        if asked != "auto" and getattr(spec, name) != asked:
+            return False
+    alike = replace(without_behaviour(spec), precision=wanted.precision, runner=wanted.runner)
+    return serves(alike, without_behaviour(wanted))
 
 
-def _settled(existing: list[CacheEntry], precision: str, here: Spec) -> Spec:
-    chosen = _preferred(existing, precision)
-    if chosen is None or chosen.spec is None:
-        return here
-    return replace(here, precision=chosen.spec.precision, runner=chosen.spec.runner)
-
-
-def _is_of(entry: CacheEntry, request: Request) -> bool:
-    return entry.selection is not None and entry.selection.source == request.origin
-
-
-def _preferred(entries: list[CacheEntry], precision: str) -> CacheEntry | None:
-    """The one with the precision that auto gives here, else the newest; a complete one before an unfinished."""
+def _preferred(entries: Sequence[CacheEntry], request: Request, wanted: Spec) -> CacheEntry | None:
+    """Of the same selection first, then with as many views, then complete, then the newest; else of the same images."""
+    known = [one for one in entries if one.spec is not None and one.selection is not None]
+    same_images = [one for one in known if one.selection is not None and one.selection.source == request.origin]
     ranked = sorted(
-        entries,
-        key=lambda entry: (entry.spec is not None and entry.spec.precision == precision, entry.complete, entry.created),
+        same_images,
+        key=lambda one: (
+            one.selection == request.selection,
+            one.spec is not None and one.spec.views == wanted.views,
+            one.complete,
+            one.created or "",
+        ),
     )
     return ranked[-1] if ranked else None
+
+
+# --- a complete cache to read ------------------------------------------------------------------------------------
 
 
 def by_name(features_dir: Path, name: str) -> Found:
@@ -88,7 +106,7 @@ def by_name(features_dir: Path, name: str) -> Found:
 
 
 def only_cache(features_dir: Path, backbone: str | None = None) -> Found | None:
-    """The only complete cache there is (of `backbone`, if that is said); None where there are none or several."""
+    """The only complete cache there is (of `backbone`, if given); None where there are none or several."""
     complete = [
         entry
         for entry in list_caches(features_dir)
@@ -102,108 +120,95 @@ def by_request(request: Request) -> Found:
 
     Raises CacheNotFound, with the command that makes it, or CacheIncomplete where its extraction has not ended.
     """
-    shelf = candidates(request.features_dir)
-    asked = _asked(request)
-    entries = [entry for entry in shelf if entry.selection == request.selection and _fits(entry, request, asked)]
-    chosen = _preferred(entries, devices.resolve_precision("auto", devices.resolve_device("auto")))
-    if chosen is None:
+    entries = candidates(request.features_dir)
+    fitting = _fitting(request)
+    found = [one for one in entries if one.selection == request.selection and fitting(one)]
+    ranked = sorted(found, key=lambda one: (one.complete, one.created or ""))
+    if not ranked:
         raise CacheNotFound(
             f"there is no cache of {request.origin} with {request.backbone_name} and these options"
-            + (f"; there are {', '.join(entry.name for entry in shelf)}" if shelf else ""),
-            hint=f"make it with `{as_command(request)}`" + (", or name one of those" if shelf else ""),
+            + (f"; there are {', '.join(entry.name for entry in entries)}" if entries else ""),
+            hint=f"make it with `{as_command(request)}`" + (", or name one of those" if entries else ""),
         )
     try:
-        return Found(path=chosen.require_complete(), layers=asked.layers)
+        return Found(path=ranked[-1].require_complete(), layers=_layers(request, ranked[-1]))
     except CacheIncomplete as error:
         hint = f"finish it with `{as_command(request)}`: it goes on where it stopped"
         raise CacheIncomplete(error.message, hint=hint) from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What the options mean, as far as it can be told without weights."""
-
-    layers: tuple[str, ...]
-    pool: str
-    image_size: int | None  # None: any, for `pixels` whose size is the set's own
-    normalize: str
-
-
-def _asked(request: Request) -> _Asked:
-    if isinstance(request.backbone, Backbone):
-        backbone = request.backbone
-        return _Asked(
-            layers=tuple(backbone.feature_dims),
-            pool=backbone.pool,
-            image_size=backbone.transform.image_size,
-            normalize=request.normalize or "weights",
-        )
-    if request.backbone == "pixels":
-        return _Asked(layers=("pixels",), pool="none", image_size=request.image_size, normalize="half")
-    family = networks.family_of(request.backbone)
-    return _Asked(
-        layers=request.layers or (family.layer,),
-        pool=request.pool or (family.pool if not request.layers else "none"),
-        image_size=request.image_size or networks.preset(request.backbone).image_size,
-        normalize=request.normalize or "weights",
+def _fitting(request: Request) -> Callable[[CacheEntry], bool]:
+    """Whether a cache is the one that the options describe."""
+    backbone = _description(request)
+    if backbone is None:
+        return lambda entry: _recorded_alike(entry, request)
+    wanted = spec_of(backbone, request, "fp32", "eager")
+    return lambda entry: (
+        entry.spec is not None and entry.spec.views == request.views and _but_for_auto(entry.spec, wanted, request)
     )
 
 
-def _fits(entry: CacheEntry, request: Request, asked: _Asked) -> bool:
+def _description(request: Request) -> BackboneSpec | None:
+    """What the options mean where that can be told here; None where it takes weights that are not here."""
+    if not isinstance(request.backbone, str):
+        return request.backbone.spec
+    options = request.backbone_options
+    if options.backbone == "pixels":
+        return descriptions.describe(options, data_dir=request.data_dir) if options.image_size else None
+    known = descriptions.stored(options, data_dir=request.data_dir, without_files=True)
+    if known is not None or not Path(str(options.weights)).expanduser().is_file():
+        return known
+    try:
+        return descriptions.describe(options, data_dir=request.data_dir)
+    except FeatcacheError:
+        return None
+
+
+def _recorded_alike(entry: CacheEntry, request: Request) -> bool:
+    """Whether a complete cache recorded the options that the request gives."""
     spec = entry.spec
-    if spec is None or spec.backbone != request.backbone_name or not set(asked.layers) <= set(spec.layer_names):
+    if spec is None or not entry.complete or not _same_storage(spec, request):
         return False
-    dtype = "uint8" if request.backbone_name == "pixels" else request.dtype or "float16"
-    said = (asked.pool, request.resize, dtype, request.views, request.spec_view_seed)
-    if (spec.pool, spec.transform["resize"], spec.dtype, spec.views, spec.view_seed) != said:
+    try:
+        with FeatureCache.open(entry.path) as cache:
+            recorded: Any = cache.provenance.get("choice")
+            source = cache.provenance.get("weights")
+        asked = Choice.of(request.backbone_options)
+        same_layers = set(asked.layers) <= set(spec.layer_names) if asked.layers else not recorded["layers"]
+        size = asked.image_size is None and (recorded["image_size"] is None or asked.backbone == "pixels")
+        return (
+            recorded["backbone"] == asked.backbone
+            and same_layers
+            and recorded["pool"] == asked.pool
+            and (size or spec.transform["image_size"] == asked.image_size)
+            and spec.transform["resize"] == asked.resize
+            and (recorded["normalize"] or "weights") == (asked.normalize or "weights")
+            and (recorded["weights"] == asked.weights or source == f"file:{asked.weights}")
+        )
+    except (CacheError, TypeError, KeyError):
+        return False
+
+
+def _same_storage(spec: Spec, request: Request) -> bool:
+    dtype = "uint8" if spec.precision == "uint8" else request.dtype or "float16"
+    asked = (dtype, request.views, request.spec_view_seed)
+    if (spec.dtype, spec.views, spec.view_seed) != asked:
         return False
     if spec.transform.get("augmentation") != described_augmentation(request):
         return False
-    if asked.image_size is not None and spec.transform["image_size"] != asked.image_size:
-        return False
-    if request.precision not in ("auto", spec.precision) and spec.precision != "uint8":
-        return False
-    if request.runner not in ("auto", spec.runner) and spec.precision != "uint8":
-        return False
-    return request.backbone_name == "pixels" or _same_weights(entry, spec, request, asked)
-
-
-def _same_weights(entry: CacheEntry, spec: Spec, request: Request, asked: _Asked) -> bool:
-    if isinstance(request.backbone, Backbone):
-        return _computes(request.backbone, request, spec, asked)
-    if Path(request.weights).is_file():
-        try:
-            backbone = _loaded(request)
-        except FeatcacheError:
-            return False
-        return _computes(backbone, request, spec, asked)
-    weights, normalize = _recorded(entry)
-    return (weights, normalize) == (source_of(request.backbone_name, request.weights), asked.normalize)
-
-
-def _computes(backbone: Backbone, request: Request, spec: Spec, asked: _Asked) -> bool:
-    return spec_of(backbone, request, spec.precision, spec.runner) == spec.restricted_to(asked.layers)
-
-
-def _loaded(request: Request) -> Backbone:
-    return load_backbone(
-        request.backbone_name,
-        weights=request.weights,
-        layers=request.layers,
-        pool=request.pool,
-        image_size=request.image_size,
-        resize=request.resize,
-        normalize=request.normalize,
-        weights_dir=request.weights_dir,
+    computed = spec.precision != "uint8"
+    return not computed or all(
+        getattr(request, name) in ("auto", getattr(spec, name)) for name in ("precision", "runner")
     )
 
 
-def _recorded(entry: CacheEntry) -> tuple[object, object]:
-    if not entry.complete:
-        # Which weights an unfinished extraction uses is known by digest only: its own command finishes it.
-        return None, None
-    with FeatureCache.open(entry.path) as cache:
-        return cache.provenance.get("weights"), cache.provenance.get("normalize")
+def _layers(request: Request, entry: CacheEntry) -> tuple[str, ...] | None:
+    """The layers that the options name; None where they name none and the cache has one."""
+    if request.layers and entry.spec is not None:
+        backbone = _description(request)
+        return backbone.layer_names if backbone is not None else request.layers
+    backbone = _description(request)
+    return None if backbone is None else backbone.layer_names
 
 
 def as_command(request: Request) -> str:

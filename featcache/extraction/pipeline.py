@@ -13,19 +13,22 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
-from featcache.backbones.backbone import Backbone
-from featcache.errors import ExtractionError, FeatcacheError, ImageError
-from featcache.extraction.compilation import beside
+from featcache.backbones.program import Program
+from featcache.errors import ExtractionError, ImageError
 from featcache.extraction.decoder import Decoder
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
 from featcache.extraction.stages import Stages
 from featcache.extraction.transfer import Returning, in_flight
 from featcache.images.sources import ImageSource, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LEAST_BATCH = 8
 
@@ -64,17 +67,16 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `stages` is told what the consumer of `rows` waited for. `runner`: what makes the program of `compile`.
-    `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
+    `program` computes; None for a pipeline that only decodes, which needs `resizing`. `stages` notes what the consumer
+    of `rows` waited for. `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
     the host). `decoder` may be shared with other pipelines.
     """
 
     source: ImageSource
-    backbone: Backbone
+    program: Program | None
     dtype: str
     batch_size: int
     workers: int
-    runner: str = "eager"
     augmentation: Augmentation = field(default_factory=Augmentation)
     view_seed: int = 0
     resizing: Resizing | None = None
@@ -87,8 +89,14 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         self._decoder = self.decoder or Decoder(source=self.source)
-        self._resizing = self.resizing or HostResizing(self.backbone)
+        self._resizing = self.resizing or HostResizing(self._program.spec.transform)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
+
+    @property
+    def _program(self) -> Program:
+        if self.program is None:
+            raise TypeError("a pipeline without a program only decodes")
+        return self.program
 
     def close(self) -> None:
         """Stops decoding; what has not been started, and the rest of what has, is dropped."""
@@ -111,21 +119,6 @@ class Pipeline:
                 yield self._landed(*flying.popleft(), samples)
         while flying:
             yield self._landed(*flying.popleft(), samples)
-
-    def compile(self) -> None:
-        """Makes one program of the backbone for this batch size, and runs it once. Raises ExtractionError."""
-        side = self.backbone.transform.image_size
-        self.backbone.compile(self.batch_size, self.runner)
-        try:
-            beside(lambda: self.features(np.zeros((1, side, side, 3), np.uint8), "float32"))
-        except FeatcacheError:
-            raise
-        except Exception as error:
-            # Whatever a compiler may raise.
-            raise ExtractionError(
-                f"{self.backbone.name} cannot be compiled: {str(error).strip().splitlines()[0]}",
-                hint="extract with --runner eager",
-            ) from error
 
     def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
         """Those of `samples` that cannot be read or decoded. Nothing is computed."""
@@ -187,9 +180,20 @@ class Pipeline:
     def features(self, images: Packed, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
         """What `images` gave, or (n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit.
 
-        Raises ExtractionError where not even the smallest does.
+        Raises ExtractionError where not even the smallest batch fits.
         """
         return _joined(self._launched(images, dtype))
+
+    def on_cpu(self, images: Packed, program: Program) -> dict[str, npt.NDArray[np.generic]]:
+        """The same by a program on the CPU, wherever this pipeline resizes: {layer: (n, D)} float32."""
+        resized = torch_to_numpy(self._resizing.batch(images, len(images)))
+        blocks = []
+        for start in range(0, len(resized), _LEAST_BATCH):
+            block = resized[start : start + _LEAST_BATCH]
+            padded = np.zeros((program.padded(len(block)), *block.shape[1:]), np.uint8)
+            padded[: len(block)] = block
+            blocks.append({name: rows[: len(block)].float().numpy() for name, rows in program.features(padded).items()})
+        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
     def _launched(self, images: Packed, dtype: str) -> list[Returning]:
         """Gives the images to the device, in batches that fit into its memory."""
@@ -208,23 +212,27 @@ class Pipeline:
         """The batch's features, or None where memory did not suffice and the batch size was halved."""
         import torch
 
+        program = self._program
         try:
-            size = self.backbone.fixed_batch or _padded_size(len(images))
-            computed = self.backbone.features(self._resizing.batch(images, size))
+            computed = program.features(self._resizing.batch(images, program.padded(len(images))))
             stored = getattr(torch, dtype)
             return Returning({name: value[: len(images)].to(stored) for name, value in computed.items()})
         except torch.OutOfMemoryError as error:
             if self.batch_size <= _LEAST_BATCH:
                 raise ExtractionError(
-                    f"{self.backbone.name} does not fit into the device's memory with {_LEAST_BATCH} images",
+                    f"{program.spec.name} does not fit into the device's memory with {_LEAST_BATCH} images",
                     hint="use --device cpu, a smaller --image-size or --precision bf16",
                 ) from error
         self.batch_size = max(_LEAST_BATCH, self.batch_size // 2)
-        if self.backbone.fixed_batch is not None:
-            self.backbone.compile(self.batch_size, self.runner)
+        self.program = self._program.of_batches(self.batch_size)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return None
+
+
+def torch_to_numpy(images: Bytes | Tensor) -> Bytes:
+    """Images on the host, wherever they were resized."""
+    return images if isinstance(images, np.ndarray) else images.cpu().numpy()
 
 
 def _joined(blocks: Sequence[Returning]) -> dict[str, npt.NDArray[np.generic]]:
@@ -235,11 +243,6 @@ def _joined(blocks: Sequence[Returning]) -> dict[str, npt.NDArray[np.generic]]:
 
 def _plain(samples: Sequence[Sample]) -> Views:
     return np.zeros(len(samples), np.int64)
-
-
-def _padded_size(images: int) -> int:
-    """The next power of two, at least 8."""
-    return max(_LEAST_BATCH, 1 << (images - 1).bit_length())
 
 
 def _require_finite(values: npt.NDArray[np.generic], layer: str, ids: Sequence[str]) -> None:

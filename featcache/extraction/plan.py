@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.spec import BackboneSpec
 from featcache.cache.checksums import leading_numbers, row_digests, view_digests
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.errors import InvalidOption, SourceError
@@ -247,19 +247,18 @@ def _hash(source: ImageSource, sample: Sample) -> bytes | SourceError:
         return error
 
 
-def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = "eager") -> Spec:
-    """Everything that determines a feature, with nothing left to `auto`."""
-    stored = "uint8" if backbone.stores_bytes else request.dtype or "float16"
+def spec_of(backbone: BackboneSpec, request: Request, precision: str, runner: str) -> Spec:
+    """The spec of the rows that a request means: `precision` and `runner` are what it leaves to auto."""
     if backbone.stores_bytes and request.dtype is not None:
         raise InvalidOption(f"{backbone.name} stores uint8: --dtype does not apply", hint="leave --dtype out")
-    digests = backbone.weights.digests if backbone.weights else {}
     augmentation = described_augmentation(request)
+    stored = "uint8" if backbone.stores_bytes else request.dtype or "float16"
     return Spec(
         backbone=backbone.name,
         layers=tuple(
-            LayerSpec(name=layer.name, weights=digests.get(layer.name), shape=layer.shape) for layer in backbone.layers
+            LayerSpec(name=layer.name, weights=layer.weights, shape=layer.shape, pool=layer.pooling.name)
+            for layer in backbone.layers
         ),
-        pool=backbone.pool,
         transform=backbone.transform.described() | ({"augmentation": augmentation} if augmentation else {}),
         decoder=DECODER,
         precision="uint8" if backbone.stores_bytes else precision,
@@ -267,6 +266,7 @@ def spec_of(backbone: Backbone, request: Request, precision: str, runner: str = 
         dtype=stored,
         views=request.views,
         view_seed=request.spec_view_seed,
+        architecture=backbone.arguments,
     )
 
 
@@ -285,7 +285,7 @@ def augmentation_of(spec: Spec) -> Augmentation:
     return Augmentation.of(described)
 
 
-def part_rows_for(backbone: Backbone) -> int:
+def part_rows_for(backbone: BackboneSpec) -> int:
     """How many rows a part holds: a power of two, a function of the backbone alone, never of the machine."""
     least, most = _PART_ROWS
     affordable = _PART_FLOPS / max(backbone.flops_per_image, 1)

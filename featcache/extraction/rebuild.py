@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.backbones import load_backbone
-from featcache.backbones.backbone import Backbone
+from featcache.backbones import devices
+from featcache.backbones.checks import same_function
+from featcache.backbones.describe import open_network
+from featcache.backbones.network import Network
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.program import Program
+from featcache.backbones.spec import ProbeOutputs
 from featcache.backbones.transforms import Transform
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
-from featcache.extraction import devices
+from featcache.extraction.behaviour import outputs_in
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.plan import augmentation_of
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
+_BATCH = 32
 _SAY_WHERE = "say where they are now (predict and export: --weights)"
 
 
@@ -49,37 +55,57 @@ class Recomputation:
         }
 
 
-def backbone_of(cache: FeatureCache, *, weights_dir: Path) -> Backbone:
+def network_of(cache: FeatureCache, *, data_dir: Path) -> Network:
     """The backbone that computed this cache.
 
     Raises what `rebuilt` raises.
     """
     source = cache.provenance.get("weights")
-    return rebuilt(cache.spec, str(source) if source else None, what=cache.name, weights_dir=weights_dir)
+    return rebuilt(
+        cache.spec,
+        str(source) if source else None,
+        what=cache.name,
+        probe=outputs_in(cache.provenance),
+        data_dir=data_dir,
+    )
 
 
 def rebuilt(
-    spec: Spec, source: str | None, *, what: str, weights: str | Path | None = None, weights_dir: Path
-) -> Backbone:
-    """The backbone that `spec` describes, with weights whose bytes are the same, on the CPU in fp32.
+    spec: Spec,
+    source: str | None,
+    *,
+    what: str,
+    probe: ProbeOutputs | None,
+    weights: str | Path | None = None,
+    data_dir: Path,
+) -> Network:
+    """The backbone that `spec` describes, with weights whose bytes are the same, on the CPU.
 
-    `source`: where the weights came from when `what` (a cache or a run, for messages) was made; `weights`: where they
-    are now, if elsewhere. Raises WeightsError where they are not to be had, or differ; DownloadError.
+    Args:
+        spec: What the features were computed from.
+        source: Where the weights came from.
+        what: A cache or a run, for messages.
+        probe: What the network gave for the probe images then.
+        weights: Where the weights are now, if elsewhere.
+        data_dir: Holds downloaded weights.
+
+    Raises:
+        WeightsError: The weights are not to be had or differ, or the network computes something else with them.
+        DownloadError: They cannot be downloaded.
     """
-    said = str(weights) if weights is not None else _as_said(spec, source, what)
-    backbone = load_backbone(
-        spec.backbone,
-        weights=said,
-        layers=() if spec.backbone == "pixels" else spec.layer_names,
-        pool=spec.pool,
-        transform=_transform(spec),
-        weights_dir=weights_dir,
+    pixels = spec.backbone == "pixels"
+    options = BackboneOptions(
+        backbone=spec.backbone,
+        layers=() if pixels else spec.layer_names,
+        weights=str(weights) if weights is not None and not pixels else _option_of(spec, source, what),
     )
-    require_same(backbone, spec, what)
-    return backbone
+    pools = {layer.name: layer.pool for layer in spec.layers}
+    network = open_network(options, data_dir=data_dir, transform=_transform(spec), pools=pools)
+    require_same(network, spec, what, probe)
+    return network
 
 
-def _as_said(spec: Spec, source: str | None, what: str) -> str:
+def _option_of(spec: Spec, source: str | None, what: str) -> str:
     """`file:/w.safetensors` -> `/w.safetensors`, `torchvision:VGG16_Weights.X` -> `VGG16_Weights.X`, ..."""
     if spec.backbone == "pixels":
         return "default"
@@ -96,22 +122,36 @@ def _as_said(spec: Spec, source: str | None, what: str) -> str:
     return {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default"}.get(kind, source)
 
 
-def require_same(backbone: Backbone, spec: Spec, what: str) -> None:
-    """Raises WeightsError unless `backbone` computes what `spec` describes: layer by layer the same weights.
+def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | None) -> None:
+    """Raises WeightsError unless a network computes what `spec` describes.
 
-    `what` was made with the spec, for messages.
+    Args:
+        network: In memory.
+        spec: What `what` was made with.
+        what: A cache or a run, for messages.
+        probe: What the network gave for the probe images then; None where that is not known.
     """
-    found = backbone.weights.digests if backbone.weights else {}
+    found = {layer.name: layer for layer in network.spec.layers}
+    source = network.spec.source or network.name
     for layer in spec.layers:
-        if found.get(layer.name) != layer.weights:
-            source = backbone.weights.source if backbone.weights else backbone.name
+        mine = found.get(layer.name)
+        if mine is None or mine.weights != layer.weights:
             raise WeightsError(
                 f"the weights of {source} are not those {what} was made with: layer {layer.name} expected sha256 "
-                f"{_short(layer.weights)}, got {_short(found.get(layer.name))}",
+                f"{_short(layer.weights)}, got {_short(mine.weights if mine else None)}",
                 hint=f"put the old weights back, or {_SAY_WHERE}; to use new ones, extract and train again",
             )
-    if (backbone.name, backbone.pool, backbone.transform) != (spec.backbone, spec.pool, _transform(spec)):
-        raise WeightsError(f"the backbone {backbone.name} is not that of {what}: expected {spec.backbone}")
+        if mine.pooling.name != layer.pool:
+            raise WeightsError(f"layer {layer.name} of {what} is pooled by {layer.pool}, got {mine.pooling.name}")
+    if (network.name, network.spec.transform) != (spec.backbone, _transform(spec)):
+        raise WeightsError(f"the backbone {network.name} is not that of {what}: expected {spec.backbone}")
+    if probe is not None and network.spec.probe is not None:
+        same, sentence = same_function(network.spec.probe, probe, spec.layer_names)
+        if not same:
+            raise WeightsError(
+                f"{network.name} does not compute what it computed for {what}: {sentence}",
+                hint="bring back the code or the versions it was made with, or extract and train again",
+            )
 
 
 def _transform(spec: Spec) -> Transform:
@@ -131,12 +171,13 @@ def recompute(
     Raises ExtractionError where an image is no longer the one that was extracted, InvalidOption where another version
     of featcache made views in a way that this one does not know.
     """
-    backbone = backbone_of(cache, weights_dir=data_dir / "weights")
-    precision = "fp32" if cache.spec.precision == "uint8" else devices.resolve_precision(cache.spec.precision, device)
-    backbone.place(device, precision)
+    network = network_of(cache, data_dir=data_dir)
+    spec = cache.spec
+    precision = "uint8" if spec.precision == "uint8" else devices.resolve_precision(spec.precision, device)
+    program = network.on(device, precision, spec.runner, batch_size=_BATCH)
     with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
-            _recomputed(cache, cache[split], chosen, source, backbone, threads)
+            _recomputed(cache, cache[split], chosen, source, program, threads)
             for split, chosen in _chosen(cache, rows, seed).items()
         ]
     return Recomputation(
@@ -164,25 +205,22 @@ def _recomputed(
     split: CachedSplit,
     rows: npt.NDArray[np.int64],
     source: ImageSource,
-    backbone: Backbone,
+    program: Program,
     threads: int,
 ) -> Recomputation:
     by_id = {sample.id: sample for sample in source.samples(split.name)}
     samples = [_sample(by_id, split.ids[row], cache) for row in rows]
     pipeline = Pipeline(
         source=source,
-        backbone=backbone,
+        program=program,
         dtype=split.spec.dtype,
-        batch_size=32,
+        batch_size=_BATCH,
         workers=threads,
-        runner=split.spec.runner,
         augmentation=augmentation_of(split.spec),
         view_seed=split.spec.view_seed or 0,
     )
     views = rows % split.views
     with closing(pipeline):
-        if split.spec.runner != "eager" and backbone.fixed_batch is None:
-            pipeline.compile()
         # The first of an image's rows carries the image's own digest.
         blocks = list(pipeline.rows(samples, split.digests[rows - views], views))
     for block in blocks:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.options import BackboneOptions
 from featcache.cache.spec import Selection
 from featcache.errors import InvalidOption, UnknownName
 from featcache.images.sources import SPLITS, ImageSource, origin_of
 
+if TYPE_CHECKING:
+    from featcache.backbones.network import Network
+
 #: What computes a network: torch as it is, a program of torch.compile, or one of OpenVINO.
-RUNNERS = ("eager", "compiled", "openvino")
+RUNNERS = ("eager", "compiled", "openvino", "ncnn")
 
 OnError = Literal["fail", "skip"]
 
@@ -21,14 +24,14 @@ OnError = Literal["fail", "skip"]
 class Request:
     """The options of `featcache extract`, as they were said; None and "auto" stand for what was left out.
 
-    `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Backbone of one's own.
+    `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Network of one's own.
     `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
     image, the first of them plain, the others augmented as `view_seed` says, and mirrored only with `view_flip`.
     Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
     """
 
     dataset: str | Path | ImageSource = "cifar10"
-    backbone: str | Backbone = "vgg16"
+    backbone: str | Network = "vgg16"
     layers: tuple[str, ...] = ()
     pool: str | None = None
     image_size: int | None = None
@@ -80,6 +83,19 @@ class Request:
     @property
     def backbone_name(self) -> str:
         return self.backbone if isinstance(self.backbone, str) else self.backbone.name
+
+    @property
+    def backbone_options(self) -> BackboneOptions:
+        """The part of the options that a backbone's description depends on."""
+        return BackboneOptions(
+            backbone=self.backbone_name,
+            layers=self.layers,
+            pool=self.pool,
+            image_size=self.image_size,
+            resize=self.resize,
+            normalize=self.normalize,
+            weights=self.weights,
+        )
 
     @property
     def spec_view_seed(self) -> int | None:

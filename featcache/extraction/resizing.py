@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-from featcache.backbones.backbone import Backbone
 from featcache.backbones.resampling import Resampler, agrees_with_pillow
+from featcache.backbones.spec import BackboneSpec
+from featcache.backbones.transforms import Transform
 from featcache.errors import ExtractionError, InvalidOption
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.transfer import stacked
@@ -68,14 +69,13 @@ Packed = Bytes | Originals
 class Resizing(ABC):
     """The way of decoded images to a batch of the backbone's size."""
 
-    def __init__(self, backbone: Backbone, device: str = "cpu") -> None:
-        self.backbone = backbone
-        self.transform = backbone.transform
+    def __init__(self, transform: Transform, device: str = "cpu") -> None:
+        self.transform = transform
         self.device = device
 
     def on_host(self, image: Bytes, *, cropped: bool) -> Bytes:
         """(H, W, 3) -> (S, S, 3), with Pillow."""
-        return self.transform.resize_image(image, cropped=True) if cropped else self.backbone.resize(image)
+        return self.transform.resize_image(image, cropped=cropped)
 
     @abstractmethod
     def prepared(self, image: Bytes, *, cropped: bool) -> Prepared:
@@ -113,11 +113,11 @@ class HostResizing(Resizing):
 class DeviceResizing(Resizing):
     """Matrix products, right in front of the network, but for what Pillow does better before."""
 
-    def __init__(self, backbone: Backbone, device: str = "cpu") -> None:
+    def __init__(self, transform: Transform, device: str = "cpu") -> None:
         import torch
 
-        super().__init__(backbone, device)
-        self.resampler = Resampler(transform=backbone.transform, device=torch.device(device))
+        super().__init__(transform, device)
+        self.resampler = Resampler(transform=transform, device=torch.device(device))
 
     def prepared(self, image: Bytes, *, cropped: bool) -> Prepared:
         # Views have sizes of their own, and a matrix for each would cost more than Pillow.
@@ -154,24 +154,24 @@ class DeviceResizing(Resizing):
         return batch
 
 
-def resolve_resizing(said: str, backbone: Backbone, device: str, reporter: Reporter) -> Resizing:
+def resolve_resizing(asked: str, backbone: BackboneSpec, device: str, reporter: Reporter) -> Resizing:
     """What `--resize-on` means here: "host", "device", or "auto": a GPU, where it gives the same bytes as Pillow.
 
     Raises InvalidOption for anything else, ExtractionError where "device" would give other bytes.
     """
-    if said not in ("auto", "host", "device"):
-        raise InvalidOption(f"expected --resize-on auto, host or device, got {said!r}")
+    if asked not in ("auto", "host", "device"):
+        raise InvalidOption(f"expected --resize-on auto, host or device, got {asked!r}")
     idle = device == "cpu" or backbone.stores_bytes
-    if said == "host" or (said == "auto" and idle):
-        return HostResizing(backbone, device)
-    resizing = DeviceResizing(backbone, device)
+    if asked == "host" or (asked == "auto" and idle):
+        return HostResizing(backbone.transform, device)
+    resizing = DeviceResizing(backbone.transform, device)
     if _agrees(resizing.resampler):
         return resizing
     told = f"{device} does not resize to the bytes that Pillow {PIL.__version__} gives"
-    if said == "device":
+    if asked == "device":
         raise ExtractionError(told, hint="use --resize-on host")
     reporter.warn(f"{told}: images are resized on the host")
-    return HostResizing(backbone, device)
+    return HostResizing(backbone.transform, device)
 
 
 def _agrees(resampler: Resampler) -> bool:

@@ -7,19 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 
-from featcache.backbones import load_backbone
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.describe import describe
 from featcache.errors import InvalidOption
-from featcache.extraction import devices
-from featcache.extraction.batches import batch_size_for, decoding_threads_for
-from featcache.extraction.compilation import resolve_runner
+from featcache.extraction.computing import Computer
 from featcache.extraction.drift import LEAST_COSINE
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
 from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
-from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.shares import Shard
@@ -103,21 +99,18 @@ def assemble(request: Request, execution: Execution | None = None, *, reporter: 
 
 
 @contextmanager
-def prepared(request: Request, execution: Execution, reporter: Reporter) -> Iterator[Job]:
-    """Images opened, backbone loaded and placed, spec settled; nothing read and nothing computed yet."""
-    with prepared_each([request], execution, reporter) as (job,):
+def prepared(request: Request, execution: Execution, reporter: Reporter, *, measures: bool = True) -> Iterator[Job]:
+    """Images opened, backbone described, spec settled; nothing read and nothing computed yet."""
+    with prepared_each([request], execution, reporter, measures=measures) as (job,):
         yield job
 
 
 @contextmanager
-def prepared_each(requests: Sequence[Request], execution: Execution, reporter: Reporter) -> Iterator[tuple[Job, ...]]:
+def prepared_each(
+    requests: Sequence[Request], execution: Execution, reporter: Reporter, *, measures: bool = True
+) -> Iterator[tuple[Job, ...]]:
     """One job for each request, over images they share."""
     _require_same_images(requests)
-    device = devices.resolve_device(execution.device)
-    if (waste := devices.unused_gpu(device)) is not None:
-        reporter.warn(waste)
-    # Before anything is downloaded.
-    precisions = [devices.resolve_precision(request.precision, device) for request in requests]
     with closing(_opened(requests[0], reporter)) as source:
         images = SharedImages(
             source=source,
@@ -130,14 +123,10 @@ def prepared_each(requests: Sequence[Request], execution: Execution, reporter: R
         reporters = (
             [reporter] if len(requests) == 1 else taking_turns(reporter, [one.backbone_name for one in requests])
         )
-        jobs = tuple(
-            _job(request, execution, images, device, precision, told)
-            for request, precision, told in zip(requests, precisions, reporters, strict=True)
+        yield tuple(
+            _job(request, execution, images, told, measures=measures)
+            for request, told in zip(requests, reporters, strict=True)
         )
-        computing = any(not job.backbone.stores_bytes for job in jobs)
-        if computing and (waste := devices.idle_cores(device)) is not None:
-            reporter.warn(waste)
-        yield jobs
 
 
 def _require_same_images(requests: Sequence[Request]) -> None:
@@ -148,62 +137,45 @@ def _require_same_images(requests: Sequence[Request]) -> None:
         raise InvalidOption("expected the same images and the same data folder for every backbone")
 
 
-def _job(
-    request: Request, execution: Execution, images: SharedImages, device: str, precision: str, reporter: Reporter
-) -> Job:
-    backbone = _backbone(request, images.source, reporter)
-    runner = resolve_runner(
-        request.runner,
-        backbone,
-        device=device,
-        precision=precision,
+def _job(request: Request, execution: Execution, images: SharedImages, reporter: Reporter, *, measures: bool) -> Job:
+    """`measures`: a runner that is left to auto may be chosen by measuring; else it is eager, for who only looks."""
+    request = _with_size(request, images.source)
+    given = None if isinstance(request.backbone, str) else request.backbone
+    computer = Computer(
+        request=request,
+        execution=execution,
         images=lambda: images.count,
         reporter=reporter,
+        given=given,
     )
-    spec = settled_spec(backbone, request, precision, runner)
-    backbone.place(device, spec.precision)
+    backbone = given.spec if given else describe(request.backbone_options, data_dir=request.data_dir)
+    for warning in backbone.warnings:
+        reporter.warn(warning)
+    choose = computer.choose if measures else computer.choose_eager
+    spec = settled_spec(backbone, request, choose, reporter)
     return Job(
         request=request,
         reporter=reporter,
         images=images,
         backbone=backbone,
         spec=spec,
-        device=device,
-        batch_size=execution.batch_size or batch_size_for(backbone, device),
-        workers=execution.workers or decoding_threads_for(backbone, device),
+        computer=computer,
         part_rows=execution.part_rows or part_rows_for(backbone),
         skip=execution.on_error == "skip",
         min_cosine=execution.min_cosine,
         share=execution.shard,
         shard_rows=execution.shard_rows,
-        resizing=resolve_resizing(execution.resize_on, backbone, device, reporter),
     )
+
+
+def _with_size(request: Request, source: ImageSource) -> Request:
+    """`pixels` takes the size that the images have, where they all have one."""
+    if request.backbone != "pixels" or request.image_size is not None or source.native_size is None:
+        return request
+    return replace(request, image_size=max(source.native_size))
 
 
 def _opened(request: Request, reporter: Reporter) -> ImageSource:
     if isinstance(request.dataset, ImageSource):
         return request.dataset
     return open_source(request.dataset, datasets_dir=request.datasets_dir, report=reporter.say)
-
-
-def _backbone(request: Request, source: ImageSource, reporter: Reporter) -> Backbone:
-    if isinstance(request.backbone, Backbone):
-        return request.backbone
-    size = request.image_size
-    if size is None and request.backbone == "pixels" and source.native_size is not None:
-        size = max(source.native_size)
-    backbone = load_backbone(
-        request.backbone,
-        weights=request.weights,
-        layers=request.layers,
-        pool=request.pool,
-        image_size=size,
-        resize=request.resize,
-        normalize=request.normalize,
-        weights_dir=request.weights_dir,
-    )
-    for note in backbone.notes:
-        reporter.say(note)
-    for warning in backbone.warnings:
-        reporter.warn(warning)
-    return backbone

@@ -73,7 +73,7 @@ def _plain(difference: Difference) -> dict[str, Any]:
 
 def why(request: Request, *, reporter: Reporter) -> Why:
     """Looks, computes nothing, writes nothing."""
-    with prepared(request, Execution(on_error="skip"), reporter) as job:
+    with prepared(request, Execution(on_error="skip"), reporter, measures=False) as job:
         plan = job.plan
         standing = job.standing_cache()
         same = standing is not None and job.is_hit(standing, plan)

@@ -100,7 +100,7 @@ def open_prepared(
 
 def _origin(column: CacheLayers) -> FeatureOrigin:
     cache = column.cache
-    weights = cache.provenance.get("weights")
+    weights, probe = cache.provenance.get("weights"), cache.provenance.get("probe")
     return FeatureOrigin(
         cache=str(cache.path),
         cache_name=cache.name,
@@ -119,4 +119,5 @@ def _origin(column: CacheLayers) -> FeatureOrigin:
         ),
         weights=weights if isinstance(weights, str) else None,
         images=cache.selection.source,
+        probe=probe if isinstance(probe, Mapping) else None,
     )

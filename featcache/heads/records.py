@@ -123,7 +123,7 @@ class FeatureOrigin:
     `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
     `beside`: further caches of the same images, whose layers follow.
     `weights`: where the backbone's weights came from; None for pixels, and in a run that did not write it down.
-    `images`: what names the set of images, a name or a path.
+    `images`: what names the set of images, a name or a path. `probe`: what the backbone gave for two probe images.
     """
 
     cache: str
@@ -135,6 +135,7 @@ class FeatureOrigin:
     beside: tuple[FeatureOrigin, ...] = ()
     weights: str | None = None
     images: str | None = None
+    probe: Mapping[str, Any] | None = None
 
     @property
     def origins(self) -> tuple[FeatureOrigin, ...]:

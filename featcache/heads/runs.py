@@ -30,8 +30,8 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
-from featcache.files import is_tmp
 from featcache.errors import FeatcacheError, HeadError
+from featcache.files import is_tmp
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
 from featcache.heads.notebook import run_html

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from featcache.files import is_tmp
 from featcache.errors import HeadError, UnknownName
+from featcache.files import is_tmp
 
 CONFIG_FILE = "config.json"
 LATEST = "latest"

@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from featcache.files import unwritable
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.files import unwritable
 from featcache.inference.array_files import write_npy, write_npz, write_safetensors
 from featcache.inference.cache_rows import Advance, CacheRows
 from featcache.inference.projector import write_projector

@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.backbones.backbone import Backbone
-from featcache.cache.reader import FeatureCache
+from featcache.backbones import devices
+from featcache.backbones.network import Network
+from featcache.backbones.program import Program
 from featcache.cache.spec import Spec
-from featcache.errors import CacheError, InvalidOption
-from featcache.extraction import devices
-from featcache.extraction.batches import batch_size_for
+from featcache.errors import InvalidOption
+from featcache.extraction.behaviour import outputs_in
+from featcache.extraction.computing import batch_size_for
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.rebuild import rebuilt, require_same
 from featcache.extraction.run import Execution
@@ -39,7 +40,7 @@ Weights = str | Path | Mapping[str, str | Path] | None
 class Branch:
     """One backbone, and those of its layers that the head reads, in the head's order."""
 
-    backbone: Backbone
+    backbone: Network
     layers: tuple[FeatureLayer, ...]
 
     def values(self, features: dict[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
@@ -67,8 +68,7 @@ class Classifier:
         self.run = run
         self.branches = tuple(branches)
         self.device = torch.device(device)
-        for branch in branches:
-            branch.backbone.place(device, precision)
+        self._programs: list[Program] = [_program(branch.backbone, device, precision) for branch in branches]
         self.head = run.head().to(self.device)
 
     @classmethod
@@ -77,7 +77,7 @@ class Classifier:
         run: Run,
         *,
         weights: Weights = None,
-        backbone: Backbone | None = None,
+        backbone: Network | None = None,
         data_dir: Path = Path("data"),
         device: str = "auto",
         precision: str = "fp32",
@@ -92,7 +92,7 @@ class Classifier:
         place = devices.resolve_device(device)
         origins = run.features.origins
         branches = [
-            Branch(backbone=_backbone(run, origin, where, backbone, data_dir), layers=origin.layers)
+            Branch(backbone=_network(run, origin, where, backbone, data_dir), layers=origin.layers)
             for origin, where in zip(origins, _places(weights, origins), strict=True)
         ]
         return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place))
@@ -100,16 +100,16 @@ class Classifier:
     def answers(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[Answers]:
         """Probabilities for `samples`, chunk by chunk, in order. Images that cannot be read are failures."""
         with ExitStack() as opened:
-            pipelines = [opened.enter_context(closing(self._pipeline(branch, source, how))) for branch in self.branches]
+            pipelines = [opened.enter_context(closing(self._pipeline(one, source, how))) for one in self._programs]
             for start in range(0, len(samples), CHUNK):
                 chunk = samples[start : start + CHUNK]
                 # Every backbone has its own transform: images are decoded once for each.
                 found = [_joined(list(pipeline.rows(chunk, None))) for pipeline in pipelines]
                 yield self._answers(found, start)
 
-    def _pipeline(self, branch: Branch, source: ImageSource, how: Execution) -> Pipeline:
-        batch = how.batch_size or batch_size_for(branch.backbone, str(self.device))
-        return Pipeline(source=source, backbone=branch.backbone, dtype="float32", batch_size=batch, workers=how.threads)
+    def _pipeline(self, program: Program, source: ImageSource, how: Execution) -> Pipeline:
+        batch = how.batch_size or batch_size_for(program.spec, str(self.device))
+        return Pipeline(source=source, program=program, dtype="float32", batch_size=batch, workers=how.threads)
 
     def _answers(self, found: Sequence[Rows], start: int) -> Answers:
         index, failures = found[0].index + start, found[0].failures
@@ -139,6 +139,10 @@ class Classifier:
         return result
 
 
+def _program(network: Network, device: str, precision: str) -> Program:
+    return network.on(device, "uint8" if network.spec.stores_bytes else precision)
+
+
 def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Path | None]:
     """For each cache where its backbone's weights are now, None for where they were."""
     names = [origin.backbone for origin in origins]
@@ -159,25 +163,14 @@ def spec_of(origin: FeatureOrigin) -> Spec:
     return Spec.from_json(origin.spec).restricted_to(layer.name for layer in origin.layers)
 
 
-def _backbone(
-    run: Run, origin: FeatureOrigin, weights: str | Path | None, backbone: Backbone | None, data_dir: Path
-) -> Backbone:
-    spec = spec_of(origin)
+def _network(
+    run: Run, origin: FeatureOrigin, weights: str | Path | None, backbone: Network | None, data_dir: Path
+) -> Network:
+    spec, probe = spec_of(origin), outputs_in({"probe": origin.probe})
     if backbone is not None:
-        require_same(backbone, spec, run.folder.name)
+        require_same(backbone, spec, run.folder.name, probe)
         return backbone
-    source = origin.weights or _source_in(origin)
-    return rebuilt(spec, source, what=run.folder.name, weights=weights, weights_dir=data_dir / "weights")
-
-
-def _source_in(origin: FeatureOrigin) -> str | None:
-    """Where the weights came from, as the cache tells it: runs of featcache 0.1.0 do not."""
-    try:
-        with FeatureCache.open(origin.cache) as cache:
-            source = cache.provenance.get("weights")
-    except CacheError:
-        return None
-    return source if isinstance(source, str) else None
+    return rebuilt(spec, origin.weights, what=run.folder.name, probe=probe, weights=weights, data_dir=data_dir)
 
 
 def _joined(blocks: Sequence[Rows]) -> Rows:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import Network
 from featcache.cache.aside import file_aside
 from featcache.errors import ExportError, InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
@@ -70,7 +70,7 @@ def export_run(
     verify_images: Images | None = None,
     verify_limit: int = 32,
     weights: Weights = None,
-    backbone: Backbone | None = None,
+    backbone: Network | None = None,
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
     reporter: Reporter | None = None,

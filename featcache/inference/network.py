@@ -20,7 +20,7 @@ class WholeNetwork(nn.Module):
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
         self.layers = [branch.layers for branch in classifier.branches]
-        self.resizers = nn.ModuleList(Resizer(branch.backbone.transform) for branch in classifier.branches)
+        self.resizers = nn.ModuleList(Resizer(branch.backbone.spec.transform) for branch in classifier.branches)
         self.backbones = nn.ModuleList(branch.backbone.module() for branch in classifier.branches)
         head = classifier.head.cpu()
         self.head = FixedNeighbours(head) if isinstance(head, Neighbours) else head

@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import Network
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
@@ -36,7 +36,7 @@ def predict(
     top: int = 3,
     neighbours: int = 0,
     weights: Weights = None,
-    backbone: Backbone | None = None,
+    backbone: Network | None = None,
     precision: Literal["fp32", "auto", "bf16", "fp16"] = "fp32",
     device: str = "auto",
     batch_size: int | None = None,

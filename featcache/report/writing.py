@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from featcache.files import publish_bytes
 from featcache.errors import CacheUnwritable, ReportError
+from featcache.files import publish_bytes
 from featcache.heads.runs import Run
 from featcache.report import content, figures, prints
 from featcache.report.albums import Album, Rows, albums_of, cache_of, worst_mistakes

@@ -50,7 +50,7 @@ def test_nothing_is_left_behind(here: Path) -> None:
 
 
 def test_what_is_wrong_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.extraction.devices.cores", lambda: 1000)
+    monkeypatch.setattr("featcache.backbones.devices.cores", lambda: 1000)
     result = featcache("doctor", "--quiet")
     assert "warning: computing with 1 thread on 1000 cores" in result.stderr
 

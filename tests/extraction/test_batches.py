@@ -9,7 +9,7 @@ from tiny import tiny_backbone, write_images
 
 from featcache.backbones.pixels import Pixels
 from featcache.backbones.transforms import Transform
-from featcache.extraction import devices
+from featcache.backbones import devices
 from featcache.extraction.batches import batch_size_for, decoding_threads_for
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny import tiny_backbone, write_images
 
-from featcache.extraction import devices
+from featcache.backbones import devices
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract

@@ -146,7 +146,7 @@ def test_the_command_offered_makes_the_cache(shelf: Path) -> None:
 
 
 def test_of_several_the_one_that_auto_gives_here_is_taken(shelf: Path) -> None:
-    from featcache.extraction.devices import resolve_precision
+    from featcache.backbones.devices import resolve_precision
 
     base = _request(shelf, layers=("features.2",))
     made = {precision: extract(replace(base, precision=precision)).cache for precision in ("fp32", "bf16")}

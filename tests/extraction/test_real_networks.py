@@ -113,7 +113,7 @@ def test_features_equal_plain_torchvision(
 def test_rows_come_out_bit_for_bit_at_any_position(cifar_zip: Path, vgg_weights: Path) -> None:
     """Equal means equal: in another order, in other company, in another batch size from 8 on."""
     from featcache.backbones import load_backbone
-    from featcache.extraction.devices import resolve_precision
+    from featcache.backbones.devices import resolve_precision
 
     backbone = load_backbone("vgg16", weights=vgg_weights, weights_dir=Path(), image_size=96)
     images = np.stack(

@@ -156,7 +156,7 @@ def _tried(network: Network, candidate: Chosen, report: Report) -> Speed | None:
         report.warn(f"{error.message}; the next runner is taken")
     except FeatcacheError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a compiler or a converted program may raise
+    except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         report.warn(f"--runner {candidate.runner} cannot compute {network.name}: {reason}; the next runner is taken")
     return None
@@ -207,7 +207,7 @@ def beside(work: Callable[[], Any]) -> Any:
         torch.set_num_threads(threads)
         try:
             done.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - raised again where the result is waited for
+        except BaseException as error:
             done.set_exception(error)
 
     # It does not keep the program from ending.
@@ -248,5 +248,3 @@ def _keep(path: Path, key: str, speeds: Mapping[str, Mapping[str, float]], repor
         publish_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     except CacheUnwritable as error:
         report.warn(f"{error.message}; the speeds of runners are measured anew the next time")
-
-

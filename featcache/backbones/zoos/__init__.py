@@ -145,9 +145,7 @@ def wrapped(network: nn.Module) -> nn.Module:
     return Root(network).eval().requires_grad_(False)
 
 
-def standard_root(
-    network: nn.Module, standard: Callable[[nn.Module, Tensor], Iterator[tuple[str, Any]]]
-) -> nn.Module:
+def standard_root(network: nn.Module, standard: Callable[[nn.Module, Tensor], Iterator[tuple[str, Any]]]) -> nn.Module:
     """A root that computes standard layers by methods of the network, and passes each through a module of its name.
 
     Args:

