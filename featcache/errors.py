@@ -3,6 +3,7 @@
     FeatcacheError
     ├── UnknownName           a backbone, layer, data set, head, ... that does not exist; offers the nearest
     ├── InvalidOption         a value that cannot be used, or two that contradict each other
+    │   └── RunnerUnsuitable  a runner cannot run this network, or computes other numbers
     ├── MissingExtra          an optional package is not installed
     ├── DownloadError         no network, or what came does not match its digest
     ├── SourceError           the images cannot be listed
@@ -74,6 +75,15 @@ def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
 
 class InvalidOption(FeatcacheError):
     """A value that cannot be used here, or two that contradict each other."""
+
+
+class RunnerUnsuitable(InvalidOption):
+    """A runner cannot convert, load or run a network, or computes other numbers than torch does."""
+
+    def __init__(self, runner: str, network: str, reason: str) -> None:
+        super().__init__(
+            f"{runner} cannot run {network}: {reason}", hint="choose another --runner, or leave it to auto"
+        )
 
 
 class MissingExtra(FeatcacheError):
