@@ -3,7 +3,7 @@
     FeatcacheError
     ├── UnknownName           a backbone, layer, data set, head, ... that does not exist; offers the nearest
     ├── InvalidOption         a value that cannot be used, or two that contradict each other
-    │   └── RunnerUnsuitable  what computes cannot compute this network
+    │   └── RunnerUnsuitable  a runner cannot run this network, or computes other numbers
     ├── MissingExtra          an optional package is not installed
     ├── DownloadError         no network, or what came does not match its digest
     ├── SourceError           the images cannot be listed
@@ -79,10 +79,12 @@ class InvalidOption(FeatcacheError):
 
 
 class RunnerUnsuitable(InvalidOption):
-    """A runner cannot compute a network; `--runner auto` takes the next one."""
+    """A runner cannot convert, load or run a network, or computes other numbers than torch does."""
 
-    def __init__(self, runner: str, reason: str) -> None:
-        super().__init__(f"--runner {runner} cannot compute this network: {reason}", hint="leave --runner out")
+    def __init__(self, runner: str, network: str, reason: str) -> None:
+        super().__init__(
+            f"{runner} cannot run {network}: {reason}", hint="choose another --runner, or leave it to auto"
+        )
 
 
 class MissingExtra(FeatcacheError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -174,3 +174,18 @@ def channels_last(module: nn.Module) -> nn.Module:
         if tensor.dim() == 4:
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
+
+
+class _InOrder(nn.Module):
+    def __init__(self, part: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.part, self.names = part, tuple(names)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.part(images)
+        return tuple(outputs[name] for name in self.names)
+
+
+def in_order(part: nn.Module, names: Sequence[str]) -> nn.Module:
+    """A module that gives the outputs of these layers as a tuple, for converters that know no mappings."""
+    return _InOrder(part, names).eval()

@@ -24,7 +24,7 @@ from PIL import Image
 
 from featcache.backbones import devices
 from featcache.backbones.runners import RUNNERS
-from featcache.backbones.runners.compiled_runner import compiler
+from featcache.backbones.runners.compiled import compiler
 from featcache.backbones.transforms import Transform
 from featcache.images.decoding import decode
 

@@ -46,7 +46,7 @@ def runner_of(name: str) -> Runner:
     """The runner of that name. Raises UnknownName."""
     if name not in RUNNERS:
         raise UnknownName("runner", name, RUNNERS)
-    found: Runner = importlib.import_module(f"featcache.backbones.runners.{name}_runner").RUNNER
+    found: Runner = importlib.import_module(f"featcache.backbones.runners.{name}").RUNNER
     return found
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import sys
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 
 from featcache.backbones.probing import first_line
 from featcache.backbones.stem import in_one_precision
+from featcache.backbones.tapping import in_order
 from featcache.errors import MissingExtra, RunnerUnsuitable
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Program:
                 self._compiled, self._network = self._made(), None
             except Exception as error:
                 # Whatever the conversion raises.
-                raise RunnerUnsuitable("openvino", first_line(error)) from error
+                raise RunnerUnsuitable("openvino", "this network", first_line(error)) from error
         # As it lies in memory: no copy.
         values = self._compiled(batch.permute(0, 2, 3, 1).contiguous().numpy())
         return {name: torch.from_numpy(values[number]) for number, name in enumerate(self._layers)}
@@ -79,7 +79,7 @@ class Program:
     def _made(self) -> Any:
         openvino = _openvino()
         assert self._network is not None
-        ordered = _Ordered(self._network, self._layers).eval()
+        ordered = in_order(_ChannelsLast(self._network), self._layers)
         with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
             # The transform's numbers are constants, which is what tracing warns of.
             warnings.simplefilter("ignore")
@@ -94,17 +94,15 @@ class Program:
         return openvino.Core().compile_model(model, "CPU", settings)
 
 
-class _Ordered(nn.Module):
-    """(N, S, S, 3) uint8 -> the layers, one behind the other."""
+class _ChannelsLast(nn.Module):
+    """(N, S, S, 3) uint8, as images lie in memory -> the layers' rows as a mapping."""
 
-    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self.layers = tuple(layers)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        features = self.network(images.permute(0, 3, 1, 2))
-        return tuple(features[name] for name in self.layers)
+    def forward(self, images: Tensor) -> Any:
+        return self.network(images.permute(0, 3, 1, 2))
 
 
 def _openvino() -> Any:

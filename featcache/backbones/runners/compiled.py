@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featcache.backbones.runners.eager_runner import placed
+from featcache.backbones.runners.eager import placed
 from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
