@@ -1,4 +1,4 @@
-"""The layers of a backbone as a table: what `featcache backbones NAME` shows. Kept as JSON, so that a second look is quick."""
+"""The layers of a backbone as a table, as `featcache backbones NAME` shows them; kept as JSON for the next look."""
 
 from __future__ import annotations
 

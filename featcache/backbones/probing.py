@@ -113,7 +113,7 @@ def _grown(shape: Sequence[int], other: Sequence[int]) -> tuple[int, ...] | None
 
 
 def _named(architecture: Architecture, seen: Mapping[Tap, _Reading]) -> Iterator[tuple[str, str, Tap]]:
-    """Each layer's name, type and tap, in the order of the outputs; a standard layer behind the module it is read at."""
+    """Each layer's name, type and tap, in the order of the outputs; a standard layer behind its module."""
     standard: dict[Tap, list[str]] = {}
     for name, tap in architecture.standard.items():
         standard.setdefault(tap, []).append(name)

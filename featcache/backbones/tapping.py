@@ -7,6 +7,7 @@ norms folded into convolutions; it is taken only where its outputs agree.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -57,10 +58,8 @@ class Tapped(nn.Module):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         self._values, self._calls = {}, {}
-        try:
+        with contextlib.suppress(_AllRead):
             self.root(images)
-        except _AllRead:
-            pass
         return {name: self._values[name] for name in self._layers}
 
     def _before(self, name: str, module: nn.Module, arguments: Any) -> None:

@@ -188,7 +188,9 @@ def _require_same(network: Network, rows: Mapping[str, Any], candidate: Chosen) 
     for layer, exact in network.spec.probe.sketches.items():
         cosine = checks.least_cosine([checks.sketch(row) for row in rows[layer]], exact)
         if cosine < checks.OTHER_COSINE:
-            raise RunnerUnsuitable(candidate.runner, network.name, f"layer {layer} has a cosine of {cosine:.5f} to fp32")
+            raise RunnerUnsuitable(
+                candidate.runner, network.name, f"layer {layer} has a cosine of {cosine:.5f} to fp32"
+            )
 
 
 def beside(work: Callable[[], Any]) -> Any:

@@ -260,9 +260,7 @@ class _Ncnn:
 
         def compute(batch: Tensor) -> Mapping[str, Tensor]:
             outputs = program(rows.transform.normalize(batch).contiguous())
-            return {
-                layer.name: layer.pooling.rows(output) for layer, output in zip(rows.layers, outputs, strict=True)
-            }
+            return {layer.name: layer.pooling.rows(output) for layer, output in zip(rows.layers, outputs, strict=True)}
 
         return compute
 

@@ -5,7 +5,8 @@
     hf:facebook/dinov2-small  transformers
     pixels                    no network: the resized images themselves
 
-A zoo builds a network and says what its parts mean; it never decides what a layer is (see `probing`) and computes nothing.
+A zoo builds a network and says what its parts mean; it computes nothing, and what a
+layer is, `probing` decides.
 """
 
 from __future__ import annotations
@@ -17,8 +18,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from torch import Tensor, nn
 
     from featcache.backbones.transforms import Transform
