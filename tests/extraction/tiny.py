@@ -66,6 +66,15 @@ def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+def random_squeezenet() -> dict[str, torch.Tensor]:
+    """The tensors of torchvision's squeezenet1_1, drawn with seed 0."""
+    from torchvision.models import squeezenet1_1
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(squeezenet1_1(weights=None).state_dict())
+
+
 def jpeg(seed: int, side: int = 20) -> bytes:
     """An encoded image, different for every seed."""
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
