@@ -52,6 +52,11 @@ def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> Feat
     return error
 
 
+def one_line(error: BaseException) -> str:
+    """What a library's error says, in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 class UnknownName(FeatcacheError):
     """A name that is not among the known ones; the hint offers the nearest."""
 
