@@ -29,6 +29,7 @@ them once, into two lines on stderr and exit code 1.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -52,6 +53,12 @@ def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> Feat
     error = kind.__new__(kind)
     FeatcacheError.__init__(error, message, hint=hint)
     return error
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of a library's error, without terminal escape codes; its type where it has no text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class UnknownName(FeatcacheError):

@@ -16,14 +16,13 @@ from featcache.backbones.cutting import Build, Cut, cut
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.network import Network, Rows
 from featcache.backbones.options import BackboneOptions
-from featcache.backbones.probing import first_line
 from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
 from featcache.backbones.stem import with_exact_stem
 from featcache.backbones.tapping import Tapped, pruned
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, resolve, selected
 from featcache.backbones.zoos import zoo_of
-from featcache.errors import ExtractionError, InvalidOption
+from featcache.errors import ExtractionError, InvalidOption, one_line
 
 # A traced part must give what the network gives.
 _SAME = 1e-4
@@ -264,7 +263,7 @@ def _run(part: nn.Module, images: Tensor, name: str) -> dict[str, Tensor]:
         # Whatever a network's forward raises.
         side = images.shape[-1]
         raise InvalidOption(
-            f"{name} cannot compute images of {side}x{side}: {first_line(error)}",
+            f"{name} cannot compute images of {side}x{side}: {one_line(error)}",
             hint="choose another --image-size, or an earlier --layer",
         ) from error
 
