@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -302,10 +302,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 def _common_prefixes(names: Iterable[str]) -> list[str]:
     """The dotted prefixes that all names have, the empty one first."""
-    parts = [name.split(".")[:-1] for name in names]
-    common = [shared[0] for shared in zip(*parts, strict=False) if len(set(shared)) == 1]
-    same = next((place for place, shared in enumerate(zip(*parts, strict=False)) if len(set(shared)) > 1), len(common))
-    return ["", *accumulate(f"{part}." for part in common[:same])]
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = takewhile(lambda column: len(set(column)) == 1, columns)
+    return ["", *accumulate(f"{column[0]}." for column in shared)]
 
 
 def _same(one: _Fit, other: _Fit) -> bool:
