@@ -33,7 +33,7 @@ class Family:
 
     pre_logits: Literal["cls", "avg", "cls+avg", "pooler"] = "pooler"
     prefix: int | None = None
-    own_pool: Literal["cls", "avg"] | None = None
+    own_pool: Literal["cls", "avg", "cls+avg"] | None = None
 
 
 _CONVOLUTIONS = Family()
@@ -48,8 +48,8 @@ FAMILIES = {
     "convnextv2": _CONVOLUTIONS,
     "data2vec-vision": Family(prefix=1),
     "deit": Family(pre_logits="cls", prefix=2, own_pool="cls"),
-    "dinov2": Family(pre_logits="cls+avg", prefix=1),
-    "dinov2_with_registers": Family(pre_logits="cls+avg", prefix=1),
+    "dinov2": Family(pre_logits="cls+avg", prefix=1, own_pool="cls+avg"),
+    "dinov2_with_registers": Family(pre_logits="cls+avg", prefix=1, own_pool="cls+avg"),
     # Its first token is the mean of the others, after the norm.
     "dinov3_convnext": Family(prefix=1, own_pool="cls"),
     "dinov3_vit": Family(prefix=1, own_pool="cls"),
