@@ -68,7 +68,7 @@ def break_even(runner: str, backbone: Backbone, precision: str) -> int:
 def resolve_runner(
     said: str, backbone: Backbone, *, device: str, precision: str, images: Callable[[], int], reporter: Reporter
 ) -> str:
-    """One of RUNNERS: what was said, or what pays for so many `images`; eager where torch cannot compile.
+    """The runner: what was said, or what pays for so many `images`; eager where torch cannot compile.
 
     Only CPUs are decided for by themselves: what compiling gains on a GPU has not been measured.
     Raises InvalidOption and MissingExtra where OpenVINO was asked for and cannot compute.
@@ -78,6 +78,8 @@ def resolve_runner(
     runner = _fastest(backbone, device, precision, images) if said == "auto" else said
     if runner == "openvino":
         _require_openvino(device, precision)
+    if runner == "ncnn":
+        raise InvalidOption("networks are not computed with ncnn yet", hint="leave --runner out")
     if runner == "compiled" and device == "cpu" and compiler() is None:
         reporter.warn("there is no C++ compiler, so the network is not compiled: some per cent slower")
         return "eager"

@@ -17,7 +17,7 @@ import PIL
 
 from featcache.backbones.backbone import Backbone
 from featcache.backbones.resampling import Resampler, agrees_with_pillow
-from featcache.errors import ExtractionError, InvalidOption
+from featcache.errors import ExtractionError
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.transfer import stacked
 
@@ -157,10 +157,8 @@ class DeviceResizing(Resizing):
 def resolve_resizing(said: str, backbone: Backbone, device: str, reporter: Reporter) -> Resizing:
     """What `--resize-on` means here: "host", "device", or "auto": a GPU, where it gives the same bytes as Pillow.
 
-    Raises InvalidOption for anything else, ExtractionError where "device" would give other bytes.
+    Raises ExtractionError where "device" would give other bytes.
     """
-    if said not in ("auto", "host", "device"):
-        raise InvalidOption(f"expected --resize-on auto, host or device, got {said!r}")
     idle = device == "cpu" or backbone.stores_bytes
     if said == "host" or (said == "auto" and idle):
         return HostResizing(backbone, device)
