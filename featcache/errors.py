@@ -30,7 +30,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class FeatcacheError(Exception):
@@ -65,10 +65,11 @@ class UnknownName(FeatcacheError):
     """A name that is not among the known ones; the hint offers the nearest."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> None:
-        super().__init__(f"unknown {kind} {name!r}", hint=_nearest(name, sorted(known), listed_by))
+        super().__init__(f"unknown {kind} {name!r}", hint=nearest(name, sorted(known), listed_by=listed_by))
 
 
-def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
+def nearest(name: str, known: Sequence[str], *, listed_by: str | None = None) -> str | None:
+    """A hint for a name that is not among the known ones: the nearest, or all where there are few."""
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)]
     if close:
@@ -92,6 +93,7 @@ class RunnerUnsuitable(InvalidOption):
         super().__init__(
             f"{runner} cannot run {network}: {reason}", hint="choose another --runner, or leave it to auto"
         )
+        self.reason = reason
 
 
 class MissingExtra(FeatcacheError):

@@ -94,7 +94,7 @@ class _Opened:
 def _opened(
     options: BackboneOptions, weights_dir: Path, transform: Transform | None, pools: Mapping[str, str] | None
 ) -> _Opened:
-    name, zoo = options.backbone, zoo_of(options.backbone)
+    name, zoo = options.name, zoo_of(options.name)
     zoo.check(name)
     preset = zoo.transform(name)
     size = transform.image_size if transform is not None else options.image_size or preset.image_size
