@@ -243,8 +243,8 @@ def test_a_converter_that_crashes_is_a_typed_error(converter: Callable[[str], No
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        # One input where ncnn reads two without looking.
-        ("BinaryOp add 1 1 in0 out0 0=0", "ncnn ended with signal SIGSEGV"),
+        # One input where ncnn reads two without looking: most often a segmentation fault.
+        ("BinaryOp subtract 1 1 in0 out0 0=1", "ncnn cannot run Network"),
         # An axis that no image has.
         ("Concat join 1 1 in0 out0 0=7", "output 0 cannot be computed"),
         ("Softmax softmax 1 1 in0 out1", "output 0 cannot be computed"),
