@@ -16,7 +16,6 @@ from featcache.backbones.tapping import channels_last
 from featcache.backbones.transforms import Transform
 from featcache.errors import RunnerUnsuitable
 
-
 if TYPE_CHECKING:
     from featcache.backbones.options import BackboneOptions
 

