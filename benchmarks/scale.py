@@ -142,7 +142,7 @@ def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict
     """Processes at once, from nothing; assembling, which one process does for both, is not counted for two."""
     words = [sys.executable, "-m", "featcache", "extract", "-b", "vgg16", "-d", str(setting.archive)]
     words += ["--weights", str(setting.weights), "--split", "test", "--limit", str(setting.worker_images)]
-    words += ["--precision", "bf16", "--no-compile", "--batch-size", "32", "--json", "--quiet"]
+    words += ["--precision", "bf16", "--runner", "eager", "--batch-size", "32", "--json", "--quiet"]
     words += ["--data-dir", tempfile.mkdtemp(dir=setting.scratch)]
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     began = time.perf_counter()

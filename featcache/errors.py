@@ -29,7 +29,8 @@ them once, into two lines on stderr and exit code 1.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 
 
 class FeatcacheError(Exception):
@@ -54,14 +55,21 @@ def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> Feat
     return error
 
 
+def one_line(error: BaseException) -> str:
+    """The first line of a library's error, without terminal escape codes; its type where it has no text."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 class UnknownName(FeatcacheError):
     """A name that is not among the known ones; the hint offers the nearest."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> None:
-        super().__init__(f"unknown {kind} {name!r}", hint=_nearest(name, sorted(known), listed_by))
+        super().__init__(f"unknown {kind} {name!r}", hint=nearest(name, sorted(known), listed_by=listed_by))
 
 
-def _nearest(name: str, known: list[str], listed_by: str | None) -> str | None:
+def nearest(name: str, known: Sequence[str], *, listed_by: str | None = None) -> str | None:
+    """A hint for a name that is not among the known ones: the nearest, or all where there are few."""
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)]
     if close:
@@ -85,6 +93,7 @@ class RunnerUnsuitable(InvalidOption):
         super().__init__(
             f"{runner} cannot run {network}: {reason}", hint="choose another --runner, or leave it to auto"
         )
+        self.reason = reason
 
 
 class MissingExtra(FeatcacheError):

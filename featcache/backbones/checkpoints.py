@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -49,6 +49,10 @@ _WRAPPED_PARTS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_che
 _PARTS = "all its parts"
 _DEEPEST = 4
 _MOST_EXPECTED = 4
+# Some names (`norm.weight`) match by chance, and with a prefix taken off many do: the least share of the expected names
+# that must match.
+_LEAST = 0.1
+_LEAST_CHANGED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -203,6 +207,11 @@ class _Fit:
         return -len(self.matched), averaged or _is_averaged(self.off), rank, self.without_wrapped, steps
 
     @property
+    def least(self) -> float:
+        """The share of the expected names below which this is chance."""
+        return _LEAST_CHANGED if self.off or self.on or self.without_wrapped else _LEAST
+
+    @property
     def shown(self) -> str:
         names = self.off or "the names as they are"
         return plain(f"{self.key}: {names}" if self.key else names)
@@ -220,15 +229,17 @@ def fit_names(checkpoint: Checkpoint, expected: Collection[str]) -> tuple[Mappin
         expected: the network's own names.
 
     Returns:
-        The tensors by their new names, those that nobody expects among them, with dtypes and shapes as stored; and
+        The tensors by their new names, further ones included, with dtypes and shapes as stored; and
         notes on what was changed. A name that is expected and not in the file is left to the caller.
 
     Raises:
-        WeightsError: no name matches; two prefixes match equally well and their tensors differ; or a tensor that is
-            expected is quantised, complex, sparse or without data.
+        WeightsError: hardly any name matches; two prefixes match equally well and their tensors differ; or a tensor
+            that is expected is quantised, complex, sparse or without data.
     """
     wanted = frozenset(expected)
-    if not wanted or wanted <= checkpoint.tensors.keys():
+    # Of state dicts under keys that say nothing, none is taken without a look at the others.
+    chosen = not checkpoint.others or not _rank(checkpoint.key)[1]
+    if not wanted or (chosen and wanted <= checkpoint.tensors.keys()):
         taken = _Fit(key=checkpoint.key, tensors=checkpoint.tensors, matched=wanted)
     else:
         taken = _best_fit(checkpoint, wanted)
@@ -239,7 +250,8 @@ def fit_names(checkpoint: Checkpoint, expected: Collection[str]) -> tuple[Mappin
 
 def _best_fit(checkpoint: Checkpoint, wanted: frozenset[str]) -> _Fit:
     state_dicts = {checkpoint.key: checkpoint.tensors, **checkpoint.others}
-    fits = [fit for key, tensors in state_dicts.items() for fit in _fits(key, tensors, wanted)]
+    ways = (fit for key, tensors in state_dicts.items() for fit in _fits(key, tensors, wanted))
+    fits = [fit for fit in ways if len(fit.matched) >= fit.least * len(wanted)]
     if not fits:
         raise _nothing_matches(checkpoint, wanted)
     # Of equal ones, that of the state dict that comes first, with the shortest prefix.
@@ -253,12 +265,9 @@ def _best_fit(checkpoint: Checkpoint, wanted: frozenset[str]) -> _Fit:
             f"with different tensors: {listed(shown, separator=' | ')}",
             hint="save the state dict that you mean as a file of its own, without the others",
         )
-    averaged = [
-        fit.off
-        for fit in fits
-        if fit.key == best.key and len(fit.matched) == len(best.matched) and _is_averaged(fit.off) and fit is not best
-    ]
-    return replace(best, instead_of=tuple(dict.fromkeys(averaged)))
+    same_way = [fit for fit in fits if (fit.key, fit.without_wrapped) == (best.key, best.without_wrapped)]
+    averaged = [fit.off for fit in same_way if _is_averaged(fit.off) and len(fit.matched) == len(best.matched)]
+    return replace(best, instead_of=tuple(dict.fromkeys(off for off in averaged if off != best.off)))
 
 
 def _fits(key: str, tensors: _Tensors, wanted: frozenset[str]) -> Iterator[_Fit]:
@@ -293,10 +302,9 @@ def _splits(name: str) -> Iterator[tuple[str, str]]:
 
 def _common_prefixes(names: Iterable[str]) -> list[str]:
     """The dotted prefixes that all names have, the empty one first."""
-    parts = [name.split(".")[:-1] for name in names]
-    common = [shared[0] for shared in zip(*parts, strict=False) if len(set(shared)) == 1]
-    same = next((place for place, shared in enumerate(zip(*parts, strict=False)) if len(set(shared)) > 1), len(common))
-    return ["", *accumulate(f"{part}." for part in common[:same])]
+    columns = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = takewhile(lambda column: len(set(column)) == 1, columns)
+    return ["", *accumulate(f"{column[0]}." for column in shared)]
 
 
 def _same(one: _Fit, other: _Fit) -> bool:
@@ -313,7 +321,7 @@ def _same(one: _Fit, other: _Fit) -> bool:
 
 def _nothing_matches(checkpoint: Checkpoint, wanted: Collection[str]) -> WeightsError:
     return WeightsError(
-        f"{checkpoint.path}: none of its {len(checkpoint.tensors):,} names is one that the network has: got "
+        f"{checkpoint.path}: its {len(checkpoint.tensors):,} names are not the {len(wanted):,} of the network: got "
         f"{listed(checkpoint.tensors, MOST_LISTED)}; expected {listed(sorted(wanted), _MOST_EXPECTED)}",
         hint="these are weights of another network, or of another library's version of it",
     )

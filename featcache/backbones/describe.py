@@ -54,7 +54,7 @@ class Choice:
         text = str(options.weights)
         path = weights_of.is_path(text) and text != "pypi" and not weights_of.is_random(text)
         return cls(
-            backbone=full_name(options.backbone),
+            backbone=full_name(options.name),
             layers=tuple(options.layers),
             pool=options.pool,
             image_size=options.image_size,
@@ -84,7 +84,7 @@ def describe(options: BackboneOptions, *, data_dir: Path) -> BackboneSpec:
         What `open_network` raises.
     """
     options = _in_full(options)
-    if options.backbone == PIXELS:
+    if options.name == PIXELS:
         return pixels_spec(options)
     return stored(options, data_dir=data_dir) or open_network(options, data_dir=data_dir).spec
 
@@ -134,21 +134,21 @@ def open_network(
         ExtractionError: The network is no function of one image.
     """
     options = _in_full(options)
-    if options.backbone == PIXELS:
+    if options.name == PIXELS:
         return pixels_network(pixels_spec(options, transform))
     from featcache.backbones.loading import load
 
     kept = transform is None and pools is None
     before = None if not kept else stored(options, data_dir=data_dir)
     network = load(options, weights_dir=data_dir / "weights", transform=transform, known=before, pools=pools)
+    network.options = options
     if kept and network.spec != before:
         _keep(options, network.spec, network.files, data_dir)
     return network
 
 
 def _in_full(options: BackboneOptions) -> BackboneOptions:
-    name = full_name(options.backbone)
-    return options if name == options.backbone else replace(options, backbone=name)
+    return replace(options, backbone=full_name(options.name))
 
 
 def _keep(options: BackboneOptions, spec: BackboneSpec, files: Sequence[Path], data_dir: Path) -> None:

@@ -93,7 +93,7 @@ def _by_text(head: bytes) -> ForeignKind | None:
         )
     if begin.startswith(("{", "[")):
         return ForeignKind(what=f"a JSON text ({plain(text)})", hint=_AGAIN)
-    return ForeignKind(what=f"a text that begins with {plain(text)!r}", hint=_AGAIN)
+    return ForeignKind(what=f"a text that begins with '{plain(text)}'", hint=_AGAIN)
 
 
 def _text(head: bytes) -> str | None:

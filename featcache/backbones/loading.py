@@ -13,16 +13,16 @@ from torch import Tensor, nn
 
 from featcache.backbones import checks, devices
 from featcache.backbones.cutting import Build, Cut, cut
+from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.network import Network, Rows
 from featcache.backbones.options import BackboneOptions
-from featcache.backbones.probing import first_line
 from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
 from featcache.backbones.stem import with_exact_stem
 from featcache.backbones.tapping import Tapped, pruned
 from featcache.backbones.transforms import HALF, Resize, Transform
 from featcache.backbones.weights import TensorDigests, Weights, resolve, selected
 from featcache.backbones.zoos import zoo_of
-from featcache.errors import ExtractionError, InvalidOption
+from featcache.errors import ExtractionError, InvalidOption, one_line
 
 # A traced part must give what the network gives.
 _SAME = 1e-4
@@ -94,7 +94,7 @@ class _Opened:
 def _opened(
     options: BackboneOptions, weights_dir: Path, transform: Transform | None, pools: Mapping[str, str] | None
 ) -> _Opened:
-    name, zoo = options.backbone, zoo_of(options.backbone)
+    name, zoo = options.name, zoo_of(options.name)
     zoo.check(name)
     preset = zoo.transform(name)
     size = transform.image_size if transform is not None else options.image_size or preset.image_size
@@ -150,13 +150,20 @@ def _filled(chosen: Cut, weights: Weights, build: Build) -> nn.Module:
     root, inside = architecture.root, architecture.inside
     state = root.state_dict()
     wanted = {name: state[inside + name] for name in chosen.tensors}
-    root.load_state_dict(
-        {inside + name: value for name, value in selected(weights, wanted, chosen.name).items()},
-        strict=False,
-        assign=True,
-    )
+    for name, value in selected(weights, wanted, chosen.name).items():
+        _assign(root, inside + name, value)
     _settle(root)
     return root.eval().requires_grad_(False)
+
+
+def _assign(root: nn.Module, name: str, value: Tensor) -> None:
+    """Put a tensor in its place. (`load_state_dict` asks modules that check versions and whole sets of tensors.)"""
+    path, _, attribute = name.rpartition(".")
+    module = root.get_submodule(path)
+    if attribute in module._parameters:
+        module._parameters[attribute] = nn.Parameter(value, requires_grad=False)
+    else:
+        module._buffers[attribute] = value
 
 
 def _computes_with_unsaved_tensors(root: nn.Module) -> bool:
@@ -210,7 +217,8 @@ def checked_network(
         flops_per_image=chosen.flops_per_image,
         notes=_notes(layers),
     )
-    part, outputs = _checked_part(spec, root, chosen, known)
+    with ieee_fp32():
+        part, outputs = _checked_part(spec, root, chosen, known)
     rows = {layer.name: layer.pooling.rows(outputs[layer.name]).float().numpy() for layer in layers}
     sketches = {name: [checks.sketch(row) for row in values] for name, values in rows.items()}
     spec = replace(spec, probe=ProbeOutputs(sketches=sketches, environment=devices.environment()))
@@ -255,7 +263,7 @@ def _run(part: nn.Module, images: Tensor, name: str) -> dict[str, Tensor]:
         # Whatever a network's forward raises.
         side = images.shape[-1]
         raise InvalidOption(
-            f"{name} cannot compute images of {side}x{side}: {first_line(error)}",
+            f"{name} cannot compute images of {side}x{side}: {one_line(error)}",
             hint="choose another --image-size, or an earlier --layer",
         ) from error
 

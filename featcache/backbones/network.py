@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ from featcache.backbones.runners import require_usable, runner_of
 from featcache.backbones.spec import BackboneSpec, Layer
 from featcache.backbones.tapping import channels_last
 from featcache.backbones.transforms import Transform
+from featcache.errors import RunnerUnsuitable
+
+if TYPE_CHECKING:
+    from featcache.backbones.options import BackboneOptions
 
 
 class Rows(nn.Module):
@@ -45,6 +50,8 @@ class Network:
     def __init__(self, spec: BackboneSpec, rows: Rows, files: Sequence[Path] = ()) -> None:
         self.spec = spec
         self.files = tuple(files)
+        #: What it was opened by; None for a module of one's own.
+        self.options: BackboneOptions | None = None
         self._rows = rows
         channels_last(rows.eval().requires_grad_(False))
         self._programs: dict[tuple[str, str, str, int | None], Program] = {}
@@ -78,9 +85,13 @@ class Network:
         chosen = runner_of(runner)
         key = device, precision, runner, batch_size if chosen.one_shape else None
         if key not in self._programs:
+            try:
+                compute = chosen.compute(self._rows, device=device, precision=precision, batch_size=batch_size)
+            except RunnerUnsuitable as error:
+                raise RunnerUnsuitable(runner, self.name, error.reason) from error
             self._programs[key] = Program(
                 self.spec,
-                chosen.compute(self._rows, device=device, precision=precision, batch_size=batch_size),
+                compute,
                 device=device,
                 precision=precision,
                 runner=runner,

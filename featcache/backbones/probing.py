@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from featcache.backbones.zoos import Architecture, Tap
-from featcache.errors import InvalidOption
+from featcache.errors import InvalidOption, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,7 +153,7 @@ class _Pass:
                 root(torch.zeros(batch, 3, image_size, image_size))
         except Exception as error:
             raise InvalidOption(
-                f"the network cannot take images of {image_size}x{image_size}: {first_line(error)}",
+                f"the network cannot take images of {image_size}x{image_size}: {one_line(error)}",
                 hint="leave --image-size out, or choose one nearer to the network's own",
             ) from error
         finally:
@@ -254,11 +254,3 @@ def device_of(root: nn.Module) -> torch.device:
 def first_tensor(value: Any) -> Tensor | None:
     """A module's value: its output where that is a tensor, else the first tensor of a tuple, list or mapping."""
     return next(_tensors(value), None)
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line and without terminal escape codes."""
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__

@@ -15,6 +15,7 @@ import stat
 import warnings
 import zipfile
 from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ _TORCH_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 _OLD_PICKLES = 4
 # Plain records that training scripts store beside tensors. What other functions would return is not guessed.
 _RECORDS = ("numpy.", "collections.", "datetime.", "pathlib.")
+_PLAIN_TYPES = tuple(f"builtins.{kind.__name__}" for kind in (bool, int, float, complex, str, bytes, tuple, list, dict))
+# Classes of mappings: pickle fills their entries in, which torch allows for its own kinds of mapping only.
+_MAPPINGS = ("dict", "Dict", "CfgNode")
 # What torch.save writes for tensors themselves.
 _OF_TENSORS = re.compile(
     r"torch\.(\w+|(_utils|_tensor|storage|serialization|nn\.parameter)\..+)$|collections\.OrderedDict$"
@@ -68,6 +72,13 @@ class StandIn:
 
     def __setstate__(self, state: object) -> None:
         """The object's content is left out."""
+
+
+class MappingStandIn(StandIn):
+    """Lies where a foreign mapping would be, as a mapping of plain Python with the same entries."""
+
+    def __new__(cls, *_: object, **__: object) -> Any:
+        return OrderedDict()
 
 
 def read_weights_file(path: Path) -> WeightsFile:
@@ -251,24 +262,34 @@ def _from_torch(path: Path, *, mmap: bool) -> WeightsFile:
 def _loaded(path: Path, stand_ins: Collection[str], *, mmap: bool) -> Any:
     import torch
 
-    inert: list[Any] = [(type(name, (StandIn,), {"__module__": "stand-in"}), name) for name in stand_ins]
+    inert: list[Any] = [(_stand_in(name), name) for name in stand_ins]
     with _open_now(path), _STAND_INS, warnings.catch_warnings(), torch.serialization.safe_globals(inert):
         # They speak of torch's own storages, to its developers.
         warnings.simplefilter("ignore")
         try:
+            if path.suffix == ".safetensors":
+                # torch.load goes by this ending, and an open file has none. It cannot be mapped.
+                with path.open("rb") as file:
+                    return torch.load(file, map_location="cpu", weights_only=True)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-        except (pickle.UnpicklingError, OSError, MemoryError):
+        except (pickle.UnpicklingError, OSError):
             raise
         except Exception as error:
-            # Whatever a reader of bytes raises where they are not what it expects.
+            # Whatever a reader of bytes raises where they are not what it expects; of a wrong length, MemoryError.
             raise WeightsError(
-                f"{path} is cut short or damaged: reading it ended with {type(error).__name__}",
+                f"{path} is cut short or damaged, or larger than memory: reading it ended with {type(error).__name__}",
                 hint="download or copy it again",
             ) from error
 
 
+def _stand_in(name: str) -> type[StandIn]:
+    return type(name, (MappingStandIn if name.endswith(_MAPPINGS) else StandIn,), {})
+
+
 def _is_record(name: str) -> bool:
-    return name.startswith(_RECORDS) or name.rpartition(".")[2][:1].isupper()
+    *modules, last = name.split(".")
+    is_name = all(part.isidentifier() for part in (*modules, last))
+    return is_name and (name.startswith(_RECORDS) or name in _PLAIN_TYPES or last[0].isupper())
 
 
 def _refused(path: Path, classes: Collection[str]) -> WeightsError:
@@ -309,7 +330,10 @@ def _classes(path: Path) -> tuple[str, ...]:
             else:
                 file.seek(0)
                 found = {name for _ in range(_OLD_PICKLES) for name in _globals(file)}
-        except (ValueError, EOFError, zipfile.BadZipFile):
+        except OSError:
+            raise
+        except Exception:
+            # The opcodes of a damaged file say nothing.
             return ()
     return tuple(sorted(name for name in found if not _OF_TENSORS.match(name)))
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from featcache.backbones import devices
 from featcache.benchmark import ways
@@ -18,6 +18,9 @@ from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Res
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.twins import twins
 from featcache.extraction.reporting import LogReporter, Reporter
+
+if TYPE_CHECKING:
+    from featcache.extraction.request import Runner
 
 Made = TypeVar("Made")
 
@@ -47,7 +50,7 @@ def run_benchmark(
         cold = run_apart(ways.cold, task, inner)
         features = cold.result.features
         # Everybody else computes features as the cache does.
-        task = replace(task, runner=features.runner)
+        task = replace(task, runner=cast("Runner", features.runner))
         told.say(f"2/{_STEPS} cached, warm: one head of {scenario.epochs} epochs")
         warm = run_apart(ways.warm, (task, cold.result.cache), inner)
         told.say(f"3/{_STEPS} end to end as a notebook does it: {_sampled(scenario)}")

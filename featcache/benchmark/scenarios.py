@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from featcache.backbones.options import Pool
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.config import HeadConfig
 
@@ -44,7 +45,7 @@ class Scenario:
     backbone: str = "vgg16"
     weights: str = "default"
     image_size: int | None = None
-    pool: str | None = None
+    pool: Pool | None = None
     splits: tuple[str, ...] | None = None
     images: int
     epochs: int

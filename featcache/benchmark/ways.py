@@ -32,7 +32,7 @@ from featcache.extraction.job import Job
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.plan import selected
 from featcache.extraction.reporting import Reporter
-from featcache.extraction.request import Request
+from featcache.extraction.request import Precision, Request, Runner
 from featcache.extraction.run import Execution, extract, prepared
 from featcache.heads.config import HeadConfig
 from featcache.heads.fit import fit_head
@@ -58,9 +58,9 @@ class Task:
 
     scenario: Scenario
     data_dir: Path
-    runner: str = "auto"
+    runner: Runner = "auto"
 
-    def request(self, images: int, *, precision: str = "auto", dtype: Dtype = "float16") -> Request:
+    def request(self, images: int, *, precision: Precision = "auto", dtype: Dtype = "float16") -> Request:
         """The features of so many images of each split."""
         chosen = self.scenario
         return Request(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.backbones.options import BackboneOptions
 from featcache.cli import completion
 from featcache.cli.commands import command
-from featcache.cli.options import BackboneOptions, Common, ImageOptions, requested
+from featcache.cli.options import Common, requested
 from featcache.cli.printing import (
     human_rows,
     human_seconds,
@@ -24,6 +25,8 @@ from featcache.cli.printing import (
 from featcache.cli.terminal import Terminal
 from featcache.errors import CacheDamaged
 from featcache.extraction.reporting import human_bytes
+from featcache.extraction.request import StorageOptions
+from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry
@@ -104,17 +107,16 @@ def register(app: typer.Typer) -> None:
             )
 
     @command(app, "why", section=_SECTION)
-    def why(what: BackboneOptions, images: ImageOptions, common: Common) -> None:
+    def why(what: BackboneOptions, storage: StorageOptions, images: ImageOptions, common: Common) -> None:
         """Say why `extract` would find its rows, or would not.
 
         Takes the options of `featcache extract` and computes nothing: hit (all rows are there), partial (which are
         new, changed or gone), or miss, with the fields in which the nearest caches differ.
         """
-        from featcache.extraction.request import Request
         from featcache.extraction.why import why
 
         with Terminal(quiet=common.quiet) as terminal:
-            told = why(Request(**requested(what, images, common)), reporter=terminal)
+            told = why(requested(what, storage, images, common), reporter=terminal)
         if common.json:
             print_json(told.to_json())
         else:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
 import sys
@@ -20,6 +19,7 @@ from typing import Any
 
 import typer
 
+from featcache.cli.groups import Group, group_of
 from featcache.cli.printing import flush
 from featcache.cli.sections import SectionedCommand
 from featcache.errors import FeatcacheError
@@ -29,7 +29,7 @@ UNREAD = 141
 
 
 def command(app: typer.Typer, name: str, *, section: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Registers a function as a command whose parameters may be option groups (dataclasses).
+    """Registers a function as a command whose parameters may be groups of options (`cli.groups`).
 
     `section` is where `featcache --help` lists it.
     """
@@ -37,15 +37,12 @@ def command(app: typer.Typer, name: str, *, section: str) -> Callable[[Callable[
     def register(function: Callable[..., None]) -> Callable[..., None]:
         hints = typing.get_type_hints(function, include_extras=True)
         parameters = inspect.signature(function).parameters
-        groups = {key: hints[key] for key in parameters if dataclasses.is_dataclass(hints[key])}
+        groups = {key: group for key in parameters if (group := group_of(hints[key])) is not None}
 
         @functools.wraps(function)
         def run(**values: Any) -> None:
-            folded = {
-                key: group(**{field.name: values.pop(field.name) for field in dataclasses.fields(group)})
-                for key, group in groups.items()
-            }
-            with _translated(debug=any(getattr(group, "debug", False) for group in folded.values())):
+            with _translated(debug=bool(values.get("debug"))):
+                folded = {key: group.folded(values) for key, group in groups.items()}
                 function(**values, **folded)
 
         # What typer reads the options from.
@@ -56,25 +53,15 @@ def command(app: typer.Typer, name: str, *, section: str) -> Callable[[Callable[
 
 
 def _unfolded(
-    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], groups: Mapping[str, Any]
+    parameters: Mapping[str, inspect.Parameter], hints: Mapping[str, Any], groups: Mapping[str, Group]
 ) -> inspect.Signature:
     flat: list[inspect.Parameter] = []
     for key, parameter in parameters.items():
-        if key not in groups:
+        if key in groups:
+            flat += groups[key].parameters()
+        else:
             flat.append(parameter.replace(annotation=hints[key], kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        kinds = typing.get_type_hints(groups[key], include_extras=True)
-        flat += [
-            inspect.Parameter(
-                field.name, inspect.Parameter.KEYWORD_ONLY, default=_default(field), annotation=kinds[field.name]
-            )
-            for field in dataclasses.fields(groups[key])
-        ]
     return inspect.Signature(flat)
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    return inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
 
 
 @contextmanager

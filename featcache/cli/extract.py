@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.backbones.options import BackboneOptions
 from featcache.cli.commands import command
-from featcache.cli.options import (
-    BackboneOptions,
-    BackbonesOptions,
-    Common,
-    ImageOptions,
-    RunOptions,
-    TogetherOptions,
-    number_or_auto,
-    requested,
-)
+from featcache.cli.groups import Without
+from featcache.cli.options import Common, requested
 from featcache.cli.printing import human_rows, human_seconds, print_json, print_line, print_pairs
 from featcache.cli.terminal import Terminal
+from featcache.extraction.execution import Cluster, Execution
 from featcache.extraction.reporting import human_bytes
+from featcache.extraction.request import Request, StorageOptions
+from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
-    from featcache.extraction.request import Request
     from featcache.extraction.result import Extraction
-    from featcache.extraction.run import Execution
 
 
 def register(app: typer.Typer) -> None:
@@ -33,25 +27,28 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "extract", section="From images to a head")
     def extract(
-        what: BackbonesOptions, images: ImageOptions, how: RunOptions, together: TogetherOptions, common: Common
+        what: list[BackboneOptions],
+        storage: StorageOptions,
+        images: ImageOptions,
+        how: Execution,
+        cluster: Cluster,
+        common: Common,
     ) -> None:
         """Run frozen backbones over images once, and cache their features.
 
         Rows that a cache or an unfinished extraction already holds are never computed again: the same command,
         run again after an interruption, goes on where it stopped, and is done at once when all is there.
         """
-        from featcache.extraction.request import Request
         from featcache.extraction.run import extract, extract_each
 
-        execution = _execution(how, together)
-        requests = [Request(**requested(one, images, common)) for one in what.each()]
+        requests = [requested(one, storage, images, common) for one in what]
         with Terminal(quiet=common.quiet) as terminal:
-            if together.engine == "ray":
-                done = [_on_ray(one, execution, together, terminal) for one in requests]
+            if cluster.engine == "ray":
+                done = [_on_ray(one, how, cluster, terminal) for one in requests]
             elif len(requests) == 1:
-                done = [extract(requests[0], execution, reporter=terminal)]
+                done = [extract(requests[0], how, reporter=terminal)]
             else:
-                done = list(extract_each(requests, execution, reporter=terminal))
+                done = list(extract_each(requests, how, reporter=terminal))
         if common.json:
             answers = [extraction.to_json() for extraction in done]
             print_json(answers[0] if len(answers) == 1 else {"extractions": answers})
@@ -59,54 +56,32 @@ def register(app: typer.Typer) -> None:
             _show_all(done)
 
     @command(app, "assemble", section="From images to a head")
-    def assemble(what: BackboneOptions, images: ImageOptions, how: RunOptions, common: Common) -> None:
+    def assemble(
+        what: BackboneOptions,
+        storage: StorageOptions,
+        images: ImageOptions,
+        how: Annotated[Execution, Without("shard")],
+        common: Common,
+    ) -> None:
         """Write the cache of an extraction that was done in shards.
 
         Takes the options that the shards were given. Nothing is computed: rows that are missing are an error.
         """
-        from featcache.extraction.request import Request
         from featcache.extraction.run import assemble
 
         with Terminal(quiet=common.quiet) as terminal:
-            done = assemble(Request(**requested(what, images, common)), _execution(how), reporter=terminal)
+            done = assemble(requested(what, storage, images, common), how, reporter=terminal)
         if common.json:
             print_json(done.to_json())
         else:
             _show(done)
 
 
-def _execution(how: RunOptions, together: TogetherOptions | None = None) -> Execution:
-    from featcache.extraction.run import Execution
-    from featcache.extraction.shares import Shard
+def _on_ray(request: Request, execution: Execution, cluster: Cluster, terminal: Terminal) -> Extraction:
+    from featcache.extraction.ray_engine import extract_on_ray
 
-    shard = together.shard if together is not None else None
-    if shard is not None and together is not None and together.engine != "local":
+    if execution.shard is not None:
         raise typer.BadParameter("a cluster cuts the work itself: leave one of --shard and --engine out")
-    return Execution(
-        device=how.device,
-        batch_size=number_or_auto(how.batch_size, "--batch-size"),
-        workers=number_or_auto(how.workers, "--workers"),
-        part_rows=how.part_rows,
-        resize_on=how.resize_on,
-        on_error=how.on_error,
-        wait=not how.no_wait,
-        rehash=how.rehash,
-        min_cosine=how.min_cosine,
-        shard=None if shard is None else Shard.parse(shard),
-        shard_rows=how.shard_rows,
-    )
-
-
-def _on_ray(request: Request, execution: Execution, together: TogetherOptions, terminal: Terminal) -> Extraction:
-    from featcache.extraction.ray_engine import Cluster, extract_on_ray
-
-    cluster = Cluster(
-        address=together.address,
-        gpus_per_task=together.gpus_per_task,
-        cpus_per_task=together.cpus_per_task,
-        max_parallel=together.max_parallel,
-        deadline_s=together.task_deadline,
-    )
     return extract_on_ray(request, execution, cluster, reporter=terminal)
 
 

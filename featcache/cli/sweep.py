@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from featcache.backbones.options import BackboneOptions
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import BackboneOptions, Common, FeatureMemory, ImageOptions, in_bytes, number_or_auto
+from featcache.cli.options import Common, FeatureMemory, in_bytes, number_or_auto
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
-from featcache.cli.train import HeadOptions, every_layer, find
+from featcache.cli.train import HeadOptions, Wanted, every_layer, find
+from featcache.extraction.request import StorageOptions
+from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
     from featcache.heads import Sweep
@@ -97,9 +100,11 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--concat", help="Read all layers, side by side.", rich_help_panel=_CACHE)
         ] = False,
         *,
+        context: typer.Context,
         which: SweepOptions,
         head: HeadOptions,
         what: BackboneOptions,
+        storage: StorageOptions,
         images: ImageOptions,
         common: Common,
     ) -> None:
@@ -116,9 +121,10 @@ def register(app: typer.Typer) -> None:
         grid, shots = parse_grid(which.grid or ()), _whole_numbers(which.shots)
         options = asdict(head)
         with Terminal(quiet=common.quiet) as terminal:
-            found = find(cache, what, images, common)
+            wanted = Wanted.of(context, what, storage, images, common)
+            found = find(cache, wanted)
             others = [matching.by_name(common.features_dir, name).path for name in beside or ()]
-            layer = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
+            layer = wanted.request.layers or (every_layer([found.path, *others]) if concat else found.layers)
             done = sweep(
                 found.path,
                 grid=grid,

@@ -10,19 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.backbones.options import BackboneOptions
 from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.options import (
-    BackboneOptions,
-    Common,
-    FeatureMemory,
-    ImageOptions,
-    in_bytes,
-    number_or_auto,
-    requested,
-)
+from featcache.cli.options import Common, FeatureMemory, in_bytes, number_or_auto, requested
 from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
 from featcache.cli.terminal import Terminal
+from featcache.config import options_of
+from featcache.extraction.request import Request, StorageOptions
+from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
     from featcache.extraction.matching import Found
@@ -210,6 +206,7 @@ def register(app: typer.Typer) -> None:
         context: typer.Context,
         head: HeadOptions,
         what: BackboneOptions,
+        storage: StorageOptions,
         images: ImageOptions,
         common: Common,
     ) -> None:
@@ -232,7 +229,8 @@ def register(app: typer.Typer) -> None:
                 run = _resumed(resume, context, common, running)
             else:
                 known = None if recipe is None else _recipe(recipe)
-                options = _chosen(cache, beside or (), known, context, head, what, images, common, concat=concat)
+                wanted = Wanted.of(context, what, storage, images, common)
+                options = _chosen(cache, beside or (), known, context, head, wanted, concat=concat)
                 if known is not None and (doubt := known.width_doubt(_width(options))):
                     terminal.warn(doubt)
                 settings = {"threads": number_or_auto(threads, "--threads"), "tensorboard": tensorboard}
@@ -270,45 +268,69 @@ def _chosen(
     recipe: Recipe | None,
     context: typer.Context,
     head: HeadOptions,
-    what: BackboneOptions,
-    images: ImageOptions,
-    common: Common,
+    wanted: Wanted,
     *,
     concat: bool,
 ) -> dict[str, Any]:
     """What is trained on what, as `featcache.train_head` takes it."""
     from featcache.extraction import matching
 
-    found = find(cache, what, images, common, recipe)
-    others = [matching.by_name(common.features_dir, name).path for name in beside]
-    layers = what.layer or (every_layer([found.path, *others]) if concat else found.layers)
+    found = find(cache, wanted, recipe)
+    others = [matching.by_name(wanted.request.features_dir, name).path for name in beside]
+    layers = wanted.request.layers or (every_layer([found.path, *others]) if concat else found.layers)
     settings = asdict(head) | ({} if recipe is None else _left_to(recipe, context))
     return {"cache": found.path, "beside": others, "layer": layers, **settings}
 
 
-def find(
-    cache: str | None, what: BackboneOptions, images: ImageOptions, common: Common, recipe: Recipe | None = None
-) -> Found:
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which cache the options describe, and which of them stand on the command line."""
+
+    request: Request
+    said: frozenset[str]
+
+    @classmethod
+    def of(
+        cls,
+        context: typer.Context,
+        what: BackboneOptions,
+        storage: StorageOptions,
+        images: ImageOptions,
+        common: Common,
+    ) -> Wanted:
+        """From the groups of a command."""
+        names = [field.name for field in options_of(Request)]
+        return cls(request=requested(what, storage, images, common), said=frozenset(_said(context, names)))
+
+    def completed(self, recipe: Recipe) -> Request:
+        """The request with a recipe's backbone and size where nothing else is said. Raises InvalidOption."""
+        if "backbone" in self.said:
+            recipe.require_backbone(self.request.backbone_name)
+        size = recipe.input.image_size if self.request.image_size is None else self.request.image_size
+        return replace(self.request, backbone=recipe.backbone, image_size=size)
+
+
+def find(cache: str | None, wanted: Wanted, recipe: Recipe | None = None) -> Found:
     """The cache that is meant: by name, by options, or the only one there is.
 
     A recipe says backbone and size where nothing else does. Raises CacheError, or InvalidOption for a cache that
     contradicts the recipe.
     """
     from featcache.extraction import matching
-    from featcache.extraction.request import Request
 
+    shelf = wanted.request.features_dir
     # A layer may be chosen from any cache.
-    said_nothing = replace(what, layer=None) == BackboneOptions() and images == ImageOptions()
+    said_nothing = not wanted.said - {"layers"}
     if cache is not None:
         if not said_nothing:
             raise typer.BadParameter("say which cache by its name or by options, not both", param_hint="cache")
-        found = matching.by_name(common.features_dir, cache)
+        found = matching.by_name(shelf, cache)
         if recipe is not None:
             recipe.require_backbone(_backbone_of(found))
         return found
-    wanted = None if recipe is None else recipe.backbone
-    only = matching.only_cache(common.features_dir, wanted) if said_nothing else None
-    return only or matching.by_request(Request(**requested(_completed(what, recipe), images, common)))
+    backbone = None if recipe is None else recipe.backbone
+    only = matching.only_cache(shelf, backbone) if said_nothing else None
+    return only or matching.by_request(wanted.request if recipe is None else wanted.completed(recipe))
 
 
 def _recipe(name: str) -> Recipe:
@@ -339,15 +361,6 @@ def _said(context: typer.Context, names: Iterable[str]) -> set[str]:
     """Which of these parameters were said on the command line."""
     sources = {name: context.get_parameter_source(name) for name in names}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def _completed(what: BackboneOptions, recipe: Recipe | None) -> BackboneOptions:
-    if recipe is None:
-        return what
-    if what.backbone is not None:
-        recipe.require_backbone(what.backbone)
-    size = recipe.input.image_size if what.image_size is None else what.image_size
-    return replace(what, backbone=recipe.backbone, image_size=size)
 
 
 def _backbone_of(found: Found) -> str:

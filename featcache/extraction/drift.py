@@ -20,9 +20,6 @@ from featcache.cache.spec import Json
 from featcache.cache.splits import CachedSplit
 from featcache.errors import ExtractionError
 
-# bf16 has 8 bits of mantissa: VGG16 keeps a cosine of 0.9999, Inception v3 one above 0.999, and with either a head's
-# accuracy moves by no more than its own seeds do. Whatever falls below is no longer the same feature.
-LEAST_COSINE = 0.999
 # fp32 by another runner or on another device rounds in another order and no more.
 LEAST_IN_FP32 = 0.9999
 # Rounding noise, not a feature: nobody is invited to accept that.

@@ -19,6 +19,7 @@ from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.cache.writer import serves
+from featcache.config import command_words
 from featcache.errors import CacheError, CacheIncomplete, CacheNotFound, FeatcacheError
 from featcache.extraction.behaviour import settled_behaviour, without_behaviour
 from featcache.extraction.plan import described_augmentation, spec_of
@@ -214,31 +215,7 @@ def _layers(request: Request, entry: CacheEntry) -> tuple[str, ...] | None:
 def as_command(request: Request) -> str:
     """The `featcache extract` that makes this cache."""
     words = ["featcache", "extract", "--backbone", request.backbone_name, "--dataset", request.origin]
-    for layer in request.layers:
-        words += ["--layer", layer]
-    for split in request.splits or ():
-        words += ["--split", split]
-    defaults = Request(dataset=request.dataset, backbone=request.backbone)
-    for option in (
-        "pool",
-        "image_size",
-        "resize",
-        "normalize",
-        "weights",
-        "dtype",
-        "precision",
-        "views",
-        "view_seed",
-        "limit",
-        "select_seed",
-    ):
-        value = getattr(request, option)
-        if value != getattr(defaults, option):
-            words += [f"--{option.replace('_', '-')}", str(value)]
-    if request.runner != defaults.runner:
-        words += ["--runner", request.runner]
-    if not request.view_flip:
-        words.append("--no-view-flip")
-    if request.data_dir != defaults.data_dir:
+    words += command_words(request, without=("backbone", "dataset"))
+    if request.data_dir != Request().data_dir:
         words += ["--data-dir", str(request.data_dir)]
     return shlex.join(words)

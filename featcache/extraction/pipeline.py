@@ -67,9 +67,16 @@ class _Decoded:
 class Pipeline:
     """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
 
-    `program` computes; None for a pipeline that only decodes, which needs `resizing`. `stages` notes what the consumer
-    of `rows` waited for. `augmentation` and `view_seed` say which views of an image there are, `resizing` where images are resized (None: on
-    the host). `decoder` may be shared with other pipelines.
+    Args:
+        source: Where images are read.
+        program: What computes; None for a pipeline that only decodes, which needs `resizing`.
+        dtype: The storage type of the rows.
+        batch_size: Images per forward pass, at most.
+        workers: Threads that decode.
+        augmentation, view_seed: Which views of an image there are.
+        resizing: Where images are resized; None: on the host.
+        stages: Notes what the consumer of `rows` waited for.
+        decoder: May be shared with other pipelines.
     """
 
     source: ImageSource

@@ -21,11 +21,13 @@ from typing import Any
 
 from featcache.cache.plan import discard_marks, mark_path
 from featcache.errors import ExtractionError, FeatcacheError, InvalidOption, MissingExtra
+from featcache.extraction.execution import Cluster as Cluster
+from featcache.extraction.execution import Execution
 from featcache.extraction.job import Job
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
-from featcache.extraction.run import Execution, prepared
+from featcache.extraction.run import prepared
 from featcache.extraction.shares import Units
 from featcache.images.sources import ImageSource
 
@@ -33,29 +35,6 @@ _TRIES = 3
 # So many tasks beyond the slots there are: a worker that is done never waits for the driver.
 _QUEUED_PER_SLOT = 2
 _LOOK_EVERY_S = 1.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """Where and how wide.
-
-    `address`: of a running Ray cluster, "auto" for the one here; None starts one on this machine.
-    `cpus_per_task` are a task's threads, too; `max_parallel` tasks run at once at most (None: as many as fit).
-    `deadline_s`: after so many seconds a task counts as hung. Raises InvalidOption.
-    """
-
-    address: str | None = None
-    gpus_per_task: float = 0.0
-    cpus_per_task: int = 1
-    max_parallel: int | None = None
-    deadline_s: float = 1800.0
-
-    def __post_init__(self) -> None:
-        fewest = 1 if self.max_parallel is None else self.max_parallel
-        if self.cpus_per_task < 1 or self.gpus_per_task < 0 or fewest < 1 or self.deadline_s <= 0:
-            raise InvalidOption(
-                "expected at least 1 CPU and 0 GPUs a task, at least 1 task at once, and a deadline above 0 s"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

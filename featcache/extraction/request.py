@@ -1,94 +1,104 @@
-"""What somebody asks for: which images, through which backbone, kept how. Frozen, and it checks itself."""
+"""What is asked for: which images, through which backbone, stored how. Frozen, and it checks itself."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Annotated, ClassVar, Literal
 
 from featcache.backbones.options import BackboneOptions
 from featcache.cache.spec import Selection
-from featcache.errors import InvalidOption, UnknownName
-from featcache.images.sources import SPLITS, ImageSource, origin_of
+from featcache.config import Option, check
+from featcache.errors import InvalidOption
+from featcache.images.options import ImageOptions
 
-if TYPE_CHECKING:
-    from featcache.backbones.network import Network
-
-#: What computes a network: torch as it is, a program of torch.compile, or one of OpenVINO.
-RUNNERS = ("eager", "compiled", "openvino", "ncnn")
-
-OnError = Literal["fail", "skip"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Runner = Literal["auto", "eager", "compiled", "openvino", "ncnn"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
-    """The options of `featcache extract`, as they were said; None and "auto" stand for what was left out.
+class StorageOptions:
+    """How features are computed and stored, and how many rows an image has. "auto" stands for what was left out.
 
-    `dataset`: a set's name, a path, or an ImageSource. `backbone`: a name, or a Network of one's own.
-    `dtype`: how features are stored, "float16" or "float32". `limit`: images per split. `views`: rows per train
-    image, the first of them plain, the others augmented as `view_seed` says, and mirrored only with `view_flip`.
-    Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
+    Raises InvalidOption.
     """
 
-    dataset: str | Path | ImageSource = "cifar10"
-    backbone: str | Network = "vgg16"
-    layers: tuple[str, ...] = ()
-    pool: str | None = None
-    image_size: int | None = None
-    resize: Literal["squash", "crop"] = "squash"
-    normalize: str | None = None
-    weights: str | Path = "default"
-    dtype: str | None = None
-    precision: str = "auto"
-    runner: str = "auto"
-    views: int = 1
-    view_seed: int = 0
-    view_flip: bool = True
-    splits: tuple[str, ...] | None = None
-    limit: int | None = None
-    select_seed: int = 0
-    data_dir: Path = field(default_factory=lambda: Path("data"))
+    PANEL: ClassVar[str] = "Which features"
+
+    dtype: Annotated[
+        Literal["float16", "float32"] | None, Option(help="How features are stored.", default="float16")
+    ] = None
+    precision: Annotated[
+        Precision,
+        Option(help="auto, fp32, bf16, or fp16: how features are computed.", metavar="<precision>"),
+    ] = "auto"
+    runner: Annotated[
+        Runner,
+        Option(
+            help="What computes: torch as it is (eager), compiled first (a minute), OpenVINO (CPUs, an extra, a second "
+            "to start), or ncnn (CPUs, an extra). auto: the fastest for so many images.",
+            metavar="<runner>",
+        ),
+    ] = "auto"
+    views: Annotated[
+        int,
+        Option(
+            help="Rows per train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
+            "trained on the cache sees these and no more; 1: no augmentation.",
+            metavar="<views>",
+            least=1,
+        ),
+    ] = 1
+    view_seed: Annotated[int, Option(help="Which crops, mirrors and colours.", metavar="<seed>")] = 0
+    view_flip: Annotated[
+        bool,
+        Option(
+            help="Whether views may be mirrored; not for digits, text and what else has a left and a right.",
+            flags=("--view-flip/--no-view-flip",),
+        ),
+    ] = True
 
     def __post_init__(self) -> None:
-        if self.resize not in ("squash", "crop"):
-            raise InvalidOption(f"expected --resize squash or crop, got {self.resize!r}")
-        if self.dtype not in (None, "float16", "float32"):
-            raise InvalidOption(f"expected --dtype float16 or float32, got {self.dtype!r}")
-        if self.runner not in ("auto", *RUNNERS):
-            raise InvalidOption(f"expected --runner auto, {', '.join(RUNNERS)}, got {self.runner!r}")
-        for name in ("limit", "image_size", "views"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
-        for split in self.splits or ():
-            if split not in SPLITS:
-                raise UnknownName("split", split, SPLITS)
-        if self.views > 1 and self.splits and "train" not in self.splits:
-            raise InvalidOption(
-                f"only train images have views, and --split asks for {', '.join(self.splits)}",
-                hint="leave --views out, or add --split train",
-            )
+        check(self)
         if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
                 f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only row "
                 "of an image is the plain one",
                 hint="ask for some, for example --views 4",
             )
-        # An order or a repetition means nothing here: equal requests are equal.
-        ordered = tuple(split for split in SPLITS if split in self.splits) if self.splits else None
-        object.__setattr__(self, "splits", ordered)
-        object.__setattr__(self, "layers", tuple(dict.fromkeys(self.layers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request(StorageOptions, BackboneOptions, ImageOptions):
+    """The options of `featcache extract` that say what a cache holds, and the folder it lies under.
+
+    Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
+    """
+
+    data_dir: Path = field(default_factory=lambda: Path("data"))
+
+    def __post_init__(self) -> None:
+        for options in (ImageOptions, BackboneOptions, StorageOptions):
+            options.__post_init__(self)
+        if self.views > 1 and self.splits and "train" not in self.splits:
+            raise InvalidOption(
+                f"only train images have views, and --split asks for {', '.join(self.splits)}",
+                hint="leave --views out, or add --split train",
+            )
         object.__setattr__(self, "data_dir", Path(self.data_dir))
 
     @property
     def backbone_name(self) -> str:
-        return self.backbone if isinstance(self.backbone, str) else self.backbone.name
+        """The backbone's name, as it is given."""
+        return self.name
 
     @property
     def backbone_options(self) -> BackboneOptions:
-        """The part of the options that a backbone's description depends on."""
+        """The part of the options that a backbone's description depends on; of a Network those it was opened by."""
+        if not isinstance(self.backbone, str):
+            return self.backbone.options or BackboneOptions(backbone=self.backbone.name)
         return BackboneOptions(
-            backbone=self.backbone_name,
+            backbone=self.backbone,
             layers=self.layers,
             pool=self.pool,
             image_size=self.image_size,
@@ -120,8 +130,10 @@ class Request:
     @property
     def origin(self) -> str:
         """What names the set in a selection: its name, or the absolute path; nothing is opened."""
-        if isinstance(self.dataset, ImageSource):
+        if not isinstance(self.dataset, str | Path):
             return self.dataset.origin
+        from featcache.images.sources import origin_of
+
         return origin_of(self.dataset)
 
     @property

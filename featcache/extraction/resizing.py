@@ -18,7 +18,7 @@ import PIL
 from featcache.backbones.resampling import Resampler, agrees_with_pillow
 from featcache.backbones.spec import BackboneSpec
 from featcache.backbones.transforms import Transform
-from featcache.errors import ExtractionError, InvalidOption
+from featcache.errors import ExtractionError
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.transfer import stacked
 
@@ -157,10 +157,8 @@ class DeviceResizing(Resizing):
 def resolve_resizing(asked: str, backbone: BackboneSpec, device: str, reporter: Reporter) -> Resizing:
     """What `--resize-on` means here: "host", "device", or "auto": a GPU, where it gives the same bytes as Pillow.
 
-    Raises InvalidOption for anything else, ExtractionError where "device" would give other bytes.
+    Raises ExtractionError where "device" would give other bytes.
     """
-    if asked not in ("auto", "host", "device"):
-        raise InvalidOption(f"expected --resize-on auto, host or device, got {asked!r}")
     idle = device == "cpu" or backbone.stores_bytes
     if asked == "host" or (asked == "auto" and idle):
         return HostResizing(backbone.transform, device)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from featcache.backbones.describe import describe
 from featcache.errors import InvalidOption
 from featcache.extraction.computing import Computer
-from featcache.extraction.drift import LEAST_COSINE
+from featcache.extraction.execution import Execution as Execution
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
 from featcache.extraction.plan import part_rows_for
@@ -18,49 +18,9 @@ from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
-from featcache.extraction.shares import Shard
 from featcache.extraction.turns import side_by_side
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
-
-
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How an extraction runs: nothing here changes a feature. None stands for auto.
-
-    `on_error`: "fail" at the first image that cannot be used, or "skip" and list it. `wait`: for somebody else
-    who writes the same cache. `rehash`: read every image, also those that look unchanged. `shard`: compute only this
-    share of the rows, and leave it to `assemble` to write the cache. `shard_rows`: write it in files of so many rows.
-    `resize_on`: "host", "device", or "auto". `min_cosine`: the least cosine to fp32 that a lower precision may have;
-    below it the extraction stops. Raises InvalidOption.
-    """
-
-    device: str = "auto"
-    batch_size: int | None = None
-    workers: int | None = None
-    part_rows: int | None = None
-    resize_on: str = "auto"
-    on_error: str = "fail"
-    wait: bool = True
-    rehash: bool = False
-    min_cosine: float = LEAST_COSINE
-    shard: Shard | None = None
-    shard_rows: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.on_error not in ("fail", "skip"):
-            raise InvalidOption(f"expected --on-error fail or skip, got {self.on_error!r}")
-        if not -1 <= self.min_cosine <= 1:
-            raise InvalidOption(f"expected --min-cosine between -1 and 1, got {self.min_cosine}")
-        for name in ("batch_size", "workers", "part_rows", "shard_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
-
-    @property
-    def threads(self) -> int:
-        """Threads that read images before anything is computed: they wait for the disk as much as they hash."""
-        return self.workers or 2
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:

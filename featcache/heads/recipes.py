@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.config import HeadConfig
@@ -23,7 +23,7 @@ class InputSettings:
     """
 
     image_size: int | None = None
-    normalize: str = "weights"
+    normalize: Literal["weights", "half"] = "weights"
 
 
 @dataclass(frozen=True, kw_only=True)

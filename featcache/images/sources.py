@@ -19,11 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import SourceError
+from featcache.images.options import SPLITS as SPLITS
 from featcache.images.samples import Sample as Sample
 from featcache.images.samples import SampleColumns, Samples
-
-SPLITS = ("train", "val", "test")
-"""The splits there can be, in the order in which they stand everywhere."""
 
 UNLABELLED = -1
 """The label of a sample whose class is not known."""

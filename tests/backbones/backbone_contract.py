@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import Network
+from featcache.backbones.program import Program
+from featcache.backbones.spec import BackboneSpec
 
 
 def some_images(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -14,50 +16,71 @@ def some_images(count: int, side: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
+def batch_of(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
+    """Features of a batch, filled up with black images as an extraction does it: {layer: (n, D)}."""
+    padded = np.zeros((program.padded(len(images)), *images.shape[1:]), np.uint8)
+    padded[: len(images)] = images
+    return {name: rows[: len(images)] for name, rows in program.features(padded).items()}
+
+
 class BackboneContract:
-    """Subclass it and give the fixture `backbone`."""
+    """Subclass it and give the fixture `network`."""
 
     @pytest.fixture
-    def backbone(self) -> Backbone:
+    def network(self) -> Network:
         raise NotImplementedError
 
-    def test_gives_one_row_per_image_of_the_width_it_declares(self, backbone: Backbone) -> None:
-        features = backbone.features(some_images(2, backbone.transform.image_size))
+    @pytest.fixture
+    def program(self, network: Network) -> Program:
+        return network.on("cpu", "uint8" if network.spec.stores_bytes else "fp32")
+
+    def test_gives_one_row_an_image_of_the_width_it_declares(self, network: Network, program: Program) -> None:
+        features = program.features(some_images(2, network.spec.transform.image_size))
         assert {name: tuple(rows.shape) for name, rows in features.items()} == {
-            layer.name: (2, layer.feature_dim) for layer in backbone.layers
+            layer.name: (2, layer.feature_dim) for layer in network.spec.layers
         }
 
-    def test_is_deterministic_and_sees_the_image(self, backbone: Backbone) -> None:
-        images = some_images(2, backbone.transform.image_size)
-        first, again = backbone.features(images), backbone.features(images)
+    def test_is_deterministic_and_sees_the_image(self, network: Network, program: Program) -> None:
+        images = some_images(2, network.spec.transform.image_size)
+        first, again = program.features(images), program.features(images)
         for name, rows in first.items():
             assert np.array_equal(rows.numpy(), again[name].numpy())
             assert not np.array_equal(rows[0].numpy(), rows[1].numpy())
 
-    def test_takes_images_that_are_on_the_device_already(self, backbone: Backbone) -> None:
-        images = some_images(3, backbone.transform.image_size)
-        there = backbone.features(torch.from_numpy(images))
-        for name, rows in backbone.features(images).items():
+    def test_takes_images_that_are_on_the_device_already(self, network: Network, program: Program) -> None:
+        images = some_images(3, network.spec.transform.image_size)
+        there = program.features(torch.from_numpy(images))
+        for name, rows in program.features(images).items():
             assert torch.equal(rows, there[name])
 
-    def test_is_in_eval_mode(self, backbone: Backbone) -> None:
-        part = getattr(backbone, "_normalised", None)
-        assert part is None or not any(module.training for module in part.modules())
+    def test_is_in_eval_mode(self, network: Network) -> None:
+        assert not any(module.training for module in network.module().eval().modules())
 
-    def test_needs_no_gradient(self, backbone: Backbone) -> None:
-        features = backbone.features(some_images(1, backbone.transform.image_size))
+    def test_needs_no_gradient(self, network: Network, program: Program) -> None:
+        features = program.features(some_images(1, network.spec.transform.image_size))
         assert not any(rows.requires_grad for rows in features.values())
 
-    def test_a_row_does_not_depend_on_its_company(self, backbone: Backbone) -> None:
-        images = some_images(8, backbone.transform.image_size)
-        turned = backbone.features(np.ascontiguousarray(images[::-1]))
-        for name, rows in backbone.features(images).items():
+    def test_a_row_does_not_depend_on_its_place_in_the_batch(self, network: Network, program: Program) -> None:
+        images = some_images(8, network.spec.transform.image_size)
+        turned = batch_of(program, np.ascontiguousarray(images[::-1]))
+        for name, rows in batch_of(program, images).items():
             assert np.array_equal(rows.numpy(), turned[name].numpy()[::-1])
 
-    def test_resizes_any_image_to_its_own_size(self, backbone: Backbone) -> None:
-        side = backbone.transform.image_size
+    def test_resizes_any_image_to_its_own_size(self, network: Network) -> None:
+        side = network.spec.transform.image_size
         for shape in ((5, 9, 3), (side, side, 3), (301, 40, 3)):
-            resized = backbone.resize(np.full(shape, 77, np.uint8))
+            resized = network.resize(np.full(shape, 77, np.uint8))
             assert resized.shape == (side, side, 3)
             assert resized.dtype == np.uint8
             assert (resized == 77).all()
+
+    def test_its_description_survives_json(self, network: Network) -> None:
+        assert BackboneSpec.from_json(network.spec.to_json()).to_json() == network.spec.to_json()
+
+    def test_asking_for_another_program_changes_none_that_there_is(self, network: Network, program: Program) -> None:
+        images = some_images(2, network.spec.transform.image_size)
+        before = program.features(images)
+        if not network.spec.stores_bytes:
+            network.on("cpu", "bf16").features(images)
+        for name, rows in program.features(images).items():
+            assert torch.equal(rows, before[name])

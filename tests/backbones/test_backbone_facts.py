@@ -6,44 +6,57 @@ from pathlib import Path
 
 import pytest
 import torch
+from torchvision import models
+from torchvision.models import get_model_weights
 
-from featcache.backbones import load_backbone, networks, timm_networks
-from featcache.backbones.facts import TORCHVISION, Costs, downloaded_by_torch
-from featcache.backbones.measuring import measured
+from featcache.backbones import load_backbone
+from featcache.backbones.listing import listing
+from featcache.backbones.zoos import timm as timm_zoo
+from featcache.backbones.zoos.torchvision_facts import TORCHVISION, Costs, downloaded_by_torch
 
 # A family each; VGG16 has a layer of its own, and the last one is built for another size than 224.
 QUICK = ("alexnet", "inception_v3", "mobilenet_v3_small", "resnet18", "squeezenet1_1", "vgg16", "vit_h_14")
 
 
+def measured(name: str, data_dir: Path) -> Costs:
+    found = listing(name, data_dir=data_dir)
+    return Costs(
+        image_size=found.image_size,
+        feature_dim=found.feature_dim,
+        parameters=found.parameters,
+        gflops=found.gflops,
+    )
+
+
 def test_something_is_known_of_every_network_of_torchvisions() -> None:
-    assert tuple(sorted(TORCHVISION)) == networks.network_names()
+    assert sorted(TORCHVISION) == sorted(models.list_models(module=models))
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_what_is_known_is_what_is_measured(name: str) -> None:
-    assert TORCHVISION[name].costs == measured(name)
+def test_what_is_known_is_what_is_measured(name: str, tmp_path: Path) -> None:
+    assert TORCHVISION[name].costs == measured(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(TORCHVISION) - set(QUICK)))
-def test_what_is_known_of_the_others_is_what_is_measured(name: str) -> None:
-    assert TORCHVISION[name].costs == measured(name)
+def test_what_is_known_of_the_others_is_what_is_measured(name: str, tmp_path: Path) -> None:
+    assert TORCHVISION[name].costs == measured(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "timm:resnet18"])
 def test_what_is_measured_is_what_a_loaded_backbone_has(name: str, tmp_path: Path) -> None:
-    backbone = load_backbone(name, weights="random", weights_dir=tmp_path)
-    assert measured(name) == Costs(
-        image_size=backbone.transform.image_size,
-        feature_dim=backbone.layers[0].feature_dim,
-        parameters=backbone.parameters,
-        gflops=round(backbone.flops_per_image / 1e9, 2),
+    spec = load_backbone(name, weights="random", data_dir=tmp_path).spec
+    assert measured(name, tmp_path) == Costs(
+        image_size=spec.transform.image_size,
+        feature_dim=spec.layers[0].feature_dim,
+        parameters=spec.parameters,
+        gflops=round(spec.flops_per_image / 1e9, 2),
     )
 
 
 def test_the_weights_that_are_downloaded_are_torchvisions_default_ones() -> None:
     for name, known in TORCHVISION.items():
-        entry = networks.weights_enum(name).DEFAULT
+        entry = get_model_weights(name).DEFAULT
         assert known.weights.file == entry.url.rpartition("/")[2], name
         # Torchvision counts in units of 2^20 bytes.
         assert known.weights.megabytes == round(entry.meta["_file_size"] * 2**20 / 1e6, 1), name
@@ -69,8 +82,8 @@ def test_weights_of_timms_are_here_once_the_hubs_client_has_them(
         asked.append((repository, file))
         return str(tmp_path) if file == "pytorch_model.bin" else None
 
-    assert timm_networks.default_weights("timm:resnet18") == "timm/resnet18.a1_in1k"
-    assert timm_networks.is_downloaded("timm:resnet18") is False
+    assert timm_zoo.default_weights("timm:resnet18") == "timm/resnet18.a1_in1k"
+    assert timm_zoo.downloaded("timm:resnet18") is None
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", in_cache)
-    assert timm_networks.is_downloaded("timm:resnet18") is True
+    assert timm_zoo.downloaded("timm:resnet18") == tmp_path
     assert asked[0] == ("timm/resnet18.a1_in1k", "model.safetensors")

@@ -11,8 +11,8 @@ import torch
 from backbone_contract import some_images
 
 from featcache.backbones.fp32 import ieee_fp32
-from featcache.backbones.network import from_module
 from featcache.backbones.transforms import Transform
+from featcache.backbones.zoos.modules import from_module
 
 BACKENDS: Any = torch.backends
 
@@ -114,6 +114,6 @@ def test_a_backbone_computes_so_and_cleans_up_after_an_error(fails: bool) -> Non
     inner.heard, inner.fails = [], fails
     before = settings()
     with pytest.raises(RuntimeError, match="told to") if fails else nullcontext():
-        backbone.features(some_images(8, 8))
+        backbone.on().features(some_images(8, 8))
     assert inner.heard == [("ieee",) * 5]
     assert settings() == before

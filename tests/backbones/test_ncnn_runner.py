@@ -240,6 +240,29 @@ def test_a_converter_that_crashes_is_a_typed_error(converter: Callable[[str], No
     assert not list(temporary.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("layer", "reason"),
+    [
+        # One input where ncnn reads two without looking: most often a segmentation fault.
+        ("BinaryOp subtract 1 1 in0 out0 0=1", "ncnn cannot run Network"),
+        # An axis that no image has.
+        ("Concat join 1 1 in0 out0 0=7", "output 0 cannot be computed"),
+        ("Softmax softmax 1 1 in0 out1", "output 0 cannot be computed"),
+        ("Split copy 1 1 in0 out0", "output 0 differs from torch's"),
+        ("Pooling mean 1 1 in0 out0 0=1 4=1", r"output 0 is \(3,\) per image, torch's \(3, 29, 29\)"),
+    ],
+)
+def test_a_conversion_on_which_ncnn_crashes_or_fails_is_a_typed_error(
+    converter: Callable[[str], None], temporary: Path, layer: str, reason: str
+) -> None:
+    converter(
+        f"printf '7767517\\n2 2\\nInput in0 0 1 in0\\n{layer}\\n' > network.ncnn.param; echo 0000 > network.ncnn.bin"
+    )
+    with pytest.raises(RunnerUnsuitable, match=reason):
+        convert(simple(lambda images: images * 2))
+    assert not list(temporary.iterdir())
+
+
 def test_a_converter_that_hangs_is_ended(
     converter: Callable[[str], None], temporary: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

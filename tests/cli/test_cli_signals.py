@@ -57,7 +57,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
 @pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
 def test_while_a_network_is_compiled_ctrl_c_ends_the_command(here: Path) -> None:
     write_pictures(here / "many", train=4, test=4)
-    compiling = child("extract", *NETWORK, "--compile", "--device", "cpu", "--json", cwd=here)
+    compiling = child("extract", *NETWORK, "--runner", "compiled", "--device", "cpu", "--json", cwd=here)
     assert compiling.stderr is not None
     told = next(line for line in compiling.stderr if "compiling resnet18" in line)
     # In the middle of it: the compiler is loaded, and nowhere near its end.

@@ -19,6 +19,7 @@ from featcache.backbones.zoos.modules import from_module
 from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError
 from featcache.extraction import drift
+from featcache.extraction.execution import LEAST_COSINE
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
@@ -64,7 +65,7 @@ def test_drift_is_measured_and_stands_in_provenance_and_result(request_: Request
     layer = found["layers"]["output"]
     assert found["images"] == 8
     assert 0 < layer["median_relative_error"] <= layer["greatest_relative_error"] < 0.02
-    assert drift.LEAST_COSINE <= layer["least_cosine"] < 1
+    assert LEAST_COSINE <= layer["least_cosine"] < 1
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
 
 import featcache
-from featcache.api import Options
 from featcache.backbones.program import Program
 
 ROWS = 8
@@ -95,8 +95,8 @@ def test_features_equal_plain_torchvision(
     case: tuple[str, str, nn.Module, int, list[float], list[float]], cifar_zip: Path, tmp_path: Path
 ) -> None:
     name, weights, network, size, mean, std = case
-    options: Options = {"weights": weights, "splits": ["test"], "limit": ROWS, "data_dir": tmp_path}
-    exactly: Options = {**options, "dtype": "float32", "precision": "fp32"}
+    options: dict[str, Any] = {"weights": weights, "splits": ["test"], "limit": ROWS, "data_dir": tmp_path}
+    exactly: dict[str, Any] = {**options, "dtype": "float32", "precision": "fp32"}
     exact = featcache.extract(cifar_zip, name, **exactly)
     quick = featcache.extract(cifar_zip, name, **options)
     images = pictures(cifar_zip, list(exact["test"].ids))

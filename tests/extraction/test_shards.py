@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def request(images: Path, data_dir: Path) -> Request:
     return Request(dataset=images, backbone=tiny_backbone(), data_dir=data_dir, precision="fp32")
 
 
-def shard(text: str, on_error: str = "fail") -> Execution:
+def shard(text: str, on_error: Literal["fail", "skip"] = "fail") -> Execution:
     return Execution(shard=Shard.parse(text), part_rows=PART_ROWS, on_error=on_error)
 
 

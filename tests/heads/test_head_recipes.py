@@ -59,7 +59,7 @@ def test_a_recipe_is_what_the_notebook_did(name: str) -> None:
     (backbone, size, normalize, dim), settings, printed = TABLE[name]
     one = recipe(name)
     assert (one.name, one.backbone, one.feature_dim) == (name, backbone, dim)
-    assert one.input == InputSettings(image_size=size, normalize=normalize)
+    assert (one.input.image_size, one.input.normalize) == (size, normalize)
     assert one.head == settings
     notebook = one.notebook
     assert (notebook.accuracy, notebook.loss, notebook.epochs, notebook.minutes) == printed

@@ -74,7 +74,7 @@ def compute(net: Any, image: NDArray[np.float32], outputs: int) -> Iterator[NDAr
     extractor.input("in0", ncnn.Mat(image).clone())
     for number in range(outputs):
         code, values = extractor.extract(f"out{number}")
-        if code:
+        if code or values.empty():
             raise NcnnFailure(f"output {number} cannot be computed (code {code})")
         # A copy: the memory belongs to the net, and there are gaps between the channels.
         yield np.array(values.numpy(), dtype=np.float32, order="C")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from featcache.backbones.probing import first_line
 from featcache.backbones.stem import in_one_precision
 from featcache.backbones.tapping import in_order
-from featcache.errors import MissingExtra, RunnerUnsuitable
+from featcache.errors import MissingExtra, RunnerUnsuitable, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +70,7 @@ class Program:
                 self._compiled, self._network = self._made(), None
             except Exception as error:
                 # Whatever the conversion raises.
-                raise RunnerUnsuitable("openvino", "this network", first_line(error)) from error
+                raise RunnerUnsuitable("openvino", "this network", one_line(error)) from error
         # As it lies in memory: no copy.
         values = self._compiled(batch.permute(0, 2, 3, 1).contiguous().numpy())
         return {name: torch.from_numpy(values[number]) for number, name in enumerate(self._layers)}

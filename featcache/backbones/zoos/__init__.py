@@ -44,13 +44,13 @@ class TokenLayout:
     """How a network's token sequences `(N, T, D)` are laid out: `prefix` tokens, then one token a patch.
 
     `class_token`: the first prefix token summarises the image; other prefix tokens (registers, distillation) do not.
-    `own_pool`: how the network's authors turn tokens into one vector: "cls", "avg" (patches only), or None where
-    it is another way (attention pooling, ...), which only `pre_logits` has.
+    `own_pool`: how the network's authors turn tokens into one vector: "cls", "avg" (patches only), "cls+avg", or None
+    where it is another way (attention pooling, ...), which only `pre_logits` has.
     """
 
     prefix: int
     class_token: bool
-    own_pool: Literal["cls", "avg"] | None
+    own_pool: Literal["cls", "avg", "cls+avg"] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

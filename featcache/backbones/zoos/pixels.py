@@ -68,6 +68,8 @@ def pixels_network(spec: BackboneSpec) -> Network:
     class Pixels(Network):
         def __init__(self) -> None:
             self.spec = spec
+            self.options = None
+            self.files = ()
 
         def on(
             self, device: str = "cpu", precision: str = "uint8", runner: str = "eager", *, batch_size: int = 32

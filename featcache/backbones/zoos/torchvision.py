@@ -1,6 +1,6 @@
 """Torchvision's classification networks, by their own names.
 
-`pre_logits` is what goes into the module called `classifier`, `fc`, `head` or `heads`; the exceptions stand in one table.
+`pre_logits` is what goes into the module `classifier`, `fc`, `head` or `heads`; the exceptions stand in one table.
 """
 
 from __future__ import annotations

@@ -1,0 +1,99 @@
+"""The preprocessing that belongs to a model of transformers, as the numbers of a Transform.
+
+The numbers are read from the library's image processor; then one image goes both ways, so that what a processor does
+beside its numbers (channels turned round, an offset) is found and refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import numpy as np
+
+from featcache.backbones.transforms import Transform
+from featcache.errors import InvalidOption
+
+if TYPE_CHECKING:
+    from featcache.backbones.transforms import Interpolation, Resize
+
+# Pillow's numbers for its filters, which the processors use.
+_INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
+# ConvNeXt's processors squash images from this size on, and crop smaller ones.
+_SQUASHED_FROM = 384
+# Of 255. Rounding is 1; where a margin is odd, the centres differ by a pixel, and so by less than 1 on the ramps.
+_MOST_LEVELS = 3.0
+
+
+def transform_of(published: Any, name: str) -> Transform:
+    """The Transform that does what an image processor of transformers does.
+
+    Raises InvalidOption, naming what a Transform cannot express.
+    """
+    side, resize, resize_size = _geometry(published, name)
+    transform = Transform(
+        image_size=side,
+        resize=resize,
+        resize_size=resize_size,
+        interpolation=_interpolation(published, name),
+        mean=_normalization(published, name, "image_mean", 0.0),
+        std=_normalization(published, name, "image_std", 1.0),
+    )
+    _require_same(published, transform, name)
+    return transform
+
+
+def _refuse(name: str, what: str) -> NoReturn:
+    raise InvalidOption(f"the image processor of {name} cannot be expressed as a transform: {what}")
+
+
+def _interpolation(published: Any, name: str) -> Interpolation:
+    if published.resample not in _INTERPOLATIONS:
+        _refuse(name, f"expected resample 2 (bilinear) or 3 (bicubic), got {published.resample!r}")
+    return _INTERPOLATIONS[published.resample]
+
+
+def _normalization(published: Any, name: str, field: str, without: float) -> tuple[float, float, float]:
+    if not published.do_rescale or not math.isclose(published.rescale_factor, 1 / 255, rel_tol=1e-6):
+        _refuse(name, f"expected rescale_factor 1/255, got {published.do_rescale and published.rescale_factor!r}")
+    if not published.do_normalize:
+        return without, without, without
+    stated = getattr(published, field)
+    numbers = tuple(float(number) for number in (stated if isinstance(stated, (list, tuple)) else ()))
+    if len(numbers) != 3:
+        _refuse(name, f"expected three numbers as {field}, got {stated!r}")
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _geometry(published: Any, name: str) -> tuple[int, Resize, int | None]:
+    """The side of the square in pixels, the mode of resizing, and for a crop the size of the shorter side."""
+    if not published.do_resize or getattr(published, "do_pad", None):
+        _refuse(name, "expected do_resize true and do_pad false")
+    size = {key: value for key, value in dict(published.size).items() if value is not None}
+    crop = dict(published.crop_size or {}) if getattr(published, "do_center_crop", None) else {}
+    cropped = {key: crop[key] for key in ("height", "width") if crop.get(key)}
+    if set(size) == {"height", "width"} and size["height"] == size["width"] and cropped in ({}, size):
+        return size["height"], "squash", None
+    if set(size) == {"shortest_edge"}:
+        shorter = size["shortest_edge"]
+        if (share := getattr(published, "crop_pct", None)) is not None and not cropped:
+            return (shorter, "squash", None) if shorter >= _SQUASHED_FROM else (shorter, "crop", int(shorter / share))
+        if cropped and cropped.get("height") == cropped.get("width") <= shorter:
+            return cropped["height"], "crop", shorter
+    _refuse(name, f"size {size} with crop_size {cropped or None}")
+
+
+def _require_same(published: Any, transform: Transform, name: str) -> None:
+    """Compares both on ramps: across in red, down in green, back in blue."""
+    import torch
+
+    tall, wide = 2 * (transform.resize_size or transform.image_size), 3 * transform.image_size
+    across, down = np.linspace(0, 255, wide)[None, :], np.linspace(0, 255, tall)[:, None]
+    ramps = np.stack(np.broadcast_arrays(across, down, 255 - across), axis=-1).astype(np.uint8)
+    theirs = torch.as_tensor(np.asarray(published(ramps, return_tensors="np")["pixel_values"]))
+    ours = transform.normalize(torch.from_numpy(transform.resize_image(ramps).copy()).permute(2, 0, 1)[None])
+    if theirs.shape != ours.shape:
+        _refuse(name, f"expected pixels of shape {tuple(ours.shape)}, got {tuple(theirs.shape)}")
+    levels = (theirs - ours).abs().amax(dim=(0, 2, 3)) * torch.tensor(transform.std) * 255
+    if float(levels.max()) > _MOST_LEVELS:
+        _refuse(name, f"{type(published).__name__} changes pixels in a further way, by up to {levels.max():.0f} of 255")

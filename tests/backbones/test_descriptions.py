@@ -1,0 +1,159 @@
+"""A backbone is described once: the description is used while what it rests on is unchanged, and needs no torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from featcache.backbones import describe as descriptions
+from featcache.backbones import loading
+from featcache.backbones.describe import Choice, describe, open_network, stored
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.zoos import zoo_of
+from featcache.errors import WeightsError
+
+
+def options(**others: Any) -> BackboneOptions:
+    return BackboneOptions(**{"backbone": "squeezenet1_1", "weights": "random:0", "image_size": 64, **others})
+
+
+def save_weights(path: Path, seed: int) -> Path:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = zoo_of("squeezenet1_1").build("squeezenet1_1", 64).root.get_submodule("network")
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the networks that are loaded."""
+    found: list[str] = []
+    original = loading.load
+
+    def noted(asked: BackboneOptions, **others: Any) -> Any:
+        found.append(asked.name)
+        return original(asked, **others)
+
+    monkeypatch.setattr(loading, "load", noted)
+    return found
+
+
+def test_a_second_look_loads_nothing(loads: list[str], tmp_path: Path) -> None:
+    first = describe(options(), data_dir=tmp_path)
+    assert describe(options(), data_dir=tmp_path).to_json() == first.to_json()
+    assert loads == ["squeezenet1_1"]
+
+
+@pytest.mark.parametrize(
+    "others",
+    [
+        {"image_size": 96},
+        {"layers": ("features.5",)},
+        {"pool": "none"},
+        {"normalize": "half"},
+        {"resize": "crop"},
+        {"weights": "random:1"},
+        {"backbone": "squeezenet1_0"},
+    ],
+)
+def test_other_options_are_described_anew(others: dict[str, Any], loads: list[str], tmp_path: Path) -> None:
+    describe(options(), data_dir=tmp_path)
+    describe(options(**others), data_dir=tmp_path)
+    assert len(loads) == 2
+
+
+def test_other_versions_are_described_anew(loads: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    describe(options(), data_dir=tmp_path)
+    monkeypatch.setattr(descriptions, "versions", lambda: {"torch": "99"})
+    describe(options(), data_dir=tmp_path)
+    assert len(loads) == 2
+
+
+def test_a_weights_file_that_was_written_again_is_read_again(loads: list[str], tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "w.pth", 1)
+    first = describe(options(weights=str(path)), data_dir=tmp_path)
+    stamp = path.stat()
+    save_weights(path, 2)
+    # As an honest tool does that keeps the time of the original.
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    second = describe(options(weights=str(path)), data_dir=tmp_path)
+    assert len(loads) == 2
+    assert first.layers != second.layers
+
+
+def test_a_path_means_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_weights(tmp_path / "w.pth", 1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    choices = {
+        json.dumps(Choice.of(options(weights=text)).to_json()) for text in ("w.pth", "./w.pth", str(path), "~/w.pth")
+    }
+    assert len(choices) == 1
+
+
+def test_without_its_weights_a_description_serves_to_find_a_cache_and_not_to_compute(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "w.pth", 1)
+    asked = options(weights=str(path))
+    spec = describe(asked, data_dir=tmp_path)
+    path.unlink()
+    assert stored(asked, data_dir=tmp_path) is None
+    found = stored(asked, data_dir=tmp_path, without_files=True)
+    assert found is not None
+    assert found.to_json() == spec.to_json()
+    with pytest.raises(WeightsError):
+        describe(asked, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe"])
+def test_a_description_that_cannot_be_read_is_made_again(content: bytes, loads: list[str], tmp_path: Path) -> None:
+    spec = describe(options(), data_dir=tmp_path)
+    (path,) = (tmp_path / "backbones").glob("*.json")
+    path.write_bytes(content)
+    assert describe(options(), data_dir=tmp_path).to_json() == spec.to_json()
+    assert len(loads) == 2
+
+
+def test_a_network_that_computes_something_else_now_is_checked_and_described_again(tmp_path: Path) -> None:
+    before = describe(options(), data_dir=tmp_path)
+    (path,) = (tmp_path / "backbones").glob("*.json")
+    content = json.loads(path.read_text())
+    content["spec"]["probe"]["sketches"]["pre_logits"][0][0] += 1.0
+    path.write_text(json.dumps(content))
+    network = open_network(options(), data_dir=tmp_path)
+    assert network.spec.to_json() == before.to_json()
+    assert describe(options(), data_dir=tmp_path).to_json() == before.to_json()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_time(loads: list[str], tmp_path: Path) -> None:
+    (tmp_path / "backbones").write_text("a file where the folder would be")
+    first = describe(options(), data_dir=tmp_path)
+    assert describe(options(), data_dir=tmp_path).to_json() == first.to_json()
+    assert len(loads) == 2
+
+
+def test_a_short_name_is_the_network_it_stands_for() -> None:
+    choice = Choice.of(BackboneOptions(backbone="dinov2_vits14"))
+    assert choice.backbone == "timm:vit_small_patch14_dinov2.lvd142m"
+
+
+def test_reading_a_description_imports_no_torch(tmp_path: Path) -> None:
+    describe(options(), data_dir=tmp_path)
+    code = (
+        "import sys\nfrom pathlib import Path\n"
+        "from featcache.backbones.describe import describe\n"
+        "from featcache.backbones.options import BackboneOptions\n"
+        "spec = describe(BackboneOptions(backbone='squeezenet1_1', weights='random:0', image_size=64), "
+        "data_dir=Path(sys.argv[1]))\n"
+        "print(spec.feature_dims, 'torch' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "{'pre_logits': 512} False"

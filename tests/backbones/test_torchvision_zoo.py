@@ -1,0 +1,275 @@
+"""Torchvision's networks as backbones: every family, layers, pooling, sizes."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from backbone_contract import BackboneContract, some_images
+from torch import nn
+
+from featcache.backbones import backbone_names, load_backbone
+from featcache.backbones.cutting import cut
+from featcache.backbones.network import Network
+from featcache.backbones.tapping import Tapped, pruned
+from featcache.backbones.zoos import zoo_of
+from featcache.errors import InvalidOption, UnknownName
+
+# One network of each of torchvision's families, at a size that is quick.
+FAMILIES = {
+    "alexnet": 64,
+    "convnext_tiny": 64,
+    "densenet121": 64,
+    "efficientnet_b0": 64,
+    "googlenet": 64,
+    "inception_v3": 96,
+    "maxvit_t": 224,
+    "mnasnet0_5": 64,
+    "mobilenet_v2": 64,
+    "mobilenet_v3_small": 64,
+    "regnet_x_400mf": 64,
+    "resnet18": 64,
+    "shufflenet_v2_x0_5": 64,
+    "squeezenet1_1": 64,
+    "swin_t": 64,
+    "swin_v2_t": 64,
+    "vgg11_bn": 64,
+    "vit_b_32": 64,
+}
+
+
+def load(name: str, tmp_path: Path, **options: Any) -> Network:
+    return load_backbone(name, weights="random:1", data_dir=tmp_path, **options)
+
+
+def built(name: str, size: int, seed: int = 1) -> nn.Module:
+    """Plain torchvision, with the initialisation of a seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: nn.Module = zoo_of(name).build(name, size).root.get_submodule("network")
+    return network
+
+
+def normalised(images: np.ndarray, network: Network) -> torch.Tensor:
+    return network.spec.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
+
+
+def last_features(name: str, images: np.ndarray, network: Network) -> np.ndarray:
+    """What the network's own classifier is given: plain torchvision, eager, fp32, hooked."""
+    plain = built(name, network.spec.transform.image_size)
+    seen: list[torch.Tensor] = []
+    head = next(getattr(plain, key) for key in ("fc", "classifier", "head", "heads") if hasattr(plain, key))
+    head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.inference_mode():
+        plain(normalised(images, network))
+    pooled = seen[0].mean(dim=(2, 3)) if name.startswith(("squeezenet", "maxvit")) else seen[0]
+    return pooled.flatten(1).numpy()
+
+
+class TestTinyNetworkContract(BackboneContract):
+    @pytest.fixture
+    def network(self, tmp_path: Path) -> Network:
+        return load("resnet18", tmp_path, image_size=64)
+
+
+class TestSeveralLayersContract(BackboneContract):
+    @pytest.fixture
+    def network(self, tmp_path: Path) -> Network:
+        return load("squeezenet1_1", tmp_path, image_size=64, layers=("features.2", "features.5", "features"))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_default_features_equal_what_the_networks_own_classifier_is_given(name: str, tmp_path: Path) -> None:
+    network = load(name, tmp_path, image_size=FAMILIES[name])
+    assert network.spec.layer_names == ("pre_logits",)
+    images = some_images(2, network.spec.transform.image_size)
+    (features,) = network.on().features(images).values()
+    expected = last_features(name, images, network)
+    assert features.shape == expected.shape
+    scale = np.abs(expected).max()
+    assert np.abs(features.numpy() - expected).max() <= 1e-4 * scale
+
+
+def test_pixels_and_the_mission_are_among_the_names() -> None:
+    assert {"pixels", "vgg16", "inception_v3", "resnet50"} <= set(backbone_names())
+
+
+@pytest.mark.parametrize(
+    ("said", "nearest"), [("vgg61", "vgg16"), ("inception", "inception_v3"), ("ResNet18", "resnet18")]
+)
+def test_an_unknown_backbone_offers_the_nearest(said: str, nearest: str, tmp_path: Path) -> None:
+    with pytest.raises(UnknownName) as caught:
+        load_backbone(said, data_dir=tmp_path)
+    assert nearest in str(caught.value.hint)
+
+
+def test_an_unknown_layer_offers_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownName, match="layer of resnet18") as caught:
+        load("resnet18", tmp_path, layers=("layer5",))
+    assert "layer4" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("resnet18", ("layer1.0.bn1", "layer1.0.bn2", "layer1.0.relu", "layer1.0", "layer2.0.bn2", "avgpool")),
+        ("alexnet", ("features.0", "features.1", "features.8", "features.9", "classifier.1", "classifier.2")),
+        ("mobilenet_v2", ("features.2.conv.0", "features.2.conv.2", "features.2", "features.3.conv.2", "features.3")),
+        ("shufflenet_v2_x0_5", ("conv1.1", "conv1", "stage2.0", "pre_logits")),
+        ("googlenet", ("inception3a.branch2.0.bn", "inception3a", "pre_logits", "logits")),
+    ],
+)
+@pytest.mark.parametrize("traced", [False, True], ids=["watched", "traced"])
+def test_a_layer_has_the_same_value_alone_and_beside_later_ones(
+    name: str, asked: tuple[str, ...], traced: bool
+) -> None:
+    # In-place operations (ReLU, +=) must not overwrite what was asked for.
+    build = partial(zoo_of(name).build, name)
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def outputs(layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+        root = zoo_of(name).build(name, 64).root if not roots else copy.deepcopy(roots[0])
+        roots.append(root)
+        probed = cut(name, build, 64, layers, None).probed
+        part = pruned(copy.deepcopy(root), probed) if traced else Tapped(copy.deepcopy(root), probed)
+        assert part is not None
+        with torch.inference_mode():
+            return dict(part.eval()(images.clone()))
+
+    roots: list[nn.Module] = []
+    together = outputs(asked)
+    for layer in asked:
+        assert torch.allclose(outputs((layer,))[layer], together[layer], rtol=1e-4, atol=1e-6), layer
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "channels"),
+    [
+        ("resnet18", "layer3", 64, 256),
+        ("vgg11_bn", "avgpool", 64, 512),
+        ("swin_t", "features.5", 64, 384),  # channels last
+        ("vit_b_32", "encoder.ln", 64, 768),  # tokens
+        ("vgg11_bn", "pre_logits", 64, 512),
+        ("inception_v3", "Mixed_7a", 128, 1280),
+    ],
+)
+def test_average_pooling_finds_the_channels(
+    name: str, layer: str, size: int | None, channels: int, tmp_path: Path
+) -> None:
+    network = load(name, tmp_path, layers=(layer,), pool="avg", image_size=size)
+    (pooled,) = network.spec.layers
+    assert pooled.shape == (channels,)
+    unpooled = load(name, tmp_path, layers=(layer,), pool="none", image_size=size)
+    images = some_images(2, network.spec.transform.image_size)
+    maps = unpooled.on().features(images)[layer].reshape(2, *unpooled.spec.layers[0].shape)
+    if name.startswith("vit"):
+        # The class token is no patch.
+        maps = maps[:, 1:]
+    expected = maps.mean(dim=pooled.pooling.positions)
+    assert torch.allclose(network.on().features(images)[layer], expected, atol=1e-5)
+
+
+def test_a_size_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match=r"vit_b_32 cannot .* 70"):
+        load("vit_b_32", tmp_path, image_size=70)
+    with pytest.raises(InvalidOption, match=r"inception_v3 cannot .* 20x20"):
+        load("inception_v3", tmp_path, image_size=20)
+
+
+def test_only_the_tensors_that_the_layer_needs_are_kept(tmp_path: Path) -> None:
+    early = load("vgg16", tmp_path, layers=("features.4",), image_size=64)
+    # Two convolutions: 3x64x9 + 64 and 64x64x9 + 64.
+    assert early.spec.parameters == 3 * 64 * 9 + 64 + 64 * 64 * 9 + 64
+
+
+def test_flops_grow_with_the_area(tmp_path: Path) -> None:
+    small, large = (load("resnet18", tmp_path, image_size=size, layers=("layer4",)) for size in (64, 128))
+    assert large.spec.flops_per_image == 4 * small.spec.flops_per_image
+
+
+@pytest.mark.parametrize("name", ["inception_v3", "googlenet"])
+def test_transform_input_is_folded_into_mean_and_std(name: str, tmp_path: Path) -> None:
+    """Torchvision's own construction with transform_input=True, on ImageNet's normalisation, is the reference."""
+    from torchvision.models import get_model
+
+    plain = built(name, 96)
+    reference = get_model(name, weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
+    reference.load_state_dict(plain.state_dict())
+    seen: list[torch.Tensor] = []
+    reference.fc.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = some_images(2, 96)
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        reference((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    (features,) = load(name, tmp_path, image_size=96).on().features(images).values()
+    assert torch.allclose(features, seen[0], rtol=1e-3, atol=1e-5 * float(seen[0].abs().max()))
+
+
+def part_of(network: Network) -> nn.Module:
+    part: nn.Module = network.module().get_submodule("part")
+    return part
+
+
+def test_batch_norms_are_folded_and_the_convolution_that_sees_pixels_rounds_its_result_alone(tmp_path: Path) -> None:
+    network = load("resnet18", tmp_path, image_size=64)
+    images = some_images(8, 64)
+    (exact,) = network.on().features(images).values()
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in part_of(network).modules())
+    seen: list[torch.Tensor] = []
+    stem = part_of(network).get_submodule("network.conv1")
+    stem.register_forward_hook(lambda _module, _given, output: seen.append(output.clone()))
+    network.on().features(images)
+    (rounded,) = network.on("cpu", "bf16").features(images).values()
+    whole, halves = seen
+    assert halves.dtype is torch.bfloat16
+    # As good as the exact result in bf16; rounded weights would change most of it.
+    assert (whole.bfloat16() == halves).float().mean() > 0.97
+    assert not torch.equal(exact, rounded)
+    assert torch.nn.functional.cosine_similarity(exact, rounded).min() > 0.9999
+
+
+@pytest.mark.parametrize(
+    ("name", "exact"),
+    [
+        ("vgg11_bn", {"features.0"}),
+        ("inception_v3", {"Conv2d_1a_3x3.conv", "Conv2d_2a_3x3.conv"}),
+        ("vit_b_32", {"conv_proj"}),
+    ],
+)
+def test_narrow_convolutions_behind_the_first_stay_in_fp32_too(name: str, exact: set[str], tmp_path: Path) -> None:
+    part = part_of(load(name, tmp_path, image_size=FAMILIES[name]))
+    inner = {path for path, module in part.named_modules() if path.endswith(".inner") and isinstance(module, nn.Conv2d)}
+    assert {path.removesuffix(".inner").removeprefix("network.") for path in inner} == exact
+
+
+@pytest.mark.parametrize("name", ["vit_b_32", "vit_b_16"])
+def test_position_embeddings_are_interpolated_as_torchvision_does_it(name: str, tmp_path: Path) -> None:
+    from torchvision.models import get_model
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    own = get_model(name, weights=None, image_size=96).eval()
+    with torch.no_grad():
+        own.encoder.pos_embedding.normal_(std=0.5)
+    torch.save(own.state_dict(), tmp_path / "w.pth")
+    network = load_backbone(name, weights=str(tmp_path / "w.pth"), image_size=160, data_dir=tmp_path)
+    resized = get_model(name, weights=None, image_size=160).eval()
+    resized.load_state_dict(interpolate_embeddings(160, own.patch_size, dict(own.state_dict())))
+    resized.heads = nn.Identity()
+    images = some_images(2, 160)
+    with torch.inference_mode():
+        expected = resized(normalised(images, network))
+    (features,) = network.on().features(images).values()
+    assert torch.allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_negative_number_counts_layers_from_the_end(tmp_path: Path) -> None:
+    network = load("resnet18", tmp_path, image_size=64, layers=("layer1.-1", "layer4.-2"))
+    assert network.spec.layer_names == ("layer1.1", "layer4.0")
+    with pytest.raises(UnknownName, match=r"layer4\.-3"):
+        load("resnet18", tmp_path, image_size=64, layers=("layer4.-3",))
