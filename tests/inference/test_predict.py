@@ -174,6 +174,24 @@ def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> No
         said(house, run, backbone=backbone(0.6))
 
 
+def test_a_module_of_ones_own_that_computes_something_else_now_is_refused(house: House, tmp_path: Path) -> None:
+    from torch import nn
+
+    from featcache.backbones.transforms import Transform
+
+    def backbone(slope: float) -> Network:
+        module = nn.Sequential(nn.AvgPool2d(4), nn.LeakyReLU(slope), nn.Flatten())
+        return featcache.from_module(module, name="mine", transform=Transform(image_size=16))
+
+    cache = featcache.extract(house.pictures, backbone(0.1), data_dir=tmp_path)
+    run = featcache.train_head(cache, "ridge", runs_dir=tmp_path / "runs", val_fraction=0.5)
+    assert len(said(house, run, backbone=backbone(0.1))) == 12
+    # Neither has weights that could tell them apart.
+    with pytest.raises(WeightsError, match="mine does not compute what it computed") as told:
+        said(house, run, backbone=backbone(0.2))
+    assert "extract and train again" in str(told.value.hint)
+
+
 def test_a_damaged_head_is_refused(house: House, run: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "damaged")
     content = bytearray((folder / "head.safetensors").read_bytes())
