@@ -21,7 +21,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import CacheError, InvalidOption
 from featcache.extraction import devices
-from featcache.extraction.batches import batch_size_for
+from featcache.extraction.batches import batch_size_for, decoding_threads_for
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.rebuild import rebuilt, require_same
 from featcache.extraction.run import Execution
@@ -109,7 +109,8 @@ class Classifier:
 
     def _pipeline(self, branch: Branch, source: ImageSource, how: Execution) -> Pipeline:
         batch = how.batch_size or batch_size_for(branch.backbone, str(self.device))
-        return Pipeline(source=source, backbone=branch.backbone, dtype="float32", batch_size=batch, workers=how.threads)
+        workers = how.workers or decoding_threads_for(branch.backbone, str(self.device))
+        return Pipeline(source=source, backbone=branch.backbone, dtype="float32", batch_size=batch, workers=workers)
 
     def _answers(self, found: Sequence[Rows], start: int) -> Answers:
         index, failures = found[0].index + start, found[0].failures
