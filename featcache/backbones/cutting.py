@@ -58,6 +58,19 @@ def cut(name: str, build: Build, image_size: int, layers: Sequence[str], pool: P
         UnknownName, InvalidOption.
     """
     architecture, found = probe_network(name, build, image_size)
+    return chosen_of(name, architecture, found, image_size, layers, pool, default)
+
+
+def chosen_of(
+    name: str,
+    architecture: Architecture,
+    found: Probe,
+    image_size: int,
+    layers: Sequence[str] = (),
+    pool: Pools = None,
+    default: str = PRE_LOGITS,
+) -> Cut:
+    """The same of a network that was probed already."""
     names = _asked(name, found, layers, pool, default)
     probed = {layer: _probed(name, found, layer) for layer in names}
     return Cut(
