@@ -160,7 +160,7 @@ def _transform(name: str) -> Transform:
     found: Mapping[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
     channels, height, width = found["input_size"]
     if channels != 3 or height != width:
-        raise InvalidOption(f"{name} wants {channels} channels of {height}x{width} pixels: expected squares of 3 channels")
+        raise InvalidOption(f"{name} wants {channels} channels of {height}x{width} pixels: expected 3 of a square")
     if found["interpolation"] not in ("bilinear", "bicubic"):
         raise InvalidOption(f"{name} wants images resized by {found['interpolation']}: expected bilinear or bicubic")
     cropped = found["crop_mode"] == "center"
