@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from featcache.backbones.devices import versions
-from featcache.backbones.zoos import PRE_LOGITS, TOKENS, zoo_of
+from featcache.backbones.zoos import PRE_LOGITS, TOKENS, Zoo, zoo_of
 from featcache.backbones.zoos.names import full_name
-from featcache.errors import CacheUnwritable, InvalidOption
+from featcache.errors import CacheUnwritable, DownloadError, InvalidOption, UnknownName
 from featcache.files import publish_bytes
 
-_FORMAT = 1
+_FORMAT = 2
 #: Rows that "MB per 10,000 images" counts, at two bytes a value.
 _ROWS, _BYTES = 10_000, 2
 
@@ -61,6 +61,7 @@ class Listing:
         feature_dim: D of the default layer.
         parameters: Frozen ones that the default layer depends on.
         gflops: For one image, two operations a multiply-add.
+        source: Where its default weights come from; None where there are none, or it cannot be told here.
         own_pool: The authors' own pooling of tokens; None where there are no tokens, or it is another way.
         layers: All layers.
     """
@@ -71,6 +72,7 @@ class Listing:
     feature_dim: int
     parameters: int
     gflops: float
+    source: str | None
     own_pool: str | None
     layers: tuple[LayerRow, ...]
 
@@ -135,6 +137,7 @@ def _made(name: str, image_size: int | None) -> Listing:
         feature_dim=chosen.layers[0].feature_dim,
         parameters=chosen.parameters,
         gflops=round(chosen.flops_per_image / 1e9, 2),
+        source=_source(zoo, name),
         own_pool=tokens.own_pool if tokens is not None else None,
         layers=tuple(
             LayerRow(
@@ -147,6 +150,13 @@ def _made(name: str, image_size: int | None) -> Listing:
             for layer in found.layers
         ),
     )
+
+
+def _source(zoo: Zoo, name: str) -> str | None:
+    try:
+        return zoo.source_of(name, "default")
+    except (UnknownName, DownloadError):
+        return None
 
 
 def _usual(kinds: Mapping[str, str], default: str) -> Iterator[str]:

@@ -23,7 +23,7 @@ Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json
 Record = TypeVar("Record")
 
 # Rises only when features change, so that a new release does not throw caches away.
-SPEC_VERSION = 2
+SPEC_VERSION = 3
 PRECISIONS = ("fp32", "bf16", "fp16", "uint8")
 DTYPES = ("float16", "float32", "uint8")
 

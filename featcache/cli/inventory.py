@@ -218,7 +218,8 @@ def _show_backbone(name: str, image_size: int | None, common: Common) -> None:
         return
     pooling = [("token pooling", f"{found.own_pool} (the authors' own)")] if found.own_pool else []
     stands_for = [("stands for", found.name)] if found.name != name else []
-    weights = [("weights", _weights(known))] if "weights" in (known := _described(name)) else []
+    known = _described(name)
+    weights = [("weights", _weights(known) if "weights" in known else found.source or "none")]
     print_pairs(
         [
             *stands_for,

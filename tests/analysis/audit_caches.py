@@ -51,7 +51,6 @@ def write_cache(
     spec = Spec(
         backbone="toy",
         layers=(LayerSpec(name=LAYER, weights=None, shape=(wide,)),),
-        pool="none",
         transform={"size": [8, 8]},
         decoder="none",
         precision="fp32",

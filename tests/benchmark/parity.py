@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision import transforms
+from torchvision import models, transforms
 
-from featcache.backbones import networks
+from featcache.backbones.loading import Plain, plain
+from featcache.backbones.options import BackboneOptions
 from featcache.backbones.transforms import Transform
-from featcache.backbones.weights import Weights, resolve
 from featcache.benchmark.end_to_end import ImageEpochs, NotebookForward, Ordering, cut_samples, notebook_preset
 from featcache.benchmark.training import Parts, Trained, cached_parts, train
 from featcache.cache.reader import FeatureCache
@@ -71,15 +71,16 @@ def cached(case: Case, data_dir: Path) -> Trained:
 
 
 @cache
-def weights_of(case: Case) -> Weights:
-    """Read once: the initial weights of a large network take seconds."""
-    return resolve(case.name, case.weights, weights_dir=Path())
+def plain_of(case: Case) -> Plain:
+    """The network as the benchmark uses it by hand; read once."""
+    options = BackboneOptions(backbone=case.name, weights=case.weights, image_size=case.image_size)
+    return plain(options, weights_dir=Path())
 
 
 @cache
 def _torchvisions(case: Case) -> nn.Module:
     network = without_classifier(case.name)
-    missing, unknown = network.load_state_dict(dict(weights_of(case).tensors), strict=False)
+    missing, unknown = network.load_state_dict(load_file(case.weights), strict=False)
     assert [name for name in missing if "num_batches_tracked" not in name] == []
     assert [name for name in unknown if not name.startswith(("classifier.", "fc.", "AuxLogits."))] == []
     return network
@@ -87,13 +88,16 @@ def _torchvisions(case: Case) -> nn.Module:
 
 def without_classifier(name: str) -> nn.Module:
     """Torchvision's network with initial weights up to the features its classifier is given, in eval mode."""
-    network = networks.build_random(name, 0)
+    arguments = {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network: nn.Module = models.get_model(name, weights=None, **arguments)
     setattr(network, "classifier" if name == "vgg16" else "fc", nn.Identity())
     if name == "inception_v3":
         # The second classifier is there in train mode only.
         setattr(network, "aux_logits", False)  # noqa: B010 - nn.Module's own attributes are typed as tensors
         setattr(network, "AuxLogits", None)  # noqa: B010
-    return network
+    return network.eval().requires_grad_(False)
 
 
 def write_weights(name: str, image_size: int, folder: Path) -> Path:
@@ -121,7 +125,7 @@ def torchvisions(case: Case) -> nn.Module:
 
 def preset_of(case: Case) -> Callable[[Image.Image], Tensor]:
     """The transform that belongs to the weights, in torchvision's classes."""
-    return notebook_preset(weights_of(case).transform.resized_to(case.image_size, "squash"))
+    return notebook_preset(plain_of(case).transform)
 
 
 # --- faults ------------------------------------------------------------------------------------------------

@@ -21,15 +21,14 @@ from parity import (
     end_to_end,
     in_another_order,
     in_train_mode,
+    plain_of,
     request,
     torchvisions,
-    weights_of,
     with_other_pooling,
     without_normalisation,
     write_weights,
 )
 
-from featcache.backbones.network import plain
 from featcache.benchmark.agreement import step_difference
 from featcache.benchmark.end_to_end import NotebookNetwork, TunedForward, cut_samples, image_parts
 from featcache.benchmark.training import Trained, cached_parts, train
@@ -88,7 +87,7 @@ def test_cached_losses_are_those_of_end_to_end_training(case: Case, from_cache: 
 
 
 def test_the_notebooks_network_is_torchvisions_own(case: Case) -> None:
-    made = NotebookNetwork(plain(case.name, weights_of(case), image_size=case.image_size))
+    made = NotebookNetwork(plain_of(case))
     images = torch.rand(3, 3, case.image_size, case.image_size)
     with torch.no_grad():
         assert torch.equal(made(images), torchvisions(case)(images))
@@ -99,7 +98,8 @@ def test_the_notebooks_network_is_torchvisions_own(case: Case) -> None:
 def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, data_dir: Path) -> None:
     from_cache = cached(resnet, data_dir)
     with prepared(request(resnet, data_dir), Execution(device="cpu"), _Silent()) as job:
-        pipeline = Pipeline(source=job.source, backbone=job.backbone, dtype="float32", batch_size=16, workers=1)
+        program = job.computer.program(job.spec, 16)
+        pipeline = Pipeline(source=job.source, program=program, dtype="float32", batch_size=16, workers=1)
         parts = image_parts(
             cut_samples(selected(job.source, request(resnet, data_dir)), CONFIG),
             TunedForward(pipeline, device=CPU),

@@ -35,7 +35,6 @@ def a_spec(**changes: Any) -> Spec:
     values: dict[str, Any] = {
         "backbone": "vgg16",
         "layers": LAYERS,
-        "pool": "none",
         "transform": {"size": 224, "mean": [0.485, 0.456, 0.406], "resize": "squash"},
         "decoder": "pillow",
         "precision": "fp32",

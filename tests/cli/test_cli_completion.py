@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from command_line import featcache
 
-from featcache.backbones.networks import network_names
+from featcache.backbones.zoos.names import short_names
+from featcache.backbones.zoos.torchvision_facts import TORCHVISION
 from featcache.cli import completion
 
 
@@ -31,7 +32,7 @@ def offered(line: str, here: Path, code: str = "") -> list[str]:
 
 
 def test_the_names_of_backbones_are_those_that_there_are() -> None:
-    assert completion.backbones("") == sorted([*network_names(), "pixels"])
+    assert completion.backbones("") == sorted([*TORCHVISION, *(short.name for short in short_names()), "pixels"])
 
 
 @pytest.mark.parametrize(

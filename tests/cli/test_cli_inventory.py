@@ -29,8 +29,12 @@ def test_backbones_are_listed_with_what_they_take_give_and_cost(monkeypatch: pyt
     assert known["pixels"] == {"name": "pixels"}
     header, _, *lines = featcache("backbones").stdout.splitlines()
     assert header.split() == ["name", "size", "features", "parameters", "GFLOPs", "weights"]
-    assert [line.split()[0] for line in lines] == list(known)
-    assert max(map(len, lines)) <= 80
+    end = lines.index("")
+    assert [line.split()[0] for line in lines[:end]] == [name for name in known if "stands_for" not in known[name]]
+    assert max(map(len, lines[:end])) <= 80
+    # The short names stand in a table of their own.
+    assert [line.split()[0] for line in lines[end + 3 :]] == [name for name in known if "stands_for" in known[name]]
+    assert known["dinov2_vits14"]["stands_for"].startswith("timm:vit_small_patch14_dinov2")
 
 
 def test_weights_that_were_downloaded_are_here(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
@@ -52,9 +56,10 @@ def test_timms_networks_are_listed_by_name() -> None:
 
 def test_one_of_timms_is_measured() -> None:
     said = answer("backbones", "timm:resnet18")
-    assert (said["feature_dim"], said["image_size"], said["default"]) == (512, 224, "global_pool.flatten")
-    assert (said["weights"], said["weights_mb"]) == ("timm/resnet18.a1_in1k", None)
-    assert "features    512 (global_pool.flatten)" in featcache("backbones", "timm:resnet18").stdout
+    assert (said["feature_dim"], said["image_size"], said["default"]) == (512, 224, "pre_logits")
+    assert said["source"] == "timm:timm/resnet18.a1_in1k"
+    shown = featcache("backbones", "timm:resnet18").stdout
+    assert "features    512 (pre_logits)" in shown and "weights     timm:timm/resnet18.a1_in1k" in shown
 
 
 @pytest.mark.parametrize("more", [("--timm",), ("--like", "vgg")])
@@ -65,18 +70,28 @@ def test_one_backbone_is_shown_or_several_are_listed(more: tuple[str, ...]) -> N
 @pytest.mark.parametrize(
     ("name", "default", "others"),
     [
-        ("vgg16", "avgpool", {"features.30", "classifier.3"}),
-        ("inception_v3", "avgpool", {"Mixed_7a"}),
+        ("vgg16", "pre_logits", {"features.30", "classifier.3"}),
+        ("inception_v3", "pre_logits", {"Mixed_7a"}),
         ("pixels", "pixels", {"pixels"}),
     ],
 )
-def test_the_layers_of_a_backbone_are_listed_and_the_default_is_marked(
+def test_the_layers_of_a_backbone_are_listed_and_the_default_is_named(
     name: str, default: str, others: set[str]
 ) -> None:
     said = answer("backbones", name)
     assert (said["name"], said["default"]) == (name, default)
-    assert others <= set(said["layers"])
-    assert f"{default}  (default)" in featcache("backbones", name).stdout.splitlines()
+    assert others | {default} <= {layer["name"] for layer in said["layers"]}
+    lines = featcache("backbones", name).stdout.splitlines()
+    assert next(line for line in lines if line.startswith("features ")).endswith(f"({default})")
+
+
+def test_a_layer_is_shown_with_its_type_shape_widths_and_size() -> None:
+    (said,) = [layer for layer in answer("backbones", "vgg16")["layers"] if layer["name"] == "pre_logits"]
+    assert said["shape"] == [512, 7, 7]
+    assert (said["flat"], said["pooled"], said["megabytes"], said["usual"]) == (25088, 512, 501.76, True)
+    lines = [line.split() for line in featcache("backbones", "vgg16").stdout.splitlines()]
+    assert ["*", "pre_logits", "AdaptiveAvgPool2d", "512x7x7", "512", "25,088", "502"] in lines
+    assert ["features.30", "MaxPool2d", "512x7x7", "512", "25,088", "502"] in lines
 
 
 def test_an_unknown_backbone_offers_the_nearest() -> None:

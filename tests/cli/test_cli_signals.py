@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import answer, child, write_pictures
 
-from featcache.extraction.compilation import compiler
+from featcache.backbones.runners.compiled import compiler
 
 NETWORK = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "64", "--dataset", "many")
 SLOWLY = ("--batch-size", "8", "--part-rows", "8", "--device", "cpu")

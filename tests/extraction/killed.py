@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tiny import tiny_backbone
 
+from featcache.backbones.program import Program
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
@@ -19,13 +20,12 @@ _BACKBONE = tiny_backbone()
 
 def main(images: str, data_dir: str) -> None:
     """Extracts two views with a tiny backbone that takes its time, in parts of two batches."""
-    backbone = _BACKBONE
-    original = backbone.features
+    original = Program.features
 
-    def slow(batch: np.ndarray) -> dict[str, torch.Tensor]:
+    def slow(program: Program, batch: np.ndarray) -> dict[str, torch.Tensor]:
         time.sleep(0.003)
-        return original(batch)
+        return original(program, batch)
 
-    setattr(backbone, "features", slow)  # noqa: B010 - a slower method, on this object only
-    request = Request(dataset=images, backbone=backbone, data_dir=Path(data_dir), views=2)
+    setattr(Program, "features", slow)  # noqa: B010 - in this process alone
+    request = Request(dataset=images, backbone=_BACKBONE, data_dir=Path(data_dir), views=2)
     extract(request, Execution(part_rows=16, batch_size=8))

@@ -7,20 +7,21 @@ from pathlib import Path
 import pytest
 from tiny import tiny_backbone, write_images
 
-from featcache.backbones.pixels import Pixels
-from featcache.backbones.transforms import Transform
 from featcache.backbones import devices
-from featcache.extraction.batches import batch_size_for, decoding_threads_for
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.zoos.pixels import pixels_spec
+from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, prepared
 
-PIXELS = Pixels(Transform(image_size=8))
+PIXELS = pixels_spec(BackboneOptions(backbone="pixels", image_size=8))
+NETWORK = tiny_backbone().spec
 
 
 @pytest.mark.parametrize(("device", "images"), [("cpu", 32), ("mps", 64), ("cuda", 256), ("cuda:1", 256)])
 def test_the_batch_size_is_that_of_the_device(device: str, images: int) -> None:
-    assert batch_size_for(tiny_backbone(), device) == images
+    assert batch_size_for(NETWORK, device) == images
     assert batch_size_for(PIXELS, device) == 512
 
 
@@ -29,8 +30,8 @@ def test_a_network_on_the_cpu_leaves_most_cores_to_its_own_arithmetic(
     cores: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "cores", lambda: cores)
-    assert decoding_threads_for(tiny_backbone(), "cpu") == threads
-    assert decoding_threads_for(tiny_backbone(), "cuda:0") == cores
+    assert decoding_threads_for(NETWORK, "cpu") == threads
+    assert decoding_threads_for(NETWORK, "cuda:0") == cores
     assert decoding_threads_for(PIXELS, "cpu") == cores
 
 
@@ -45,4 +46,4 @@ def test_what_an_option_says_goes_before_the_table(
     images = write_images(tmp_path / "pictures", train=2, test=2)
     request = Request(dataset=images, backbone=tiny_backbone(), precision="fp32", data_dir=tmp_path / "data")
     with prepared(request, execution, LogReporter()) as job:
-        assert (job.batch_size, job.workers) == expected
+        assert (job.computer.batch_size, job.computer.workers) == expected

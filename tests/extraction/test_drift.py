@@ -12,9 +12,10 @@ import torch
 from tiny import jpeg, tiny_backbone, write_images
 from torch import nn
 
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.network import from_module
+from featcache.backbones.network import Network
+from featcache.backbones.program import Program
 from featcache.backbones.transforms import Transform
+from featcache.backbones.zoos.modules import from_module
 from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError
 from featcache.extraction import drift
@@ -48,7 +49,7 @@ class Cancelling(nn.Module):
         return hidden
 
 
-def drifting() -> Backbone:
+def drifting() -> Network:
     return from_module(Cancelling(), name="cancelling", transform=Transform(image_size=16))
 
 
@@ -67,37 +68,44 @@ def test_drift_is_measured_and_stands_in_provenance_and_result(request_: Request
     assert LEAST_COSINE <= layer["least_cosine"] < 1
 
 
-def test_in_fp32_nothing_drifts_and_nothing_is_measured(request_: Request) -> None:
-    placed = _placed(request_.backbone)
-    done = extract(replace(request_, precision="fp32"))
-    assert (done.drift, provenance(done.cache), placed) == (None, None, ["fp32"])
-
-
-def test_the_backbone_is_back_in_its_precision_afterwards(request_: Request) -> None:
-    placed = _placed(request_.backbone)
-    extract(request_)
-    assert placed[-1] == "bf16"
-    assert "fp32" in placed
-
-
-def _placed(backbone: Backbone | str) -> list[str]:
-    assert isinstance(backbone, Backbone)
+@pytest.fixture
+def computed_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The precision of every forward pass."""
     precisions: list[str] = []
-    place = backbone.place
+    original = Program.features
 
-    def noted(device: str, precision: str) -> None:
-        precisions.append(precision)
-        place(device, precision)
+    def noted(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
+        precisions.append(program.precision)
+        return original(program, images)
 
-    backbone.place = noted  # type: ignore[method-assign]
+    monkeypatch.setattr(Program, "features", noted)
     return precisions
 
 
-def test_on_a_hit_it_is_not_measured_but_still_told(request_: Request) -> None:
+def test_in_fp32_nothing_drifts_and_nothing_is_measured(request_: Request, computed_in: list[str]) -> None:
+    done = extract(replace(request_, precision="fp32"), Execution(batch_size=32))
+    assert (done.drift, provenance(done.cache), computed_in) == (None, None, ["fp32", "fp32"])
+
+
+def test_fp32_is_computed_for_the_comparison_alone(request_: Request, computed_in: list[str]) -> None:
+    extract(request_, Execution(batch_size=32))
+    assert computed_in == ["fp32", "bf16", "bf16", "bf16"]
+
+
+def test_a_network_of_the_callers_own_stays_as_it_was(request_: Request) -> None:
+    network = request_.backbone
+    assert isinstance(network, Network)
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    before = network.on().features(images)["output"]
+    extract(request_)
+    assert torch.equal(network.on().features(images)["output"], before)
+
+
+def test_on_a_hit_it_is_not_measured_but_still_told(request_: Request, computed_in: list[str]) -> None:
     first = extract(request_)
-    placed = _placed(request_.backbone)
+    computed_in.clear()
     again = extract(request_)
-    assert (again.computed, again.drift, placed) == (0, first.drift, ["bf16"])
+    assert (again.computed, again.drift, computed_in) == (0, first.drift, [])
 
 
 def test_it_is_kept_where_all_rows_come_from_another_cache_or_from_parts(request_: Request) -> None:

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLASSES, jpeg, tiny_backbone, write_images
+from tiny import CLASSES, Forward, counted_batches, every_forward, jpeg, tiny_backbone, write_images
 
 import featcache
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheBusy, ExtractionError, FeatcacheError, ImageError, InvalidOption, SourceError
 from featcache.extraction.request import Request
@@ -137,10 +137,12 @@ def test_a_zip_and_a_folder_of_the_same_images_share_rows(request_: Request, ima
     assert (zipped.computed, zipped.rows) == (0, {"train": 30, "test": 12})
 
 
-def test_images_that_stand_twice_are_computed_once(request_: Request, images: Path) -> None:
+def test_images_that_stand_twice_are_computed_once(
+    request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     twin = (images / "train/cat/00.jpg").read_bytes()
     (images / "train/cat/zz.jpg").write_bytes(twin)
-    calls = _counting(request_.backbone)
+    calls = counted_batches(monkeypatch)
     extraction = extract(replace(request_, precision="fp32"))
     cache = opened(extraction)
     rows = [cache["train"].ids.index(f"train/cat/{name}.jpg") for name in ("00", "zz")]
@@ -148,19 +150,6 @@ def test_images_that_stand_twice_are_computed_once(request_: Request, images: Pa
     assert np.array_equal(first, second)
     assert extraction.computed == 43
     assert sum(calls) == 48  # 42 different images in a batch padded to 32 and one to 16
-
-
-def _counting(backbone: Backbone | str) -> list[int]:
-    assert isinstance(backbone, Backbone)
-    calls: list[int] = []
-    original = backbone.features
-
-    def counted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
-        calls.append(len(images))
-        return original(images)
-
-    backbone.features = counted  # type: ignore[method-assign]
-    return calls
 
 
 @pytest.mark.parametrize(
@@ -239,15 +228,16 @@ def test_skipping_everything_is_an_error(tmp_path: Path) -> None:
         )
 
 
-def test_an_image_edited_during_the_run_is_refused(request_: Request, images: Path) -> None:
-    assert isinstance(request_.backbone, Backbone)
-    original = request_.backbone.resize
+def test_an_image_edited_during_the_run_is_refused(
+    request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Transform.resize_image
 
-    def editing(image: np.ndarray) -> np.ndarray:
+    def editing(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         (images / "test/eel/03.jpg").write_bytes(jpeg(4242))
-        return original(image)
+        return original(transform, image, cropped=cropped)
 
-    request_.backbone.resize = editing  # type: ignore[method-assign]
+    monkeypatch.setattr(Transform, "resize_image", editing)
     with pytest.raises(ImageError, match=r"test/eel/03\.jpg: the image changed"):
         extract(request_, Execution(batch_size=8, workers=1))
     assert not list(request_.features_dir.glob("*.h5"))
@@ -256,63 +246,62 @@ def test_an_image_edited_during_the_run_is_refused(request_: Request, images: Pa
 # --- features that cannot be stored ------------------------------------------------------------------------
 
 
-def _returning(backbone: Backbone, value: float) -> None:
-    original = backbone.features
-
-    def spoiled(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
-        rows = original(images)["output"].clone()
+def _returning(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    def spoiled(forward: Forward, images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+        rows = forward(images)["output"].clone()
         rows[2, 5] = value
         return {"output": rows}
 
-    backbone.features = spoiled  # type: ignore[method-assign]
+    every_forward(monkeypatch, spoiled)
 
 
-def test_infinity_in_float16_names_layer_and_image_and_the_way_out(request_: Request) -> None:
-    assert isinstance(request_.backbone, Backbone)
-    _returning(request_.backbone, 1e6)
+def test_infinity_in_float16_names_layer_and_image_and_the_way_out(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _returning(monkeypatch, 1e6)
     with pytest.raises(ExtractionError, match=r"layer output gives infinity for train/cat/02\.jpg") as caught:
         extract(request_)
     assert "--dtype float32" in str(caught.value.hint)
     assert extract(replace(request_, dtype="float32")).computed == 42
 
 
-def test_nan_is_an_error_in_any_dtype(request_: Request) -> None:
-    assert isinstance(request_.backbone, Backbone)
-    _returning(request_.backbone, float("nan"))
+def test_nan_is_an_error_in_any_dtype(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    _returning(monkeypatch, float("nan"))
     with pytest.raises(ExtractionError, match="NaN"):
         extract(replace(request_, dtype="float32"))
 
 
-def test_a_batch_that_does_not_fit_is_halved(request_: Request, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_halved(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     reference = arrays(extract(request_).cache)
-    small = tiny_backbone()
-    original = small.features
+    tried: list[int] = []
 
-    def narrow(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+    def narrow(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+        tried.append(len(images))
         if len(images) > 8:
             raise torch.OutOfMemoryError("out of memory")
-        return original(images)
+        return forward(images)
 
-    small.features = narrow  # type: ignore[method-assign]
-    again = extract(replace(request_, backbone=small, data_dir=tmp_path / "other"), Execution(batch_size=64))
+    every_forward(monkeypatch, narrow)
+    again = extract(replace(request_, data_dir=tmp_path / "other"), Execution(batch_size=64))
+    assert {64, 32, 16, 8} <= {*tried}
     assert arrays(again.cache) == reference
 
 
-def test_memory_that_never_suffices_is_a_clear_error(request_: Request) -> None:
-    assert isinstance(request_.backbone, Backbone)
-
-    def never(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+def test_memory_that_never_suffices_is_a_clear_error(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         raise torch.OutOfMemoryError("out of memory")
 
-    request_.backbone.features = never  # type: ignore[method-assign]
+    every_forward(monkeypatch, never)
     with pytest.raises(ExtractionError, match="does not fit into the device's memory"):
-        extract(request_)
+        extract(replace(request_, precision="fp32"))
 
 
 def test_too_little_room_is_found_before_the_first_forward_pass(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = _counting(request_.backbone)
+    calls = counted_batches(monkeypatch)
     monkeypatch.setattr("featcache.extraction.job.free_bytes", lambda _: 10)
     with pytest.raises(ExtractionError, match="has 10 B free"):
         extract(request_)
@@ -322,23 +311,25 @@ def test_too_little_room_is_found_before_the_first_forward_pass(
 # --- interruption and company ------------------------------------------------------------------------------
 
 
-def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path) -> None:
+def test_after_ctrl_c_the_same_call_goes_on(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request_ = replace(request_, precision="fp32")
     reference = arrays(extract(replace(request_, data_dir=tmp_path / "other")).cache)
-    assert isinstance(request_.backbone, Backbone)
-    original, seen = request_.backbone.features, [0]
+    seen = 0
 
-    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
-        seen[0] += 1
-        if seen[0] == 4:
+    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+        nonlocal seen
+        seen += 1
+        if seen == 4:
             raise KeyboardInterrupt
-        return original(images)
+        return forward(images)
 
-    request_.backbone.features = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        extract(request_, Execution(batch_size=8, part_rows=8))
+    with monkeypatch.context() as patched:
+        every_forward(patched, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract(request_, Execution(batch_size=8, part_rows=8))
     assert not list(request_.features_dir.glob("*.h5"))
-    request_.backbone.features = original  # type: ignore[method-assign]
     after = extract(request_, Execution(batch_size=8, part_rows=8))
     assert (after.computed, after.reused) == (42 - 24, 24)
     assert arrays(after.cache) == reference

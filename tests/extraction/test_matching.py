@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
-from tiny import jpeg
+from tiny import jpeg, random_squeezenet
 
-from featcache.backbones import networks
 from featcache.errors import CacheIncomplete, CacheNotFound
 from featcache.extraction import matching
 from featcache.extraction.request import Request
@@ -27,8 +26,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
             folder.mkdir(parents=True)
             for number in range(3):
                 (folder / f"{number}.jpg").write_bytes(jpeg(hash((split, name, number)) % 1000))
-    network = networks.build_random("squeezenet1_1", 0)
-    save_file(dict(network.state_dict()), root / "w.safetensors")
+    save_file(random_squeezenet(), root / "w.safetensors")
     extract(_request(root, layers=("features.5", "features"), precision="bf16"))
     return root
 
@@ -145,9 +143,13 @@ def test_the_command_offered_makes_the_cache(shelf: Path) -> None:
     assert "--resize" not in words
 
 
-def test_of_several_the_one_that_auto_gives_here_is_taken(shelf: Path) -> None:
-    from featcache.backbones.devices import resolve_precision
-
-    base = _request(shelf, layers=("features.2",))
-    made = {precision: extract(replace(base, precision=precision)).cache for precision in ("fp32", "bf16")}
-    assert matching.by_request(base).path == made[resolve_precision("auto", "cpu")]
+@pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
+def test_of_several_the_newest_is_taken(
+    order: tuple[str, str], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = _request(shelf, layers=("features.2",), data_dir=tmp_path)
+    for day, precision in enumerate(order, start=1):
+        monkeypatch.setattr("featcache.extraction.job._now", lambda day=day: f"2026-01-0{day}T00:00:00+00:00")
+        newest = extract(replace(base, precision=precision)).cache
+    assert matching.by_request(base).path == newest
+    assert extract(base).cache == newest

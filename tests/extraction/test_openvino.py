@@ -14,20 +14,19 @@ import torch
 from PIL import Image
 from tiny import tiny_backbone, write_images
 
-from featcache.backbones import load_backbone, openvino_runner
-from featcache.backbones.backbone import Backbone
+from featcache.backbones import load_backbone
+from featcache.backbones.network import Network
+from featcache.backbones.runners import openvino
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, MissingExtra
 from featcache.extraction import matching
-from featcache.extraction.compilation import break_even, resolve_runner
 from featcache.extraction.rebuild import recompute
-from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images import open_source
 from featcache.images.decoding import decode
 
-pytestmark = pytest.mark.skipif(not openvino_runner.installed(), reason="the extra openvino is not installed")
+pytestmark = pytest.mark.skipif(not openvino.installed(), reason="the extra openvino is not installed")
 
 
 @pytest.fixture
@@ -39,8 +38,16 @@ def request_(tmp_path: Path) -> Request:
 
 
 @pytest.fixture(scope="module")
-def network() -> Backbone:
-    return load_backbone("squeezenet1_1", weights="random:0", image_size=64, weights_dir=Path())
+def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
+    data_dir = tmp_path_factory.mktemp("data")
+    return load_backbone("squeezenet1_1", weights="random:0", image_size=64, data_dir=data_dir)
+
+
+def computed(
+    network: Network, images: np.ndarray, precision: str = "fp32", runner: str = "openvino"
+) -> dict[str, torch.Tensor]:
+    program = network.on("cpu", precision, runner, batch_size=len(images))
+    return {name: values.clone() for name, values in program.features(images).items()}
 
 
 def least_cosine(some: np.ndarray, other: np.ndarray) -> float:
@@ -70,79 +77,57 @@ def test_a_cache_is_verified_by_computing_it_again(request_: Request) -> None:
     assert (found.rows, found.equal) == (8, 8)
 
 
-def test_in_fp32_it_agrees_with_torch_to_rounding(network: Backbone) -> None:
+def test_in_fp32_it_agrees_with_torch_to_rounding(network: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
-    network.place("cpu", "fp32")
-    exact = {name: values.clone() for name, values in network.features(images).items()}
-    network.compile(4, "openvino")
-    assert network.fixed_batch == 4
-    for name, values in network.features(images).items():
+    assert network.on("cpu", "fp32", "openvino", batch_size=4).batch_size == 4
+    exact = computed(network, images, runner="eager")
+    for name, values in computed(network, images).items():
         assert torch.allclose(values, exact[name], rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_batch_gave_stays_when_the_next_is_computed(network: Backbone) -> None:
+def test_what_a_batch_gave_stays_when_the_next_is_computed(network: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
-    network.place("cpu", "fp32")
-    network.compile(4, "openvino")
-    first = network.features(images[0])
+    program = network.on("cpu", "fp32", "openvino", batch_size=4)
+    first = program.features(images[0])
     before = {name: values.clone() for name, values in first.items()}
-    network.features(images[1])
+    program.features(images[1])
     assert all(torch.equal(values, before[name]) for name, values in first.items())
 
 
-def test_several_layers_come_out_under_their_names() -> None:
+def test_several_layers_come_out_under_their_names(tmp_path: Path) -> None:
     network = load_backbone(
-        "resnet18", weights="random:0", layers=("layer1", "avgpool"), image_size=64, weights_dir=Path()
+        "resnet18", weights="random:0", layers=("layer1", "pre_logits"), image_size=64, data_dir=tmp_path
     )
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    exact = {name: values.clone() for name, values in network.features(images).items()}
-    network.place("cpu", "bf16")
-    network.compile(2, "openvino")
-    found = network.features(images)
-    assert list(found) == list(exact)
+    exact, found = computed(network, images, runner="eager"), computed(network, images, "bf16")
+    assert list(found) == list(exact) == ["layer1", "pre_logits"]
     for name, values in found.items():
         assert least_cosine(values.numpy(), exact[name].numpy()) > 0.999
 
 
 @pytest.mark.parametrize(("name", "least"), [("vgg16", 0.9999), ("inception_v3", 0.9994)])
 def test_bf16_keeps_the_stem_of_real_networks(
-    name: str, least: float, cifar_zip: Path, vgg_weights: Path, inception_weights: Path
+    name: str, least: float, cifar_zip: Path, vgg_weights: Path, inception_weights: Path, tmp_path: Path
 ) -> None:
     weights = {"vgg16": vgg_weights, "inception_v3": inception_weights}[name]
-    network = load_backbone(name, weights=str(weights), weights_dir=weights.parent)
-    with open_source(cifar_zip, datasets_dir=weights.parent) as source:
+    network = load_backbone(name, weights=weights, data_dir=tmp_path)
+    with open_source(cifar_zip, datasets_dir=tmp_path) as source:
         some = source.samples("test")[:8]
         images = np.stack([network.resize(decode(source.read(one), one.id)) for one in some])
-    exact = {layer: values.clone() for layer, values in network.features(images).items()}
-    network.place("cpu", "bf16")
-    network.compile(len(images), "openvino")
-    for layer, values in network.features(images).items():
+    exact = computed(network, images, runner="eager")
+    for layer, values in computed(network, images, "bf16").items():
         assert least_cosine(values.numpy(), exact[layer].numpy()) > least
 
 
-def resolved(said: str, backbone: Backbone, images: int, *, device: str = "cpu", precision: str = "bf16") -> str:
-    return resolve_runner(
-        said, backbone, device=device, precision=precision, images=lambda: images, reporter=LogReporter()
-    )
-
-
-def test_auto_takes_it_where_it_is_installed_and_pays(network: Backbone) -> None:
-    enough = break_even("openvino", network, "bf16")
-    assert enough < break_even("compiled", network, "bf16")
-    assert [resolved("auto", network, images) for images in (enough - 1, enough)] == ["eager", "openvino"]
-    assert resolved("auto", network, enough, precision="fp32") == "eager"
-    assert resolved("auto", tiny_backbone(), 10**12) == "eager"
-
-
-def test_what_it_cannot_compute_is_refused_at_once(network: Backbone) -> None:
+def test_what_it_cannot_compute_is_refused_at_once(network: Network) -> None:
     with pytest.raises(InvalidOption, match="--device cuda"):
-        resolved("openvino", network, 1, device="cuda", precision="fp32")
-    with pytest.raises(InvalidOption, match="got fp16"):
-        resolved("openvino", network, 1, precision="fp16")
+        network.on("cuda", "fp32", "openvino")
+    with pytest.raises(InvalidOption, match="got --precision fp16"):
+        network.on("cpu", "fp16", "openvino")
 
 
 def test_without_the_package_the_extra_is_named(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    monkeypatch.setattr(openvino, "installed", lambda: False)
     with pytest.raises(MissingExtra) as raised:
         extract(request_)
     assert "featcache[openvino]" in str(raised.value.hint)
@@ -153,7 +138,7 @@ def test_a_cache_is_found_without_the_package_and_not_gone_on_with(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = extract(request_)
-    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
+    monkeypatch.setattr(openvino, "installed", lambda: False)
     later = replace(request_, runner="auto", backbone=tiny_backbone())
     assert extract(later).fingerprint == done.fingerprint
     Image.new("RGB", (20, 20), "red").save(Path(request_.origin) / "train" / "cat" / "new.jpg")
@@ -167,9 +152,9 @@ def test_nobody_is_told(tmp_path: Path) -> None:
         "import sys, numpy as np\n"
         "from pathlib import Path\n"
         "from featcache.backbones import load_backbone\n"
-        "network = load_backbone('squeezenet1_1', weights='random:0', image_size=64, weights_dir=Path())\n"
-        "network.compile(1, 'openvino')\n"
-        "network.features(np.zeros((1, 64, 64, 3), np.uint8))\n"
+        "network = load_backbone('squeezenet1_1', weights='random:0', image_size=64, data_dir=Path.home())\n"
+        "program = network.on('cpu', 'fp32', 'openvino', batch_size=1)\n"
+        "program.features(np.zeros((1, 64, 64, 3), np.uint8))\n"
         "assert 'openvino' in sys.modules and sys.modules['openvino_telemetry'] is None\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"
     )

@@ -18,6 +18,7 @@ from torchvision import models
 from torchvision.transforms import InterpolationMode, v2
 
 import featcache
+from featcache.backbones.program import Program
 
 ROWS = 8
 
@@ -110,19 +111,22 @@ def test_features_equal_plain_torchvision(
     assert cosines.min() > (0.999 if name == "inception_v3" else 0.9999)
 
 
-def test_rows_come_out_bit_for_bit_at_any_position(cifar_zip: Path, vgg_weights: Path) -> None:
+def test_rows_come_out_bit_for_bit_at_any_position(cifar_zip: Path, vgg_weights: Path, tmp_path: Path) -> None:
     """Equal means equal: in another order, in other company, in another batch size from 8 on."""
     from featcache.backbones import load_backbone
     from featcache.backbones.devices import resolve_precision
 
-    backbone = load_backbone("vgg16", weights=vgg_weights, weights_dir=Path(), image_size=96)
+    backbone = load_backbone("vgg16", weights=vgg_weights, data_dir=tmp_path, image_size=96)
     images = np.stack(
         [np.array(one.resize((96, 96))) for one in pictures(cifar_zip, [f"test/cat/{n:04d}.jpg" for n in range(16)])]
     )
     for precision in {"fp32", resolve_precision("auto", "cpu")}:
-        backbone.place("cpu", precision)
-        rows = backbone.features(images)["avgpool"].numpy()
+        program = backbone.on("cpu", precision)
+
+        def computed(batch: np.ndarray, program: Program = program) -> np.ndarray:
+            return program.features(batch)["pre_logits"].numpy()
+
+        rows = computed(images)
         order = np.random.default_rng(0).permutation(16)
-        assert np.array_equal(backbone.features(images[order])["avgpool"].numpy(), rows[order])
-        halves = [backbone.features(half)["avgpool"].numpy() for half in (images[:8], images[8:])]
-        assert np.array_equal(np.concatenate(halves), rows)
+        assert np.array_equal(computed(images[order]), rows[order])
+        assert np.array_equal(np.concatenate([computed(half) for half in (images[:8], images[8:])]), rows)

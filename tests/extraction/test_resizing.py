@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import TinyNetwork, tiny_backbone
+from tiny import Forward, TinyNetwork, every_forward
 
 import featcache
 from featcache.backbones import load_backbone
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.network import from_module
+from featcache.backbones.network import Network
 from featcache.backbones.resampling import Resampler
 from featcache.backbones.transforms import Transform
+from featcache.backbones.zoos.modules import from_module
 from featcache.errors import ExtractionError, InvalidOption
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.reporting import LogReporter
@@ -46,8 +46,12 @@ def images(tmp_path: Path) -> Path:
     return write_mixed(tmp_path / "pictures")
 
 
-def backbone(**options: Any) -> Backbone:
-    return from_module(TinyNetwork(), name="tiny", transform=Transform(**({"image_size": 12} | options)))
+def backbone(**options: Any) -> Network:
+    return from_module(TinyNetwork(), name="tiny", transform=transform(**options))
+
+
+def transform(**options: Any) -> Transform:
+    return Transform(**({"image_size": 12} | options))
 
 
 @pytest.fixture
@@ -110,9 +114,9 @@ def test_rows_come_out_alike_at_any_position(images: Path) -> None:
     source = open_source(images, datasets_dir=images)
     samples = list(source.samples("train"))
     digests = np.stack([np.frombuffer(digest(source.read(sample)), np.uint8) for sample in samples])
-    resizing = DeviceResizing(backbone())
+    resizing = DeviceResizing(transform())
     pipeline = Pipeline(
-        source=source, backbone=resizing.backbone, dtype="float32", batch_size=8, workers=1, resizing=resizing
+        source=source, program=backbone().on(), dtype="float32", batch_size=8, workers=1, resizing=resizing
     )
     found: dict[int, np.ndarray] = {}
     for order in (list(range(len(samples))), list(reversed(range(len(samples)))), [5], [2, 9]):
@@ -124,20 +128,24 @@ def test_rows_come_out_alike_at_any_position(images: Path) -> None:
     source.close()
 
 
-def test_a_batch_that_does_not_fit_is_halved(request_: Request, tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_halved(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = arrays(extract(request_, Execution(resize_on="host")).cache)
-    assert isinstance(request_.backbone, Backbone)
-    original = request_.backbone.features
+    refused = 0
 
-    def scarce(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+    def scarce(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+        nonlocal refused
         if len(images) > 8:
+            refused += 1
             raise torch.OutOfMemoryError("no room")
-        return original(images)
+        return forward(images)
 
-    request_.backbone.features = scarce  # type: ignore[method-assign]
+    every_forward(monkeypatch, scarce)
     again = extract(
         replace(request_, data_dir=tmp_path / "scarce"), Execution(resize_on="device", batch_size=16, workers=1)
     )
+    assert refused == 1
     assert arrays(again.cache) == expected
 
 
@@ -151,7 +159,7 @@ def test_with_a_batch_in_flight_the_rows_are_the_same(
 
 
 def test_images_travel_grouped_by_size_and_some_are_resized_before() -> None:
-    resizing = DeviceResizing(backbone(resize="crop", resize_size=14))
+    resizing = DeviceResizing(transform(resize="crop", resize_size=14))
     prepared = [
         resizing.prepared(np.full((*size, 3), place, np.uint8), cropped=place == 2) for place, size in enumerate(SIZES)
     ]
@@ -170,7 +178,7 @@ def test_images_travel_grouped_by_size_and_some_are_resized_before() -> None:
 
 @pytest.mark.parametrize("part", [slice(0, 3), slice(2, 6), slice(6, 99), slice(0, 7)])
 def test_a_part_of_a_batch_is_the_same_images(part: slice) -> None:
-    resizing = DeviceResizing(backbone())
+    resizing = DeviceResizing(transform())
     noise = np.random.default_rng(0)
     prepared = [resizing.prepared(noise.integers(0, 256, (*size, 3), dtype=np.uint8), cropped=False) for size in SIZES]
     packed = resizing.packed(prepared)
@@ -195,12 +203,12 @@ def test_auto_is_the_device_where_that_is_a_gpu(
     said: str, device: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", lambda resampler: True)
-    assert type(resolve_resizing(said, backbone(), device, LogReporter())) is kind
+    assert type(resolve_resizing(said, backbone().spec, device, LogReporter())) is kind
 
 
 def test_pixels_are_resized_on_the_host_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", lambda resampler: True)
-    pixels = load_backbone("pixels", image_size=8, weights_dir=tmp_path)
+    pixels = load_backbone("pixels", image_size=8, data_dir=tmp_path).spec
     assert type(resolve_resizing("auto", pixels, "cuda", LogReporter())) is HostResizing
     assert type(resolve_resizing("device", pixels, "cuda", LogReporter())) is DeviceResizing
 
@@ -218,10 +226,10 @@ def test_a_device_that_gives_other_bytes_is_not_used(
     verdict: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", verdict)
-    assert type(resolve_resizing("auto", backbone(), "cuda", LogReporter())) is HostResizing
+    assert type(resolve_resizing("auto", backbone().spec, "cuda", LogReporter())) is HostResizing
     assert "images are resized on the host" in caplog.text
     with pytest.raises(ExtractionError, match="does not resize to the bytes that Pillow"):
-        resolve_resizing("device", backbone(), "cpu", LogReporter())
+        resolve_resizing("device", backbone().spec, "cpu", LogReporter())
 
 
 def test_another_place_is_refused(request_: Request) -> None:
@@ -230,7 +238,7 @@ def test_another_place_is_refused(request_: Request) -> None:
 
 
 def test_images_packed_for_the_device_are_not_for_the_host() -> None:
-    resizing = DeviceResizing(tiny_backbone())
+    resizing = DeviceResizing(transform())
     packed = resizing.packed([resizing.prepared(np.zeros((9, 9, 3), np.uint8), cropped=False)])
     with pytest.raises(TypeError, match="packed for the device"):
-        HostResizing(tiny_backbone()).batch(packed, 8)
+        HostResizing(transform()).batch(packed, 8)

@@ -12,7 +12,7 @@ import pytest
 from tiny import jpeg, tiny_backbone, write_images
 
 import featcache
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.program import Program
 from featcache.cache.locks import locked
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheBusy, ImageError, InvalidOption
@@ -89,23 +89,24 @@ def test_a_bad_image_is_skipped_in_all_of_them(requests: list[Request], images: 
     assert [[skipped.id for skipped in one.skipped] for one in done] == [["train/dog/05.jpg"]] * 3
 
 
-def test_after_an_interruption_all_go_on(requests: list[Request], tmp_path: Path) -> None:
-    slow = requests[1].backbone
-    assert isinstance(slow, Backbone)
-    original, seen = slow.features, [0]
+def test_after_an_interruption_all_go_on(
+    requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, seen = Program.features, 0
 
-    def interrupted(batch: np.ndarray) -> object:
-        seen[0] += 1
-        if seen[0] == 3:
+    def interrupted(program: Program, batch: np.ndarray) -> object:
+        nonlocal seen
+        seen += program.spec.name == "other"
+        if seen == 3:
             raise KeyboardInterrupt
-        return original(batch)
+        return original(program, batch)
 
-    slow.features = interrupted  # type: ignore[method-assign, assignment]
     execution = Execution(batch_size=8, part_rows=8)
-    with pytest.raises(KeyboardInterrupt):
-        extract_each(requests, execution)
+    with monkeypatch.context() as patched:
+        patched.setattr(Program, "features", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract_each(requests, execution)
     assert not list(requests[0].features_dir.glob("*.h5"))
-    slow.features = original  # type: ignore[method-assign]
     after = extract_each(requests, execution)
     # They walk side by side, so none is far ahead of the one that stopped.
     assert [one.reused for one in after] == [24, 16, 16]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from tiny import tiny_backbone, write_images
 
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.program import Program
+from featcache.backbones.transforms import Transform
 from featcache.cache.parts import write_part
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
@@ -44,24 +45,22 @@ def test_time_counts_also_where_it_ended_in_an_error() -> None:
 
 @pytest.mark.parametrize("slow", ["decode", "compute", "write"])
 def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = request_.backbone
-    assert isinstance(backbone, Backbone)
-    resize, features = backbone.resize, backbone.features
+    resize, features = Transform.resize_image, Program.features
 
-    def resized(image: np.ndarray) -> np.ndarray:
+    def resized(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         time.sleep(0.03 * (slow == "decode"))
-        return resize(image)
+        return resize(transform, image, cropped=cropped)
 
-    def computed(images: np.ndarray) -> dict[str, torch.Tensor]:
+    def computed(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
         time.sleep(0.15 * (slow == "compute"))
-        return features(images)
+        return features(program, images)
 
     def written(*args: object, **options: object) -> Path:
         time.sleep(0.15 * (slow == "write"))
         return write_part(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(backbone, "resize", resized)
-    monkeypatch.setattr(backbone, "features", computed)
+    monkeypatch.setattr(Transform, "resize_image", resized)
+    monkeypatch.setattr(Program, "features", computed)
     monkeypatch.setattr("featcache.extraction.part_writer.write_part", written)
     done = extract(request_, Execution(batch_size=8, part_rows=8, workers=1))
     assert done.bound == slow

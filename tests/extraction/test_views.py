@@ -13,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import jpeg, tiny_backbone, write_images
+from tiny import Forward, every_forward, jpeg, tiny_backbone, write_images
 
 import featcache
 from featcache.backbones.augmentation import Augmentation
-from featcache.backbones.backbone import Backbone
 from featcache.cache.checksums import row_digests
 from featcache.cache.reader import FeatureCache
 from featcache.cache.verification import verify
@@ -177,20 +176,22 @@ def test_auto_obeys_what_a_cache_with_other_views_was_begun_with(request_: Reque
     assert extract(replace(request_, precision="auto")).computed == 12 * (VIEWS - 1)
 
 
-def test_interrupted_between_the_views_of_an_image_it_goes_on(request_: Request, tmp_path: Path) -> None:
-    assert isinstance(request_.backbone, Backbone)
-    original, seen = request_.backbone.features, [0]
+def test_interrupted_between_the_views_of_an_image_it_goes_on(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = 0
 
-    def interrupted(images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
-        seen[0] += 1
-        if seen[0] == 3:
+    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+        nonlocal seen
+        seen += 1
+        if seen == 3:
             raise KeyboardInterrupt
-        return original(images)
+        return forward(images)
 
-    request_.backbone.features = interrupted  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
-        extract(request_, Execution(batch_size=8, part_rows=8))
-    request_.backbone.features = original  # type: ignore[method-assign]
+    with monkeypatch.context() as patched:
+        every_forward(patched, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            extract(request_, Execution(batch_size=8, part_rows=8))
     after = extract(request_, Execution(batch_size=8, part_rows=8))
     # 16 is no multiple of 3: the sixth image had one of its views.
     assert (after.computed, after.reused) == (42 - 16, 16)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch import nn
 
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.network import from_module
+from featcache.backbones.network import Network
+from featcache.backbones.program import Program
 from featcache.backbones.transforms import Transform
+from featcache.backbones.zoos.modules import from_module
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -33,8 +36,43 @@ class TinyNetwork(nn.Module):
         return torch.relu(self.second(hidden)).mean(dim=(2, 3))
 
 
-def tiny_backbone(seed: int = 0, image_size: int = 16, name: str = "tiny") -> Backbone:
+def tiny_backbone(seed: int = 0, image_size: int = 16, name: str = "tiny") -> Network:
     return from_module(TinyNetwork(seed), name=name, transform=Transform(image_size=image_size))
+
+
+#: A forward pass: images (N, S, S, 3) -> {layer: (N, D)}.
+Forward = Callable[[np.ndarray | torch.Tensor], dict[str, torch.Tensor]]
+
+
+def every_forward(monkeypatch: pytest.MonkeyPatch, changed: Callable[[Forward, np.ndarray | torch.Tensor], object]) -> None:
+    """From now on a program's forward pass is `changed(forward, images)`, with the real one as `forward`."""
+    original = Program.features
+
+    def features(program: Program, images: np.ndarray | torch.Tensor) -> object:
+        return changed(lambda batch: original(program, batch), images)
+
+    monkeypatch.setattr(Program, "features", features)
+
+
+def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The images of every forward pass from now on."""
+    sizes: list[int] = []
+
+    def counting(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+        sizes.append(len(images))
+        return forward(images)
+
+    every_forward(monkeypatch, counting)
+    return sizes
+
+
+def random_squeezenet() -> dict[str, torch.Tensor]:
+    """The tensors of torchvision's squeezenet1_1, drawn with seed 0."""
+    from torchvision.models import squeezenet1_1
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(squeezenet1_1(weights=None).state_dict())
 
 
 def jpeg(seed: int, side: int = 20) -> bytes:

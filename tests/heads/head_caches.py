@@ -63,7 +63,6 @@ def write_cache(
     spec = Spec(
         backbone=backbone,
         layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
-        pool="none",
         transform={"size": [8, 8]},
         decoder="none",
         precision="fp32",

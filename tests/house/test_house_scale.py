@@ -121,7 +121,7 @@ def test_operations_and_parts_are_those_of_featcaches_own_backbones(tmp_path: Pa
 
     checks: Any = benchmark_module("scale_checks")
     for name, (values, flops, part_rows) in checks.NETWORKS.items():
-        backbone = load_backbone(name, weights="random:0", weights_dir=tmp_path)
+        backbone = load_backbone(name, weights="random:0", data_dir=tmp_path).spec
         assert backbone.layers[0].feature_dim == values
         assert backbone.flops_per_image == pytest.approx(flops, rel=0.02)
         assert part_rows_for(backbone) == part_rows

@@ -31,7 +31,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> House:
 @pytest.fixture(scope="session")
 def run(house: House) -> Run:
     """A trained head on two layers of a ResNet."""
-    return house.trained("mlp:16", layers=("layer2", "avgpool"), pool="avg")
+    return house.trained("mlp:16", layers=("layer2", "pre_logits"), pool="avg")
 
 
 @pytest.fixture(scope="session")

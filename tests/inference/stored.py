@@ -40,7 +40,6 @@ def write_cache(
     spec = Spec(
         backbone="toy",
         layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
-        pool="none",
         transform={"image_size": 8},
         decoder="none",
         precision="fp32",

@@ -49,7 +49,7 @@ def test_the_file_says_what_featcache_says_of_images_of_any_size(
 
 
 def test_two_layers_and_a_crop_are_inside(house: House, tmp_path: Path) -> None:
-    run = house.trained("centroid", layers=("layer1", "avgpool"), pool="avg", resize="crop")
+    run = house.trained("centroid", layers=("layer1", "pre_logits"), pool="avg", resize="crop")
     exported = export(house, run, tmp_path / "head.pt2", "pt2")
     assert exported.greatest_difference < 1e-5
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trained import CLASSES, House
+from trained import CLASSES, House, random_tensors
 
 import featcache
-from featcache.backbones import networks
-from featcache.backbones.backbone import Backbone
+from featcache.backbones.network import Network
 from featcache.cache.reader import FeatureCache
 from featcache.errors import (
     CacheNotFound,
@@ -57,13 +56,13 @@ def test_every_head_says_what_it_said_of_the_cached_test_images(house: House, ba
 
 
 def test_several_layers_stand_side_by_side_as_they_did(house: House, run: Run) -> None:
-    assert [layer.name for layer in run.features.layers] == ["layer2", "avgpool"]
+    assert [layer.name for layer in run.features.layers] == ["layer2", "pre_logits"]
     assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
 
 
 def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
-    tensors = networks.build_random("resnet18", 1).state_dict()
+    tensors = random_tensors("resnet18", 1)
     save_file(tensors, weights)
     cache = featcache.extract(
         house.pictures, "resnet18", layers=("layer1", "layer3"), image_size=40, weights=weights, data_dir=tmp_path
@@ -118,7 +117,7 @@ def test_a_run_whose_cache_is_gone_still_predicts(house: House, run: Run, tmp_pa
 def of_file(house: House, tmp_path: Path) -> tuple[Run, Path]:
     """A run whose weights lie in a file."""
     weights = tmp_path / "w.safetensors"
-    save_file(networks.build_random("resnet18", 1).state_dict(), weights)
+    save_file(random_tensors("resnet18", 1), weights)
     (tmp_path / "pictures").symlink_to(house.pictures)
     # On a shelf of its own: elsewhere a cache has these rows already, and remembers another source.
     return House(root=tmp_path).trained("centroid", weights=str(weights)), weights
@@ -129,7 +128,7 @@ def test_other_weights_are_refused_layer_by_layer(house: House, of_file: tuple[R
     tensors = load_file(weights)
     tensors["layer4.1.bn2.bias"][3] += 1
     save_file(tensors, weights)
-    with pytest.raises(WeightsError, match=r"w\.safetensors are not those .* layer avgpool expected sha256 \w{12}"):
+    with pytest.raises(WeightsError, match=r"w\.safetensors are not those .* layer pre_logits expected sha256 \w{12}"):
         said(house, run)
 
 
@@ -161,7 +160,7 @@ def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> No
 
     from featcache.backbones.transforms import Transform
 
-    def backbone(bias: float) -> Backbone:
+    def backbone(bias: float) -> Network:
         module = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
         module.register_parameter("bias", nn.Parameter(torch.tensor([bias])))
         return featcache.from_module(module, name="mine", transform=Transform(image_size=16))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from featcache.api import extract
@@ -32,6 +33,15 @@ def write_pictures(root: Path, train: int = 12, test: int = 4) -> Path:
                 pixels = random.integers(0, 160, (height, width, 3), dtype=np.uint8) + tint
                 Image.fromarray(pixels).save(root / split / name / f"{number:02d}.png")
     return root
+
+
+def random_tensors(name: str, seed: int) -> dict[str, torch.Tensor]:
+    """The tensors of a torchvision network, as it draws them itself."""
+    from torchvision.models import get_model
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(get_model(name, weights=None).state_dict())
 
 
 @dataclass(frozen=True, kw_only=True)

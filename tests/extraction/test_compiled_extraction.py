@@ -1,4 +1,4 @@
-"""Compiled: decided by the number of images, part of a cache's identity, and the same features."""
+"""By torch's compiler: part of a cache's identity, and the same features."""
 
 from __future__ import annotations
 
@@ -9,23 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TinyNetwork, tiny_backbone, write_images
+from tiny import tiny_backbone, write_images
 from torch._dynamo.testing import CompileCounter
 
-from featcache.backbones import load_backbone, openvino_runner
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.network import from_module
-from featcache.backbones.transforms import Transform
+from featcache.backbones.runners.compiled import compiler
 from featcache.cache.reader import FeatureCache
-from featcache.errors import CacheNotFound, ExtractionError
-from featcache.extraction import compilation, matching
-from featcache.extraction.compilation import break_even, resolve_runner
+from featcache.errors import CacheNotFound, ExtractionError, InvalidOption
+from featcache.extraction import matching
 from featcache.extraction.rebuild import recompute
-from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
-needs_compiler = pytest.mark.skipif(compilation.compiler() is None, reason="there is no C++ compiler")
+needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")
 
 
 @pytest.fixture
@@ -75,8 +70,7 @@ def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
     with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as told:
-        extract(replace(request_, backbone=from_module(TinyNetwork(), name="tiny", transform=Transform(image_size=16)),
-                        runner="compiled"))  # fmt: skip
+        extract(replace(request_, runner="compiled"))
     assert told.value.hint == "extract with --runner eager"
     assert not list(request_.features_dir.glob("*.parts"))
 
@@ -90,43 +84,17 @@ def test_few_images_take_their_rows_from_a_large_compiled_cache(
     assert (few.computed, few.fingerprint) == (0, large.fingerprint)
 
 
-def resolved(said: str, backbone: Backbone, images: int, device: str = "cpu") -> str:
-    return resolve_runner(
-        said, backbone, device=device, precision="bf16", images=lambda: images, reporter=LogReporter()
-    )
-
-
-@pytest.fixture(scope="module")
-def network() -> Backbone:
-    return load_backbone("squeezenet1_1", weights="random:0", image_size=64, weights_dir=Path())
-
-
-@needs_compiler
-def test_auto_compiles_from_the_break_even_on(network: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openvino_runner, "installed", lambda: False)
-    enough = break_even("compiled", network, "bf16")
-    assert enough > 1000
-    assert [resolved("auto", network, images) for images in (enough - 1, enough)] == ["eager", "compiled"]
-    assert resolved("eager", network, enough) == "eager"
-    assert resolved("compiled", network, 1) == "compiled"
-    # Not measured there.
-    assert resolved("auto", network, enough, "cuda") == "eager"
-
-
-def test_ones_own_module_is_compiled_only_when_asked() -> None:
-    assert resolved("auto", tiny_backbone(), 10**12) == "eager"
-
-
-def test_without_a_compiler_it_is_eager_and_said_loudly(
-    network: Backbone, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_a_compiler_it_is_refused_before_anything_is_done(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)
-    assert resolved("compiled", network, 1) == "eager"
-    assert "there is no C++ compiler" in caplog.text
+    with pytest.raises(InvalidOption, match="needs a C\\+\\+ compiler"):
+        extract(replace(request_, runner="compiled"))
+    assert not request_.features_dir.exists() or not list(request_.features_dir.iterdir())
 
 
 def test_the_command_offered_says_what_was_said(request_: Request) -> None:
-    for runner in ("eager", "compiled", "openvino"):
+    for runner in ("eager", "compiled", "openvino", "ncnn"):
         assert f"--runner {runner}" in matching.as_command(replace(request_, runner=runner))
     assert "--runner" not in matching.as_command(request_)
 
@@ -139,12 +107,3 @@ def test_rows_of_a_compiled_cache_are_the_same_when_computed_again(request_: Req
         assert cache.spec.runner == "compiled"
         again = recompute(cache, 12, seed=0, data_dir=request.data_dir, device="cpu")
     assert (again.rows, again.equal) == (12, 12)
-
-
-def test_what_is_done_beside_raises_here_and_keeps_the_threads() -> None:
-    seen: list[int] = []
-    before = torch.get_num_threads()
-    compilation.beside(lambda: seen.append(torch.get_num_threads()))
-    assert seen == [before]
-    with pytest.raises(ZeroDivisionError):
-        compilation.beside(lambda: 1 / 0)
