@@ -39,8 +39,8 @@ from parts import run_parts
 from PIL import Image
 
 from featcache.backbones import load_backbone
-from featcache.cache.reader import FeatureCache
 from featcache.backbones.devices import resolve_precision
+from featcache.cache.reader import FeatureCache
 from featcache.extraction.drift import measured
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request

@@ -1,10 +1,10 @@
 """Which networks of torchvision and timm extract: `python benchmarks/zoo.py [--json benchmarks/results/zoo.json]`.
 
 Every classification network of torchvision, and of each timm model file the network with the fewest parameters (equal
-numbers: the first by name). Random weights, two images, the first of `SIZES` that the network takes. `pre_logits` must be as
-wide as torchvision's facts table or timm's `head_hidden_size` (else `num_features`) has it, finite, other for the other
-image, and not the logits. A network with more than `MOST_PARAMETERS` is cut on the meta device alone, and nothing is
-computed.
+numbers: the first by name). Random weights, two images, the first of `SIZES` that the network takes. `pre_logits` must
+be as wide as torchvision's facts table or timm's `head_hidden_size` (else `num_features`) has it, finite, other for the
+other image, and not the logits. A network with more than `MOST_PARAMETERS` is cut on the meta device alone, and nothing
+is computed.
 """
 
 from __future__ import annotations
@@ -21,19 +21,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import typer
 from machine import RESULTS, described
 
 from featcache.backbones import checks
-from featcache.backbones.cutting import Cut, cut, empty
-from featcache.backbones.devices import versions
+from featcache.backbones.cutting import cut, empty
 from featcache.backbones.loading import load
+from featcache.backbones.network import Network
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.zoos import LOGITS, PRE_LOGITS, zoo_of
 from featcache.backbones.zoos.torchvision_facts import TORCHVISION
 from featcache.errors import FeatcacheError, InvalidOption
 
+#: float32 (N, D).
+Rows = npt.NDArray[np.float32]
 #: Pixels a side, in the order in which they are tried, before the network's own size.
 SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 256)
 #: Larger networks are not computed: their weights alone take gigabytes.
@@ -127,58 +130,52 @@ def extracted(name: str, file: str, size: int) -> Outcome:
         FeatcacheError: The network cannot be extracted at this size.
         WrongFeatures: It can, but the features are not those that its classifier is given.
     """
-    chosen = cut(name, partial(zoo_of(name).build, name), size, (), None)
-    (layer,) = chosen.layers
+    build = partial(zoo_of(name).build, name)
+    root: Any = empty(build, size).root
+    parameters = sum(parameter.numel() for parameter in root.parameters())
+    computed = parameters <= MOST_PARAMETERS
+    network = _loaded(name, size, ()) if computed else None
+    (layer,) = network.spec.layers if network else cut(name, build, size, (), None).layers
     _require(layer.name == PRE_LOGITS, f"the default layer is {layer.name}")
-    expected = _expected_width(name, chosen)
+    expected = _expected_width(name, root.network)
     _require(layer.feature_dim == expected, f"pre_logits is {layer.feature_dim} wide, expected {expected}")
-    parameters = sum(parameter.numel() for parameter in chosen.architecture.root.parameters())
-    if parameters <= MOST_PARAMETERS:
-        _require_features(name, size, expected, has_classifier=_classes(name, chosen) > 0)
+    if network is not None:
+        features = _features(network)
+        _require_sound(features, layer.feature_dim)
+        # A network without a classifier gives its features as logits.
+        classes = 1000 if name in TORCHVISION else int(root.network.num_classes)
+        if classes == layer.feature_dim:
+            _require_no_logits(features, _features(_loaded(name, size, (LOGITS,))))
     return Outcome(
-        name=name,
-        file=file,
-        image_size=size,
-        feature_dim=layer.feature_dim,
-        parameters=parameters,
-        computed=parameters <= MOST_PARAMETERS,
+        name=name, file=file, image_size=size, feature_dim=expected, parameters=parameters, computed=computed
     )
 
 
-def _expected_width(name: str, chosen: Cut) -> int:
+def _expected_width(name: str, network: Any) -> int:
     if name in TORCHVISION:
         return TORCHVISION[name].costs.feature_dim
-    network: Any = chosen.architecture.root.network
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
-def _classes(name: str, chosen: Cut) -> int:
-    network: Any = chosen.architecture.root.network
-    return 1000 if name in TORCHVISION else int(network.num_classes)
+def _loaded(name: str, size: int, layers: tuple[str, ...]) -> Network:
+    options = BackboneOptions(backbone=name, layers=layers, image_size=size, weights="random:0")
+    return load(options, weights_dir=Path(tempfile.gettempdir()))
 
 
-def _require_features(name: str, size: int, width: int, *, has_classifier: bool) -> None:
-    features = _features(name, size, ())[PRE_LOGITS]
+def _features(network: Network) -> Rows:
+    (rows,) = network.on().features(checks.probe_images(network.spec.transform.image_size)).values()
+    return rows.numpy()
+
+
+def _require_sound(features: Rows, width: int) -> None:
     _require(features.shape == (2, width), f"the features of two images have the shape {features.shape}")
     _require(bool(np.isfinite(features).all()), "features are not finite")
     difference = checks.relative_difference(features[:1], features[1:])
     _require(difference > checks.TWICE_TOLERANCE, "two different images have the same features")
-    # A network without a classifier gives its features as logits.
-    if has_classifier and width in _POSSIBLE_LOGITS:
-        logits = _features(name, size, (LOGITS,))[LOGITS]
-        same = logits.shape == features.shape and checks.relative_difference(features, logits) < checks.ALONE_TOLERANCE
-        _require(not same, "pre_logits is the logits")
 
 
-# Widths of classifiers: ImageNet with and without a background class, ImageNet-12k and -22k.
-_POSSIBLE_LOGITS = (1000, 1001, 11_821, 21_841, 21_843)
-
-
-def _features(name: str, size: int, layers: tuple[str, ...]) -> dict[str, np.ndarray]:
-    options = BackboneOptions(backbone=name, layers=layers, image_size=size, weights="random:0")
-    network = load(options, weights_dir=Path(tempfile.gettempdir()))
-    computed = network.on().features(checks.probe_images(size))
-    return {layer: rows.numpy() for layer, rows in computed.items()}
+def _require_no_logits(features: Rows, logits: Rows) -> None:
+    _require(checks.relative_difference(features, logits) > checks.ALONE_TOLERANCE, "pre_logits is the logits")
 
 
 def _require(right: bool, otherwise: str) -> None:
