@@ -25,8 +25,8 @@ def run_parts(
 ) -> None:
     """Measure the parts (all, or `only` these), each in a scratch folder of its own, into `results/<name>.json`.
 
-    `setting` makes of the folder what a part is given. Without `keep` results are only printed. Raises typer.BadParameter
-    for a part that is not there.
+    `setting` makes of the folder what a part is given. Without `keep` results are only printed. Raises
+    typer.BadParameter for a part that is not there.
     """
     if unknown := set(only or ()) - set(parts):
         raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
