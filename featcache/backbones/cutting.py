@@ -129,7 +129,9 @@ def empty(build: Build, image_size: int) -> Architecture:
 class _Uninitialised(TorchFunctionMode):
     """Leaves initialisation out: a tensor without storage has no values, and giving it some takes seconds."""
 
-    _IN_PLACE = frozenset(("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "sub_", "div_", "fill_", "zero_"))
+    _IN_PLACE = frozenset(
+        ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "sub_", "div_", "fill_", "zero_")
+    )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # `nn.init` hands its tensor on by name.
