@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,11 +151,10 @@ def _filled(chosen: Cut, weights: Weights, build: Build) -> nn.Module:
     root, inside = architecture.root, architecture.inside
     state = root.state_dict()
     wanted = {name: state[inside + name] for name in chosen.tensors}
-    root.load_state_dict(
-        {inside + name: value for name, value in selected(weights, wanted, chosen.name).items()},
-        strict=False,
-        assign=True,
-    )
+    filled = OrderedDict((inside + name, value) for name, value in selected(weights, wanted, chosen.name).items())
+    # The versions of modules, which some read (MNASNet refuses to load without its own).
+    filled._metadata = state._metadata  # type: ignore[attr-defined]
+    root.load_state_dict(filled, strict=False, assign=True)
     _settle(root)
     return root.eval().requires_grad_(False)
 
