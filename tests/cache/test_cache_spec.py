@@ -155,7 +155,7 @@ def test_a_spec_is_frozen_all_the_way_down() -> None:
         {"precision": "fp64"},
         {"dtype": "int8"},
         {"backbone": ""},
-        {"pool": None},
+        {"architecture": {"a": float("nan")}},
         {"layers": ()},
         {"layers": (LayerSpec(name="a", weights=None, shape=(1,)),) * 2},
         {"views": 0},
@@ -175,6 +175,12 @@ def test_a_layer_name_that_hdf5_could_misread_is_refused(name: str) -> None:
         LayerSpec(name=name, weights=None, shape=(1,))
 
 
+@pytest.mark.parametrize("pool", [None, "", 1])
+def test_a_layer_without_the_name_of_its_pooling_is_refused(pool: Any) -> None:
+    with pytest.raises(InvalidOption, match="layer a: its pooling"):
+        LayerSpec(name="a", weights=None, shape=(1,), pool=pool)
+
+
 @pytest.mark.parametrize("shape", [(), (0,), (-1, 2), (2.0,), (True,)])
 def test_a_layer_without_a_real_shape_is_refused(shape: tuple[Any, ...]) -> None:
     with pytest.raises(InvalidOption):
@@ -183,7 +189,7 @@ def test_a_layer_without_a_real_shape_is_refused(shape: tuple[Any, ...]) -> None
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{}", "[]", "null", '{"version":2}', "\udcff", "[" * 100_000, '{"version":2,"layers":[1]}'],
+    ["", "{}", "[]", "null", '{"version":3}', "\udcff", "[" * 100_000, '{"version":3,"layers":[1]}'],
 )
 def test_text_that_is_no_spec_is_refused(text: str) -> None:
     with pytest.raises(CacheForeign):
@@ -198,14 +204,15 @@ def test_no_json_crashes_the_reader_of_specs_and_selections(value: Any) -> None:
 
 
 def test_a_spec_of_a_later_version_asks_for_an_update() -> None:
-    text = a_spec().to_json().replace('"version":2', '"version":3')
+    text = a_spec().to_json().replace('"version":3', '"version":4')
     with pytest.raises(CacheForeign) as caught:
         Spec.from_json(text)
     assert "update" in str(caught.value.hint)
 
 
-def test_a_spec_of_an_earlier_version_asks_for_another_extraction() -> None:
-    text = a_spec().to_json().replace('"version":2', '"version":1')
+@pytest.mark.parametrize("earlier", [1, 2])
+def test_a_spec_of_an_earlier_version_asks_for_another_extraction(earlier: int) -> None:
+    text = a_spec().to_json().replace('"version":3', f'"version":{earlier}')
     with pytest.raises(CacheOutdated, match="made by an earlier featcache; extract again"):
         Spec.from_json(text)
 
