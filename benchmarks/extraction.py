@@ -1,6 +1,7 @@
 """What extraction must show, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
 
-    speed:NETWORK  featcache against the notebook's loop, the bare forward pass and a good script, in turns
+    speed:NETWORK  every runner by hand and `auto`: against its own bare forward pass, the notebook's loop and a good
+                   script, in turns
     precision      what bf16 costs: least cosine to fp32, and a head's test accuracy, on the same real images
     jpeg           640x480 photographs: what bounds the run, told by the run and measured apart
     pixels         all images of the zip at 32x32
@@ -8,8 +9,8 @@
     growth         N, 2N and 4N images: the cost of an image, and what is paid once
     interrupt      how long Ctrl-C takes, while reading, compiling and computing
 
-Ratios count: everything of a part runs on the same images on the same machine. Results are merged, part by part, into
-results/extraction.json.
+`--quick` tries the parts with tiny sizes and keeps nothing. Ratios count: everything of a part runs on the same images
+on the same machine. Results are merged, part by part, into results/extraction.json.
 """
 
 from __future__ import annotations
@@ -39,8 +40,12 @@ from parts import run_parts
 from PIL import Image
 
 from featcache.backbones import load_backbone
-from featcache.cache.reader import FeatureCache
 from featcache.backbones.devices import resolve_precision
+from featcache.backbones.network import Network
+from featcache.backbones.program import Program
+from featcache.backbones.runners import RUNNERS, obstacle
+from featcache.cache.reader import FeatureCache
+from featcache.errors import InvalidOption, MissingExtra
 from featcache.extraction.drift import measured
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
@@ -56,12 +61,19 @@ class Sizes:
 
     images: int
     rounds: int
+    image_size: int | None
     notebook_images: int
     precision: int
     jpegs: int
     memory: int
     growth: int
     growth_network: str
+
+
+QUICK = Sizes(
+    images=BATCH, rounds=1, image_size=96, notebook_images=8, precision=16, jpegs=8, memory=80, growth=8,
+    growth_network="squeezenet1_1",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,63 +98,95 @@ class Setting:
         return replace(plain, **changes)
 
 
-# What featcache offers: a program of either compiler in the machine's own precision.
-_WAYS: dict[str, dict[str, Any]] = {
-    "compiled": {"runner": "compiled"},
-    "openvino": {"runner": "openvino"},
-}
-
-
 # --- the parts ---------------------------------------------------------------------------------------------
 
 
 def speed(setting: Setting, network: str) -> dict[str, Any]:
-    """Turns of all ways; medians and the ratios turn by turn."""
-    sizes, weights = setting.sizes, Path(setting.weights(network))
-    backbone = load_backbone(network, weights=str(weights), weights_dir=weights.parent)
+    """Turns of all ways; medians of the ratios turn by turn."""
+    sizes, size = setting.sizes, setting.sizes.image_size
+    loaded = load_backbone(network, weights=setting.weights(network), image_size=size, data_dir=setting.scratch)
     with closing(open_source(setting.archive, datasets_dir=setting.scratch)) as source:
         samples = list(source.samples("test"))[: sizes.images]
-        batch = np.stack([backbone.resize(decode(source.read(one), one.id)) for one in samples[:BATCH]])
-        backbone.place("cpu", resolve_precision("auto", "cpu"))
-        loop = network_of(network, weights)
-        plain = Plain(network_of(network, weights), backbone, resolve_precision("auto", "cpu"))
+        batch = np.stack([loaded.resize(decode(source.read(one), one.id)) for one in samples[:BATCH]])
+        programs, not_run = _programs(loaded, batch)
+        loop = network_of(network, setting.weights(network), size)
+        plain = Plain(network_of(network, setting.weights(network), size), loaded.spec.transform, _usual())
         turns = []
         for turn in range(sizes.rounds):
-            request = setting.request(network, splits=("test",), limit=sizes.images)
-            taken: dict[str, Any] = {}
-            for way, changes in _WAYS.items():
-                if "runner" in changes:
-                    backbone.compile(BATCH, changes["runner"])
-                    alone = bare(backbone, batch)
-                done = featcache(replace(request, **changes))
-                taken |= {way: done.images_per_s, f"{way}_whole": sizes.images / done.seconds}
-                if "runner" in changes:
-                    taken[f"{way}_bare"] = statistics.mean([alone, bare(backbone, batch)])
-                    taken |= {f"{way}_shares": done.shares, f"{way}_bound": done.bound}
-            turns.append(
-                {
-                    **taken,
-                    "plain_script": plain.run(source, samples),
-                    "notebook": notebook(loop, source, samples[: sizes.notebook_images], backbone),
-                }
-            )
-            print(network, turn, turns[-1], flush=True)
-            shutil.rmtree(request.data_dir)
-    return {"images": sizes.images, "images_per_s": turns, "ratios": _ratios(turns)}
-
-
-def _ratios(turns: list[dict[str, Any]]) -> dict[str, float]:
-    pairs = {
-        **{f"{way}_over_notebook": (way, "notebook") for way in _WAYS},
-        **{f"{way}_whole_over_notebook": (f"{way}_whole", "notebook") for way in _WAYS},
-        **{f"{way}_of_bare": (way, f"{way}_bare") for way, changes in _WAYS.items() if "runner" in changes},
-        "compiled_over_plain_script": ("compiled", "plain_script"),
-        "openvino_over_compiled": ("openvino", "compiled"),
-    }
+            taken = _turn(setting, network, programs, batch)
+            taken["plain_script"] = plain.run(source, samples)
+            taken["notebook"] = notebook(loop, source, samples[: sizes.notebook_images], loaded.spec.transform)
+            turns.append(taken)
+            print(network, turn, taken, flush=True)
     return {
-        name: round(statistics.median(turn[one] / turn[other] for turn in turns), 3)
-        for name, (one, other) in pairs.items()
+        "images": sizes.images,
+        "not_run": not_run,
+        "images_per_s": turns,
+        "ratios": _ratios(turns, list(programs)),
+        "medians": {way: round(statistics.median(turn[way] for turn in turns), 2) for way in (*programs, "auto")},
     }
+
+
+def _usual() -> str:
+    return resolve_precision("auto", "cpu")
+
+
+def _programs(network: Network, batch: np.ndarray) -> tuple[dict[str, Program], dict[str, str]]:
+    """Each runner's program, ready, in the precision that it has where none is named; and why others cannot run."""
+    programs, not_run = {}, {}
+    for runner in RUNNERS:
+        precision = _usual() if obstacle(runner, "cpu", _usual()) is None else "fp32"
+        try:
+            programs[runner] = network.on("cpu", precision, runner, batch_size=len(batch))
+            programs[runner].features(batch)
+        except (InvalidOption, MissingExtra) as error:
+            programs.pop(runner, None)
+            not_run[runner] = error.message
+    return programs, not_run
+
+
+def _turn(setting: Setting, network: str, programs: dict[str, Program], batch: np.ndarray) -> dict[str, Any]:
+    """Every runner by hand with its bare forward pass before and after, and `auto`."""
+    taken: dict[str, Any] = {}
+    for runner, program in programs.items():
+        alone = bare(program, batch)
+        taken |= _extracted(setting, network, runner)
+        taken[f"{runner}_bare"] = statistics.mean([alone, bare(program, batch)])
+    return taken | _extracted(setting, network, "auto")
+
+
+def _extracted(setting: Setting, network: str, runner: str) -> dict[str, Any]:
+    sizes = setting.sizes
+    request = setting.request(network, splits=("test",), limit=sizes.images, runner=runner, image_size=sizes.image_size)
+    measured_before = setting.scratch / "speeds.json"
+    if runner == "auto" and measured_before.exists():
+        # Measured once on a machine, as for everyone who extracts twice.
+        shutil.copy(measured_before, request.data_dir)
+    done = featcache(request)
+    with FeatureCache.open(done.cache) as cache:
+        taken = {f"{runner}_runner": cache.spec.runner, f"{runner}_precision": cache.spec.precision}
+    if (speeds := request.data_dir / "speeds.json").exists():
+        shutil.copy(speeds, measured_before)
+    shutil.rmtree(request.data_dir)
+    whole = sizes.images / done.seconds
+    return taken | {
+        runner: done.images_per_s, f"{runner}_whole": whole, f"{runner}_shares": done.shares,
+        f"{runner}_bound": done.bound,
+    }  # fmt: skip
+
+
+def _ratios(turns: list[dict[str, Any]], runners: list[str]) -> dict[str, float]:
+    pairs = {
+        **{f"{way}_over_notebook": (way, "notebook") for way in (*runners, "auto")},
+        **{f"{way}_whole_over_notebook": (f"{way}_whole", "notebook") for way in (*runners, "auto")},
+        **{f"{way}_of_bare": (way, f"{way}_bare") for way in runners},
+        **{f"{way}_over_plain_script": (way, "plain_script") for way in (*runners, "auto")},
+    }
+    ratios = {
+        name: statistics.median(turn[one] / turn[other] for turn in turns) for name, (one, other) in pairs.items()
+    }
+    ratios["auto_of_fastest"] = statistics.median(turn["auto"] / max(turn[way] for way in runners) for turn in turns)
+    return {name: round(ratio, 3) for name, ratio in ratios.items()}
 
 
 def precision(setting: Setting) -> dict[str, Any]:
@@ -207,15 +251,14 @@ def _photographs(setting: Setting) -> Path:
 
 def _apart(setting: Setting, request: Request, folder: Path) -> tuple[float, float]:
     """Images a second of decoding and resizing alone, in one thread a core, and of the forward pass alone."""
-    backbone = load_backbone(
-        str(request.backbone), weights=request.weights, image_size=request.image_size, weights_dir=setting.scratch
+    network = load_backbone(
+        str(request.backbone), weights=request.weights, image_size=request.image_size, data_dir=setting.scratch
     )
-    backbone.place("cpu", resolve_precision("auto", "cpu"))
     files = sorted(folder.rglob("*.jpg"))
     began = time.perf_counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        pictures = list(pool.map(lambda path: backbone.resize(decode(path.read_bytes(), path.name)), files))
-    return len(files) / (time.perf_counter() - began), bare(backbone, np.stack(pictures[:BATCH]))
+        pictures = list(pool.map(lambda path: network.resize(decode(path.read_bytes(), path.name)), files))
+    return len(files) / (time.perf_counter() - began), bare(network.on("cpu", _usual()), np.stack(pictures[:BATCH]))
 
 
 def pixels(setting: Setting) -> dict[str, Any]:
@@ -334,14 +377,22 @@ def main(
     memory: int = 20_000,
     growth: Annotated[int, typer.Option(help="N; 2N and 4N follow.")] = 2000,
     growth_network: str = "resnet18",
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, nothing kept: to try it, not to measure.")] = False,
 ) -> None:
-    """Measures the parts and merges them into results/extraction.json."""
+    """Measure the parts and merge them into results/extraction.json."""
     torch.set_num_threads(os.cpu_count() or 1)
     sizes = Sizes(
-        images=images, rounds=rounds, notebook_images=notebook_images, precision=precision, jpegs=jpegs,
-        memory=memory, growth=growth, growth_network=growth_network,
+        images=images, rounds=rounds, image_size=None, notebook_images=notebook_images, precision=precision,
+        jpegs=jpegs, memory=memory, growth=growth, growth_network=growth_network,
     )  # fmt: skip
-    run_parts("extraction", PARTS, only, lambda scratch: Setting(shared=shared.resolve(), sizes=sizes, scratch=scratch))
+    sizes = QUICK if quick else sizes
+    run_parts(
+        "extraction",
+        PARTS,
+        only,
+        lambda scratch: Setting(shared=shared.resolve(), sizes=sizes, scratch=scratch),
+        keep=not quick,
+    )
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 
-from featcache.backbones.backbone import Backbone
-from featcache.backbones.weights import resolve
+from featcache.backbones.loading import plain
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.program import Program
+from featcache.backbones.transforms import Transform
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
@@ -29,18 +31,27 @@ BATCH = 32
 WEIGHTS = {"vgg16": "vgg16_imagenet_features.safetensors", "inception_v3": "inception_v3_features.safetensors"}
 
 
-def network_of(name: str, weights: Path) -> nn.Module:
-    """The frozen network as the notebook builds it: torchvision's, without its classifier."""
-    tensors = resolve(name, str(weights), weights_dir=weights.parent).tensors
-    if name == "vgg16":
-        network: Any = models.vgg16(weights=None)
-        network.classifier = nn.Identity()
-    else:
-        network = models.inception_v3(weights=None, init_weights=False, aux_logits=False, transform_input=False)
-        network.fc = nn.Identity()
-    network.load_state_dict(tensors, strict=False)
+def network_of(name: str, weights: str, image_size: int | None = None) -> nn.Module:
+    """The frozen network as the notebook builds it: torchvision's, without its classifier.
+
+    float32 (N, 3, S, S) -> (N, D).
+    """
+    options = BackboneOptions(backbone=name, weights=weights, image_size=image_size)
+    state = plain(options, weights_dir=Path(weights).parent).part.state_dict()
+    network = models.get_model(name, weights=None, **_NO_EXTRAS.get(name, {}))
+    classifier = next(part for part in ("classifier", "fc", "heads", "head") if hasattr(network, part))
+    setattr(network, classifier, nn.Identity())
+    found = {key.removeprefix("root.network."): value for key, value in state.items()}
+    missing = network.load_state_dict(found, strict=False).missing_keys
+    assert all(key.endswith("num_batches_tracked") for key in missing), missing
     frozen: nn.Module = network.eval().requires_grad_(False)
     return frozen
+
+
+# Its auxiliary classifier serves training; mean and std are the transform's.
+_NO_EXTRAS: dict[str, dict[str, Any]] = {
+    "inception_v3": {"init_weights": False, "aux_logits": False, "transform_input": False}
+}
 
 
 def _read(source: ImageSource, sample: Sample) -> Image.Image:
@@ -52,11 +63,15 @@ def _read(source: ImageSource, sample: Sample) -> Image.Image:
 class _Pictures(Dataset[tuple[torch.Tensor, int]]):
     """What ImageFolder would be: one image at a time, through the notebook's transform."""
 
-    def __init__(self, source: ImageSource, samples: Sequence[Sample], backbone: Backbone) -> None:
-        side, mean, std = backbone.transform.image_size, backbone.transform.mean, backbone.transform.std
+    def __init__(self, source: ImageSource, samples: Sequence[Sample], transform: Transform) -> None:
+        side = transform.image_size
         self.source, self.samples = source, samples
         self.transform = transforms.Compose(
-            [transforms.Resize((side, side)), transforms.ToTensor(), transforms.Normalize(mean, std)]
+            [
+                transforms.Resize((side, side)),
+                transforms.ToTensor(),
+                transforms.Normalize(transform.mean, transform.std),
+            ]
         )
 
     def __len__(self) -> int:
@@ -66,9 +81,9 @@ class _Pictures(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(_read(self.source, self.samples[row])), self.samples[row].label
 
 
-def notebook(network: nn.Module, source: ImageSource, samples: Sequence[Sample], backbone: Backbone) -> float:
+def notebook(network: nn.Module, source: ImageSource, samples: Sequence[Sample], transform: Transform) -> float:
     """Images a second of the notebook's loop: Pillow and ToTensor per image, a DataLoader, eager fp32 in NCHW."""
-    pictures = _Pictures(source, samples, backbone)
+    pictures = _Pictures(source, samples, transform)
     began = time.perf_counter()
     with torch.no_grad():
         for images, _ in DataLoader(pictures, batch_size=64):
@@ -77,18 +92,17 @@ def notebook(network: nn.Module, source: ImageSource, samples: Sequence[Sample],
 
 
 class Plain:
-    """The best script that plain PyTorch allows, for somebody who knows how.
+    """The best script that plain PyTorch allows, written with care.
 
     Two threads decode and resize ahead (Pillow, which releases the interpreter), batches travel as uint8 in
     channels-last, normalisation and network are one graph, compiled with frozen weights under bf16's autocast, in
     inference mode; rows land in one float16 array. It checks nothing, resumes nothing, and stores nothing.
     """
 
-    def __init__(self, network: nn.Module, backbone: Backbone, precision: str) -> None:
-        mean = torch.tensor(backbone.transform.mean).view(3, 1, 1)
-        std = torch.tensor(backbone.transform.std).view(3, 1, 1)
+    def __init__(self, network: nn.Module, transform: Transform, precision: str) -> None:
+        mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (transform.mean, transform.std))
         network = network.to(memory_format=torch.channels_last)
-        self.side = backbone.transform.image_size
+        self.side = transform.image_size
 
         def rows(images: torch.Tensor) -> torch.Tensor:
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
@@ -130,13 +144,13 @@ def _ahead(work: Any, starts: Sequence[int]) -> Iterator[np.ndarray]:
                 pending.append(pool.submit(work, start))
 
 
-def bare(backbone: Backbone, batch: np.ndarray, rounds: int = 3) -> float:
-    """Images a second of featcache's own network on one batch that stays in memory."""
-    backbone.features(batch)
+def bare(program: Program, batch: np.ndarray, rounds: int = 3) -> float:
+    """Images a second of a program of featcache's on one batch that stays in memory: the median of rounds."""
+    program.features(batch)
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
-        backbone.features(batch)
+        program.features(batch)
         times.append(time.perf_counter() - began)
     return len(batch) / statistics.median(times)
 

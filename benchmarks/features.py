@@ -20,7 +20,7 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
     centres = 0.1 * rng.standard_normal((CLASSES, wide), np.float32)
     layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(wide,))
     spec = Spec(
-        backbone="benchmark", layers=(layer,), pool="none", transform={}, decoder="pillow", precision="fp32",
+        backbone="benchmark", layers=(layer,), transform={}, decoder="pillow", precision="fp32",
         runner="eager", dtype="float16",
     )  # fmt: skip
     parts, tables = [], {}

@@ -5,26 +5,49 @@ from __future__ import annotations
 import json
 import os
 import platform
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-_PACKAGES = ("featcache", "torch", "torchvision", "numpy", "h5py", "pytorch-lightning", "pillow")
+_PACKAGES = ("featcache", "torch", "torchvision", "timm", "numpy", "h5py", "pytorch-lightning", "pillow")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores, versions, date."""
+    """Processor, cores, versions, commit, date."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": dict(_versions()),
+        "commit": _commit(),
         "date": datetime.now(UTC).date().isoformat(),
     }
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    for package in _PACKAGES:
+        # A checkout need not be installed, nor every package that some part needs.
+        with suppress(PackageNotFoundError):
+            yield package, version(package)
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a plus behind it where files differ from it; None without git."""
+    try:
+        told = [
+            subprocess.run(["git", *words], cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout
+            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return told[0].strip() + ("+" if told[1].strip() else "")
 
 
 def _processor() -> str:
@@ -41,16 +64,21 @@ def command() -> str:
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
+def described(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with its machine and the command that made it."""
+    return {"command": command(), "machine": machine(), **result}
+
+
 def write(name: str, result: dict[str, Any]) -> Path:
-    """`results/<name>.json`: the result with its machine and the command that made it."""
-    return _write(name, {"command": command(), "machine": machine(), **result})
+    """`results/<name>.json`: the result, described."""
+    return _write(name, described(result))
 
 
 def merge(name: str, part: str, result: dict[str, Any]) -> Path:
     """The same for one part of `results/<name>.json`: the others stay, each with its own machine and command."""
     path = RESULTS / f"{name}.json"
     parts = json.loads(path.read_text()) if path.exists() else {}
-    return _write(name, parts | {part: {"command": command(), "machine": machine(), **result}})
+    return _write(name, parts | {part: described(result)})
 
 
 def _write(name: str, content: dict[str, Any]) -> Path:

@@ -20,10 +20,13 @@ def run_parts(
     parts: Mapping[str, Callable[[Setting], dict[str, Any]]],
     only: Sequence[str] | None,
     setting: Callable[[Path], Setting],
+    *,
+    keep: bool = True,
 ) -> None:
     """Measure the parts (all, or `only` these), each in a scratch folder of its own, into `results/<name>.json`.
 
-    `setting` makes of the folder what a part is given. Raises typer.BadParameter for a part that is not there.
+    `setting` makes of the folder what a part is given. Without `keep` results are only printed. Raises
+    typer.BadParameter for a part that is not there.
     """
     if unknown := set(only or ()) - set(parts):
         raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
@@ -33,4 +36,5 @@ def run_parts(
             result = parts[part](setting(Path(scratch)))
         told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
         print(part, told, flush=True)
-        merge(name, part, told)
+        if keep:
+            merge(name, part, told)

@@ -12,12 +12,12 @@ import numpy as np
 
 from featcache.cache import LayerSpec, Selection, Spec
 from featcache.cache.checksums import row_checksums, table_digest
-from featcache.files import publish_bytes
 from featcache.cache.header import build_header
 from featcache.cache.layout import FeatureAttributes, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts
 from featcache.cache.stored import StoredFile
 from featcache.cache.trailer import Trailer
+from featcache.files import publish_bytes
 
 FEATURE_DIM = 2048
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -28,7 +28,6 @@ def spec_of(feature_dim: int) -> Spec:
     return Spec(
         backbone="simulated",
         layers=(LayerSpec(name="avgpool", weights="0" * 64, shape=(feature_dim,)),),
-        pool="none",
         transform={},
         decoder="pillow",
         precision="fp32",

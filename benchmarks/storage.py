@@ -33,7 +33,7 @@ ROUNDS = 7
 def spec() -> Spec:
     layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(DIM,))
     return Spec(
-        backbone="benchmark", layers=(layer,), pool="none", transform={}, decoder="pillow", precision="fp32",
+        backbone="benchmark", layers=(layer,), transform={}, decoder="pillow", precision="fp32",
         runner="eager", dtype="float16",
     )  # fmt: skip
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from featcache.backbones.pooling import pooling_of
 from featcache.backbones.probing import Probe, ProbedLayer, device_of, probe
@@ -58,6 +60,19 @@ def cut(name: str, build: Build, image_size: int, layers: Sequence[str], pool: P
         UnknownName, InvalidOption.
     """
     architecture, found = probe_network(name, build, image_size)
+    return chosen_of(name, architecture, found, image_size, layers, pool, default)
+
+
+def chosen_of(
+    name: str,
+    architecture: Architecture,
+    found: Probe,
+    image_size: int,
+    layers: Sequence[str] = (),
+    pool: Pools = None,
+    default: str = PRE_LOGITS,
+) -> Cut:
+    """The same of a network that was probed already."""
     names = _asked(name, found, layers, pool, default)
     probed = {layer: _probed(name, found, layer) for layer in names}
     return Cut(
@@ -102,13 +117,28 @@ def _on_cpu(build: Build, image_size: int) -> Architecture:
 def empty(build: Build, image_size: int) -> Architecture:
     """An architecture on the meta device: shapes without storage."""
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             found: Architecture = build(image_size)
     except (NotImplementedError, RuntimeError):
         # Some compute numbers with tensors while they are built (RegNet its widths), which the meta device cannot.
         found = build(image_size)
         found.root.to("meta")
     return found
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Leaves initialisation out: a tensor without storage has no values, and giving it some takes seconds."""
+
+    _IN_PLACE = frozenset(
+        ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "sub_", "div_", "fill_", "zero_")
+    )
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # `nn.init` hands its tensor on by name.
+        changed = args[0] if args else (kwargs or {}).get("tensor")
+        if getattr(func, "__name__", "") in self._IN_PLACE and isinstance(changed, Tensor) and changed.is_meta:
+            return changed
+        return func(*args, **(kwargs or {}))
 
 
 def _asked(name: str, found: Probe, layers: Sequence[str], pool: Pools, default: str) -> tuple[str, ...]:

@@ -113,14 +113,14 @@ def _known(path: Path) -> Listing | None:
 def _made(name: str, image_size: int | None) -> Listing:
     from functools import partial
 
-    from featcache.backbones.cutting import cut, layer_of, probe_network
+    from featcache.backbones.cutting import chosen_of, layer_of, probe_network
 
     zoo = zoo_of(name)
     zoo.check(name)
     size = image_size or zoo.transform(name).image_size
     build = partial(zoo.build, name)
     architecture, found = probe_network(name, build, size)
-    chosen = cut(name, build, size, (), None)
+    chosen = chosen_of(name, architecture, found, size)
 
     def pooled(layer: str) -> int | None:
         try:

@@ -123,7 +123,7 @@ def _random(build: Build, size: int, seed: int) -> dict[str, Tensor]:
 def _resize(resize: Resize, preset: Transform, name: str) -> Resize:
     if resize == "crop" and preset.resize != "crop":
         raise InvalidOption(
-            f"the weights of {name} were evaluated on images squashed to a square, got --resize crop",
+            f"the weights of {name} were evaluated on whole images, not on their centre, got --resize crop",
             hint="leave --resize out",
         )
     return resize

@@ -169,8 +169,9 @@ def copied(part: nn.Module) -> nn.Module:
 def channels_last(module: nn.Module) -> nn.Module:
     """Bring the module's convolution weights into channels-last, in place."""
     for tensor in (*module.parameters(), *module.buffers()):
-        # `Module.to(memory_format=)` refuses a module that holds tensors of five dimensions.
-        if tensor.dim() == 4:
+        # `Module.to(memory_format=)` refuses a module that holds tensors of five dimensions. What a forward method kept
+        # in inference mode must not change (ConViT's table of positions).
+        if tensor.dim() == 4 and not tensor.is_inference():
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
 

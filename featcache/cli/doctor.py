@@ -26,11 +26,10 @@ def register(app: typer.Typer) -> None:
         and leaves nothing behind.
         """
         from featcache.extraction.checkup import examine
-        from featcache.extraction.run import Execution
 
         with Terminal(quiet=common.quiet) as terminal:
             terminal.say("measuring for a few seconds")
-            found = examine(common.data_dir, decoding_threads=Execution().threads)
+            found = examine(common.data_dir)
             for warning in found.warnings:
                 terminal.warn(warning)
         if common.json:

@@ -26,6 +26,7 @@ from featcache.backbones import devices
 from featcache.backbones.runners import RUNNERS
 from featcache.backbones.runners.compiled import compiler
 from featcache.backbones.transforms import Transform
+from featcache.extraction.computing import decoding_threads_beside_a_network
 from featcache.images.decoding import decode
 
 _MIB = 1 << 20
@@ -92,7 +93,7 @@ class Checkup:
         return asdict(self) | {"expected": expected, "warnings": list(self.warnings)}
 
 
-def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> Checkup:
+def examine(data_dir: Path, *, moment_s: float = 1.0) -> Checkup:
     """Looks and measures, `moment_s` seconds for each speed. Raises nothing that a sick machine could cause."""
     device = devices.resolve_device("auto")
     precision = devices.resolve_precision("auto", device)
@@ -105,7 +106,7 @@ def examine(data_dir: Path, *, decoding_threads: int, moment_s: float = 1.0) -> 
         precisions=devices.supported_precisions(device),
         cores=devices.cores(),
         threads=details["threads"],
-        decoding_threads=decoding_threads,
+        decoding_threads=decoding_threads_beside_a_network(device),
         blas=_blas(),
         compiler=compiler(),
         versions={"python": platform.python_version(), **details["versions"]},

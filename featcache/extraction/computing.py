@@ -148,7 +148,12 @@ def batch_size_for(spec: BackboneSpec, device: str) -> int:
 
 def decoding_threads_for(spec: BackboneSpec, device: str) -> int:
     """Threads that decode where `--workers` is left out."""
-    if spec.stores_bytes or _kind(device) != "cpu":
+    return devices.cores() if spec.stores_bytes else decoding_threads_beside_a_network(device)
+
+
+def decoding_threads_beside_a_network(device: str) -> int:
+    """The same for any backbone that computes."""
+    if _kind(device) != "cpu":
         return devices.cores()
     least, most = _THREADS_BESIDE_A_NETWORK
     return max(least, min(devices.cores(), most))

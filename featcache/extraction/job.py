@@ -397,6 +397,7 @@ class Job:
             resizing=computer.resizing if computes else HostResizing(self.backbone.transform),
             stages=self.stages,
             decoder=self.images.decoder,
+            one_shape=True,
         )
 
     def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
@@ -467,6 +468,7 @@ class Job:
         return {
             "drift": self._drift,
             "probe": None if probe is None else probe.to_json(),
+            "batch_size": self.computer.batch_size,
             **devices.provenance(self.computer.device, *_packages(self.spec.runner)),
         }
 

@@ -77,6 +77,8 @@ class Pipeline:
         resizing: Where images are resized; None: on the host.
         stages: Notes what the consumer of `rows` waited for.
         decoder: May be shared with other pipelines.
+        one_shape: Every batch is filled up to `batch_size`, so that no row depends on how many there are. Else to a
+            power of two, after which most networks round alike.
     """
 
     source: ImageSource
@@ -89,6 +91,7 @@ class Pipeline:
     resizing: Resizing | None = None
     stages: Stages = field(default_factory=Stages)
     decoder: Decoder | None = None
+    one_shape: bool = False
     _decoder: Decoder = field(init=False, repr=False)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
@@ -221,7 +224,8 @@ class Pipeline:
 
         program = self._program
         try:
-            computed = program.features(self._resizing.batch(images, program.padded(len(images))))
+            size = self.batch_size if self.one_shape and not program.alone else program.padded(len(images))
+            computed = program.features(self._resizing.batch(images, size))
             stored = getattr(torch, dtype)
             return Returning({name: value[: len(images)].to(stored) for name, value in computed.items()})
         except torch.OutOfMemoryError as error:

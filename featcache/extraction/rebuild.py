@@ -28,7 +28,7 @@ from featcache.extraction.plan import augmentation_of
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
-_BATCH = 32
+_BATCH, _LARGEST_BATCH = 32, 4096
 _SAY_WHERE = "say where they are now (predict and export: --weights)"
 
 
@@ -174,10 +174,11 @@ def recompute(
     network = network_of(cache, data_dir=data_dir)
     spec = cache.spec
     precision = "uint8" if spec.precision == "uint8" else devices.resolve_precision(spec.precision, device)
-    program = network.on(device, precision, spec.runner, batch_size=_BATCH)
+    batch_size = _batch_size(cache)
+    program = network.on(device, precision, spec.runner, batch_size=batch_size)
     with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
-            _recomputed(cache, cache[split], chosen, source, program, threads)
+            _recomputed(cache, cache[split], chosen, source, program, batch_size, threads)
             for split, chosen in _chosen(cache, rows, seed).items()
         ]
     return Recomputation(
@@ -187,6 +188,12 @@ def recompute(
         relative=max(one.relative for one in found),
         worst=max(found, key=lambda one: one.relative).worst,
     )
+
+
+def _batch_size(cache: FeatureCache) -> int:
+    """The batch size that the rows were computed with: another one may be rounded otherwise."""
+    found = cache.provenance.get("batch_size")
+    return found if isinstance(found, int) and 0 < found <= _LARGEST_BATCH else _BATCH
 
 
 def _chosen(cache: FeatureCache, rows: int, seed: int) -> dict[str, npt.NDArray[np.int64]]:
@@ -206,6 +213,7 @@ def _recomputed(
     rows: npt.NDArray[np.int64],
     source: ImageSource,
     program: Program,
+    batch_size: int,
     threads: int,
 ) -> Recomputation:
     by_id = {sample.id: sample for sample in source.samples(split.name)}
@@ -214,10 +222,11 @@ def _recomputed(
         source=source,
         program=program,
         dtype=split.spec.dtype,
-        batch_size=_BATCH,
+        batch_size=batch_size,
         workers=threads,
         augmentation=augmentation_of(split.spec),
         view_seed=split.spec.view_seed or 0,
+        one_shape=True,
     )
     views = rows % split.views
     with closing(pipeline):

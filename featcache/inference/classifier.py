@@ -22,7 +22,7 @@ from featcache.backbones.program import Program
 from featcache.cache.spec import Spec
 from featcache.errors import InvalidOption
 from featcache.extraction.behaviour import outputs_in
-from featcache.extraction.computing import batch_size_for
+from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.pipeline import Failure, Pipeline, Rows
 from featcache.extraction.rebuild import rebuilt, require_same
 from featcache.extraction.run import Execution
@@ -109,7 +109,8 @@ class Classifier:
 
     def _pipeline(self, program: Program, source: ImageSource, how: Execution) -> Pipeline:
         batch = how.batch_size or batch_size_for(program.spec, str(self.device))
-        return Pipeline(source=source, program=program, dtype="float32", batch_size=batch, workers=how.threads)
+        workers = how.workers or decoding_threads_for(program.spec, str(self.device))
+        return Pipeline(source=source, program=program, dtype="float32", batch_size=batch, workers=workers)
 
     def _answers(self, found: Sequence[Rows], start: int) -> Answers:
         index, failures = found[0].index + start, found[0].failures

@@ -102,9 +102,10 @@ class _Listening(torch.nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         self.heard.append(precisions())
-        if self.fails:
+        # A value decides, so that tracing cannot replace the module by what it does.
+        if self.fails and float(images.sum()) == float(images.sum()):
             raise RuntimeError("told to")
-        return images.mean(dim=(2, 3))
+        return images.mean(dim=(2, 3)) if float(images.sum()) == float(images.sum()) else images
 
 
 @pytest.mark.parametrize("fails", [False, True])

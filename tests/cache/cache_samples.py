@@ -15,12 +15,12 @@ import xxhash
 
 from featcache.cache.checksums import table_digest
 from featcache.cache.donors import Donors
-from featcache.files import ReadableFile
 from featcache.cache.parts import Part, SplitTable, write_part
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Json, LayerSpec, Selection, Spec
 from featcache.cache.trailer import Trailer, read_trailer
 from featcache.cache.writer import assemble
+from featcache.files import ReadableFile
 
 CLASSES = ("cat", "dog", "frog")
 LAYERS = (

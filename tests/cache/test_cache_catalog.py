@@ -23,12 +23,12 @@ from featcache.cache.catalog import (
     mark_used,
     remove,
 )
-from featcache.files import tmp_name
 from featcache.cache.locks import locked
 from featcache.cache.parts import Skipped
 from featcache.cache.plan import PartsPlan, write_plan
 from featcache.cache.spec import cache_name
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
+from featcache.files import tmp_name
 
 DONE = cache_name("cifar10", a_spec(), a_selection())
 HALF = cache_name("cifar10", a_spec(precision="bf16"), a_selection())

@@ -27,11 +27,11 @@ from cache_samples import (
 
 from featcache import files
 from featcache.cache.donors import Donors
-from featcache.files import is_abandoned, is_tmp, publish_bytes, publishing, tmp_name
 from featcache.cache.parts import Part, write_part
 from featcache.cache.plan import part_paths
 from featcache.cache.writer import assemble
 from featcache.errors import CacheUnwritable, FeatcacheError
+from featcache.files import is_abandoned, is_tmp, publish_bytes, publishing, tmp_name
 
 CALLS = ("pwrite", "fallocate", "fsync", "replace", "fsync_folder")
 NEW = {"train": a_table("train", 9), "test": a_table("test", 4)}

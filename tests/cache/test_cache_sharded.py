@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from featcache.cache.catalog import DAMAGED, describe, discard, find, garbage, list_caches, mark_used, remove
 from featcache.cache.donors import Donors
-from featcache.files import system
 from featcache.cache.manifest import MANIFEST_NAME
 from featcache.cache.parts import open_parts
 from featcache.cache.reader import FeatureCache
@@ -25,6 +24,7 @@ from featcache.cache.sharded import MOST_SHARDS, assemble_sharded
 from featcache.cache.spec import Spec
 from featcache.cache.verification import verify
 from featcache.errors import CacheDamaged, CacheError, CacheNotFound, CacheUnwritable, InvalidOption
+from featcache.files import system
 
 
 def sharded(folder: Path, rows_per_shard: int = 15, spec: Spec | None = None, name: str = "set") -> Path:

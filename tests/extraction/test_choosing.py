@@ -167,7 +167,10 @@ def test_speeds_that_cannot_be_kept_are_a_warning(
 
 @pytest.mark.parametrize(
     "error",
-    [RunnerUnsuitable("compiled", "squeezenet1_1", "an operation it does not know"), RuntimeError("no such luck\nat 1")],
+    [
+        RunnerUnsuitable("compiled", "squeezenet1_1", "an operation it does not know"),
+        RuntimeError("no such luck\nat 1"),
+    ],
 )
 def test_a_runner_that_cannot_compute_the_network_is_passed_over_with_a_warning(
     error: Exception, network: Network, measured: list[str], chosen: Choose, monkeypatch: pytest.MonkeyPatch

@@ -25,6 +25,7 @@ class Dead(nn.Module):
         self.dead = nn.Conv2d(12, 6, 1)
         with torch.no_grad():
             self.dead.weight.zero_()
+            assert self.dead.bias is not None
             self.dead.bias.fill_(value)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

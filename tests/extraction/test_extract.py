@@ -311,9 +311,7 @@ def test_too_little_room_is_found_before_the_first_forward_pass(
 # --- interruption and company ------------------------------------------------------------------------------
 
 
-def test_after_ctrl_c_the_same_call_goes_on(
-    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request_ = replace(request_, precision="fp32")
     reference = arrays(extract(replace(request_, data_dir=tmp_path / "other")).cache)
     seen = 0

@@ -66,7 +66,9 @@ def test_why_it_is_a_hit(here: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [("ls",), ("info", "pictures-squeezenet1_1"), ("verify", "pictures-squeezenet1_1"), ("backbones", "squeezenet1_1")], ids=" ".join
+    "words",
+    [("ls",), ("info", "pictures-squeezenet1_1"), ("verify", "pictures-squeezenet1_1"), ("backbones", "squeezenet1_1")],
+    ids=" ".join,
 )
 def test_what_is_looked_at(words: tuple[str, ...], here: Path) -> None:
     stdout, loaded = run(here, *words)

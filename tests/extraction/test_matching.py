@@ -12,7 +12,7 @@ from tiny import jpeg, random_squeezenet
 
 from featcache.errors import CacheIncomplete, CacheNotFound
 from featcache.extraction import matching
-from featcache.extraction.request import Request
+from featcache.extraction.request import Precision, Request
 from featcache.extraction.run import Execution, extract
 
 
@@ -145,7 +145,7 @@ def test_the_command_offered_makes_the_cache(shelf: Path) -> None:
 
 @pytest.mark.parametrize("order", [("fp32", "bf16"), ("bf16", "fp32")])
 def test_of_several_the_newest_is_taken(
-    order: tuple[str, str], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    order: tuple[Precision, Precision], shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = _request(shelf, layers=("features.2",), data_dir=tmp_path)
     for day, precision in enumerate(order, start=1):

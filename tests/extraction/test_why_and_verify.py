@@ -61,7 +61,11 @@ def test_new_changed_and_gone_images_are_named(request_: Request) -> None:
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"dtype": "float32"}, "dtype"), ({"image_size": 72}, "transform.image_size"), ({"pool": "none"}, "layers.pre_logits.pool")],
+    [
+        ({"dtype": "float32"}, "dtype"),
+        ({"image_size": 72}, "transform.image_size"),
+        ({"pool": "none"}, "layers.pre_logits.pool"),
+    ],
 )
 def test_the_field_that_differs_is_named(change: dict[str, object], field: str, request_: Request) -> None:
     extract(request_)

@@ -44,7 +44,9 @@ def tiny_backbone(seed: int = 0, image_size: int = 16, name: str = "tiny") -> Ne
 Forward = Callable[[np.ndarray | torch.Tensor], dict[str, torch.Tensor]]
 
 
-def every_forward(monkeypatch: pytest.MonkeyPatch, changed: Callable[[Forward, np.ndarray | torch.Tensor], object]) -> None:
+def every_forward(
+    monkeypatch: pytest.MonkeyPatch, changed: Callable[[Forward, np.ndarray | torch.Tensor], object]
+) -> None:
     """From now on a program's forward pass is `changed(forward, images)`, with the real one as `forward`."""
     original = Program.features
 

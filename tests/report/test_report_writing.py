@@ -19,8 +19,8 @@ from PIL import Image
 from report_house import CLASSES, House, data_of
 
 import featcache
-from featcache.analysis import Audit, Finding, Section
 from featcache import files
+from featcache.analysis import Audit, Finding, Section
 from featcache.errors import HeadError, ReportError, UnknownName
 from featcache.heads.records import Predictions
 from featcache.heads.run_files import predictions_bytes
@@ -392,7 +392,7 @@ def test_a_disk_that_refuses_leaves_what_stood_there(
         raise OSError(error, os.strerror(error))
 
     with monkeypatch.context() as patch:
-        patch.setattr(filesystem, "system", replace(files.system, fsync=failing))
+        patch.setattr(files, "system", replace(files.system, fsync=failing))
         with pytest.raises(ReportError) as raised:
             house.reported(run, path=page)
     assert "--output" in str(raised.value.hint)

@@ -159,18 +159,17 @@ def _transform(name: str) -> Transform:
     config = _config(name)
     found: Mapping[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
     channels, height, width = found["input_size"]
-    if channels != 3 or height != width or found["crop_mode"] not in ("center", "squash", "border"):
-        raise InvalidOption(
-            f"{name} wants {channels} channels of {height}x{width} pixels, cropped by {found['crop_mode']}: expected "
-            "squares of 3 channels"
-        )
+    if channels != 3 or height != width:
+        raise InvalidOption(f"{name} wants {channels} channels of {height}x{width} pixels: expected 3 of a square")
     if found["interpolation"] not in ("bilinear", "bicubic"):
         raise InvalidOption(f"{name} wants images resized by {found['interpolation']}: expected bilinear or bicubic")
+    cropped = found["crop_mode"] == "center"
     return Transform(
         image_size=height,
-        resize="crop",
+        # Some were evaluated on whole images, squashed or with a border.
+        resize="crop" if cropped else "squash",
         # timm's rule.
-        resize_size=math.floor(height / found["crop_pct"]),
+        resize_size=math.floor(height / found["crop_pct"]) if cropped else None,
         interpolation=found["interpolation"],
         mean=tuple(found["mean"]),
         std=tuple(found["std"]),

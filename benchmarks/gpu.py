@@ -1,0 +1,404 @@
+"""What a GPU must show, in under five minutes: `python benchmarks/gpu.py [--json PATH]`.
+
+Runs from a checkout that is not installed, and imports only what extraction needs: torch 2.9 or newer, torchvision,
+h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are random, images are noise over slopes. Parts:
+
+    features   fp32 and bf16 on the device against fp32 on the CPU: least cosine, greatest relative error
+    resize     the device's resize against Pillow, byte for byte
+    speed      images/s through the real pipeline from JPEGs in memory, over the bare forward pass; what bounds them;
+               peak memory
+    memory     a batch that does not fit into the memory is halved until it does, and gives the same features
+
+`--device cpu --quick` runs the same with tiny sizes, to try the script. A part that fails is reported, and the script
+ends with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from machine import described
+from PIL import Image
+
+from featcache.backbones import checks, devices
+from featcache.backbones.loading import load
+from featcache.backbones.network import Network
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.program import Program
+from featcache.backbones.resampling import Resampler
+from featcache.backbones.transforms import Interpolation, Resize, Transform
+from featcache.extraction.computing import batch_size_for, decoding_threads_for
+from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.reporting import LogReporter
+from featcache.extraction.resizing import resolve_resizing
+from featcache.extraction.stages import Stages
+from featcache.images.samples import Sample
+from featcache.images.sources import ImageSource, Listing, Stamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured.
+
+    Args:
+        networks: Backbones and their image sizes; None for a network's own.
+        compared: Images whose features are compared with the CPU's.
+        batch_size: None for the device's usual one.
+        jpegs: Different JPEGs of each size.
+        samples: How many images there are at the most: the JPEGs again and again.
+        jpeg_sizes: Height and width in pixels.
+        seconds: For how long a speed is measured.
+        resized_to: Pixels a side.
+    """
+
+    networks: dict[str, int | None]
+    compared: int
+    batch_size: int | None
+    jpegs: int
+    samples: int
+    jpeg_sizes: tuple[tuple[int, int], ...]
+    seconds: float
+    resized_to: tuple[int, ...]
+
+
+WHOLE = Sizes(
+    networks={"vgg16": None, "inception_v3": None, "resnet50": None, "vit_b_16": None},
+    compared=16,
+    batch_size=None,
+    jpegs=256,
+    samples=200_000,
+    jpeg_sizes=((32, 32), (375, 500)),
+    seconds=6.0,
+    resized_to=(224, 299),
+)
+QUICK = Sizes(
+    networks={"squeezenet1_1": 64},
+    compared=4,
+    batch_size=8,
+    jpegs=16,
+    samples=2000,
+    jpeg_sizes=((32, 32), (48, 64)),
+    seconds=0.3,
+    resized_to=(64,),
+)
+# Smaller, larger, wide, tall, and so tall that columns come first.
+_RESIZED_FROM = ((32, 32), (225, 230), (375, 500), (500, 375), (480, 640), (601, 64))
+# Memory that the process may have, and a batch that no network computes in it.
+_CAP_BYTES, _TOO_MANY = 4 << 30, 4096
+
+
+@dataclass(kw_only=True, eq=False)
+class Setting:
+    """The device, and how much is measured on it."""
+
+    device: str
+    sizes: Sizes
+
+    def network(self, name: str) -> Network:
+        """The network with random weights. It is loaded anew: a kept one would count in the next one's memory."""
+        options = BackboneOptions(backbone=name, image_size=self.sizes.networks[name], weights="random:0")
+        return load(options, weights_dir=Path())
+
+    @property
+    def precision(self) -> str:
+        """What featcache computes in here where nothing is asked."""
+        return devices.resolve_precision("auto", self.device)
+
+    def pipeline(
+        self, program: Program, source: ImageSource, batch_size: int, stages: Stages | None = None
+    ) -> Pipeline:
+        """The pipeline that extraction has."""
+        return Pipeline(
+            source=source,
+            program=program,
+            dtype="float16",
+            batch_size=batch_size,
+            workers=decoding_threads_for(program.spec, self.device),
+            resizing=resolve_resizing("auto", program.spec, self.device, LogReporter()),
+            stages=stages or Stages(),
+        )
+
+    @property
+    def is_cuda(self) -> bool:
+        return self.device.startswith("cuda")
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.is_cuda:
+            torch.cuda.synchronize(self.device)
+
+
+def pictures(count: int, height: int, width: int) -> np.ndarray:
+    """uint8 (count, height, width, 3): slopes of different directions with noise."""
+    random = np.random.default_rng(0)
+    slopes = np.linspace(0, 1, height)[:, None] * random.random((count, 1, 1)) + np.linspace(0, 1, width)
+    smooth = 100 * slopes[..., None] * random.random((count, 1, 1, 3))
+    noisy: np.ndarray = (smooth + random.integers(0, 50, (count, height, width, 3))).astype(np.uint8)
+    return noisy
+
+
+class Jpegs(ImageSource):
+    """So many samples over a few JPEGs that lie in memory."""
+
+    def __init__(self, images: np.ndarray, samples: int) -> None:
+        self._encoded = [_encoded(image) for image in images]
+        rows = (("test", f"test/{number:08d}", 0) for number in range(samples))
+        super().__init__(name="jpegs", origin="memory", listing=Listing(rows, ["all"]))
+
+    def read(self, sample: Sample) -> bytes:
+        """One of the few."""
+        return self._encoded[int(sample.id.rpartition("/")[2]) % len(self._encoded)]
+
+    def stamp(self, sample: Sample) -> Stamp | None:
+        """None: nothing is looked for in a cache."""
+        return None
+
+
+def _encoded(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+# --- the parts ---------------------------------------------------------------------------------------------
+
+
+def features(setting: Setting) -> dict[str, Any]:
+    """Each network in fp32 and bf16 on the device against fp32 on the CPU, over the same resized images."""
+    return {name: _compared(setting, name) for name in setting.sizes.networks}
+
+
+def _compared(setting: Setting, name: str) -> dict[str, Any]:
+    network = setting.network(name)
+    side = network.spec.transform.image_size
+    images = pictures(setting.sizes.compared, side, side)
+    exact = _rows(network.on("cpu", "fp32"), images)
+    compared: dict[str, Any] = {"image_size": side, "feature_dim": exact.shape[1]}
+    for precision in ("fp32", "bf16"):
+        rows = _rows(network.on(setting.device, precision), images)
+        compared[precision] = {
+            "least_cosine": round(checks.least_cosine(rows, exact), 8),
+            "greatest_relative_error": float(f"{checks.relative_difference(rows, exact):.3g}"),
+        }
+    return compared
+
+
+def _rows(program: Program, images: np.ndarray) -> np.ndarray:
+    """float32 (N, D) of the only layer."""
+    (rows,) = program.features(images).values()
+    found: np.ndarray = rows.float().cpu().numpy()
+    return found
+
+
+def resize(setting: Setting) -> dict[str, Any]:
+    """Images of several sizes, in both interpolations, squashed and cropped: bytes that differ from Pillow's."""
+    interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic")
+    ways: tuple[Resize, ...] = ("squash", "crop")
+    cases = [
+        _resized(setting.device, size, side, interpolation, way)
+        for size in _RESIZED_FROM
+        for side in setting.sizes.resized_to
+        for interpolation in interpolations
+        for way in ways
+    ]
+    different = [case for case in cases if case["different_bytes"]]
+    return {"cases": len(cases), "equal": len(cases) - len(different), "different": different}
+
+
+def _resized(
+    device: str, size: tuple[int, int], side: int, interpolation: Interpolation, way: Resize
+) -> dict[str, Any]:
+    crop = round(side * 256 / 224) if way == "crop" else None
+    transform = Transform(image_size=side, resize=way, resize_size=crop, interpolation=interpolation)
+    images = pictures(3, *size)
+    resampler = Resampler(transform=transform, device=torch.device(device))
+    here = resampler.resized(torch.from_numpy(images).to(device)).cpu().numpy()
+    pillow = np.stack([transform.resize_image(image) for image in images])
+    return {
+        "from": list(size),
+        "to": side,
+        "interpolation": interpolation,
+        "resize": way,
+        "different_bytes": int((here != pillow).sum()),
+    }
+
+
+def speed(setting: Setting) -> dict[str, Any]:
+    """Each network in the device's usual precision."""
+    sizes = setting.sizes
+    sources = {
+        f"{height}x{width}": Jpegs(pictures(sizes.jpegs, height, width), sizes.samples)
+        for height, width in sizes.jpeg_sizes
+    }
+    return {name: _speed(setting, name, sources) for name in sizes.networks}
+
+
+def _speed(setting: Setting, name: str, sources: dict[str, Jpegs]) -> dict[str, Any]:
+    network = setting.network(name)
+    program = network.on(setting.device, setting.precision)
+    batch_size = setting.sizes.batch_size or batch_size_for(network.spec, setting.device)
+    with _peak_memory(setting) as peak:
+        alone = _bare(setting, program, batch_size)
+    told = {"precision": setting.precision, "batch_size": batch_size, "bare_images_per_s": round(alone, 1)}
+    told |= {"bare_peak_mb": peak()}
+    for size, source in sources.items():
+        with _peak_memory(setting) as peak:
+            steady = _steady(setting, program, source, batch_size)
+        told[size] = {**steady, "of_bare": round(steady["images_per_s"] / alone, 3), "peak_mb": peak()}
+    return told
+
+
+def _bare(setting: Setting, program: Program, batch_size: int) -> float:
+    """Images a second of the forward pass on one batch that lies on the device: the median of rounds."""
+    side = program.spec.transform.image_size
+    batch = torch.from_numpy(pictures(batch_size, side, side)).to(setting.device)
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 4 or time.perf_counter() - began < setting.sizes.seconds / 2:
+        start = time.perf_counter()
+        program.features(batch)
+        setting.wait()
+        times.append(time.perf_counter() - start)
+    # The first one chooses algorithms.
+    return batch_size / statistics.median(times[1:])
+
+
+def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) -> dict[str, Any]:
+    """Images a second of the pipeline, its first batches left out, and what bounds it."""
+    stages = Stages()
+    # Until every thread has decoded a batch, and what they were ahead by is used up.
+    before_that = 2 + decoding_threads_for(program.spec, setting.device) // 2
+    with closing(setting.pipeline(program, source, batch_size, stages)) as pipeline:
+        blocks = pipeline.rows(source.samples("test"), None)
+        for _ in islice(blocks, before_that):
+            pass
+        before, began, images = stages.seconds, time.perf_counter(), 0
+        for block in blocks:
+            images += len(block.index)
+            if time.perf_counter() - began > setting.sizes.seconds:
+                break
+        seconds, spent = time.perf_counter() - began, stages.seconds
+    shares = {stage: round((spent[stage] - before[stage]) / seconds, 3) for stage in spent}
+    return {
+        "images": images,
+        "images_per_s": round(images / seconds, 1),
+        "shares": shares,
+        "bound": max(shares, key=lambda stage: shares[stage]),
+    }
+
+
+@contextmanager
+def _peak_memory(setting: Setting) -> Iterator[Callable[[], float]]:
+    """Gives what tells the most memory in MB since: the device's, or on a CPU the process's since it began."""
+
+    def peak() -> float:
+        if setting.is_cuda:
+            return round(torch.cuda.max_memory_allocated(setting.device) / 1e6, 1)
+        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
+
+    if setting.is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(setting.device)
+    yield peak
+
+
+def memory(setting: Setting) -> dict[str, Any]:
+    """The first network with a batch that does not fit: the size it is halved to, and the features it gives then."""
+    if not setting.is_cuda:
+        return {"not_measured": f"the memory of {setting.device} cannot be capped"}
+    name = next(iter(setting.sizes.networks))
+    program = setting.network(name).on(setting.device, "fp32")
+    side = program.spec.transform.image_size
+    source = Jpegs(pictures(8, side, side), 64)
+    samples = source.samples("test")
+    expected = _extracted(setting, program, source, samples, 32)[0]
+    total = torch.cuda.get_device_properties(setting.device).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(_CAP_BYTES / total, setting.device)
+    try:
+        many = Jpegs(pictures(8, side, side), _TOO_MANY)
+        halved, batch_size = _extracted(setting, program, many, many.samples("test"), _TOO_MANY)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+    return {
+        "network": name,
+        "cap_mb": _CAP_BYTES / 1e6,
+        "asked_batch_size": _TOO_MANY,
+        "halved_to": batch_size,
+        "rows": len(halved),
+        "least_cosine": round(checks.least_cosine(halved[: len(expected)], expected), 8),
+    }
+
+
+def _extracted(
+    setting: Setting, program: Program, source: Jpegs, samples: Sequence[Sample], batch_size: int
+) -> tuple[np.ndarray, int]:
+    """The features of all samples, and the batch size at the end."""
+    with closing(setting.pipeline(program, source, batch_size)) as pipeline:
+        blocks = [next(iter(rows.features.values())) for rows in pipeline.rows(samples, None)]
+        return np.concatenate(blocks), pipeline.batch_size
+
+
+PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
+    "features": features,
+    "resize": resize,
+    "speed": speed,
+    "memory": memory,
+}
+
+
+# --- all of them -------------------------------------------------------------------------------------------
+
+
+def measured(device: str, sizes: Sizes, parts: Sequence[str]) -> dict[str, Any]:
+    """The parts, one after the other; what one raises stands in its place."""
+    setting = Setting(device=device, sizes=sizes)
+    name = torch.cuda.get_device_name(device) if setting.is_cuda else device
+    result: dict[str, Any] = {"device": name, "quick": sizes is QUICK}
+    for part in parts:
+        began = time.perf_counter()
+        try:
+            found = PARTS[part](setting)
+        except Exception as error:
+            found = {"failed": f"{type(error).__name__}: {error}"}
+        result[part] = {"took_s": round(time.perf_counter() - began, 1), **found}
+        print(part, json.dumps(result[part]), file=sys.stderr, flush=True)
+    return result
+
+
+def main() -> int:
+    """Measure, and print or write one JSON object. Returns the exit code."""
+    parser = argparse.ArgumentParser(description="What a GPU must show.")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps or cpu")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: to try the script, not to measure")
+    parser.add_argument("--only", action="append", choices=tuple(PARTS), help="one part; may be repeated")
+    parser.add_argument("--json", type=Path, help="write the result there, not to stdout")
+    chosen = parser.parse_args()
+    device = devices.resolve_device(chosen.device)
+    result = described(measured(device, QUICK if chosen.quick else WHOLE, chosen.only or tuple(PARTS)))
+    text = json.dumps(result, indent=2)
+    if chosen.json is None:
+        print(text)
+    else:
+        chosen.json.write_text(text + "\n")
+    return int(any("failed" in result[part] for part in chosen.only or PARTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,264 @@
+"""Which networks of torchvision and timm extract: `python benchmarks/zoo.py [--json benchmarks/results/zoo.json]`.
+
+Every classification network of torchvision, and of each timm model file the network with the fewest parameters (equal
+numbers: the first by name). Random weights, two images, the first of `SIZES` that the network takes. `pre_logits` must
+be as wide as torchvision's facts table or timm's `head_hidden_size` (else `num_features`) has it, finite, other for the
+other image, and not the logits. A network with more than `MOST_PARAMETERS` is cut on the meta device alone, and nothing
+is computed.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from machine import RESULTS, described
+
+from featcache.backbones import checks
+from featcache.backbones.cutting import cut, empty
+from featcache.backbones.loading import load
+from featcache.backbones.network import Network
+from featcache.backbones.options import BackboneOptions
+from featcache.backbones.zoos import LOGITS, PRE_LOGITS, zoo_of
+from featcache.backbones.zoos.torchvision_facts import TORCHVISION
+from featcache.errors import FeatcacheError, InvalidOption
+
+#: float32 (N, D).
+Rows = npt.NDArray[np.float32]
+#: Pixels a side, in the order in which they are tried, before the network's own size.
+SIZES = (64, 56, 96, 112, 128, 160, 192, 224, 256)
+#: Larger networks are not computed: their weights alone take gigabytes.
+MOST_PARAMETERS = 400_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of one network.
+
+    Args:
+        name: The backbone's name.
+        file: timm's model file; "torchvision" for torchvision's networks.
+        image_size: Pixels a side: the size that was taken, or the last one that was tried.
+        feature_dim: D of `pre_logits`; 0 where it was refused.
+        parameters: Of the whole network; 0 where it could not be built.
+        computed: Whether features were computed; False where it was cut on the meta device alone.
+        seconds: For all sizes that were tried.
+        refusal: Why it does not extract, in one line; None where it does.
+    """
+
+    name: str
+    file: str
+    image_size: int
+    feature_dim: int = 0
+    parameters: int = 0
+    computed: bool = False
+    seconds: float = 0.0
+    refusal: str | None = None
+
+    def line(self) -> str:
+        """One line for people."""
+        if self.refusal is not None:
+            return f"{self.name:<46} REFUSED at {self.image_size}: {self.refusal}"
+        how = "" if self.computed else "  (cut on the meta device, nothing computed: too large)"
+        return (
+            f"{self.name:<46} {self.image_size:>4} px {self.feature_dim:>6} wide "
+            f"{self.parameters / 1e6:>7.1f} M parameters {self.seconds:>6.1f} s{how}"
+        )
+
+
+class WrongFeatures(Exception):
+    """A network extracts, but not what it should."""
+
+
+# --- one network -----------------------------------------------------------------------------------------------
+
+
+def tried(name: str, file: str = "torchvision", sizes: Sequence[int] = SIZES) -> Outcome:
+    """Extract two images with a network at the first size that it takes.
+
+    Args:
+        name: The backbone's name.
+        file: For the outcome.
+        sizes: Pixels a side, in the order in which they are tried; the network's own size is the last.
+    """
+    began, size, refusal = time.perf_counter(), 0, "no size was tried"
+    for size in _sizes(name, sizes):
+        try:
+            found = extracted(name, file, size)
+            return Outcome(**{**asdict(found), "seconds": round(time.perf_counter() - began, 1)})
+        except InvalidOption as error:
+            refusal = error.message
+        except (FeatcacheError, WrongFeatures) as error:
+            refusal = str(error)
+            break
+        except Exception as error:
+            # What is no error of featcache's own is a fault, whatever it is.
+            refusal = f"a fault of featcache: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            break
+        finally:
+            gc.collect()
+    seconds = round(time.perf_counter() - began, 1)
+    return Outcome(name=name, file=file, image_size=size, seconds=seconds, refusal=refusal)
+
+
+def _sizes(name: str, sizes: Sequence[int]) -> Iterator[int]:
+    yield from sizes
+    try:
+        own = zoo_of(name).transform(name).image_size
+    except InvalidOption:
+        return
+    if own not in sizes:
+        yield own
+
+
+def extracted(name: str, file: str, size: int) -> Outcome:
+    """Compute `pre_logits` of two images, and check it.
+
+    Raises:
+        FeatcacheError: The network cannot be extracted at this size.
+        WrongFeatures: It can, but the features are not those that its classifier is given.
+    """
+    build = partial(zoo_of(name).build, name)
+    root: Any = empty(build, size).root
+    parameters = sum(parameter.numel() for parameter in root.parameters())
+    computed = parameters <= MOST_PARAMETERS
+    network = _loaded(name, size, ()) if computed else None
+    (layer,) = network.spec.layers if network else cut(name, build, size, (), None).layers
+    _require(layer.name == PRE_LOGITS, f"the default layer is {layer.name}")
+    expected = _expected_width(name, root.network)
+    _require(layer.feature_dim == expected, f"pre_logits is {layer.feature_dim} wide, expected {expected}")
+    if network is not None:
+        features = _features(network)
+        _require_sound(features, layer.feature_dim)
+        # A network without a classifier gives its features as logits.
+        classes = 1000 if name in TORCHVISION else int(root.network.num_classes)
+        if classes == layer.feature_dim:
+            _require_no_logits(features, _features(_loaded(name, size, (LOGITS,))))
+    return Outcome(
+        name=name, file=file, image_size=size, feature_dim=expected, parameters=parameters, computed=computed
+    )
+
+
+def _expected_width(name: str, network: Any) -> int:
+    if name in TORCHVISION:
+        return TORCHVISION[name].costs.feature_dim
+    return int(getattr(network, "head_hidden_size", None) or network.num_features)
+
+
+def _loaded(name: str, size: int, layers: tuple[str, ...]) -> Network:
+    options = BackboneOptions(backbone=name, layers=layers, image_size=size, weights="random:0")
+    return load(options, weights_dir=Path(tempfile.gettempdir()))
+
+
+def _features(network: Network) -> Rows:
+    (rows,) = network.on().features(checks.probe_images(network.spec.transform.image_size)).values()
+    return rows.numpy()
+
+
+def _require_sound(features: Rows, width: int) -> None:
+    _require(features.shape == (2, width), f"the features of two images have the shape {features.shape}")
+    _require(bool(np.isfinite(features).all()), "features are not finite")
+    difference = checks.relative_difference(features[:1], features[1:])
+    _require(difference > checks.TWICE_TOLERANCE, "two different images have the same features")
+
+
+def _require_no_logits(features: Rows, logits: Rows) -> None:
+    _require(checks.relative_difference(features, logits) > checks.ALONE_TOLERANCE, "pre_logits is the logits")
+
+
+def _require(right: bool, otherwise: str) -> None:
+    if not right:
+        raise WrongFeatures(otherwise)
+
+
+# --- which networks --------------------------------------------------------------------------------------------
+
+
+def smallest_of_each_file() -> dict[str, str]:
+    """timm's model files and the network with the fewest parameters in each; files without networks are left out.
+
+    Counting them takes minutes: what the stored result has is taken where it was made with the same timm.
+    """
+    import timm
+
+    known = _known_choice(timm.__version__)
+    if known is not None:
+        return known
+    counted = {file: _smallest(timm.list_models(module=file)) for file in timm.list_modules()}
+    return {file: name for file, name in counted.items() if name is not None}
+
+
+def _known_choice(version: str) -> dict[str, str] | None:
+    path = RESULTS / "zoo.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text())
+    if result["machine"]["versions"].get("timm") != version:
+        return None
+    return {str(file): str(name) for file, name in result["smallest"].items()}
+
+
+def _smallest(names: Sequence[str]) -> str | None:
+    counts = {name: count for name in names if (count := _parameters(f"timm:{name}")) is not None}
+    return min(counts, key=lambda name: (counts[name], name), default=None)
+
+
+def _parameters(name: str) -> int | None:
+    try:
+        size = zoo_of(name).transform(name).image_size
+        root = empty(partial(zoo_of(name).build, name), size).root
+    except Exception:
+        # One that cannot be built at its own size, or takes no square images, is not what stands for its file.
+        return None
+    return sum(parameter.numel() for parameter in root.parameters())
+
+
+# --- all of them -----------------------------------------------------------------------------------------------
+
+
+def main(
+    names: Annotated[list[str] | None, typer.Argument(help="Backbones; none for all.")] = None,
+    only: Annotated[Literal["torchvision", "timm"] | None, typer.Option(help="Networks of one zoo.")] = None,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
+) -> None:
+    """Try the networks one after the other, a line each, and count."""
+    warnings.simplefilter("ignore")
+    smallest = smallest_of_each_file() if only != "torchvision" and not names else {}
+    listed = [(name, "torchvision") for name in TORCHVISION if only != "timm"]
+    listed += [(f"timm:{name}", file) for file, name in smallest.items()]
+    if names:
+        listed = [(name, "torchvision" if name in TORCHVISION else "") for name in names]
+    began, outcomes = time.perf_counter(), []
+    for name, file in listed:
+        outcomes.append(tried(name, file))
+        print(outcomes[-1].line(), flush=True)
+    refused = [outcome for outcome in outcomes if outcome.refusal is not None]
+    print(f"{len(outcomes) - len(refused)} of {len(outcomes)} extract")
+    for outcome in refused:
+        print(f"  {outcome.name}: {outcome.refusal}")
+    if json_path is not None:
+        result = {
+            "extract": len(outcomes) - len(refused),
+            "networks": len(outcomes),
+            "seconds": round(time.perf_counter() - began, 1),
+            "threads": torch.get_num_threads(),
+            "smallest": smallest,
+            "outcomes": [asdict(outcome) for outcome in outcomes],
+        }
+        json_path.write_text(json.dumps(described(result), indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    typer.run(main)
