@@ -31,6 +31,13 @@ class FullPrecision(nn.Module):
         super().__init__()
         self.inner = inner
 
+    def __getattr__(self, name: str) -> Any:
+        # Transformers' networks ask their first convolution for the type of its weight.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
             result: Tensor = self.inner(images.float())

@@ -117,6 +117,9 @@ def _option_of(spec: Spec, source: str | None, what: str) -> str:
             f"{what} was made with a module of your own ({spec.backbone}), which cannot be named here",
             hint="give the backbone from Python",
         )
+    if kind == "hf" or (spec.backbone.startswith("hf:") and Path(rest).is_dir()):
+        # The name says where they are; whether they are the same, their digests say.
+        return "default"
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_SAY_WHERE)
     return {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default"}.get(kind, source)

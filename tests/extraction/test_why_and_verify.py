@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,35 @@ def test_other_weights_are_refused(request_: Request, tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "w.safetensors")
     with pytest.raises(WeightsError, match=r"layer pre_logits expected sha256 \w{12}\.\., got \w{12}\.\."):
         recompute(cache, 4, seed=0, data_dir=request_.data_dir, device="cpu")
+
+
+@pytest.mark.parametrize("on_the_hub", [False, True])
+def test_models_of_transformers_are_found_again(
+    on_the_hub: bool, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ("a" * 40)
+    name = f"hf:{written_vit(folder)}"
+    if on_the_hub:
+        # As if it had been downloaded: the hub's client keeps each commit in a folder of its name.
+        monkeypatch.setattr("featcache.backbones.zoos.transformers._downloaded", lambda *_: folder)
+        name = "hf:acme/tiny"
+    done = extract(replace(request_, backbone=name, weights="default", precision="fp32", image_size=64))
+    with FeatureCache.open(done.cache) as cache:
+        source = f"hf:acme/tiny@{'a' * 40}" if on_the_hub else f"file:{folder}"
+        assert cache.provenance["weights"] == source
+        assert recompute(cache, 15, seed=0, data_dir=request_.data_dir, device="cpu").relative < 1e-3
+
+
+def written_vit(folder: Path) -> Path:
+    """A tiny model, as transformers writes it."""
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64, patch_size=8
+    )
+    transformers.ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    processor = {"image_processor_type": "ViTImageProcessor", "size": {"height": 64, "width": 64}, "resample": 3}
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    return folder
 
 
 def test_images_that_changed_are_refused(request_: Request) -> None:
