@@ -11,8 +11,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from featcache.backbones import devices
-from featcache.backbones.describe import open_network
+from featcache.backbones.describe import describe, open_network, stored
 from featcache.backbones.spec import BackboneSpec
+from featcache.backbones.zoos.pixels import NAME as PIXELS
 from featcache.extraction.reporting import Reporter
 
 if TYPE_CHECKING:
@@ -56,6 +57,20 @@ class Computer:
         return device
 
     @cached_property
+    def backbone(self) -> BackboneSpec:
+        """What the backbone is: as it was described before, else as it is loaded now. Raises what `network` raises."""
+        if self.given is not None:
+            return self.given.spec
+        options, data_dir = self.request.backbone_options, self.request.data_dir
+        if options.backbone == PIXELS:
+            return describe(options, data_dir=data_dir)
+        if (known := stored(options, data_dir=data_dir)) is not None:
+            return known
+        # A device or a precision that cannot be is refused before weights are downloaded.
+        self.choose_eager()
+        return self.network.spec
+
+    @cached_property
     def network(self) -> Network:
         """The backbone with its weights in memory. Raises what `open_network` raises."""
         network = self.given or open_network(self.request.backbone_options, data_dir=self.request.data_dir)
@@ -69,7 +84,6 @@ class Computer:
         """The runner and the precision that the request means on this machine."""
         from featcache.backbones.runners.choosing import choose
 
-        # Before anything is downloaded.
         eager = self.choose_eager()
         if self.request.runner == "eager":
             return eager

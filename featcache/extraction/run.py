@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 
-from featcache.backbones.describe import describe
 from featcache.errors import InvalidOption
 from featcache.extraction.computing import Computer
 from featcache.extraction.execution import Execution as Execution
@@ -108,7 +107,7 @@ def _job(request: Request, execution: Execution, images: SharedImages, reporter:
         reporter=reporter,
         given=given,
     )
-    backbone = given.spec if given else describe(request.backbone_options, data_dir=request.data_dir)
+    backbone = computer.backbone
     for warning in backbone.warnings:
         reporter.warn(warning)
     choose = computer.choose if measures else computer.choose_eager
