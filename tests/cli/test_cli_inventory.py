@@ -91,7 +91,8 @@ def test_a_layer_is_shown_with_its_type_shape_widths_and_size() -> None:
     assert (said["flat"], said["pooled"], said["megabytes"], said["usual"]) == (25088, 512, 501.76, True)
     lines = [line.split() for line in featcache("backbones", "vgg16").stdout.splitlines()]
     assert ["*", "pre_logits", "AdaptiveAvgPool2d", "512x7x7", "512", "25,088", "502"] in lines
-    assert ["features.30", "MaxPool2d", "512x7x7", "512", "25,088", "502"] in lines
+    assert ["*", "features.30", "MaxPool2d", "512x7x7", "512", "25,088", "502"] in lines
+    assert ["features.0", "Conv2d", "64x224x224", "64", "3,211,264", "64,225"] in lines
 
 
 def test_an_unknown_backbone_offers_the_nearest() -> None:

@@ -142,16 +142,19 @@ def test_weights_may_lie_elsewhere_now(house: House, of_file: tuple[Run, Path]) 
     assert np.array_equal(said(house, run, weights=moved).probabilities, before.probabilities)
 
 
-def test_where_weights_came_from_is_looked_up_in_the_cache_for_old_runs(house: House, run: Run, tmp_path: Path) -> None:
-    folder = shutil.copytree(run.folder, tmp_path / "old")
+def test_a_run_that_does_not_say_where_its_weights_came_from_asks_for_them(
+    house: House, run: Run, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(run.folder, tmp_path / "silent")
     config = json.loads((folder / "config.json").read_text())
-    del config["features"]["weights"], config["features"]["images"]
+    config["features"]["weights"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    assert len(said(house, Run.load(folder))) == 12
-    config["features"]["cache"] = str(tmp_path / "gone.h5")
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="old does not say where its weights came from"):
+    with pytest.raises(WeightsError, match="silent does not say where its weights came from") as told:
         said(house, Run.load(folder))
+    assert "--weights" in str(told.value.hint)
+    assert np.array_equal(
+        said(house, Run.load(folder), weights="random:1").probabilities, said(house, run).probabilities
+    )
 
 
 def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> None:
@@ -160,10 +163,16 @@ def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> No
 
     from featcache.backbones.transforms import Transform
 
+    class Shifted(nn.Module):
+        def __init__(self, bias: float) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor([bias]))
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return nn.functional.avg_pool2d(images, 4).flatten(1) + self.bias
+
     def backbone(bias: float) -> Network:
-        module = nn.Sequential(nn.AvgPool2d(4), nn.Flatten())
-        module.register_parameter("bias", nn.Parameter(torch.tensor([bias])))
-        return featcache.from_module(module, name="mine", transform=Transform(image_size=16))
+        return featcache.from_module(Shifted(bias), name="mine", transform=Transform(image_size=16))
 
     cache = featcache.extract(house.pictures, backbone(0.5), data_dir=tmp_path)
     run = featcache.train_head(cache, "ridge", runs_dir=tmp_path / "runs", val_fraction=0.5)
