@@ -16,6 +16,9 @@ def benchmark_module(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    # They import each other as scripts do, from the folder in which they lie.
+    if str(BENCHMARKS) not in sys.path:
+        sys.path.append(str(BENCHMARKS))
     # A dataclass looks itself up there.
     sys.modules[name] = module
     spec.loader.exec_module(module)

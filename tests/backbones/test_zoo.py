@@ -1,0 +1,124 @@
+"""Networks of every family extract, as `benchmarks/zoo.py` finds for all of them; these are some forty fast ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmark_files import benchmark_module
+
+from featcache.errors import InvalidOption
+
+zoo = benchmark_module("zoo")
+
+TORCHVISION = (
+    "convnext_tiny",
+    "densenet121",
+    "efficientnet_b0",
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+    "swin_t",
+)
+# Among them: a classifier behind a convolution (ghostnet, mobilenetv3), several classifiers (deit, levit), attention
+# pooling (clip, siglip), registers and rotary positions (dinov3, eva02), windows (swin), tables that the forward method
+# makes (convit), no classifier at all (dinov2, dinov3).
+TIMM = (
+    "caformer_s18",
+    "cait_xxs24_224",
+    "convit_tiny",
+    "convnext_atto",
+    "cs3darknet_s",
+    "deit_tiny_distilled_patch16_224",
+    "edgenext_xx_small",
+    "efficientformerv2_s0",
+    "efficientvit_b0",
+    "efficientvit_m0",
+    "eva02_tiny_patch14_224",
+    "fastvit_t8",
+    "ghostnet_050",
+    "hiera_tiny_224",
+    "lcnet_035",
+    "levit_128s",
+    "mambaout_femto",
+    "mobilenetv4_conv_small_035",
+    "mobilevit_xxs",
+    "pit_ti_224",
+    "pvt_v2_b0",
+    "regnetx_002",
+    "repvit_m1",
+    "rexnet_100",
+    "swin_s3_tiny_224",
+    "test_efficientnet",
+    "test_nfnet",
+    "test_vit",
+    "tf_efficientnet_lite0",
+    "tiny_vit_5m_224",
+    "vit_small_patch14_dinov2",
+    "vit_small_patch16_dinov3",
+    "xcit_nano_12_p16_224",
+)
+
+
+@pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm:{name}" for name in TIMM)])
+def test_two_images_become_two_rows_that_the_networks_own_classifier_would_be_given(name: str) -> None:
+    outcome = zoo.tried(name)
+    assert outcome.refusal is None, outcome.line()
+    assert outcome.computed
+    assert outcome.feature_dim > 0
+
+
+def test_a_network_that_takes_no_size_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str, image_size: int) -> None:
+        raise InvalidOption(f"{name} cannot be built for {image_size} pixels")
+
+    monkeypatch.setattr(zoo.zoo_of("resnet18"), "build", refuse, raising=True)
+    outcome = zoo.tried("resnet18", sizes=(64, 96))
+    assert outcome.refusal == "resnet18 cannot be built for 224 pixels"
+    assert outcome.image_size == 224
+    assert "\n" not in outcome.line()
+
+
+def test_an_error_that_is_none_of_featcaches_own_is_called_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise KeyError("fc.weight")
+
+    monkeypatch.setattr(zoo, "load", lambda options, weights_dir: fail())
+    outcome = zoo.tried("squeezenet1_1")
+    assert outcome.refusal == "a fault of featcache: KeyError: 'fc.weight'"
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (torch.zeros(2, 512), "the same features"),
+        (torch.full((2, 512), torch.nan), "not finite"),
+        (torch.rand(2, 1000), "shape"),
+    ],
+)
+def test_wrong_features_are_no_success(monkeypatch: pytest.MonkeyPatch, rows: torch.Tensor, reason: str) -> None:
+    monkeypatch.setattr(zoo, "_features", lambda network: rows.numpy())
+    refusal = zoo.tried("squeezenet1_1", sizes=(64,)).refusal
+    assert refusal is not None
+    assert reason in refusal
+
+
+def test_logits_are_told_from_features_of_the_same_width() -> None:
+    logits = torch.rand(2, 1000).numpy()
+    with pytest.raises(zoo.WrongFeatures):
+        zoo._require_no_logits(logits, logits * (1 + 1e-6))
+    zoo._require_no_logits(logits, logits[::-1])
+
+
+def test_a_network_that_is_too_large_is_cut_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "MOST_PARAMETERS", 1_000_000)
+    monkeypatch.setattr(zoo, "load", None)
+    outcome = replace(zoo.tried("squeezenet1_1", sizes=(64,)), seconds=0.0)
+    assert (outcome.refusal, outcome.computed, outcome.feature_dim) == (None, False, 512)
+    assert "nothing computed" in outcome.line()
