@@ -298,7 +298,7 @@ def module_of_ones_own() -> Any:
 def test_an_option_that_a_made_backbone_cannot_obey_is_refused(
     option: dict[str, Any], make: Callable[[], Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(InvalidOption, match=f"{next(iter(option))} cannot be chosen for the Backbone mine"):
+    with pytest.raises(InvalidOption, match=f"{next(iter(option))} cannot be chosen for the network mine"):
         featcache.extract("digits", make(), data_dir=tmp_path, **option)
     assert not list(tmp_path.iterdir())
 
