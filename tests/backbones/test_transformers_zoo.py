@@ -201,8 +201,9 @@ def test_the_authors_own_pooling_of_tokens_gives_pre_logits(kind: str, tmp_path:
     layers, layout = layers_of(architecture, images_of(OTHER)), architecture.tokens
     assert layout is not None
     tokens = layers[TOKENS]
-    pooled = tokens[:, 0] if layout.own_pool == "cls" else tokens[:, layout.prefix :].mean(dim=1)
-    assert_close(layers[PRE_LOGITS], pooled)
+    parts = {"cls": tokens[:, 0], "avg": tokens[:, layout.prefix :].mean(dim=1)}
+    assert layout.own_pool is not None
+    assert_close(layers[PRE_LOGITS], torch.cat([parts[name] for name in layout.own_pool.split("+")], dim=1))
 
 
 @pytest.mark.parametrize(
