@@ -13,7 +13,6 @@ from featcache.errors import InvalidOption
 zoo = benchmark_module("zoo")
 
 TORCHVISION = (
-    "convnext_tiny",
     "densenet121",
     "efficientnet_b0",
     "googlenet",
@@ -30,8 +29,6 @@ TORCHVISION = (
 # pooling (clip, siglip), registers and rotary positions (dinov3, eva02), windows (swin), tables that the forward method
 # makes (convit), no classifier at all (dinov2, dinov3).
 TIMM = (
-    "caformer_s18",
-    "cait_xxs24_224",
     "convit_tiny",
     "convnext_atto",
     "cs3darknet_s",
