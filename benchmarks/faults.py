@@ -24,7 +24,6 @@ import os
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import traceback
@@ -133,7 +132,7 @@ class Faults:
             first = arguments[0] if arguments else None
             if type(first) is int:
                 return os.readlink(f"/proc/self/fd/{first}").startswith(self.folder)  # noqa: PTH115
-            return os.path.abspath(os.fsdecode(first)).startswith(self.folder)  # noqa: PTH100
+            return os.path.abspath(os.fsdecode(first or b"")).startswith(self.folder)  # noqa: PTH100
         except (OSError, TypeError, ValueError):
             return False
         finally:
@@ -273,9 +272,14 @@ def _rows(data_dir: Path) -> bytes:
         pieces = [
             piece
             for split in (cache[name] for name in cache.splits)
-            for piece in (*split.ids, split.digests.tobytes(), split.labels.tobytes(), split.features[:].tobytes())
+            for piece in (
+                "\n".join(split.ids).encode(),
+                split.digests.tobytes(),
+                split.labels.tobytes(),
+                split.features[:].tobytes(),
+            )
         ]
-    return b"".join(piece.encode() if isinstance(piece, str) else piece for piece in pieces)
+    return b"".join(pieces)
 
 
 def tried(action: Action, ground: Ground, number: int, fault: int | str, scratch: Path) -> int:
@@ -365,4 +369,4 @@ def main(
 
 
 if __name__ == "__main__":
-    sys.exit(typer.run(main))
+    typer.run(main)

@@ -172,10 +172,18 @@ def from_segments(packed: FeatureArray, path: Path, array: FeatureArray, folder:
             drop(file)
 
     def read(some: FeatureArray) -> Callable[[], None]:
-        return lambda: [None for _ in some.blocks(rows)] and None
+        def work() -> None:
+            for _ in some.blocks(rows):
+                pass
+
+        return work
 
     def gather(some: FeatureArray) -> Callable[[], None]:
-        return lambda: [some.gather(batch) for batch in batches] and None
+        def work() -> None:
+            for batch in batches:
+                some.gather(batch)
+
+        return work
 
     return {
         "cold_sequential": paired(read(array), read(packed), dropped),
