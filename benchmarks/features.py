@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, assemble, write_part
-from featcache.cache.parts import Part
+from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, write_packed
+from featcache.cache.info import CacheInfo
+from featcache.cache.manifest import Segment
+from featcache.cache.segment_draft import SegmentDraft
 
 CLASSES = 10
-_PART_BYTES = 128 << 20
+_SEGMENT_BYTES = 128 << 20
 
 
 def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureCache:
@@ -23,32 +25,25 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
         backbone="benchmark", layers=(layer,), transform={}, decoder="pillow", precision="fp32",
         runner="eager", dtype="float16",
     )  # fmt: skip
-    parts, tables = [], {}
-    block = max(1, _PART_BYTES // (4 * wide))
+    info = CacheInfo(
+        spec=spec,
+        selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
+        set_name="benchmark",
+        classes=tuple(map(str, range(CLASSES))),
+    )
+    segments, tables = [], {}
+    block = max(1, _SEGMENT_BYTES // (4 * wide))
     for split, count in rows.items():
         labels = np.arange(count) % CLASSES
         digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
         ids = tuple(f"{split}/{row:08d}" for row in range(count))
         tables[split] = SplitTable(ids=ids, labels=labels, digests=digests)
         for first in range(0, count, block):
-            some = labels[first : first + block]
-            features = centres[some] + rng.standard_normal((len(some), wide), np.float32)
-            path = write_part(
-                folder / f"{split}.parts",
-                fingerprint=spec.fingerprint,
-                first_row=first,
-                digests=digests[first : first + block],
-                features={"avgpool": features.astype(np.float16)},
-            )
-            parts.append(Part.open(path))
-    path = assemble(
-        folder / "benchmark.h5",
-        spec=spec,
-        selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
-        set_name="benchmark",
-        classes=tuple(map(str, range(CLASSES))),
-        provenance={},
-        tables=tables,
-        donors=Donors(parts),
-    )
+            table = tables[split].take(slice(first, first + block))
+            path = folder / "segments" / Segment.planned(split, first, len(table)).file
+            draft = SegmentDraft(path, info, split=split, table=table)
+            features = centres[table.labels] + rng.standard_normal((len(table), wide), np.float32)
+            draft.put(np.arange(len(table)), {"avgpool": features.astype(np.float16)})
+            segments.append(FeatureCache.open(draft.publish())[split])
+    path = write_packed(folder / "benchmark.h5", info, tables=tables, donors=Donors(segments))
     return FeatureCache.open(path)

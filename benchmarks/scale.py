@@ -1,12 +1,10 @@
 """What large sets cost, in parts that can be run one at a time: `python benchmarks/scale.py ../shared`.
 
-    training   a head on a simulated sharded cache of ten million rows: listing, opening, cutting, the first batch
-    plan       ten million simulated images: listing, hashing, finding again, assembling; seconds and memory
+    training   a head on a simulated cache of ten million rows in segments: listing, opening, cutting, the first batch
+    plan       ten million simulated images: listing, hashing, finding again, completing; seconds and memory
     workers    two processes of one thread each against one of two, on the same images (VGG16, eager, bf16)
-    model      measured constants, predictions held against measured runs, and what 1 to 100 million images would cost
 
-Results are merged, part by part, into results/scale.json. `model` uses what `plan` has left there, and
-`scale_page.py` puts the tables into docs/scale.md.
+Results are merged, part by part, into results/scale.json; `scale_page.py` puts the tables into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -23,17 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
-from command import run
-from machine import RESULTS
 from parts import run_parts
-from scale_checks import Assumed, measured_model
-from sparse_cache import FEATURE_DIM, sparse_cache, spec_of
+from sparse_cache import FEATURE_DIM, sparse_cache
 
 _CHILDREN = Path(__file__).parent / "scale_children.py"
-_MIB = 1 << 20
-_PART_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +38,6 @@ class Setting:
     images: int
     worker_images: int
     rounds: int
-    assumed: Assumed
 
     @property
     def archive(self) -> Path:
@@ -71,8 +62,7 @@ def training(setting: Setting) -> dict[str, Any]:
     """Everything but the bytes of the rows is real: they lie in holes."""
     folder = setting.scratch / "features"
     folder.mkdir()
-    path = folder / "simulated.sharded"
-    sparse_cache(path, {"train": setting.rows}, rows_per_shard=max(1, setting.rows // 10))
+    path = sparse_cache(folder / "simulated", {"train": setting.rows}, segment_rows=max(1, setting.rows // 200))
     return {
         "rows": setting.rows,
         "feature_dim": FEATURE_DIM,
@@ -85,31 +75,11 @@ def training(setting: Setting) -> dict[str, Any]:
 def plan(setting: Setting) -> dict[str, Any]:
     """The first plan hashes every image and writes the index, the second one finds them there."""
     first, again = (child("planning", str(setting.images), str(setting.scratch / "data")) for _ in range(2))
-    standing = setting.scratch / "standing.sharded"
-    sparse_cache(standing, {"train": setting.images}, rows_per_shard=max(1, setting.images // 10), feature_dim=8)
-    return {
-        "images": setting.images,
-        "first": first,
-        "again": again,
-        "assembling": child("assembling", str(standing), str(setting.scratch / "assembled.h5")),
-        "parts": _opened_parts(setting.scratch / "some.parts"),
-    }
-
-
-def _opened_parts(folder: Path) -> dict[str, Any]:
-    from featcache.cache import write_part
-
-    digests = np.random.default_rng(0).integers(0, 256, (_PART_ROWS, 32), np.uint8)
-    for number in range(2000):
-        write_part(
-            folder,
-            fingerprint=spec_of(8).fingerprint,
-            first_row=number * _PART_ROWS,
-            digests=digests,
-            features={"avgpool": np.zeros((_PART_ROWS, 8), np.float16)},
-            provenance={"versions": {f"package {row}": "1.2.3" for row in range(12)}},
-        )
-    return child("parts", str(folder))
+    rows = {"train": setting.images}
+    folder = sparse_cache(
+        setting.scratch / "standing", rows, segment_rows=max(1, setting.images // 400), feature_dim=8, complete=False
+    )
+    return {"images": setting.images, "first": first, "again": again, "completing": child("completing", str(folder))}
 
 
 def workers(setting: Setting) -> dict[str, Any]:
@@ -139,7 +109,7 @@ def _two_processes(setting: Setting) -> dict[str, float]:
 
 
 def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict[str, float]:
-    """Processes at once, from nothing; assembling, which one process does for both, is not counted for two."""
+    """Processes at once, from nothing; packing, which the last process does for both, is counted."""
     words = [sys.executable, "-m", "featcache", "extract", "-b", "vgg16", "-d", str(setting.archive)]
     words += ["--weights", str(setting.weights), "--split", "test", "--limit", str(setting.worker_images)]
     words += ["--precision", "bf16", "--runner", "eager", "--batch-size", "32", "--json", "--quiet"]
@@ -156,25 +126,10 @@ def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict
     }
 
 
-def model(setting: Setting) -> dict[str, Any]:
-    """Constants, checks and predictions; see `scale_checks.py`."""
-    there = json.loads((RESULTS / "scale.json").read_text()) if (RESULTS / "scale.json").exists() else {}
-    if "plan" not in there:
-        raise typer.BadParameter("the model needs what the part plan measures: run that first")
-    return measured_model(
-        run,
-        archive=setting.archive,
-        scratch=setting.scratch,
-        planned=there["plan"],
-        assumed=setting.assumed,
-    )
-
-
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "training": training,
     "plan": plan,
     "workers": workers,
-    "model": model,
 }
 
 
@@ -185,22 +140,13 @@ def main(
     images: Annotated[int, typer.Option(help="Of the simulated plan.")] = 10_000_000,
     worker_images: Annotated[int, typer.Option(help="A multiple of 128 gives both shards as many.")] = 384,
     rounds: int = 3,
-    gpu_tflops: Annotated[float, typer.Option(help="Assumed: a card's published peak (A100, bf16, dense).")] = 312,
-    gpu_share: Annotated[float, typer.Option(help="Assumed: of which a network reaches so much.")] = 0.3,
-    gpu_cores: Annotated[int, typer.Option(help="Assumed: processor cores that feed one card.")] = 16,
-    store_gb_per_s: Annotated[float, typer.Option(help="Assumed: what a shared store gives and takes.")] = 5,
-    image_kb: Annotated[int, typer.Option(help="Assumed: an encoded photograph.")] = 100,
 ) -> None:
     """Measures the parts and merges them into results/scale.json."""
-    assumed = Assumed(
-        peak_tflops=gpu_tflops, share=gpu_share, cores=gpu_cores, store_gb_per_s=store_gb_per_s,
-        image_bytes=1000 * image_kb,
-    )  # fmt: skip
 
     def setting(scratch: Path) -> Setting:
         return Setting(
             shared=shared.resolve(), scratch=scratch, rows=rows, images=images,
-            worker_images=worker_images, rounds=rounds, assumed=assumed,
+            worker_images=worker_images, rounds=rounds,
         )  # fmt: skip
 
     run_parts("scale", PARTS, only, setting)

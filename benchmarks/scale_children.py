@@ -110,7 +110,7 @@ def _trained_with(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
     return {"imports_mib": memory("VmRSS") // _MIB}, HeadConfig(head="linear", head_batch_size=int(batch_size))
 
 
-# --- planning and assembling -------------------------------------------------------------------------------
+# --- planning and completing -------------------------------------------------------------------------------
 
 
 def names(images: int) -> Samples:
@@ -142,7 +142,8 @@ def planning(images: str, data_dir: str) -> dict[str, Any]:
     from featcache.extraction.plan import plan_rows
     from featcache.extraction.reporting import LogReporter
     from featcache.extraction.request import Request
-    from featcache.extraction.shares import Units, rows_in
+    from featcache.extraction.segment_writer import first_of_equals
+    from featcache.extraction.units import segment_rows_for, units_of
 
     before, timed = memory("VmRSS"), Timed()
     source = Simulated(int(images))
@@ -150,50 +151,32 @@ def planning(images: str, data_dir: str) -> dict[str, Any]:
     request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
     plan = plan_rows(source, request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
     found |= {"plan_s": timed(), "plan_bytes": memory("VmHWM") - before}
-    wanted = plan.distinct(np.arange(plan.rows))
-    found["distinct_s"] = timed()
-    for unit in range(100):
-        plan.at(rows_in(Units(numbers=[unit]).units(plan.rows // 64), wanted, 64))
-    found["unit_of_64_s"] = round(timed() / 100, 6)
+    rows = np.arange(plan.rows)
+    units = units_of(rows, plan.rows_of_splits, segment_rows=segment_rows_for(100.0, plan.rows), views=1)
+    found |= {"cutting_s": timed(), "segments": len(units)}
+    for unit in units[:10]:
+        first_of_equals(plan.at(unit.rows).digests)
+    found["unit_s"] = round(timed() / 10, 6)
     return found | {"rows": plan.rows, "peak_bytes": memory("VmHWM") - before}
 
 
-def assembling(standing: str, target: str) -> dict[str, Any]:
-    """A cache of narrow rows out of another one: what a row costs whatever its width."""
-    from featcache.cache import Donors, FeatureCache, SplitTable, assemble
-    from featcache.images.samples import SampleIds
+def completing(folder: str) -> dict[str, Any]:
+    """From segments that are all written to a cache that can be opened: its time does not grow with their bytes."""
+    from featcache.cache.manifest import Manifest
+    from featcache.cache.reader import FeatureCache
+    from featcache.cache.segments import completed
 
-    before = memory("VmRSS")
-    with FeatureCache.open(standing) as cache:
-        split = cache["train"]
-        # A plan has digests of its own beside those of its donors.
-        table = SplitTable(ids=SampleIds(names(len(split))), labels=split.labels, digests=split.digests.copy())
-        timed = Timed()
-        path = assemble(
-            Path(target),
-            spec=cache.spec,
-            selection=cache.selection,
-            set_name=cache.set_name,
-            classes=cache.classes,
-            provenance=cache.provenance,
-            tables={"train": table},
-            donors=Donors([split]),
-        )
-        return {"assembling_s": timed(), "rows": len(split), "file_bytes": path.stat().st_size,
-                "peak_bytes": memory("VmHWM") - before}  # fmt: skip
-
-
-def parts(folder: str) -> dict[str, Any]:
-    """Opening parts, as whoever assembles does."""
-    from featcache.cache.parts import open_parts
-
-    before, timed = memory("VmRSS"), Timed()
-    opened = open_parts(Path(folder))
-    return {"seconds": timed(), "parts": len(opened), "rows": sum(map(len, opened)), "bytes": memory("VmRSS") - before}
+    before, timed, path = memory("VmRSS"), Timed(), Path(folder)
+    manifest = Manifest.read(path)
+    completed(path, manifest, dict(manifest.texts)).write(path)
+    found: dict[str, Any] = {"completing_s": timed()}
+    with FeatureCache.open(path) as cache:
+        found |= {"opening_s": timed(), "rows": len(cache["train"])}
+    return found | {"segments": len(manifest.segments), "peak_bytes": memory("VmHWM") - before}
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
-    child.__name__: child for child in (catalogue, first_batch, first_step, planning, assembling, parts)
+    child.__name__: child for child in (catalogue, first_batch, first_step, planning, completing)
 }
 
 if __name__ == "__main__":

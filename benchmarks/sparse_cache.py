@@ -1,11 +1,10 @@
-"""A sharded cache of many millions of rows that takes little disk: its rows are zeros, and lie in holes.
+"""A cache of many millions of rows in segments that takes little disk: its rows are zeros, and lie in holes.
 
 Tables (labels, ids, digests, checksums) are real, so everything but the bytes of the rows costs what it would cost.
 """
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,11 @@ import numpy as np
 from featcache.cache import LayerSpec, Selection, Spec
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.header import build_header
+from featcache.cache.info import CacheInfo
 from featcache.cache.layout import FeatureAttributes, arrays_of, checksums_name, features_name, is_table
-from featcache.cache.manifest import MANIFEST_NAME, Manifest, Shard, root_texts
-from featcache.cache.stored import StoredFile
+from featcache.cache.manifest import Manifest, Segment
+from featcache.cache.segments import completed
 from featcache.cache.trailer import Trailer
-from featcache.files import publish_bytes
 
 FEATURE_DIM = 2048
 CLASSES = tuple(f"class {number}" for number in range(10))
@@ -36,44 +35,49 @@ def spec_of(feature_dim: int) -> Spec:
     )
 
 
-def sparse_cache(folder: Path, splits: dict[str, int], *, rows_per_shard: int, feature_dim: int = FEATURE_DIM) -> Path:
-    """Writes `<folder>` with `splits` rows each: (N, feature_dim) float16 zeros, ten classes in turn."""
+def sparse_cache(
+    folder: Path,
+    splits: dict[str, int],
+    *,
+    segment_rows: int,
+    feature_dim: int = FEATURE_DIM,
+    complete: bool = True,
+) -> Path:
+    """Writes `<folder>` with `splits` rows each: (N, feature_dim) float16 zeros, ten classes in turn.
+
+    `complete`: whether the manifest says so; the segments are all there.
+    """
     spec = spec_of(feature_dim)
     folder.mkdir(parents=True)
-    runs = [
-        (split, first, min(rows_per_shard, rows - first))
-        for split, rows in splits.items()
-        for first in range(0, rows, rows_per_shard)
-    ]
-    texts = _texts(spec, "simulated")
-    shards = [
-        _shard(folder / f"{number:05d}.h5", spec, *run, texts=_texts(spec, f"simulated#shard-{number}-of-{len(runs)}"))
-        for number, run in enumerate(runs)
-    ]
-    manifest = Manifest(texts=texts, shards=tuple(shards))
-    publish_bytes(folder / MANIFEST_NAME, manifest.to_bytes())
+    segments = []
+    for split, rows in splits.items():
+        for first in range(0, rows, segment_rows):
+            segment = Segment.planned(split, first, min(segment_rows, rows - first))
+            segments.append(segment)
+            _write(folder / segment.file, _info(spec, f"simulated#{segment.file}"), split, first, segment.rows)
+    texts = _info(spec, "simulated").texts()
+    manifest = Manifest(texts=texts, segments=tuple(segments), segment_rows=segment_rows, command="featcache extract")
+    (completed(folder, manifest, texts) if complete else manifest).write(folder)
     return folder
 
 
-def _texts(spec: Spec, source: str) -> dict[str, str]:
-    return root_texts(
+def _info(spec: Spec, source: str) -> CacheInfo:
+    return CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
         set_name="simulated",
         classes=CLASSES,
         provenance={"created": "2026-01-01T00:00:00+00:00"},
-        skipped=(),
     )
 
 
-def _shard(path: Path, spec: Spec, split: str, first: int, rows: int, texts: dict[str, str]) -> Shard:
-    numbers = np.arange(first, first + rows)
-    tables = _tables(spec, split, numbers)
+def _write(path: Path, info: CacheInfo, split: str, first: int, rows: int) -> None:
+    tables = _tables(info.spec, split, np.arange(first, first + rows))
     ids = tables[f"{split}/ids"]
-    (layer,) = spec.layers
-    places = arrays_of(spec, {split: rows}, {split: ids.itemsize})
+    (layer,) = info.spec.layers
+    places = arrays_of(info.spec, {split: rows}, {split: ids.itemsize})
     name = features_name(split, layer.name)
-    header = build_header(places, texts, {name: FeatureAttributes(shape=layer.shape)})
+    header = build_header(places, info.texts(), {name: FeatureAttributes(shape=layer.shape)})
     end = max(place.offset + place.nbytes for place in header.arrays.values())
     with path.open("wb") as file:
         file.write(header.data)
@@ -81,10 +85,7 @@ def _shard(path: Path, spec: Spec, split: str, first: int, rows: int, texts: dic
             file.seek(header.arrays[table].offset)
             values.tofile(file)
         file.seek(-(-end // 8) * 8)
-        file.write(_trailer(header.data, file.tell(), tables, texts, {split: rows}).to_bytes())
-    opened = StoredFile.open(path)
-    opened.close()
-    return Shard.of(opened)
+        file.write(_trailer(header.data, file.tell(), tables, info, {split: rows}).to_bytes())
 
 
 def _tables(spec: Spec, split: str, numbers: np.ndarray) -> dict[str, np.ndarray]:
@@ -102,21 +103,17 @@ def _tables(spec: Spec, split: str, numbers: np.ndarray) -> dict[str, np.ndarray
 
 
 def _trailer(
-    header: bytes, offset: int, tables: dict[str, np.ndarray], texts: dict[str, str], rows: dict[str, int]
+    header: bytes, offset: int, tables: dict[str, np.ndarray], info: CacheInfo, rows: dict[str, int]
 ) -> Trailer:
     digests = {name: table_digest(np.ascontiguousarray(values)) for name, values in tables.items() if is_table(name)}
-    about = {
-        "set_name": texts["set_name"],
-        "spec": json.loads(texts["spec"]),
-        "selection": json.loads(texts["selection"]),
-        "rows": rows,
-        "skipped": 0,
-        "created": json.loads(texts["provenance"])["created"],
-    }
     size, last = 0, -1
     while size != last:
         trailer = Trailer(
-            file_bytes=size, header_bytes=len(header), header_digest=table_digest(header), tables=digests, about=about
+            file_bytes=size,
+            header_bytes=len(header),
+            header_digest=table_digest(header),
+            tables=digests,
+            about=info.about(rows),
         )
         size, last = offset + len(trailer.to_bytes()), size
     return trailer

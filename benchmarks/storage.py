@@ -20,13 +20,17 @@ import numpy as np
 import typer
 from machine import write
 
-from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, assemble, write_part
+from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, SplitTable, write_packed
+from featcache.cache.info import CacheInfo
+from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureArray
+from featcache.cache.segment_draft import SegmentDraft
+from featcache.cache.segments import completed
 from featcache.cache.verification import verify
 from featcache.errors import CacheError
 
 DIM = 4096
-PART_ROWS = 8192
+SEGMENT_ROWS = 8192
 ROUNDS = 7
 
 
@@ -38,39 +42,33 @@ def spec() -> Spec:
     )  # fmt: skip
 
 
-def build(folder: Path, rows: int) -> tuple[Path, dict[str, float]]:
-    """A cache of `rows` x 4,096 float16, through parts as an extraction writes them; seconds of both halves."""
+def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
+    """A cache of `rows` x 4,096 float16: packed, and in segments as an extraction writes them; seconds of both."""
     rng = np.random.default_rng(0)
-    block = rng.standard_normal((PART_ROWS, DIM), np.float32).astype(np.float16)
+    block = rng.standard_normal((SEGMENT_ROWS, DIM), np.float32).astype(np.float16)
     digests = rng.integers(0, 256, (rows, 32), dtype=np.uint8)
-    began = time.monotonic()
-    for start in range(0, rows, PART_ROWS):
-        count = min(PART_ROWS, rows - start)
-        write_part(
-            folder / "b.parts",
-            fingerprint=spec().fingerprint,
-            first_row=start,
-            digests=digests[start : start + count],
-            features={"avgpool": block[:count]},
-        )
-    parts_s = time.monotonic() - began
-    from featcache.cache.parts import open_parts
-
-    table = SplitTable(
-        ids=tuple(f"train/{row:08d}" for row in range(rows)), labels=np.zeros(rows, np.int64), digests=digests
-    )
-    began = time.monotonic()
-    path = assemble(
-        folder / "b.h5",
+    ids = tuple(f"train/{row:08d}" for row in range(rows))
+    table = SplitTable(ids=ids, labels=np.zeros(rows, np.int64), digests=digests)
+    info = CacheInfo(
         spec=spec(),
         selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
         set_name="benchmark",
         classes=("one",),
-        provenance={},
-        tables={"train": table},
-        donors=Donors(open_parts(folder / "b.parts")),
     )
-    return path, {"parts_s": round(parts_s, 2), "assemble_s": round(time.monotonic() - began, 2)}
+    began = time.monotonic()
+    segments = []
+    for start in range(0, rows, SEGMENT_ROWS):
+        some = table.take(slice(start, start + SEGMENT_ROWS))
+        segments.append(Segment.planned("train", start, len(some)))
+        draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", table=some)
+        draft.put(np.arange(len(some)), {"avgpool": block[: len(some)]})
+        draft.publish()
+    manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=SEGMENT_ROWS, command="again")
+    completed(folder / "b", manifest, info.texts()).write(folder / "b")
+    segments_s, began = time.monotonic() - began, time.monotonic()
+    with FeatureCache.open(folder / "b") as cache:
+        path = write_packed(folder / "b.h5", info, tables={"train": table}, donors=Donors([cache["train"]]))
+    return path, folder / "b", {"segments_s": round(segments_s, 2), "packing_s": round(time.monotonic() - began, 2)}
 
 
 def drop(path: Path) -> None:
@@ -163,6 +161,36 @@ def gathers(path: Path, array: FeatureArray) -> dict[str, Any]:
     return result
 
 
+def from_segments(packed: FeatureArray, path: Path, array: FeatureArray, folder: Path) -> dict[str, Any]:
+    """The same rows from segments against one file, checked: all of them cold, and 256 at random warm."""
+    rows = (8 << 20) // (2 * DIM)
+    rng = np.random.default_rng(1)
+    batches = [rng.choice(min(len(array), 20_000), 256, replace=False) for _ in range(100)]
+
+    def dropped() -> None:
+        for file in [path, *folder.glob("*.h5")]:
+            drop(file)
+
+    def read(some: FeatureArray) -> Callable[[], None]:
+        def work() -> None:
+            for _ in some.blocks(rows):
+                pass
+
+        return work
+
+    def gather(some: FeatureArray) -> Callable[[], None]:
+        def work() -> None:
+            for batch in batches:
+                some.gather(batch)
+
+        return work
+
+    return {
+        "cold_sequential": paired(read(array), read(packed), dropped),
+        "warm_gather_of_256": paired(gather(array), gather(packed), lambda: None),
+    }
+
+
 def opening(path: Path) -> dict[str, float]:
     """Milliseconds to open, and to refuse the same file cut short at every kind of place."""
     times = []
@@ -210,7 +238,7 @@ def main(gigabytes: float = 6.0, folder: Path | None = None) -> None:
     rows = int(gigabytes * 1e9 / (2 * DIM))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         imports_mib = peak_mib()
-        path, seconds = build(Path(scratch), rows)
+        path, folder_of, seconds = build(Path(scratch), rows)
         built_mib = peak_mib()
         with FeatureCache.open(path) as cache:
             array = cache["train"].features
@@ -231,6 +259,8 @@ def main(gigabytes: float = 6.0, folder: Path | None = None) -> None:
                 "warm_gather_of_256": gathers(path, array),
                 "cold_sequential": sequential(path, array),
             }
+            with FeatureCache.open(folder_of) as segments:
+                result["segments"] = from_segments(array, path, segments["train"].features, folder_of)
         began = time.monotonic()
         assert verify(path, full=True).sound
         result["verify_full_s"] = round(time.monotonic() - began, 2)

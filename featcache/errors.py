@@ -15,7 +15,8 @@
     │   ├── CacheDamaged      its bytes are not those that were written
     │   ├── CacheForeign      it is no featcache file, or one that must not be trusted
     │   │   └── CacheOutdated it was made by an earlier featcache
-    │   ├── CacheBusy         somebody else is writing it
+    │   ├── CacheUnreadable   it cannot be opened or read now: permissions, too many open files, a failing disk
+    │   ├── CacheBusy         another process is writing it
     │   └── CacheUnwritable   the disk refused it: full, read-only, failing
     ├── ExtractionError       features could not be computed or stored
     ├── HeadError             a head cannot be trained on, or applied to, what was given
@@ -136,6 +137,10 @@ class CacheIncomplete(CacheError):
 
 class CacheDamaged(CacheError):
     """The file's bytes are not those that were written."""
+
+
+class CacheUnreadable(CacheError):
+    """The file cannot be opened or read now, whatever its bytes are."""
 
 
 class CacheForeign(CacheError):

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from featcache.errors import CacheDamaged, CacheUnwritable
+from featcache.errors import CacheDamaged, CacheUnreadable, CacheUnwritable
 
 Buffer = bytes | bytearray | memoryview
 _ZEROS = bytes(1 << 20)
@@ -133,7 +133,9 @@ class Draft:
         with self._translated():
             # Never again after a failure: the kernel may have dropped the pages and would then report success.
             system.fsync(self._fd)
-            os.close(self._release())
+            # Whatever a signal does to the call, the descriptor is gone, and the bytes are on the disk.
+            with contextlib.suppress(InterruptedError):
+                os.close(self._release())
             system.replace(self.tmp_path, self.path)
             fsync_folder(self.path.parent)
 
@@ -157,11 +159,10 @@ class Draft:
         return fd
 
 
-@contextlib.contextmanager
-def publishing(path: Path, size: int) -> Iterator[Draft]:
-    """Write a file of `size` bytes that appears under `path` whole, when the block ends, or not at all.
+def begin_draft(path: Path, size: int) -> Draft:
+    """Begin a file of `size` bytes beside `path`, with its room reserved; the caller publishes or discards it.
 
-    Raises CacheUnwritable where the disk refuses; the unfinished file is removed then, as after any error.
+    Raises CacheUnwritable where the disk refuses.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,6 +171,20 @@ def publishing(path: Path, size: int) -> Iterator[Draft]:
         raise unwritable(path, error) from error
     try:
         draft.reserve()
+    except BaseException:
+        draft.discard()
+        raise
+    return draft
+
+
+@contextlib.contextmanager
+def publishing(path: Path, size: int) -> Iterator[Draft]:
+    """Write a file of `size` bytes that appears under `path` whole, when the block ends, or not at all.
+
+    Raises CacheUnwritable where the disk refuses; the unfinished file is removed then, as after any error.
+    """
+    draft = begin_draft(path, size)
+    try:
         yield draft
         draft.publish()
     except BaseException:
@@ -181,6 +196,51 @@ def publish_bytes(path: Path, data: bytes) -> None:
     """Write a small file, whole or not at all. Raises CacheUnwritable."""
     with publishing(path, len(data)) as draft:
         draft.write(data, 0)
+
+
+@contextlib.contextmanager
+def file_aside(path: Path) -> Iterator[Path]:
+    """Where a library may write what will be the file `path`: it takes that name when the block ends, or is removed.
+
+    Where the size is known beforehand, `publishing` reserves it. Raises CacheUnwritable.
+    """
+    building = path.with_name(tmp_name(path.name))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield building
+        fsync_file(building)
+        system.replace(building, path)
+        fsync_folder(path.parent)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            building.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise unwritable(path, error) from error
+        raise
+
+
+@contextlib.contextmanager
+def folder_aside(folder: Path) -> Iterator[Path]:
+    """A new folder that will be called `folder` when the block ends, or is removed with all in it.
+
+    Its files must be durable by then. Raises OSError, also where `folder` is there already.
+    """
+    building = folder.with_name(tmp_name(folder.name))
+    building.mkdir(parents=True)
+    try:
+        yield building
+        fsync_folder(building)
+        building.rename(folder)
+        fsync_folder(folder.parent)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+
+
+def fsync_file(path: Path) -> None:
+    """Wait until the disk has a file that a library wrote. Raises OSError."""
+    with path.open("rb+") as file:
+        system.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
@@ -222,6 +282,34 @@ def unwritable(path: Path, error: OSError, *, needed: int | None = None) -> Cach
     )
 
 
+def unreadable(path: Path, error: OSError) -> CacheUnreadable:
+    """The error for a file that cannot be opened or read now. It says nothing about the file's bytes."""
+    hints = {
+        errno.EACCES: "give yourself permission to read it",
+        errno.EPERM: "give yourself permission to read it",
+        errno.EMFILE: "close other files, or raise the limit: ulimit -n",
+        errno.ENFILE: "close other programs: the system has too many open files",
+    }
+    return CacheUnreadable(
+        f"{path} cannot be read now: {error.strerror or error}",
+        hint=hints.get(error.errno or 0, "try again; if it fails again, check the disk"),
+    )
+
+
+@contextlib.contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raises CacheUnreadable for an error of the disk that has not been translated where it came from.
+
+    `folder` is named where the error names no file. Errors of connections and pipes pass.
+    """
+    try:
+        yield
+    except (ConnectionError, TimeoutError):
+        raise
+    except OSError as error:
+        raise unreadable(Path(os.fsdecode(error.filename or folder)), error) from error
+
+
 def free_bytes(folder: Path) -> int:
     """Bytes that may still be written where `folder` is, or will be."""
     try:
@@ -236,7 +324,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def tmp_name(name: str) -> str:
-    """A name beside `name` that nobody else uses and that tells whose it is."""
+    """A name beside `name` that no other process uses, and that names this one."""
     return f"{name}.tmp-{_host_tag()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -248,7 +336,7 @@ def is_tmp(path: Path) -> bool:
 def is_abandoned(path: Path, *, now: float) -> bool:
     """Whether an unfinished file has no living writer.
 
-    Its process is gone from this host; or, where that cannot be known, nobody wrote to it for a day.
+    Its process is gone from this host; or, where that cannot be known, nothing was written to it for a day.
     `now` is in seconds since the epoch.
     """
     found = _TMP_NAME.search(path.name)
@@ -303,7 +391,7 @@ class ReadableFile:
         self.size = os.fstat(self._fd).st_size
 
     def read(self, offset: int, count: int) -> bytearray:
-        """`count` bytes from `offset`. Raises CacheDamaged where the file ends before, or cannot be read."""
+        """`count` bytes from `offset`. Raises CacheDamaged where the file ends before, CacheUnreadable."""
         data = bytearray(count)
         self.read_into([memoryview(data)], offset)
         return data
@@ -311,7 +399,7 @@ class ReadableFile:
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill the byte buffers, one after the other, from `offset` on.
 
-        Raises CacheDamaged where the file ends before, or cannot be read.
+        Raises CacheDamaged where the file ends before, CacheUnreadable where it cannot be read now.
         """
         for first in range(0, len(buffers), _BUFFERS_PER_CALL):
             some = buffers[first : first + _BUFFERS_PER_CALL]
@@ -342,10 +430,7 @@ class ReadableFile:
         except InterruptedError:
             return 0
         except OSError as error:
-            raise CacheDamaged(
-                f"{self.path} cannot be read at byte {offset}: {error.strerror}",
-                hint="check the disk; then extract again",
-            ) from error
+            raise unreadable(self.path, error) from error
 
     def _read_slowly(self, buffers: Sequence[memoryview], offset: int) -> None:
         # A call may return less than it was asked for, at a signal or above 2 GiB.

@@ -1,7 +1,7 @@
-"""The cache room: what a feature was computed from, the HDF5 file that keeps it, and everything that guards it.
+"""What a feature was computed from, the HDF5 files that hold it, and the checks that guard them.
 
-Written once by one writer, read by many. A spec says what determines a feature; parts hold rows as they are
-computed; `assemble` turns parts and older caches into one file; `FeatureCache` reads it. NumPy and h5py, never
+A spec says what determines a feature. Rows are written into segments as they are computed; a manifest says which
+segments make a cache; a small cache is packed into one file. `FeatureCache` reads either. NumPy and h5py, never
 torch. Names are imported when they are first used, so that listing caches stays quick.
 """
 
@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from featcache.cache.donors import Located as Located
     from featcache.cache.locks import Owner as Owner
     from featcache.cache.locks import locked as locked
-    from featcache.cache.parts import Part as Part
-    from featcache.cache.parts import Skipped as Skipped
-    from featcache.cache.parts import SplitTable as SplitTable
-    from featcache.cache.parts import open_parts as open_parts
-    from featcache.cache.parts import write_part as write_part
-    from featcache.cache.plan import PartsPlan as PartsPlan
     from featcache.cache.reader import CachedDataset as CachedDataset
     from featcache.cache.reader import CachedSplit as CachedSplit
     from featcache.cache.reader import FeatureArray as FeatureArray
@@ -42,9 +36,11 @@ if TYPE_CHECKING:
     from featcache.cache.spec import Selection as Selection
     from featcache.cache.spec import Spec as Spec
     from featcache.cache.spec import cache_name as cache_name
+    from featcache.cache.tables import Skipped as Skipped
+    from featcache.cache.tables import SplitTable as SplitTable
     from featcache.cache.verification import Verification as Verification
     from featcache.cache.verification import verify as verify
-    from featcache.cache.writer import assemble as assemble
+    from featcache.cache.writer import write_packed as write_packed
 
 _WHERE = {
     "CacheEntry": "catalog",
@@ -58,24 +54,20 @@ _WHERE = {
     "LayerSpec": "spec",
     "Located": "donors",
     "Owner": "locks",
-    "Part": "parts",
-    "PartsPlan": "plan",
     "Selection": "spec",
-    "Skipped": "parts",
+    "Skipped": "tables",
     "Spec": "spec",
-    "SplitTable": "parts",
+    "SplitTable": "tables",
     "Verification": "verification",
-    "assemble": "writer",
     "cache_name": "spec",
     "candidates": "catalog",
     "find": "catalog",
     "list_caches": "catalog",
     "locked": "locks",
     "mark_used": "catalog",
-    "open_parts": "parts",
     "row_digests": "checksums",
     "verify": "verification",
-    "write_part": "parts",
+    "write_packed": "writer",
 }
 
 __all__ = sorted(_WHERE)

@@ -1,6 +1,6 @@
-"""The shelf: which caches lie in a folder, which are unfinished, which may go.
+"""Which caches lie in a folder: complete ones, unfinished ones, and what may be removed.
 
-A cache is described by its last bytes and an unfinished one by its plan, so listing a hundred takes a few
+A packed cache is described by its last bytes, one in segments by its manifest, so listing a hundred takes a few
 milliseconds and imports neither NumPy nor h5py. When a cache was used last is the modification time of an empty
 file beside it, `<name>.used`, for access times are switched off or stale on many disks.
 """
@@ -12,36 +12,55 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featcache.cache.locks import LOCK_SUFFIX, is_locked
-from featcache.cache.manifest import MANIFEST_NAME, SHARDED_SUFFIX, Manifest
-from featcache.cache.plan import PARTS_SUFFIX, covered_rows, discard_parts, part_paths, read_plan
+from featcache.cache.manifest import MANIFEST_NAME, SEGMENT_SUFFIX, Manifest
 from featcache.cache.spec import Selection, Spec, canonical_json
 from featcache.cache.trailer import open_cache, read_trailer
-from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete, CacheNotFound, CacheOutdated
-from featcache.files import is_abandoned, is_tmp
+from featcache.errors import (
+    CacheDamaged,
+    CacheError,
+    CacheForeign,
+    CacheIncomplete,
+    CacheNotFound,
+    CacheOutdated,
+    CacheUnreadable,
+)
+from featcache.files import is_abandoned, is_tmp, unreadable
 
 CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"
+#: Begins the names of empty files by which tasks on other machines show that they have begun.
+MARK = "begun-"
 DAMAGED_SUFFIX = ".damaged"
-_SET_ASIDE = re.compile(re.escape(CACHE_SUFFIX + DAMAGED_SUFFIX) + r"-\d+$")
-# In this order: a finished cache goes before parts of the same name.
-_SUFFIXES = (PARTS_SUFFIX, SHARDED_SUFFIX, CACHE_SUFFIX)
-_FINISHED = (CACHE_SUFFIX, SHARDED_SUFFIX)
+_RENAMED = re.compile(re.escape(DAMAGED_SUFFIX) + r"-\d+$")
+# Folders of earlier versions: rows of an extraction, and a cache in several files.
+_OUTDATED_SUFFIXES = (".parts", ".sharded")
 COMPLETE, UNFINISHED, DAMAGED, FOREIGN = "complete", "unfinished", "damaged", "foreign"
+UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """One cache on the shelf, or what is in its place.
+    """One cache in a folder, or what lies under a cache's name.
 
-    `state` is complete, unfinished, damaged or foreign; `problem` says what is wrong with the last two, of which
-    nothing else is known. `rows` are those of each split; `rows_done` how many of them are there; `nbytes` what
-    it takes on disk; `created` an ISO 8601 time; `used` seconds since the epoch (None: never).
+    Args:
+        path: The file, or the folder of segments.
+        state: complete, unfinished, damaged, foreign, or unreadable where it cannot be opened now.
+        nbytes: What it takes on disk.
+        set_name, spec, selection: What it was computed from; None where that is not known.
+        rows: Of each split.
+        rows_done: How many of them are there.
+        skipped: How many images were left out.
+        created: An ISO 8601 time.
+        used: Seconds since the epoch; None: never.
+        command: What finishes an unfinished one.
+        problem: What is wrong with one that is damaged, foreign or unreadable.
     """
 
     path: Path
@@ -55,6 +74,7 @@ class CacheEntry:
     skipped: int = 0
     created: str | None = None
     used: float | None = None
+    command: str | None = None
     problem: str | None = None
 
     @property
@@ -73,17 +93,19 @@ class CacheEntry:
         return sum((self.rows or {}).values())
 
     def require_complete(self) -> Path:
-        """The path of a complete cache. Raises CacheIncomplete, CacheDamaged or CacheForeign for any other."""
+        """The path of a complete cache. Raises CacheIncomplete, CacheDamaged, CacheForeign or CacheUnreadable."""
         if self.state == UNFINISHED:
             raise CacheIncomplete(
                 f"{self.name} is not finished: {self.rows_done:,} of {self.rows_total:,} rows are there",
-                hint="run the same `featcache extract` again; it goes on where it stopped",
+                hint=f"finish it with `{self.command}`: it goes on where it stopped",
             )
         if self.state == DAMAGED:
             raise CacheDamaged(
                 self.problem or f"{self.path} is damaged",
                 hint=f"`featcache verify {self.path} --full` says how far; extracting again mends it",
             )
+        if self.state == UNREADABLE:
+            raise CacheUnreadable(self.problem or f"{self.path} cannot be read now", hint="try again")
         if self.state == FOREIGN:
             raise CacheForeign(self.problem or f"{self.path} is no feature cache")
         return self.path
@@ -99,20 +121,46 @@ class Garbage:
 
 
 def name_of(path: Path) -> str:
-    """The name of the cache whose file, parts or shards lie at `path`."""
-    return path.name.removesuffix(CACHE_SUFFIX).removesuffix(PARTS_SUFFIX).removesuffix(SHARDED_SUFFIX)
+    """The name of the cache whose file or folder lies at `path`."""
+    return path.name.removesuffix(CACHE_SUFFIX)
+
+
+def packed_path(path: Path) -> Path:
+    """Where the cache of that file or folder lies when it is one file."""
+    return path.with_name(name_of(path) + CACHE_SUFFIX)
+
+
+def segments_path(path: Path) -> Path:
+    """Where the segments of the cache of that file or folder lie."""
+    return path.with_name(name_of(path))
+
+
+def places_of(path: Path, features_dir: Path) -> tuple[Path, ...]:
+    """Where a cache may lie that lay at `path` once: packed or in segments, there or in another folder."""
+    return tuple(
+        form(folder / path.name) for folder in (path.parent, features_dir) for form in (packed_path, segments_path)
+    )
+
+
+def is_cache_path(path: Path) -> bool:
+    """Whether what lies there has the form of a cache: a file by its suffix, a folder by its manifest."""
+    if path.suffix == CACHE_SUFFIX:
+        return True
+    return (path / MANIFEST_NAME).is_file() or (path.suffix in _OUTDATED_SUFFIXES and path.is_dir())
 
 
 def list_caches(features_dir: Path) -> list[CacheEntry]:
-    """Everything on the shelf, by name: caches, unfinished ones, and files that are damaged or foreign.
+    """Everything in a folder of caches, by name: complete, unfinished, damaged and foreign.
 
-    A folder that does not exist is an empty shelf. Raises CacheForeign where it is no folder.
+    Segments of a cache that is packed are not listed beside it. A folder that does not exist has no caches. Raises
+    CacheForeign where it is no folder.
     """
+    paths = [path for path in _names(features_dir) if is_cache_path(path)]
+    packed = {name_of(path) for path in paths if path.suffix == CACHE_SUFFIX}
     entries = []
-    for path in _names(features_dir):
-        # What has gone in the meantime, or is a link to nothing, is not on the shelf.
-        # Shards without a manifest are being written, or garbage.
-        if path.suffix in _SUFFIXES and path.exists():
+    for path in paths:
+        if path.suffix == CACHE_SUFFIX or name_of(path) not in packed:
+            # What has gone in the meantime, or is a link to nothing, is no cache.
             with contextlib.suppress(CacheNotFound):
                 entries.append(describe(path))
     return entries
@@ -125,15 +173,13 @@ def candidates(features_dir: Path) -> list[CacheEntry]:
 
 def describe(path: Path) -> CacheEntry:
     """What lies at a path. Damaged and foreign files are described as such; raises CacheNotFound for nothing."""
-    unfinished = path.suffix == PARTS_SUFFIX and path.is_dir()
     try:
-        if path.suffix == SHARDED_SUFFIX:
-            return _sharded(path)
-        return _unfinished(path) if unfinished else _finished(path)
+        return _of_folder(path) if path.is_dir() and path.suffix != CACHE_SUFFIX else _of_file(path)
+    except CacheNotFound:
+        raise
     except CacheError as error:
-        if isinstance(error, CacheNotFound) and not unfinished:
-            raise
-        state = FOREIGN if isinstance(error, CacheForeign) else DAMAGED
+        states = {CacheForeign: FOREIGN, CacheUnreadable: UNREADABLE}
+        state = next((state for kind, state in states.items() if isinstance(error, kind)), DAMAGED)
         return CacheEntry(path=path, state=state, nbytes=_bytes_of(path), problem=error.message)
 
 
@@ -143,11 +189,12 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     Raises CacheNotFound for none or several; the hint lists them, or the nearest names.
     """
     path, name = Path(ref), str(ref)
-    if len(path.parts) > 1 or path.suffix in _SUFFIXES:
+    if len(path.parts) > 1 or path.suffix == CACHE_SUFFIX:
         is_name = len(path.parts) == 1 and not path.exists()
         return describe(features_dir / path if is_name else path)
-    shelf = _names(features_dir)
-    known = {one.stem: one for suffix in _SUFFIXES for one in shelf if one.suffix == suffix}
+    # A packed cache goes before segments of the same name.
+    paths = sorted(filter(is_cache_path, _names(features_dir)), key=lambda one: one.suffix == CACHE_SUFFIX)
+    known = {name_of(one): one for one in paths}
     matches = [name] if name in known else [one for one in known if one.startswith(name)]
     if len(matches) != 1:
         raise _not_found(features_dir, name, matches, known)
@@ -163,46 +210,89 @@ def mark_used(path: Path, *, now: float) -> None:
 
 
 def remove(path: Path) -> int:
-    """Remove a cache, or the parts of an unfinished one, and what lies beside it; the bytes that were freed.
+    """Remove a cache, or the segments of an unfinished one, and what lies beside it; the bytes that were freed.
 
     Raises CacheNotFound where nothing is there, CacheForeign for what featcache did not write.
     """
     entry = describe(path)
     if entry.state == FOREIGN:
         raise CacheForeign(f"{path} is left alone: {entry.problem}", hint="remove it yourself if you mean it")
-    if path.suffix == PARTS_SUFFIX:
-        discard_parts(path)
+    if path.is_dir():
+        discard_segments(path)
     else:
-        _discard_shards(path) if path.is_dir() else path.unlink()
+        path.unlink()
+    if not packed_path(path).exists() and not segments_path(path).exists():
         _sidecar(path, USED_SUFFIX).unlink(missing_ok=True)
     return entry.nbytes
 
 
+def discard_segments(folder: Path) -> None:
+    """Remove the manifest and the segments in a folder, what else featcache left there, and the folder if it is empty.
+
+    Where something cannot be removed, the rest stays; `gc` lists it.
+    """
+    with contextlib.suppress(OSError):
+        # Without its manifest it is no cache any more, however much of the rest can be removed.
+        (folder / MANIFEST_NAME).unlink(missing_ok=True)
+        for path in [*folder.glob(f"*{SEGMENT_SUFFIX}"), *folder.glob("*.tmp-*"), *folder.glob(f"{MARK}*")]:
+            path.unlink(missing_ok=True)
+        folder.rmdir()
+
+
 def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[Garbage]:
-    """What `gc` may remove: files of dead processes, parts of finished caches, caches that no run uses.
+    """What `gc` may remove: files of dead processes, segments of packed caches, caches that no run uses.
 
     `used` are the paths of the caches that runs refer to. Damaged and foreign files are not among them before a new
-    extraction has replaced them, nor anything that somebody is writing now.
+    extraction has replaced them, nor anything that another process is writing now.
     """
-    in_use = {path.resolve() for path in used}
-    found = [*_abandoned(features_dir, now)]
+    # By name, which says spec and selection: a project that was moved still uses its caches.
+    in_use = {name_of(path) for path in used}
+    found = [*abandoned(features_dir, now)]
+    for folder in filter(Path.is_dir, _names(features_dir)):
+        found += abandoned(folder, now)
     names = {path.name for path in _names(features_dir)}
     for path in _names(features_dir):
-        if is_locked(features_dir, path.stem):
+        name = path.name.removesuffix(CACHE_SUFFIX).removesuffix(USED_SUFFIX).removesuffix(LOCK_SUFFIX)
+        if is_locked(features_dir, name):
             continue
-        finished = [path.with_suffix(suffix) for suffix in _FINISHED if f"{path.stem}{suffix}" in names]
-        if path.suffix == PARTS_SUFFIX and finished:
-            if any(describe(one).complete for one in finished):
-                found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="parts of a finished cache"))
-        elif path.suffix in (USED_SUFFIX, LOCK_SUFFIX) and not finished:
-            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="belongs to no cache"))
-        elif path.suffix == SHARDED_SUFFIX and not (path / MANIFEST_NAME).exists():
-            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="shards that were never put together"))
-        elif path.suffix in _FINISHED and path.resolve() not in in_use and describe(path).complete:
-            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="no run uses it"))
-        elif _SET_ASIDE.search(path.name):
-            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason="damaged, replaced by a new extraction"))
+        reason = _reason(path, name, names, in_use)
+        if reason is not None:
+            found.append(Garbage(path=path, nbytes=_bytes_of(path), reason=reason))
     return found
+
+
+def abandoned(folder: Path, now: float) -> list[Garbage]:
+    """Unfinished files and folders in a folder whose process is gone."""
+    return [
+        Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that is gone")
+        for path in (_names(folder) if folder.is_dir() else ())
+        if is_tmp(path) and is_abandoned(path, now=now)
+    ]
+
+
+def _reason(path: Path, name: str, names: Collection[str], in_use: Collection[str]) -> str | None:
+    """Why something may be removed; None where it may not."""
+    if _RENAMED.search(path.name):
+        return "damaged, replaced by a new extraction"
+    if path.suffix in _OUTDATED_SUFFIXES:
+        return None
+    if path.suffix in (USED_SUFFIX, LOCK_SUFFIX) and not {name, f"{name}{CACHE_SUFFIX}"} & set(names):
+        return "belongs to no cache"
+    if path.is_dir():
+        packed = packed_path(path)
+        if packed.exists() and describe(packed).complete:
+            return "segments of a packed cache" if any(path.iterdir()) or _is_ours(path) else None
+        if not (path / MANIFEST_NAME).exists():
+            return "segments without a manifest" if _is_ours(path) else None
+    if is_cache_path(path) and name not in in_use and describe(path).complete:
+        return "no run uses it"
+    return None
+
+
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder without a manifest holds nothing but segments and what was left of them."""
+    found = list(folder.iterdir())
+    return bool(found) and all(is_tmp(one) or one.suffix == SEGMENT_SUFFIX for one in found)
 
 
 def set_aside(path: Path) -> Path:
@@ -218,17 +308,18 @@ def set_aside(path: Path) -> Path:
 
 def discard(found: Garbage) -> None:
     """Remove one piece of garbage. What has gone already is fine; raises OSError where it cannot be removed."""
-    if found.path.suffix == PARTS_SUFFIX:
-        discard_parts(found.path)
-    elif found.path.suffix == SHARDED_SUFFIX:
-        _discard_shards(found.path)
-    elif found.path.suffix == CACHE_SUFFIX:
-        remove(found.path)
+    path = found.path
+    if _RENAMED.search(path.name) or is_tmp(path):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    elif path.is_dir():
+        discard_segments(path)
+    elif path.suffix == CACHE_SUFFIX:
+        remove(path)
     else:
-        found.path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
-def _finished(path: Path) -> CacheEntry:
+def _of_file(path: Path) -> CacheEntry:
     with open_cache(path) as file:
         about: Mapping[str, Any] = read_trailer(file).about
         size = file.size
@@ -253,57 +344,32 @@ def _finished(path: Path) -> CacheEntry:
         raise CacheForeign(f"{path}: its trailer is none that featcache wrote ({error})") from error
 
 
-def _sharded(folder: Path) -> CacheEntry:
+def _of_folder(folder: Path) -> CacheEntry:
+    if folder.suffix in _OUTDATED_SUFFIXES and not (folder / MANIFEST_NAME).exists():
+        raise CacheOutdated(str(folder))
     manifest = Manifest.read(folder)
     texts = manifest.texts
-    for shard in manifest.shards:
-        found = _bytes_of(folder / shard.file)
-        if found != shard.nbytes:
-            raise CacheDamaged(f"{folder}: the shard {shard.file} has {found} bytes, expected {shard.nbytes}")
+    for segment in manifest.segments if manifest.complete else ():
+        found = _bytes_of(folder / segment.file)
+        if found != segment.nbytes:
+            raise CacheDamaged(f"{folder}: the segment {segment.file} has {found} bytes, expected {segment.nbytes}")
     try:
         return CacheEntry(
             path=folder,
-            state=COMPLETE,
-            nbytes=manifest.nbytes,
+            state=COMPLETE if manifest.complete else UNFINISHED,
+            nbytes=manifest.nbytes if manifest.complete else _bytes_of(folder),
             set_name=texts["set_name"],
             spec=manifest.spec,
             selection=manifest.selection,
             rows=manifest.rows,
-            rows_done=sum(manifest.rows.values()),
+            rows_done=sum(manifest.rows.values()) if manifest.complete else manifest.rows_there(folder),
             skipped=len(json.loads(texts["skipped"])),
             created=json.loads(texts["provenance"]).get("created"),
             used=_modified(_sidecar(folder, USED_SUFFIX)),
+            command=manifest.command,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CacheForeign(f"{folder}: its manifest is none that featcache wrote ({error})") from error
-
-
-def _discard_shards(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        # Without its manifest it is no cache any more, however much of the rest can be removed.
-        (folder / MANIFEST_NAME).unlink(missing_ok=True)
-        for path in [*folder.glob(f"*{CACHE_SUFFIX}"), *folder.glob("*.tmp-*")]:
-            path.unlink(missing_ok=True)
-        folder.rmdir()
-
-
-def _unfinished(path: Path) -> CacheEntry:
-    plan = read_plan(path)
-    parts = part_paths(path)
-    total = sum(plan.rows.values())
-    return CacheEntry(
-        path=path,
-        state=UNFINISHED,
-        nbytes=_bytes_of(path),
-        set_name=plan.set_name,
-        spec=plan.spec,
-        selection=plan.selection,
-        rows=plan.rows,
-        # Two processes may have done the same rows.
-        rows_done=min(total, sum(map(covered_rows, parts))),
-        created=plan.created,
-        used=None,
-    )
 
 
 def _names(features_dir: Path) -> list[Path]:
@@ -316,15 +382,7 @@ def _names(features_dir: Path) -> list[Path]:
             f"{features_dir} is a file, expected a folder of caches", hint="pass another --data-dir"
         ) from error
     except OSError as error:
-        raise CacheForeign(f"{features_dir} cannot be read: {error.strerror}") from error
-
-
-def _abandoned(features_dir: Path, now: float) -> Iterator[Garbage]:
-    folders = (path for path in _names(features_dir) if path.suffix in (PARTS_SUFFIX, SHARDED_SUFFIX))
-    for folder in [features_dir, *folders]:
-        for path in _names(folder) if folder.is_dir() else []:
-            if is_tmp(path) and is_abandoned(path, now=now):
-                yield Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that is gone")
+        raise unreadable(features_dir, error) from error
 
 
 def _sidecar(path: Path, suffix: str) -> Path:

@@ -1,15 +1,16 @@
-"""Who has a row already: parts and finished caches alike give away the row of an image, found by its digest."""
+"""Which rows there are already: segments and packed caches alike give the row of an image, found by its digest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests, leading_numbers
+from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_digests, leading_numbers, row_checksums
 from featcache.cache.rows import Rows
 from featcache.errors import CacheDamaged, CacheIncomplete
 
@@ -20,7 +21,7 @@ _NO_DIGESTS: Digests = np.empty((0, DIGEST_BYTES), np.uint8)
 
 
 class Donor(Protocol):
-    """Whoever has rows: a part, or one split of a finished cache."""
+    """What has rows: one split of a cache or of a segment."""
 
     @property
     def fingerprint(self) -> str:
@@ -38,6 +39,34 @@ class Donor(Protocol):
 
     def intact(self, layer: str, rows: Rows) -> npt.NDArray[np.bool_]:
         """Which of these rows match their checksum: (len(rows),) bool."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MemoryDonor:
+    """Rows that were computed and are not on disk yet.
+
+    Args:
+        fingerprint: Of the spec they were computed under.
+        digests: uint8 (n, 32), the SHA-256 of the image behind each row.
+        features: {layer: (n, D)} as they are stored.
+    """
+
+    fingerprint: str
+    digests: Digests
+    features: Mapping[str, npt.NDArray[Any]]
+
+    def gather(self, layer: str, rows: Rows) -> npt.NDArray[Any]:
+        """(len(rows), D) in the stored dtype."""
+        found: npt.NDArray[Any] = self.features[layer][rows]
+        return found
+
+    def checksums(self, layer: str, rows: Rows) -> Checksums:
+        """The xxh3 of these rows: (len(rows),) uint64."""
+        return row_checksums(self.gather(layer, rows))
+
+    def intact(self, layer: str, rows: Rows) -> npt.NDArray[np.bool_]:
+        """All of them."""
+        return np.full(len(rows), layer in self.features)
 
 
 class Located(NamedTuple):
@@ -68,7 +97,7 @@ class Donors:
         return len(self.donors)
 
     def locate(self, digests: Digests, layers: Sequence[str] = ()) -> Located:
-        """Where the rows of these images are: (n, 32) uint8 -> n places, -1 where nobody has one.
+        """Where the rows of these images are: (n, 32) uint8 -> n places, -1 where none has one.
 
         With `layers`, every row found is read, and one that does not match its checksum in any of them does not
         count; another donor's is taken instead.
@@ -84,7 +113,7 @@ class Donors:
             usable[place[bad]] = False
 
     def gather(self, layer: str, located: Located) -> npt.NDArray[Any]:
-        """The rows: (n, D) in the stored dtype. Raises CacheIncomplete where nobody has one, CacheDamaged."""
+        """The rows: (n, D) in the stored dtype. Raises CacheIncomplete where none has one, CacheDamaged."""
         out: npt.NDArray[Any] | None = None
         for donor, places in self._by_donor(located):
             rows = donor.gather(layer, located.row[places])
@@ -108,13 +137,13 @@ class Donors:
         missing = int((located.donor < 0).sum())
         if missing:
             raise CacheIncomplete(
-                f"nobody has {missing} of {len(located.row)} rows",
+                f"no cache has {missing} of {len(located.row)} rows",
                 hint="run the same extraction again: it computes what is missing",
             )
         return self._groups(located.donor)
 
     def _groups(self, donor: npt.NDArray[np.int32]) -> Iterator[tuple[Donor, npt.NDArray[np.int64]]]:
-        """Each donor with the places it has something for, in order; what nobody has is left out."""
+        """Each donor with the places it has something for, in order; what none has is left out."""
         order = np.argsort(donor, kind="stable")
         numbers, first = np.unique(donor[order], return_index=True)
         if not len(numbers):

@@ -43,7 +43,7 @@ def build_header(
     aligned = access(memory, alignment=ALIGNMENT)
     with closing(h5f.open(b"featcache", h5f.ACC_RDWR, fapl=aligned)) as file:
         placed = {place.name: _touched(h5d.open(file, place.name.encode()), place) for place in arrays}
-    first = min(place.offset for place in placed.values() if place.nbytes)
+    first = min((place.offset for place in placed.values() if place.nbytes), default=memory.size)
     return Header(data=memory.start(first), arrays=placed)
 
 

@@ -1,4 +1,4 @@
-"""Who is writing a cache: a courtesy, for parts are idempotent and a file only ever appears whole.
+"""Which process is writing a cache: advisory, for a file only ever appears whole, and twice is harmless.
 
 Without a lock two extractions of the same cache would do the work twice, and nothing worse. So where a file
 system cannot lock, the work goes on without. Readers never lock.
@@ -54,8 +54,8 @@ def locked(
 ) -> Iterator[None]:
     """Hold a cache's lock: exclusively to extract or assemble, `shared` for shards of one extraction.
 
-    Where somebody else holds it, `waiting` is called once with the owner (None: unknown) and the call waits; with
-    wait=False it raises CacheBusy instead. A forked child never holds it, so a dead owner blocks nobody. Raises
+    Where another process holds it, `waiting` is called once with the owner (None: unknown) and the call waits; with
+    wait=False it raises CacheBusy instead. A forked child never holds it, so a dead owner blocks no other. Raises
     CacheUnwritable where the folder cannot be written.
     """
     path = lock_path(features_dir, cache_name)
@@ -78,7 +78,7 @@ def locked(
 
 
 def is_locked(features_dir: Path, cache_name: str) -> bool:
-    """Whether somebody is writing the cache now. Where that cannot be known: no."""
+    """Whether a process is writing the cache now. Where that cannot be known: no."""
     try:
         fd = os.open(lock_path(features_dir, cache_name), os.O_RDWR)
     except OSError:
@@ -103,14 +103,14 @@ def _acquire(path: Path, mode: int, wait: bool, waiting: Callable[[Owner | None]
         except BaseException:
             _close(fd)
             raise
-        # Its last owner removed it while we waited: what we hold is nobody's lock any more.
+        # Its last owner removed it meanwhile: what is held now is no lock any more.
         _close(fd)
 
 
 def _tell(path: Path, owner: Owner | None, wait: bool, waiting: Callable[[Owner | None], None] | None) -> None:
     if not wait:
         raise CacheBusy(
-            f"{path.name.removesuffix(LOCK_SUFFIX)} is being written by {owner or 'somebody else'}",
+            f"{path.name.removesuffix(LOCK_SUFFIX)} is being written by {owner or 'another process'}",
             hint="run it again when they are done, or without --no-wait to wait for them",
         )
     if waiting is not None:
@@ -139,7 +139,7 @@ def _flock(fd: int, mode: int) -> None:
 
 def _release(path: Path, fd: int) -> None:
     with contextlib.suppress(OSError):
-        # Only who is alone may remove it; shards of the same extraction may still hold it.
+        # Only the last process may remove it; shards of the same extraction may still hold it.
         if _try(fd, _EXCLUSIVE) and _is_file(fd, path):
             path.unlink()
     _close(fd)

@@ -1,63 +1,79 @@
-"""The manifest of a sharded cache: which files it is made of, in which order, and what must be true of each.
+"""The manifest of a cache in several files: which segments make it, complete or not.
 
-Reading it needs neither NumPy nor libhdf5, so `ls` may.
+A segment is a cache file of its own that holds a range of one split's rows. An unfinished extraction is a manifest
+whose segments are not all there yet; it is complete when it names the trailer of each. Reading it needs neither NumPy
+nor libhdf5, so `ls` may.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import xxhash
 
 from featcache.cache.spec import Json, Selection, Spec, canonical_json
 from featcache.cache.trailer import Trailer
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOutdated
+from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, CacheOutdated
+from featcache.files import publish_bytes, unreadable
 
-if TYPE_CHECKING:
-    from featcache.cache.parts import Skipped
-    from featcache.cache.stored import StoredFile
-
-SHARDED_SUFFIX = ".sharded"
 MANIFEST_NAME = "manifest.json"
-MANIFEST_FORMAT = "featcache-shards"
+MANIFEST_FORMAT = "featcache-manifest"
 MANIFEST_VERSION = 1
+SEGMENT_SUFFIX = ".h5"
+# Every segment that is read stays open, and a process may hold about a thousand files.
+MOST_SEGMENTS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """One file: its name in the folder, its exact size, the digest of its trailer, and its rows by split."""
+class Segment:
+    """One file of rows.
+
+    Args:
+        file: Its name in the folder.
+        split: Whose rows it holds.
+        rows: How many it is to hold; how many it holds, once it is named by a complete manifest.
+        nbytes: Its exact size; None until the manifest is complete.
+        trailer: The digest of its trailer; None until the manifest is complete.
+    """
 
     file: str
-    nbytes: int
-    trailer: str
-    rows: Mapping[str, int]
+    split: str
+    rows: int
+    nbytes: int | None = None
+    trailer: str | None = None
 
     @classmethod
-    def of(cls, file: StoredFile) -> Shard:
-        """The record of an open shard."""
-        rows = {
-            name.split("/")[0]: place.shape[0]
-            for name, place in file.contents.arrays.items()
-            if name.endswith("/labels")
-        }
-        return cls(
-            file=file.path.name,
-            nbytes=file.trailer.file_bytes,
-            trailer=trailer_digest(file.trailer),
-            rows=rows,
-        )
+    def planned(cls, split: str, first: int, rows: int) -> Segment:
+        """A segment that is to be written. `first`: the row of the split at which it begins."""
+        return cls(file=f"{split}-{first:09d}{SEGMENT_SUFFIX}", split=split, rows=rows)
+
+    def written(self, trailer: Trailer) -> Segment:
+        """The same segment with what its file says."""
+        rows: Any = trailer.about["rows"]
+        return replace(self, rows=int(rows[self.split]), nbytes=trailer.file_bytes, trailer=trailer_digest(trailer))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the shards are together. `texts` are the root attributes a single file would have."""
+    """What the segments are together.
+
+    Args:
+        texts: The root attributes that a single file would have.
+        segments: In the order of their rows.
+        segment_rows: How many rows a segment has; every process that takes part obeys it.
+        command: What completes it.
+        complete: Whether every segment was written.
+    """
 
     texts: Mapping[str, str]
-    shards: tuple[Shard, ...]
+    segments: tuple[Segment, ...]
+    segment_rows: int
+    command: str
+    complete: bool = False
 
     @property
     def spec(self) -> Spec:
@@ -71,17 +87,33 @@ class Manifest:
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each split over all shards."""
+        """Rows of each split over all segments."""
         found: dict[str, int] = {}
-        for shard in self.shards:
-            for split, count in shard.rows.items():
-                found[split] = found.get(split, 0) + count
-        return found
+        for segment in self.segments:
+            found[segment.split] = found.get(segment.split, 0) + segment.rows
+        return {split: rows for split, rows in found.items() if rows or not self.complete}
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all shards."""
-        return sum(shard.nbytes for shard in self.shards)
+        """Bytes of all segments; 0 for those that are not written."""
+        return sum(segment.nbytes or 0 for segment in self.segments)
+
+    def rows_there(self, folder: Path) -> int:
+        """How many rows have been written: those of the segments whose file lies in the folder."""
+        return sum(segment.rows for segment in self.segments if (folder / segment.file).is_file())
+
+    def require_complete(self, folder: Path) -> None:
+        """Raises CacheIncomplete, with the command that completes it."""
+        if not self.complete:
+            total = sum(self.rows.values())
+            raise CacheIncomplete(
+                f"{folder.name} is not finished: {self.rows_there(folder):,} of {total:,} rows are there",
+                hint=f"finish it with `{self.command}`: it goes on where it stopped",
+            )
+
+    def write(self, folder: Path) -> None:
+        """Publish it in the folder, in place of the one before. Raises CacheUnwritable."""
+        publish_bytes(folder / MANIFEST_NAME, self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The manifest as it stands in its file."""
@@ -92,10 +124,13 @@ class Manifest:
         return {
             "format": MANIFEST_FORMAT,
             "version": MANIFEST_VERSION,
+            "complete": self.complete,
+            "command": self.command,
+            "segment_rows": self.segment_rows,
             "texts": dict(self.texts),
-            "shards": [
-                {"file": one.file, "bytes": one.nbytes, "trailer": one.trailer, "rows": dict(one.rows)}
-                for one in self.shards
+            "segments": [
+                {"file": one.file, "split": one.split, "rows": one.rows, "bytes": one.nbytes, "trailer": one.trailer}
+                for one in self.segments
             ],
         }
 
@@ -103,53 +138,43 @@ class Manifest:
     def read(cls, folder: Path) -> Manifest:
         """The manifest in a folder.
 
-        Raises CacheNotFound where there is none, CacheDamaged for one that was changed, CacheOutdated for one of an
-        earlier featcache, CacheForeign for another file or a newer version.
+        Raises:
+            CacheNotFound: There is none.
+            CacheUnreadable: It cannot be read now.
+            CacheDamaged: It was changed.
+            CacheOutdated: An earlier featcache made it.
+            CacheForeign: It is another file, or of a newer version.
         """
         path = folder / MANIFEST_NAME
         try:
-            values: dict[str, Any] = json.loads(path.read_bytes())
+            values: Any = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CacheNotFound(
                 f"there is no cache at {folder}: it has no {MANIFEST_NAME}", hint="`featcache ls` lists those there are"
             ) from error
-        except (OSError, ValueError, RecursionError) as error:
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except (ValueError, RecursionError) as error:
             raise CacheDamaged(f"{path} is no manifest: {error}", hint="extract again") from error
         if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
-            raise CacheForeign(f"{path} is no manifest of a sharded cache")
+            raise CacheForeign(f"{path} is no manifest of a feature cache")
         if values.get("version") != MANIFEST_VERSION:
             raise CacheForeign(
                 f"{path} has version {values.get('version')}, this featcache knows {MANIFEST_VERSION}",
                 hint="update featcache, or extract again",
             )
         sealed = values.pop("xxh3_128", None)
-        if sealed != _digest(values):
+        if sealed != _checked(path, values, _digest):
             raise CacheDamaged(f"{path} does not match its own digest", hint="extract again")
-        return _parsed(path, values)
-
-
-def root_texts(
-    *,
-    spec: Spec,
-    selection: Selection,
-    set_name: str,
-    classes: Sequence[str],
-    provenance: Mapping[str, Json],
-    skipped: Sequence[Skipped],
-) -> dict[str, str]:
-    """What a cache says of itself as a whole: the root attributes of a file, the texts of a manifest."""
-    return {
-        "set_name": set_name,
-        "spec": spec.to_json(),
-        "selection": selection.to_json(),
-        "classes": json.dumps(list(classes)),
-        "provenance": canonical_json(dict(provenance)),
-        "skipped": json.dumps([one.as_json() for one in skipped]),
-    }
+        try:
+            manifest: Manifest = _checked(path, values, _parsed)
+        except CacheOutdated as error:
+            raise CacheOutdated(str(folder)) from error
+        return manifest
 
 
 def trailer_digest(trailer: Trailer) -> str:
-    """xxh3-128 of a shard's trailer, which holds the digests of its header and tables."""
+    """xxh3-128 of a segment's trailer, which holds the digests of its header and tables."""
     return xxhash.xxh3_128_hexdigest(trailer.to_bytes())
 
 
@@ -157,23 +182,47 @@ def _digest(body: Mapping[str, Json]) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(dict(body)).encode())
 
 
-def _parsed(path: Path, values: Mapping[str, Any]) -> Manifest:
+def _checked(path: Path, values: Mapping[str, Any], work: Callable[[Mapping[str, Any]], Any]) -> Any:
     try:
-        shards = tuple(
-            Shard(file=_plain_name(one["file"]), nbytes=one["bytes"], trailer=one["trailer"], rows=dict(one["rows"]))
-            for one in values["shards"]
-        )
-        manifest = Manifest(texts={str(key): str(text) for key, text in values["texts"].items()}, shards=shards)
-        _ = manifest.spec, manifest.selection, manifest.nbytes, manifest.rows
-        return manifest
-    except CacheOutdated as error:
-        raise CacheOutdated(str(path.parent)) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        return work(values)
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheForeign(f"{path} is none that featcache wrote: {error!r}") from error
 
 
-def _plain_name(name: str) -> str:
-    # A stranger's manifest must not lead out of its folder.
-    if Path(name).name != name:
-        raise ValueError(f"{name!r} is no plain file name")
-    return name
+def _parsed(values: Mapping[str, Any]) -> Manifest:
+    complete = values["complete"]
+    manifest = Manifest(
+        texts={str(key): str(text) for key, text in values["texts"].items()},
+        segments=tuple(_segment(one, complete=complete) for one in values["segments"]),
+        segment_rows=_count(values["segment_rows"]),
+        command=str(values["command"]),
+        complete=complete,
+    )
+    if type(complete) is not bool or len(manifest.segments) > MOST_SEGMENTS:
+        raise ValueError(f"complete is {complete!r}, and it has {len(manifest.segments)} segments")
+    if len({segment.file for segment in manifest.segments}) != len(manifest.segments):
+        raise ValueError("a segment is named twice")
+    _ = manifest.spec, manifest.selection
+    for name in ("set_name", "classes", "provenance", "skipped"):
+        _ = manifest.texts[name]
+    return manifest
+
+
+def _segment(one: Mapping[str, Any], *, complete: bool) -> Segment:
+    file = one["file"]
+    # A manifest from elsewhere must not lead out of its folder.
+    if Path(file).name != file or not file.endswith(SEGMENT_SUFFIX):
+        raise ValueError(f"{file!r} is no plain name of a file")
+    return Segment(
+        file=file,
+        split=str(one["split"]),
+        rows=_count(one["rows"]),
+        nbytes=_count(one["bytes"]) if complete else None,
+        trailer=str(one["trailer"]) if complete else None,
+    )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"expected a number of rows or bytes, got {value!r}")
+    return value

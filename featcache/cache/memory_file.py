@@ -36,6 +36,11 @@ class MemoryFile(io.RawIOBase):
         self._size = end
         self._position = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes it has."""
+        return self._size
+
     def start(self, count: int) -> bytes:
         """The first `count` bytes."""
         empty = bytes(ALIGNMENT)

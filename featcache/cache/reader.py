@@ -8,11 +8,10 @@ from types import TracebackType
 from typing import Any
 
 from featcache.cache.layout import SPLITS, read_json
-from featcache.cache.manifest import SHARDED_SUFFIX
-from featcache.cache.parts import Skipped
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.splits import CachedDataset, CachedSplit, FeatureArray
 from featcache.cache.stored import StoredArrays, StoredFile, untrusted
+from featcache.cache.tables import Skipped
 from featcache.errors import CacheForeign, UnknownName
 
 __all__ = ["CachedDataset", "CachedSplit", "FeatureArray", "FeatureCache"]
@@ -40,10 +39,13 @@ class FeatureCache:
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
-        """Open a cache file, or a folder of shards.
+        """Open a cache: a file, or a folder of segments.
 
-        Raises CacheNotFound where there is none, CacheForeign for another kind of file or one that must not be
-        trusted, CacheDamaged for one that is cut short or changed.
+        Raises:
+            CacheNotFound: There is none.
+            CacheIncomplete: Its extraction has not been finished.
+            CacheForeign: It is another kind of file, or one that must not be trusted.
+            CacheDamaged: It is cut short or changed.
         """
         file = _stored(Path(path).absolute())
         try:
@@ -54,13 +56,13 @@ class FeatureCache:
 
     @property
     def path(self) -> Path:
-        """Where the file is."""
+        """Where the file or the folder is."""
         return self.file.path
 
     @property
     def name(self) -> str:
         """The file's name without its ending: what `ls` shows and commands take."""
-        return self.path.name.removesuffix(".h5").removesuffix(SHARDED_SUFFIX)
+        return self.path.name.removesuffix(".h5")
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -118,10 +120,10 @@ class FeatureCache:
 
 
 def _stored(path: Path) -> StoredArrays:
-    if path.suffix == SHARDED_SUFFIX:
-        from featcache.cache.sharded import ShardedFile
+    if path.is_dir() and path.suffix != ".h5":
+        from featcache.cache.segments import SegmentedFile
 
-        return ShardedFile.open(path)
+        return SegmentedFile.open(path)
     return StoredFile.open(path)
 
 

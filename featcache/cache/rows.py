@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from featcache.errors import InvalidOption
 from featcache.files import ReadableFile
 
 Rows = npt.NDArray[np.int64]
+_ONE: Rows = np.zeros(1, np.int64)
 
 
 def as_rows(index: Any, count: int) -> Rows:
@@ -47,6 +50,24 @@ def read_rows(
     `out`, where given, must be C-contiguous and of that shape and dtype. Raises CacheDamaged where the file ends
     before, InvalidOption for an `out` that does not fit.
     """
+    return read_rows_of([(file, offset)], _ONE, rows, shape, dtype, out)
+
+
+def read_rows_of(
+    files: Sequence[tuple[ReadableFile, int]],
+    starts: Rows,
+    rows: Rows,
+    shape: tuple[int, ...],
+    dtype: str,
+    out: npt.NDArray[Any] | None = None,
+) -> npt.NDArray[Any]:
+    """The same of an array that lies in several files, one after the other.
+
+    Args:
+        files: Each with the byte at which its rows begin.
+        starts: The number of each file's first row: (files,), ascending.
+        rows, shape, dtype, out: As `read_rows` takes them.
+    """
     wanted = (len(rows), *shape)
     if out is None:
         out = np.empty(wanted, dtype)
@@ -56,7 +77,7 @@ def read_rows(
             hint="pass an array of that shape and dtype, or none",
         )
     if out.nbytes:
-        _fill(file, offset, rows, out.reshape(-1).view(np.uint8).data, out.nbytes // len(rows))
+        _fill(files, starts, rows, out.reshape(-1).view(np.uint8).data, out.nbytes // len(rows))
     return out
 
 
@@ -68,13 +89,22 @@ def read_array(file: ReadableFile, offset: int, shape: tuple[int, ...], dtype: s
     return array
 
 
-def _fill(file: ReadableFile, offset: int, rows: Rows, view: memoryview, row_bytes: int) -> None:
+def _fill(
+    files: Sequence[tuple[ReadableFile, int]], starts: Rows, rows: Rows, view: memoryview, row_bytes: int
+) -> None:
     order = np.argsort(rows, kind="stable")
-    # A run is what one call reads: rows that follow each other in the file and in the output.
-    together = (np.diff(rows[order]) == 1) & (np.diff(order) == 1)
+    ascending = rows[order]
+    holder = np.searchsorted(starts, ascending, side="right") - 1
+    # A run is what one call reads: rows that follow each other in a file and in the output.
+    together = (np.diff(ascending) == 1) & (np.diff(order) == 1) & (np.diff(holder) == 0)
     first = np.flatnonzero(np.concatenate(([True], ~together)))
     length = np.diff(np.append(first, len(rows)))
     begin = order[first] * row_bytes
     end = begin + length * row_bytes
     buffers = [view[a:b] for a, b in zip(begin.tolist(), end.tolist(), strict=True)]
-    file.read_each(buffers, (rows[order[first]] * row_bytes + offset).tolist())
+    holder = holder[first]
+    inside = (ascending[first] - starts[holder]) * row_bytes
+    change = [0, *(np.flatnonzero(np.diff(holder)) + 1).tolist(), len(holder)]
+    for a, b in itertools.pairwise(change):
+        file, offset = files[holder[a]]
+        file.read_each(buffers[a:b], (inside[a:b] + offset).tolist())

@@ -73,7 +73,7 @@ class CachedSplit:
         return self._table("labels")
 
     def read_labels(self) -> npt.NDArray[np.int64]:
-        """The same, read now and kept by nobody: of ten million rows they are 80 MB."""
+        """The same, read now and not kept: of ten million rows they are 80 MB."""
         return cast("npt.NDArray[np.int64]", self.file.read_table(f"{self.name}/labels"))
 
     @property

@@ -82,11 +82,11 @@ class StoredFile(StoredArrays):
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         place = self.place(name)
-        return read_rows(self._opened(), place.offset, rows, place.shape[1:], place.dtype, out)
+        return read_rows(self.opened(), place.offset, rows, place.shape[1:], place.dtype, out)
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
         place = self.place(name)
-        table = read_array(self._opened(), place.offset, place.shape, place.dtype)
+        table = read_array(self.opened(), place.offset, place.shape, place.dtype)
         if table_digest(table) != self.trailer.tables[name]:
             raise damaged(self.path, f"the table {name} does not match its digest")
         table.flags.writeable = False
@@ -97,7 +97,7 @@ class StoredFile(StoredArrays):
         trailer_offset = self.trailer.file_bytes - len(self.trailer.to_bytes())
         start = self.trailer.header_bytes
         for begin, end in [*((one.offset, one.offset + one.nbytes) for one in places), (trailer_offset, 0)]:
-            yield start, bytes(self._opened().read(start, max(0, begin - start)))
+            yield start, bytes(self.opened().read(start, max(0, begin - start)))
             start = end
 
     def close(self) -> None:
@@ -108,7 +108,8 @@ class StoredFile(StoredArrays):
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.path, self.trailer, self.contents))
 
-    def _opened(self) -> ReadableFile:
+    def opened(self) -> ReadableFile:
+        """The file, opened again where it was closed. Raises CacheNotFound where it has been replaced."""
         # No lock, for a fork could inherit it locked: two threads may both open, and the second file stays.
         file = self._file
         if file is None:
@@ -117,7 +118,7 @@ class StoredFile(StoredArrays):
 
 
 def _contents(file: ReadableFile, trailer: Trailer) -> Contents:
-    # Only whoever opens a cache needs libhdf5; workers that are handed one do without.
+    # Only opening a cache needs libhdf5; workers that are handed one do without.
     from featcache.cache.inspection import read_header
 
     header = bytes(file.read(0, trailer.header_bytes))

@@ -7,6 +7,7 @@ say "too new" instead of "damaged". Reading it needs neither libhdf5 nor NumPy, 
 
 from __future__ import annotations
 
+import errno
 import json
 import struct
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ import xxhash
 
 from featcache.cache.spec import Json, canonical_json
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
-from featcache.files import ReadableFile
+from featcache.files import ReadableFile, unreadable
 
 FORMAT = "featcache"
 FORMAT_VERSION = 1
@@ -70,7 +71,10 @@ def _seal_digest(text: bytes, version: int) -> bytes:
 
 
 def open_cache(path: Path) -> ReadableFile:
-    """The file, opened for reading. Raises CacheNotFound or CacheForeign where it is none."""
+    """The file, opened for reading.
+
+    Raises CacheNotFound or CacheForeign where it is none, CacheUnreadable where it cannot be opened now.
+    """
     try:
         return ReadableFile(path)
     except (FileNotFoundError, NotADirectoryError) as error:
@@ -78,7 +82,9 @@ def open_cache(path: Path) -> ReadableFile:
     except IsADirectoryError as error:
         raise CacheForeign(f"{path} is a folder, expected a cache file") from error
     except OSError as error:
-        raise CacheForeign(f"{path} cannot be opened: {error.strerror}") from error
+        if error.errno == errno.EINVAL:
+            raise CacheForeign(f"{path} is no regular file, expected a cache file") from error
+        raise unreadable(path, error) from error
 
 
 def read_trailer(file: ReadableFile) -> Trailer:

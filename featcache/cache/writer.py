@@ -1,10 +1,12 @@
-"""Assembling: from donors' rows to one finished cache, streamed in blocks and published whole."""
+"""Writing a cache file: laid out by libhdf5 in memory, filled at its arrays' offsets, published whole.
+
+A segment and a packed cache are the same kind of file. Memory stays flat, and the same arguments give the same bytes.
+"""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,198 +16,238 @@ import numpy.typing as npt
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.header import build_header
-from featcache.cache.layout import SPLITS, FeatureAttributes, Header, arrays_of, checksums_name, features_name, is_table
-from featcache.cache.manifest import root_texts
-from featcache.cache.parts import Skipped, SplitTable
-from featcache.cache.spec import Json, LayerSpec, Selection, Spec
+from featcache.cache.info import CacheInfo
+from featcache.cache.layout import SPLITS, FeatureAttributes, arrays_of, checksums_name, features_name, is_table
+from featcache.cache.spec import LayerSpec, Spec
 from featcache.cache.splits import CachedSplit
+from featcache.cache.tables import SplitTable, encoded_ids
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
-from featcache.files import Draft, publishing, system
+from featcache.files import begin_draft, system
 
 _BLOCK_BYTES = 8 << 20
 _NO_DIGEST = "0" * 32
 Progress = Callable[[int, int], None]
+#: By layer: value = stored x scale + offset.
+Scaling = Mapping[str, tuple[float, float]]
 
 
-def assemble(
-    path: Path,
-    *,
-    spec: Spec,
-    selection: Selection,
-    set_name: str,
-    classes: Sequence[str],
-    provenance: Mapping[str, Json],
-    tables: Mapping[str, SplitTable],
-    skipped: Sequence[Skipped] = (),
-    donors: Donors,
-    arrays: Mapping[str, tuple[float, float]] | None = None,
-    progress: Progress | None = None,
-) -> Path:
-    """Write the cache file `path` from rows that `donors` already have, and return the path.
+class CacheDraft:
+    """A cache file on its way to disk. Rows may come in any order; tables are written once each.
 
-    `tables` gives the rows of each split, in order; `arrays` the (scale, offset) of layers whose value is stored x
-    scale + offset; `progress` is called with the bytes of features written so far and in all. Memory stays flat.
-    The same arguments give the same bytes. What stood at `path` before is replaced in one step, or, after any
-    error, untouched.
+    Args:
+        path: What the file will be called.
+        info: What it says of itself.
+        rows: How many each split has.
+        id_bytes: How many bytes the longest id of each split has.
+        scaling: Of layers whose values are stored otherwise than they are.
 
-    Raises CacheIncomplete where a row is missing, CacheDamaged where a donor's row does not match its checksum,
-    CacheForeign for a donor of another spec, InvalidOption for tables that do not fit together, CacheUnwritable
-    where the disk refuses.
+    Raises:
+        InvalidOption: `scaling` names a layer that is not stored.
+        CacheUnwritable: The disk refuses it.
     """
-    ordered = _ordered(tables)
-    _require_same_spec(donors.donors, spec)
-    for split, table in ordered.items():
-        _require_labels(split, table, len(classes))
-    if "train" in ordered:
-        _require_views(ordered["train"], spec.views)
-    ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
-    located = {split: donors.locate(table.digests) for split, table in ordered.items()}
-    _require_all(located)
-    texts = root_texts(
-        spec=spec,
-        selection=selection,
-        set_name=set_name,
-        classes=classes,
-        provenance=provenance,
-        skipped=skipped,
-    )
-    header = _header(spec, ordered, ids, texts, arrays or {})
-    about: dict[str, Json] = {
-        "set_name": set_name,
-        "spec": json.loads(texts["spec"]),
-        "selection": json.loads(texts["selection"]),
-        "rows": {split: len(table) for split, table in ordered.items()},
-        "skipped": len(skipped),
-        "created": provenance.get("created"),
-    }
-    return _Assembly(
-        path=path,
-        spec=spec,
-        tables=ordered,
-        ids=ids,
-        located=located,
-        donors=donors,
-        header=header,
-        about=about,
-        progress=progress,
-    ).write()
 
+    def __init__(
+        self,
+        path: Path,
+        info: CacheInfo,
+        *,
+        rows: Mapping[str, int],
+        id_bytes: Mapping[str, int],
+        scaling: Scaling | None = None,
+    ) -> None:
+        self.path, self._about = path, info.about(rows)
+        arrays = arrays_of(info.spec, rows, id_bytes)
+        self._header = build_header(arrays, info.texts(), _attributes(info.spec, rows, scaling or {}))
+        self._digests = {place.name: _NO_DIGEST for place in arrays if is_table(place.name)}
+        ends = (place.offset + place.nbytes for place in self._header.arrays.values() if place.nbytes)
+        self._trailer_offset = -(-max(ends, default=len(self._header.data)) // 8) * 8
+        self._size = self._final_size()
+        self._draft = begin_draft(path, self._size)
+        try:
+            self._draft.write(self._header.data, 0)
+        except BaseException:
+            self._draft.discard()
+            raise
 
-@dataclass(kw_only=True, eq=False)
-class _Assembly:
-    """One file on its way from donors to disk."""
+    @property
+    def tmp_path(self) -> Path:
+        """Where the bytes are until the file is published."""
+        return self._draft.tmp_path
 
-    path: Path
-    spec: Spec
-    tables: Mapping[str, SplitTable]
-    ids: Mapping[str, npt.NDArray[np.bytes_]]
-    located: Mapping[str, Located]
-    donors: Donors
-    header: Header
-    about: Mapping[str, Json]
-    progress: Progress | None
+    def offset_of(self, name: str) -> int:
+        """The byte at which an array begins."""
+        return self._header.arrays[name].offset
 
-    def __post_init__(self) -> None:
-        places = self.header.arrays
-        self.digests = {name: _NO_DIGEST for name in places if is_table(name)}
-        end = max(place.offset + place.nbytes for place in places.values())
-        self.trailer_offset = -(-end // 8) * 8
-        self.written = 0
-        self.total = sum(place.nbytes for name, place in places.items() if not is_table(name))
+    def write_table(self, name: str, table: npt.NDArray[Any]) -> None:
+        """Write a whole small array. Raises CacheUnwritable."""
+        stored = np.ascontiguousarray(table, self._header.arrays[name].dtype)
+        self._digests[name] = table_digest(stored)
+        self._write(stored, self._header.arrays[name].offset)
 
-    def write(self) -> Path:
-        size = self._size()
-        with publishing(self.path, size) as draft:
-            draft.write(self.header.data, 0)
-            for split, table in self.tables.items():
-                self._write_table(draft, f"{split}/labels", table.labels)
-                self._write_table(draft, f"{split}/ids", self.ids[split])
-                self._write_table(draft, f"{split}/digests", table.digests)
-                for layer in self.spec.layers:
-                    self._write_layer(draft, split, layer)
-            draft.write(self._trailer(size).to_bytes(), self.trailer_offset)
-            if not system.replaces_open_files:
-                self._close_donors()
-        return self.path
+    def write_rows(self, name: str, first: int, rows: npt.NDArray[Any]) -> None:
+        """Write rows (n, D) of an array, in the stored dtype, from row `first` on. Raises CacheUnwritable."""
+        place = self._header.arrays[name]
+        if rows.dtype != np.dtype(place.dtype) or rows.shape[1:] != place.shape[1:]:
+            raise InvalidOption(
+                f"{name}: expected rows of {place.shape[1:]} {np.dtype(place.dtype).name}, "
+                f"got {rows.shape[1:]} {rows.dtype.name}"
+            )
+        self._write(np.ascontiguousarray(rows), place.offset + first * (place.nbytes // max(1, place.shape[0])))
 
-    def _close_donors(self) -> None:
-        """An increment copies from the very file that it replaces."""
-        for donor in self.donors.donors:
-            if isinstance(donor, CachedSplit):
-                donor.file.close()
+    def publish(self) -> None:
+        """Give it its name. Raises CacheUnwritable."""
+        try:
+            self._draft.write(self._trailer(self._size).to_bytes(), self._trailer_offset)
+            self._draft.publish()
+        except BaseException:
+            self._draft.discard()
+            raise
 
-    def _size(self) -> int:
-        # Digests have a fixed length, so the size is known before a row is read; but its own digits count too.
+    def discard(self) -> None:
+        """Leave nothing behind. A file that was published stays."""
+        self._draft.discard()
+
+    def _write(self, values: npt.NDArray[Any], offset: int) -> None:
+        if values.nbytes:
+            self._draft.write(values.reshape(-1).view(np.uint8).data, offset)
+
+    def _final_size(self) -> int:
+        # Digests have a fixed length, so the size is known before a row is there; but its own digits count too.
         size, last = 0, -1
         while size != last:
-            size, last = self.trailer_offset + len(self._trailer(size).to_bytes()), size
+            size, last = self._trailer_offset + len(self._trailer(size).to_bytes()), size
         return size
 
     def _trailer(self, size: int) -> Trailer:
         return Trailer(
             file_bytes=size,
-            header_bytes=len(self.header.data),
-            header_digest=table_digest(self.header.data),
-            tables=self.digests,
-            about=self.about,
+            header_bytes=len(self._header.data),
+            header_digest=table_digest(self._header.data),
+            tables=self._digests,
+            about=self._about,
         )
 
-    def _write_table(self, draft: Draft, name: str, table: npt.NDArray[Any]) -> None:
-        place = self.header.arrays[name]
-        stored = np.ascontiguousarray(table, place.dtype)
-        self.digests[name] = table_digest(stored)
-        if stored.nbytes:
-            draft.write(stored.reshape(-1).view(np.uint8).data, place.offset)
 
-    def _write_layer(self, draft: Draft, split: str, layer: LayerSpec) -> None:
-        place = self.header.arrays[features_name(split, layer.name)]
-        located = self.located[split]
-        rows = len(located.row)
-        sums = self.donors.checksums(layer.name, located)
-        row_bytes = place.nbytes // max(1, rows)
-        at_once = max(1, _BLOCK_BYTES // max(1, row_bytes))
-        for start in range(0, rows, at_once):
-            block = self._block(layer, place.dtype, located.take(slice(start, start + at_once)))
-            if not np.array_equal(row_checksums(block), sums[start : start + at_once]):
-                raise CacheDamaged(f"{split}/{layer.name}: rows from {start} on changed while they were copied")
-            draft.write(block.reshape(-1).view(np.uint8).data, place.offset + start * row_bytes)
-            self._advance(block.nbytes)
-        self._write_table(draft, checksums_name(split, layer.name), sums)
-
-    def _block(self, layer: LayerSpec, dtype: str, located: Located) -> npt.NDArray[Any]:
-        block = self.donors.gather(layer.name, located)
-        if block.dtype != np.dtype(dtype) or block.shape[1:] != (layer.feature_dim,):
-            raise InvalidOption(
-                f"layer {layer.name}: expected rows of {layer.feature_dim} {np.dtype(dtype).name}, "
-                f"got {block.shape[1:]} {block.dtype.name}"
-            )
-        return np.ascontiguousarray(block)
-
-    def _advance(self, nbytes: int) -> None:
-        self.written += nbytes
-        if self.progress is not None:
-            self.progress(self.written, self.total)
+def _attributes(spec: Spec, rows: Mapping[str, int], scaling: Scaling) -> dict[str, FeatureAttributes]:
+    unknown = set(scaling) - set(spec.layer_names)
+    if unknown:
+        raise InvalidOption(f"scale and offset were given for layers that are not stored: {sorted(unknown)}")
+    features: dict[str, FeatureAttributes] = {}
+    for layer in spec.layers:
+        scale, offset = scaling.get(layer.name, (1.0, 0.0))
+        attributes = FeatureAttributes(shape=layer.shape, scale=float(scale), offset=float(offset))
+        features |= {features_name(split, layer.name): attributes for split in rows}
+    return features
 
 
-def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Ids as fixed-length UTF-8: (N,) bytes. File names that are no UTF-8 keep their bytes (surrogateescape).
+# --- a whole cache in one file -----------------------------------------------------------------------------
 
-    Raises InvalidOption for an id that would not come back as it went: empty, ending in NUL, lone surrogates.
+
+def write_packed(
+    path: Path,
+    info: CacheInfo,
+    *,
+    tables: Mapping[str, SplitTable],
+    donors: Donors,
+    scaling: Scaling | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a cache into one file, from rows that `donors` have, in blocks.
+
+    What stood at `path` before is replaced in one step, or, after any error, untouched.
+
+    Args:
+        path: What the file will be called.
+        info: What it says of itself.
+        tables: The rows of each split, in order.
+        donors: Where the rows are; they are found by digest.
+        scaling: Of layers whose values are stored otherwise than they are.
+        progress: Called with the bytes of features written so far and in all.
+
+    Returns:
+        `path`.
+
+    Raises:
+        CacheIncomplete: A row is missing.
+        CacheDamaged: A donor's row does not match its checksum.
+        CacheForeign: A donor's rows were computed under another spec.
+        InvalidOption: The tables do not fit together.
+        CacheUnwritable: The disk refuses it.
     """
-    # Twice, so that no more than the widest has to be known before they are kept.
-    width = max((len(_encoded_id(split, one)) for one in ids), default=1)
-    return np.fromiter((_encoded_id(split, one) for one in ids), f"|S{width}", len(ids))
-
-
-def _encoded_id(split: str, one: str) -> bytes:
+    spec, ordered = info.spec, _ordered(tables)
+    _require_same_spec(donors.donors, spec)
+    for split, table in ordered.items():
+        require_labels(split, table, len(info.classes))
+    if "train" in ordered:
+        _require_views(ordered["train"], spec.views)
+    ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
+    located = {split: donors.locate(table.digests) for split, table in ordered.items()}
+    _require_all(located)
+    draft = CacheDraft(
+        path,
+        info,
+        rows={split: len(table) for split, table in ordered.items()},
+        id_bytes={split: table.itemsize for split, table in ids.items()},
+        scaling=scaling,
+    )
     try:
-        data = one.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError as error:
-        raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
-    if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
-        raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
-    return data
+        advance = _Advance(progress, _feature_bytes(spec, ordered))
+        for split, table in ordered.items():
+            write_split_tables(draft, split, table, ids[split])
+            for layer in spec.layers:
+                _copy_layer(draft, split, layer, donors, located[split], advance)
+        if not system.replaces_open_files:
+            # An increment copies from the very file that it replaces.
+            _close(donors.donors)
+    except BaseException:
+        draft.discard()
+        raise
+    draft.publish()
+    return path
+
+
+def write_split_tables(draft: CacheDraft, split: str, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> None:
+    """Write what a split has beside its features. `ids`: (N,) as `encoded_ids` gives them."""
+    draft.write_table(f"{split}/labels", table.labels)
+    draft.write_table(f"{split}/ids", ids)
+    draft.write_table(f"{split}/digests", table.digests)
+
+
+class _Advance:
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, nbytes: int) -> None:
+        self._done += nbytes
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _feature_bytes(spec: Spec, tables: Mapping[str, SplitTable]) -> int:
+    width = sum(layer.feature_dim for layer in spec.layers) * np.dtype(spec.dtype).itemsize
+    return sum(map(len, tables.values())) * width
+
+
+def _copy_layer(
+    draft: CacheDraft, split: str, layer: LayerSpec, donors: Donors, located: Located, advance: _Advance
+) -> None:
+    name, rows = features_name(split, layer.name), len(located.row)
+    sums = donors.checksums(layer.name, located) if rows else np.empty(0, np.uint64)
+    at_once = max(1, _BLOCK_BYTES // (layer.feature_dim * 4))
+    for start in range(0, rows, at_once):
+        block = donors.gather(layer.name, located.take(slice(start, start + at_once)))
+        if not np.array_equal(row_checksums(block), sums[start : start + at_once]):
+            raise CacheDamaged(f"{split}/{layer.name}: rows from {start} on changed while they were copied")
+        draft.write_rows(name, start, block)
+        advance(block.nbytes)
+    draft.write_table(checksums_name(split, layer.name), sums)
+
+
+def _close(donors: Sequence[Donor]) -> None:
+    for donor in donors:
+        if isinstance(donor, CachedSplit):
+            donor.file.close()
 
 
 def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
@@ -217,7 +259,8 @@ def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
     return {split: tables[split] for split in SPLITS if split in tables}
 
 
-def _require_labels(split: str, table: SplitTable, classes: int) -> None:
+def require_labels(split: str, table: SplitTable, classes: int) -> None:
+    """Raises InvalidOption for a label that is no class."""
     low, high = (int(table.labels.min()), int(table.labels.max())) if len(table) else (0, -1)
     if low < -1 or high >= classes:
         raise InvalidOption(f"{split}: expected labels from -1 to {classes - 1}, got {low} to {high}")
@@ -240,9 +283,9 @@ def _require_views(table: SplitTable, views: int) -> None:
 def _require_all(located: Mapping[str, Located]) -> None:
     missing = {split: int((where.donor < 0).sum()) for split, where in located.items()}
     if any(missing.values()):
-        told = ", ".join(f"{count} of {split}" for split, count in missing.items() if count)
+        listed = ", ".join(f"{count} of {split}" for split, count in missing.items() if count)
         raise CacheIncomplete(
-            f"rows are missing: {told}", hint="run the same extraction again: it computes what is missing"
+            f"rows are missing: {listed}", hint="run the same extraction again: it computes what is missing"
         )
 
 
@@ -269,22 +312,3 @@ def serves(theirs: Spec, wanted: Spec) -> bool:
     if 1 in (alike.views, wanted.views):
         return alike.without_views().fingerprint == wanted.without_views().fingerprint
     return replace(alike, views=wanted.views).fingerprint == wanted.fingerprint
-
-
-def _header(
-    spec: Spec,
-    tables: Mapping[str, SplitTable],
-    ids: Mapping[str, npt.NDArray[np.bytes_]],
-    texts: Mapping[str, str],
-    scaling: Mapping[str, tuple[float, float]],
-) -> Header:
-    unknown = set(scaling) - set(spec.layer_names)
-    if unknown:
-        raise InvalidOption(f"scale and offset were given for layers that are not stored: {sorted(unknown)}")
-    rows = {split: len(table) for split, table in tables.items()}
-    features: dict[str, FeatureAttributes] = {}
-    for layer in spec.layers:
-        scale, offset = scaling.get(layer.name, (1.0, 0.0))
-        attributes = FeatureAttributes(shape=layer.shape, scale=float(scale), offset=float(offset))
-        features |= {features_name(split, layer.name): attributes for split in tables}
-    return build_header(arrays_of(spec, rows, {split: table.itemsize for split, table in ids.items()}), texts, features)

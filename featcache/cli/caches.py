@@ -142,12 +142,18 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """List what no run uses, or remove it.
 
-        That is: caches that no run in --runs-dir was trained on, and what dead processes left behind.
+        That is: caches that no run in --runs-dir was trained on, and what dead processes left behind, also among runs
+        and digests. A run that cannot be read is named and passed over.
         """
-        from featcache.cache.catalog import discard, garbage
+        from featcache.cache.catalog import abandoned, discard, garbage
         from featcache.heads.runs import used_caches
 
-        found = garbage(common.features_dir, used=used_caches(common.runs_dir), now=time.time())
+        now = time.time()
+        with Terminal(quiet=common.quiet) as terminal:
+            used = used_caches(common.runs_dir, terminal.warn)
+        found = garbage(common.features_dir, used=used, now=now)
+        for folder in (common.data_dir / "digests", common.runs_dir, *common.runs_dir.glob("*/")):
+            found += abandoned(folder, now)
         if delete:
             for piece in found:
                 discard(piece)

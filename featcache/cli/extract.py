@@ -63,9 +63,9 @@ def register(app: typer.Typer) -> None:
         how: Annotated[Execution, Without("shard")],
         common: Common,
     ) -> None:
-        """Write the cache of an extraction that was done in shards.
+        """Publish what shards have extracted, or pack a cache.
 
-        Takes the options that the shards were given. Nothing is computed: rows that are missing are an error.
+        Takes the options of the extraction. Nothing is computed: rows that are missing are an error.
         """
         from featcache.extraction.run import assemble
 
@@ -100,7 +100,7 @@ def _where_time_went(shares: dict[str, float]) -> str:
 
 def _size(extraction: Extraction) -> list[tuple[str, str]]:
     if not extraction.complete:
-        return [("state", "a shard of it is computed; the file is not written yet")]
+        return [("state", "unfinished: a shard of it is computed, others are not")]
     files = sorted(extraction.cache.glob("*.h5")) if extraction.cache.is_dir() else [extraction.cache]
     several = f" in {len(files):,} files" if len(files) > 1 else ""
     return [("size", human_bytes(sum(file.stat().st_size for file in files)) + several)]
@@ -122,6 +122,6 @@ def _show(extraction: Extraction) -> None:
         ]
     )
     if not extraction.complete:
-        print_line("\nwhen all shards are done: featcache assemble, with the same options")
+        print_line("\nthe last shard to end publishes the cache")
     for skipped in extraction.skipped:
         print_line(f"skipped {skipped.id}: {skipped.reason}")

@@ -21,10 +21,10 @@ _COUNTED_IN = {
     "training": "epochs",
     "sweeping": "epochs",
     "heads": "heads",
-    "assembling": "bytes",
+    "packing": "bytes",
     "verifying": "bytes",
     "judging": "folds",
-    "parts": "parts",
+    "segments": "segments",
 }
 
 

@@ -1,8 +1,8 @@
 """Whether a network still computes what it computed when rows were stored: by its outputs on two probe images.
 
 Weights that are equal to the bit do not make features equal: a changed `forward` method, or another version of a
-library, computes something else with them. The outputs lie in the provenance of every cache and part. Where they do not
-agree, the rows are not used; what is computed now gets a fingerprint of its own, so that both can stand.
+library, computes something else with them. The outputs lie in the provenance of every cache and segment. Where they do
+not agree, the rows are not used; what is computed now gets a fingerprint of its own, so that both can stand.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from typing import Any
 from featcache.backbones.checks import same_function
 from featcache.backbones.spec import BackboneSpec, ProbeOutputs
 from featcache.cache.catalog import CacheEntry, candidates
-from featcache.cache.parts import open_parts
+from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
+from featcache.cache.segments import open_segments
 from featcache.cache.spec import Json, Spec
 from featcache.cache.writer import serves
 from featcache.errors import CacheError
@@ -78,7 +79,7 @@ def behaviour_of(outputs: ProbeOutputs) -> str:
 
 
 def _probes(entry: CacheEntry) -> Iterator[ProbeOutputs]:
-    """The outputs that a cache, or the parts of an unfinished one, recorded."""
+    """The outputs that a cache, or the segments of an unfinished one, recorded."""
     for provenance in _provenances(entry):
         found = outputs_in(provenance)
         if found is not None:
@@ -91,9 +92,9 @@ def _provenances(entry: CacheEntry) -> Iterator[Mapping[str, Any]]:
             with FeatureCache.open(entry.path) as cache:
                 yield cache.provenance
         else:
-            yield from (part.provenance for part in open_parts(entry.path, lambda _: None))
+            yield from (split.provenance for _, split in open_segments(entry.path, Manifest.read(entry.path)))
     except CacheError:
-        # Whoever reads its rows reports it.
+        # It is reported where its rows are read.
         return
 
 

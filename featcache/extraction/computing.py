@@ -6,7 +6,7 @@ An extraction with nothing to do needs none of them, and so no torch.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -47,6 +47,7 @@ class Computer:
     images: Callable[[], int]
     reporter: Reporter
     given: Network | None = None
+    _programs: dict[tuple[str, str, int], Program] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def device(self) -> str:
@@ -108,10 +109,13 @@ class Computer:
         """The program that computes rows of this spec; what has to be compiled is compiled now."""
         from featcache.backbones.runners import runner_of
 
-        program = self.network.on(self.device, spec.precision, spec.runner, batch_size=batch_size)
-        if runner_of(spec.runner).one_shape:
-            self._compile(program)
-        return program
+        asked = spec.precision, spec.runner, batch_size
+        if asked not in self._programs:
+            program = self.network.on(self.device, spec.precision, spec.runner, batch_size=batch_size)
+            if runner_of(spec.runner).one_shape:
+                self._compile(program)
+            self._programs[asked] = program
+        return self._programs[asked]
 
     def _compile(self, program: Program) -> None:
         import time

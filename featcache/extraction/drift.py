@@ -7,17 +7,13 @@ to nothing on a GPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.donors import Donor
-from featcache.cache.parts import Part
-from featcache.cache.spec import Json
-from featcache.cache.splits import CachedSplit
 from featcache.errors import ExtractionError
 
 # fp32 by another runner or on another device rounds in another order and no more.
@@ -101,9 +97,3 @@ def _of_rows(exact: npt.NDArray[np.float64], rounded: npt.NDArray[np.float64]) -
         both = np.where((norms == 0) & (others == 0), 1.0, (exact * rounded).sum(axis=1) / (norms * others))
         cosines = np.where((norms == 0) != (others == 0), 0.0, both)
     return LayerDrift(greatest=float(relative.max()), median=float(np.median(relative)), cosine=float(cosines.min()))
-
-
-def recorded(donors: Iterable[Donor]) -> Json:
-    """The drift that was measured when these donors' rows were computed; None where none was."""
-    known = [donor.provenance.get("drift") for donor in donors if isinstance(donor, Part | CachedSplit)]
-    return next((drift for drift in known if drift is not None), None)

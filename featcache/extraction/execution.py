@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from featcache.config import Option, check
 
 if TYPE_CHECKING:
-    from featcache.extraction.shares import Shard
+    from featcache.extraction.units import Shard
 
 # bf16 has 8 bits of mantissa: VGG16 keeps a cosine of 0.9999, Inception v3 one above 0.999, and with either a head's
 # accuracy moves by no more than its own seeds do. Whatever falls below is no longer the same feature.
@@ -17,7 +17,7 @@ _TOGETHER = "Several machines"
 
 
 def _shard(text: str) -> Shard:
-    from featcache.extraction.shares import Shard
+    from featcache.extraction.units import Shard
 
     return Shard.parse(text)
 
@@ -35,13 +35,22 @@ class Execution:
     workers: Annotated[
         int | None, Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1)
     ] = None
-    part_rows: Annotated[
+    segment_rows: Annotated[
         int | None,
         Option(
-            help="Rows that are stored together while an extraction runs; what is stored is never computed again.",
+            help="Rows of one file while an extraction runs, and in a cache that is not packed; a file that was "
+            "written is never computed again.",
             metavar="<rows>",
             default="half a minute's work",
             least=1,
+        ),
+    ] = None
+    pack: Annotated[
+        bool | None,
+        Option(
+            help="Whether the cache becomes one file, or stays in several.",
+            flags=("--pack/--no-pack",),
+            default="up to 4 GiB",
         ),
     ] = None
     resize_on: Annotated[
@@ -68,14 +77,10 @@ class Execution:
             help="Whether to wait for another process that is writing this cache, or to stop.", flags=("--no-wait",)
         ),
     ] = True
-    shard_rows: Annotated[
-        int | None,
-        Option(help="Write the cache in files of so many rows instead of one.", metavar="<rows>", least=1),
-    ] = None
     shard: Annotated[
         Shard | None,
         Option(
-            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; `featcache assemble` writes the cache.",
+            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; the last to end publishes the cache.",
             metavar="<i/n>",
             read=_shard,
             panel=_TOGETHER,

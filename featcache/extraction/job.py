@@ -1,70 +1,71 @@
-"""One extraction at work: look who has rows already, compute the others in parts, assemble the cache.
+"""One extraction at work: look which rows there are, compute the others into segments, publish the cache.
 
-Parts are idempotent, so the same job after a kill, or two jobs at once, end with the same file.
+A segment that is written twice is the same, so the same job after a kill, or two jobs at once, end with the same rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+import time
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.backbones import devices
-from featcache.backbones.describe import Choice
 from featcache.backbones.spec import BackboneSpec
-from featcache.cache.catalog import CACHE_SUFFIX, candidates, set_aside
-from featcache.cache.donors import Donor, Donors
+from featcache.cache.donors import Donor, Donors, MemoryDonor
+from featcache.cache.info import CacheInfo
 from featcache.cache.locks import Owner, locked
-from featcache.cache.manifest import SHARDED_SUFFIX
-from featcache.cache.parts import Skipped, open_parts
-from featcache.cache.plan import PartsPlan, discard_parts, write_plan
+from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
-from featcache.cache.sharded import assemble_sharded
-from featcache.cache.spec import Json, Spec, cache_name
-from featcache.cache.writer import assemble, encoded_ids, serves
-from featcache.errors import (
-    CacheDamaged,
-    CacheForeign,
-    CacheIncomplete,
-    CacheNotFound,
-    ExtractionError,
-    SourceError,
-    WeightsError,
-)
+from featcache.cache.spec import Json, Spec
+from featcache.cache.tables import Skipped
+from featcache.errors import CacheIncomplete, ExtractionError, ImageError, WeightsError
 from featcache.extraction import drift
-from featcache.extraction.behaviour import computes_the_same
 from featcache.extraction.computing import Computer
 from featcache.extraction.forecast import Forecast
-from featcache.extraction.part_writer import PartWriter
+from featcache.extraction.inventory import Inventory
+from featcache.extraction.matching import as_command
 from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
+from featcache.extraction.publish import begun, packs, publish, row_bytes, scaling_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
-from featcache.extraction.resizing import HostResizing
 from featcache.extraction.result import Extraction
+from featcache.extraction.segment_writer import SegmentWriter, Work
 from featcache.extraction.shared_images import SharedImages
-from featcache.extraction.shares import Share, rows_in, rows_of
 from featcache.extraction.stages import Stages, Stopwatch
-from featcache.extraction.tables import left_out, split_tables
+from featcache.extraction.units import Share, Unit, assumed_speed, chosen, segment_rows_for, units_of
 from featcache.extraction.variation import Variation
 from featcache.files import free_bytes
 from featcache.images.sources import ImageSource
 
-_UNUSABLE = (CacheDamaged, CacheForeign, CacheNotFound)
-
+Returned = TypeVar("Returned")
 #: Yields how far it is, as a row of the plan, whenever another job may take its turn.
 Steps = Generator[int, None, Extraction]
 _BEGUN = -1
+# The speed is measured before segments are cut where so many batches have to be computed; one of them is measured.
+_BATCHES_WORTH_MEASURING = 8
 
-# An image that could not be used: the SHA-256 of its bytes, and why.
-_Failed = tuple[bytes, str]
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cut:
+    """The rows that go into segments, cut into units.
+
+    Args:
+        units: All of them.
+        manifest: Names their segments.
+        todo: Those whose segment does not stand yet.
+    """
+
+    units: list[Unit]
+    manifest: Manifest
+    todo: list[Unit]
 
 
 @dataclass(kw_only=True)
@@ -80,15 +81,16 @@ class Job:
     backbone: BackboneSpec
     spec: Spec
     computer: Computer
-    part_rows: int
     skip: bool
     min_cosine: float
-    # Whose rows are computed, where several do it together: then somebody else assembles. None: all.
+    # None: as many as half a minute's work.
+    segment_rows: int | None = None
+    # Whether the cache becomes one file; None: where it is small.
+    pack: bool | None = None
+    # Whose units are computed, where several do it together. None: all.
     share: Share | None = None
-    # Nothing is computed: what others have done is put together.
+    # Nothing is computed: what others have done is published.
     assembles_only: bool = False
-    # Rows of one file of a sharded cache; None: one file.
-    shard_rows: int | None = None
     stages: Stages = field(default_factory=Stages)
     # What was measured now, or, where nothing had to be computed, when the rows were.
     _drift: Json = None
@@ -103,211 +105,252 @@ class Job:
     def plan(self) -> Plan:
         return self.images.plan
 
-    @property
-    def cache_path(self) -> Path:
-        name = cache_name(self.source.name, self.spec, self.request.selection)
-        return self.request.features_dir / f"{name}{CACHE_SUFFIX if self.shard_rows is None else SHARDED_SUFFIX}"
+    @cached_property
+    def inventory(self) -> Inventory:
+        """What there is of the rows."""
+        return Inventory(
+            request=self.request,
+            backbone=self.backbone,
+            spec=self.spec,
+            source=self.source,
+            skip=self.skip,
+            reporter=self.reporter,
+        )
 
     @property
-    def parts_dir(self) -> Path:
-        return self.cache_path.with_suffix(".parts")
+    def name(self) -> str:
+        """What the cache is called."""
+        return self.inventory.folder.name
 
     def lock(self, *, wait: bool) -> AbstractContextManager[object]:
-        """Keeps others from writing the same cache; `wait` for whoever does, else CacheBusy."""
+        """Keeps others from writing the same cache; `wait` for another that does, else CacheBusy."""
         return locked(
-            self.request.features_dir,
-            self.cache_path.stem,
-            shared=self.share is not None,
-            wait=wait,
-            waiting=self._say_waiting,
+            self.request.features_dir, self.name, shared=self.share is not None, wait=wait, waiting=self._say_waiting
         )
 
     def _say_waiting(self, owner: Owner | None) -> None:
-        self.reporter.say(f"waiting: {owner or 'somebody else'} is writing this cache (--no-wait stops instead)")
+        self.reporter.say(f"waiting: {owner or 'another process'} is writing this cache (--no-wait stops instead)")
+
+    # --- from the first look to the cache -------------------------------------------------------------------
+
+    def hit(self) -> Extraction | None:
+        """The result where every row is in one complete cache already; nothing is locked or written."""
+        self._watch.start()
+        plan, standing = self.plan, self.inventory.standing()
+        found = self.inventory.hit(standing, plan)
+        if found is None or (self.assembles_only and self.pack and found.path.is_dir()):
+            self._watch.stop()
+            return None
+        self.inventory.discard_leftovers(found)
+        return self.result(found)
 
     def steps(self) -> Steps:
         """The extraction; the caller holds the lock. It yields first when all images it needs are announced."""
         self._watch.start()
-        plan = self.plan
-        standing = self.standing_cache()
-        if (hit := self.hit(standing)) is not None:
-            return hit
-        missing = self.missing(plan, standing)
-        if self.share is not None:
-            return (yield from self._do_share(plan, plan.distinct(missing), self.share))
-        self._say_what_stands(plan.rows, len(missing))
-        self._require_room(plan.rows, len(missing))
-        failures: list[_Failed] = []
-        computed, rate = 0, None
-        if self.assembles_only:
-            failures = self._unusable(plan, missing)
-        elif len(missing):
-            failures, rate = yield from self._compute(plan, plan.distinct(missing))
-            computed = len(missing) - len(failures)
-        cache = self._assemble(plan, failures)
-        return self._result(cache, computed=computed, rate=rate)
+        plan, standing = self.plan, self.inventory.standing()
+        found = self.inventory.hit(standing, plan)
+        if found is not None and not (self.assembles_only and self.pack and found.path.is_dir()):
+            # Another process has written it meanwhile.
+            return self.result(found)
+        donors = self.inventory.donors(standing)
+        rows = self.rows_for_segments(plan, standing)
+        computed, rate, cut = 0, None, None
+        if len(rows):
+            cut = self.cut(plan, rows, donors)
+            mine = [unit for unit in chosen(cut.units, self.share) if unit in cut.todo]
+            if self.assembles_only and cut.todo:
+                raise self._incomplete(plan, cut)
+            if mine:
+                computed, rate = yield from self._compute(plan, mine, donors)
+            if self.share is not None:
+                return self._share_result(plan, cut, computed=computed, rate=rate)
+        cache = self._publish(plan, standing, cut)
+        return self.result(cache, computed=computed, rate=rate)
 
     def run(self) -> Extraction:
         """All steps in one go; the caller holds the lock."""
-        return _last(self.steps())
+        return _value_of(self.steps())
 
-    def run_share(self, share: Share, wanted: npt.NDArray[np.int64]) -> Extraction:
-        """Computes what of the rows `wanted` (all different) is `share`'s; nothing is looked up, nothing assembled."""
-        return _last(self._do_share(self.plan, wanted, share))
+    def run_units(self, numbers: Sequence[int], rows: npt.NDArray[np.int64], donors: list[Donor]) -> int:
+        """Computes some units of an extraction that was begun, and returns how many rows were computed.
 
-    def hit(self, standing: FeatureCache | None) -> Extraction | None:
-        """The result where every row is in one finished cache already."""
-        if standing is not None and self.is_hit(standing, self.plan):
-            # A run that was killed right after it had published may have left its parts.
-            discard_parts(self.parts_dir)
-            return self._result(standing, computed=0, rate=None)
-        wider = self.wider_cache(self.plan)
-        return None if wider is None else self._result(wider, computed=0, rate=None)
+        Args:
+            numbers: Which units.
+            rows, donors: As `rows_for_segments` and `inventory.donors` give them.
+        """
+        units = self._units(self.plan, rows, self._segment_rows(len(rows), self.inventory.manifest()))
+        todo = [units[number] for number in numbers if not self.inventory.stands(units[number], self.plan)]
+        if not todo:
+            return 0
+        self._watch.start()
+        computed, _ = _value_of(self._compute(self.plan, todo, donors))
+        return computed
 
-    def _do_share(self, plan: Plan, wanted: npt.NDArray[np.int64], share: Share) -> Steps:
-        units = share.units(-(-plan.rows // self.part_rows))
-        rows, mine = rows_of(units, plan.rows, self.part_rows), rows_in(units, wanted, self.part_rows)
-        self._say_what_stands(rows, len(mine))
-        self._require_room(0, len(mine))
-        failures, rate = (yield from self._compute(plan, mine)) if len(mine) else ([], None)
-        computed = len(mine) - len(failures)
-        return self._share_result(
-            plan, computed=computed, reused=rows - len(mine), lost=left_out(plan, failures), rate=rate
+    def cut(self, plan: Plan, rows: npt.NDArray[np.int64], donors: list[Donor]) -> Cut:
+        """The units of the rows that go into segments, and which of them are still to be written.
+
+        What the first process decides is written into the manifest, and every other one obeys it.
+        """
+        with self._deciding():
+            before = self.inventory.manifest()
+            speed = self._tried_out(plan, rows, donors) if before is None and not self.assembles_only else None
+            segment_rows = self._segment_rows(len(rows), before, speed)
+            units = self._units(plan, rows, segment_rows)
+            segments = [unit.segment for unit in units]
+            manifest = begun(self.inventory, segments, segment_rows, as_command(self.request))
+        todo = [unit for unit in units if not self.inventory.stands(unit, plan)]
+        return Cut(units=units, manifest=manifest, todo=todo)
+
+    def _units(self, plan: Plan, rows: npt.NDArray[np.int64], segment_rows: int) -> list[Unit]:
+        return units_of(rows, plan.rows_of_splits, segment_rows=segment_rows, views=self.spec.views)
+
+    def _deciding(self) -> AbstractContextManager[object]:
+        """One process at a time begins or publishes an extraction that several compute."""
+        return locked(self.request.features_dir, f"{self.name}.manifest")
+
+    def missing(self, plan: Plan, donors: Sequence[Donor]) -> npt.NDArray[np.int64]:
+        """The rows of the plan that are nowhere, ascending: (m,)."""
+        found = Donors(donors, self.reporter.warn)
+        digests = np.concatenate(list(plan.row_digests().values()))
+        return np.flatnonzero(found.locate(digests, self.spec.layer_names).donor < 0)
+
+    def rows_for_segments(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
+        """All rows of the plan; beside a packed cache that is packed again, only those that it has not."""
+        again = packs(self.pack, self.spec, plan.rows)
+        if standing is None or not again or standing.path != self.inventory.packed_path:
+            return np.arange(plan.rows)
+        return self.missing(plan, self.inventory.rows_of(standing))
+
+    def _segment_rows(self, rows: int, before: Manifest | None, speed: float | None = None) -> int:
+        """How many rows a segment has: as asked, as the extraction was begun, else by the speed, in images/s."""
+        if self.segment_rows is not None:
+            return self.segment_rows
+        if before is not None:
+            return before.segment_rows
+        return segment_rows_for(speed or assumed_speed(self.backbone.flops_per_image), rows)
+
+    def _tried_out(self, plan: Plan, rows: npt.NDArray[np.int64], donors: list[Donor]) -> float | None:
+        """Compute some of the missing rows before anything is begun: the drift, and images/s where many are missing.
+
+        A whole batch is kept among the donors.
+        """
+        missing = rows[Donors(donors).locate(plan.at(rows).digests).donor < 0]
+        if not len(missing):
+            return None
+        with closing(self._pipeline()) as pipeline:
+            self._require_described()
+            self._measure_drift(pipeline, plan.at(missing[drift.sample_of(len(missing))]))
+            batch = self.computer.batch_size
+            if self.backbone.stores_bytes or len(missing) < _BATCHES_WORTH_MEASURING * batch:
+                return None
+            some = plan.at(missing[np.linspace(0, len(missing) - 1, batch).astype(np.int64)])
+            return self._speed(pipeline, some, donors)
+
+    def _speed(self, pipeline: Pipeline, some: PlannedRows, donors: list[Donor]) -> float | None:
+        """Images/s by one batch of real images; None where one of them cannot be used."""
+        began = time.perf_counter()
+        try:
+            images = pipeline.images(some.samples, some.images, some.views)
+        except ImageError:
+            return None
+        decoded = time.perf_counter()
+        if len(images) < len(some.samples):
+            return None
+        features = pipeline.features(images, self.spec.dtype)
+        computed = time.perf_counter()
+        donors.append(MemoryDonor(fingerprint=self.spec.fingerprint, digests=some.digests, features=features))
+        slowest = max((decoded - began) / self.computer.workers, computed - decoded, 1e-6)
+        return len(some.samples) / slowest
+
+    def _publish(self, plan: Plan, standing: FeatureCache | None, cut: Cut | None) -> FeatureCache:
+        return publish(
+            self.inventory,
+            plan,
+            standing=standing,
+            manifest=None if cut is None else cut.manifest,
+            packed=packs(self.pack, self.spec, plan.rows),
+            advance=lambda done, total: self.reporter.advance("packing", done, total),
         )
 
-    def missing(self, plan: Plan, standing: FeatureCache | None) -> npt.NDArray[np.int64]:
-        """The rows of the plan that nobody has, ascending: (m,)."""
-        donors = Donors(self.donors(standing), self.reporter.warn)
-        found, first = [np.empty(0, np.int64)], 0
-        for digests in plan.row_digests().values():
-            found.append(first + np.flatnonzero(donors.locate(digests, self.spec.layer_names).donor < 0))
-            first += len(digests)
-        return np.concatenate(found)
-
-    def units(self, rows: npt.NDArray[np.int64]) -> list[int]:
-        """The units that these rows lie in, ascending."""
-        numbers: list[int] = np.unique(rows // self.part_rows).tolist()
-        return numbers
-
-    # --- who has what ---------------------------------------------------------------------------------------
-
-    def standing_cache(self) -> FeatureCache | None:
-        """The cache that lies under this job's name; a damaged one is said and counts as absent."""
-        try:
-            return FeatureCache.open(self.cache_path)
-        except CacheNotFound:
-            return None
-        except (CacheDamaged, CacheForeign) as error:
-            self.reporter.warn(f"{error.message}; it counts as absent")
-            return None
-
-    def wider_cache(self, plan: Plan) -> FeatureCache | None:
-        """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""
-        for entry in candidates(self.request.features_dir):
-            if entry.complete and entry.selection == self.request.selection and self._is_served_by(entry.spec):
-                cache = self._opened(entry.path)
-                if cache is not None and self.is_hit(cache, plan):
-                    return cache
-        return None
-
-    def _is_served_by(self, spec: Spec | None) -> bool:
-        return spec is not None and serves(spec, self.spec)
-
-    def _move_aside(self) -> None:
-        """What lies under the cache's name and is none is kept: somebody may want to look at it, or own it."""
-        aside = set_aside(self.cache_path)
-        self.reporter.warn(f"it was kept as {aside} (`featcache gc` lists it)")
-
-    def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
-        """Whether the standing cache holds exactly the plan's rows, under the same labels and classes."""
-        if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
-            return False
-        unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
-        if cache.classes != self.source.classes or not unread <= {(one.split, one.id) for one in cache.skipped}:
-            return False
-        kept = {split: table for split, table in split_tables(plan, cache.skipped).items() if len(table)}
-        return set(cache.splits) == set(kept) and all(
-            np.array_equal(cache[split].encoded_ids, encoded_ids(split, table.ids))
-            and np.array_equal(cache[split].labels, table.labels)
-            and np.array_equal(cache[split].digests, table.digests)
-            for split, table in kept.items()
+    def _incomplete(self, plan: Plan, cut: Cut) -> CacheIncomplete:
+        missing = sum(map(len, cut.todo))
+        return CacheIncomplete(
+            f"{missing:,} of {plan.rows:,} rows are missing, in {len(cut.todo):,} of {len(cut.units):,} segments",
+            hint="run the shards that have not ended, or `featcache extract` with the same options",
         )
 
-    def donors(self, standing: FeatureCache | None) -> list[Donor]:
-        """Everybody whose rows were computed under the same spec, further layers aside: parts first, then caches."""
-        folder, short = self.request.features_dir, self.spec.fingerprint[:8]
-        donors: list[Donor] = []
-        for parts in sorted(folder.glob(f"*-{short}-*.parts")):
-            donors += open_parts(parts, self.reporter.warn, fingerprint=self.spec.fingerprint)
-        for entry in candidates(folder):
-            if entry.complete and self._is_served_by(entry.spec):
-                cache = standing if entry.path == self.cache_path else self._opened(entry.path)
-                donors += [cache[split] for split in cache.splits] if cache is not None else []
-        return [donor for donor in donors if self._is_the_same_function(donor)]
+    # --- what is said and checked before --------------------------------------------------------------------
 
-    def _is_the_same_function(self, donor: Donor) -> bool:
-        """Whether a row of the donor is what the network computes now, by its outputs on the probe images."""
-        provenance: Mapping[str, Any] = getattr(donor, "provenance", {})
-        return computes_the_same(self.backbone, provenance, self.spec.layer_names)
-
-    def _opened(self, path: Path) -> FeatureCache | None:
-        try:
-            return FeatureCache.open(path)
-        except _UNUSABLE as error:
-            self.reporter.warn(f"{error.message}; its rows do not count")
-            return None
-
-    def _say_what_stands(self, rows: int, missing: int) -> None:
-        size = f"the cache will have {human_bytes(rows * self._row_bytes)}"
+    def _say_what_stands(self, plan: Plan, missing: int) -> None:
+        rows, size = plan.rows, f"the cache will have {human_bytes(plan.rows * row_bytes(self.spec))}"
         if missing == rows:
             what = "images" if self.spec.views == 1 else f"rows ({self.spec.views} views of each train image)"
             self.reporter.say(f"{rows} {what} to extract with {self.backbone.name}; {size}")
+        elif self.share is not None:
+            self.reporter.say(f"{missing} rows to extract in this share of {rows}; {size}")
         else:
             self.reporter.say(f"{rows - missing} of {rows} rows stand already, {missing} to extract; {size}")
 
-    @property
-    def _row_bytes(self) -> int:
-        return sum(layer.feature_dim for layer in self.spec.layers) * np.dtype(self.spec.dtype).itemsize
-
-    def _require_room(self, rows: int, missing: int) -> None:
-        """Parts and file stand side by side for a moment. Raises ExtractionError before the first forward pass."""
-        needed = (rows + missing) * self._row_bytes
+    def _require_room(self, rows: int, written: int) -> None:
+        """Segments and packed file stand side by side for a moment. Raises ExtractionError before a forward pass."""
+        packed = rows if self.share is None and packs(self.pack, self.spec, rows) else 0
+        needed = (packed + written) * row_bytes(self.spec)
         self.request.features_dir.mkdir(parents=True, exist_ok=True)
         free = free_bytes(self.request.features_dir)
         if free < needed:
+            beside = " (segments and, for a moment, the packed file)" if packed else ""
             raise ExtractionError(
                 f"the disk of {self.request.features_dir} has {human_bytes(free)} free, "
-                f"{human_bytes(needed)} are needed (features and, for a moment, their parts)",
+                f"{human_bytes(needed)} are needed{beside}",
                 hint="make room, choose another --data-dir, or extract fewer images with --limit",
             )
 
     # --- computing ------------------------------------------------------------------------------------------
 
-    def _compute(self, plan: Plan, rows: npt.NDArray[np.int64]) -> Generator[int, None, tuple[list[_Failed], float]]:
-        """Writes parts for these rows; what failed, and images per second."""
-        wanted = plan.at(rows)
-        failures: list[Failure] = []
-        done = 0
+    def _compute(
+        self, plan: Plan, units: Sequence[Unit], donors: Sequence[Donor]
+    ) -> Generator[int, None, tuple[int, float | None]]:
+        """Writes the segments of these units; how many rows were computed, and images per second."""
+        planned = plan.at(np.concatenate([unit.rows for unit in units]))
+        work = Work.of(units, planned, Donors(donors, self.reporter.warn), self.spec.layer_names)
+        measured = [number for number, one in enumerate(work.donors.donors) if isinstance(one, MemoryDonor)]
+        before = int(np.isin(work.located.donor, measured).sum())
+        missing = len(work.missing)
+        self._say_what_stands(plan, missing + before)
+        self._require_room(plan.rows, len(planned.samples))
+        if not len(work.computed):
+            with self._writer(work):
+                pass
+            return before, None
+        failed, rate = yield from self._compute_missing(work)
+        return before + missing - failed, rate
+
+    def _compute_missing(self, work: Work) -> Generator[int, None, tuple[int, float]]:
+        """The same where rows have to be computed; how many could not be, and images per second."""
+        wanted = work.planned.take(work.computed)
+        done, failed = 0, 0
         varied = Variation(self.spec.layer_names)
         with closing(self._pipeline()) as pipeline:
             self._require_described()
-            self._measure_drift(pipeline, wanted)
-            self.begin(plan)
+            self._measure_drift(pipeline, wanted.take(drift.sample_of(len(wanted.samples))))
             self.images.decoder.expect(wanted.images)
             yield from self._pausing(_BEGUN)
             began = self._watch.read()
-            forecast = Forecast(total=len(rows), clock=self._watch.read)
-            with self._part_writer(rows, wanted.digests) as writer:
+            forecast = Forecast(total=len(work.computed), clock=self._watch.read)
+            with self._writer(work) as writer:
                 try:
                     for block in pipeline.rows(wanted.samples, wanted.images, wanted.views):
-                        failures += self._accepted(block.failures)
-                        writer.add(block)
+                        for failure in self._accepted(block.failures):
+                            index = int(work.computed[failure.row])
+                            writer.fail(index, failure.error.message)
+                            failed += int((work.source == index).sum())
+                        writer.put(work.computed[block.index], block.features)
                         varied.add(block.features)
                         done += len(block.index) + len(block.failures)
-                        self.reporter.advance("extracting", done, len(rows), bound=self.stages.bound)
+                        self.reporter.advance("extracting", done, len(work.computed), bound=self.stages.bound)
                         if (sentence := forecast.sentence(done, self.stages.bound)) is not None:
                             self.reporter.say(sentence)
-                        yield from self._pausing(int(rows[done - 1]))
+                        yield from self._pausing(int(work.computed[done - 1]))
                 except KeyboardInterrupt:
                     self.reporter.say("stopped; what is finished stands: run the same command again to go on")
                     raise
@@ -316,8 +359,7 @@ class Job:
                 f"all {done:,} images have the same features in layer {layer} ({self.backbone.source}): "
                 "check the layer and the weights"
             )
-        rate = len(rows) / max(self._watch.read() - began, 1e-9)
-        return _failed(wanted, failures), rate
+        return failed, len(work.computed) / max(self._watch.read() - began, 1e-9)
 
     def _require_described(self) -> None:
         """The network in memory must be the one that the spec describes. Raises WeightsError."""
@@ -327,26 +369,13 @@ class Job:
                 f"the weights of {self.backbone.name} changed while the extraction began", hint="run it again"
             )
 
-    def _unusable(self, plan: Plan, rows: npt.NDArray[np.int64]) -> list[_Failed]:
-        """Of rows that nobody has, those whose images cannot be used; CacheIncomplete where others are missing too."""
-        asked = plan.at(rows)
-        with closing(self._pipeline(computes=False)) as pipeline:
-            failures = list(self._accepted(pipeline.failures(asked.samples, asked.images, asked.views)))
-        if len(failures) < len(rows):
-            raise CacheIncomplete(
-                f"{len(rows) - len(failures):,} of {plan.rows:,} rows are missing, "
-                f"in {len(self.units(rows)):,} of {-(-plan.rows // self.part_rows):,} parts",
-                hint="run the shards that have not ended, or `featcache extract` with the same options",
-            )
-        return _failed(asked, failures)
-
     def _pausing(self, reached: int) -> Generator[int, None, None]:
         self._watch.stop()
         yield reached
         self._watch.start()
 
-    def _measure_drift(self, pipeline: Pipeline, wanted: PlannedRows) -> None:
-        """Compares with fp32 on the CPU, torch as it is; nothing is begun where features are too far from that."""
+    def _measure_drift(self, pipeline: Pipeline, some: PlannedRows) -> None:
+        """Compare some rows with fp32 on the CPU, torch as it is. Raises ExtractionError where they are too far off."""
         program = pipeline.program
         assert program is not None
         exact = ("cpu", "fp32", "eager")
@@ -354,9 +383,7 @@ class Job:
             return
         if (program.device, program.precision, program.runner) == exact:
             return
-        rows = drift.sample_of(len(wanted.samples))
-        some = [wanted.samples[row] for row in rows]
-        images = pipeline.images(some, wanted.images[rows], wanted.views[rows])
+        images = pipeline.images(some.samples, some.images, some.views)
         if not len(images):
             return
         name = program.precision if program.device == "cpu" else f"{program.precision} on {program.device}"
@@ -369,45 +396,36 @@ class Job:
         self.reporter.say(str(found))
         self._drift = found.to_json()
 
-    def begin(self, plan: Plan) -> None:
-        """Settles the spec for everybody who takes part, and every resume."""
-        write_plan(
-            self.parts_dir,
-            PartsPlan(
-                spec=self.spec,
-                selection=self.request.selection,
-                set_name=self.source.name,
-                classes=self.source.classes,
-                rows=plan.rows_of_splits,
-                created=_now(),
-            ),
-        )
-
-    def _pipeline(self, *, computes: bool = True) -> Pipeline:
+    def _pipeline(self) -> Pipeline:
         computer = self.computer
-        batch_size = computer.batch_size if computes else 1
+        batch_size = computer.batch_size
         return Pipeline(
             source=self.source,
-            program=computer.program(self.spec, batch_size) if computes else None,
+            program=computer.program(self.spec, batch_size),
             dtype=self.spec.dtype,
             batch_size=batch_size,
-            workers=computer.workers if computes else devices.cores(),
+            workers=computer.workers,
             augmentation=augmentation_of(self.spec),
             view_seed=self.spec.view_seed or 0,
-            resizing=computer.resizing if computes else HostResizing(self.backbone.transform),
+            resizing=computer.resizing,
             stages=self.stages,
             decoder=self.images.decoder,
             one_shape=True,
         )
 
-    def _part_writer(self, rows: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> PartWriter:
-        return PartWriter(
-            self.parts_dir,
-            self.spec,
-            rows=rows,
-            digests=digests,
-            part_rows=self.part_rows,
-            provenance=self.computed_by(),
+    def _writer(self, work: Work) -> SegmentWriter:
+        info = CacheInfo(
+            spec=self.spec,
+            selection=self.request.selection,
+            set_name=self.source.name,
+            classes=self.source.classes,
+        )
+        return SegmentWriter(
+            self.inventory.folder,
+            info,
+            work,
+            provenance=self.computed_by,
+            scaling=scaling_of(self.inventory),
             stages=self.stages,
         )
 
@@ -416,54 +434,8 @@ class Job:
             raise failures[0].error
         return failures
 
-    # --- the cache ------------------------------------------------------------------------------------------
-
-    def _assemble(self, plan: Plan, failures: Sequence[_Failed]) -> FeatureCache:
-        lost = left_out(plan, failures)
-        lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
-        tables = split_tables(plan, lost)
-        standing = self.standing_cache()
-        donors = self.donors(standing)
-        self._drift = self._drift or drift.recorded(donors)
-        if standing is None and self.cache_path.exists():
-            self._move_aside()
-        if not any(len(table) for table in tables.values()):
-            raise SourceError(f"every image of {self.source.name} was skipped", hint="run with --on-error fail")
-        write: Callable[..., Path] = assemble
-        if self.shard_rows is not None:
-            write = partial(assemble_sharded, rows_per_shard=self.shard_rows)
-        write(
-            self.cache_path,
-            spec=self.spec,
-            selection=self.request.selection,
-            set_name=self.source.name,
-            classes=self.source.classes,
-            provenance=self._provenance(),
-            tables={split: table for split, table in tables.items() if len(table)},
-            skipped=lost,
-            donors=Donors(donors, self.reporter.warn),
-            arrays=self._scaling(),
-            progress=lambda done, total: self.reporter.advance("assembling", done, total),
-        )
-        discard_parts(self.parts_dir)
-        return FeatureCache.open(self.cache_path)
-
-    def _scaling(self) -> dict[str, tuple[float, float]] | None:
-        scaling = self.backbone.scaling
-        return None if scaling is None else {self.backbone.name: scaling}
-
-    def _provenance(self) -> dict[str, Any]:
-        return {
-            "created": _now(),
-            "weights": self.backbone.source,
-            "parameters": self.backbone.parameters,
-            "normalize": self.request.normalize or ("half" if self.backbone.stores_bytes else "weights"),
-            "choice": None if self.backbone.is_own_module else Choice.of(self.request.backbone_options).to_json(),
-            **self.computed_by(),
-        }
-
     def computed_by(self) -> dict[str, Any]:
-        """The part of the provenance that belongs to rows rather than to a cache."""
+        """How rows are computed now: the provenance of segments."""
         probe = self.backbone.probe
         return {
             "drift": self._drift,
@@ -472,41 +444,78 @@ class Job:
             **devices.provenance(self.computer.device, *_packages(self.spec.runner)),
         }
 
-    def _share_result(
-        self, plan: Plan, *, computed: int, reused: int, lost: list[Skipped], rate: float | None
-    ) -> Extraction:
-        return Extraction(
-            cache=self.request.features_dir / self.cache_path.name,
+    # --- what is reported -----------------------------------------------------------------------------------
+
+    def _share_result(self, plan: Plan, cut: Cut, *, computed: int, rate: float | None) -> Extraction:
+        """Of a share; of the whole where it was the last."""
+        with self._deciding():
+            if all(self.inventory.stands(unit, plan) for unit in cut.todo):
+                standing = self.inventory.standing()
+                hit = self.inventory.hit(standing, plan)
+                return self.result(hit or self._publish(plan, standing, cut), computed=computed, rate=rate)
+        mine = chosen(cut.units, self.share)
+        skipped = [one for split in self.inventory.segments_of(self.inventory.folder) for one in _skipped_in(split)]
+        own = {unit.segment.file for unit in mine}
+        return self._extraction(
+            cache=self.inventory.folder,
             complete=False,
             fingerprint=self.spec.fingerprint,
             rows=plan.rows_of_splits,
-            feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
             computed=computed,
-            reused=reused,
-            skipped=tuple(lost),
-            seconds=self._watch.read(),
-            images_per_s=rate,
-            shares=self.stages.shares,
-            bound=self.stages.bound,
+            reused=sum(map(len, mine)) - computed,
+            skipped=tuple(one for file, one in skipped if file in own),
+            rate=rate,
             drift=self._drift,
         )
 
-    def _result(self, cache: FeatureCache, *, computed: int, rate: float | None) -> Extraction:
+    def result(self, cache: FeatureCache, *, computed: int = 0, rate: float | None = None) -> Extraction:
+        """What is reported of a complete cache."""
         rows = {split: len(cache[split]) for split in cache.splits}
-        return Extraction(
+        return self._extraction(
             cache=self.request.features_dir / cache.path.name,
+            complete=True,
             fingerprint=cache.spec.fingerprint,
+            rows=rows,
+            computed=computed,
+            reused=max(0, sum(rows.values()) - computed),
+            skipped=tuple(cache.skipped),
+            rate=rate,
+            drift=cache.provenance.get("drift"),
+        )
+
+    def _extraction(
+        self,
+        *,
+        cache: Path,
+        complete: bool,
+        fingerprint: str,
+        rows: dict[str, int],
+        computed: int,
+        reused: int,
+        skipped: tuple[Skipped, ...],
+        rate: float | None,
+        drift: Json,
+    ) -> Extraction:
+        return Extraction(
+            cache=cache,
+            complete=complete,
+            fingerprint=fingerprint,
             rows=rows,
             feature_dim={layer.name: layer.feature_dim for layer in self.spec.layers},
             computed=computed,
-            reused=sum(rows.values()) - computed,
-            skipped=tuple(cache.skipped),
+            reused=reused,
+            skipped=skipped,
             seconds=self._watch.read(),
             images_per_s=rate,
             shares=self.stages.shares,
             bound=self.stages.bound,
-            drift=cache.provenance.get("drift"),
+            drift=drift,
         )
+
+
+def _skipped_in(split: Any) -> list[tuple[str, Skipped]]:
+    with FeatureCache(split.file) as segment:
+        return [(segment.path.name, one) for one in segment.skipped]
 
 
 def _packages(runner: str) -> tuple[str, ...]:
@@ -514,18 +523,11 @@ def _packages(runner: str) -> tuple[str, ...]:
     return {"openvino": ("openvino",), "ncnn": ("ncnn", "pnnx")}.get(runner, ())
 
 
-def _failed(rows: PlannedRows, failures: Sequence[Failure]) -> list[_Failed]:
-    return [(rows.images[failure.row].tobytes(), failure.error.message) for failure in failures]
-
-
-def _last(steps: Steps) -> Extraction:
+def _value_of(steps: Generator[int, None, Returned]) -> Returned:
+    """What a generator returns after all its steps."""
     while True:
         try:
             next(steps)
         except StopIteration as end:
-            done: Extraction = end.value
-            return done
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+            value: Returned = end.value
+            return value

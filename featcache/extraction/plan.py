@@ -16,21 +16,19 @@ import numpy.typing as npt
 
 from featcache.backbones.augmentation import Augmentation
 from featcache.backbones.spec import BackboneSpec
-from featcache.cache.checksums import leading_numbers, row_digests, view_digests
+from featcache.cache.checksums import row_digests, view_digests
 from featcache.cache.spec import LayerSpec, Spec
+from featcache.cache.tables import SplitTable
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.index import index_path, keys_of, look_up, save
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.decoding import DECODER
-from featcache.images.samples import SampleRows, Samples
+from featcache.images.samples import SampleIds, SampleRows, Samples
 from featcache.images.selection import select
 from featcache.images.sources import SPLITS, ImageSource, Sample, digest
 
 _CHUNK = 256
-# What losing one part costs: half a minute on a machine that computes 60 GFLOP a second.
-_PART_FLOPS = 30 * 60e9
-_PART_ROWS = (64, 8192)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,6 +42,20 @@ class PlannedRows:
     images: npt.NDArray[np.uint8]
     digests: npt.NDArray[np.uint8]
     views: npt.NDArray[np.int64]
+
+    def take(self, rows: npt.NDArray[np.int64]) -> PlannedRows:
+        """Some of them, in that order."""
+        return PlannedRows(
+            samples=self.samples.take(rows),
+            images=self.images[rows],
+            digests=self.digests[rows],
+            views=self.views[rows],
+        )
+
+    def table(self, rows: slice) -> SplitTable:
+        """Some of them, all of one split, as a cache stores them."""
+        (samples,) = self.samples.take(rows).by_split().values()
+        return SplitTable(ids=SampleIds(samples), labels=samples.labels, digests=self.digests[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,24 +103,6 @@ class Plan:
             images[mine] = digests[image[mine]]
         samples = SampleRows(list(self.samples.values()), listed[holder] + image)
         return PlannedRows(samples=samples, images=images, digests=view_digests(images, view), views=view)
-
-    def distinct(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Those of the ascending `rows` that have to be computed: an image that stands twice in the set only once."""
-        # Eight bytes of a SHA-256 tell nearly all apart, and numbers sort fast; only their equals are compared whole.
-        keys = np.concatenate([leading_numbers(digests) for digests in self.row_digests().values()])[rows]
-        ordered = np.sort(keys)
-        several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-        del ordered
-        if not len(several):
-            return rows
-        place = np.searchsorted(several, keys)
-        place[place == len(several)] = 0
-        repeated = several[place] == keys
-        alike = np.flatnonzero(repeated)
-        _, first = np.unique(self.at(rows[alike]).digests, axis=0, return_index=True)
-        repeated[alike[first]] = False
-        different: npt.NDArray[np.int64] = rows[~repeated]
-        return different
 
     def row_digests(self) -> dict[str, npt.NDArray[np.uint8]]:
         """What tells the rows of each split apart, image and view together: (n, 32)."""
@@ -283,10 +277,3 @@ def augmentation_of(spec: Spec) -> Augmentation:
     if not isinstance(described, Mapping):
         raise InvalidOption(f"expected the numbers of an augmentation in the spec, got {described!r}")
     return Augmentation.of(described)
-
-
-def part_rows_for(backbone: BackboneSpec) -> int:
-    """How many rows a part holds: a power of two, a function of the backbone alone, never of the machine."""
-    least, most = _PART_ROWS
-    affordable = _PART_FLOPS / max(backbone.flops_per_image, 1)
-    return int(min(most, max(least, 2 ** int(np.log2(affordable)))))

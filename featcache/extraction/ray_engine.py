@@ -1,9 +1,9 @@
-"""The same parts on a cluster: Ray tasks that compute units of the plan and leave them in a shared folder.
+"""The same segments on a cluster: Ray tasks that compute units of the plan and leave them in a shared folder.
 
 The driver sends numbers of units, and pixels and features never enter the object store. A worker process loads the
 backbone once and keeps it. A worker that dies is replaced by Ray, one that hangs is cancelled when its deadline is
-over, one that fails is tried three times and then reported with its rows. Parts are idempotent, so a unit done twice
-is harmless, and a driver that was killed goes on from the parts that stand.
+over, one that fails is tried three times and then reported with its rows. A unit done twice is harmless, and a driver
+that was killed goes on from the segments that stand.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ import os
 import secrets
 import time
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.plan import discard_marks, mark_path
+from featcache.cache.catalog import MARK
 from featcache.errors import ExtractionError, FeatcacheError, InvalidOption, MissingExtra
 from featcache.extraction.execution import Cluster as Cluster
 from featcache.extraction.execution import Execution
-from featcache.extraction.job import Job
+from featcache.extraction.job import Cut, Job
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import prepared
-from featcache.extraction.shares import Units
+from featcache.files import disk_errors
 from featcache.images.sources import ImageSource
 
 _TRIES = 3
@@ -41,11 +41,11 @@ _LOOK_EVERY_S = 1.0
 class _Order:
     """What a worker needs to know of the whole; `key` tells one driver's run from the next.
 
-    `parts_dir`: where a worker tells that it has begun, before it does anything that may hang.
+    `folder`: where a worker tells that it has begun, before it does anything that may hang.
     """
 
     key: str
-    parts_dir: Path
+    folder: Path
     request: Request
     execution: Execution
     threads: int
@@ -76,20 +76,25 @@ def extract_on_ray(
             "backbone's name",
             hint="leave --engine out for arrays and modules of your own",
         )
-    with prepared(request, execution, reporter) as job, job.lock(wait=execution.wait):
+    with (
+        disk_errors(request.data_dir),
+        prepared(request, execution, reporter) as job,
+        job.lock(wait=execution.wait),
+    ):
         began = time.monotonic()
-        if (hit := job.hit(job.standing_cache())) is not None:
-            return hit
-        missing = job.missing(job.plan, job.standing_cache())
-        rate = None
-        if len(missing):
-            job.begin(job.plan)
-            with _connected(ray, cluster):
-                order = _order(request, execution, cluster, job.parts_dir)
-                rate = _Driver(ray, job, cluster, order, reporter).run(job.units(missing))
+        plan, standing = job.plan, job.inventory.standing()
+        if (hit := job.inventory.hit(standing, plan)) is not None:
+            return job.result(hit)
+        computed, rate = 0, None
+        donors, rows = job.inventory.donors(standing), job.rows_for_segments(plan, standing)
+        if len(rows):
+            cut = job.cut(plan, rows, donors)
+            if cut.todo:
+                with _connected(ray, cluster):
+                    order = _order(request, execution, cluster, job.inventory.folder)
+                    computed, rate = _Driver(ray, cut, cluster, order, reporter).run()
         job.assembles_only = True
         done = job.run()
-    computed = len(missing) - len(done.skipped)
     return replace(
         done,
         computed=computed,
@@ -119,12 +124,12 @@ def _connected(ray: Any, cluster: Cluster) -> ExitStack:
     return stack
 
 
-def _order(request: Request, execution: Execution, cluster: Cluster, parts_dir: Path) -> _Order:
+def _order(request: Request, execution: Execution, cluster: Cluster, folder: Path) -> _Order:
     # Paths mean the same wherever a worker stands.
     weights = Path(request.weights)
     return _Order(
         key=secrets.token_hex(8),
-        parts_dir=parts_dir.resolve(),
+        folder=folder.resolve(),
         request=replace(
             request,
             dataset=request.origin,
@@ -146,8 +151,8 @@ class _Pending:
 class _Driver:
     """Keeps the cluster busy with units until all are done, and says how far it is."""
 
-    def __init__(self, ray: Any, job: Job, cluster: Cluster, order: _Order, reporter: Reporter) -> None:
-        self._ray, self._job, self._cluster, self._order, self._reporter = ray, job, cluster, order, reporter
+    def __init__(self, ray: Any, cut: Cut, cluster: Cluster, order: _Order, reporter: Reporter) -> None:
+        self._ray, self._cut, self._cluster, self._order, self._reporter = ray, cut, cluster, order, reporter
         self._task = ray.remote(
             num_cpus=cluster.cpus_per_task,
             num_gpus=cluster.gpus_per_task,
@@ -166,11 +171,10 @@ class _Driver:
         self._heard: float | None = None
         self._patience_s = cluster.deadline_s
 
-    def run(self, units: Sequence[int]) -> float:
-        """Images per second over all nodes. Raises ExtractionError."""
-        waiting = deque(units)
-        began, done = time.monotonic(), 0
-        total = len(units)
+    def run(self) -> tuple[int, float]:
+        """How many rows were computed, and images per second over all nodes. Raises ExtractionError."""
+        waiting = deque(number for number, unit in enumerate(self._cut.units) if unit in self._cut.todo)
+        began, done, total = time.monotonic(), 0, len(waiting)
         try:
             while waiting or self._pending:
                 while waiting and len(self._pending) < self._at_once():
@@ -180,15 +184,17 @@ class _Driver:
                         done += 1
                     elif self._tries[unit] < _TRIES:
                         waiting.append(unit)
-                self._reporter.advance("parts", done, total)
+                self._reporter.advance("segments", done, total)
         finally:
             for reference in self._pending:
                 self._ray.cancel(reference, force=True)
-            discard_marks(self._job.parts_dir, self._order.key)
+            for path in self._order.folder.glob(f"{MARK}{self._order.key}*"):
+                path.unlink(missing_ok=True)
         self._report_failures()
         for node, rows in sorted(self._rows.items()):
             self._reporter.say(f"{node}: {rows:,} rows, {rows / max(self._seconds[node], 1e-9):,.1f} a second and task")
-        return sum(self._rows.values()) / max(time.monotonic() - began, 1e-9)
+        computed = sum(self._rows.values())
+        return computed, computed / max(time.monotonic() - began, 1e-9)
 
     def _at_once(self) -> int:
         if self._cluster.max_parallel is not None:
@@ -254,9 +260,9 @@ class _Driver:
         again = "tried again" if self._tries[unit] < _TRIES else "given up"
         self._reporter.warn(f"rows {self._range(unit)}: {what}; {again}")
 
-    def _range(self, unit: int) -> str:
-        first = unit * self._job.part_rows
-        return f"{first} to {min(first + self._job.part_rows, self._job.plan.rows) - 1}"
+    def _range(self, number: int) -> str:
+        rows = self._cut.units[number].rows
+        return f"{rows[0]} to {rows[-1]}"
 
     def _report_failures(self) -> None:
         if not self._failed:
@@ -277,7 +283,7 @@ def _first_line(error: object) -> str:
 
 def _mark(order: _Order, unit: int, number: int) -> Path:
     """By which the task `number`, which computes `unit`, tells that it has begun."""
-    return mark_path(order.parts_dir, f"{order.key}-{unit}-{number}")
+    return order.folder / f"{MARK}{order.key}-{unit}-{number}"
 
 
 # --- in a worker -------------------------------------------------------------------------------------------
@@ -285,11 +291,12 @@ def _mark(order: _Order, unit: int, number: int) -> Path:
 
 @dataclass(kw_only=True)
 class _Worker:
-    """A job that a worker process keeps from task to task, with the rows that had to be computed when it was made."""
+    """A job that a worker process keeps from task to task, with what there was when it was made."""
 
     key: str = ""
     job: Job | None = None
-    wanted: Any = None
+    rows: Any = None
+    donors: list[Any] = field(default_factory=list)
     opened: ExitStack = field(default_factory=ExitStack)
 
 
@@ -297,14 +304,14 @@ _worker = _Worker()
 
 
 def _compute_unit(order: _Order, unit: int, number: int) -> _Done:
-    """A task: computes one unit and leaves it as a part."""
+    """A task: computes one unit and leaves it as a segment."""
     import socket
 
     _mark(order, unit, number).touch()
     job = _job_of(order)
     began = time.monotonic()
-    done = job.run_share(Units(numbers=[unit]), _worker.wanted)
-    return _Done(unit=unit, rows=done.computed, seconds=time.monotonic() - began, node=socket.gethostname())
+    computed = job.run_units([unit], _worker.rows, _worker.donors)
+    return _Done(unit=unit, rows=computed, seconds=time.monotonic() - began, node=socket.gethostname())
 
 
 def _job_of(order: _Order) -> Job:
@@ -314,7 +321,8 @@ def _job_of(order: _Order) -> Job:
         _worker.opened.close()
         torch.set_num_threads(order.threads)
         _worker.job = _worker.opened.enter_context(prepared(order.request, order.execution, LogReporter()))
-        plan = _worker.job.plan
-        _worker.wanted = plan.distinct(_worker.job.missing(plan, None))
+        standing = _worker.job.inventory.standing()
+        _worker.donors = _worker.job.inventory.donors(standing)
+        _worker.rows = _worker.job.rows_for_segments(_worker.job.plan, standing)
         _worker.key = order.key
     return _worker.job

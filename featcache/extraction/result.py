@@ -6,19 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.parts import Skipped
 from featcache.cache.spec import Json
+from featcache.cache.tables import Skipped
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
     """What an extraction did. `seconds` is all wall time, `images_per_s` the steady state (None: nothing computed).
 
-    `computed` counts the rows nobody had before, `reused` those that were found. `shares` says which part of the
+    `computed` counts the rows that were nowhere before, `reused` those that were found. `shares` says which part of the
     time went into waiting for images, computing, and waiting for the disk (decode, compute, write; 1 in all), and
     `bound` which of them is the largest; both are None where nothing was computed. `drift` is
     what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32. A shard is not
-    `complete`: its `cache` is where `assemble` will write, and it counts its own rows.
+    `complete`: its `cache` is the folder of segments, and it counts its own rows.
     """
 
     cache: Path

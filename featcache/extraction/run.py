@@ -1,4 +1,4 @@
-"""images + backbone -> cache, in one sentence: plan, look who has rows already, compute the rest, assemble."""
+"""images + backbone -> cache, in one sentence: plan, look which rows there are, compute the others, publish."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from featcache.extraction.computing import Computer
 from featcache.extraction.execution import Execution as Execution
 from featcache.extraction.job import Job
 from featcache.extraction.matching import settled_spec
-from featcache.extraction.plan import part_rows_for
 from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.turns import side_by_side
+from featcache.files import disk_errors
 from featcache.images import open_source
 from featcache.images.sources import ImageSource
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
-    """Makes sure that the cache `request` describes is there, computing only rows that nobody has.
+    """Makes sure that the cache `request` describes is there, computing only rows that no other has.
 
     Raises FeatcacheError; whatever was finished before stands, and the same call goes on from there.
     """
@@ -37,21 +37,21 @@ def extract_each(
 ) -> tuple[Extraction, ...]:
     """The same for several backbones over the same images, which are listed, read, hashed and decoded once.
 
-    Each has a cache, parts and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
+    Each has a cache, segments and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
     Raises InvalidOption where the requests differ in their images, or two ask for the same backbone.
     """
     execution = execution or Execution()
-    with prepared_each(requests, execution, reporter or LogReporter()) as jobs:
+    with disk_errors(requests[0].data_dir), prepared_each(requests, execution, reporter or LogReporter()) as jobs:
         return side_by_side(jobs, wait=execution.wait)
 
 
 def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
-    """Writes the cache `request` describes from parts that shards have left; nothing is computed.
+    """Publishes the cache `request` describes from segments that shards have written; nothing is computed.
 
     Raises CacheIncomplete where rows are missing, and what `extract` raises.
     """
     execution = execution or Execution()
-    with prepared(request, execution, reporter or LogReporter()) as job:
+    with disk_errors(request.data_dir), prepared(request, execution, reporter or LogReporter()) as job:
         job.assembles_only = True
         (done,) = side_by_side([job], wait=execution.wait)
     return done
@@ -97,7 +97,7 @@ def _require_same_images(requests: Sequence[Request]) -> None:
 
 
 def _job(request: Request, execution: Execution, images: SharedImages, reporter: Reporter, *, measures: bool) -> Job:
-    """`measures`: a runner that is left to auto may be chosen by measuring; else it is eager, for who only looks."""
+    """`measures`: whether a runner that is left to auto may be chosen by measuring; else it is eager."""
     request = _with_size(request, images.source)
     given = None if isinstance(request.backbone, str) else request.backbone
     computer = Computer(
@@ -119,11 +119,11 @@ def _job(request: Request, execution: Execution, images: SharedImages, reporter:
         backbone=backbone,
         spec=spec,
         computer=computer,
-        part_rows=execution.part_rows or part_rows_for(backbone),
+        segment_rows=execution.segment_rows,
+        pack=execution.pack,
         skip=execution.on_error == "skip",
         min_cosine=execution.min_cosine,
         share=execution.shard,
-        shard_rows=execution.shard_rows,
     )
 
 

@@ -1,34 +1,16 @@
-"""What a cache says of the rows of a plan: their ids, labels and digests, and which images it had to leave out.
-
-An image is left out with all its views, and with every image of the same bytes, which fails alike.
-"""
+"""The rows of a plan as a cache stores them: ids, labels and digests, without the images that were left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import leading_numbers, row_digests
-from featcache.cache.parts import Skipped, SplitTable
+from featcache.cache.checksums import row_digests
+from featcache.cache.tables import Skipped, SplitTable
 from featcache.extraction.plan import Plan
 from featcache.images.samples import SampleIds, Samples
-
-
-def left_out(plan: Plan, failures: Iterable[tuple[bytes, str]]) -> list[Skipped]:
-    """The images of the plan whose bytes have one of these SHA-256 digests, each with the reason beside it."""
-    reasons = dict(failures)
-    if not reasons:
-        return []
-    failed = leading_numbers(np.frombuffer(b"".join(reasons), np.uint8).reshape(-1, 32))
-    return [
-        Skipped(id=sample.id, split=split, reason=reasons[digest], digest=digest.hex())
-        for split, digests in plan.digests.items()
-        for row in np.flatnonzero(np.isin(leading_numbers(digests), failed)).tolist()
-        if (digest := digests[row].tobytes()) in reasons
-        for sample in [plan.samples[split][row]]
-    ]
 
 
 def split_tables(plan: Plan, skipped: Sequence[Skipped]) -> dict[str, SplitTable]:
@@ -53,3 +35,21 @@ def _rows_of(samples: Samples, digests: npt.NDArray[np.uint8], named: Mapping[st
         return []
     called = np.fromiter((one in named for one in samples.ids()), np.bool_, len(samples))
     return [row for row in np.flatnonzero(called).tolist() if named[samples[row].id] == digests[row].tobytes().hex()]
+
+
+def rows_kept(table: SplitTable, skipped: Sequence[Skipped], views: int) -> npt.NDArray[np.bool_]:
+    """Of a table's rows those that stay without the skipped images: (n,).
+
+    Args:
+        table: Rows of whole images.
+        skipped: With their names and digests.
+        views: How many rows an image has.
+    """
+    named = {one.id: one.digest for one in skipped}
+    kept = np.ones(len(table), np.bool_)
+    if named:
+        for row in range(0, len(table), views):
+            # The first row of an image has the image's own digest.
+            if table.ids[row] in named and named[table.ids[row]] == table.digests[row].tobytes().hex():
+                kept[row : row + views] = False
+    return kept

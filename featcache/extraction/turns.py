@@ -1,4 +1,4 @@
-"""Several jobs over the same images, in turns: whoever is furthest behind computes its next batch.
+"""Several jobs over the same images, in turns: the one that is furthest behind computes its next batch.
 
 So an image is decoded once, and is kept for no longer than a few batches.
 """
@@ -16,12 +16,16 @@ _NOT_BEGUN = -2
 
 def side_by_side(jobs: Sequence[Job], *, wait: bool) -> tuple[Extraction, ...]:
     """Does all of them, and returns their results in the same order. Raises CacheBusy unless `wait`."""
+    # What is there already needs no lock, and so no folder that can be written.
+    done = {number: hit for number, job in enumerate(jobs) if (hit := job.hit()) is not None}
+    left = [number for number in range(len(jobs)) if number not in done]
     with ExitStack() as held:
-        # Everybody takes locks in this order: nobody waits for somebody who waits for him.
-        for job in sorted(jobs, key=lambda job: job.cache_path.stem):
-            held.enter_context(job.lock(wait=wait))
-        steps = [held.enter_context(closing(job.steps())) for job in jobs]
-        return _in_turns(steps)
+        # Acquire locks in a fixed order, to avoid deadlock.
+        for number in sorted(left, key=lambda number: jobs[number].name):
+            held.enter_context(jobs[number].lock(wait=wait))
+        steps = [held.enter_context(closing(jobs[number].steps())) for number in left]
+        done |= dict(zip(left, _in_turns(steps), strict=True))
+    return tuple(done[number] for number in range(len(jobs)))
 
 
 def _in_turns(steps: Sequence[Steps]) -> tuple[Extraction, ...]:

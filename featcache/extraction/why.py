@@ -31,7 +31,7 @@ class Neighbour:
 class Why:
     """`state` is hit (nothing to compute), partial or miss.
 
-    `new`, `changed`, `gone`: ids against the cache of that name; `to_compute`: rows that nobody has.
+    `new`, `changed`, `gone`: ids against the cache of that name; `to_compute`: rows that are nowhere.
     """
 
     state: str
@@ -74,15 +74,15 @@ def _plain(difference: Difference) -> dict[str, Any]:
 def why(request: Request, *, reporter: Reporter) -> Why:
     """Looks, computes nothing, writes nothing."""
     with prepared(request, Execution(on_error="skip"), reporter, measures=False) as job:
-        plan = job.plan
-        standing = job.standing_cache()
-        same = standing is not None and job.is_hit(standing, plan)
-        hit = same or job.wider_cache(plan) is not None
-        to_compute = 0 if hit else len(job.missing(plan, standing))
+        plan, inventory = job.plan, job.inventory
+        standing = inventory.standing()
+        same = standing is not None and inventory.is_hit(standing, plan)
+        hit = same or inventory.wider(plan) is not None
+        to_compute = 0 if hit else len(job.missing(plan, inventory.donors(standing)))
         new, changed, gone = ((), (), ()) if same else _against(standing, job)
         return Why(
             state="hit" if hit else "miss" if to_compute == plan.rows else "partial",
-            cache=job.cache_path,
+            cache=standing.path if standing is not None else job.inventory.packed_path,
             fingerprint=job.spec.fingerprint,
             rows=plan.rows,
             to_compute=to_compute,

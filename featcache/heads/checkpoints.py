@@ -26,9 +26,9 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from featcache.cache.aside import file_aside
 from featcache.cache.locks import locked
 from featcache.errors import CacheBusy, CacheUnwritable, HeadError
+from featcache.files import file_aside
 from featcache.heads.config import HeadConfig
 from featcache.heads.preparation import Prepared
 from featcache.heads.records import EpochRecord

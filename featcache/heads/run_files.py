@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from featcache.cache.aside import folder_aside
 from featcache.errors import HeadError
+from featcache.files import folder_aside
 from featcache.heads.records import EpochRecord, Predictions
 
 WEIGHTS_FILE = "head.safetensors"
@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes().decode(*_UTF8))
     except FileNotFoundError as error:
         raise HeadError(f"no run in {path.parent}: {path.name} is missing", hint="a folder train-head wrote") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise HeadError(f"cannot read {path}: {error}", hint="train again") from error
     if not isinstance(content, dict):
         raise HeadError(f"expected a JSON object in {path}, got {type(content).__name__}", hint="train again")
@@ -80,7 +80,7 @@ def read_checkpoint_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]
             told = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])
         if told["format"] == CHECKPOINT_FORMAT:
             return told["about"], told["progress"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise HeadError(f"{path} is no checkpoint of a training: {error}", hint="train again") from error
     raise HeadError(
         f"expected a checkpoint of format {CHECKPOINT_FORMAT} in {path}, got {told['format']!r}",

@@ -19,7 +19,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -244,17 +244,23 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
     return [np.asarray(features)]
 
 
-def used_caches(runs_dir: Path) -> set[Path]:
-    """The cache files that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
+def used_caches(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
+    """The caches that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
 
-    Raises HeadError for one that cannot be read: nobody could say which cache it needs.
+    One that does not say which it read is passed over, and `report` is told.
     """
-    used = {cache for folder in run_folders(runs_dir) for cache in _used_caches(folder)}
-    sweeps = (path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")))
-    used |= {cache for folder in sweeps if not is_tmp(folder) for cache in _swept_caches(folder)}
-    for checkpoint in sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}")):
-        about, _ = read_checkpoint_metadata(checkpoint)
-        used |= set(map(Path, about["caches"]))
+    readers: list[tuple[Callable[[Path], Iterable[Path]], list[Path]]] = [
+        (_used_caches, run_folders(runs_dir)),
+        (_swept_caches, [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")) if not is_tmp(path.parent)]),
+        (_trained_caches, sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}"))),
+    ]
+    used: set[Path] = set()
+    for read, places in readers:
+        for place in places:
+            try:
+                used |= set(read(place))
+            except HeadError as error:
+                report(f"{error.message}; the caches it used may be listed as unused")
     return used
 
 
@@ -273,6 +279,14 @@ def _swept_caches(folder: Path) -> tuple[Path, ...]:
     if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
         raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
     return tuple(map(Path, caches))
+
+
+def _trained_caches(checkpoint: Path) -> list[Path]:
+    about, _ = read_checkpoint_metadata(checkpoint)
+    try:
+        return list(map(Path, about["caches"]))
+    except (KeyError, TypeError) as error:
+        raise HeadError(f"the checkpoint {checkpoint} does not say which caches it used") from error
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:

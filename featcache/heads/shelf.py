@@ -45,5 +45,5 @@ def _age(folder: Path) -> tuple[str, int]:
     path = folder / CONFIG_FILE
     try:
         return str(json.loads(path.read_bytes()).get("created")), path.stat().st_mtime_ns
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return "", 0

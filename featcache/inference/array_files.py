@@ -19,9 +19,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from featcache.cache.aside import file_aside, folder_aside, fsync_file
 from featcache.errors import InvalidOption
-from featcache.files import publishing
+from featcache.files import file_aside, folder_aside, fsync_file, publishing
 from featcache.inference.cache_rows import Advance, CacheRows
 
 _SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}

@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.network import Network
-from featcache.cache.aside import file_aside
 from featcache.errors import ExportError, InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
+from featcache.files import file_aside
 from featcache.heads.runs import Run
 from featcache.heads.shelf import find_run
 from featcache.images import ArraySource, decode

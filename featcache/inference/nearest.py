@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound
 from featcache.heads.batches import StreamedBatches
@@ -76,7 +77,7 @@ class NearestImages:
 
 def _opened(origin: FeatureOrigin, data_dir: Path) -> FeatureCache:
     """The cache where it was, or under its name in the data folder."""
-    for path in (Path(origin.cache), data_dir / "features" / Path(origin.cache).name):
+    for path in places_of(Path(origin.cache), data_dir / "features"):
         cache = _same(path, origin)
         if cache is not None:
             return cache

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featcache.cache.aside import folder_aside, fsync_file
 from featcache.errors import ExportError, InvalidOption
+from featcache.files import folder_aside, fsync_file
 from featcache.images import decode
 from featcache.images.sources import ImageSource, Sample
 from featcache.inference.array_files import require_new_folder

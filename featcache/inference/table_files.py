@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache.cache.aside import file_aside
 from featcache.errors import MissingExtra
+from featcache.files import file_aside
 from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
 
 _COLUMNS = ("id", "split", "label", "class")

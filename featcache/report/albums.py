@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import CacheError, CacheNotFound
@@ -125,9 +126,8 @@ def _site(subjects: tuple[Subject, ...], features_dir: Path) -> Site:
 
 def cache_of(run: Run, features_dir: Path) -> tuple[Path | None, str]:
     """Where the cache of a run is now: where it was, or in `features_dir`. Else None, and why not."""
-    there = Path(run.features.cache)
     why = f"The cache {run.features.cache_name} is gone"
-    for path in (there, features_dir / there.name):
+    for path in places_of(Path(run.features.cache), features_dir):
         try:
             with FeatureCache.open(path) as cache:
                 if _holds_its_features(cache, run):

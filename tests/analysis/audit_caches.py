@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.donors import Donors, MemoryDonor
+from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
-from featcache.cache.writer import assemble
+from featcache.cache.tables import SplitTable
+from featcache.cache.writer import write_packed
 
 Features = NDArray[Any]
 Labels = NDArray[np.int64]
@@ -59,29 +60,19 @@ def write_cache(
         views=views,
         view_seed=0 if views > 1 else None,
     )
-    tables, parts = {}, []
+    tables, donors = {}, []
     for name, (features, labels) in splits.items():
         names = tuple((ids or {}).get(name) or (f"{name}/{row:05d}" for row in range(len(labels))))
         told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
         of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
         tables[name] = SplitTable(ids=names, labels=labels.astype(np.int64), digests=of_rows)
-        path = write_part(
-            folder / f"parts-{name}",
-            fingerprint=spec.fingerprint,
-            first_row=0,
-            digests=of_rows,
-            features={LAYER: features},
-        )
-        parts.append(Part.open(path))
-    path = assemble(
-        folder / "toy.h5",
+        donors.append(MemoryDonor(fingerprint=spec.fingerprint, digests=of_rows, features={LAYER: features}))
+    info = CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
         set_name="toy",
         classes=classes,
-        provenance={},
-        tables=tables,
-        donors=Donors(parts),
-        arrays=None if scaling is None else {LAYER: scaling},
     )
+    scales = None if scaling is None else {LAYER: scaling}
+    path = write_packed(folder / "toy.h5", info, tables=tables, donors=Donors(donors), scaling=scales)
     return FeatureCache.open(path)

@@ -1,4 +1,4 @@
-"""Small specs, rows and caches for the tests of the cache room."""
+"""Small specs, rows and caches for the tests of caches."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ import numpy.typing as npt
 import xxhash
 
 from featcache.cache.checksums import table_digest
-from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.donors import Donors, MemoryDonor
+from featcache.cache.info import CacheInfo
+from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureCache
-from featcache.cache.spec import Json, LayerSpec, Selection, Spec
+from featcache.cache.segment_draft import SegmentDraft
+from featcache.cache.segments import completed
+from featcache.cache.spec import LayerSpec, Selection, Spec
+from featcache.cache.tables import SplitTable
 from featcache.cache.trailer import Trailer, read_trailer
-from featcache.cache.writer import assemble
+from featcache.cache.writer import Scaling, write_packed
 from featcache.files import ReadableFile
 
 CLASSES = ("cat", "dog", "frog")
@@ -77,48 +81,73 @@ def rows_for(spec: Spec, digests: npt.NDArray[np.uint8]) -> dict[str, npt.NDArra
     return features
 
 
-def write_parts(
-    folder: Path, spec: Spec, split_tables: Mapping[str, SplitTable], rows_per_part: int = 16
-) -> list[Part]:
-    """All rows of the tables, as parts in `folder`."""
+def donors_of(spec: Spec, split_tables: Mapping[str, SplitTable]) -> Donors:
+    """All rows of the tables, in memory."""
     digests = np.concatenate([table.digests for table in split_tables.values()])
-    features = rows_for(spec, digests)
-    paths = [
-        write_part(
-            folder,
-            fingerprint=spec.fingerprint,
-            first_row=first,
-            digests=digests[first : first + rows_per_part],
-            features={name: rows[first : first + rows_per_part] for name, rows in features.items()},
-        )
-        for first in range(0, len(digests), rows_per_part)
-    ]
-    return [Part.open(path) for path in paths]
+    return Donors([MemoryDonor(fingerprint=spec.fingerprint, digests=digests, features=rows_for(spec, digests))])
+
+
+def an_info(spec: Spec | None = None, **changes: Any) -> CacheInfo:
+    """What a cache of the samples says of itself."""
+    values: dict[str, Any] = {
+        "spec": spec or a_spec(),
+        "selection": a_selection(),
+        "set_name": "cifar10",
+        "classes": CLASSES,
+        "provenance": {"created": "2026-11-24T06:00:00+00:00"},
+    }
+    return CacheInfo(**{**values, **changes})
 
 
 def make_cache(
     path: Path,
     spec: Spec | None = None,
     split_tables: Mapping[str, SplitTable] | None = None,
-    provenance: Mapping[str, Json] | None = None,
-    **more: Any,
+    scaling: Scaling | None = None,
+    **info: Any,
 ) -> Path:
-    """A finished cache at `path`."""
-    spec = spec or a_spec()
-    split_tables = split_tables or tables()
-    parts = write_parts(path.with_name(path.name + "-made.parts"), spec, split_tables)
-    arguments: dict[str, Any] = {
-        "selection": a_selection(),
-        "set_name": "cifar10",
-        "classes": CLASSES,
-        "provenance": provenance or {"created": "2026-11-24T06:00:00+00:00"},
-        "donors": Donors(parts),
-    }
-    assemble(path, spec=spec, tables=split_tables, **{**arguments, **more})
-    for part in parts:
-        part.path.unlink()
-    path.with_name(path.name + "-made.parts").rmdir()
-    return path
+    """A packed cache at `path`."""
+    spec, split_tables = spec or a_spec(), split_tables or tables()
+    return write_packed(
+        path, an_info(spec, **info), tables=split_tables, donors=donors_of(spec, split_tables), scaling=scaling
+    )
+
+
+def write_segment(folder: Path, info: CacheInfo, segment: Segment, table: SplitTable) -> Path:
+    """One segment with rows that follow from its digests."""
+    draft = SegmentDraft(folder / segment.file, info, split=segment.split, table=table)
+    draft.put(np.arange(len(table)), rows_for(info.spec, table.digests))
+    return draft.publish()
+
+
+def make_segments(
+    folder: Path,
+    spec: Spec | None = None,
+    split_tables: Mapping[str, SplitTable] | None = None,
+    *,
+    segment_rows: int = 16,
+    written: int | None = None,
+    **changes: Any,
+) -> Path:
+    """A cache in segments, complete, or with only the first `written` of them: its folder."""
+    info, split_tables = an_info(spec, **changes), split_tables or tables()
+    cuts = [
+        (Segment.planned(split, first, len(table.ids[first : first + segment_rows])), first)
+        for split, table in split_tables.items()
+        for first in range(0, len(table), segment_rows)
+    ]
+    manifest = Manifest(
+        texts=info.texts(),
+        segments=tuple(segment for segment, _ in cuts),
+        segment_rows=segment_rows,
+        command="featcache extract -b vgg16",
+    )
+    manifest.write(folder)
+    for segment, first in cuts[:written]:
+        write_segment(folder, info, segment, split_tables[segment.split].take(slice(first, first + segment_rows)))
+    if written is None:
+        completed(folder, manifest, info.texts()).write(folder)
+    return folder
 
 
 def assert_whole(path: Path, spec: Spec, split_tables: Mapping[str, SplitTable]) -> None:

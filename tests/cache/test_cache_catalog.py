@@ -1,4 +1,4 @@
-"""The shelf: listed quickly and completely, found by any unambiguous name, tidied without harm."""
+"""Caches in a folder: listed quickly and completely, found by any unambiguous name, tidied without harm."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
-from cache_samples import a_selection, a_spec, a_table, flip, make_cache, tables, write_parts
+from cache_samples import a_selection, a_spec, a_table, flip, make_cache, make_segments
 
 from featcache.cache.catalog import (
     CacheEntry,
     candidates,
-    describe,
     discard,
     find,
     garbage,
@@ -24,9 +23,9 @@ from featcache.cache.catalog import (
     remove,
 )
 from featcache.cache.locks import locked
-from featcache.cache.parts import Skipped
-from featcache.cache.plan import PartsPlan, write_plan
+from featcache.cache.manifest import MANIFEST_NAME
 from featcache.cache.spec import cache_name
+from featcache.cache.tables import Skipped
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.files import tmp_name
 
@@ -34,19 +33,11 @@ DONE = cache_name("cifar10", a_spec(), a_selection())
 HALF = cache_name("cifar10", a_spec(precision="bf16"), a_selection())
 
 
-def unfinished(folder: Path, rows: int = 20) -> Path:
+def unfinished(folder: Path) -> Path:
+    tables = {"train": a_table("train", 40), "test": a_table("test", 12)}
+    provenance = {"created": "2026-11-24T07:00:00+00:00"}
     spec = a_spec(precision="bf16")
-    plan = PartsPlan(
-        spec=spec,
-        selection=a_selection(),
-        set_name="cifar10",
-        classes=("cat", "dog", "frog"),
-        rows={"train": 40, "test": 12},
-        created="2026-11-24T07:00:00+00:00",
-    )
-    write_plan(folder, plan)
-    write_parts(folder, spec, {"train": a_table("train", rows)}, rows_per_part=10)
-    return folder
+    return make_segments(folder, spec, tables, segment_rows=10, written=2, provenance=provenance)
 
 
 @pytest.fixture
@@ -55,7 +46,7 @@ def shelf(tmp_path: Path) -> Path:
     features = tmp_path / "features"
     skipped = [Skipped(id="x", split="train", reason="truncated")]
     make_cache(features / f"{DONE}.h5", skipped=skipped)
-    unfinished(features / f"{HALF}.parts")
+    unfinished(features / HALF)
     damaged = features / "damaged-vgg16-11111111-11111111.h5"
     shutil.copy(features / f"{DONE}.h5", damaged)
     os.truncate(damaged, 30_000)
@@ -104,12 +95,6 @@ def test_only_a_complete_cache_may_be_used(shelf: Path) -> None:
         find(shelf, "foreign").require_complete()
 
 
-def test_rows_done_twice_count_once(tmp_path: Path) -> None:
-    folder = unfinished(tmp_path / f"{HALF}.parts", rows=40)
-    write_parts(folder, a_spec(precision="bf16"), tables(), rows_per_part=7)
-    assert describe(folder).rows_done == 52
-
-
 def test_a_folder_that_is_absent_is_an_empty_shelf_and_a_file_an_error(tmp_path: Path) -> None:
     assert list_caches(tmp_path / "absent") == []
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -119,11 +104,11 @@ def test_a_folder_that_is_absent_is_an_empty_shelf_and_a_file_an_error(tmp_path:
         list_caches(tmp_path / "file")
 
 
-@pytest.mark.parametrize("damage", ["plan.json", "trailer", "empty", "folder", "dangling"])
+@pytest.mark.parametrize("damage", ["manifest", "trailer", "empty", "folder", "dangling"])
 def test_nothing_on_the_shelf_raises_out_of_the_listing(shelf: Path, damage: str) -> None:
     done = shelf / f"{DONE}.h5"
-    if damage == "plan.json":
-        (shelf / f"{HALF}.parts" / "plan.json").write_text("{")
+    if damage == "manifest":
+        (shelf / HALF / MANIFEST_NAME).write_text("{")
     elif damage == "trailer":
         flip(done, done.stat().st_size - 100)
     elif damage == "empty":
@@ -135,12 +120,13 @@ def test_nothing_on_the_shelf_raises_out_of_the_listing(shelf: Path, damage: str
         done.unlink()
         done.symlink_to("nowhere")
     states = [entry.state for entry in list_caches(shelf)]
-    assert "complete" not in states or damage == "plan.json"
+    assert "complete" not in states or damage == "manifest"
     assert len(states) == (3 if damage == "dangling" else 4)
 
 
-def test_a_parts_folder_without_a_plan_is_listed_as_damaged_and_can_be_removed(tmp_path: Path) -> None:
-    (tmp_path / "x.parts").mkdir()
+def test_a_manifest_that_is_none_is_listed_as_damaged_and_can_be_removed(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / MANIFEST_NAME).write_text("{")
     (entry,) = list_caches(tmp_path)
     assert entry.state == "damaged"
     remove(entry.path)
@@ -151,7 +137,7 @@ def test_a_cache_is_found_by_name_prefix_and_path(shelf: Path) -> None:
     path = shelf / f"{DONE}.h5"
     for ref in (DONE, f"{DONE}.h5", DONE[:-3], path, str(path)):
         assert find(shelf, ref).path == path
-    assert find(shelf, HALF[: len(HALF) - 9]).path == shelf / f"{HALF}.parts"
+    assert find(shelf, HALF[: len(HALF) - 9]).path == shelf / HALF
     assert find(shelf, "damaged").state == "damaged"
 
 
@@ -171,9 +157,10 @@ def test_an_ambiguous_or_unknown_name_lists_what_was_meant(shelf: Path) -> None:
             find(shelf, ref)
 
 
-def test_a_finished_cache_goes_before_parts_of_the_same_name(shelf: Path) -> None:
-    unfinished(shelf / f"{DONE}.parts")
+def test_a_packed_cache_goes_before_segments_of_the_same_name(shelf: Path) -> None:
+    unfinished(shelf / DONE)
     assert find(shelf, DONE).path == shelf / f"{DONE}.h5"
+    assert [entry.state for entry in list_caches(shelf) if entry.name == DONE] == ["complete"]
 
 
 def test_use_is_noted_beside_the_cache(shelf: Path) -> None:
@@ -192,7 +179,7 @@ def test_removing_takes_the_cache_and_what_lies_beside_it(shelf: Path) -> None:
     size = path.stat().st_size
     assert remove(path) == size
     assert not path.exists()
-    assert remove(shelf / f"{HALF}.parts") > 0
+    assert remove(shelf / HALF) > 0
     assert remove(shelf / "damaged-vgg16-11111111-11111111.h5") == 30_000
     with pytest.raises(CacheForeign):
         remove(shelf / "foreign.h5")
@@ -207,20 +194,20 @@ def test_garbage_is_what_nobody_needs_and_nothing_else(shelf: Path) -> None:
     now = time.time()
     other = shelf / "other-vgg16-22222222-22222222.h5"
     shutil.copy(shelf / f"{DONE}.h5", other)
-    unfinished(shelf / f"{DONE}.parts")
+    unfinished(shelf / DONE)
     (shelf / "gone-vgg16-33333333-33333333.used").touch()
     pid = os.fork()
     if pid == 0:
         (shelf / tmp_name("c.h5")).write_text("half")
-        (shelf / f"{HALF}.parts" / tmp_name("part-0")).write_text("half")
+        (shelf / HALF / tmp_name("train-0")).write_text("half")
         os._exit(0)
     os.waitpid(pid, 0)
     (shelf / tmp_name("alive.h5")).write_text("half")
     found = {(one.path.name.split(".tmp-")[0], one.reason) for one in garbage(shelf, used=[other], now=now)}
     assert found == {
         ("c.h5", "left by a process that is gone"),
-        ("part-0", "left by a process that is gone"),
-        (f"{DONE}.parts", "parts of a finished cache"),
+        ("train-0", "left by a process that is gone"),
+        (DONE, "segments of a packed cache"),
         (f"{DONE}.h5", "no run uses it"),
         ("gone-vgg16-33333333-33333333.used", "belongs to no cache"),
     }
@@ -254,7 +241,7 @@ def test_a_hundred_caches_are_listed_in_a_blink_without_heavy_imports(tmp_path: 
     assert min(times) < 0.4
 
 
-def test_every_public_name_of_the_room_can_be_had() -> None:
+def test_every_public_name_of_the_package_can_be_had() -> None:
     import featcache.cache
 
     for name in featcache.cache.__all__:

@@ -13,27 +13,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cache_samples import (
-    CLASSES,
-    a_selection,
-    a_spec,
-    a_table,
-    assert_whole,
-    make_cache,
-    no_tmp_under,
-    tables,
-    write_parts,
-)
+from cache_samples import a_spec, a_table, an_info, assert_whole, donors_of, make_cache, no_tmp_under, rows_for, tables
 
 from featcache import files
-from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, write_part
-from featcache.cache.plan import part_paths
-from featcache.cache.writer import assemble
+from featcache.cache.segment_draft import SegmentDraft
+from featcache.cache.writer import write_packed
 from featcache.errors import CacheUnwritable, FeatcacheError
 from featcache.files import is_abandoned, is_tmp, publish_bytes, publishing, tmp_name
 
 CALLS = ("pwrite", "fallocate", "fsync", "replace", "fsync_folder")
+SEGMENT = a_table("train", 6)
 NEW = {"train": a_table("train", 9), "test": a_table("test", 4)}
 
 
@@ -78,19 +67,10 @@ def test_a_failing_call_leaves_the_old_cache_or_the_whole_new_one(
     path = make_cache(tmp_path / "c.h5")
     old, new = path.read_bytes(), make_cache(tmp_path / "other" / "c.h5", split_tables=NEW).read_bytes()
     times = 0
-    donors = Donors(write_parts(tmp_path / "p", a_spec(), NEW))
+    donors = donors_of(a_spec(), NEW)
 
     def act() -> None:
-        assemble(
-            path,
-            spec=a_spec(),
-            selection=a_selection(),
-            set_name="cifar10",
-            classes=CLASSES,
-            provenance={"created": "2026-11-24T06:00:00+00:00"},
-            tables=NEW,
-            donors=donors,
-        )
+        write_packed(path, an_info(), tables=NEW, donors=donors)
 
     for error in outcomes(monkeypatch, call, failure, act):
         times += 1
@@ -107,20 +87,43 @@ def test_a_failing_call_leaves_the_old_cache_or_the_whole_new_one(
 
 @pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failing_call_leaves_no_part_or_a_whole_one(
+def test_a_failing_call_leaves_no_segment_or_a_whole_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: int
 ) -> None:
-    table = a_table("train", 6)
-    for error in outcomes(
-        monkeypatch, call, failure, lambda: write_parts(tmp_path / "p", a_spec(), {"train": table}, 6)
-    ):
+    path = tmp_path / "c" / "train-000000000.h5"
+    for error in outcomes(monkeypatch, call, failure, lambda: write_segment(path)):
         assert isinstance(error, CacheUnwritable)
         assert no_tmp_under(tmp_path)
-        for path in part_paths(tmp_path / "p"):
+        if path.exists():
             assert call == "fsync_folder"
-            assert Part.open(path).intact("avgpool", np.arange(6)).all()
+            assert_whole(path, a_spec(), {"train": SEGMENT})
             path.unlink()
-    assert len(part_paths(tmp_path / "p")) == 1
+    assert_whole(path, a_spec(), {"train": SEGMENT})
+
+
+@pytest.mark.parametrize("left_out", [0, 2])
+@pytest.mark.parametrize("call", CALLS)
+def test_a_segment_that_was_refused_can_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, left_out: int
+) -> None:
+    path = tmp_path / "c" / "train-000000000.h5"
+    for error in outcomes(monkeypatch, call, errno.EIO, lambda: write_segment(path, left_out)):
+        assert isinstance(error, CacheUnwritable)
+        write_segment(path, left_out)
+        assert_whole(path, a_spec(), {"train": SEGMENT.take(slice(left_out, None))})
+        assert no_tmp_under(tmp_path)
+
+
+def write_segment(path: Path, left_out: int = 0) -> None:
+    """A segment without its first `left_out` rows, which have to be moved then."""
+    draft = SegmentDraft(path, an_info(), split="train", table=SEGMENT)
+    try:
+        for row in range(left_out, len(SEGMENT)):
+            draft.put(np.array([row]), rows_for(a_spec(), SEGMENT.digests[row : row + 1]))
+        draft.publish()
+    except BaseException:
+        draft.discard()
+        raise
 
 
 @pytest.mark.parametrize("call", ["pwrite", "fallocate"])
@@ -243,7 +246,6 @@ def _limited(code: str, limit: int, folder: Path) -> subprocess.CompletedProcess
 MAKE = """
 from pathlib import Path
 from cache_samples import make_cache
-from featcache.cache.writer import assemble
 from featcache.errors import CacheUnwritable
 folder = Path(sys.argv[1])
 try:
@@ -290,15 +292,8 @@ def _dangling(place: Path) -> None:
 @pytest.mark.parametrize("make", [_file, _dangling])
 def test_something_else_in_the_folders_place_is_a_clear_error(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "features")
-    parts = write_parts(tmp_path / "p", a_spec(), tables())
     with pytest.raises(CacheUnwritable, match="features") as caught:
-        write_part(
-            tmp_path / "features",
-            fingerprint="f",
-            first_row=0,
-            digests=parts[0].digests,
-            features={},
-        )
+        write_segment(tmp_path / "features" / "train-000000000.h5")
     assert caught.value.hint
     with pytest.raises(CacheUnwritable):
         publish_bytes(tmp_path / "features" / "c.h5", b"abc")

@@ -11,16 +11,17 @@ import pytest
 from cache_samples import CLASSES, LAYERS, a_spec, digests_of, make_cache
 
 from featcache.cache.catalog import describe
-from featcache.cache.parts import Part, Skipped
+from featcache.cache.manifest import MANIFEST_VERSION
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Selection, Spec
+from featcache.cache.tables import Skipped
 from featcache.cache.trailer import FORMAT_VERSION
 from featcache.cache.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
 CACHE = GOLDEN / "cache-1.h5"
-PART = GOLDEN / "part-1.safetensors"
+SEGMENTS = GOLDEN / "segments-1"
 
 GOLDEN_SPEC = Spec(
     backbone="golden",
@@ -40,10 +41,12 @@ GOLDEN_SKIPPED = Skipped(id="train/cat/2.jpg", split="train", reason="truncated"
 
 def test_there_is_a_golden_file_for_every_version() -> None:
     assert {path.name for path in GOLDEN.glob("cache-*.h5")} == {f"cache-{n + 1}.h5" for n in range(FORMAT_VERSION)}
+    assert {path.name for path in GOLDEN.glob("segments-*")} == {f"segments-{n + 1}" for n in range(MANIFEST_VERSION)}
 
 
-def test_the_golden_cache_opens_for_ever() -> None:
-    with FeatureCache.open(CACHE) as cache:
+@pytest.mark.parametrize("path", [CACHE, SEGMENTS], ids=lambda path: path.name)
+def test_the_golden_cache_opens_for_ever(path: Path) -> None:
+    with FeatureCache.open(path) as cache:
         assert cache.spec == GOLDEN_SPEC
         assert cache.spec.fingerprint == "5383cb38651e172295d74b68c5a5cf595082d5e1fb317333a8c2d73fa4630af5"
         assert cache.selection == GOLDEN_SELECTION
@@ -58,17 +61,8 @@ def test_the_golden_cache_opens_for_ever() -> None:
         np.testing.assert_array_equal(split.features[:], GOLDEN_ROWS)
         assert split.features.feature_shape == (4, 2, 2)
         assert (split.features.scale, split.features.offset) == (0.5, -1.0)
-    assert verify(CACHE, full=True).sound
-    assert describe(CACHE).complete
-
-
-def test_the_golden_part_opens_for_ever() -> None:
-    part = Part.open(PART)
-    assert part.fingerprint == GOLDEN_SPEC.fingerprint
-    assert part.first_row == 5
-    assert part.skipped == (GOLDEN_SKIPPED,)
-    np.testing.assert_array_equal(part.digests, digests_of(["one", "two", "three"]))
-    np.testing.assert_array_equal(part.gather("avgpool", np.arange(3)), GOLDEN_ROWS)
+    assert verify(path, full=True).sound
+    assert describe(path).complete
 
 
 def example() -> str:
@@ -99,7 +93,7 @@ def test_the_document_names_every_array_and_attribute(tmp_path: Path) -> None:
     import h5py
 
     text = DOCUMENT.read_text(encoding="utf-8")
-    path = make_cache(tmp_path / "c.h5", arrays={"avgpool": (2.0, 1.0)})
+    path = make_cache(tmp_path / "c.h5", scaling={"avgpool": (2.0, 1.0)})
     with h5py.File(path) as file:
         names = {*file.attrs, *file["train"], *file["train/features/avgpool"].attrs}
     assert [name for name in names if f"`{name}`" not in text and f"/{name}" not in text] == []

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, and several processes at once: no part is lost, no row is wrong.
+"""SIGKILL at random moments, and several processes at once: no segment is lost, no row is wrong.
 
 `FEATCACHE_KILLS` sets how many kills the short version makes (30); the slow one makes ten times as many.
 """
@@ -12,45 +12,46 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cache_samples import CLASSES, a_selection, a_spec, assert_whole, no_tmp_under, rows_for, tables
+from cache_samples import a_spec, an_info, assert_whole, no_tmp_under, tables, write_segment
 
-from featcache.cache.catalog import garbage
+from featcache.cache.catalog import discard_segments, garbage
 from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, open_parts, write_part
-from featcache.cache.plan import part_paths
-from featcache.cache.writer import assemble
+from featcache.cache.manifest import MANIFEST_NAME, Manifest, Segment
+from featcache.cache.reader import FeatureCache
+from featcache.cache.segments import completed, open_segments
+from featcache.cache.writer import write_packed
 
 ROWS = {"train": 90, "test": 30}
-ROWS_PER_PART = 8
+SEGMENT_ROWS = 8
+SEGMENTS = [
+    Segment.planned(split, first, min(SEGMENT_ROWS, rows - first))
+    for split, rows in ROWS.items()
+    for first in range(0, rows, SEGMENT_ROWS)
+]
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "30"))
 
 
 def extract(folder: Path, published: int) -> None:
-    """A tiny extraction: the missing parts, told one by one through a pipe, then the cache, then the parts go."""
-    spec, made = a_spec(), tables(ROWS)
-    parts = folder / "c.parts"
-    digests = np.concatenate([table.digests for table in made.values()])
-    missing = Donors(open_parts(parts)).locate(digests, spec.layer_names).donor < 0
-    for first in range(0, len(digests), ROWS_PER_PART):
-        some = digests[first : first + ROWS_PER_PART]
-        if missing[first : first + ROWS_PER_PART].any():
-            path = write_part(
-                parts, fingerprint=spec.fingerprint, first_row=first, digests=some, features=rows_for(spec, some)
-            )
+    """A tiny extraction: the missing segments, told one by one through a pipe, then the manifest, then the packing."""
+    segments, info, made = folder / "c", an_info(), tables(ROWS)
+    manifest = Manifest(texts=info.texts(), segments=tuple(SEGMENTS), segment_rows=SEGMENT_ROWS, command="again")
+    if not (segments / MANIFEST_NAME).exists():
+        manifest.write(segments)
+    there = {segment for segment, _ in open_segments(segments, manifest)}
+    for segment in SEGMENTS:
+        if segment not in there:
+            path = write_segment(segments, info, segment, made[segment.split].take(rows_of(segment)))
             os.write(published, path.name.encode() + b"\n")
-    assemble(
-        folder / "c.h5",
-        spec=spec,
-        selection=a_selection(),
-        set_name="cifar10",
-        classes=CLASSES,
-        provenance={"created": "2026-11-24T06:00:00+00:00"},
-        tables=made,
-        donors=Donors(open_parts(parts)),
-    )
+    completed(segments, manifest, info.texts()).write(segments)
+    with FeatureCache.open(segments) as cache:
+        write_packed(folder / "c.h5", info, tables=made, donors=Donors([cache[split] for split in cache.splits]))
     os.write(published, b"cache\n")
-    for path in part_paths(parts):
-        path.unlink()
+    discard_segments(segments)
+
+
+def rows_of(segment: Segment) -> slice:
+    first = int(segment.file.removesuffix(".h5").split("-")[1])
+    return slice(first, first + segment.rows)
 
 
 def run_and_kill(folder: Path, after_s: float | None) -> tuple[list[str], bool]:
@@ -76,14 +77,14 @@ def run_and_kill(folder: Path, after_s: float | None) -> tuple[list[str], bool]:
 
 
 def check_survivors(folder: Path, said: list[str]) -> None:
-    for path in part_paths(folder / "c.parts"):
-        part = Part.open(path)
-        for layer, rows in rows_for(a_spec(), part.digests).items():
-            np.testing.assert_array_equal(part.gather(layer, np.arange(len(part))), rows)
+    for segment in SEGMENTS:
+        path = folder / "c" / segment.file
+        if path.exists():
+            assert_whole(path, a_spec(), {segment.split: tables(ROWS)[segment.split].take(rows_of(segment))})
     if (folder / "c.h5").exists():
         assert_whole(folder / "c.h5", a_spec(), tables(ROWS))
     if "cache" not in said:
-        assert set(said) <= {path.name for path in part_paths(folder / "c.parts")}
+        assert set(said) <= {path.name for path in (folder / "c").glob("*.h5")}
     else:
         assert (folder / "c.h5").exists()
 
@@ -110,12 +111,12 @@ def kill_many(tmp_path: Path, kills: int) -> None:
     assert found == left
 
 
-def test_no_kill_loses_a_part_or_makes_a_wrong_row(tmp_path: Path) -> None:
+def test_no_kill_loses_a_segment_or_makes_a_wrong_row(tmp_path: Path) -> None:
     kill_many(tmp_path, KILLS)
 
 
 @pytest.mark.slow
-def test_no_kill_of_hundreds_loses_a_part_or_makes_a_wrong_row(tmp_path: Path) -> None:
+def test_no_kill_of_hundreds_loses_a_segment_or_makes_a_wrong_row(tmp_path: Path) -> None:
     kill_many(tmp_path, 10 * KILLS)
 
 
@@ -138,26 +139,12 @@ def test_several_processes_at_once_do_no_harm(tmp_path: Path, processes: int) ->
 
 
 def assemble_together(folder: Path) -> None:
-    """Parts and cache under the same names as everybody else's."""
-    spec, made = a_spec(), tables(ROWS)
-    digests = np.concatenate([table.digests for table in made.values()])
-    for first in range(0, len(digests), 40):
-        some = digests[first : first + 40]
-        write_part(
-            folder / "c.parts",
-            fingerprint=spec.fingerprint,
-            first_row=first,
-            digests=some,
-            features=rows_for(spec, some),
-        )
-    assemble(
-        folder / "c.h5",
-        spec=spec,
-        selection=a_selection(),
-        set_name="cifar10",
-        classes=CLASSES,
-        provenance={},
-        tables=made,
-        donors=Donors(open_parts(folder / "c.parts")),
-    )
-    assert_whole(folder / "c.h5", spec, made)
+    """Segments and cache under the same names as every other process."""
+    info, made = an_info(), tables(ROWS)
+    for segment in SEGMENTS:
+        write_segment(folder / "c", info, segment, made[segment.split].take(rows_of(segment)))
+    manifest = Manifest(texts=info.texts(), segments=tuple(SEGMENTS), segment_rows=SEGMENT_ROWS, command="again")
+    manifest.write(folder / "c")
+    splits = [split for _, split in open_segments(folder / "c", manifest)]
+    write_packed(folder / "c.h5", info, tables=made, donors=Donors(splits))
+    assert_whole(folder / "c.h5", a_spec(), made)

@@ -16,9 +16,9 @@ from featcache.cache.header import build_header
 from featcache.cache.inspection import read_header
 from featcache.cache.layout import FeatureAttributes, arrays_of, features_name, is_table
 from featcache.cache.memory_file import ALIGNMENT
-from featcache.cache.parts import Skipped
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
+from featcache.cache.tables import Skipped
 
 names = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=30).filter(
     lambda name: name.isprintable() and "/" not in name and name not in (".", "..")
@@ -28,7 +28,7 @@ names = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1
 def test_plain_h5py_reads_every_array_and_attribute(tmp_path: Path) -> None:
     spec, made = a_spec(), tables()
     skipped = [Skipped(id="train/x.jpg", split="train", reason="truncated")]
-    path = make_cache(tmp_path / "c.h5", spec, made, skipped=skipped, arrays={"features.30": (0.5, -1.0)})
+    path = make_cache(tmp_path / "c.h5", spec, made, skipped=skipped, scaling={"features.30": (0.5, -1.0)})
     with h5py.File(path) as file:
         for split, table in made.items():
             for layer, rows in rows_for(spec, table.digests).items():

@@ -240,5 +240,5 @@ def test_an_error_inside_releases_it(tmp_path: Path) -> None:
 def test_unreadable_owner_information_is_no_obstacle(tmp_path: Path) -> None:
     with locked(tmp_path, NAME):
         lock_path(tmp_path, NAME).write_text("not json")
-        with pytest.raises(CacheBusy, match="somebody else"), locked(tmp_path, NAME, wait=False):
+        with pytest.raises(CacheBusy, match="another process"), locked(tmp_path, NAME, wait=False):
             pytest.fail("both hold it")

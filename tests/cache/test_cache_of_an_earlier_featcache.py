@@ -7,13 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from cache_samples import CLASSES, a_selection, a_spec, make_cache, tables, write_parts
+from cache_samples import a_spec, make_cache, make_segments
 
 from featcache.cache.catalog import FOREIGN, candidates, describe, garbage, remove
-from featcache.cache.donors import Donors
-from featcache.cache.plan import PartsPlan, write_plan
 from featcache.cache.reader import FeatureCache
-from featcache.cache.sharded import assemble_sharded
 from featcache.cache.spec import SPEC_VERSION
 from featcache.cache.verification import verify
 from featcache.errors import CacheForeign, CacheOutdated
@@ -26,40 +23,19 @@ def one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = folder / "old.sharded"
     # Its writer reads back what it has written, as the writer of the time did.
     monkeypatch.setattr("featcache.cache.spec.SPEC_VERSION", EARLIER.version)
-    return make_cache_of_several_files(path)
+    return make_segments(folder / "old", EARLIER)
 
 
-def make_cache_of_several_files(path: Path) -> Path:
-    parts = write_parts(path.with_name("made.parts"), EARLIER, tables())
-    return assemble_sharded(
-        path,
-        spec=EARLIER,
-        selection=a_selection(),
-        set_name="cifar10",
-        classes=CLASSES,
-        provenance={"created": "2026-11-24T06:00:00+00:00"},
-        tables=tables(),
-        donors=Donors(parts),
-        rows_per_shard=20,
-    )
+def an_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Of a featcache that kept unfinished rows in other files."""
+    (folder / "old.parts").mkdir()
+    (folder / "old.parts" / "plan.json").write_text("{}")
+    return folder / "old.parts"
 
 
-def unfinished(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    path = folder / "old.parts"
-    rows = {split: len(table) for split, table in tables().items()}
-    created = "2026-11-24T06:00:00+00:00"
-    plan = PartsPlan(
-        spec=EARLIER, selection=a_selection(), set_name="cifar10", classes=CLASSES, rows=rows, created=created
-    )
-    write_plan(path, plan)
-    write_parts(path, EARLIER, tables())
-    return path
-
-
-@pytest.fixture(params=[one_file, several_files, unfinished])
+@pytest.fixture(params=[one_file, several_files, an_earlier_folder])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     make: Callable[[Path, pytest.MonkeyPatch], Path] = request.param
     with pytest.MonkeyPatch.context() as monkeypatch:

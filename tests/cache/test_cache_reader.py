@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 
 from featcache import files
 from featcache.cache.reader import CachedSplit, FeatureCache
-from featcache.errors import CacheDamaged, CacheNotFound, InvalidOption, UnknownName
+from featcache.errors import CacheDamaged, CacheNotFound, CacheUnreadable, InvalidOption, UnknownName
 
 COUNT = 40
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cache(tmp_path_factory.mktemp("reader") / "c.h5", arrays={"features.30": (2.0, 1.0)})
+    return make_cache(tmp_path_factory.mktemp("reader") / "c.h5", scaling={"features.30": (2.0, 1.0)})
 
 
 @pytest.fixture
@@ -341,13 +341,13 @@ def test_reads_that_return_less_or_are_interrupted_are_continued(
     assert_whole(path, a_spec(), tables())
 
 
-def test_a_disk_that_cannot_read_is_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_cannot_read_now_is_not_called_damage(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def failing(fd: int, buffers: Any, offset: int) -> int:
         raise OSError(5, "Input/output error")
 
     cache = FeatureCache.open(path)
     monkeypatch.setattr(files.system, "preadv", failing)
-    with pytest.raises(CacheDamaged, match="Input/output"):
+    with pytest.raises(CacheUnreadable, match="Input/output"):
         cache["train"].features[0]
 
 

@@ -1,4 +1,4 @@
-"""Assembling: rows come from whoever has them, or the cache is not written."""
+"""A packed cache: rows come from donors that have them, or the cache is not written."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from cache_samples import (
-    a_selection,
     a_spec,
     a_table,
+    an_info,
     assert_whole,
     digests_of,
+    donors_of,
+    flip,
     make_cache,
+    make_segments,
     no_tmp_under,
     tables,
-    write_parts,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -26,45 +28,41 @@ from hypothesis import strategies as st
 from featcache import files
 from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, SplitTable, write_part
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
-from featcache.cache.writer import assemble
+from featcache.cache.tables import SplitTable
+from featcache.cache.writer import write_packed
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, InvalidOption
 
 
-def assembled(path: Path, donors: Donors, **changes: Any) -> Path:
-    arguments: dict[str, Any] = {
-        "spec": a_spec(),
-        "selection": a_selection(),
-        "set_name": "cifar10",
-        "classes": ("cat", "dog", "frog"),
-        "provenance": {},
-        "tables": tables(),
-        "donors": donors,
-    }
-    return assemble(path, **{**arguments, **changes})
+def packed(path: Path, donors: Donors, **changes: Any) -> Path:
+    arguments: dict[str, Any] = {"tables": tables(), **changes}
+    of_info = {name: arguments.pop(name) for name in ("spec", "classes", "provenance") if name in arguments}
+    return write_packed(path, an_info(**of_info), donors=donors, **arguments)
 
 
-def test_parts_become_a_cache(tmp_path: Path) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(), tables())
-    assert_whole(assembled(tmp_path / "c.h5", Donors(parts)), a_spec(), tables())
+def test_rows_of_donors_become_a_cache(tmp_path: Path) -> None:
+    assert_whole(packed(tmp_path / "c.h5", donors_of(a_spec(), tables())), a_spec(), tables())
 
 
-def test_rows_come_in_the_order_of_the_table_whatever_order_the_parts_have(tmp_path: Path) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(), tables(), rows_per_part=5)
+def test_segments_become_a_cache(tmp_path: Path) -> None:
+    with FeatureCache.open(make_segments(tmp_path / "c", segment_rows=7)) as cache:
+        path = packed(tmp_path / "c.h5", Donors([cache[split] for split in cache.splits]))
+    assert_whole(path, a_spec(), tables())
+    assert path.read_bytes() == make_cache(tmp_path / "other.h5").read_bytes()
+
+
+def test_rows_come_in_the_order_of_the_table_whatever_order_the_donors_have(tmp_path: Path) -> None:
     table = tables()["train"]
     order = np.random.default_rng(0).permutation(len(table))
-    turned = SplitTable(
-        ids=tuple(table.ids[row] for row in order), labels=table.labels[order], digests=table.digests[order]
-    )
-    path = assembled(tmp_path / "c.h5", Donors(parts[::-1]), tables={"train": turned})
+    turned = table.take(order)
+    path = packed(tmp_path / "c.h5", donors_of(a_spec(), tables()), tables={"train": turned})
     assert_whole(path, a_spec(), {"train": turned})
 
 
-def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_parts(tmp_path: Path) -> None:
+def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_others(tmp_path: Path) -> None:
     old = make_cache(tmp_path / "old.h5", split_tables={"train": a_table("train", 20)})
-    new = write_parts(tmp_path / "p", a_spec(), {"train": a_table("more", 7)})
+    new = donors_of(a_spec(), {"train": a_table("more", 7)}).donors
     grown = SplitTable(
         ids=(*a_table("train", 20).ids, *a_table("more", 7).ids),
         labels=np.zeros(27, np.int64),
@@ -72,7 +70,7 @@ def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_parts(tm
     )
     with FeatureCache.open(old) as cache:
         # Under the name of the very cache it reads from.
-        path = assembled(old, Donors([cache["train"], *new]), tables={"train": grown})
+        path = packed(old, Donors([cache["train"], *new]), tables={"train": grown})
     assert_whole(path, a_spec(), {"train": grown})
 
 
@@ -80,7 +78,7 @@ def test_a_cache_of_more_layers_donates_to_one_of_fewer(tmp_path: Path) -> None:
     source = make_cache(tmp_path / "both.h5")
     one = a_spec().restricted_to(["features.30"])
     with FeatureCache.open(source) as cache:
-        path = assembled(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
+        path = packed(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
     assert_whole(path, one, tables())
 
 
@@ -97,7 +95,7 @@ def test_where_open_files_cannot_be_replaced_the_donor_is_closed_first(
         replace(old, new)
 
     monkeypatch.setattr(files.system, "replace", refusing)
-    assembled(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
+    packed(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
     with pytest.raises(CacheNotFound, match="replaced"):
         cache["train"].features[0]
     assert_whole(path, a_spec(), tables())
@@ -144,29 +142,27 @@ def test_splits_come_in_the_order_train_val_test_and_may_be_empty(tmp_path: Path
 
 
 def test_a_missing_row_is_counted_and_nothing_is_written(tmp_path: Path) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(), {"train": a_table("train", 30), "test": a_table("test", 12)})
+    donors = donors_of(a_spec(), {"train": a_table("train", 30), "test": a_table("test", 12)})
     with pytest.raises(CacheIncomplete, match="10 of train"):
-        assembled(tmp_path / "c.h5", Donors(parts))
+        packed(tmp_path / "c.h5", donors)
     assert not (tmp_path / "c.h5").exists()
 
 
 def test_a_damaged_row_stops_it_and_the_old_cache_stays(tmp_path: Path) -> None:
-    path = make_cache(tmp_path / "c.h5")
+    path, other = make_cache(tmp_path / "c.h5"), make_cache(tmp_path / "other.h5")
     before = path.read_bytes()
-    parts = write_parts(tmp_path / "p", a_spec(), tables())
-    data = bytearray(parts[1].path.read_bytes())
-    data[-1] ^= 1
-    parts[1].path.write_bytes(data)
-    with pytest.raises(CacheDamaged, match=parts[1].path.name):
-        assembled(path, Donors(parts))
+    with FeatureCache.open(other) as cache:
+        flip(other, cache.file.place("train/features/avgpool").offset)
+        with pytest.raises(CacheDamaged, match=r"other\.h5"):
+            packed(path, Donors([cache["train"], cache["test"]]))
     assert path.read_bytes() == before
     assert no_tmp_under(tmp_path)
 
 
 def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(precision="bf16"), tables())
+    donors = donors_of(a_spec(precision="bf16"), tables())
     with pytest.raises(CacheForeign, match="fingerprint"):
-        assembled(tmp_path / "c.h5", Donors(parts))
+        packed(tmp_path / "c.h5", donors)
 
 
 @pytest.mark.parametrize(
@@ -176,21 +172,21 @@ def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
         {"tables": {}},
         {"tables": {"train": a_table("train", 0)}},
         {"classes": ("cat", "dog")},
-        {"arrays": {"fc": (1.0, 0.0)}},
+        {"scaling": {"fc": (1.0, 0.0)}},
     ],
 )
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    donors = donors_of(a_spec(), tables())
     with pytest.raises(InvalidOption):
-        assembled(tmp_path / "c.h5", Donors(parts), **changes)
+        packed(tmp_path / "c.h5", donors, **changes)
 
 
 @pytest.mark.parametrize("bad", ["", "ends\0", "\0", "\ud800", "\udcc3\udca9"])
 def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> None:
     table = SplitTable(ids=("ok", bad), labels=np.zeros(2, np.int64), digests=digests_of(["a", "b"]))
-    parts = write_parts(tmp_path / "p", a_spec(), {"train": table})
+    donors = donors_of(a_spec(), {"train": table})
     with pytest.raises(InvalidOption):
-        assembled(tmp_path / "c.h5", Donors(parts), tables={"train": table})
+        packed(tmp_path / "c.h5", donors, tables={"train": table})
 
 
 @settings(max_examples=30, deadline=None)
@@ -212,9 +208,9 @@ def test_any_ids_and_labels_come_back(
 
 
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
-    parts = write_parts(tmp_path / "p", a_spec(), tables())
+    donors = donors_of(a_spec(), tables())
     told: list[tuple[int, int]] = []
-    assembled(tmp_path / "c.h5", Donors(parts), progress=lambda done, total: told.append((done, total)))
+    packed(tmp_path / "c.h5", donors, progress=lambda done, total: told.append((done, total)))
     assert told[-1] == (52 * 22 * 2, 52 * 22 * 2)
     assert told == sorted(told)
 
@@ -223,21 +219,12 @@ def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
     spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(16384,))])
     ids = [str(row) for row in range(2000)]
     digests = digests_of(ids)
-    paths = [
-        write_part(
-            tmp_path / "p",
-            fingerprint=spec.fingerprint,
-            first_row=first,
-            digests=digests[first : first + 200],
-            features={"l": np.full((200, 16384), first, np.float16)},
-        )
-        for first in range(0, 2000, 200)
-    ]
     table = SplitTable(ids=tuple(ids), labels=np.zeros(2000, np.int64), digests=digests)
+    folder = make_segments(tmp_path / "c", spec, {"train": table}, segment_rows=100)
     tracemalloc.start()
     try:
-        donors = Donors([Part.open(path) for path in paths])
-        path = assembled(tmp_path / "c.h5", donors, spec=spec, tables={"train": table})
+        with FeatureCache.open(folder) as segments:
+            path = packed(tmp_path / "c.h5", Donors([segments["train"]]), spec=spec, tables={"train": table})
         with FeatureCache.open(path) as cache:
             for _, block in cache["train"].features.blocks(256):
                 assert block.shape[1] == 16384

@@ -41,7 +41,7 @@ def cache(here: Path) -> Path:
 
 @pytest.fixture
 def unfinished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The parts of an extraction that was interrupted after 16 of 48 images."""
+    """The segments of an extraction that was interrupted after 16 of 48 images."""
 
     def interrupt(self: Terminal, stage: str, done: int, total: int, **_: object) -> None:
         if stage == "extracting" and done >= 16:
@@ -49,9 +49,9 @@ def unfinished(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     with monkeypatch.context() as patch:
         patch.setattr(Terminal, "advance", interrupt)
-        featcache("extract", *PIXELS, "--batch-size", "8", "--part-rows", "8", expect=130)
-    (path,) = (here / "data" / "features").glob("*.parts")
-    return path
+        featcache("extract", *PIXELS, "--batch-size", "8", "--segment-rows", "8", expect=130)
+    (manifest,) = (here / "data" / "features").glob("*/manifest.json")
+    return manifest.parent
 
 
 @pytest.fixture

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
+
+from featcache.files import tmp_name
 
 # --- ls ----------------------------------------------------------------------------------------------------
 
@@ -167,7 +170,7 @@ def test_why_tells_a_miss_field_by_field(cache: Path) -> None:
 def test_why_writes_nothing(here: Path) -> None:
     assert answer("why", *PIXELS)["state"] == "miss"
     assert not list(here.glob("data/features/*.h5"))
-    assert not list(here.glob("data/features/*.parts"))
+    assert not list(here.glob("data/features/*/"))
 
 
 # --- rm and gc ---------------------------------------------------------------------------------------------
@@ -203,3 +206,40 @@ def test_gc_lists_and_only_on_request_removes_what_no_run_uses(cache: Path) -> N
     assert "--delete does it" in featcache("gc").stdout
     assert answer("gc", "--delete")["garbage"] == [piece]
     assert [entry["name"] for entry in answer("ls")["caches"]] == [cache.stem]
+
+
+def test_gc_finds_what_dead_processes_left_among_caches_runs_and_digests(here: Path, cache: Path) -> None:
+    featcache("train-head", "--head", "ridge")
+    (run,) = (path.parent for path in here.glob("runs/*/config.json"))
+    pid = os.fork()
+    if pid == 0:
+        for folder in (cache.parent, here / "data" / "digests", here / "runs", run):
+            (folder / tmp_name("left")).write_bytes(b"half")
+        aside = here / "runs" / tmp_name("run")
+        aside.mkdir()
+        (aside / "weights").write_bytes(b"half")
+        os._exit(0)
+    os.waitpid(pid, 0)
+    left = set(here.rglob("*.tmp-*"))
+    assert {Path(piece["path"]) for piece in answer("gc")["garbage"]} == {one.relative_to(here) for one in left}
+    answer("gc", "--delete")
+    assert not list(here.rglob("*.tmp-*"))
+    assert featcache("gc").stdout == "nothing to remove\n"
+
+
+def test_gc_names_a_damaged_run_and_goes_on(here: Path, cache: Path) -> None:
+    featcache("train-head", "--head", "ridge")
+    (config,) = here.glob("runs/*/config.json")
+    config.write_text("[" * 100_000)
+    ran = featcache("gc")
+    assert config.parent.name in ran.stderr and cache.name in ran.stdout
+
+
+def test_a_moved_project_keeps_its_caches(here: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    featcache("train-head", "--head", "ridge")
+    moved = here / "elsewhere"
+    moved.mkdir()
+    for name in ("data", "runs"):
+        (here / name).rename(moved / name)
+    monkeypatch.chdir(moved)
+    assert featcache("gc").stdout == "nothing to remove\n"

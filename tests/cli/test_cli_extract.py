@@ -196,7 +196,7 @@ def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str
     [
         (("--limit", "0"), "--limit of at least 1, got 0"),
         (("--split", "trian"), "unknown split 'trian'"),
-        (("--part-rows", "-1"), "--part-rows of at least 1, got -1"),
+        (("--segment-rows", "-1"), "--segment-rows of at least 1, got -1"),
         (
             ("-b", "alexnet", "--weights", "alexnet=random", "--precision", "fp16", "--device", "cpu"),
             "fp16 is not computed on a CPU",

@@ -13,17 +13,17 @@ from command_line import answer, child, write_pictures
 from featcache.backbones.runners.compiled import compiler
 
 NETWORK = ("--backbone", "resnet18", "--weights", "random:0", "--image-size", "64", "--dataset", "many")
-SLOWLY = ("--batch-size", "8", "--part-rows", "8", "--device", "cpu")
+SLOWLY = ("--batch-size", "8", "--segment-rows", "8", "--device", "cpu")
 
 
-def wait_for_part(features: Path, seconds: float = 90) -> Path:
-    """The folder of parts, as soon as the first part is published."""
+def wait_for_segment(features: Path, seconds: float = 90) -> Path:
+    """The folder of segments, as soon as the first one is published."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        for part in features.glob("*.parts/part-*"):
-            return part.parent
+        for segment in features.glob("*/*.h5"):
+            return segment.parent
         time.sleep(0.01)
-    raise AssertionError("no part was published")
+    raise AssertionError("no segment was published")
 
 
 def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
@@ -31,7 +31,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     features = here / "data" / "features"
     command = ("extract", *NETWORK, *SLOWLY, "--json")
     extracting = child(*command, cwd=here)
-    parts = wait_for_part(features)
+    segments = wait_for_segment(features)
     extracting.send_signal(signal.SIGINT)
     stdout, stderr = extracting.communicate(timeout=60)
     assert (extracting.returncode, stdout) == (130, "")
@@ -41,7 +41,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     assert not list(features.glob("*.h5"))
     assert not list(features.glob("*.lock"))
 
-    standing = 8 * len(list(parts.glob("part-*")))
+    standing = 8 * len(list(segments.glob("*.h5")))
     assert 8 <= standing < 300
     (entry,) = answer("ls")["caches"]
     assert (entry["state"], entry["rows_done"]) == ("unfinished", standing)
@@ -51,7 +51,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     said = json.loads(stdout)
     assert (said["computed"], said["reused"]) == (300 - standing, standing)
     assert f"{standing} of 300 rows stand already" in stderr
-    assert not parts.exists()
+    assert not segments.exists()
 
 
 @pytest.mark.skipif(compiler() is None, reason="there is no C++ compiler")

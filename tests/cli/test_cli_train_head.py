@@ -276,7 +276,7 @@ def test_the_caches_of_a_training_that_was_cut_off_are_no_garbage(
     cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cut_off(monkeypatch, *LONG)
-    assert cache in used_caches(here / "runs")
+    assert cache in used_caches(here / "runs", pytest.fail)
 
 
 def test_curves_are_written_for_tensorboard(cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ _BACKBONE = tiny_backbone()
 
 
 def main(images: str, data_dir: str) -> None:
-    """Extracts two views with a tiny backbone that takes its time, in parts of two batches."""
+    """Extracts two views with a tiny backbone that takes its time, in segments of two batches."""
     original = Program.features
 
     def slow(program: Program, batch: np.ndarray) -> dict[str, torch.Tensor]:
@@ -28,4 +28,4 @@ def main(images: str, data_dir: str) -> None:
 
     setattr(Program, "features", slow)  # noqa: B010 - in this process alone
     request = Request(dataset=images, backbone=_BACKBONE, data_dir=Path(data_dir), views=2)
-    extract(request, Execution(part_rows=16, batch_size=8))
+    extract(request, Execution(segment_rows=16, batch_size=8))

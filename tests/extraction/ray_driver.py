@@ -9,7 +9,7 @@ from featcache.extraction.ray_engine import Cluster, extract_on_ray
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution
 
-PART_ROWS = 4
+SEGMENT_ROWS = 4
 
 
 def request(images: str | Path, data_dir: str | Path) -> Request:
@@ -29,5 +29,5 @@ if __name__ == "__main__":
 
     address, images, data_dir = sys.argv[1:]
     ray.init(address=address, log_to_driver=False)
-    execution = Execution(part_rows=PART_ROWS, device="cpu")
+    execution = Execution(segment_rows=SEGMENT_ROWS, device="cpu")
     print(extract_on_ray(request(images, data_dir), execution, Cluster(address=address)).computed)

@@ -74,7 +74,7 @@ def test_a_changed_forward_under_the_same_name_and_weights_is_a_miss(
         assert (again.computed, again.cache) == (0, done.cache)
 
 
-def test_parts_of_another_function_are_not_used(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_of_another_function_are_not_used(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
 
     def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
@@ -84,7 +84,7 @@ def test_parts_of_another_function_are_not_used(request_: Request, monkeypatch: 
             raise KeyboardInterrupt
         return forward(images)
 
-    execution = Execution(batch_size=8, part_rows=8)
+    execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
         every_forward(patched, interrupted)
         with pytest.raises(KeyboardInterrupt):

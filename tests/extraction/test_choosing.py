@@ -323,7 +323,7 @@ def test_an_extraction_that_was_begun_by_a_runner_goes_on_by_it(
             raise KeyboardInterrupt
         return forward(images)
 
-    execution = Execution(batch_size=8, part_rows=8)
+    execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
         every_forward(patched, interrupted)
         with pytest.raises(KeyboardInterrupt):

@@ -34,7 +34,7 @@ def test_compiled_features_are_the_same_and_one_program_serves_all_batches(reque
     plain = extract(replace(request_, runner="eager"))
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    done = extract(replace(request_, runner="compiled"), Execution(batch_size=16, part_rows=16))
+    done = extract(replace(request_, runner="compiled"), Execution(batch_size=16, segment_rows=16))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     assert done.fingerprint != plain.fingerprint
     assert done.drift is not None
@@ -57,10 +57,10 @@ def test_extractions_of_one_process_are_all_compiled_and_each_once(
     torch._dynamo.reset()
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, dynamic=False, backend=counter))
-    # Torch keeps eight programs for a function. Three parts, the last batch short; the drift is measured in fp32.
+    # Torch keeps eight programs for a function. Three segments, the last batch short; the drift is measured in fp32.
     for number in range(1, 11):
         request = replace(request_, backbone=tiny_backbone(), runner="compiled", data_dir=tmp_path / str(number))
-        assert extract(request, Execution(batch_size=16, part_rows=16)).computed == 42
+        assert extract(request, Execution(batch_size=16, segment_rows=16)).computed == 42
         assert counter.frame_count == number
 
 
@@ -72,7 +72,7 @@ def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch
     with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as told:
         extract(replace(request_, runner="compiled"))
     assert told.value.hint == "extract with --runner eager"
-    assert not list(request_.features_dir.glob("*.parts"))
+    assert not list(request_.features_dir.glob("*/manifest.json"))
 
 
 def test_few_images_take_their_rows_from_a_large_compiled_cache(

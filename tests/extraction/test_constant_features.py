@@ -51,7 +51,7 @@ def test_constant_features_are_a_warning_with_layer_and_weights(
     value: float, images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     request = Request(dataset=images, backbone=dead(value), precision="fp32", data_dir=tmp_path / "data")
-    extract(request, Execution(batch_size=8, part_rows=8))
+    extract(request, Execution(batch_size=8, segment_rows=8))
     assert warnings(caplog) == [
         "all 21 images have the same features in layer output (module:dead): check the layer and the weights"
     ]

@@ -108,17 +108,17 @@ def test_on_a_hit_it_is_not_measured_but_still_told(request_: Request, computed_
     assert (again.computed, again.drift, computed_in) == (0, first.drift, [])
 
 
-def test_it_is_kept_where_all_rows_come_from_another_cache_or_from_parts(request_: Request) -> None:
+def test_it_is_kept_where_all_rows_come_from_another_cache(request_: Request) -> None:
     first = extract(request_)
     fewer = extract(replace(request_, limit=3))
     assert (fewer.computed, provenance(fewer.cache)) == (0, first.drift)
 
 
-def test_parts_remember_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_remember_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.extraction.job.assemble", _killed)
+        patch.setattr("featcache.extraction.job.publish", _killed)
         with pytest.raises(KeyboardInterrupt):
-            extract(request_, Execution(part_rows=16))
+            extract(request_, Execution(segment_rows=16))
     again = extract(request_)
     assert again.computed == 0
     assert cast("dict[str, Any]", provenance(again.cache))["images"] == 8
@@ -135,7 +135,7 @@ def test_a_network_that_drifts_too_far_is_stopped_before_anything_is_kept(reques
     ) as told:
         extract(request)
     assert told.value.hint == "extract with --precision fp32"
-    assert not list(request.features_dir.glob("*.h5")) + list(request.features_dir.glob("*.parts"))
+    assert not list(request.features_dir.glob("*.h5")) + list(request.features_dir.glob("*/manifest.json"))
     assert extract(replace(request, precision="fp32")).computed == 42
 
 

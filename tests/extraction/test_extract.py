@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import replace
@@ -17,7 +18,16 @@ from tiny import CLASSES, Forward, counted_batches, every_forward, jpeg, tiny_ba
 import featcache
 from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
-from featcache.errors import CacheBusy, ExtractionError, FeatcacheError, ImageError, InvalidOption, SourceError
+from featcache.errors import (
+    CacheBusy,
+    CacheUnreadable,
+    CacheUnwritable,
+    ExtractionError,
+    FeatcacheError,
+    ImageError,
+    InvalidOption,
+    SourceError,
+)
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
@@ -78,15 +88,15 @@ def test_on_a_hit_nothing_is_computed_and_the_file_stays(request_: Request) -> N
     assert again.cache.stat().st_mtime_ns == before.st_mtime_ns
 
 
-def test_no_parts_are_left_behind(request_: Request) -> None:
-    extraction = extract(request_, Execution(part_rows=8))
+def test_no_segments_are_left_behind(request_: Request) -> None:
+    extraction = extract(request_, Execution(segment_rows=8))
     assert [path.suffix for path in extraction.cache.parent.iterdir() if path.suffix != ".lock"] == [".h5"]
 
 
 @pytest.mark.parametrize(
-    "execution", [{"part_rows": 5, "batch_size": 8}, {"batch_size": 16, "workers": 1}, {"workers": 5}]
+    "execution", [{"segment_rows": 5, "batch_size": 8}, {"batch_size": 16, "workers": 1}, {"workers": 5}]
 )
-def test_rows_do_not_depend_on_parts_batches_or_workers(
+def test_rows_do_not_depend_on_segments_batches_or_workers(
     execution: dict[str, int], request_: Request, tmp_path: Path
 ) -> None:
     reference = arrays(extract(request_).cache)
@@ -326,14 +336,14 @@ def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path, m
     with monkeypatch.context() as patched:
         every_forward(patched, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            extract(request_, Execution(batch_size=8, part_rows=8))
+            extract(request_, Execution(batch_size=8, segment_rows=8))
     assert not list(request_.features_dir.glob("*.h5"))
-    after = extract(request_, Execution(batch_size=8, part_rows=8))
+    after = extract(request_, Execution(batch_size=8, segment_rows=8))
     assert (after.computed, after.reused) == (42 - 24, 24)
     assert arrays(after.cache) == reference
 
 
-def test_damaged_parts_and_caches_count_as_absent(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
+def test_damaged_rows_count_as_absent(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
     first = extract(request_)
     reference = arrays(first.cache)
     data = bytearray(first.cache.read_bytes())
@@ -367,11 +377,45 @@ def test_without_waiting_a_busy_cache_is_an_error(request_: Request) -> None:
     from featcache.cache.locks import locked
 
     first = extract(request_)
-    with (
-        locked(request_.features_dir, first.cache.stem),
-        pytest.raises(CacheBusy, match="is being written by process"),
-    ):
-        extract(request_, Execution(wait=False))
+    with locked(request_.features_dir, first.cache.stem):
+        assert extract(request_, Execution(wait=False)).computed == 0
+        first.cache.unlink()
+        with pytest.raises(CacheBusy, match="is being written by process"):
+            extract(request_, Execution(wait=False))
+
+
+def test_a_hit_needs_no_folder_that_can_be_written(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(request_)
+
+    def read_only(*_: object, **__: object) -> None:
+        raise CacheUnwritable("the folder is read-only")
+
+    monkeypatch.setattr("featcache.extraction.job.locked", read_only)
+    monkeypatch.setattr("featcache.files.begin_draft", read_only)
+    assert extract(request_).reused == 42
+
+
+@pytest.mark.parametrize("failure", [errno.EACCES, errno.EMFILE, errno.EIO], ids=errno.errorcode.get)
+def test_a_cache_that_cannot_be_opened_now_stops_and_stays(
+    failure: int, request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = extract(request_)
+    before = first.cache.read_bytes()
+    opens = os.open
+
+    def failing(path: str | Path, *args: int, **options: int) -> int:
+        if Path(path).suffix == ".h5":
+            raise OSError(failure, os.strerror(failure))
+        return opens(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", failing)
+        with pytest.raises(CacheUnreadable, match="cannot be read now") as caught:
+            extract(request_)
+        assert caught.value.hint
+    assert first.cache.read_bytes() == before
+    assert extract(request_).computed == 0
+    assert not list(request_.features_dir.glob("*damaged*"))
 
 
 # --- options and Python ------------------------------------------------------------------------------------
@@ -410,7 +454,7 @@ def test_from_python_the_sentence_is_the_same(images: Path, tmp_path: Path) -> N
     )
     assert cache["train"].features.shape == (30, 12)
     assert cache["train"].features.dtype == np.float16
-    assert stages[-1] == ("assembling", 42 * 12 * 2, 42 * 12 * 2)  # bytes
+    assert stages[-1] == ("packing", 42 * 12 * 2, 42 * 12 * 2)  # bytes
     assert ("extracting", 42, 42) in stages
     values, label = cache.dataset("test")[3]
     assert values.shape == (12,)

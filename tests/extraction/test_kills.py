@@ -1,4 +1,4 @@
-"""SIGKILL at random points of a whole extraction: no part is lost, no row is wrong, the file ends up equal.
+"""SIGKILL at random points of a whole extraction: no segment is lost, no row is wrong, the file ends up equal.
 
 The short version runs always; `FEATCACHE_KILLS=300 pytest tests/extraction/test_kills.py` is the long one.
 """
@@ -18,8 +18,9 @@ import h5py
 import pytest
 from tiny import write_images
 
-from featcache.cache.parts import open_parts
+from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
+from featcache.cache.segments import open_segments
 
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "12"))
 
@@ -65,7 +66,7 @@ def arrays(cache: Path) -> dict[str, bytes]:
 
 
 def published(data_dir: Path) -> set[Path]:
-    return set((data_dir / "features").glob("*.parts/part-*.safetensors"))
+    return set((data_dir / "features").glob("*/*.h5"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
@@ -84,17 +85,18 @@ def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Pa
             kills += 1
             now = published(data_dir)
             finals = list((data_dir / "features").glob("*.h5"))
-            assert standing <= now or finals, "a published part was lost"
+            assert standing <= now or finals, "a published segment was lost"
             standing = now
-            for folder in (data_dir / "features").glob("*.parts"):
-                # Every part under its final name is whole.
-                assert len(open_parts(folder)) == len(list(folder.glob("part-*.safetensors")))
+            for manifest in (data_dir / "features").glob("*/manifest.json"):
+                # Every segment under its final name is whole.
+                folder = manifest.parent
+                assert len(open_segments(folder, Manifest.read(folder))) == len(list(folder.glob("*.h5")))
             for final in finals:
                 assert arrays(final) == expected
         (cache,) = (data_dir / "features").glob("*.h5")
         assert arrays(cache) == expected
         assert FeatureCache.open(cache).name == reference.stem
-        assert not list((data_dir / "features").glob("*.parts"))
+        assert not list((data_dir / "features").glob("*/"))
     print(f"{kills} kills over {round_} extractions")
 
 

@@ -121,7 +121,7 @@ def test_an_extraction_that_has_not_ended_is_refused_with_what_to_do(shelf: Path
     (shelf / "pets/test/dog/9.jpg").write_bytes(b"no image")
     try:
         with pytest.raises(Exception, match=r"9\.jpg"):
-            extract(request, Execution(part_rows=4, batch_size=8))
+            extract(request, Execution(segment_rows=4, batch_size=8))
     finally:
         (shelf / "pets/test/dog/9.jpg").unlink()
     with pytest.raises(CacheIncomplete, match="is not finished"):
@@ -149,7 +149,7 @@ def test_of_several_the_newest_is_taken(
 ) -> None:
     base = _request(shelf, layers=("features.2",), data_dir=tmp_path)
     for day, precision in enumerate(order, start=1):
-        monkeypatch.setattr("featcache.extraction.job._now", lambda day=day: f"2026-01-0{day}T00:00:00+00:00")
+        monkeypatch.setattr("featcache.extraction.publish.now", lambda day=day: f"2026-01-0{day}T00:00:00+00:00")
         newest = extract(replace(base, precision=precision)).cache
     assert matching.by_request(base).path == newest
     assert extract(base).cache == newest

@@ -56,7 +56,7 @@ def least_cosine(some: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_its_features_are_those_of_torch_in_a_cache_of_their_own(request_: Request) -> None:
-    done = extract(request_, Execution(batch_size=16, part_rows=16))
+    done = extract(request_, Execution(batch_size=16, segment_rows=16))
     exact = extract(replace(request_, precision="fp32", runner="eager"))
     assert done.drift is not None
     assert done.fingerprint != exact.fingerprint

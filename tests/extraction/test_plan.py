@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from featcache.cache.checksums import row_digests
 from featcache.extraction.plan import Plan
+from featcache.extraction.segment_writer import first_of_equals
 from featcache.images.samples import Samples
 from featcache.images.sources import Sample
 
@@ -56,18 +57,17 @@ def test_some_rows_are_those_of_the_whole(plan: Plan, data: st.DataObject) -> No
     )
 
 
-@given(plan=PLANS, kept=st.integers(0, 2**32 - 1))
-def test_what_stands_twice_is_computed_once(plan: Plan, kept: int) -> None:
-    rows = np.flatnonzero(np.random.default_rng(kept).random(plan.rows) < 0.7)
-    digests = [digest.tobytes() for digests in plan.row_digests().values() for digest in digests]
-    first = {digests[row]: row for row in reversed(rows.tolist())}
-    assert plan.distinct(rows).tolist() == sorted(first.values())
+@given(kinds=st.lists(st.integers(0, 9), max_size=40))
+def test_the_first_of_equal_digests_is_found(kinds: list[int]) -> None:
+    digests = [hashlib.sha256(str(kind).encode()).digest() for kind in kinds]
+    found = first_of_equals(np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32))
+    assert found.tolist() == [kinds.index(kind) for kind in kinds]
 
 
 def test_images_that_share_eight_bytes_are_two() -> None:
-    plan = a_plan({"train": 4}, views=1, kinds=1)
-    plan.digests["train"][2, 31] ^= 1
-    assert plan.distinct(np.arange(4)).tolist() == [0, 2]
+    digests = np.repeat(np.frombuffer(hashlib.sha256(b"a").digest(), np.uint8)[None], 4, axis=0)
+    digests[2, 31] ^= 1
+    assert first_of_equals(digests).tolist() == [0, 0, 2, 0]
 
 
 def test_views_have_digests_of_their_own() -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from ray_driver import PART_ROWS, request
+from ray_driver import SEGMENT_ROWS, request
 from tiny import write_images
 
 from featcache.cache import FeatureCache
@@ -31,11 +31,11 @@ from featcache.images import ArraySource
 NODE = {"num_cpus": 1}
 # Workers inherit it: those of other clusters on this machine are left alone.
 MARK = f"FEATCACHE_TEST_CLUSTER={secrets.token_hex(8)}"
-EXECUTION = Execution(part_rows=PART_ROWS, device="cpu")
+EXECUTION = Execution(segment_rows=SEGMENT_ROWS, device="cpu")
 
 
 class Told:
-    """A reporter that remembers, and does something when so many parts are done."""
+    """A reporter that remembers, and does something when so many segments are done."""
 
     def __init__(self, **at: Callable[[], object]) -> None:
         self.at = {int(name.removeprefix("after_")): act for name, act in at.items()}
@@ -47,7 +47,7 @@ class Told:
     warn = say
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        if stage == "parts":
+        if stage == "segments":
             for number in [number for number in self.at if number <= done]:
                 self.at.pop(number)()
 
@@ -138,14 +138,14 @@ def test_a_killed_worker_and_a_removed_node_cost_nothing(
     assert not told.at
     assert (done.computed, done.reused, done.complete) == (108, 0, True)
     assert arrays(done.cache) == alone
-    assert not list(tmp_path.glob("features/*.parts"))
+    assert not list(tmp_path.glob("features/*/"))
     assert any("rows, " in sentence and "a second and task" in sentence for sentence in told.sentences)
     again = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
     assert again.computed == 0
     cluster.remove_node(nodes[1])
 
 
-def test_a_killed_driver_goes_on_with_the_parts_that_stand(
+def test_a_killed_driver_goes_on_with_the_segments_that_stand(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     words = [
@@ -157,14 +157,14 @@ def test_a_killed_driver_goes_on_with_the_parts_that_stand(
     ]
     driver = subprocess.Popen(words, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 90
-    while len(list(tmp_path.glob("features/*.parts/part-*"))) < 4 and time.monotonic() < deadline:
+    while len(list(tmp_path.glob("features/*/*.h5"))) < 4 and time.monotonic() < deadline:
         time.sleep(0.1)
     driver.kill()
     driver.wait()
-    stood = len(list(tmp_path.glob("features/*.parts/part-*")))
+    stood = len(list(tmp_path.glob("features/*/*.h5")))
     assert stood >= 4
     done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
-    assert done.computed <= 108 - stood * PART_ROWS
+    assert done.computed <= 108 - stood * SEGMENT_ROWS
     assert arrays(done.cache) == alone
 
 
@@ -176,7 +176,7 @@ def test_what_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path
     with pytest.raises(ExtractionError, match=r"rows 4 to 7 failed 3 times: .*dog/01\.jpg"):
         extract_on_ray(asked, EXECUTION, Cluster(address=cluster.address), reporter=told)
     assert sum("tried again" in sentence for sentence in told.sentences) == 2
-    skipping = Execution(part_rows=PART_ROWS, device="cpu", on_error="skip")
+    skipping = Execution(segment_rows=SEGMENT_ROWS, device="cpu", on_error="skip")
     done = extract_on_ray(asked, skipping, Cluster(address=cluster.address))
     assert [one.id for one in done.skipped] == ["train/dog/01.jpg"]
     assert (done.computed + done.reused, done.rows) == (11, {"train": 11})

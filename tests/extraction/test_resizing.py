@@ -90,7 +90,7 @@ def test_a_cache_is_the_same_file_wherever_images_were_resized(
     assert host == device
 
 
-@pytest.mark.parametrize("execution", [{"batch_size": 8, "workers": 1}, {"part_rows": 3}, {"batch_size": 3}])
+@pytest.mark.parametrize("execution", [{"batch_size": 8, "workers": 1}, {"segment_rows": 3}, {"batch_size": 3}])
 def test_rows_do_not_depend_on_the_company_of_an_image(
     execution: dict[str, int], request_: Request, tmp_path: Path
 ) -> None:

@@ -101,7 +101,7 @@ def test_after_an_interruption_all_go_on(
             raise KeyboardInterrupt
         return original(program, batch)
 
-    execution = Execution(batch_size=8, part_rows=8)
+    execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
         patched.setattr(Program, "features", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -117,6 +117,8 @@ def test_after_an_interruption_all_go_on(
 def test_two_processes_take_the_locks_in_the_same_order(requests: list[Request]) -> None:
     done = extract_each(requests)
     first = min(one.cache.stem for one in done)
+    for one in done:
+        one.cache.unlink()
     for order in (requests, requests[::-1]):
         with locked(requests[0].features_dir, first), pytest.raises(CacheBusy):
             extract_each(order, Execution(wait=False))

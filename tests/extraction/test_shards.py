@@ -5,22 +5,23 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import tiny_backbone, write_images
+from tiny import jpeg, tiny_backbone, write_images
 
 from featcache.cache import FeatureCache
+from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.verification import verify
 from featcache.errors import CacheIncomplete, ImageError, InvalidOption
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, assemble, extract
-from featcache.extraction.shares import Shard, Units, rows_in, rows_of
+from featcache.extraction.units import Shard, Units, segment_rows_for, units_of
 
-PART_ROWS = 8
+SEGMENT_ROWS = 8
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def request(images: Path, data_dir: Path) -> Request:
 
 
 def shard(text: str, on_error: Literal["fail", "skip"] = "fail") -> Execution:
-    return Execution(shard=Shard.parse(text), part_rows=PART_ROWS, on_error=on_error)
+    return Execution(shard=Shard.parse(text), segment_rows=SEGMENT_ROWS, on_error=on_error)
 
 
 def arrays(path: Path) -> dict[str, bytes]:
@@ -45,7 +46,7 @@ def arrays(path: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    done = extract(request(images, tmp_path_factory.mktemp("alone")), Execution(part_rows=PART_ROWS))
+    done = extract(request(images, tmp_path_factory.mktemp("alone")), Execution(segment_rows=SEGMENT_ROWS))
     return done.cache
 
 
@@ -55,12 +56,14 @@ def test_shards_in_any_order_and_twice_give_the_same_arrays(
 ) -> None:
     asked = request(images, tmp_path)
     done = [extract(asked, shard(text)) for text in order]
-    assert not any(one.complete for one in done)
+    last = order.index(max(order, key=lambda text: order.index(text)))
+    # The one that writes the last segment publishes the cache.
+    assert [one.complete for one in done] == [number >= last for number in range(len(order))]
     assert sum(one.computed for one in done) == 48
-    whole = assemble(asked, Execution(part_rows=PART_ROWS))
+    assert arrays(done[-1].cache) == arrays(alone)
+    assert not list(tmp_path.glob("features/*/"))
+    whole = assemble(asked, Execution(segment_rows=SEGMENT_ROWS))
     assert whole.complete and (whole.computed, whole.reused) == (0, 48)
-    assert arrays(whole.cache) == arrays(alone)
-    assert not list(tmp_path.glob("features/*.parts"))
     assert extract(asked).computed == 0
 
 
@@ -75,46 +78,101 @@ def test_a_shard_done_twice_computes_nothing_the_second_time(images: Path, tmp_p
 def test_a_missing_shard_is_an_error_that_says_how_much_is_missing(images: Path, tmp_path: Path) -> None:
     asked = request(images, tmp_path)
     extract(asked, shard("0/2"))
-    with pytest.raises(CacheIncomplete, match=r"24 of 48 rows are missing, in 3 of 6 parts") as raised:
-        assemble(asked, Execution(part_rows=PART_ROWS))
+    with pytest.raises(CacheIncomplete, match=r"24 of 48 rows are missing, in 3 of 7 segments") as raised:
+        assemble(asked, Execution(segment_rows=SEGMENT_ROWS))
     assert "featcache extract" in str(raised.value.hint)
     assert extract(asked).computed == 24
 
 
-def test_shards_skip_what_cannot_be_decoded_and_assembly_lists_it(images: Path, tmp_path: Path) -> None:
+def test_shards_skip_what_cannot_be_decoded_and_the_cache_lists_it(images: Path, tmp_path: Path) -> None:
     spoilt = write_images(tmp_path / "images", train=11, test=5)
     (spoilt / "train" / "dog" / "03.jpg").write_bytes(b"no image")
     asked = request(spoilt, tmp_path / "data")
-    for text in ("0/2", "1/2"):
-        extract(asked, shard(text, on_error="skip"))
+    extract(asked, shard("0/2", on_error="skip"))
     with pytest.raises(ImageError, match=r"dog/03\.jpg"):
-        assemble(asked, Execution(part_rows=PART_ROWS))
-    whole = assemble(asked, Execution(part_rows=PART_ROWS, on_error="skip"))
+        extract(asked, Execution(segment_rows=SEGMENT_ROWS))
+    extract(asked, shard("1/2", on_error="skip"))
+    whole = assemble(asked, Execution(segment_rows=SEGMENT_ROWS, on_error="skip"))
     assert [one.id for one in whole.skipped] == ["train/dog/03.jpg"]
     assert whole.rows == {"train": 32, "test": 15}
 
 
 @pytest.mark.parametrize("rows", [5, 17, 1000])
-def test_a_cache_in_several_files_is_a_hit_and_gives_its_rows(
-    rows: int, images: Path, alone: Path, tmp_path: Path
-) -> None:
+def test_a_cache_in_segments_is_a_hit_and_gives_its_rows(rows: int, images: Path, alone: Path, tmp_path: Path) -> None:
     asked = request(images, tmp_path)
-    done = extract(asked, Execution(shard_rows=rows, part_rows=PART_ROWS))
-    assert done.cache.suffix == ".sharded" and verify(done.cache, full=True).sound
+    done = extract(asked, Execution(pack=False, segment_rows=rows))
+    assert done.cache.is_dir() and verify(done.cache, full=True).sound
     assert arrays(done.cache) == arrays(alone)
-    assert extract(asked, Execution(shard_rows=rows)).computed == 0
-    # Asked for one file, the shards are the same cache still.
+    assert extract(asked, Execution(pack=False, segment_rows=rows)).computed == 0
+    # Asked for one file, the segments are the same cache still.
     assert extract(asked).cache == done.cache
 
 
-def test_an_increment_of_a_sharded_cache_computes_what_changed(tmp_path: Path) -> None:
+def test_a_cache_in_segments_can_be_packed_afterwards(images: Path, alone: Path, tmp_path: Path) -> None:
+    asked = request(images, tmp_path)
+    extract(asked, Execution(pack=False, segment_rows=10))
+    packed = assemble(asked, Execution(pack=True))
+    assert packed.cache.suffix == ".h5" and arrays(packed.cache) == arrays(alone)
+    assert [path.suffix for path in packed.cache.parent.iterdir()] == [".h5"]
+    assert verify(packed.cache, full=True).sound
+
+
+def test_an_increment_of_a_cache_in_segments_computes_what_changed(tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", train=11, test=5)
     asked = request(images, tmp_path / "data")
-    extract(asked, Execution(shard_rows=10))
+    first = extract(asked, Execution(pack=False, segment_rows=10))
+    before = {path.name: path.stat().st_mtime_ns for path in first.cache.glob("*.h5")}
     (images / "train" / "cat" / "00.jpg").write_bytes((images / "test" / "eel" / "00.jpg").read_bytes() + b"\0")
-    again = extract(asked, Execution(shard_rows=10, rehash=True))
+    again = extract(asked, Execution(pack=False, segment_rows=10, rehash=True))
     assert (again.computed, again.reused) == (1, 47)
     assert verify(again.cache, full=True).sound
+    written = [path.name for path in again.cache.glob("*.h5") if before[path.name] != path.stat().st_mtime_ns]
+    assert written == ["train-000000000.h5"]
+
+
+def test_an_increment_of_a_packed_cache_writes_only_new_rows_into_segments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_images(tmp_path / "images", train=11, test=5)
+    asked = request(images, tmp_path / "data")
+    extract(asked)
+    for number in range(3):
+        (images / "train" / "cat" / f"new{number}.jpg").write_bytes(jpeg(500 + number))
+    segments: list[tuple[str, int]] = []
+    begin = SegmentDraft.__init__
+
+    def noted(draft: SegmentDraft, path: Path, *args: object, **options: Any) -> None:
+        segments.append((path.name, len(options["table"])))
+        begin(draft, path, *args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SegmentDraft, "__init__", noted)
+    again = extract(asked)
+    assert (again.computed, again.reused) == (3, 48)
+    assert segments == [("train-000000000.h5", 3)]
+    fresh = extract(request(images, tmp_path / "fresh"))
+    assert arrays(again.cache) == arrays(fresh.cache)
+
+
+def test_what_the_first_process_decides_every_other_obeys(images: Path, tmp_path: Path) -> None:
+    asked = request(images, tmp_path)
+    extract(asked, shard("0/2"))
+    done = extract(asked, Execution(pack=False))
+    assert {path.name for path in done.cache.glob("train-*.h5")} == {
+        f"train-{first:09d}.h5" for first in range(0, 33, SEGMENT_ROWS)
+    }
+
+
+@pytest.mark.parametrize("twice", ["0/2", "1/2"])
+def test_an_image_that_stands_twice_is_computed_once_in_a_share(twice: str, tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=8, test=2)
+    for name in ("cat/zz.jpg", "eel/zz.jpg"):
+        (images / "train" / name).write_bytes((images / "train" / "cat" / "00.jpg").read_bytes())
+    asked = request(images, tmp_path / "data")
+    other = "1/2" if twice == "0/2" else "0/2"
+    extract(asked, shard(twice))
+    done = extract(asked, shard(other))
+    plain = extract(request(images, tmp_path / "plain"))
+    assert arrays(done.cache) == arrays(plain.cache)
 
 
 @given(total=st.integers(1, 400), of=st.integers(1, 9))
@@ -124,13 +182,36 @@ def test_every_unit_is_exactly_one_shards(total: int, of: int) -> None:
     assert Units(numbers=[total - 1, 0, total]).units(total).tolist() == sorted({0, total - 1})
 
 
-@given(total=st.integers(1, 400), part_rows=st.integers(1, 50), of=st.integers(1, 9), kept=st.integers(0, 2**32 - 1))
-def test_the_rows_of_units_are_those_that_lie_in_them(total: int, part_rows: int, of: int, kept: int) -> None:
-    rows = np.flatnonzero(np.random.default_rng(kept).random(total) < 0.7)
-    for number in range(of):
-        units = Shard(number=number, of=of).units(-(-total // part_rows))
-        assert rows_in(units, rows, part_rows).tolist() == [row for row in rows if row // part_rows % of == number]
-        assert rows_of(units, total, part_rows) == sum(row // part_rows % of == number for row in range(total))
+@given(
+    train=st.integers(0, 60),
+    test=st.integers(0, 60),
+    views=st.integers(1, 3),
+    segment_rows=st.integers(1, 50),
+)
+def test_units_hold_every_row_once_in_order(train: int, test: int, views: int, segment_rows: int) -> None:
+    rows_of_splits = {"train": train * views, "test": test * views}
+    rows = np.arange(sum(rows_of_splits.values()))
+    units = units_of(rows, rows_of_splits, segment_rows=segment_rows, views=views)
+    assert [row for unit in units for row in unit.rows.tolist()] == rows.tolist()
+    assert all(len(unit) <= max(segment_rows, views) and len(unit) % views == 0 for unit in units)
+    assert len({unit.segment.file for unit in units}) == len(units)
+    for unit in units:
+        bound = rows_of_splits["train"]
+        assert (unit.rows < bound).all() if unit.segment.split == "train" else (unit.rows >= bound).all()
+
+
+@given(speed=st.floats(1e-3, 1e6), rows=st.integers(1, 10_000_000))
+def test_segments_are_sized_by_time_and_never_too_many(speed: float, rows: int) -> None:
+    size = segment_rows_for(speed, rows)
+    assert len(units_of(np.arange(rows), {"train": rows}, segment_rows=size, views=1)) <= 512
+    if 64 <= 30 * speed <= 65_536 and rows <= 500 * 32:
+        assert size <= 30 * speed < 2 * size
+
+
+def test_too_many_segments_are_refused_with_what_would_fit() -> None:
+    with pytest.raises(InvalidOption, match="at most 512") as raised:
+        units_of(np.arange(2000), {"train": 2000}, segment_rows=1, views=1)
+    assert "--segment-rows 4 or more" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/3", "0/0", "1/2/3"])
@@ -141,7 +222,8 @@ def test_a_shard_that_is_none_is_refused(text: str) -> None:
 
 def test_three_shards_at_once_and_twice_and_the_command_that_assembles(images: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "featcache"]
-    options = ["-b", "pixels", "-d", str(images), "--image-size", "16", "--part-rows", "8", "--data-dir", str(tmp_path)]
+    options = ["-b", "pixels", "-d", str(images), "--image-size", "16", "--segment-rows", "8"]
+    options += ["--data-dir", str(tmp_path)]
     running = [
         subprocess.Popen([*words, "extract", *options, "--shard", f"{number}/3", "--json"], stdout=subprocess.PIPE)
         for number in (0, 1, 2, 0, 1, 2)

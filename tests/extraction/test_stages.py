@@ -12,7 +12,7 @@ from tiny import tiny_backbone, write_images
 
 from featcache.backbones.program import Program
 from featcache.backbones.transforms import Transform
-from featcache.cache.parts import write_part
+from featcache.cache.segment_draft import SegmentDraft
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.extraction.stages import Stages
@@ -45,7 +45,7 @@ def test_time_counts_also_where_it_ended_in_an_error() -> None:
 
 @pytest.mark.parametrize("slow", ["decode", "compute", "write"])
 def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    resize, features = Transform.resize_image, Program.features
+    resize, features, publish = Transform.resize_image, Program.features, SegmentDraft.publish
 
     def resized(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         time.sleep(0.03 * (slow == "decode"))
@@ -55,14 +55,14 @@ def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: 
         time.sleep(0.15 * (slow == "compute"))
         return features(program, images)
 
-    def written(*args: object, **options: object) -> Path:
+    def written(draft: SegmentDraft, *args: object) -> Path:
         time.sleep(0.15 * (slow == "write"))
-        return write_part(*args, **options)  # type: ignore[arg-type]
+        return publish(draft, *args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Transform, "resize_image", resized)
     monkeypatch.setattr(Program, "features", computed)
-    monkeypatch.setattr("featcache.extraction.part_writer.write_part", written)
-    done = extract(request_, Execution(batch_size=8, part_rows=8, workers=1))
+    monkeypatch.setattr(SegmentDraft, "publish", written)
+    done = extract(request_, Execution(batch_size=8, segment_rows=8, workers=1))
     assert done.bound == slow
     assert done.shares is not None
     assert done.shares[slow] > 0.5

@@ -89,8 +89,8 @@ def test_views_are_squashed_also_where_plain_images_are_cropped(images: Path, tm
     assert np.array_equal(cropped[1::2], squashed[1::2])
 
 
-@pytest.mark.parametrize("execution", [Execution(part_rows=5), Execution(batch_size=8, workers=1, part_rows=1)])
-def test_views_do_not_depend_on_parts_batches_or_workers(
+@pytest.mark.parametrize("execution", [Execution(segment_rows=5), Execution(batch_size=8, workers=1, segment_rows=1)])
+def test_views_do_not_depend_on_segments_batches_or_workers(
     execution: Execution, request_: Request, tmp_path: Path
 ) -> None:
     assert arrays(opened(request_, execution)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
@@ -191,10 +191,10 @@ def test_interrupted_between_the_views_of_an_image_it_goes_on(
     with monkeypatch.context() as patched:
         every_forward(patched, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            extract(request_, Execution(batch_size=8, part_rows=8))
-    after = extract(request_, Execution(batch_size=8, part_rows=8))
-    # 16 is no multiple of 3: the sixth image had one of its views.
-    assert (after.computed, after.reused) == (42 - 16, 16)
+            extract(request_, Execution(batch_size=8, segment_rows=8))
+    after = extract(request_, Execution(batch_size=8, segment_rows=8))
+    # 16 is no multiple of 3: the sixth image had one of its views. A segment holds whole images, two of them here.
+    assert (after.computed, after.reused) == (42 - 12, 12)
     assert arrays(FeatureCache.open(after.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.donors import Donors, MemoryDonor
+from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
-from featcache.cache.writer import assemble
+from featcache.cache.tables import SplitTable
+from featcache.cache.writer import write_packed
 
 LAYER = "avgpool"
 
@@ -72,27 +73,18 @@ def write_cache(
         view_seed=0 if views > 1 else None,
     )
     tables = {name: _table(name, split) for name, split in splits.items()}
-    parts = []
-    for name, split in splits.items():
-        path = write_part(
-            folder / f"parts-{backbone}-{name}",
-            fingerprint=spec.fingerprint,
-            first_row=0,
-            digests=tables[name].digests,
-            features=split.layers,
-        )
-        parts.append(Part.open(path))
-    path = assemble(
-        folder / f"{backbone}.h5",
+    donors = [
+        MemoryDonor(fingerprint=spec.fingerprint, digests=tables[name].digests, features=split.layers)
+        for name, split in splits.items()
+    ]
+    info = CacheInfo(
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
         classes=classes,
         provenance=provenance or {},
-        tables=tables,
-        donors=Donors(parts),
-        arrays=scaling,
     )
+    path = write_packed(folder / f"{backbone}.h5", info, tables=tables, donors=Donors(donors), scaling=scaling)
     return FeatureCache.open(path)
 
 

@@ -79,7 +79,7 @@ def test_a_run_names_every_cache_it_read(first: FeatureCache, second: FeatureCac
     assert "one-two" in run.folder.name
     assert run.to_json()["beside"] == [str(second.path)]
     assert run.training.frozen == 111
-    assert used_caches(tmp_path / "runs") == {first.path, second.path}
+    assert used_caches(tmp_path / "runs", pytest.fail) == {first.path, second.path}
 
 
 def test_a_run_of_two_caches_predicts_from_both(first: FeatureCache, second: FeatureCache, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -233,11 +234,22 @@ def test_damaged_history_and_predictions_are_refused(run: Run) -> None:
 
 def test_runs_say_which_caches_they_use(run: Run, cache: FeatureCache) -> None:
     runs_dir = run.folder.parent
-    assert used_caches(runs_dir) == {cache.path}
-    assert used_caches(runs_dir / "nowhere") == set()
-    edit_json(run.folder / "config.json", features={})
-    with pytest.raises(HeadError, match="which cache"):
-        used_caches(runs_dir)
+    reported: list[str] = []
+    assert used_caches(runs_dir, reported.append) == {cache.path}
+    assert used_caches(runs_dir / "nowhere", reported.append) == set()
+    assert reported == []
+
+
+@pytest.mark.parametrize("config", ["{}", "[]", "{", "[" * 100_000, '{"features": {}}'])
+def test_a_damaged_run_is_named_and_passed_over(run: Run, cache: FeatureCache, config: str) -> None:
+    runs_dir, reported = run.folder.parent, list[str]()
+    shutil.copytree(run.folder, runs_dir / "damaged")
+    (runs_dir / "damaged" / "config.json").write_text(config)
+    checkpoint = runs_dir / "begun.unfinished" / "checkpoint.safetensors"
+    checkpoint.parent.mkdir()
+    checkpoint.write_bytes(b"")
+    assert used_caches(runs_dir, reported.append) == {cache.path}
+    assert len(reported) == 2 and "damaged" in reported[0] and str(checkpoint) in reported[1]
 
 
 # --- nothing half-written ---------------------------------------------------------------------------------

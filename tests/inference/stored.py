@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.donors import Donors
-from featcache.cache.parts import Part, SplitTable, write_part
+from featcache.cache.donors import Donors, MemoryDonor
+from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
-from featcache.cache.writer import assemble
+from featcache.cache.tables import SplitTable
+from featcache.cache.writer import write_packed
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,27 +50,17 @@ def write_cache(
         view_seed=0 if views > 1 else None,
     )
     tables = {name: _table(rows) for name, rows in splits.items()}
-    parts = [
-        write_part(
-            folder / f"parts-{name}",
-            fingerprint=spec.fingerprint,
-            first_row=0,
-            digests=tables[name].digests,
-            features=rows.layers,
-        )
+    donors = [
+        MemoryDonor(fingerprint=spec.fingerprint, digests=tables[name].digests, features=rows.layers)
         for name, rows in splits.items()
     ]
-    path = assemble(
-        folder / "toy.h5",
+    info = CacheInfo(
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
         classes=classes,
-        provenance={},
-        tables=tables,
-        donors=Donors([Part.open(part) for part in parts]),
-        arrays=scaling,
     )
+    path = write_packed(folder / "toy.h5", info, tables=tables, donors=Donors(donors), scaling=scaling)
     return FeatureCache.open(path)
 
 

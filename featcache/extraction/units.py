@@ -1,0 +1,133 @@
+"""The rows of an extraction, cut into units: each is one segment, computed by one worker.
+
+Every worker cuts alike from the manifest, without asking another. A unit that is computed twice is harmless.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.manifest import MOST_SEGMENTS, Segment
+from featcache.errors import InvalidOption
+
+Rows = npt.NDArray[np.int64]
+
+# What losing one unfinished segment costs, in seconds of work.
+_SEGMENT_S = 30.0
+_LEAST_ROWS, _MOST_ROWS = 64, 65_536
+# Where the speed is not known yet: so many operations a second.
+_ASSUMED_FLOPS = 60e9
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Unit:
+    """One segment of an extraction.
+
+    Args:
+        segment: The file that will hold it.
+        rows: Its rows, as numbers among those of the plan, ascending: (n,).
+    """
+
+    segment: Segment
+    rows: Rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def units_of(rows: Rows, rows_of_splits: dict[str, int], *, segment_rows: int, views: int) -> list[Unit]:
+    """The rows (n,), ascending among those of the plan, cut into units: never across splits or between views.
+
+    Raises InvalidOption where there would be too many segments.
+    """
+    units = list(_cut(rows, rows_of_splits, max(1, segment_rows // views) * views))
+    if len(units) > MOST_SEGMENTS:
+        raise InvalidOption(
+            f"{segment_rows:,} rows a segment make {len(units):,} segments, expected at most {MOST_SEGMENTS}",
+            hint=f"--segment-rows {least_segment_rows(len(rows))} or more",
+        )
+    return units
+
+
+def _cut(rows: Rows, rows_of_splits: dict[str, int], step: int) -> Iterator[Unit]:
+    ends = np.cumsum(list(rows_of_splits.values()))
+    for split, some in zip(rows_of_splits, np.split(rows, np.searchsorted(rows, ends[:-1])), strict=True):
+        for first in range(0, len(some), step):
+            own = some[first : first + step]
+            yield Unit(segment=Segment.planned(split, first, len(own)), rows=own)
+
+
+def least_segment_rows(rows: int) -> int:
+    """How many rows a segment must have at least, so that there are not too many. Splits end with a shorter one."""
+    return -(-rows // (MOST_SEGMENTS - 8))
+
+
+def segment_rows_for(images_per_s: float, rows: int) -> int:
+    """How many rows a segment has: about half a minute of work, a power of two."""
+    affordable = min(_MOST_ROWS, max(_LEAST_ROWS, 2 ** int(np.log2(max(1.0, _SEGMENT_S * images_per_s)))))
+    return max(int(affordable), least_segment_rows(rows))
+
+
+def assumed_speed(flops_per_image: float) -> float:
+    """Images/s where nothing has been measured."""
+    return _ASSUMED_FLOPS / max(flops_per_image, 1.0)
+
+
+# --- several workers ---------------------------------------------------------------------------------------
+
+
+class Share(Protocol):
+    """One worker's part of the units."""
+
+    def units(self, count: int) -> Rows:
+        """Indices of the units in this share, ascending: int64 (n,). `count`: how many units there are."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """Every `of`-th unit, beginning with `number`: what one job of an array does. Raises InvalidOption."""
+
+    number: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.of:
+            raise InvalidOption(f"expected --shard i/n with i from 0 to n - 1, got {self.number}/{self.of}")
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """`0/8` to `7/8`. Raises InvalidOption."""
+        found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+        if found is None:
+            raise InvalidOption(f"expected --shard i/n, such as 0/8 to 7/8, got {text!r}")
+        return cls(number=int(found[1]), of=int(found[2]))
+
+    def units(self, count: int) -> Rows:
+        """Indices of the units in this share, ascending."""
+        return np.arange(self.number, count, self.of)
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """Units named one by one: what a task of a cluster does."""
+
+    numbers: Collection[int]
+
+    def units(self, count: int) -> Rows:
+        """Indices of the units in this share, ascending."""
+        return np.array(sorted({number for number in self.numbers if 0 <= number < count}), np.int64)
+
+
+def chosen(units: Sequence[Unit], share: Share | None) -> list[Unit]:
+    """The units of a share; None: all."""
+    return list(units) if share is None else [units[number] for number in share.units(len(units)).tolist()]

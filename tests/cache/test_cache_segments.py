@@ -1,0 +1,287 @@
+"""A cache in several files reads like one, and never with a segment that is not its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xxhash
+from cache_samples import ROWS, a_spec, a_table, an_info, flip, make_cache, make_segments, write_segment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.cache.catalog import DAMAGED, describe, discard, find, garbage, list_caches, mark_used, remove
+from featcache.cache.donors import Donors
+from featcache.cache.manifest import MANIFEST_NAME, MOST_SEGMENTS, Manifest, Segment
+from featcache.cache.reader import FeatureCache
+from featcache.cache.segments import completed, open_segments
+from featcache.cache.verification import verify
+from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_segments(tmp_path / "set", segment_rows=15)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> FeatureCache:
+    return FeatureCache.open(make_cache(tmp_path / "single" / "one.h5"))
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.h5"), key=lambda path: (path.name.startswith("test"), path.name))
+
+
+@pytest.mark.parametrize("segment_rows", [1, 7, 12, 15, 40, 1000])
+def test_a_cache_in_segments_reads_like_a_single_file(tmp_path: Path, segment_rows: int) -> None:
+    single = FeatureCache.open(make_cache(tmp_path / "single.h5"))
+    with FeatureCache.open(make_segments(tmp_path / "set", segment_rows=segment_rows)) as cache:
+        assert (cache.splits, cache.layers, cache.classes) == (single.splits, single.layers, single.classes)
+        assert cache.spec == single.spec and cache.selection == single.selection
+        for split in cache.splits:
+            ours, theirs = cache[split], single[split]
+            assert ours.ids == theirs.ids
+            assert np.array_equal(ours.labels, theirs.labels) and np.array_equal(ours.digests, theirs.digests)
+            for layer in cache.layers:
+                assert np.array_equal(ours.layer(layer)[:], theirs.layer(layer)[:])
+                assert ours.layer(layer).shape == theirs.layer(layer).shape
+                rows = np.arange(len(ours))
+                assert np.array_equal(ours.checksums(layer, rows), theirs.checksums(layer, rows))
+    assert len(segments(tmp_path / "set")) == sum(-(-rows // segment_rows) for rows in ROWS.values())
+
+
+@given(rows=st.lists(st.integers(-ROWS["train"], ROWS["train"] - 1), max_size=60))
+@settings(max_examples=60, deadline=None)
+def test_rows_come_in_any_order_across_segments(tmp_path_factory: pytest.TempPathFactory, rows: list[int]) -> None:
+    base = tmp_path_factory.getbasetemp() / "any-order"
+    if not base.exists():
+        make_segments(base / "set", segment_rows=7)
+    array = FeatureCache.open(base / "set")["train"].features
+    assert np.array_equal(array.gather(rows), array[:][np.array(rows, np.int64)])
+
+
+def test_a_segment_is_a_cache_file_that_does_not_pass_for_the_whole(folder: Path) -> None:
+    with FeatureCache.open(segments(folder)[0]) as segment, FeatureCache.open(folder) as cache:
+        assert np.array_equal(segment["train"].features[:], cache["train"].features[: len(segment["train"])])
+        assert segment.spec.fingerprint == cache.spec.fingerprint
+        assert segment.selection != cache.selection
+
+
+def test_a_cache_in_segments_pickles_and_gives_rows_to_others(folder: Path, single: FeatureCache) -> None:
+    cache = pickle.loads(pickle.dumps(FeatureCache.open(folder)))
+    donors = Donors([cache[split] for split in cache.splits])
+    located = donors.locate(single["test"].digests)
+    assert np.array_equal(donors.gather(cache.layers[0], located), single["test"].features[:])
+
+
+def _missing(path: Path) -> None:
+    path.unlink()
+
+
+def _short(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 100)
+
+
+def _longer(path: Path) -> None:
+    with path.open("ab") as file:
+        file.write(b"\0" * 8)
+
+
+def _swapped(path: Path) -> None:
+    other = segments(path.parent)[1]
+    shutil.copy(other, path)
+
+
+def _of_another_spec(path: Path) -> None:
+    elsewhere = make_segments(path.parent.parent / "other", a_spec(precision="bf16"), segment_rows=15)
+    shutil.copy(segments(elsewhere)[0], path)
+
+
+def _no_file(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("fault", [_missing, _short, _longer, _swapped, _of_another_spec, _no_file])
+def test_a_segment_that_is_not_its_own_is_named(folder: Path, fault: Callable[[Path], None]) -> None:
+    victim = segments(folder)[0]
+    fault(victim)
+    with pytest.raises(CacheDamaged, match=victim.name) as raised:
+        FeatureCache.open(folder)
+    assert raised.value.hint
+    assert not verify(folder).sound
+
+
+def test_a_segment_swapped_after_opening_raises_instead_of_giving_its_rows(folder: Path) -> None:
+    cache = FeatureCache.open(folder)
+    cache.close()
+    first, second = segments(folder)[:2]
+    shutil.copy(second, first)
+    with pytest.raises(CacheError):
+        cache["train"].features[:3]
+
+
+def test_a_flipped_bit_in_a_row_of_a_segment_is_found_with_its_row(folder: Path) -> None:
+    third = segments(folder)[2]
+    with FeatureCache.open(third) as segment:
+        place = segment.file.place("train/features/avgpool")
+    flip(third, place.offset + 2 * segment["train"].features.shape[1] * 2)
+    cache = FeatureCache.open(folder)
+    with pytest.raises(CacheDamaged, match="row 32"):
+        cache["train"].features[:]
+    (finding,) = verify(folder, full=True).findings
+    assert finding.rows == (32,)
+
+
+def test_a_sound_cache_in_segments_verifies_in_full(folder: Path) -> None:
+    verification = verify(folder, full=True)
+    assert verification.sound
+    assert verification.rows == sum(ROWS.values()) * 2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["segments"].reverse(),
+        lambda values: values["segments"].pop(),
+        lambda values: values.update(version=2),
+        lambda values: values["texts"].update(classes='["a"]'),
+        lambda values: values["segments"][0].update(file="../elsewhere.h5"),
+        lambda values: values.update(format="something"),
+        lambda values: values.update(complete="yes"),
+        lambda values: values["segments"][0].update(rows=float("nan")),
+        lambda values: values["segments"][0].update(rows=3),
+        lambda values: values["texts"].pop("spec"),
+    ],
+)
+def test_a_manifest_that_was_edited_is_refused(folder: Path, change: Callable[[dict[str, object]], object]) -> None:
+    path = folder / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    with pytest.raises(CacheError, match=MANIFEST_NAME):
+        FeatureCache.open(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: values["segments"][0].update(rows=float("nan")),
+        lambda values: values["segments"][0].update(rows=-1),
+        lambda values: values["segments"][0].update(file="../elsewhere.h5"),
+        lambda values: values["segments"].append(values["segments"][0]),
+        lambda values: values["texts"].pop("spec"),
+        lambda values: values["texts"].update(spec="\ud800"),
+        lambda values: values.update(complete=1),
+        lambda values: values.update(segment_rows=None),
+        lambda values: values.pop("command"),
+    ],
+)
+def test_a_resealed_manifest_that_cannot_be_is_refused(
+    folder: Path, change: Callable[[dict[str, object]], object]
+) -> None:
+    path = folder / MANIFEST_NAME
+    values = json.loads(path.read_text())
+    values.pop("xxh3_128")
+    change(values)
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    values["xxh3_128"] = xxhash.xxh3_128_hexdigest(text.encode("utf-8", "surrogatepass"))
+    path.write_text(json.dumps(values))
+    with pytest.raises(CacheError):
+        FeatureCache.open(folder)
+    assert describe(folder).state in ("foreign", "damaged")
+
+
+def test_segments_may_be_empty_and_their_split_then_is_not_there(tmp_path: Path) -> None:
+    tables = {"train": a_table("train", 9), "test": a_table("test", 4)}
+    folder = make_segments(tmp_path / "set", split_tables=tables, segment_rows=5, written=0)
+    manifest = Manifest.read(folder)
+    for segment in manifest.segments:
+        first = int(segment.file[-12:-3])
+        rows = slice(first, first + 5) if segment.split == "train" else slice(0, 0)
+        write_segment(folder, an_info(), segment, tables[segment.split].take(rows))
+    completed(folder, manifest, an_info().texts()).write(folder)
+    with FeatureCache.open(folder) as cache:
+        assert cache.splits == ("train",) and len(cache["train"]) == 9
+    assert describe(folder).rows == {"train": 9}
+
+
+def test_an_unfinished_cache_is_refused_with_how_much_is_missing_and_the_command(tmp_path: Path) -> None:
+    folder = make_segments(tmp_path / "set", segment_rows=15, written=2)
+    for use in (FeatureCache.open, verify, lambda path: describe(path).require_complete()):
+        with pytest.raises(CacheIncomplete, match="30 of 52 rows are there") as raised:
+            use(folder)
+        assert "featcache extract -b vgg16" in str(raised.value.hint)
+
+
+def test_what_an_unfinished_cache_has_can_be_reused(tmp_path: Path, single: FeatureCache) -> None:
+    folder = make_segments(tmp_path / "set", segment_rows=15, written=2)
+    second = segments(folder)[1]
+    with second.open("r+b") as file:
+        file.truncate(1000)
+    reported: list[str] = []
+    ((segment, split),) = open_segments(folder, Manifest.read(folder), reported.append)
+    assert segment == Segment.planned("train", 0, 15)
+    assert np.array_equal(split.gather(split.spec.layer_names[0], slice(None)), single["train"].features[:15])
+    assert second.name in reported[0]
+
+
+def test_more_segments_than_may_be_open_are_refused(tmp_path: Path) -> None:
+    rows = MOST_SEGMENTS + 1
+    folder = make_segments(tmp_path / "set", split_tables={"train": a_table("train", rows)}, segment_rows=1, written=0)
+    with pytest.raises(CacheForeign, match=f"{rows} segments"):
+        Manifest.read(folder)
+
+
+# --- in a folder of caches ------------------------------------------------------------------------------------------
+
+
+def test_a_cache_in_segments_is_listed_once(folder: Path) -> None:
+    (entry,) = list_caches(folder.parent)
+    assert entry.complete and entry.name == "set" and entry.rows == ROWS
+    assert entry.nbytes == sum(path.stat().st_size for path in segments(folder))
+    assert find(folder.parent, "se").path == folder
+    assert describe(folder).spec == a_spec()
+
+
+def test_a_missing_segment_is_listed_as_damage(folder: Path) -> None:
+    segments(folder)[1].unlink()
+    entry = describe(folder)
+    assert entry.state == DAMAGED and segments(folder)[0].name not in str(entry.problem)
+    with pytest.raises(CacheDamaged):
+        entry.require_complete()
+
+
+def test_a_cache_in_segments_is_removed_whole(folder: Path) -> None:
+    mark_used(folder, now=1.0)
+    assert (folder.parent / "set.used").exists()
+    assert remove(folder) > 0
+    assert not folder.exists() and not (folder.parent / "set.used").exists()
+
+
+def test_gc_lists_segments_without_a_manifest_and_caches_that_no_run_uses(folder: Path) -> None:
+    assert garbage(folder.parent, used=[folder], now=0.0) == []
+    # A project that was moved still uses its caches.
+    assert garbage(folder.parent, used=[Path("/elsewhere") / folder.name], now=0.0) == []
+    (unused,) = garbage(folder.parent, used=[], now=0.0)
+    assert unused.reason == "no run uses it"
+    (folder / MANIFEST_NAME).unlink()
+    (left,) = garbage(folder.parent, used=[folder], now=0.0)
+    assert left.reason == "segments without a manifest"
+    discard(left)
+    assert not folder.exists()
+
+
+def test_a_folder_of_the_users_own_is_no_garbage(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "data.h5").write_text("")
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    (tmp_path / "empty").mkdir()
+    assert garbage(tmp_path, used=[], now=0.0) == []
+    assert list_caches(tmp_path) == []
