@@ -323,6 +323,15 @@ def fits(name: str, fault: int | str) -> bool:
     return name in (_ERRORS[fault] if isinstance(fault, int) else _SHORTENED)
 
 
+def import_everything(images: Path, data_dir: Path) -> None:
+    """Do in this process what the children will do, so that they find everything imported, and no threads."""
+    import torch
+
+    torch.set_num_threads(1)
+    _in_segments(images, data_dir)
+    _pack(images, data_dir)
+
+
 def make_images(folder: Path) -> Path:
     """Sixteen small images in two classes, train and test."""
     drawn = np.random.default_rng(0)
@@ -336,6 +345,7 @@ def make_images(folder: Path) -> Path:
 def run(names: list[str], sample: int | None, scratch: Path, seed: int = 0) -> dict[str, Any]:
     """All faults of these actions, or a sample over all of them; raises WrongEnd at the first that ends wrongly."""
     images = make_images(scratch / "images")
+    import_everything(images, scratch / "first")
     grounds = {name: Ground.of(ACTIONS[name], images, scratch / name.replace(" ", "_")) for name in names}
     planned = [(name, *fault) for name, (_, calls) in grounds.items() for fault in faults_of(calls)]
     if sample is not None:
