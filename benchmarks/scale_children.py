@@ -164,11 +164,11 @@ def completing(folder: str) -> dict[str, Any]:
     """From segments that are all written to a cache that can be opened: its time does not grow with their bytes."""
     from featcache.cache.manifest import Manifest
     from featcache.cache.reader import FeatureCache
-    from featcache.cache.segments import completed
+    from featcache.cache.segments import complete_manifest
 
     before, timed, path = memory("VmRSS"), Timed(), Path(folder)
     manifest = Manifest.read(path)
-    completed(path, manifest, dict(manifest.texts)).write(path)
+    complete_manifest(path, manifest, dict(manifest.texts)).write(path)
     found: dict[str, Any] = {"completing_s": timed()}
     with FeatureCache.open(path) as cache:
         found |= {"opening_s": timed(), "rows": len(cache["train"])}

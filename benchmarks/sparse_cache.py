@@ -15,7 +15,7 @@ from featcache.cache.header import build_header
 from featcache.cache.info import CacheInfo
 from featcache.cache.layout import FeatureAttributes, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import Manifest, Segment
-from featcache.cache.segments import completed
+from featcache.cache.segments import complete_manifest
 from featcache.cache.trailer import Trailer
 
 FEATURE_DIM = 2048
@@ -57,7 +57,7 @@ def sparse_cache(
             _write(folder / segment.file, _info(spec, f"simulated#{segment.file}"), split, first, segment.rows)
     texts = _info(spec, "simulated").texts()
     manifest = Manifest(texts=texts, segments=tuple(segments), segment_rows=segment_rows, command="featcache extract")
-    (completed(folder, manifest, texts) if complete else manifest).write(folder)
+    (complete_manifest(folder, manifest, texts) if complete else manifest).write(folder)
     return folder
 
 

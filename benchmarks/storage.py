@@ -25,7 +25,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureArray
 from featcache.cache.segment_draft import SegmentDraft
-from featcache.cache.segments import completed
+from featcache.cache.segments import complete_manifest
 from featcache.cache.verification import verify
 from featcache.errors import CacheError
 
@@ -64,7 +64,7 @@ def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
         draft.put(np.arange(len(some)), {"avgpool": block[: len(some)]})
         draft.publish()
     manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=SEGMENT_ROWS, command="again")
-    completed(folder / "b", manifest, info.texts()).write(folder / "b")
+    complete_manifest(folder / "b", manifest, info.texts()).write(folder / "b")
     segments_s, began = time.monotonic() - began, time.monotonic()
     with FeatureCache.open(folder / "b") as cache:
         path = write_packed(folder / "b.h5", info, tables={"train": table}, donors=Donors([cache["train"]]))

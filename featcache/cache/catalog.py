@@ -247,9 +247,9 @@ def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[G
     """
     # By name, which says spec and selection: a project that was moved still uses its caches.
     in_use = {name_of(path) for path in used}
-    found = [*abandoned(features_dir, now)]
+    found = [*list_abandoned(features_dir, now)]
     for folder in filter(Path.is_dir, _names(features_dir)):
-        found += abandoned(folder, now)
+        found += list_abandoned(folder, now)
     names = {path.name for path in _names(features_dir)}
     for path in _names(features_dir):
         name = path.name.removesuffix(CACHE_SUFFIX).removesuffix(USED_SUFFIX).removesuffix(LOCK_SUFFIX)
@@ -261,7 +261,7 @@ def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[G
     return found
 
 
-def abandoned(folder: Path, now: float) -> list[Garbage]:
+def list_abandoned(folder: Path, now: float) -> list[Garbage]:
     """Unfinished files and folders in a folder whose process is gone."""
     return [
         Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that is gone")

@@ -51,7 +51,7 @@ class Segment:
         """A segment that is to be written. `first`: the row of the split at which it begins."""
         return cls(file=f"{split}-{first:09d}{SEGMENT_SUFFIX}", split=split, rows=rows)
 
-    def written(self, trailer: Trailer) -> Segment:
+    def with_trailer(self, trailer: Trailer) -> Segment:
         """The same segment with what its file says."""
         rows: Any = trailer.about["rows"]
         return replace(self, rows=int(rows[self.split]), nbytes=trailer.file_bytes, trailer=trailer_digest(trailer))

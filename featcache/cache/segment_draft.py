@@ -46,7 +46,7 @@ class SegmentDraft:
         require_labels(split, table, len(info.classes))
         self._written = np.zeros(len(table), np.bool_)
         self._sums = {layer.name: np.zeros(len(table), np.uint64) for layer in info.spec.layers}
-        self._draft = self._begun(path, table, encoded_ids(split, table.ids))
+        self._draft = self._begin(path, table, encoded_ids(split, table.ids))
 
     @property
     def path(self) -> Path:
@@ -110,7 +110,7 @@ class SegmentDraft:
     def _move(self, kept: Rows, table: SplitTable, skipped: Sequence[Skipped]) -> None:
         """Go on in a file that has room for the rows `kept` alone."""
         whole, self._info = self._draft, replace(self._info, skipped=tuple(skipped))
-        moved = self._begun(whole.path, table, encoded_ids(self._split, table.ids))
+        moved = self._begin(whole.path, table, encoded_ids(self._split, table.ids))
         try:
             with ReadableFile(whole.tmp_path) as file:
                 for layer in self._info.spec.layers:
@@ -125,7 +125,7 @@ class SegmentDraft:
             whole.discard()
         self._draft = moved
 
-    def _begun(self, path: Path, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
+    def _begin(self, path: Path, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
         return CacheDraft(
             path,
             self._info,

@@ -137,7 +137,7 @@ def open_segments(
     return found
 
 
-def completed(folder: Path, manifest: Manifest, texts: dict[str, str]) -> Manifest:
+def complete_manifest(folder: Path, manifest: Manifest, texts: dict[str, str]) -> Manifest:
     """The manifest of a folder in which every segment has been written.
 
     Args:
@@ -148,7 +148,7 @@ def completed(folder: Path, manifest: Manifest, texts: dict[str, str]) -> Manife
     written = []
     for segment in manifest.segments:
         with contextlib.closing(StoredFile.open(folder / segment.file)) as file:
-            written.append(segment.written(file.trailer))
+            written.append(segment.with_trailer(file.trailer))
     return replace(manifest, texts=texts, segments=tuple(written), complete=True)
 
 

@@ -145,7 +145,7 @@ def register(app: typer.Typer) -> None:
         That is: caches that no run in --runs-dir was trained on, and what dead processes left behind, also among runs
         and digests. A run that cannot be read is named and passed over.
         """
-        from featcache.cache.catalog import abandoned, discard, garbage
+        from featcache.cache.catalog import discard, garbage, list_abandoned
         from featcache.heads.runs import used_caches
 
         now = time.time()
@@ -153,7 +153,7 @@ def register(app: typer.Typer) -> None:
             used = used_caches(common.runs_dir, terminal.warn)
         found = garbage(common.features_dir, used=used, now=now)
         for folder in (common.data_dir / "digests", common.runs_dir, *common.runs_dir.glob("*/")):
-            found += abandoned(folder, now)
+            found += list_abandoned(folder, now)
         if delete:
             for piece in found:
                 discard(piece)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,13 @@ class Inventory:
     source: ImageSource
     skip: bool
     reporter: Reporter
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def _warn(self, text: str) -> None:
+        """Once each, however often a file is looked at."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.reporter.warn(text)
 
     @property
     def packed_path(self) -> Path:
@@ -75,7 +82,7 @@ class Inventory:
             except (CacheNotFound, CacheIncomplete):
                 continue
             except (CacheDamaged, CacheForeign) as error:
-                self.reporter.warn(f"{error.message}; it counts as absent")
+                self._warn(f"{error.message}; it counts as absent")
         return None
 
     def hit(self, standing: FeatureCache | None, plan: Plan) -> FeatureCache | None:
@@ -118,7 +125,7 @@ class Inventory:
         except CacheNotFound:
             return None
         except (CacheDamaged, CacheForeign) as error:
-            self.reporter.warn(f"{error.message}; it is written anew")
+            self._warn(f"{error.message}; it is written anew")
             return None
 
     def stands(self, unit: Unit, plan: Plan) -> bool:
@@ -128,7 +135,7 @@ class Inventory:
         except CacheNotFound:
             return False
         except (CacheDamaged, CacheForeign) as error:
-            self.reporter.warn(f"{error.message}; it is computed again")
+            self._warn(f"{error.message}; it is computed again")
             return False
         with closing(file):
             segment = FeatureCache(file)
@@ -172,7 +179,7 @@ class Inventory:
             manifest = Manifest.read(folder)
         except (CacheDamaged, CacheForeign, CacheNotFound):
             return []
-        return [split for _, split in open_segments(folder, manifest, self.reporter.warn)]
+        return [split for _, split in open_segments(folder, manifest, self._warn)]
 
     def _is_served_by(self, spec: Spec | None) -> bool:
         return spec is not None and serves(spec, self.spec)
@@ -186,7 +193,7 @@ class Inventory:
         try:
             return FeatureCache.open(entry.path)
         except (CacheDamaged, CacheForeign, CacheNotFound) as error:
-            self.reporter.warn(f"{error.message}; its rows do not count")
+            self._warn(f"{error.message}; its rows do not count")
             return None
 
 

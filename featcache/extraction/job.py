@@ -33,14 +33,14 @@ from featcache.extraction.inventory import Inventory
 from featcache.extraction.matching import as_command
 from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
-from featcache.extraction.publish import begun, packs, publish, row_bytes, scaling_of
+from featcache.extraction.publish import begin, packs, publish, row_bytes, scaling_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.segment_writer import SegmentWriter, Work
 from featcache.extraction.shared_images import SharedImages
 from featcache.extraction.stages import Stages, Stopwatch
-from featcache.extraction.units import Share, Unit, assumed_speed, chosen, segment_rows_for, units_of
+from featcache.extraction.units import Shard, Unit, assumed_speed, segment_rows_for, units_in, units_of
 from featcache.extraction.variation import Variation
 from featcache.files import free_bytes
 from featcache.images.sources import ImageSource
@@ -88,7 +88,7 @@ class Job:
     # Whether the cache becomes one file; None: where it is small.
     pack: bool | None = None
     # Whose units are computed, where several do it together. None: all.
-    share: Share | None = None
+    share: Shard | None = None
     # Nothing is computed: what others have done is published.
     assembles_only: bool = False
     stages: Stages = field(default_factory=Stages)
@@ -137,19 +137,24 @@ class Job:
         """The result where every row is in one complete cache already; nothing is locked or written."""
         self._watch.start()
         plan, standing = self.plan, self.inventory.standing()
-        found = self.inventory.hit(standing, plan)
-        if found is None or (self.assembles_only and self.pack and found.path.is_dir()):
+        found = self._hit(plan, standing)
+        if found is None:
             self._watch.stop()
             return None
         self.inventory.discard_leftovers(found)
         return self.result(found)
 
+    def _hit(self, plan: Plan, standing: FeatureCache | None) -> FeatureCache | None:
+        """The cache that has every row; None where there is none, or where it is to be packed."""
+        found = self.inventory.hit(standing, plan)
+        return None if found is not None and self.assembles_only and self.pack and found.path.is_dir() else found
+
     def steps(self) -> Steps:
         """The extraction; the caller holds the lock. It yields first when all images it needs are announced."""
         self._watch.start()
         plan, standing = self.plan, self.inventory.standing()
-        found = self.inventory.hit(standing, plan)
-        if found is not None and not (self.assembles_only and self.pack and found.path.is_dir()):
+        found = self._hit(plan, standing)
+        if found is not None:
             # Another process has written it meanwhile.
             return self.result(found)
         donors = self.inventory.donors(standing)
@@ -157,9 +162,7 @@ class Job:
         computed, rate, cut = 0, None, None
         if len(rows):
             cut = self.cut(plan, rows, donors)
-            mine = [unit for unit in chosen(cut.units, self.share) if unit in cut.todo]
-            if self.assembles_only and cut.todo:
-                raise self._incomplete(plan, cut)
+            mine = [unit for unit in units_in(cut.units, self.share) if unit in cut.todo]
             if mine:
                 computed, rate = yield from self._compute(plan, mine, donors)
             if self.share is not None:
@@ -193,12 +196,15 @@ class Job:
         """
         with self._deciding():
             before = self.inventory.manifest()
-            speed = self._tried_out(plan, rows, donors) if before is None and not self.assembles_only else None
+            speed = self._try_out(plan, rows, donors) if before is None and not self.assembles_only else None
             segment_rows = self._segment_rows(len(rows), before, speed)
             units = self._units(plan, rows, segment_rows)
+            todo = [unit for unit in units if not self.inventory.stands(unit, plan)]
+            if self.assembles_only and todo:
+                # Nothing is begun: what stands there stays as it is.
+                raise self._incomplete(plan, units, todo)
             segments = [unit.segment for unit in units]
-            manifest = begun(self.inventory, segments, segment_rows, as_command(self.request))
-        todo = [unit for unit in units if not self.inventory.stands(unit, plan)]
+            manifest = begin(self.inventory, segments, segment_rows, as_command(self.request))
         return Cut(units=units, manifest=manifest, todo=todo)
 
     def _units(self, plan: Plan, rows: npt.NDArray[np.int64], segment_rows: int) -> list[Unit]:
@@ -229,7 +235,7 @@ class Job:
             return before.segment_rows
         return segment_rows_for(speed or assumed_speed(self.backbone.flops_per_image), rows)
 
-    def _tried_out(self, plan: Plan, rows: npt.NDArray[np.int64], donors: list[Donor]) -> float | None:
+    def _try_out(self, plan: Plan, rows: npt.NDArray[np.int64], donors: list[Donor]) -> float | None:
         """Compute some of the missing rows before anything is begun: the drift, and images/s where many are missing.
 
         A whole batch is kept among the donors.
@@ -272,10 +278,10 @@ class Job:
             advance=lambda done, total: self.reporter.advance("packing", done, total),
         )
 
-    def _incomplete(self, plan: Plan, cut: Cut) -> CacheIncomplete:
-        missing = sum(map(len, cut.todo))
+    def _incomplete(self, plan: Plan, units: Sequence[Unit], todo: Sequence[Unit]) -> CacheIncomplete:
+        missing = sum(map(len, todo))
         return CacheIncomplete(
-            f"{missing:,} of {plan.rows:,} rows are missing, in {len(cut.todo):,} of {len(cut.units):,} segments",
+            f"{missing:,} of {plan.rows:,} rows are missing, in {len(todo):,} of {len(units):,} segments",
             hint="run the shards that have not ended, or `featcache extract` with the same options",
         )
 
@@ -453,7 +459,7 @@ class Job:
                 standing = self.inventory.standing()
                 hit = self.inventory.hit(standing, plan)
                 return self.result(hit or self._publish(plan, standing, cut), computed=computed, rate=rate)
-        mine = chosen(cut.units, self.share)
+        mine = units_in(cut.units, self.share)
         skipped = [one for split in self.inventory.segments_of(self.inventory.folder) for one in _skipped_in(split)]
         own = {unit.segment.file for unit in mine}
         return self._extraction(

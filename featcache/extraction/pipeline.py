@@ -130,11 +130,6 @@ class Pipeline:
         while flying:
             yield self._landed(*flying.popleft(), samples)
 
-    def failures(self, samples: Sequence[Sample], digests: Bytes, views: Views) -> list[Failure]:
-        """Those of `samples` that cannot be read or decoded. Nothing is computed."""
-        decoded = self._decoded(samples, digests, views)
-        return [failure for block in decoded for failure in block.failures]
-
     def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Packed:
         """Those of `samples` that can be decoded, as `features` takes them."""
         numbers = _plain(samples) if views is None else views

@@ -17,7 +17,7 @@ from featcache.cache.donors import Donors
 from featcache.cache.info import CacheInfo
 from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest
 from featcache.cache.reader import FeatureCache
-from featcache.cache.segments import completed
+from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import Json, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.tables import Skipped
@@ -94,7 +94,7 @@ def publish(
         discard_segments(inventory.folder)
         return FeatureCache.open(inventory.packed_path)
     _close(sources)
-    done = completed(inventory.folder, manifest, info.texts())
+    done = complete_manifest(inventory.folder, manifest, info.texts())
     done.write(inventory.folder)
     _discard_unnamed(inventory, done)
     return FeatureCache.open(inventory.folder)
@@ -172,7 +172,7 @@ def _discard_unnamed(inventory: Inventory, manifest: Manifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def begun(inventory: Inventory, segments: Sequence[Any], segment_rows: int, command: str) -> Manifest:
+def begin(inventory: Inventory, segments: Sequence[Any], segment_rows: int, command: str) -> Manifest:
     """Write the manifest of an extraction that begins or goes on, and return it. Raises CacheUnwritable."""
     info = CacheInfo(
         spec=inventory.spec,

@@ -20,7 +20,7 @@ class Reporter(Protocol):
         """One sentence that must not be overlooked."""
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        """`done` of `total` images are through `stage` ("reading", "extracting"), or bytes ("assembling").
+        """`done` of `total` images are through `stage` ("reading", "extracting"), or bytes ("packing").
 
         `bound`: what the run waits for most of all ("decode", "compute", "write"), where that is known.
         """

@@ -6,9 +6,8 @@ Every worker cuts alike from the manifest, without asking another. A unit that i
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -82,14 +81,6 @@ def assumed_speed(flops_per_image: float) -> float:
 # --- several workers ---------------------------------------------------------------------------------------
 
 
-class Share(Protocol):
-    """One worker's part of the units."""
-
-    def units(self, count: int) -> Rows:
-        """Indices of the units in this share, ascending: int64 (n,). `count`: how many units there are."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Shard:
     """Every `of`-th unit, beginning with `number`: what one job of an array does. Raises InvalidOption."""
@@ -117,17 +108,6 @@ class Shard:
         return f"{self.number}/{self.of}"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Units:
-    """Units named one by one: what a task of a cluster does."""
-
-    numbers: Collection[int]
-
-    def units(self, count: int) -> Rows:
-        """Indices of the units in this share, ascending."""
-        return np.array(sorted({number for number in self.numbers if 0 <= number < count}), np.int64)
-
-
-def chosen(units: Sequence[Unit], share: Share | None) -> list[Unit]:
+def units_in(units: Sequence[Unit], share: Shard | None) -> list[Unit]:
     """The units of a share; None: all."""
     return list(units) if share is None else [units[number] for number in share.units(len(units)).tolist()]

@@ -19,7 +19,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segment_draft import SegmentDraft
-from featcache.cache.segments import completed
+from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
 from featcache.cache.trailer import Trailer, read_trailer
@@ -146,7 +146,7 @@ def make_segments(
     for segment, first in cuts[:written]:
         write_segment(folder, info, segment, split_tables[segment.split].take(slice(first, first + segment_rows)))
     if written is None:
-        completed(folder, manifest, info.texts()).write(folder)
+        complete_manifest(folder, manifest, info.texts()).write(folder)
     return folder
 
 

@@ -18,7 +18,7 @@ from featcache.cache.catalog import discard_segments, garbage
 from featcache.cache.donors import Donors
 from featcache.cache.manifest import MANIFEST_NAME, Manifest, Segment
 from featcache.cache.reader import FeatureCache
-from featcache.cache.segments import completed, open_segments
+from featcache.cache.segments import complete_manifest, open_segments
 from featcache.cache.writer import write_packed
 
 ROWS = {"train": 90, "test": 30}
@@ -42,7 +42,7 @@ def extract(folder: Path, published: int) -> None:
         if segment not in there:
             path = write_segment(segments, info, segment, made[segment.split].take(rows_of(segment)))
             os.write(published, path.name.encode() + b"\n")
-    completed(segments, manifest, info.texts()).write(segments)
+    complete_manifest(segments, manifest, info.texts()).write(segments)
     with FeatureCache.open(segments) as cache:
         write_packed(folder / "c.h5", info, tables=made, donors=Donors([cache[split] for split in cache.splits]))
     os.write(published, b"cache\n")

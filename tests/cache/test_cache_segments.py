@@ -20,7 +20,7 @@ from featcache.cache.catalog import DAMAGED, describe, discard, find, garbage, l
 from featcache.cache.donors import Donors
 from featcache.cache.manifest import MANIFEST_NAME, MOST_SEGMENTS, Manifest, Segment
 from featcache.cache.reader import FeatureCache
-from featcache.cache.segments import completed, open_segments
+from featcache.cache.segments import complete_manifest, open_segments
 from featcache.cache.verification import verify
 from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete
 
@@ -206,7 +206,7 @@ def test_segments_may_be_empty_and_their_split_then_is_not_there(tmp_path: Path)
         first = int(segment.file[-12:-3])
         rows = slice(first, first + 5) if segment.split == "train" else slice(0, 0)
         write_segment(folder, an_info(), segment, tables[segment.split].take(rows))
-    completed(folder, manifest, an_info().texts()).write(folder)
+    complete_manifest(folder, manifest, an_info().texts()).write(folder)
     with FeatureCache.open(folder) as cache:
         assert cache.splits == ("train",) and len(cache["train"]) == 9
     assert describe(folder).rows == {"train": 9}

@@ -19,7 +19,7 @@ from featcache.cache.verification import verify
 from featcache.errors import CacheIncomplete, ImageError, InvalidOption
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, assemble, extract
-from featcache.extraction.units import Shard, Units, segment_rows_for, units_of
+from featcache.extraction.units import Shard, segment_rows_for, units_of
 
 SEGMENT_ROWS = 8
 
@@ -82,6 +82,23 @@ def test_a_missing_shard_is_an_error_that_says_how_much_is_missing(images: Path,
         assemble(asked, Execution(segment_rows=SEGMENT_ROWS))
     assert "featcache extract" in str(raised.value.hint)
     assert extract(asked).computed == 24
+
+
+def test_assembling_what_was_never_begun_leaves_nothing(images: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheIncomplete, match="48 of 48 rows are missing"):
+        assemble(request(images, tmp_path), Execution(segment_rows=SEGMENT_ROWS))
+    assert not list(tmp_path.glob("features/*"))
+
+
+def test_assembling_after_images_changed_leaves_the_cache_in_segments_as_it_is(tmp_path: Path) -> None:
+    images = write_images(tmp_path / "images", train=11, test=5)
+    asked = request(images, tmp_path / "data")
+    done = extract(asked, Execution(pack=False, segment_rows=10))
+    (images / "train" / "cat" / "new.jpg").write_bytes(jpeg(500))
+    with pytest.raises(CacheIncomplete):
+        assemble(asked, Execution(pack=True))
+    with FeatureCache.open(done.cache) as cache:
+        assert len(cache["train"]) == 33
 
 
 def test_shards_skip_what_cannot_be_decoded_and_the_cache_lists_it(images: Path, tmp_path: Path) -> None:
@@ -179,7 +196,6 @@ def test_an_image_that_stands_twice_is_computed_once_in_a_share(twice: str, tmp_
 def test_every_unit_is_exactly_one_shards(total: int, of: int) -> None:
     owned = np.concatenate([Shard(number=number, of=of).units(total) for number in range(of)])
     assert sorted(owned.tolist()) == list(range(total))
-    assert Units(numbers=[total - 1, 0, total]).units(total).tolist() == sorted({0, total - 1})
 
 
 @given(
