@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from featcache.cache.catalog import find as find
     from featcache.cache.catalog import list_caches as list_caches
     from featcache.cache.catalog import mark_used as mark_used
-    from featcache.cache.checksums import row_digests as row_digests
     from featcache.cache.donors import Donor as Donor
     from featcache.cache.donors import Donors as Donors
     from featcache.cache.donors import Located as Located
@@ -65,7 +64,6 @@ _WHERE = {
     "list_caches": "catalog",
     "locked": "locks",
     "mark_used": "catalog",
-    "row_digests": "checksums",
     "verify": "verification",
     "write_packed": "writer",
 }

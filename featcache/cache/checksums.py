@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -24,29 +23,6 @@ def as_digests(digests: Any) -> Digests:
     if given.dtype != np.uint8 or given.ndim != 2 or given.shape[1] != DIGEST_BYTES:
         raise InvalidOption(f"digests: expected uint8 (N, {DIGEST_BYTES}), got {given.dtype} {given.shape}")
     return np.ascontiguousarray(given)
-
-
-def row_digests(images: Digests, views: int) -> Digests:
-    """The digests of rows that hold `views` augmented views per image, image-major: (N, 32) -> (N x views, 32).
-
-    The first view has the image's own digest; view v has SHA-256(image digest + v as 4 bytes, little-endian). So
-    rows are found by digest and no view is taken for another.
-    """
-    images = as_digests(images)
-    if views == 1:
-        return images
-    return view_digests(np.repeat(images, views, axis=0), np.tile(np.arange(views), len(images)))
-
-
-def view_digests(images: Digests, views: npt.NDArray[np.int64]) -> Digests:
-    """The same row by row: the digests (n, 32) of the images behind rows, and which view each is (n,) -> (n, 32)."""
-    images = as_digests(images)
-    augmented = np.flatnonzero(views)
-    rows = images.copy() if len(augmented) else images
-    for row in augmented.tolist():
-        content = rows[row].tobytes() + int(views[row]).to_bytes(4, "little")
-        rows[row] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-    return rows
 
 
 def leading_numbers(digests: Digests) -> npt.NDArray[np.uint64]:

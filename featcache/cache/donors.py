@@ -31,13 +31,17 @@ class Donor(Protocol):
     def digests(self) -> Digests:
         """The SHA-256 of the image behind each row: uint8 (n, 32)."""
 
-    def gather(self, layer: str, rows: Rows) -> npt.NDArray[Any]:
+    @property
+    def views(self) -> int:
+        """How many views of each image it has, the plain one among them."""
+
+    def gather(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[Any]:
         """(len(rows), D) in the stored dtype; CacheDamaged where one does not match its checksum."""
 
-    def checksums(self, layer: str, rows: Rows) -> Checksums:
+    def checksums(self, layer: str, rows: Rows, view: int = 0) -> Checksums:
         """The stored xxh3 of these rows: (len(rows),) uint64."""
 
-    def intact(self, layer: str, rows: Rows) -> npt.NDArray[np.bool_]:
+    def intact(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[np.bool_]:
         """Which of these rows match their checksum: (len(rows),) bool."""
 
 
@@ -48,23 +52,29 @@ class MemoryDonor:
     Args:
         fingerprint: Of the spec they were computed under.
         digests: uint8 (n, 32), the SHA-256 of the image behind each row.
-        features: {layer: (n, D)} as they are stored.
+        features: {layer: (n, D)} as they are stored, of the plain images.
+        augmented: The same of each further view.
     """
 
     fingerprint: str
     digests: Digests
     features: Mapping[str, npt.NDArray[Any]]
+    augmented: Sequence[Mapping[str, npt.NDArray[Any]]] = ()
 
-    def gather(self, layer: str, rows: Rows) -> npt.NDArray[Any]:
+    @property
+    def views(self) -> int:
+        return 1 + len(self.augmented)
+
+    def gather(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[Any]:
         """(len(rows), D) in the stored dtype."""
-        found: npt.NDArray[Any] = self.features[layer][rows]
+        found: npt.NDArray[Any] = (self.features, *self.augmented)[view][layer][rows]
         return found
 
-    def checksums(self, layer: str, rows: Rows) -> Checksums:
+    def checksums(self, layer: str, rows: Rows, view: int = 0) -> Checksums:
         """The xxh3 of these rows: (len(rows),) uint64."""
-        return row_checksums(self.gather(layer, rows))
+        return row_checksums(self.gather(layer, rows, view))
 
-    def intact(self, layer: str, rows: Rows) -> npt.NDArray[np.bool_]:
+    def intact(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[np.bool_]:
         """All of them."""
         return np.full(len(rows), layer in self.features)
 
@@ -92,31 +102,32 @@ class Donors:
         # Of ten million rows a copy is 320 MB.
         self._digests = tables[0] if len(tables) == 1 else np.concatenate([_NO_DIGESTS, *tables])
         self._first = np.cumsum([0, *map(len, tables)])
+        self._views = np.repeat([donor.views for donor in self.donors], list(map(len, tables))).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.donors)
 
-    def locate(self, digests: Digests, layers: Sequence[str] = ()) -> Located:
-        """Where the rows of these images are: (n, 32) uint8 -> n places, -1 where none has one.
+    def locate(self, digests: Digests, layers: Sequence[str] = (), view: int = 0) -> Located:
+        """Where the rows of one view of these images are: (n, 32) uint8 -> n places, -1 where none has one.
 
         With `layers`, every row found is read, and one that does not match its checksum in any of them does not
         count; another donor's is taken instead.
         """
         wanted = as_digests(digests)
-        usable = np.ones(len(self._digests), np.bool_)
+        usable = self._views > view
         while True:
             place = self._places(wanted, usable)
             located = self._located(place)
-            bad = self._damaged(located, layers)
+            bad = self._damaged(located, layers, view)
             if not bad.any():
                 return located
             usable[place[bad]] = False
 
-    def gather(self, layer: str, located: Located) -> npt.NDArray[Any]:
-        """The rows: (n, D) in the stored dtype. Raises CacheIncomplete where none has one, CacheDamaged."""
+    def gather(self, layer: str, located: Located, view: int = 0) -> npt.NDArray[Any]:
+        """The rows of one view: (n, D) in the stored dtype. Raises CacheIncomplete where none has one, CacheDamaged."""
         out: npt.NDArray[Any] | None = None
         for donor, places in self._by_donor(located):
-            rows = donor.gather(layer, located.row[places])
+            rows = donor.gather(layer, located.row[places], view)
             if len(rows) == len(located.row):
                 return rows
             if out is None:
@@ -126,11 +137,11 @@ class Donors:
             raise CacheIncomplete("no rows were asked for, or no donor has any")
         return out
 
-    def checksums(self, layer: str, located: Located) -> Checksums:
+    def checksums(self, layer: str, located: Located, view: int = 0) -> Checksums:
         """The rows' stored xxh3: (n,) uint64."""
         sums = np.zeros(len(located.row), np.uint64)
         for donor, places in self._by_donor(located):
-            sums[places] = donor.checksums(layer, located.row[places])
+            sums[places] = donor.checksums(layer, located.row[places], view)
         return sums
 
     def _by_donor(self, located: Located) -> Iterator[tuple[Donor, npt.NDArray[np.int64]]]:
@@ -190,7 +201,7 @@ class Donors:
         donor[place < 0] = -1
         return Located(donor, np.where(place < 0, -1, place - self._first[donor]))
 
-    def _damaged(self, located: Located, layers: Sequence[str]) -> npt.NDArray[np.bool_]:
+    def _damaged(self, located: Located, layers: Sequence[str], view: int) -> npt.NDArray[np.bool_]:
         bad = np.zeros(len(located.row), np.bool_)
         if not layers:
             return bad
@@ -198,7 +209,7 @@ class Donors:
             for start in range(0, len(places), _ROWS_AT_ONCE):
                 some = places[start : start + _ROWS_AT_ONCE]
                 for layer in layers:
-                    bad[some] |= ~donor.intact(layer, located.row[some])
+                    bad[some] |= ~donor.intact(layer, located.row[some], view)
         return bad
 
 

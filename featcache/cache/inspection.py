@@ -15,10 +15,20 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5t
 
-from featcache.cache.layout import JSON_ATTRIBUTES, SPLITS, ArrayPlace, Contents, FeatureAttributes, is_table
+from featcache.cache.layout import (
+    JSON_ATTRIBUTES,
+    SPLITS,
+    ArrayPlace,
+    Contents,
+    FeatureAttributes,
+    is_table,
+    parse_name,
+)
 from featcache.cache.memory_file import MemoryFile, access
 from featcache.cache.trailer import FORMAT, FORMAT_VERSION
 from featcache.errors import CacheForeign
+
+_GROUPS = ("features", "checksums")
 
 
 def read_header(data: bytes, end_of_data: int) -> Contents:
@@ -64,11 +74,19 @@ def _read_contents(file: h5f.FileID, header_bytes: int) -> Contents:
 def _datasets(root: h5g.GroupID, split: str) -> list[tuple[str, h5d.DatasetID]]:
     found = []
     for child in _children(root, split.encode()):
-        if child in ("features", "checksums"):
-            found += [f"{split}/{child}/{layer}" for layer in _children(root, f"{split}/{child}".encode())]
+        if child in _GROUPS:
+            found += _leaves(root, f"{split}/{child}")
+        elif child == "views":
+            for view in _children(root, f"{split}/views".encode()):
+                for group in _children(root, f"{split}/views/{view}".encode()):
+                    found += _leaves(root, f"{split}/views/{view}/{group}")
         else:
             found.append(f"{split}/{child}")
     return [(name, h5d.open(root, name.encode())) for name in found]
+
+
+def _leaves(root: h5g.GroupID, group: str) -> list[str]:
+    return [f"{group}/{child}" for child in _children(root, group.encode())]
 
 
 def _children(root: h5g.GroupID, group_name: bytes) -> list[str]:
@@ -96,7 +114,7 @@ def _place(name: str, dataset: h5d.DatasetID) -> ArrayPlace:
 
 
 def _dtype_of(name: str, kind: h5t.TypeID) -> str:
-    leaf = name.split("/")[1]
+    leaf, _ = parse_name(name)
     if leaf == "ids":
         if kind.get_class() == h5t.STRING and not kind.is_variable_str():
             return f"|S{kind.get_size()}"

@@ -5,6 +5,7 @@ docs/format.md says the same for people who read the file without featcache.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping
@@ -62,14 +63,30 @@ class Contents:
     features: Mapping[str, FeatureAttributes]
 
 
-def features_name(split: str, layer: str) -> str:
-    """Where a layer's rows are: [N, D]."""
-    return f"{split}/features/{layer}"
+def features_name(split: str, layer: str, view: int = 0) -> str:
+    """Where a layer's rows are, of the plain images (0) or of an augmented view: [N, D]."""
+    return f"{_view_name(split, view)}/features/{layer}"
 
 
-def checksums_name(split: str, layer: str) -> str:
-    """Where the xxh3 of a layer's rows are: uint64 [N]."""
-    return f"{split}/checksums/{layer}"
+def checksums_name(split: str, layer: str, view: int = 0) -> str:
+    """Where the xxh3 of these rows are: uint64 [N]."""
+    return f"{_view_name(split, view)}/checksums/{layer}"
+
+
+def _view_name(split: str, view: int) -> str:
+    return f"{split}/views/{view}" if view else split
+
+
+def parse_name(name: str) -> tuple[str, str]:
+    """What an array holds: (`features`, the layer), (`checksums`, the layer), or (`ids`, ""), ... of any view."""
+    parts = name.split("/")
+    kind, *rest = parts[3:] if parts[1] == "views" else parts[1:]
+    return kind, "/".join(rest)
+
+
+def views_in(spec: Spec, split: str) -> int:
+    """How many views an image of a split has, the plain one among them: only train has augmented ones."""
+    return spec.views if split == "train" else 1
 
 
 def arrays_of(spec: Spec, rows: Mapping[str, int], id_bytes: Mapping[str, int]) -> list[ArrayPlace]:
@@ -81,11 +98,11 @@ def arrays_of(spec: Spec, rows: Mapping[str, int], id_bytes: Mapping[str, int]) 
             ArrayPlace(name=f"{split}/ids", shape=(n,), dtype=f"|S{id_bytes[split]}"),
             ArrayPlace(name=f"{split}/digests", shape=(n, DIGEST_BYTES), dtype="|u1"),
         ]
-        for layer in spec.layers:
-            tables.append(ArrayPlace(name=checksums_name(split, layer.name), shape=(n,), dtype="<u8"))
+        for view, layer in itertools.product(range(views_in(spec, split)), spec.layers):
+            tables.append(ArrayPlace(name=checksums_name(split, layer.name, view), shape=(n,), dtype="<u8"))
             features.append(
                 ArrayPlace(
-                    name=features_name(split, layer.name),
+                    name=features_name(split, layer.name, view),
                     shape=(n, layer.feature_dim),
                     dtype=np.dtype(spec.dtype).newbyteorder("<").str,
                 )
@@ -95,7 +112,7 @@ def arrays_of(spec: Spec, rows: Mapping[str, int], id_bytes: Mapping[str, int]) 
 
 def is_table(name: str) -> bool:
     """Whether the array is small and digested whole: all but the features."""
-    return "/features/" not in name
+    return parse_name(name)[0] != "features"
 
 
 def read_json(texts: Mapping[str, str], name: str, kind: type[Any]) -> Any:

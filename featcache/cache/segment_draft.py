@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import row_checksums
+from featcache.cache.checksums import Digests, row_checksums
 from featcache.cache.info import CacheInfo
-from featcache.cache.layout import checksums_name, features_name
+from featcache.cache.layout import checksums_name, features_name, views_in
 from featcache.cache.rows import Rows, read_rows
 from featcache.cache.tables import Skipped, SplitTable, encoded_ids
 from featcache.cache.writer import CacheDraft, Scaling, require_labels, write_split_tables
@@ -30,7 +30,7 @@ class SegmentDraft:
         path: What the file will be called.
         info: What it says of itself; images that are skipped are added when it is published.
         split: Whose rows it holds.
-        table: The rows it is to hold.
+        ids, labels: Of the rows it is to hold, in order.
         scaling: Of layers whose values are stored otherwise than they are.
 
     Raises:
@@ -38,15 +38,24 @@ class SegmentDraft:
     """
 
     def __init__(
-        self, path: Path, info: CacheInfo, *, split: str, table: SplitTable, scaling: Scaling | None = None
+        self,
+        path: Path,
+        info: CacheInfo,
+        *,
+        split: str,
+        ids: Sequence[str],
+        labels: npt.NDArray[np.int64],
+        scaling: Scaling | None = None,
     ) -> None:
         # On its own a segment must never pass for the whole selection.
         selection = replace(info.selection, source=f"{info.selection.source}#{path.stem}")
-        self._info, self._split, self._table, self._scaling = replace(info, selection=selection), split, table, scaling
-        require_labels(split, table, len(info.classes))
-        self._written = np.zeros(len(table), np.bool_)
-        self._sums = {layer.name: np.zeros(len(table), np.uint64) for layer in info.spec.layers}
-        self._draft = self._begin(path, table, encoded_ids(split, table.ids))
+        self._info, self._split, self._scaling = replace(info, selection=selection), split, scaling
+        self._ids, self._labels = ids, labels
+        require_labels(split, labels, len(info.classes))
+        views = range(views_in(info.spec, split))
+        self._written = np.zeros((len(views), len(ids)), np.bool_)
+        self._sums = {(layer.name, view): np.zeros(len(ids), np.uint64) for view in views for layer in info.spec.layers}
+        self._draft = self._begin(path, encoded_ids(split, ids))
 
     @property
     def path(self) -> Path:
@@ -55,13 +64,20 @@ class SegmentDraft:
 
     @property
     def written(self) -> npt.NDArray[np.bool_]:
-        """Which of its rows have been written: (n,)."""
-        return self._written
+        """Which of its rows have been written, in every view: (n,)."""
+        whole: npt.NDArray[np.bool_] = self._written.all(axis=0)
+        return whole
 
-    def put(self, places: Rows, features: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Write rows. `places`: (n,) ascending among the rows it is to hold; `features`: {layer: (n, D)} as stored.
+    def put(self, places: Rows, features: Mapping[str, npt.NDArray[Any]], view: int = 0) -> None:
+        """Write rows of one view.
 
-        Raises CacheUnwritable.
+        Args:
+            places: (n,) ascending among the rows it is to hold.
+            features: {layer: (n, D)} as stored.
+            view: 0 for the plain images.
+
+        Raises:
+            CacheUnwritable: The disk refuses it.
         """
         if not len(places):
             return
@@ -69,37 +85,45 @@ class SegmentDraft:
         starts = np.flatnonzero(np.diff(places, prepend=-2) != 1)
         for layer, rows in features.items():
             stored = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
-            self._sums[layer][places] = row_checksums(stored)
+            self._sums[layer, view][places] = row_checksums(stored)
             for begin, end in zip(starts.tolist(), [*starts[1:].tolist(), len(places)], strict=True):
-                self._draft.write_rows(features_name(self._split, layer), int(places[begin]), stored[begin:end])
-        self._written[places] = True
+                self._draft.write_rows(features_name(self._split, layer, view), int(places[begin]), stored[begin:end])
+        self._written[view, places] = True
 
-    def read(self, places: Rows) -> dict[str, npt.NDArray[Any]]:
+    def read(self, places: Rows, view: int = 0) -> dict[str, npt.NDArray[Any]]:
         """Rows that have been written: {layer: (n, D)}. Raises CacheDamaged where they are not what was written."""
         with ReadableFile(self._draft.tmp_path) as file:
-            return {name: self._read_layer(file, name, places) for name in self._sums}
+            return {name: self._read_layer(file, name, places, view) for name in self._info.spec.layer_names}
 
-    def _read_layer(self, file: ReadableFile, layer: str, places: Rows) -> npt.NDArray[Any]:
-        spec, name = self._info.spec, features_name(self._split, layer)
+    def _read_layer(self, file: ReadableFile, layer: str, places: Rows, view: int) -> npt.NDArray[Any]:
+        spec, name = self._info.spec, features_name(self._split, layer, view)
         shape, dtype = (spec.layer(layer).feature_dim,), np.dtype(spec.dtype).newbyteorder("<").str
         rows = read_rows(file, self._draft.offset_of(name), places, shape, dtype)
-        if not np.array_equal(row_checksums(rows), self._sums[layer][places]):
+        if not np.array_equal(row_checksums(rows), self._sums[layer, view][places]):
             raise CacheDamaged(f"{self._draft.tmp_path}: rows are not what was written", hint="check the disk")
         return rows
 
-    def publish(self, skipped: Sequence[Skipped] = ()) -> Path:
-        """Give it its name; rows that were never written are left out, and `skipped` says why.
+    def publish(self, digests: Digests, skipped: Sequence[Skipped] = ()) -> Path:
+        """Give it its name; rows that were never written in every view are left out.
 
-        Raises CacheUnwritable, and CacheDamaged where rows that have to be moved are not what was written.
+        Args:
+            digests: uint8 (n, 32), the SHA-256 of the image behind each row that it was to hold.
+            skipped: Why some were left out.
+
+        Raises:
+            CacheUnwritable: The disk refuses it.
+            CacheDamaged: Rows that have to be moved are not what was written.
         """
-        table, sums = self._table, self._sums
+        table, sums = SplitTable(ids=self._ids, labels=self._labels, digests=digests), self._sums
+        ids = encoded_ids(self._split, table.ids)
         if not self._written.all() or skipped:
-            kept = np.flatnonzero(self._written)
-            table, sums = table.take(kept), {layer: values[kept] for layer, values in sums.items()}
-            self._move(kept, table, skipped)
-        write_split_tables(self._draft, self._split, table, encoded_ids(self._split, table.ids))
-        for layer, values in sums.items():
-            self._draft.write_table(checksums_name(self._split, layer), values)
+            kept = np.flatnonzero(self.written)
+            table, sums = table.take(kept), {name: values[kept] for name, values in sums.items()}
+            ids = encoded_ids(self._split, table.ids)
+            self._move(kept, ids, skipped)
+        write_split_tables(self._draft, self._split, table, ids)
+        for (layer, view), values in sums.items():
+            self._draft.write_table(checksums_name(self._split, layer, view), values)
         self._draft.publish()
         return self._draft.path
 
@@ -107,17 +131,18 @@ class SegmentDraft:
         """Leave nothing behind. A file that was published stays."""
         self._draft.discard()
 
-    def _move(self, kept: Rows, table: SplitTable, skipped: Sequence[Skipped]) -> None:
+    def _move(self, kept: Rows, ids: npt.NDArray[np.bytes_], skipped: Sequence[Skipped]) -> None:
         """Go on in a file that has room for the rows `kept` alone."""
         whole, self._info = self._draft, replace(self._info, skipped=tuple(skipped))
-        moved = self._begin(whole.path, table, encoded_ids(self._split, table.ids))
+        moved = self._begin(whole.path, ids)
         try:
             with ReadableFile(whole.tmp_path) as file:
-                for layer in self._info.spec.layers:
-                    at_once = max(1, _BLOCK_BYTES // (layer.feature_dim * 4))
+                for layer, view in self._sums:
+                    name = features_name(self._split, layer, view)
+                    at_once = max(1, _BLOCK_BYTES // (self._info.spec.layer(layer).feature_dim * 4))
                     for start in range(0, len(kept), at_once):
-                        rows = self._read_layer(file, layer.name, kept[start : start + at_once])
-                        moved.write_rows(features_name(self._split, layer.name), start, rows)
+                        rows = self._read_layer(file, layer, kept[start : start + at_once], view)
+                        moved.write_rows(name, start, rows)
         except BaseException:
             moved.discard()
             raise
@@ -125,11 +150,11 @@ class SegmentDraft:
             whole.discard()
         self._draft = moved
 
-    def _begin(self, path: Path, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
+    def _begin(self, path: Path, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
         return CacheDraft(
             path,
             self._info,
-            rows={self._split: len(table)},
+            rows={self._split: len(ids)},
             id_bytes={self._split: ids.itemsize},
             scaling=self._scaling,
         )

@@ -224,11 +224,11 @@ class Spec:
     def views_told(self) -> str:
         """What a head trained on these rows has seen of augmentation, for people."""
         if self.views == 1:
-            return "1 row for each train image, plain: there is no augmentation in this cache"
+            return "each train image plain: there is no augmentation in this cache"
         augmentation = self.transform.get("augmentation")
         unmirrored = isinstance(augmentation, Mapping) and augmentation.get("flip") == 0
         return (
-            f"{self.views} rows for each train image: plain, and {self.views - 1} augmented with seed {self.view_seed}"
+            f"{self.views} views of each train image: plain, and {self.views - 1} augmented with seed {self.view_seed}"
             f"{', none mirrored' if unmirrored else ''}"
         )
 

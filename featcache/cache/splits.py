@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import Checksums, Digests, row_checksums
-from featcache.cache.layout import checksums_name, features_name, read_json
+from featcache.cache.layout import checksums_name, features_name, read_json, views_in
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredArrays
@@ -78,42 +78,44 @@ class CachedSplit:
 
     @property
     def digests(self) -> Digests:
-        """(N, 32) uint8: the SHA-256 of the image behind each row; of further views see docs/format.md. Read-only."""
+        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
         return self._table("digests")
 
     @property
     def views(self) -> int:
-        """How many rows an image has here, one after the other: the plain one, then augmented ones (train only)."""
-        return self.spec.views if self.name == "train" else 1
+        """How many views of each image there are: the plain one is 0, augmented ones follow (train only)."""
+        return views_in(self.spec, self.name)
 
     @property
     def features(self) -> FeatureArray:
-        """The rows of the first layer."""
+        """The rows of the first layer, of the plain images."""
         return self.layer()
 
-    def layer(self, name: str | None = None) -> FeatureArray:
-        """The rows of one layer (None: the first). Raises UnknownName."""
+    def layer(self, name: str | None = None, view: int = 0) -> FeatureArray:
+        """The rows of one layer (None: the first) and of one view (0: the plain images). Raises UnknownName."""
         if name is None:
             name = self.spec.layer_names[0]
         if name not in self.spec.layer_names:
             raise UnknownName("layer", name, self.spec.layer_names)
-        return FeatureArray(self, name)
+        if not 0 <= view < self.views:
+            raise UnknownName("view", str(view), [str(number) for number in range(self.views)])
+        return FeatureArray(self, name, view)
 
     @property
     def fingerprint(self) -> str:
         """The fingerprint of the spec the rows were computed under."""
         return self.spec.fingerprint
 
-    def gather(self, layer: str, rows: Any) -> npt.NDArray[Any]:
-        """(n, D) in the stored dtype, verified. As `layer(name).gather(rows)`."""
-        return self.layer(layer).gather(rows)
+    def gather(self, layer: str, rows: Any, view: int = 0) -> npt.NDArray[Any]:
+        """(n, D) in the stored dtype, verified. As `layer(name, view).gather(rows)`."""
+        return self.layer(layer, view).gather(rows)
 
-    def checksums(self, layer: str, rows: Any) -> Checksums:
+    def checksums(self, layer: str, rows: Any, view: int = 0) -> Checksums:
         """The stored xxh3 of these rows: (n,) uint64."""
-        name, numbers = checksums_name(self.name, layer), as_rows(rows, len(self))
+        name, numbers = checksums_name(self.name, layer, view), as_rows(rows, len(self))
         sums: Checksums
         if self.file.place(name).nbytes <= _LARGEST_KEPT_BYTES:
-            sums = self._table(f"checksums/{layer}")[numbers]
+            sums = self._table(name.removeprefix(f"{self.name}/"))[numbers]
         elif (1 + np.count_nonzero(np.diff(numbers) != 1)) * _SCATTERED >= len(self):
             sums = self.file.read_table(name)[numbers]
         else:
@@ -121,14 +123,14 @@ class CachedSplit:
             sums = self.file.read(name, numbers)
         return sums
 
-    def intact(self, layer: str, rows: Any) -> npt.NDArray[np.bool_]:
+    def intact(self, layer: str, rows: Any, view: int = 0) -> npt.NDArray[np.bool_]:
         """Which of these rows match their checksum: (n,) bool. A layer that is not there or unreadable: none."""
         numbers = as_rows(rows, len(self))
         if layer not in self.spec.layer_names:
             return np.zeros(len(numbers), np.bool_)
         try:
-            found = self.layer(layer).gather(numbers, verify=False)
-            return np.equal(row_checksums(found), self.checksums(layer, numbers))
+            found = self.layer(layer, view).gather(numbers, verify=False)
+            return np.equal(row_checksums(found), self.checksums(layer, numbers, view))
         except CacheDamaged:
             return np.zeros(len(numbers), np.bool_)
 
@@ -140,7 +142,7 @@ class CachedSplit:
 
 
 class FeatureArray:
-    """The rows of one layer of one split, on disk: (N, D) in the stored dtype.
+    """The rows of one layer of one split, of one view of its images, on disk: (N, D) in the stored dtype.
 
     `array[i]`, `array[a:b]` and `array[index]` return NumPy arrays of stored values; value = stored x scale +
     offset. `feature_shape` is one image's feature before it was flattened.
@@ -148,10 +150,11 @@ class FeatureArray:
 
     ndim = 2
 
-    def __init__(self, split: CachedSplit, layer: str) -> None:
+    def __init__(self, split: CachedSplit, layer: str, view: int = 0) -> None:
         self.split = split
         self.name = layer
-        self.path = features_name(split.name, layer)
+        self.view = view
+        self.path = features_name(split.name, layer, view)
         place, attributes = split.file.place(self.path), split.file.contents.features[self.path]
         self.shape: tuple[int, int] = (place.shape[0], place.shape[1])
         self.dtype = np.dtype(place.dtype)
@@ -167,7 +170,7 @@ class FeatureArray:
         return f"<FeatureArray {self.path} {self.shape} {self.dtype.name}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (FeatureArray, (self.split, self.name))
+        return (FeatureArray, (self.split, self.name, self.view))
 
     def __getitem__(self, index: Any) -> npt.NDArray[Any]:
         if isinstance(index, int | np.integer):
@@ -202,12 +205,12 @@ class FeatureArray:
             yield start, self.gather(slice(start, start + rows_per_block), verify=verify)
 
     def _verify(self, found: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
-        bad = row_checksums(found) != self.split.checksums(self.name, rows)
+        bad = row_checksums(found) != self.split.checksums(self.name, rows, self.view)
         if bad.any():
             others = f", nor do {int(bad.sum()) - 1} others of those asked for" if bad.sum() > 1 else ""
             raise damaged(
                 self.split.file.path,
-                f"{self.split.name}, layer {self.name}: row {int(rows[bad][0])} does not match its checksum{others}",
+                f"{self.split.name}, layer {self.name}{f', view {self.view}' if self.view else ''}: row {int(rows[bad][0])} does not match its checksum{others}",
             )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import table_digest
-from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, read_json
+from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, parse_name, read_json
 from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
@@ -163,7 +163,7 @@ def _require_arrays(contents: Contents, spec: Spec, rows: Mapping[str, int]) -> 
         if expected.get(name) != got.get(name):
             raise CacheForeign(f"{name}: expected {expected.get(name)}, got {got.get(name)}")
     for name, attributes in contents.features.items():
-        layer = spec.layer(name.split("/", 2)[2])
+        layer = spec.layer(parse_name(name)[1])
         if attributes.shape != layer.shape:
             raise CacheForeign(f"{name}: expected features of shape {layer.shape}, got {attributes.shape}")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.cache.checksums import row_checksums
+from featcache.cache.layout import checksums_name
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.errors import CacheDamaged, CacheForeign, CacheOutdated
 
@@ -72,7 +73,12 @@ class _Check:
         self.findings: list[Finding] = []
         self.rows = 0
         self.bytes_read = 0
-        self.arrays = [cache[split].layer(layer) for split in cache.splits for layer in cache.layers]
+        self.arrays = [
+            cache[split].layer(layer, view)
+            for split in cache.splits
+            for view in range(cache[split].views)
+            for layer in cache.layers
+        ]
         self.total = sum(array.nbytes for array in self.arrays)
 
     def run(self) -> Verification:
@@ -80,7 +86,7 @@ class _Check:
         sound_tables = {name for name in tables if self._table_is_sound(name)}
         if self.full:
             for array in self.arrays:
-                if f"{array.split.name}/checksums/{array.name}" in sound_tables:
+                if checksums_name(array.split.name, array.name, array.view) in sound_tables:
                     self._check_rows(array)
             self._check_padding()
         return Verification(
@@ -104,7 +110,7 @@ class _Check:
         bad: list[int] = []
         try:
             for start, block in array.blocks(_rows_at_once(array), verify=False):
-                expected = array.split.checksums(array.name, slice(start, start + len(block)))
+                expected = array.split.checksums(array.name, slice(start, start + len(block)), array.view)
                 bad += (np.flatnonzero(row_checksums(block) != expected) + start).tolist()
                 self._advance(len(block), block.nbytes)
         except CacheDamaged as error:

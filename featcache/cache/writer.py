@@ -5,6 +5,7 @@ A segment and a packed cache are the same kind of file. Memory stays flat, and t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,15 @@ from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.header import build_header
 from featcache.cache.info import CacheInfo
-from featcache.cache.layout import SPLITS, FeatureAttributes, arrays_of, checksums_name, features_name, is_table
+from featcache.cache.layout import (
+    SPLITS,
+    FeatureAttributes,
+    arrays_of,
+    checksums_name,
+    features_name,
+    is_table,
+    views_in,
+)
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.tables import SplitTable, encoded_ids
@@ -137,7 +146,8 @@ def _attributes(spec: Spec, rows: Mapping[str, int], scaling: Scaling) -> dict[s
     for layer in spec.layers:
         scale, offset = scaling.get(layer.name, (1.0, 0.0))
         attributes = FeatureAttributes(shape=layer.shape, scale=float(scale), offset=float(offset))
-        features |= {features_name(split, layer.name): attributes for split in rows}
+        for split in rows:
+            features |= {features_name(split, layer.name, view): attributes for view in range(views_in(spec, split))}
     return features
 
 
@@ -178,11 +188,13 @@ def write_packed(
     spec, ordered = info.spec, _ordered(tables)
     _require_same_spec(donors.donors, spec)
     for split, table in ordered.items():
-        require_labels(split, table, len(info.classes))
-    if "train" in ordered:
-        _require_views(ordered["train"], spec.views)
+        require_labels(split, table.labels, len(info.classes))
     ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
-    located = {split: donors.locate(table.digests) for split, table in ordered.items()}
+    located = {
+        (split, view): donors.locate(table.digests, view=view)
+        for split, table in ordered.items()
+        for view in range(views_in(spec, split))
+    }
     _require_all(located)
     draft = CacheDraft(
         path,
@@ -195,8 +207,8 @@ def write_packed(
         advance = _Advance(progress, _feature_bytes(spec, ordered))
         for split, table in ordered.items():
             write_split_tables(draft, split, table, ids[split])
-            for layer in spec.layers:
-                _copy_layer(draft, split, layer, donors, located[split], advance)
+            for view, layer in itertools.product(range(views_in(spec, split)), spec.layers):
+                _copy_layer(draft, (split, view), layer, donors, located[split, view], advance)
         if not system.replaces_open_files:
             # An increment copies from the very file that it replaces.
             _close(donors.donors)
@@ -226,22 +238,24 @@ class _Advance:
 
 def _feature_bytes(spec: Spec, tables: Mapping[str, SplitTable]) -> int:
     width = sum(layer.feature_dim for layer in spec.layers) * np.dtype(spec.dtype).itemsize
-    return sum(map(len, tables.values())) * width
+    return sum(len(table) * views_in(spec, split) for split, table in tables.items()) * width
 
 
 def _copy_layer(
-    draft: CacheDraft, split: str, layer: LayerSpec, donors: Donors, located: Located, advance: _Advance
+    draft: CacheDraft, part: tuple[str, int], layer: LayerSpec, donors: Donors, located: Located, advance: _Advance
 ) -> None:
-    name, rows = features_name(split, layer.name), len(located.row)
-    sums = donors.checksums(layer.name, located) if rows else np.empty(0, np.uint64)
+    """`part`: a split, and a view of its images."""
+    (split, view), rows = part, len(located.row)
+    name = features_name(split, layer.name, view)
+    sums = donors.checksums(layer.name, located, view) if rows else np.empty(0, np.uint64)
     at_once = max(1, _BLOCK_BYTES // (layer.feature_dim * 4))
     for start in range(0, rows, at_once):
-        block = donors.gather(layer.name, located.take(slice(start, start + at_once)))
+        block = donors.gather(layer.name, located.take(slice(start, start + at_once)), view)
         if not np.array_equal(row_checksums(block), sums[start : start + at_once]):
-            raise CacheDamaged(f"{split}/{layer.name}: rows from {start} on changed while they were copied")
+            raise CacheDamaged(f"{name}: rows from {start} on changed while they were copied")
         draft.write_rows(name, start, block)
         advance(block.nbytes)
-    draft.write_table(checksums_name(split, layer.name), sums)
+    draft.write_table(checksums_name(split, layer.name, view), sums)
 
 
 def _close(donors: Sequence[Donor]) -> None:
@@ -259,29 +273,18 @@ def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
     return {split: tables[split] for split in SPLITS if split in tables}
 
 
-def require_labels(split: str, table: SplitTable, classes: int) -> None:
+def require_labels(split: str, labels: npt.NDArray[np.int64], classes: int) -> None:
     """Raises InvalidOption for a label that is no class."""
-    low, high = (int(table.labels.min()), int(table.labels.max())) if len(table) else (0, -1)
+    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
     if low < -1 or high >= classes:
         raise InvalidOption(f"{split}: expected labels from -1 to {classes - 1}, got {low} to {high}")
 
 
-def _require_views(table: SplitTable, views: int) -> None:
-    """Rows are found by digest, so the views of one image must not share one."""
-    if len(table) % views:
-        raise InvalidOption(f"train: expected {views} rows for each image, got {len(table)} rows")
-    groups = table.digests.reshape(-1, views, table.digests.shape[1])
-    for one in range(views):
-        for other in range(one + 1, views):
-            if (groups[:, one] == groups[:, other]).all(axis=1).any():
-                raise InvalidOption(
-                    "train: views of one image have the same digest",
-                    hint="featcache.cache.checksums.row_digests gives each view its own",
-                )
-
-
-def _require_all(located: Mapping[str, Located]) -> None:
-    missing = {split: int((where.donor < 0).sum()) for split, where in located.items()}
+def _require_all(located: Mapping[tuple[str, int], Located]) -> None:
+    missing = {
+        f"{split}{f' (view {view})' if view else ''}": int((where.donor < 0).sum())
+        for (split, view), where in located.items()
+    }
     if any(missing.values()):
         listed = ", ".join(f"{count} of {split}" for split, count in missing.items() if count)
         raise CacheIncomplete(
@@ -304,7 +307,7 @@ def _require_same_spec(donors: Sequence[Donor], spec: Spec) -> None:
 def serves(theirs: Spec, wanted: Spec) -> bool:
     """Whether rows of the first spec are rows of the second: equal but for further layers and the number of views.
 
-    Rows are found by their digest, which tells the views of an image apart; plain rows are the same in all of them.
+    View k of an image is the same in all of them that have it, the plain one also under another augmentation.
     """
     if not set(wanted.layer_names) <= set(theirs.layer_names):
         return False

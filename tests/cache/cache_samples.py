@@ -16,6 +16,7 @@ import xxhash
 from featcache.cache.checksums import table_digest
 from featcache.cache.donors import Donors, MemoryDonor
 from featcache.cache.info import CacheInfo
+from featcache.cache.layout import views_in
 from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segment_draft import SegmentDraft
@@ -71,12 +72,12 @@ def tables(rows: Mapping[str, int] = ROWS) -> dict[str, SplitTable]:
     return {split: a_table(split, count) for split, count in rows.items()}
 
 
-def rows_for(spec: Spec, digests: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-    """Features that follow from the digests alone: {layer: (N, D)}."""
+def rows_for(spec: Spec, digests: npt.NDArray[np.uint8], view: int = 0) -> dict[str, npt.NDArray[Any]]:
+    """Features that follow from the digests and the view alone: {layer: (N, D)}."""
     features = {}
     for layer in spec.layers:
         seeds = digests[:, :4].copy().view("<u4")[:, 0].astype(np.float64)
-        values = (seeds[:, None] * (np.arange(layer.feature_dim) + len(layer.name))) % 251
+        values = (seeds[:, None] * (np.arange(layer.feature_dim) + len(layer.name) + 7 * view)) % 251
         features[layer.name] = (values if spec.dtype == "uint8" else values / 16).astype(spec.dtype)
     return features
 
@@ -84,7 +85,9 @@ def rows_for(spec: Spec, digests: npt.NDArray[np.uint8]) -> dict[str, npt.NDArra
 def donors_of(spec: Spec, split_tables: Mapping[str, SplitTable]) -> Donors:
     """All rows of the tables, in memory."""
     digests = np.concatenate([table.digests for table in split_tables.values()])
-    return Donors([MemoryDonor(fingerprint=spec.fingerprint, digests=digests, features=rows_for(spec, digests))])
+    augmented = [rows_for(spec, digests, view) for view in range(1, spec.views)]
+    features = rows_for(spec, digests)
+    return Donors([MemoryDonor(fingerprint=spec.fingerprint, digests=digests, features=features, augmented=augmented)])
 
 
 def an_info(spec: Spec | None = None, **changes: Any) -> CacheInfo:
@@ -115,9 +118,10 @@ def make_cache(
 
 def write_segment(folder: Path, info: CacheInfo, segment: Segment, table: SplitTable) -> Path:
     """One segment with rows that follow from its digests."""
-    draft = SegmentDraft(folder / segment.file, info, split=segment.split, table=table)
-    draft.put(np.arange(len(table)), rows_for(info.spec, table.digests))
-    return draft.publish()
+    draft = SegmentDraft(folder / segment.file, info, split=segment.split, ids=table.ids, labels=table.labels)
+    for view in range(views_in(info.spec, segment.split)):
+        draft.put(np.arange(len(table)), rows_for(info.spec, table.digests, view), view)
+    return draft.publish(table.digests)
 
 
 def make_segments(
@@ -159,8 +163,9 @@ def assert_whole(path: Path, spec: Spec, split_tables: Mapping[str, SplitTable])
             assert split.ids == table.ids
             np.testing.assert_array_equal(split.labels, table.labels)
             np.testing.assert_array_equal(split.digests, table.digests)
-            for layer, rows in rows_for(spec, table.digests).items():
-                np.testing.assert_array_equal(split.layer(layer)[:], rows)
+            for view in range(split.views):
+                for layer, rows in rows_for(spec, table.digests, view).items():
+                    np.testing.assert_array_equal(split.layer(layer, view)[:], rows)
 
 
 def no_tmp_under(folder: Path) -> bool:

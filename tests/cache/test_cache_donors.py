@@ -97,6 +97,7 @@ def test_digests_are_told_apart_by_all_their_bytes() -> None:
 def test_locating_agrees_with_a_plain_search(have: list[list[int]], want: list[int]) -> None:
     class Rows:
         fingerprint = "f"
+        views = 1
 
         def __init__(self, images: list[int]) -> None:
             self.images = images
@@ -130,6 +131,7 @@ def test_a_million_rows_are_found_in_about_a_second() -> None:
 
     class Rows:
         fingerprint = "f"
+        views = 1
 
         def __init__(self, digests: np.ndarray[Any, Any]) -> None:
             self.digests = digests

@@ -22,7 +22,9 @@ TABLE = a_table("train", 12)
 
 
 def begun(folder: Path, table: SplitTable = TABLE, **info: Any) -> SegmentDraft:
-    return SegmentDraft(folder / "train-000000000.h5", an_info(**info), split="train", table=table)
+    return SegmentDraft(
+        folder / "train-000000000.h5", an_info(**info), split="train", ids=table.ids, labels=table.labels
+    )
 
 
 def put(draft: SegmentDraft, places: list[int], table: SplitTable = TABLE) -> None:
@@ -40,12 +42,12 @@ def test_rows_may_come_in_any_order(
     for size in sizes:
         put(draft, sorted(rest[:size]))
         rest = rest[size:]
-    path = draft.publish()
+    path = draft.publish(TABLE.digests)
     assert_whole(path, a_spec(), {"train": TABLE})
     assert verify(path, full=True).sound
     in_order = begun(folder / "in-order")
     put(in_order, list(range(12)))
-    assert in_order.publish().read_bytes() == path.read_bytes()
+    assert in_order.publish(TABLE.digests).read_bytes() == path.read_bytes()
 
 
 @settings(max_examples=40, deadline=None)
@@ -57,7 +59,7 @@ def test_rows_that_never_came_are_left_out(tmp_path_factory: pytest.TempPathFact
         Skipped(id=TABLE.ids[row], split="train", reason="truncated", digest=TABLE.digests[row].tobytes().hex())
         for row in sorted({*range(12)} - kept)
     ]
-    path = draft.publish(lost)
+    path = draft.publish(TABLE.digests, lost)
     assert_whole(path, a_spec(), {"train": TABLE.take(np.array(sorted(kept), np.int64))})
     assert verify(path, full=True).sound
     with FeatureCache.open(path) as cache:
@@ -81,7 +83,7 @@ def test_any_rows_come_back_bit_for_bit(
     layer = LayerSpec(name="any.layer ü", weights=None, shape=(length,))
     draft = begun(tmp_path_factory.mktemp("bits"), table, spec=a_spec(layers=[layer], dtype=dtype))
     draft.put(np.arange(rows), {layer.name: noise.view(dtype)})
-    with FeatureCache.open(draft.publish()) as cache:
+    with FeatureCache.open(draft.publish(table.digests)) as cache:
         np.testing.assert_array_equal(cache["train"].features[:].view(np.uint8), noise)
 
 
@@ -117,7 +119,7 @@ def test_a_row_that_the_disk_lost_is_not_moved(tmp_path: Path) -> None:
     data[data.index(row)] ^= 1
     only.write_bytes(data)
     with pytest.raises(CacheDamaged, match="not what was written"):
-        draft.publish()
+        draft.publish(TABLE.digests)
     draft.discard()
     assert no_tmp_under(tmp_path)
 
@@ -147,9 +149,21 @@ def test_a_label_that_is_no_class_is_refused_before_anything_is_written(tmp_path
 def test_on_its_own_it_does_not_pass_for_the_whole(tmp_path: Path) -> None:
     draft = begun(tmp_path)
     put(draft, list(range(12)))
-    with FeatureCache.open(draft.publish()) as cache:
+    with FeatureCache.open(draft.publish(TABLE.digests)) as cache:
         assert cache.selection != an_info().selection
         assert cache.selection.source == "cifar10#train-000000000"
+
+
+def test_a_row_is_kept_where_every_view_of_it_was_written(tmp_path: Path) -> None:
+    spec = a_spec(views=3, view_seed=0)
+    draft = begun(tmp_path, spec=spec)
+    for view, places in enumerate(([0, 1, 2, 5], [1, 2, 5, 7], [0, 1, 5])):
+        rows = np.array(places, np.int64)
+        draft.put(rows, rows_for(spec, TABLE.digests[rows], view), view)
+    assert np.flatnonzero(draft.written).tolist() == [1, 5]
+    path = draft.publish(TABLE.digests)
+    assert_whole(path, spec, {"train": TABLE.take(np.array([1, 5]))})
+    assert verify(path, full=True).sound
 
 
 def test_no_row_is_held_in_memory(tmp_path: Path) -> None:
@@ -164,7 +178,7 @@ def test_no_row_is_held_in_memory(tmp_path: Path) -> None:
         draft = begun(tmp_path, table, spec=a_spec(layers=[wide]))
         for first in range(0, 300, 10):
             draft.put(np.arange(first, first + 10), {"l": rows})
-        path = draft.publish()
+        path = draft.publish(table.digests)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from cache_samples import (
@@ -26,13 +27,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache import files
-from featcache.cache.checksums import row_digests
 from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
 from featcache.cache.tables import SplitTable
+from featcache.cache.verification import verify
 from featcache.cache.writer import write_packed
-from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, InvalidOption
+from featcache.errors import (
+    CacheDamaged,
+    CacheForeign,
+    CacheIncomplete,
+    CacheNotFound,
+    InvalidOption,
+    UnknownName,
+)
 
 
 def packed(path: Path, donors: Donors, **changes: Any) -> Path:
@@ -105,22 +113,32 @@ def _is_open(path: Path) -> bool:
     return any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir())
 
 
-def test_each_view_of_an_image_is_a_row_of_its_own(tmp_path: Path) -> None:
+def test_views_are_arrays_beside_the_plain_one_over_the_same_rows(tmp_path: Path) -> None:
     spec = a_spec(views=3, view_seed=0)
-    digests = row_digests(digests_of(["a", "b"]), 3)
-    assert digests[0].tobytes() == digests_of(["a"])[0].tobytes()
-    assert len(np.unique(digests, axis=0)) == 6
-    table = SplitTable(ids=("a", "a", "a", "b", "b", "b"), labels=np.zeros(6, np.int64), digests=digests)
-    path = make_cache(tmp_path / "c.h5", spec, {"train": table, "test": a_table("test", 2)})
-    assert_whole(path, spec, {"train": table, "test": a_table("test", 2)})
+    path = make_cache(tmp_path / "c.h5", spec)
+    assert_whole(path, spec, tables())
+    assert verify(path, full=True).sound
+    with FeatureCache.open(path) as cache, h5py.File(path) as file:
+        train = cache["train"]
+        assert (len(train), train.views, cache["test"].views) == (40, 3, 1)
+        for view in (1, 2):
+            stored = file[f"train/views/{view}/features/avgpool"][()]
+            np.testing.assert_array_equal(stored, train.layer("avgpool", view)[:])
+            assert (stored != train.layer("avgpool")[:]).any(axis=1).all()
+        with pytest.raises(UnknownName, match="view"):
+            train.layer("avgpool", 3)
 
 
-@pytest.mark.parametrize("names", [["a", "a", "b", "c"], ["a", "b", "c"], ["a", "b", "c", "c"]])
-def test_views_that_would_be_taken_for_each_other_are_refused(tmp_path: Path, names: list[str]) -> None:
-    spec = a_spec(views=2, view_seed=0)
-    table = SplitTable(ids=tuple(names), labels=np.zeros(len(names), np.int64), digests=digests_of(names))
-    with pytest.raises(InvalidOption, match=r"views|rows for each"):
-        make_cache(tmp_path / "c.h5", spec, {"train": table})
+def test_a_view_is_taken_from_a_cache_that_has_it(tmp_path: Path) -> None:
+    spec = a_spec(views=3, view_seed=0)
+    plain = FeatureCache.open(make_cache(tmp_path / "plain.h5", a_spec()))
+    whole = FeatureCache.open(make_cache(tmp_path / "whole.h5", spec))
+    donors = Donors([plain["train"], plain["test"], whole["train"]])
+    assert donors.locate(a_table("train", 3).digests).donor.tolist() == [0, 0, 0]
+    assert donors.locate(a_table("train", 3).digests, view=2).donor.tolist() == [2, 2, 2]
+    assert_whole(packed(tmp_path / "c.h5", donors, spec=spec), spec, tables())
+    with pytest.raises(CacheIncomplete, match=r"train \(view 1\)"):
+        packed(tmp_path / "d.h5", Donors([plain["train"], plain["test"]]), spec=spec)
 
 
 def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
