@@ -41,9 +41,9 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
         for first in range(0, count, block):
             table = tables[split].take(slice(first, first + block))
             path = folder / "segments" / Segment.planned(split, first, len(table)).file
-            draft = SegmentDraft(path, info, split=split, table=table)
+            draft = SegmentDraft(path, info, split=split, ids=table.ids, labels=table.labels)
             features = centres[table.labels] + rng.standard_normal((len(table), wide), np.float32)
             draft.put(np.arange(len(table)), {"avgpool": features.astype(np.float16)})
-            segments.append(FeatureCache.open(draft.publish())[split])
+            segments.append(FeatureCache.open(draft.publish(table.digests))[split])
     path = write_packed(folder / "benchmark.h5", info, tables=tables, donors=Donors(segments))
     return FeatureCache.open(path)

@@ -44,6 +44,7 @@ from featcache.backbones.program import Program
 from featcache.backbones.resampling import Resampler
 from featcache.backbones.transforms import Interpolation, Resize, Transform
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
+from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.resizing import resolve_resizing
@@ -124,15 +125,14 @@ class Setting:
         self, program: Program, source: ImageSource, batch_size: int, stages: Stages | None = None
     ) -> Pipeline:
         """The pipeline that extraction has."""
-        return Pipeline(
-            source=source,
+        forward = ForwardPass(
             program=program,
             dtype="float16",
             batch_size=batch_size,
-            workers=decoding_threads_for(program.spec, self.device),
             resizing=resolve_resizing("auto", program.spec, self.device, LogReporter()),
             stages=stages or Stages(),
         )
+        return Pipeline(source=source, backbones=[forward], workers=decoding_threads_for(program.spec, self.device))
 
     @property
     def is_cuda(self) -> bool:
@@ -285,12 +285,12 @@ def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) 
     # Until every thread has decoded a batch, and what they were ahead by is used up.
     before_that = 2 + decoding_threads_for(program.spec, setting.device) // 2
     with closing(setting.pipeline(program, source, batch_size, stages)) as pipeline:
-        blocks = pipeline.rows(source.samples("test"), None)
+        blocks = pipeline.run(source.samples("test"))
         for _ in islice(blocks, before_that):
             pass
         before, began, images = stages.seconds, time.perf_counter(), 0
         for block in blocks:
-            images += len(block.index)
+            images += sum(len(rows.images) for rows in block.rows[0])
             if time.perf_counter() - began > setting.sizes.seconds:
                 break
         seconds, spent = time.perf_counter() - began, stages.seconds
@@ -351,8 +351,8 @@ def _extracted(
 ) -> tuple[np.ndarray, int]:
     """The features of all samples, and the batch size at the end."""
     with closing(setting.pipeline(program, source, batch_size)) as pipeline:
-        blocks = [next(iter(rows.features.values())) for rows in pipeline.rows(samples, None)]
-        return np.concatenate(blocks), pipeline.batch_size
+        (rows,) = pipeline.gather(samples).rows
+        return next(iter(rows.features.values())), pipeline.backbones[0].batch_size
 
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {

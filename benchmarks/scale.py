@@ -73,13 +73,16 @@ def training(setting: Setting) -> dict[str, Any]:
 
 
 def plan(setting: Setting) -> dict[str, Any]:
-    """The first plan hashes every image and writes the index, the second one finds them there."""
-    first, again = (child("planning", str(setting.images), str(setting.scratch / "data")) for _ in range(2))
+    """What a driver of tasks holds, and one shard of 200, of 20 and of 2, which read and digest their own images."""
+    shares = {
+        share: child("listing", str(setting.images), str(setting.scratch / f"data-{number}"), share)
+        for number, share in enumerate(("driver", "0/200", "0/20", "0/2"))
+    }
     rows = {"train": setting.images}
     folder = sparse_cache(
         setting.scratch / "standing", rows, segment_rows=max(1, setting.images // 400), feature_dim=8, complete=False
     )
-    return {"images": setting.images, "first": first, "again": again, "completing": child("completing", str(folder))}
+    return {"images": setting.images, "shares": shares, "completing": child("completing", str(folder))}
 
 
 def workers(setting: Setting) -> dict[str, Any]:

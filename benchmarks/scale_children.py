@@ -137,27 +137,26 @@ class Simulated(ImageSource):
         return ("simulated", 1)
 
 
-def planning(images: str, data_dir: str) -> dict[str, Any]:
-    """The plan of so many images; whether it is the first one depends on the index in `data_dir`."""
-    from featcache.extraction.plan import plan_rows
+def listing(images: str, data_dir: str, share: str) -> dict[str, Any]:
+    """So many images, and one share of them read and digested; the driver has the share 0/1 without reading."""
+    from featcache.extraction.images import Images
     from featcache.extraction.reporting import LogReporter
     from featcache.extraction.request import Request
-    from featcache.extraction.segment_writer import first_of_equals
-    from featcache.extraction.units import segment_rows_for, units_of
+    from featcache.extraction.units import Shard, segment_rows_for, units_in, units_of
 
     before, timed = memory("VmRSS"), Timed()
     source = Simulated(int(images))
-    found: dict[str, Any] = {"listing_s": timed()}
+    found: dict[str, Any] = {"listing_s": timed(), "listing_bytes": memory("VmHWM") - before}
     request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
-    plan = plan_rows(source, request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
-    found |= {"plan_s": timed(), "plan_bytes": memory("VmHWM") - before}
-    rows = np.arange(plan.rows)
-    units = units_of(rows, plan.rows_of_splits, segment_rows=segment_rows_for(100.0, plan.rows), views=1)
+    chosen = Images(source, request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+    rows = segment_rows_for(100.0, len(chosen))
+    units = units_of(chosen.numbers, chosen.rows_of_splits, segment_rows=rows)
     found |= {"cutting_s": timed(), "segments": len(units)}
-    for unit in units[:10]:
-        first_of_equals(plan.at(unit.rows).digests)
-    found["unit_s"] = round(timed() / 10, 6)
-    return found | {"rows": plan.rows, "peak_bytes": memory("VmHWM") - before}
+    for unit in units_in(units, Shard.parse(share)) if share != "driver" else ():
+        chosen.read_unknown(unit.images)
+        chosen.payloads.clear()
+    found["share_s"] = timed()
+    return found | {"rows": len(chosen), "peak_bytes": memory("VmHWM") - before}
 
 
 def completing(folder: str) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def completing(folder: str) -> dict[str, Any]:
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
-    child.__name__: child for child in (catalogue, first_batch, first_step, planning, completing)
+    child.__name__: child for child in (catalogue, first_batch, first_step, listing, completing)
 }
 
 if __name__ == "__main__":

@@ -175,8 +175,8 @@ class TunedForward:
     """The pipeline of an extraction, run anew for every epoch."""
 
     def __init__(self, pipeline: Pipeline, *, device: torch.device) -> None:
-        assert pipeline.program is not None
-        (self._layer,) = pipeline.program.spec.layers
+        (backbone,) = pipeline.backbones
+        (self._layer,) = backbone.program.spec.layers
         self.device = device
         self.feature_dim = self._layer.feature_dim
         self._pipeline = pipeline
@@ -184,10 +184,11 @@ class TunedForward:
     def features(self, samples: Sequence[Sample], batch_size: int) -> Iterator[Tensor]:
         """See Forward. Raises ImageError for an image that cannot be used."""
         waiting = torch.empty(0, self.feature_dim)
-        for block in self._pipeline.rows(samples, None):
+        for block in self._pipeline.run(samples):
             if block.failures:
                 raise block.failures[0].error
-            waiting = torch.cat([waiting, torch.from_numpy(block.features[self._layer.name])])
+            found = [torch.from_numpy(rows.features[self._layer.name]) for rows in block.rows[0]]
+            waiting = torch.cat([waiting, *found])
             # The pipeline's batches are those that suit the backbone; the head's are another matter.
             while len(waiting) >= batch_size:
                 yield waiting[:batch_size].to(self.device)

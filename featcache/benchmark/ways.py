@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,12 +28,13 @@ from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Features, M
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.training import Trained, train
 from featcache.cache.reader import FeatureCache
-from featcache.extraction.job import Job
+from featcache.extraction.images import select_samples
+from featcache.extraction.network import open_forward
 from featcache.extraction.pipeline import Pipeline
-from featcache.extraction.plan import selected
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Precision, Request, Runner
-from featcache.extraction.run import Execution, extract, prepared
+from featcache.extraction.resolve import Job, resolve
+from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
 from featcache.heads.fit import fit_head
 from featcache.heads.grid import Combination
@@ -219,7 +220,7 @@ def notebook(task: Task, reporter: Reporter) -> EndToEnd:
         forward = NotebookForward(
             source, network, notebook_preset(made.transform), feature_dim=made.layers[0].feature_dim
         )
-        samples = cut_samples(selected(source, request), task.sampled)
+        samples = cut_samples(select_samples(source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(samples, forward, task.sampled, classes=len(source.classes), stored=EXACT_DTYPE, seen=seen)
         setup_s = time.perf_counter() - began
@@ -231,11 +232,11 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
     began = time.perf_counter()
     request = task.request(task.scenario.sample_images)
     with (
-        prepared(request, Execution(device=task.scenario.device), reporter) as job,
+        resolve([request], Execution(device=task.scenario.device), reporter) as (job,),
         closing(_pipeline(job)) as pipeline,
     ):
         forward = TunedForward(pipeline, device=task.place)
-        samples = cut_samples(selected(job.source, request), task.sampled)
+        samples = cut_samples(select_samples(job.source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
             samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
@@ -246,14 +247,8 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
 
 def _pipeline(job: Job) -> Pipeline:
     # Not in the storage type: nothing is stored.
-    return Pipeline(
-        source=job.source,
-        program=job.computer.program(job.spec, job.computer.batch_size),
-        dtype="float32",
-        batch_size=job.computer.batch_size,
-        workers=job.computer.workers,
-        resizing=job.computer.resizing,
-    )
+    forward = replace(open_forward(job), dtype="float32", one_shape=False, before_first=None)
+    return Pipeline(source=job.source, backbones=[forward], workers=job.computer.workers)
 
 
 @dataclass(kw_only=True)

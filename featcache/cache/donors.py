@@ -102,7 +102,8 @@ class Donors:
         # Of ten million rows a copy is 320 MB.
         self._digests = tables[0] if len(tables) == 1 else np.concatenate([_NO_DIGESTS, *tables])
         self._first = np.cumsum([0, *map(len, tables)])
-        self._views = np.repeat([donor.views for donor in self.donors], list(map(len, tables))).astype(np.int64)
+        counts = np.array(list(map(len, tables)), np.int64)
+        self._views = np.repeat(np.array([donor.views for donor in self.donors], np.int64), counts)
 
     def __len__(self) -> int:
         return len(self.donors)

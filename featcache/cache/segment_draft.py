@@ -65,7 +65,7 @@ class SegmentDraft:
     @property
     def written(self) -> npt.NDArray[np.bool_]:
         """Which of its rows have been written, in every view: (n,)."""
-        whole: npt.NDArray[np.bool_] = self._written.all(axis=0)
+        whole: npt.NDArray[np.bool_] = np.logical_and.reduce(self._written, axis=0)
         return whole
 
     def put(self, places: Rows, features: Mapping[str, npt.NDArray[Any]], view: int = 0) -> None:

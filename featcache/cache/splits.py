@@ -210,7 +210,7 @@ class FeatureArray:
             others = f", nor do {int(bad.sum()) - 1} others of those asked for" if bad.sum() > 1 else ""
             raise damaged(
                 self.split.file.path,
-                f"{self.split.name}, layer {self.name}{f', view {self.view}' if self.view else ''}: row {int(rows[bad][0])} does not match its checksum{others}",
+                f"{self.path}: row {int(rows[bad][0])} does not match its checksum{others}",
             )
 
 

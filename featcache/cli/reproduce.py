@@ -153,17 +153,17 @@ def _reproductions(
     terminal: Terminal,
 ) -> Iterator[Reproduction]:
     from featcache.cache.reader import FeatureCache
-    from featcache.extraction.run import Execution, prepared
-    from featcache.extraction.turns import side_by_side
+    from featcache.extraction.resolve import resolve
+    from featcache.extraction.run import Execution, carry_out
 
     execution = Execution(device=options.device)
     caches: dict[Request, Path] = {}
     with ExitStack() as opened:
         # All of them before the first is run: weights that are missing show now, not after an hour.
-        jobs = {one: opened.enter_context(prepared(one, execution, terminal)) for one in dict.fromkeys(requests)}
+        jobs = {one: opened.enter_context(resolve([one], execution, terminal)) for one in dict.fromkeys(requests)}
         for recipe, request in zip(recipes, requests, strict=True):
             if request not in caches:
-                (done,) = side_by_side([jobs[request]], wait=True)
+                (done,) = carry_out(jobs[request])
                 caches[request] = done.cache
             with FeatureCache.open(caches[request]) as cache:
                 row = _reproduced(recipe, cache, options, common, terminal)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from featcache.backbones.program import Program
     from featcache.backbones.runners.choosing import Chosen
     from featcache.cache.spec import Spec
+    from featcache.extraction.execution import Execution
     from featcache.extraction.request import Request
     from featcache.extraction.resizing import Resizing
-    from featcache.extraction.run import Execution
 
 _IMAGES = {"cpu": 32, "mps": 64, "cuda": 256}
 _IMAGES_OF_BYTES = 512

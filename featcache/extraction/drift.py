@@ -20,7 +20,8 @@ from featcache.errors import ExtractionError
 LEAST_IN_FP32 = 0.9999
 # Rounding noise, not a feature: nobody is invited to accept that.
 _WORTH_ACCEPTING = 0.95
-_LEAST, _MOST, _SHARE = 8, 16, 20
+MOST_IMAGES = 16
+_LEAST, _SHARE = 8, 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +78,7 @@ def _acceptance(cosine: float) -> str:
 
 def sample_of(rows: int) -> npt.NDArray[np.int64]:
     """Which of `rows` images to measure on: spread evenly, a twentieth of them, but 8 at least and 16 at most."""
-    count = min(rows, _MOST, max(_LEAST, rows // _SHARE))
+    count = min(rows, MOST_IMAGES, max(_LEAST, rows // _SHARE))
     return np.linspace(0, rows - 1, count).astype(np.int64)
 
 

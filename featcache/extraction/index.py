@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,7 +19,8 @@ import xxhash
 
 from featcache.errors import CacheUnwritable
 from featcache.files import publishing
-from featcache.images.sources import ImageSource, Sample
+from featcache.images.samples import SampleRows
+from featcache.images.sources import ImageSource
 
 _MAGIC = b"featcache-digests-1\n"
 _KEY_BYTES, _DIGEST_BYTES = 16, 32
@@ -37,7 +39,7 @@ def index_path(data_dir: Path, origin: str) -> Path:
     return data_dir / "digests" / f"{hashlib.sha256(origin.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.index"
 
 
-def look_up(path: Path, keys: Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+def look_up_keys(path: Path, keys: Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
     """Which of the keys (n,) the index at `path` knows, and their digests (n, 32) uint8, zeros where it does not.
 
     The file is read once, a piece at a time: that of ten million images has 480 MB. One that is not there, or whose
@@ -90,44 +92,114 @@ def _leading(keys: Keys) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(keys).view(">u8").reshape(len(keys), 2)[:, 0].astype(np.uint64)
 
 
-def keys_of(source: ImageSource, samples: Sequence[Sample]) -> tuple[Keys, npt.NDArray[np.bool_]]:
-    """The keys of the samples (n,), and which of them have one: a source without stamps is always read."""
-    keys = bytearray(_KEY_BYTES * len(samples))
-    stamped = np.ones(len(samples), np.bool_)
-    for row, sample in enumerate(samples):
-        stamp = source.stamp(sample)
-        stamped[row] = stamp is not None
-        key = xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
-        keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES] = key
-    return np.frombuffer(keys, _KEY), stamped
+class Index:
+    """Which digest each of some images has, as far as an earlier run knew.
 
+    Args:
+        path: The file that remembers.
+        source, samples: The images, by number.
+        reads: Whether what the file says counts; else all images are read again.
 
-def save(
-    path: Path, source: ImageSource, samples: Sequence[Sample], digests: npt.NDArray[np.uint8], now_ns: int
-) -> None:
-    """Writes the index of these samples; what changed within two seconds of `now_ns` is left out.
-
-    A folder that cannot be written costs the next run its time, nothing else.
+    Attributes:
+        noted: Of which images the stamp was taken, so that what is read afterwards can be remembered: (n,).
     """
-    modified = (source.modified_ns(sample) for sample in samples)
-    kept = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(samples))
-    keys, stamped = keys_of(source, samples)
-    order = np.argsort(_leading(keys))
-    order = order[(kept & stamped)[order]]
-    written = xxhash.xxh3_64()
-    end = len(_MAGIC) + len(order) * _ROW_BYTES
+
+    def __init__(self, path: Path, source: ImageSource, samples: SampleRows, *, reads: bool) -> None:
+        self._path, self._source, self._samples, self._reads = path, source, samples, reads
+        self.noted = np.zeros(len(samples), np.bool_)
+        self._keys = np.zeros((len(samples), _KEY_BYTES), np.uint8)
+        # Those whose digest was in the file, and those whose digest may be added.
+        self._found = np.zeros(len(samples), np.bool_)
+        self._new = np.zeros(len(samples), np.bool_)
+
+    def look_up(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
+        """Take the stamps of some images: which of them are known (m,), and their digests (m, 32) uint8."""
+        stamped = np.ones(len(numbers), np.bool_)
+        for place, sample in enumerate(self._samples.take(numbers)):
+            stamp = self._source.stamp(sample)
+            stamped[place] = stamp is not None
+            key = xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
+            self._keys[numbers[place]] = np.frombuffer(key, np.uint8)
+        self.noted[numbers] = True
+        known, digests = np.zeros(len(numbers), np.bool_), np.zeros((len(numbers), _DIGEST_BYTES), np.uint8)
+        if self._reads:
+            known, digests = look_up_keys(self._path, self._keys[numbers].view(_KEY)[:, 0])
+            known &= stamped
+        self._found[numbers] = known
+        now_ns = time.time_ns()
+        new = numbers[stamped & ~known]
+        # Before they are read: a file that is changed while it is read has another stamp the next time.
+        modified = (self._source.modified_ns(sample) for sample in self._samples.take(new))
+        self._new[new] = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(new))
+        return known, digests
+
+    def save(self, digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]) -> None:
+        """Add what is known now: digests (n, 32) uint8, and which of them are known (n,).
+
+        What changed within two seconds before it was looked up is left out. What an earlier run knew stays, until it
+        is more than these images can be. A folder that cannot be written costs the next run its time, nothing else.
+        """
+        if not (self._new & known).any():
+            return
+        before = _rows_in(self._path) if self._reads else 0
+        listed = sum(len(self._source.samples(split)) for split in self._source.splits())
+        add = np.flatnonzero(self._new & known)
+        if before and before + len(add) <= 2 * listed and self._write(add, digests, before):
+            return
+        self._write(np.flatnonzero((self._new | self._found) & known), digests, 0)
+
+    def _write(self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], before: int) -> bool:
+        """Write the rows of some images and the `before` rows that the file has; False where it has others."""
+        order = numbers[np.argsort(_leading(self._keys[numbers].view(_KEY)[:, 0]))]
+        written, place = xxhash.xxh3_64(), len(_MAGIC)
+        end = place + (before + len(order)) * _ROW_BYTES
+        try:
+            with publishing(self._path, end + _SUM_BYTES) as draft:
+                draft.write(_MAGIC, 0)
+                for piece in self._merged(order, digests, old=before > 0):
+                    written.update(piece)
+                    draft.write(piece, place)
+                    place += len(piece)
+                _require_end(place, end)
+                draft.write(written.digest(), end)
+        except _NoIndex:
+            return False
+        except (CacheUnwritable, OSError):
+            return True
+        self._new[numbers], self._found[numbers] = False, True
+        return True
+
+    def _merged(self, order: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, old: bool) -> Iterator[bytes]:
+        """The rows of the file and of the images `order`, sorted, some at a time."""
+        leading = _leading(self._keys[order].view(_KEY)[:, 0])
+        done = 0
+        if old:
+            with self._path.open("rb") as file:
+                for table in _pieces(file):
+                    there = _leading(np.ascontiguousarray(table[:, :_KEY_BYTES]).view(_KEY)[:, 0])
+                    end = int(np.searchsorted(leading, there[-1], side="right"))
+                    rows = np.vstack([table, self._rows(order[done:end], digests)])
+                    yield rows[np.argsort(np.concatenate([there, leading[done:end]]), kind="stable")].tobytes()
+                    done = end
+        for start in range(done, len(order), _ROWS_AT_ONCE):
+            yield self._rows(order[start : start + _ROWS_AT_ONCE], digests).tobytes()
+
+    def _rows(self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return np.hstack([self._keys[numbers], digests[numbers]])
+
+
+def _require_end(place: int, end: int) -> None:
+    if place != end:
+        raise _NoIndex
+
+
+def _rows_in(path: Path) -> int:
+    """How many rows an index has; 0 where there is none."""
     try:
-        with publishing(path, end + _SUM_BYTES) as draft:
-            draft.write(_MAGIC, 0)
-            # A piece at a time: the whole table would be there beside keys and digests.
-            for start in range(0, len(order), _ROWS_AT_ONCE):
-                rows = order[start : start + _ROWS_AT_ONCE]
-                piece = np.hstack([keys[rows].view(np.uint8).reshape(-1, _KEY_BYTES), digests[rows]]).tobytes()
-                written.update(piece)
-                draft.write(piece, len(_MAGIC) + start * _ROW_BYTES)
-            draft.write(written.digest(), end)
-    except CacheUnwritable:
-        return
+        left = path.stat().st_size - len(_MAGIC) - _SUM_BYTES
+    except OSError:
+        return 0
+    return left // _ROW_BYTES if left >= 0 and left % _ROW_BYTES == 0 else 0
 
 
 def _is_settled(modified_ns: int | None, now_ns: int) -> bool:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from featcache.backbones.spec import BackboneSpec
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
-from featcache.cache.donors import Donor
+from featcache.cache.donors import Donor, Donors
+from featcache.cache.layout import views_in
 from featcache.cache.locks import is_locked
 from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
@@ -24,12 +25,9 @@ from featcache.cache.tables import SplitTable, encoded_ids
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
-from featcache.extraction.plan import Plan
-from featcache.extraction.reporting import Reporter
-from featcache.extraction.request import Request
-from featcache.extraction.tables import rows_kept, split_tables
+from featcache.extraction.images import Numbers
+from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit
-from featcache.images.sources import ImageSource
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,37 +35,38 @@ class Inventory:
     """What there is of one extraction's rows.
 
     Args:
-        request: What is asked.
-        backbone, spec: Of the rows.
-        source: The images.
-        skip: Whether images may have been left out.
-        reporter: Hears of files that cannot be used.
+        job: The extraction.
     """
 
-    request: Request
-    backbone: BackboneSpec
-    spec: Spec
-    source: ImageSource
-    skip: bool
-    reporter: Reporter
+    job: Job
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def _warn(self, text: str) -> None:
         """Once each, however often a file is looked at."""
         if text not in self._warned:
             self._warned.add(text)
-            self.reporter.warn(text)
+            self.job.reporter.warn(text)
+
+    @property
+    def features_dir(self) -> Path:
+        """Where caches lie."""
+        return self.job.request.features_dir
 
     @property
     def packed_path(self) -> Path:
         """Where the cache lies, or will lie, in one file."""
-        name = cache_name(self.source.name, self.spec, self.request.selection)
-        return packed_path(self.request.features_dir / name)
+        job = self.job
+        return packed_path(self.features_dir / cache_name(job.source.name, job.spec, job.request.selection))
 
     @property
     def folder(self) -> Path:
         """Where its segments lie, or will lie."""
         return segments_path(self.packed_path)
+
+    @property
+    def name(self) -> str:
+        """What the cache is called."""
+        return self.folder.name
 
     # --- the cache itself -----------------------------------------------------------------------------------
 
@@ -85,35 +84,50 @@ class Inventory:
                 self._warn(f"{error.message}; it counts as absent")
         return None
 
-    def hit(self, standing: FeatureCache | None, plan: Plan) -> FeatureCache | None:
+    def hit(self, standing: FeatureCache | None) -> FeatureCache | None:
         """The cache that has every row already; None where there is none."""
-        if standing is not None and self.is_hit(standing, plan):
+        if standing is not None and self.is_hit(standing):
             return standing
-        return self.wider(plan)
+        return self.wider()
 
-    def wider(self, plan: Plan) -> FeatureCache | None:
+    def wider(self) -> FeatureCache | None:
         """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""
-        for entry in candidates(self.request.features_dir):
-            if entry.complete and entry.selection == self.request.selection and self._is_served_by(entry.spec):
+        for entry in candidates(self.features_dir):
+            if entry.complete and entry.selection == self.job.request.selection and self._is_served_by(entry.spec):
                 cache = self._opened(entry)
-                if cache is not None and self.is_hit(cache, plan):
+                if cache is not None and self.is_hit(cache):
                     return cache
         return None
 
-    def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
-        """Whether a cache holds exactly the plan's rows, under the same labels and classes."""
-        if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
+    def is_hit(self, cache: FeatureCache) -> bool:
+        """Whether a cache holds the rows of exactly these images, under the same labels and classes.
+
+        Images whose digest is not known are read.
+        """
+        images = self.job.images
+        if not serves(cache.spec, self.job.spec) or cache.spec.views != self.job.spec.views:
             return False
-        unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
-        if cache.classes != self.source.classes or not unread <= {(one.split, one.id) for one in cache.skipped}:
+        if cache.classes != self.job.source.classes or (cache.skipped and not self.job.skips):
             return False
-        kept = {split: table for split, table in split_tables(plan, cache.skipped).items() if len(table)}
-        return set(cache.splits) == set(kept) and all(_holds(cache[split], table) for split, table in kept.items())
+        if sum(map(len, map(cache.__getitem__, cache.splits))) + len(cache.skipped) != len(images):
+            return False
+        images.read_unknown(images.numbers)
+        # What cannot be read now can only have been left out.
+        unread = {images.samples[number] for number in images.unreadable}
+        if not {(one.split, one.id) for one in unread} <= {(one.split, one.id) for one in cache.skipped}:
+            return False
+        for split in images.splits:
+            skipped = [one for one in cache.skipped if one.split == split]
+            kept = images.kept(images.numbers_of(split), skipped)
+            if len(kept) != (len(cache[split]) if split in cache else 0):
+                return False
+            if len(kept) and not _holds(cache[split], images.table(kept)):
+                return False
+        return True
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
         """Remove segments that a process left which was killed right after it had packed them."""
-        features_dir = self.request.features_dir
-        if cache.path == self.packed_path and self.folder.is_dir() and not is_locked(features_dir, self.folder.name):
+        if cache.path == self.packed_path and self.folder.is_dir() and not is_locked(self.features_dir, self.name):
             discard_segments(self.folder)
 
     # --- its segments ---------------------------------------------------------------------------------------
@@ -128,8 +142,14 @@ class Inventory:
             self._warn(f"{error.message}; it is written anew")
             return None
 
-    def stands(self, unit: Unit, plan: Plan) -> bool:
-        """Whether a unit's segment has been written, and holds the rows that it would hold now."""
+    def stands(self, unit: Unit, *, unchanged: bool = True) -> bool:
+        """Whether a unit's segment has been written, and holds the rows that it would hold now.
+
+        Args:
+            unit: Of this extraction.
+            unchanged: Whether images may have changed since: they are compared by their digests then, and read where
+                these are not known. Else what the segment says of them counts.
+        """
         try:
             file = StoredFile.open(self.folder / unit.segment.file)
         except CacheNotFound:
@@ -138,21 +158,34 @@ class Inventory:
             self._warn(f"{error.message}; it is computed again")
             return False
         with closing(file):
-            segment = FeatureCache(file)
-            if segment.spec != self.spec or segment.classes != self.source.classes:
+            segment, split = FeatureCache(file), unit.segment.split
+            if segment.spec != self.job.spec or segment.classes != self.job.source.classes:
                 return False
-            if (segment.skipped and not self.skip) or unit.segment.split not in segment:
+            if (segment.skipped and not self.job.skips) or split not in segment:
                 return False
-            table = plan.at(unit.rows).table(slice(0, len(unit)))
-            kept = rows_kept(table, segment.skipped, plan.views_in(unit.segment.split))
-            split = CachedSplit(file, segment.spec, unit.segment.split)
-            return self._is_the_same_function(split) and _holds(split, table.take(kept))
+            if not self._is_the_same_function(segment[split]):
+                return False
+            images = self.job.images
+            if unchanged:
+                images.read_unknown(unit.images)
+                kept = images.kept(unit.images, segment.skipped)
+                return _holds(segment[split], images.table(kept))
+            kept = self.images_of(segment[split], unit)
+            images.learn(kept, segment[split].digests)
+            return len(kept) + len(segment.skipped) == len(unit)
+
+    def images_of(self, split: CachedSplit, unit: Unit) -> Numbers:
+        """The numbers of the images whose rows a segment holds; none where it holds others."""
+        samples = self.job.images.samples.take(unit.images)
+        here = {sample.id: number for sample, number in zip(samples, unit.images.tolist(), strict=True)}
+        numbers = [here.get(name, -1) for name in split.ids]
+        return np.array([] if -1 in numbers else numbers, np.int64)
 
     # --- rows that others have ------------------------------------------------------------------------------
 
     def donors(self, standing: FeatureCache | None) -> list[Donor]:
         """Everything whose rows were computed under the same spec, further layers aside: unfinished caches first."""
-        entries = [one for one in candidates(self.request.features_dir) if self._is_served_by(one.spec)]
+        entries = [one for one in candidates(self.features_dir) if self._is_served_by(one.spec)]
         found: list[CachedSplit] = []
         for entry in sorted(entries, key=lambda one: one.complete):
             if not entry.complete:
@@ -165,6 +198,20 @@ class Inventory:
             # An increment on its way: `candidates` lists the packed cache alone.
             found += self.segments_of(self.folder)
         return [donor for donor in found if self._is_the_same_function(donor)]
+
+    def missing(self, donors: Sequence[Donor]) -> Numbers:
+        """The images of which a view is nowhere, ascending: (m,). Those whose digest is not known are read."""
+        images, found = self.job.images, Donors(donors, self.job.reporter.warn)
+        images.read_unknown(images.numbers)
+        missing = []
+        for split in images.splits:
+            numbers = images.numbers_of(split)
+            absent: npt.NDArray[np.bool_] = np.zeros(len(numbers), np.bool_)
+            for view in range(views_in(self.job.spec, split)):
+                located = found.locate(images.digests[numbers], self.job.spec.layer_names, view)
+                absent |= (located.donor < 0) | ~images.known[numbers]
+            missing.append(numbers[absent])
+        return np.concatenate(missing)
 
     def rows_of(self, cache: FeatureCache) -> list[Donor]:
         """What of one cache can be reused."""
@@ -182,12 +229,12 @@ class Inventory:
         return [split for _, split in open_segments(folder, manifest, self._warn)]
 
     def _is_served_by(self, spec: Spec | None) -> bool:
-        return spec is not None and serves(spec, self.spec)
+        return spec is not None and serves(spec, self.job.spec)
 
     def _is_the_same_function(self, donor: CachedSplit) -> bool:
         """Whether a row of the donor is what the network computes now, by its outputs on the probe images."""
         provenance: Mapping[str, Any] = donor.provenance
-        return computes_the_same(self.backbone, provenance, self.spec.layer_names)
+        return computes_the_same(self.job.backbone, provenance, self.job.spec.layer_names)
 
     def _opened(self, entry: CacheEntry) -> FeatureCache | None:
         try:

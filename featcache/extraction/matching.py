@@ -7,10 +7,10 @@ options mean; where there is none, because its weights are not here, the options
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featcache.backbones import describe as descriptions
 from featcache.backbones.describe import Choice
@@ -18,16 +18,10 @@ from featcache.backbones.spec import BackboneSpec
 from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
-from featcache.cache.writer import serves
 from featcache.config import command_words
 from featcache.errors import CacheError, CacheIncomplete, CacheNotFound, FeatcacheError
-from featcache.extraction.behaviour import settled_behaviour, without_behaviour
-from featcache.extraction.plan import described_augmentation, spec_of
-from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
-
-if TYPE_CHECKING:
-    from featcache.backbones.runners.choosing import Chosen
+from featcache.extraction.resolve import described_augmentation, differs_in_auto_alone, spec_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,66 +30,6 @@ class Found:
 
     path: Path
     layers: tuple[str, ...] | None = None
-
-
-# --- the spec to extract under -----------------------------------------------------------------------------------
-
-
-def settled_spec(backbone: BackboneSpec, request: Request, choose: Callable[[], Chosen], reporter: Reporter) -> Spec:
-    """The spec to extract under, with nothing left to `auto`.
-
-    What was left to auto is settled once, when a cache is begun: where a cache or an unfinished extraction of
-    the same selection exists with another precision or runner, that one is obeyed; of several, a complete one before
-    an unfinished one, then the newest. Where there is none, one with another number of views counts, for it has rows
-    to give; then one of another selection of the same images.
-
-    Args:
-        backbone: The backbone's description.
-        request: What is asked.
-        choose: Gives runner and precision for this machine; called only where no cache settles them.
-        reporter: Hears where stored rows cannot be used because the network computes something else now.
-    """
-    return settled_behaviour(_settled(backbone, request, choose), backbone, request.features_dir, reporter)
-
-
-def _settled(backbone: BackboneSpec, request: Request, choose: Callable[[], Chosen]) -> Spec:
-    if backbone.stores_bytes:
-        return spec_of(backbone, request, "uint8", "eager")
-    if "auto" in (request.precision, request.runner):
-        any_spec = spec_of(backbone, request, "fp32", "eager")
-        related = [one for one in candidates(request.features_dir) if _but_for_auto(one.spec, any_spec, request)]
-        if (chosen := _preferred(related, request, any_spec)) is not None and chosen.spec is not None:
-            return replace(any_spec, precision=chosen.spec.precision, runner=chosen.spec.runner)
-    chosen_here = choose()
-    return spec_of(backbone, request, chosen_here.precision, chosen_here.runner)
-
-
-def _but_for_auto(spec: Spec | None, wanted: Spec, request: Request) -> bool:
-    """Whether a spec is the wanted one but for what the request leaves to auto."""
-    if spec is None:
-        return False
-    for name in ("precision", "runner"):
-        asked = getattr(request, name)
-        if asked != "auto" and getattr(spec, name) != asked:
-            return False
-    alike = replace(without_behaviour(spec), precision=wanted.precision, runner=wanted.runner)
-    return serves(alike, without_behaviour(wanted))
-
-
-def _preferred(entries: Sequence[CacheEntry], request: Request, wanted: Spec) -> CacheEntry | None:
-    """Of the same selection first, then with as many views, then complete, then the newest; else of the same images."""
-    known = [one for one in entries if one.spec is not None and one.selection is not None]
-    same_images = [one for one in known if one.selection is not None and one.selection.source == request.origin]
-    ranked = sorted(
-        same_images,
-        key=lambda one: (
-            one.selection == request.selection,
-            one.spec is not None and one.spec.views == wanted.views,
-            one.complete,
-            one.created or "",
-        ),
-    )
-    return ranked[-1] if ranked else None
 
 
 # --- a complete cache to read ------------------------------------------------------------------------------------
@@ -145,7 +79,9 @@ def _fitting(request: Request) -> Callable[[CacheEntry], bool]:
         return lambda entry: _recorded_alike(entry, request)
     wanted = spec_of(backbone, request, "fp32", "eager")
     return lambda entry: (
-        entry.spec is not None and entry.spec.views == request.views and _but_for_auto(entry.spec, wanted, request)
+        entry.spec is not None
+        and entry.spec.views == request.views
+        and differs_in_auto_alone(entry.spec, wanted, request)
     )
 
 

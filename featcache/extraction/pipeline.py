@@ -1,267 +1,265 @@
-"""Samples in, rows of features out: decoding runs ahead in threads while the backbone computes.
+"""Images in, rows of features out: reading and decoding run ahead in threads while backbones compute.
 
-Pillow releases the interpreter while it decodes and resizes, so threads are enough and nothing is copied
-between processes. Batches are padded to a power of two of at least 8: from there on a row comes out bit for
-bit the same at any position and in any company (measured for VGG16 and ResNet-18, eager, on a CPU; SqueezeNet
-rounds otherwise in batches of 8 than of 16).
+An image is read once and decoded once, however many backbones and views need it, and its digest is that of the very
+bytes that are decoded. Pillow releases the interpreter while it decodes and resizes, so threads are enough and nothing
+is copied between processes.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.backbones.augmentation import Augmentation
-from featcache.backbones.program import Program
-from featcache.errors import ExtractionError, ImageError
-from featcache.extraction.decoder import Decoder
-from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing
-from featcache.extraction.stages import Stages
-from featcache.extraction.transfer import Returning, in_flight
-from featcache.images.sources import ImageSource, Sample
+from featcache.errors import ImageError
+from featcache.extraction.forward import Batch, ForwardPass, Numbers, Rows, require_finite
+from featcache.extraction.resizing import Prepared
+from featcache.images.decoding import decode
+from featcache.images.sources import ImageSource, Payload, Sample, digest
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_LEAST_BATCH = 8
-
-Bytes = npt.NDArray[np.uint8]
-Views = npt.NDArray[np.int64]
+#: Of an image, by its number and digest: for each backbone the views that are still to be computed.
+Wanted = Callable[[int, bytes], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """One image that could not be read or decoded, and the error that says why."""
+    """One image that could not be read or decoded.
 
-    row: int
+    Args:
+        image: Its number.
+        digest: SHA-256 of its bytes; None where they could not be read.
+        error: Says why.
+    """
+
+    image: int
+    digest: bytes | None
     error: ImageError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Rows:
-    """Features of some of the samples that were given: `index` (n,) says which, in ascending order.
+class Block:
+    """What came of some images.
 
-    `features`: {layer: (n, D)} in the storage dtype.
+    Args:
+        images: Numbers of those that were read, and decoded where they were wanted: (n,), ascending.
+        digests: SHA-256 of their bytes: uint8 (n, 32).
+        failures: Of those that could not be.
+        rows: For each backbone the rows that are ready; they may be of images that were read before.
     """
 
-    index: npt.NDArray[np.int64]
-    features: dict[str, npt.NDArray[np.generic]]
-    failures: tuple[Failure, ...] = ()
+    images: Numbers
+    digests: npt.NDArray[np.uint8]
+    failures: tuple[Failure, ...]
+    rows: tuple[tuple[Rows, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gathered:
+    """What came of some images, all of them at once.
+
+    Args:
+        rows: One for each backbone, over the same images.
+        digests: SHA-256 of the bytes of the images that were read, by number.
+        failures: Of those that could not be.
+    """
+
+    rows: tuple[Rows, ...]
+    digests: dict[int, bytes]
+    failures: tuple[Failure, ...]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Decoded:
-    index: npt.NDArray[np.int64]
-    images: Packed
+    images: Numbers
+    digests: npt.NDArray[np.uint8]
     failures: tuple[Failure, ...]
+    batches: tuple[Batch | None, ...]
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Pipeline:
-    """Reads, decodes, resizes and computes. The batch size halves for good when memory does not suffice.
+    """Reads, digests and decodes images, and computes rows of them by one or several backbones.
 
     Args:
         source: Where images are read.
-        program: What computes; None for a pipeline that only decodes, which needs `resizing`.
-        dtype: The storage type of the rows.
-        batch_size: Images per forward pass, at most.
-        workers: Threads that decode.
-        augmentation, view_seed: Which views of an image there are.
-        resizing: Where images are resized; None: on the host.
-        stages: Notes what the consumer of `rows` waited for.
-        decoder: May be shared with other pipelines.
-        one_shape: Every batch is filled up to `batch_size`, so that no row depends on how many there are. Else to a
-            power of two, after which most networks round alike.
+        backbones: What computes.
+        workers: Threads that read and decode.
+        rows_per_image: How many views of an image there are: so many fewer images are decoded at a time.
+        payloads: Images by number that have been read already; they are taken out.
     """
 
     source: ImageSource
-    program: Program | None
-    dtype: str
-    batch_size: int
+    backbones: Sequence[ForwardPass]
     workers: int
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    view_seed: int = 0
-    resizing: Resizing | None = None
-    stages: Stages = field(default_factory=Stages)
-    decoder: Decoder | None = None
-    one_shape: bool = False
-    _decoder: Decoder = field(init=False, repr=False)
+    rows_per_image: int = 1
+    payloads: MutableMapping[int, Payload] = field(default_factory=dict)
     _pool: ThreadPoolExecutor = field(init=False, repr=False)
     _closed: threading.Event = field(default_factory=threading.Event, init=False, repr=False)
-    _resizing: Resizing = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._decoder = self.decoder or Decoder(source=self.source)
-        self._resizing = self.resizing or HostResizing(self._program.spec.transform)
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
-    @property
-    def _program(self) -> Program:
-        if self.program is None:
-            raise TypeError("a pipeline without a program only decodes")
-        return self.program
-
     def close(self) -> None:
-        """Stops decoding; what has not been started, and the rest of what has, is dropped."""
+        """Stop decoding; what has not been started, and the rest of what has, is dropped."""
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def rows(self, samples: Sequence[Sample], digests: Bytes | None, views: Views | None = None) -> Iterator[Rows]:
-        """The features of `samples`, batch by batch, in order.
+    def run(
+        self, samples: Sequence[Sample], numbers: Iterable[Numbers] | None = None, wanted: Wanted | None = None
+    ) -> Iterator[Block]:
+        """Rows of images, block by block, in order.
 
-        `digests` (n, 32): what each must hash to; None where any bytes will do, and there are plain rows only.
-        `views` (n,): which view of its image each row is; None: all are plain.
+        Args:
+            samples: By number.
+            numbers: Which of them, ascending, some at a time; None: all.
+            wanted: Which views of an image each backbone computes; None: the plain one.
 
-        Raises ExtractionError, naming layer and image, where a feature is not finite.
+        Raises:
+            ExtractionError: A feature is not finite.
         """
-        flying: deque[tuple[_Decoded, list[Returning]]] = deque()
-        for decoded in self._decoded(samples, digests, _plain(samples) if views is None else views):
-            with self.stages.measured("compute"):
-                flying.append((decoded, self._launched(decoded.images, self.dtype)))
-            while len(flying) > in_flight(self._resizing.device):
-                yield self._landed(*flying.popleft(), samples)
-        while flying:
-            yield self._landed(*flying.popleft(), samples)
+        coming = _Numbers([np.arange(len(samples))] if numbers is None else numbers)
+        for decoded in self._decoded(samples, coming, wanted or self._plain):
+            rows = [
+                tuple(self._checked(() if batch is None else backbone.compute(batch), samples))
+                for backbone, batch in zip(self.backbones, decoded.batches, strict=True)
+            ]
+            yield Block(images=decoded.images, digests=decoded.digests, failures=decoded.failures, rows=tuple(rows))
+        rows = [tuple(self._checked(backbone.finish(), samples)) for backbone in self.backbones]
+        if any(rows):
+            nothing = np.empty(0, np.int64)
+            yield Block(images=nothing, digests=np.empty((0, 32), np.uint8), failures=(), rows=tuple(rows))
 
-    def images(self, samples: Sequence[Sample], digests: Bytes, views: Views | None = None) -> Packed:
-        """Those of `samples` that can be decoded, as `features` takes them."""
-        numbers = _plain(samples) if views is None else views
-        return self._decode(samples, digests, numbers, range(len(samples))).images
+    def gather(self, samples: Sequence[Sample], wanted: Wanted | None = None) -> Gathered:
+        """Rows of images, all at once, as `run` gives them."""
+        blocks = list(self.run(samples, wanted=wanted))
+        return Gathered(
+            rows=tuple(
+                _joined([rows for block in blocks for rows in block.rows[number]])
+                for number in range(len(self.backbones))
+            ),
+            digests={
+                number: row.tobytes()
+                for block in blocks
+                for number, row in zip(block.images.tolist(), block.digests, strict=True)
+            },
+            failures=tuple(failure for block in blocks for failure in block.failures),
+        )
 
-    def _decoded(self, samples: Sequence[Sample], digests: Bytes | None, views: Views) -> Iterator[_Decoded]:
+    def decode(self, samples: Sequence[Sample], numbers: Numbers, backbone: int = 0) -> Batch | None:
+        """Those of some images that can be decoded, plain, for one backbone; None where none can. They are kept.
+
+        So reading them again costs nothing.
+        """
+        prepared: list[tuple[int, int, Prepared]] = []
+        for number in numbers.tolist():
+            try:
+                payload = self.payloads[number] = self._read(samples[number], number)
+                image = decode(payload, samples[number].id)
+                prepared.append((number, 0, self.backbones[backbone].prepared(image, digest(payload), 0)))
+            except ImageError:
+                # It is reported when it is computed.
+                continue
+        return _packed(self.backbones[backbone], prepared)
+
+    def _plain(self, number: int, digest: bytes) -> Sequence[Sequence[int]]:
+        return [(0,)] * len(self.backbones)
+
+    def _checked(self, rows: Iterable[Rows], samples: Sequence[Sample]) -> Iterator[Rows]:
+        for some in rows:
+            require_finite(some, lambda number: samples[number].id)
+            yield some
+
+    def _decoded(self, samples: Sequence[Sample], coming: _Numbers, wanted: Wanted) -> Iterator[_Decoded]:
         pending: deque[Future[_Decoded]] = deque()
-        # The size is read anew: it may have been halved meanwhile.
-        start = 0
-        while start < len(samples) or pending:
-            while start < len(samples) and len(pending) <= self.workers:
-                rows = range(start, min(start + self.batch_size, len(samples)))
-                pending.append(self._pool.submit(self._decode, samples, digests, views, rows))
-                start = rows.stop
-            with self.stages.measured("decode"):
-                decoded = pending.popleft().result()
+        while True:
+            while len(pending) <= self.workers:
+                # The size is read anew: it may have been halved meanwhile.
+                largest = max(backbone.batch_size for backbone in self.backbones)
+                some = coming.take(max(1, largest // self.rows_per_image))
+                if not len(some):
+                    break
+                pending.append(self._pool.submit(self._decode, samples, some, wanted))
+            if not pending:
+                return
+            began = time.perf_counter()
+            decoded = pending.popleft().result()
+            waited = (time.perf_counter() - began) / len(self.backbones)
+            for backbone in self.backbones:
+                backbone.stages.add("decode", waited)
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], digests: Bytes | None, views: Views, rows: range) -> _Decoded:
-        images: list[Prepared] = []
-        index: list[int] = []
+    def _decode(self, samples: Sequence[Sample], numbers: Numbers, wanted: Wanted) -> _Decoded:
+        read: list[int] = []
+        digests: list[bytes] = []
         failures: list[Failure] = []
-        last: tuple[Sample, Bytes] | None = None
-        for row in rows:
+        prepared: list[list[tuple[int, int, Prepared]]] = [[] for _ in self.backbones]
+        for number in numbers.tolist():
             if self._closed.is_set():
-                # Nobody waits for it any more, and large images take their time.
+                # No result is waited for any more, and large images take their time.
                 break
-            sample, expected = samples[row], None if digests is None else digests[row].tobytes()
+            found: bytes | None = None
             try:
-                # The views of an image follow each other: it is decoded once for all of them.
-                if last is None or last[0] != sample:
-                    last = sample, self._decoder.image(sample, expected)
-                images.append(self._prepared(last[1], expected, int(views[row])))
-                index.append(row)
+                sample = samples[number]
+                payload = self._read(sample, number)
+                found = digest(payload)
+                views = wanted(number, found)
+                if any(views):
+                    image = decode(payload, sample.id)
+                    for backbone, own, some in zip(self.backbones, prepared, views, strict=True):
+                        own += [(number, view, backbone.prepared(image, found, view)) for view in some]
             except ImageError as error:
-                failures.append(Failure(row=row, error=error))
-        packed = self._resizing.packed(images)
-        return _Decoded(index=np.asarray(index, np.int64), images=packed, failures=tuple(failures))
-
-    def _prepared(self, image: Bytes, expected: bytes | None, view: int) -> Prepared:
-        if expected is None:
-            return self._resizing.prepared(image, cropped=False)
-        seen = self.augmentation.view(image, digest=expected, number=view, seed=self.view_seed)
-        return self._resizing.prepared(seen, cropped=view > 0)
-
-    def _landed(self, decoded: _Decoded, blocks: list[Returning], samples: Sequence[Sample]) -> Rows:
-        with self.stages.measured("compute"):
-            features = _joined(blocks)
-            for name, values in features.items():
-                _require_finite(values, name, [samples[row].id for row in decoded.index])
-        return Rows(index=decoded.index, features=features, failures=decoded.failures)
-
-    def features(self, images: Packed, dtype: str) -> dict[str, npt.NDArray[np.generic]]:
-        """What `images` gave, or (n, S, S, 3), n at least 1 -> {layer: (n, D)} in `dtype`, in batches that fit.
-
-        Raises ExtractionError where not even the smallest batch fits.
-        """
-        return _joined(self._launched(images, dtype))
-
-    def on_cpu(self, images: Packed, program: Program) -> dict[str, npt.NDArray[np.generic]]:
-        """The same by a program on the CPU, wherever this pipeline resizes: {layer: (n, D)} float32."""
-        resized = torch_to_numpy(self._resizing.batch(images, len(images)))
-        blocks = []
-        for start in range(0, len(resized), _LEAST_BATCH):
-            block = resized[start : start + _LEAST_BATCH]
-            padded = np.zeros((program.padded(len(block)), *block.shape[1:]), np.uint8)
-            padded[: len(block)] = block
-            blocks.append({name: rows[: len(block)].float().numpy() for name, rows in program.features(padded).items()})
-        return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-
-    def _launched(self, images: Packed, dtype: str) -> list[Returning]:
-        """Gives the images to the device, in batches that fit into its memory."""
-        blocks: list[Returning] = []
-        done = 0
-        while done < len(images):
-            batch = images[done : done + self.batch_size]
-            features = self._forward(batch, dtype)
-            if features is None:
+                failures.append(Failure(image=number, digest=found, error=error))
                 continue
-            blocks.append(features)
-            done += len(batch)
-        return blocks
+            read.append(number)
+            digests.append(found)
+        return _Decoded(
+            images=np.array(read, np.int64),
+            digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
+            failures=tuple(failures),
+            batches=tuple(map(_packed, self.backbones, prepared)),
+        )
 
-    def _forward(self, images: Packed, dtype: str) -> Returning | None:
-        """The batch's features, or None where memory did not suffice and the batch size was halved."""
-        import torch
+    def _read(self, sample: Sample, number: int) -> Payload:
+        kept = self.payloads.pop(number, None)
+        return self.source.read(sample) if kept is None else kept
 
-        program = self._program
-        try:
-            size = self.batch_size if self.one_shape and not program.alone else program.padded(len(images))
-            computed = program.features(self._resizing.batch(images, size))
-            stored = getattr(torch, dtype)
-            return Returning({name: value[: len(images)].to(stored) for name, value in computed.items()})
-        except torch.OutOfMemoryError as error:
-            if self.batch_size <= _LEAST_BATCH:
-                raise ExtractionError(
-                    f"{program.spec.name} does not fit into the device's memory with {_LEAST_BATCH} images",
-                    hint="use --device cpu, a smaller --image-size or --precision bf16",
-                ) from error
-        self.batch_size = max(_LEAST_BATCH, self.batch_size // 2)
-        self.program = self._program.of_batches(self.batch_size)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+
+def _joined(rows: Sequence[Rows]) -> Rows:
+    if not rows:
+        return Rows(images=np.empty(0, np.int64), views=np.empty(0, np.int64), features={})
+    return Rows(
+        images=np.concatenate([some.images for some in rows]),
+        views=np.concatenate([some.views for some in rows]),
+        features={name: np.concatenate([some.features[name] for some in rows]) for name in rows[0].features},
+    )
+
+
+class _Numbers:
+    """Numbers that come some at a time, taken as many at a time as are wanted."""
+
+    def __init__(self, coming: Iterable[Numbers]) -> None:
+        self._coming = iter(coming)
+        self._here: Numbers = np.empty(0, np.int64)
+
+    def take(self, count: int) -> Numbers:
+        """The next `count`, or as many as are left."""
+        while len(self._here) < count and (more := next(self._coming, None)) is not None:
+            self._here = np.concatenate([self._here, more])
+        taken, self._here = self._here[:count], self._here[count:]
+        return taken
+
+
+def _packed(backbone: ForwardPass, prepared: Sequence[tuple[int, int, Any]]) -> Batch | None:
+    if not prepared:
         return None
-
-
-def torch_to_numpy(images: Bytes | Tensor) -> Bytes:
-    """Images on the host, wherever they were resized."""
-    return images if isinstance(images, np.ndarray) else images.cpu().numpy()
-
-
-def _joined(blocks: Sequence[Returning]) -> dict[str, npt.NDArray[np.generic]]:
-    """The features of all blocks, one behind the other; none where there are no blocks."""
-    arrived = [block.arrays() for block in blocks]
-    return {name: np.concatenate([block[name] for block in arrived]) for name in arrived[0]} if arrived else {}
-
-
-def _plain(samples: Sequence[Sample]) -> Views:
-    return np.zeros(len(samples), np.int64)
-
-
-def _require_finite(values: npt.NDArray[np.generic], layer: str, ids: Sequence[str]) -> None:
-    if values.dtype.kind != "f":
-        return
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if not bad.size:
-        return
-    row = int(bad[0])
-    nan = bool(np.isnan(values[row]).any())
-    fits = "the backbone computes no number for it" if nan else f"larger than {values.dtype} can hold"
-    raise ExtractionError(
-        f"layer {layer} gives {'NaN' if nan else 'infinity'} for {ids[row]}"
-        f"{f' and {bad.size - 1} more of its batch' if bad.size > 1 else ''}: {fits}",
-        hint="check the weights" if nan else "extract again with --dtype float32",
+    images, views, pictures = zip(*prepared, strict=True)
+    return Batch(
+        images=np.array(images, np.int64), views=np.array(views, np.int64), packed=backbone.resizing.packed(pictures)
     )

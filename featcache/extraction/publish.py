@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -15,7 +15,8 @@ from featcache.backbones.describe import Choice
 from featcache.cache.catalog import discard_segments, set_aside
 from featcache.cache.donors import Donors
 from featcache.cache.info import CacheInfo
-from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest
+from featcache.cache.layout import views_in
+from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest, Segment
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import Json, Spec
@@ -24,71 +25,72 @@ from featcache.cache.tables import Skipped
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
 from featcache.extraction.inventory import Inventory
-from featcache.extraction.plan import Plan
-from featcache.extraction.tables import split_tables
+from featcache.extraction.matching import as_command
+from featcache.extraction.resolve import Job
+from featcache.extraction.units import Unit
 
 # Up to so many bytes of features a cache becomes one file.
 PACKED_BYTES = 4 << 30
 
 
-def packs(asked: bool | None, spec: Spec, rows: int) -> bool:
-    """Whether a cache becomes one file. `asked`: by --pack or --no-pack; None: where it is small."""
-    return rows * row_bytes(spec) <= PACKED_BYTES if asked is None else asked
+def packs(job: Job) -> bool:
+    """Whether the cache becomes one file: as asked, else where it is small."""
+    asked = job.execution.pack
+    return feature_bytes(job.spec, job.images.rows_of_splits) <= PACKED_BYTES if asked is None else asked
 
 
-def row_bytes(spec: Spec) -> int:
-    """What one row takes, over all layers."""
-    return sum(layer.feature_dim for layer in spec.layers) * np.dtype(spec.dtype).itemsize
+def feature_bytes(spec: Spec, rows: Mapping[str, int]) -> int:
+    """What so many rows of each split take, over all layers and views."""
+    width = sum(layer.feature_dim for layer in spec.layers) * np.dtype(spec.dtype).itemsize
+    return width * sum(count * views_in(spec, split) for split, count in rows.items())
 
 
 def publish(
     inventory: Inventory,
-    plan: Plan,
     *,
     standing: FeatureCache | None,
     manifest: Manifest | None,
-    packed: bool,
-    advance: Callable[[int, int], None],
+    units: Sequence[Unit],
 ) -> FeatureCache:
     """Make the cache of segments that are all written, and of rows that the standing cache has.
 
     Args:
         inventory: Of the extraction.
-        plan: Its rows.
         standing: The complete cache under its name, which may have rows of the new one.
         manifest: The segments; None where the standing cache has every row.
-        packed: Whether it becomes one file.
-        advance: Called with the bytes of features packed so far and in all.
+        units: What the segments hold.
 
     Raises:
         SourceError: Every image was left out.
         CacheError: What the writer raises.
     """
+    job, images = inventory.job, inventory.job.images
     segments = [] if manifest is None else inventory.segments_of(inventory.folder)
     sources = [*segments, *([standing[split] for split in standing.splits] if standing is not None else [])]
-    lost = list(_skipped(sources))
-    lost += [Skipped(id=s.id, split=s.split, reason=reason) for s, reason in plan.unreadable]
+    _learn_digests(inventory, segments, units)
     info = CacheInfo(
-        spec=inventory.spec,
-        selection=inventory.request.selection,
-        set_name=inventory.source.name,
-        classes=inventory.source.classes,
-        provenance=_provenance(inventory, sources),
-        skipped=_of_plan(lost, plan),
+        spec=job.spec,
+        selection=job.request.selection,
+        set_name=job.source.name,
+        classes=job.source.classes,
+        provenance=_provenance(job, sources),
+        skipped=images.still_skipped([one for split in sources for one in skipped_in(split)]),
     )
-    tables = {split: table for split, table in split_tables(plan, info.skipped).items() if len(table)}
-    if not tables:
-        raise SourceError(f"every image of {inventory.source.name} was skipped", hint="run with --on-error fail")
-    if packed or manifest is None:
+    if len(info.skipped) == len(images):
+        raise SourceError(f"every image of {job.source.name} was skipped", hint="run with --on-error fail")
+    if packs(job) or manifest is None:
         _move_aside(inventory, standing)
-        donors = Donors(sources, inventory.reporter.warn)
+        kept = {
+            split: images.kept(images.numbers_of(split), [one for one in info.skipped if one.split == split])
+            for split in images.splits
+        }
         write_packed(
             inventory.packed_path,
             info,
-            tables=tables,
-            donors=donors,
-            scaling=scaling_of(inventory),
-            progress=advance,
+            tables={split: images.table(numbers) for split, numbers in kept.items() if len(numbers)},
+            donors=Donors(sources, job.reporter.warn),
+            scaling=scaling_of(job),
+            progress=lambda done, total: job.reporter.advance("packing", done, total),
         )
         _close(sources)
         discard_segments(inventory.folder)
@@ -100,10 +102,18 @@ def publish(
     return FeatureCache.open(inventory.folder)
 
 
-def scaling_of(inventory: Inventory) -> Scaling | None:
+def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units: Sequence[Unit]) -> None:
+    """Take the digests of images that another process has computed from its segments."""
+    images, by_file = inventory.job.images, {split.file.path.name: split for split in segments}
+    for unit in units:
+        if not images.known[unit.images].all() and (split := by_file.get(unit.segment.file)) is not None:
+            images.learn(inventory.images_of(split, unit), split.digests)
+
+
+def scaling_of(job: Job) -> Scaling | None:
     """Of layers whose values are stored otherwise than they are."""
-    scaling = inventory.backbone.scaling
-    return None if scaling is None else {inventory.backbone.name: scaling}
+    scaling = job.backbone.scaling
+    return None if scaling is None else {job.backbone.name: scaling}
 
 
 def now() -> str:
@@ -111,32 +121,14 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _skipped(sources: Iterable[CachedSplit]) -> Iterable[Skipped]:
-    seen = set()
-    for split in sources:
-        if (text := split.file.contents.texts["skipped"]) not in seen:
-            seen.add(text)
-            yield from (Skipped(**one) for one in json.loads(text))
+def skipped_in(split: CachedSplit) -> tuple[Skipped, ...]:
+    """The images that were left out of the file that holds a split."""
+    return tuple(Skipped(**one) for one in json.loads(split.file.contents.texts["skipped"]))
 
 
-def _of_plan(lost: Sequence[Skipped], plan: Plan) -> list[Skipped]:
-    """Those that are still images of the set, with the same bytes, each once, in the order of the set."""
-    by_name = {(one.split, one.id): one for one in lost}
-    unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
-    found = []
-    for split, samples in plan.samples.items():
-        names = {name for where, name in by_name if where == split}
-        if not names:
-            continue
-        for row, sample in enumerate(samples):
-            if sample.id in names and by_name[split, sample.id].digest == plan.digests[split][row].tobytes().hex():
-                found.append(by_name[split, sample.id])
-    return found + [one for key, one in by_name.items() if key in unread]
-
-
-def _provenance(inventory: Inventory, sources: Sequence[CachedSplit]) -> dict[str, Any]:
+def _provenance(job: Job, sources: Sequence[CachedSplit]) -> dict[str, Any]:
     """How the rows were computed, as the first source of rows has it, and what belongs to the cache as a whole."""
-    backbone, request = inventory.backbone, inventory.request
+    backbone, request = job.backbone, job.request
     computed: Mapping[str, Json] = sources[0].provenance if sources else {}
     drift = next((one for split in sources if (one := split.provenance.get("drift")) is not None), None)
     return {
@@ -154,7 +146,7 @@ def _move_aside(inventory: Inventory, standing: FeatureCache | None) -> None:
     """Rename an unreadable file at the cache's path instead of overwriting it."""
     path = inventory.packed_path
     if path.exists() and (standing is None or standing.path != path):
-        inventory.reporter.warn(f"it was kept as {set_aside(path)} (`featcache gc` lists it)")
+        inventory.job.reporter.warn(f"it was kept as {set_aside(path)} (`featcache gc` lists it)")
 
 
 def _close(splits: Iterable[CachedSplit]) -> None:
@@ -172,16 +164,19 @@ def _discard_unnamed(inventory: Inventory, manifest: Manifest) -> None:
             path.unlink(missing_ok=True)
 
 
-def begin(inventory: Inventory, segments: Sequence[Any], segment_rows: int, command: str) -> Manifest:
+def begin(inventory: Inventory, segments: Sequence[Segment], segment_rows: int) -> Manifest:
     """Write the manifest of an extraction that begins or goes on, and return it. Raises CacheUnwritable."""
+    job = inventory.job
     info = CacheInfo(
-        spec=inventory.spec,
-        selection=inventory.request.selection,
-        set_name=inventory.source.name,
-        classes=inventory.source.classes,
+        spec=job.spec,
+        selection=job.request.selection,
+        set_name=job.source.name,
+        classes=job.source.classes,
         provenance={"created": now()},
     )
-    manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=segment_rows, command=command)
+    manifest = Manifest(
+        texts=info.texts(), segments=tuple(segments), segment_rows=segment_rows, command=as_command(job.request)
+    )
     before = inventory.manifest()
     if before is None or _differs(before, manifest):
         manifest.write(inventory.folder)

@@ -23,8 +23,9 @@ from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import ExtractionError, WeightsError
 from featcache.extraction.behaviour import outputs_in
+from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
-from featcache.extraction.plan import augmentation_of
+from featcache.extraction.resolve import augmentation_of
 from featcache.images import open_source
 from featcache.images.sources import ImageSource, Sample
 
@@ -221,30 +222,33 @@ def _recomputed(
 ) -> Recomputation:
     by_id = {sample.id: sample for sample in source.samples(split.name)}
     samples = [_sample(by_id, split.ids[row], cache) for row in rows]
-    pipeline = Pipeline(
-        source=source,
+    forward = ForwardPass(
         program=program,
         dtype=split.spec.dtype,
         batch_size=batch_size,
-        workers=threads,
         augmentation=augmentation_of(split.spec),
         view_seed=split.spec.view_seed or 0,
         one_shape=True,
     )
-    views = rows % split.views
-    with closing(pipeline):
-        # The first of an image's rows carries the image's own digest.
-        blocks = list(pipeline.rows(samples, split.digests[rows - views], views))
-    for block in blocks:
-        if block.failures:
-            raise ExtractionError(block.failures[0].error.message, hint="extract again: changed rows are replaced")
+    with closing(Pipeline(source=source, backbones=[forward], workers=threads)) as pipeline:
+        found = pipeline.gather(samples, lambda _image, _digest: [range(split.views)])
+    if found.failures:
+        raise ExtractionError(found.failures[0].error.message, hint="extract again: changed rows are replaced")
+    for sample, row, digest in zip(samples, split.digests[rows], found.digests.values(), strict=True):
+        if digest != row.tobytes():
+            raise ExtractionError(
+                f"{sample.id}: the image changed since it was extracted",
+                hint="extract again: changed rows are replaced",
+            )
     worst = Recomputation(rows=len(rows), equal=0, greatest=0.0, relative=-1.0, worst="")
     equal = np.ones(len(rows), np.bool_)
-    for layer in split.spec.layer_names:
-        fresh = np.concatenate([block.features[layer] for block in blocks])
-        stored = split.gather(layer, rows)
-        equal &= (fresh == stored).all(axis=1)
-        worst = _worse(worst, fresh.astype(np.float64), stored.astype(np.float64), [s.id for s in samples])
+    (fresh_rows,) = found.rows
+    for view in range(split.views):
+        of_view = fresh_rows.views == view
+        for layer in split.spec.layer_names:
+            fresh, stored = fresh_rows.features[layer][of_view], split.gather(layer, rows, view)
+            equal &= (fresh == stored).all(axis=1)
+            worst = _worse(worst, fresh.astype(np.float64), stored.astype(np.float64), [s.id for s in samples])
     return Recomputation(
         rows=len(rows), equal=int(equal.sum()), greatest=worst.greatest, relative=worst.relative, worst=worst.worst
     )

@@ -66,6 +66,18 @@ class Originals:
 Packed = Bytes | Originals
 
 
+def join(first: Packed, second: Packed) -> Packed:
+    """Images that travel together, and others behind them."""
+    if isinstance(first, Originals) and isinstance(second, Originals):
+        moved = tuple(
+            Group(places=group.places + len(first), images=group.images, squash=group.squash) for group in second.groups
+        )
+        return Originals(count=len(first) + len(second), groups=first.groups + moved)
+    if isinstance(first, Originals) or isinstance(second, Originals):
+        raise TypeError("images that were packed for the device cannot travel with others")
+    return np.concatenate([first, second])
+
+
 class Resizing(ABC):
     """The way of decoded images to a batch of the backbone's size."""
 

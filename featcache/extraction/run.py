@@ -1,25 +1,25 @@
-"""images + backbone -> cache, in one sentence: plan, look which rows there are, compute the others, publish."""
+"""images + backbone -> cache, in one sentence: resolve, look which rows there are, compute the others, publish."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 
-from featcache.errors import InvalidOption
-from featcache.extraction.computing import Computer
+from featcache.cache.locks import Owner, locked
+from featcache.cache.reader import FeatureCache
+from featcache.extraction.compute import Computed, compute
+from featcache.extraction.cut import Cut, cut, deciding
 from featcache.extraction.execution import Execution as Execution
-from featcache.extraction.job import Job
-from featcache.extraction.matching import settled_spec
-from featcache.extraction.reporting import LogReporter, Reporter, taking_turns
+from featcache.extraction.inventory import Inventory
+from featcache.extraction.publish import publish, skipped_in
+from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
+from featcache.extraction.resolve import Job, resolve
 from featcache.extraction.result import Extraction
-from featcache.extraction.shared_images import SharedImages
-from featcache.extraction.turns import side_by_side
+from featcache.extraction.units import units_in
 from featcache.files import disk_errors
-from featcache.images import open_source
-from featcache.images.sources import ImageSource
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
@@ -40,9 +40,11 @@ def extract_each(
     Each has a cache, segments and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
     Raises InvalidOption where the requests differ in their images, or two ask for the same backbone.
     """
-    execution = execution or Execution()
-    with disk_errors(requests[0].data_dir), prepared_each(requests, execution, reporter or LogReporter()) as jobs:
-        return side_by_side(jobs, wait=execution.wait)
+    with (
+        disk_errors(requests[0].data_dir),
+        resolve(requests, execution or Execution(), reporter or LogReporter()) as jobs,
+    ):
+        return carry_out(jobs)
 
 
 def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
@@ -50,91 +52,157 @@ def assemble(request: Request, execution: Execution | None = None, *, reporter: 
 
     Raises CacheIncomplete where rows are missing, and what `extract` raises.
     """
-    execution = execution or Execution()
-    with disk_errors(request.data_dir), prepared(request, execution, reporter or LogReporter()) as job:
-        job.assembles_only = True
-        (done,) = side_by_side([job], wait=execution.wait)
+    with (
+        disk_errors(request.data_dir),
+        resolve([request], execution or Execution(), reporter or LogReporter()) as jobs,
+    ):
+        (done,) = carry_out(jobs, assembles=True)
     return done
 
 
-@contextmanager
-def prepared(request: Request, execution: Execution, reporter: Reporter, *, measures: bool = True) -> Iterator[Job]:
-    """Images opened, backbone described, spec settled; nothing read and nothing computed yet."""
-    with prepared_each([request], execution, reporter, measures=measures) as (job,):
-        yield job
+def carry_out(jobs: Sequence[Job], *, assembles: bool = False, locks: bool = True) -> tuple[Extraction, ...]:
+    """Do all of some jobs over the same images, and return their results in the same order.
+
+    Args:
+        jobs: As `resolve` gives them.
+        assembles: Nothing is computed: what others have computed is published.
+        locks: Whether other processes are kept from writing the same caches; False where the caller does.
+
+    Raises:
+        CacheBusy: Another process writes one of the caches, and `wait` is off.
+        CacheIncomplete: Rows are missing, and nothing is to be computed.
+    """
+    inventories = [Inventory(job=job) for job in jobs]
+    # What is there already needs no lock, and so no folder that can be written.
+    done = {one: hit for one in inventories if (hit := _look(one, assembles)) is not None}
+    left = [one for one in inventories if one not in done]
+    with ExitStack() as held:
+        # In a fixed order, to avoid a deadlock.
+        for one in sorted(left, key=lambda one: one.name) if locks else ():
+            held.enter_context(lock(one))
+        done |= _complete(left, assembles)
+    return tuple(done[one] for one in inventories)
 
 
-@contextmanager
-def prepared_each(
-    requests: Sequence[Request], execution: Execution, reporter: Reporter, *, measures: bool = True
-) -> Iterator[tuple[Job, ...]]:
-    """One job for each request, over images they share."""
-    _require_same_images(requests)
-    with closing(_opened(requests[0], reporter)) as source:
-        images = SharedImages(
-            source=source,
-            request=requests[0],
-            workers=execution.threads,
-            skip_unreadable=execution.on_error == "skip",
-            rehash=execution.rehash,
-            reporter=reporter,
-        )
-        reporters = (
-            [reporter] if len(requests) == 1 else taking_turns(reporter, [one.backbone_name for one in requests])
-        )
-        yield tuple(
-            _job(request, execution, images, told, measures=measures)
-            for request, told in zip(requests, reporters, strict=True)
-        )
+def lock(inventory: Inventory) -> AbstractContextManager[object]:
+    """Keeps others from writing the same cache; raises CacheBusy where that is not waited for."""
+    job = inventory.job
 
+    def waiting(owner: Owner | None) -> None:
+        writer = owner or "another process"
+        job.reporter.say(f"waiting: {writer} is writing this cache (--no-wait stops instead)")
 
-def _require_same_images(requests: Sequence[Request]) -> None:
-    names = [request.backbone_name for request in requests]
-    if len(set(names)) != len(names):
-        raise InvalidOption(f"expected different backbones, got {', '.join(names)}")
-    if len({(request.selection, request.views, request.data_dir) for request in requests}) != 1:
-        raise InvalidOption("expected the same images and the same data folder for every backbone")
-
-
-def _job(request: Request, execution: Execution, images: SharedImages, reporter: Reporter, *, measures: bool) -> Job:
-    """`measures`: whether a runner that is left to auto may be chosen by measuring; else it is eager."""
-    request = _with_size(request, images.source)
-    given = None if isinstance(request.backbone, str) else request.backbone
-    computer = Computer(
-        request=request,
-        execution=execution,
-        images=lambda: images.count,
-        reporter=reporter,
-        given=given,
-    )
-    backbone = computer.backbone
-    for warning in backbone.warnings:
-        reporter.warn(warning)
-    choose = computer.choose if measures else computer.choose_eager
-    spec = settled_spec(backbone, request, choose, reporter)
-    return Job(
-        request=request,
-        reporter=reporter,
-        images=images,
-        backbone=backbone,
-        spec=spec,
-        computer=computer,
-        segment_rows=execution.segment_rows,
-        pack=execution.pack,
-        skip=execution.on_error == "skip",
-        min_cosine=execution.min_cosine,
-        share=execution.shard,
+    return locked(
+        job.request.features_dir,
+        inventory.name,
+        shared=job.execution.shard is not None,
+        wait=job.execution.wait,
+        waiting=waiting,
     )
 
 
-def _with_size(request: Request, source: ImageSource) -> Request:
-    """`pixels` takes the size that the images have, where they all have one."""
-    if request.backbone != "pixels" or request.image_size is not None or source.native_size is None:
-        return request
-    return replace(request, image_size=max(source.native_size))
+def _look(inventory: Inventory, assembles: bool) -> Extraction | None:
+    """The result where every row is in one complete cache already; nothing is locked or written."""
+    with inventory.job.watch:
+        found = hit(inventory, inventory.standing(), assembles=assembles)
+        if found is None:
+            return None
+        inventory.discard_leftovers(found)
+    return result(inventory, found, Computed())
 
 
-def _opened(request: Request, reporter: Reporter) -> ImageSource:
-    if isinstance(request.dataset, ImageSource):
-        return request.dataset
-    return open_source(request.dataset, datasets_dir=request.datasets_dir, report=reporter.say)
+def hit(inventory: Inventory, standing: FeatureCache | None, *, assembles: bool = False) -> FeatureCache | None:
+    """The cache that has every row; None where there is none, or where it is to be packed."""
+    found = inventory.hit(standing)
+    packs_it = assembles and bool(inventory.job.execution.pack)
+    return None if found is not None and packs_it and found.path.is_dir() else found
+
+
+def _complete(inventories: Sequence[Inventory], assembles: bool) -> dict[Inventory, Extraction]:
+    """Compute and publish; the caller holds the locks."""
+    done: dict[Inventory, Extraction] = {}
+    standing: dict[Inventory, FeatureCache | None] = {}
+    cuts: dict[Inventory, Cut | None] = {}
+    for one in inventories:
+        with one.job.watch:
+            standing[one] = one.standing()
+            # Another process may have written it meanwhile.
+            if (found := hit(one, standing[one], assembles=assembles)) is not None:
+                done[one] = result(one, found, Computed())
+            else:
+                cuts[one] = cut(one, standing[one], assembles=assembles)
+    computed = dict.fromkeys(cuts, Computed())
+    todo = {one: begun for one, begun in cuts.items() if begun is not None and begun.todo}
+    if todo:
+        computed |= dict(zip(todo, compute(list(todo.values())), strict=True))
+    for one, begun in cuts.items():
+        with one.job.watch:
+            if one.job.execution.shard is not None and begun is not None:
+                done[one] = _share(one, begun, computed[one])
+            else:
+                done[one] = result(one, _publish(one, standing[one], begun), computed[one])
+    return done
+
+
+def _publish(inventory: Inventory, standing: FeatureCache | None, cut: Cut | None) -> FeatureCache:
+    manifest, units = (None, []) if cut is None else (cut.manifest, cut.units)
+    return publish(inventory, standing=standing, manifest=manifest, units=units)
+
+
+def _share(inventory: Inventory, cut: Cut, computed: Computed) -> Extraction:
+    """The result of a share; of the whole where it was the last."""
+    job = inventory.job
+    with deciding(inventory):
+        standing = inventory.standing()
+        if all(inventory.stands(unit, unchanged=False) for unit in cut.units):
+            return result(inventory, _publish(inventory, standing, cut), computed)
+        if standing is not None and inventory.is_hit(standing):
+            # The share that ended last has published it.
+            return result(inventory, standing, computed)
+    mine = units_in(cut.units, job.execution.shard)
+    own = {unit.segment.file for unit in mine}
+    written = [split for split in inventory.segments_of(inventory.folder) if split.file.path.name in own]
+    skipped = [one for split in written for one in skipped_in(split)]
+    return Extraction(
+        cache=inventory.folder,
+        complete=False,
+        fingerprint=job.spec.fingerprint,
+        rows=job.images.rows_of_splits,
+        feature_dim=_feature_dim(job),
+        computed=computed.rows,
+        reused=sum(map(len, mine)) - computed.rows,
+        skipped=tuple(skipped),
+        seconds=_seconds(job),
+        images_per_s=computed.images_per_s,
+        shares=job.stages.shares,
+        bound=job.stages.bound,
+        drift=job.drift,
+    )
+
+
+def result(inventory: Inventory, cache: FeatureCache, computed: Computed) -> Extraction:
+    """What is reported of a complete cache."""
+    job, rows = inventory.job, {split: len(cache[split]) for split in cache.splits}
+    return Extraction(
+        cache=job.request.features_dir / cache.path.name,
+        complete=True,
+        fingerprint=cache.spec.fingerprint,
+        rows=rows,
+        feature_dim=_feature_dim(job),
+        computed=computed.rows,
+        reused=max(0, sum(rows.values()) - computed.rows),
+        skipped=tuple(cache.skipped),
+        seconds=_seconds(job),
+        images_per_s=computed.images_per_s,
+        shares=job.stages.shares,
+        bound=job.stages.bound,
+        drift=cache.provenance.get("drift"),
+    )
+
+
+def _feature_dim(job: Job) -> dict[str, int]:
+    return {layer.name: layer.feature_dim for layer in job.spec.layers}
+
+
+def _seconds(job: Job) -> float:
+    return job.watch.read() + sum(job.stages.seconds.values())

@@ -1,127 +1,98 @@
-"""From computed, reused and repeated rows to segments on disk, each published behind the back of the next batch."""
+"""From found, computed and repeated rows to segments on disk, each published behind the back of the next batch."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import leading_numbers
+from featcache.cache.checksums import Digests, leading_numbers
 from featcache.cache.donors import Donors, Located
 from featcache.cache.info import CacheInfo
+from featcache.cache.layout import views_in
 from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.spec import Json
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
-from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.tables import Skipped
 from featcache.cache.writer import Scaling
-from featcache.extraction.plan import PlannedRows
+from featcache.extraction.forward import Rows
+from featcache.extraction.images import Images
+from featcache.extraction.pipeline import Failure
 from featcache.extraction.stages import Stages
 from featcache.extraction.units import Unit
 from featcache.files import system
 
-Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
 _BLOCK_BYTES = 8 << 20
+# How many views of an image are still to be computed: not known yet, and nothing more is to be done.
+_UNKNOWN, _DONE = -1, -2
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Work:
-    """The rows of some units, and where each comes from.
+@dataclass(eq=False)
+class _OpenUnit:
+    """A unit whose images are looked up, read and computed. Places count from its first image.
 
-    Args:
-        units: In order.
-        planned: Their rows, one unit after the other: (n,).
-        donors: What has rows already.
-        located: Where each row was found, (n,); nowhere: it is computed.
-        source: For a row that was found nowhere, the first row of the same image and view, which is computed in its
-            place; -1 for a row that was found: int64 (n,).
+    `found`: for each view where its rows were found; `missing`: how many views of each image are still to be computed.
     """
 
-    units: Sequence[Unit]
-    planned: PlannedRows
-    donors: Donors
-    located: Located
-    source: Rows
-
-    @classmethod
-    def of(cls, units: Sequence[Unit], planned: PlannedRows, donors: Donors, layers: Sequence[str]) -> Work:
-        """Look the rows up. Every row that is found is read and checked in these layers."""
-        located = donors.locate(planned.digests, layers)
-        source = np.full(len(located.donor), -1, np.int64)
-        missing = np.flatnonzero(located.donor < 0)
-        source[missing] = missing[first_of_equals(planned.digests[missing])]
-        return cls(units=units, planned=planned, donors=donors, located=located, source=source)
-
-    @property
-    def missing(self) -> Rows:
-        """The rows that were found nowhere, ascending."""
-        return np.flatnonzero(self.located.donor < 0)
-
-    @property
-    def computed(self) -> Rows:
-        """Those of them that have to be computed: an image that stands twice only once."""
-        return np.flatnonzero(self.source == np.arange(len(self.source)))
-
-    @property
-    def starts(self) -> Rows:
-        """At which row each unit begins, and the end: (units + 1,)."""
-        return np.cumsum([0, *map(len, self.units)])
-
-
-def first_of_equals(digests: npt.NDArray[np.uint8]) -> Rows:
-    """For each digest (n, 32) the number of the first that is equal to it: int64 (n,)."""
-    first = np.arange(len(digests))
-    # Eight bytes of a SHA-256 tell nearly all apart, and numbers sort fast; only their equals are compared whole.
-    keys = leading_numbers(digests)
-    ordered = np.sort(keys)
-    several = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
-    if len(several):
-        place = np.searchsorted(several, keys)
-        place[place == len(several)] = 0
-        seen: dict[bytes, int] = {}
-        for row in np.flatnonzero(several[place] == keys).tolist():
-            first[row] = seen.setdefault(digests[row].tobytes(), row)
-    return first
+    unit: Unit
+    found: list[Located]
+    missing: Numbers
+    left: int
+    draft: SegmentDraft | None = None
+    first: dict[bytes, int] = field(default_factory=dict)
+    # The place, or the number of an image in a segment that was published before, that shows the same image.
+    repeats: dict[int, int] = field(default_factory=dict)
+    copies: dict[int, int] = field(default_factory=dict)
+    failed: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
 
 
 class SegmentWriter:
-    """Writes the segments of some units. Rows are put as they are computed, in ascending order.
+    """Writes the segments of some units of one extraction.
 
     Args:
         folder: Where the segments lie.
         info: What each says of itself; the provenance is added.
-        work: The rows, and where they come from.
+        units: In order.
+        images: What they are of.
+        donors: What has rows already.
         provenance: Of rows that are computed now; asked for only where there are some.
         scaling: Of layers whose values are stored otherwise than they are.
-        stages: Notes what the caller waited for.
+        stages: Notes what the caller waits for.
+
+    Attributes:
+        done: Images that need nothing more.
     """
 
     def __init__(
         self,
         folder: Path,
         info: CacheInfo,
-        work: Work,
+        units: Sequence[Unit],
+        images: Images,
+        donors: Donors,
         *,
         provenance: Callable[[], Mapping[str, Json]],
         scaling: Scaling | None,
         stages: Stages,
     ) -> None:
-        self._folder, self._info, self._work = folder, info, work
+        self._folder, self._info, self._units, self._images, self._donors = folder, info, units, images, donors
         self._provenance, self._scaling, self._stages = provenance, scaling, stages
-        self._starts = work.starts
-        unit_of = np.searchsorted(self._starts, work.computed, side="right") - 1
-        self._outstanding = np.bincount(unit_of, minlength=len(work.units))
-        self._drafts: dict[int, SegmentDraft] = {}
-        self._failed: dict[int, str] = {}
-        self._written: dict[int, npt.NDArray[np.bool_]] = {}
+        self.done = self._computed = self._copied = 0
+        self._last = np.array([unit.images[-1] for unit in units], np.int64)
+        self._open: dict[int, _OpenUnit] = {}
         self._next = 0
+        self._published = _Published()
+        # Decoding threads look images up, and the publishing one adds to what there is.
+        self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._publishing: Future[None] | None = None
 
@@ -136,29 +107,137 @@ class SegmentWriter:
                 self._wait()
         finally:
             self._pool.shutdown(wait=True)
-            for draft in self._drafts.values():
-                draft.discard()
+            for opened in self._open.values():
+                if opened.draft is not None:
+                    opened.draft.discard()
 
-    def put(self, index: Rows, features: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Take computed rows: their numbers among those of the work, ascending (n,), and {layer: (n, D)}."""
+    @property
+    def computed(self) -> int:
+        """How many images were found nowhere and can be used, once all segments are written."""
+        return self._computed + self._copied
+
+    # --- what is still to be read, and computed -------------------------------------------------------------
+
+    def unresolved(self, number: int) -> Numbers:
+        """Open a unit, and return the numbers of its images that have to be read."""
+        unit = self._units[number]
+        views, digests = views_in(self._info.spec, unit.segment.split), self._images.digests[unit.images]
+        known = np.flatnonzero(self._images.known[unit.images])
+        opened = _OpenUnit(
+            unit=unit,
+            found=[_nowhere(len(unit)) for _ in range(views)],
+            missing=np.full(len(unit), _UNKNOWN, np.int64),
+            left=len(unit),
+        )
+        self._open[number] = opened
+        if len(known):
+            if len(self._donors):
+                for view, found in enumerate(opened.found):
+                    located = self._donors.locate(digests[known], self._info.spec.layer_names, view)
+                    found.donor[known], found.row[known] = located
+            whole = np.all([found.donor[known] >= 0 for found in opened.found], axis=0)
+            with self._lock:
+                before = self._published.find(digests[known], self._images.digests)
+            opened.copies.update(
+                {int(known[at]): int(before[at]) for at in np.flatnonzero((before >= 0) & ~whole).tolist()}
+            )
+            self._settle(opened, known[whole | (before >= 0)])
+        self._publish_ready()
+        unresolved: Numbers = unit.images[opened.missing == _UNKNOWN]
+        return unresolved
+
+    def wanted(self, image: int, digest: bytes) -> tuple[int, ...]:
+        """The views of an image, whose bytes have this SHA-256, that are to be computed. Called in decoding threads."""
+        holder = int(np.searchsorted(self._last, image))
+        opened = self._open.get(holder)
+        if opened is None:
+            return ()
+        place = int(np.searchsorted(opened.unit.images, image))
+        if place == len(opened.unit) or opened.unit.images[place] != image or opened.missing[place] != _UNKNOWN:
+            return ()
+        table = np.frombuffer(digest, np.uint8)[None]
+        if not self._images.known[image] or self._images.digests[image].tobytes() != digest:
+            self._locate(opened, place, table)
+        views = tuple(view for view, found in enumerate(opened.found) if found.donor[place] < 0)
+        with self._lock:
+            if views and self._repeats(opened, place, digest, table):
+                views = ()
+            opened.missing[place] = len(views)
+        return views
+
+    def _locate(self, opened: _OpenUnit, place: int, table: Digests) -> None:
+        if len(self._donors):
+            for view, found in enumerate(opened.found):
+                located = self._donors.locate(table, self._info.spec.layer_names, view)
+                found.donor[place], found.row[place] = located.donor[0], located.row[0]
+
+    def _repeats(self, opened: _OpenUnit, place: int, digest: bytes, table: Digests) -> bool:
+        """Whether the same image is computed in this unit, or was in one that was published."""
+        first = opened.first.setdefault(digest, place)
+        if first != place:
+            opened.repeats[place] = first
+            return True
+        before = int(self._published.find(table, self._images.digests)[0])
+        if before >= 0:
+            opened.copies[place] = before
+        return before >= 0
+
+    # --- what came of them ----------------------------------------------------------------------------------
+
+    def read(self, images: Numbers) -> None:
+        """Images that were read, by their numbers (n,): those of which nothing is to be computed are done."""
         with self._stages.measured("write"):
-            unit_of = np.searchsorted(self._starts, index, side="right") - 1
-            for number in np.unique(unit_of).tolist():
-                own = np.flatnonzero(unit_of == number)
-                rows = {layer: values[own] for layer, values in features.items()}
-                self._draft(number, computes=True).put(index[own] - self._starts[number], rows)
-                self._outstanding[number] -= len(own)
+            for opened, places in self._places(images):
+                self._settle(opened, places[opened.missing[places] == 0])
             self._publish_ready()
 
-    def fail(self, index: int, reason: str) -> None:
-        """A row whose image cannot be used, and why."""
-        self._failed[index] = reason
-        self._outstanding[int(np.searchsorted(self._starts, index, side="right")) - 1] -= 1
+    def put(self, rows: Rows) -> None:
+        """Computed rows, images ascending."""
+        with self._stages.measured("write"):
+            for view in np.unique(rows.views).tolist():
+                of_view = np.flatnonzero(rows.views == view)
+                for opened, places in self._places(rows.images[of_view]):
+                    own = of_view[np.isin(rows.images[of_view], opened.unit.images[places])]
+                    features = {layer: values[own] for layer, values in rows.features.items()}
+                    self._draft(opened, computes=True).put(places, features, view)
+                    opened.missing[places] -= 1
+                    done = places[opened.missing[places] == 0]
+                    self._settle(opened, done)
+                    self._computed += len(done)
+            self._publish_ready()
+
+    def fail(self, failure: Failure) -> None:
+        """An image that cannot be used."""
+        for opened, places in self._places(np.array([failure.image])):
+            if opened.missing[places[0]] != _DONE:
+                opened.failed[int(places[0])] = failure.error.message, failure.digest
+                self._settle(opened, places)
+
+    def _places(self, images: Numbers) -> list[tuple[_OpenUnit, Numbers]]:
+        """The open units that hold some of these images, and their places."""
+        holder = np.searchsorted(self._last, images)
+        found = []
+        for number in np.unique(holder).tolist():
+            opened = self._open.get(number)
+            if opened is not None:
+                some = images[holder == number]
+                places = np.searchsorted(opened.unit.images, some)
+                there = (places < len(opened.unit)) & (
+                    opened.unit.images[places.clip(max=len(opened.unit) - 1)] == some
+                )
+                if there.any():
+                    found.append((opened, places[there]))
+        return found
+
+    def _settle(self, opened: _OpenUnit, places: Numbers) -> None:
+        opened.missing[places] = _DONE
+        opened.left -= len(places)
+        self.done += len(places)
 
     def _publish_ready(self) -> None:
-        while self._next < len(self._work.units) and not self._outstanding[self._next]:
+        while (opened := self._open.get(self._next)) is not None and not opened.left:
             self._wait()
-            self._publishing = self._pool.submit(self._publish, self._next)
+            self._publishing = self._pool.submit(self._publish, self._next, opened)
             self._next += 1
 
     def _wait(self) -> None:
@@ -168,89 +247,130 @@ class SegmentWriter:
 
     # --- one segment ----------------------------------------------------------------------------------------
 
-    def _draft(self, number: int, *, computes: bool = False) -> SegmentDraft:
-        if number not in self._drafts:
-            unit = self._work.units[number]
-            provenance = self._provenance() if computes else self._donors_provenance(number)
-            self._drafts[number] = SegmentDraft(
-                self._folder / unit.segment.file,
+    def _draft(self, opened: _OpenUnit, *, computes: bool = False) -> SegmentDraft:
+        if opened.draft is None:
+            provenance = self._provenance() if computes else self._donors_provenance(opened)
+            table = self._images.table(opened.unit.images)
+            opened.draft = SegmentDraft(
+                self._folder / opened.unit.segment.file,
                 replace(self._info, provenance=provenance),
-                split=unit.segment.split,
-                table=self._table(number),
+                split=opened.unit.segment.split,
+                ids=table.ids,
+                labels=table.labels,
                 scaling=self._scaling,
             )
-        return self._drafts[number]
+        return opened.draft
 
-    def _rows(self, number: int) -> slice:
-        return slice(int(self._starts[number]), int(self._starts[number + 1]))
-
-    def _table(self, number: int) -> SplitTable:
-        return self._work.planned.table(self._rows(number))
-
-    def _donors_provenance(self, number: int) -> Mapping[str, Json]:
-        """That of the first row's donor: where every row is reused, nothing is computed now."""
-        for donor in self._work.located.donor[self._rows(number)].tolist():
+    def _donors_provenance(self, opened: _OpenUnit) -> Mapping[str, Json]:
+        """That of the first row's donor: where every row was found, nothing is computed now."""
+        for donor in opened.found[0].donor.tolist():
             if donor >= 0:
-                found: Mapping[str, Json] = getattr(self._work.donors.donors[donor], "provenance", {})
+                found: Mapping[str, Json] = getattr(self._donors.donors[donor], "provenance", {})
                 return found
-        return {}
+        return self._provenance()
 
-    def _publish(self, number: int) -> None:
-        draft = self._draft(number)
-        self._copy_reused(number, draft)
-        self._copy_repeated(number, draft)
-        self._written[number] = draft.written
+    def _publish(self, number: int, opened: _OpenUnit) -> None:
+        draft = self._draft(opened)
+        for view in range(len(opened.found)):
+            self._copy_found(opened, draft, view)
+            self._copy_repeats(opened, draft, view)
         if not system.replaces_open_files:
             self._close_replaced(draft.path)
-        draft.publish(self._skipped(number))
-        del self._drafts[number]
+        draft.publish(self._images.digests[opened.unit.images], self._skipped(opened))
+        with self._lock:
+            self._published.add(number, opened.unit.images[draft.written], self._images.digests)
+            self._copied += len(opened.repeats.keys() - opened.failed.keys()) + len(opened.copies)
+            del self._open[number]
 
-    def _copy_reused(self, number: int, draft: SegmentDraft) -> None:
-        rows = self._rows(number)
-        places = np.flatnonzero(self._work.located.donor[rows] >= 0)
-        spec = self._info.spec
+    def _copy_found(self, opened: _OpenUnit, draft: SegmentDraft, view: int) -> None:
+        spec, found = self._info.spec, opened.found[view]
+        skipped = np.array([*opened.failed, *opened.repeats, *opened.copies], np.int64)
+        places = np.setdiff1d(np.flatnonzero(found.donor >= 0), skipped)
         at_once = max(1, _BLOCK_BYTES // sum(layer.feature_dim * 4 for layer in spec.layers))
         for start in range(0, len(places), at_once):
             some = places[start : start + at_once]
-            located = self._work.located.take(rows.start + some)
-            draft.put(some, {layer: self._work.donors.gather(layer, located) for layer in spec.layer_names})
+            located = found.take(some)
+            rows = {layer: self._donors.gather(layer, located, view) for layer in spec.layer_names}
+            draft.put(some, rows, view)
 
-    def _copy_repeated(self, number: int, draft: SegmentDraft) -> None:
+    def _copy_repeats(self, opened: _OpenUnit, draft: SegmentDraft, view: int) -> None:
         """Rows of images that stand twice, from where they were computed in this run."""
-        rows = self._rows(number)
-        source = self._work.source[rows]
-        repeated = np.flatnonzero((source >= 0) & (source != np.arange(rows.start, rows.stop)))
-        for place in repeated.tolist():
-            first = int(source[place])
-            if first in self._failed:
-                self._failed[rows.start + place] = self._failed[first]
+        for place, first in opened.repeats.items():
+            if first in opened.failed:
+                opened.failed[place] = opened.failed[first]
             else:
-                draft.put(np.array([place]), self._computed_row(first, number, draft))
+                draft.put(np.array([place]), draft.read(np.array([first]), view), view)
+        for place, image in opened.copies.items():
+            draft.put(np.array([place]), self._published_row(image, opened.unit.segment.split, view), view)
 
-    def _computed_row(self, index: int, number: int, draft: SegmentDraft) -> Mapping[str, npt.NDArray[Any]]:
-        holder = int(np.searchsorted(self._starts, index, side="right")) - 1
-        place = index - int(self._starts[holder])
-        if holder == number:
-            return draft.read(np.array([place]))
-        unit = self._work.units[holder]
-        row = np.array([np.count_nonzero(self._written[holder][:place])])
-        with closing(StoredFile.open(self._folder / unit.segment.file)) as file:
-            split = CachedSplit(file, self._info.spec, unit.segment.split)
-            return {layer: split.gather(layer, row) for layer in self._info.spec.layer_names}
+    def _published_row(self, image: int, split: str, view: int) -> Mapping[str, npt.NDArray[Any]]:
+        number, row = self._published.place(image)
+        segment = self._units[number].segment
+        with closing(StoredFile.open(self._folder / segment.file)) as file:
+            found = CachedSplit(file, self._info.spec, segment.split)
+            return {layer: found.gather(layer, np.array([row]), view) for layer in self._info.spec.layer_names}
 
-    def _skipped(self, number: int) -> list[Skipped]:
-        """The images that were left out, each once, however many views it has."""
-        rows = self._rows(number)
-        found: dict[str, Skipped] = {}
-        for index in sorted(index for index in list(self._failed) if rows.start <= index < rows.stop):
-            sample, digest = self._work.planned.samples[index], self._work.planned.images[index].tobytes().hex()
-            skipped = Skipped(id=sample.id, split=sample.split, reason=self._failed[index], digest=digest)
-            found.setdefault(sample.id, skipped)
-        return list(found.values())
+    def _skipped(self, opened: _OpenUnit) -> list[Skipped]:
+        """The images that were left out."""
+        found = []
+        for place, (reason, digest) in sorted(opened.failed.items()):
+            sample = self._images.samples[int(opened.unit.images[place])]
+            hexadecimal = None if digest is None else digest.hex()
+            found.append(Skipped(id=sample.id, split=sample.split, reason=reason, digest=hexadecimal))
+        return found
 
     def _close_replaced(self, path: Path) -> None:
         """Rows may be copied from the very file that is replaced."""
-        for donor in self._work.donors.donors:
+        for donor in self._donors.donors:
             if isinstance(donor, CachedSplit) and donor.file.path in (path, path.parent):
                 with suppress(OSError):
                     donor.file.close()
+
+
+def _nowhere(count: int) -> Located:
+    return Located(np.full(count, -1, np.int32), np.full(count, -1, np.int64))
+
+
+class _Published:
+    """The images whose rows were published in this run, found by digest: 16 bytes an image."""
+
+    _MOST_PIECES = 8
+
+    def __init__(self) -> None:
+        # Sorted leading numbers of digests, and the numbers of the images.
+        self._pieces: list[tuple[npt.NDArray[np.uint64], Numbers]] = []
+        self._segments: dict[int, Numbers] = {}
+
+    def add(self, segment: int, images: Numbers, digests: Digests) -> None:
+        """A segment that was published. `images`: of its rows; `digests`: of all images."""
+        if not len(images):
+            return
+        self._segments[segment] = images
+        self._pieces.append(_sorted(leading_numbers(digests[images]), images))
+        if len(self._pieces) > self._MOST_PIECES:
+            keys, numbers = (np.concatenate(columns) for columns in zip(*self._pieces, strict=True))
+            self._pieces = [_sorted(keys, numbers)]
+
+    def find(self, wanted: Digests, digests: Digests) -> Numbers:
+        """For each digest (n, 32) the number of an image that has it, or -1. `digests`: of all images."""
+        found = np.full(len(wanted), -1, np.int64)
+        keys = leading_numbers(wanted)
+        for there, numbers in self._pieces:
+            place = np.searchsorted(there, keys).clip(max=len(there) - 1)
+            # Eight bytes of a SHA-256 tell nearly all apart; one in a billion billion is computed again.
+            same = (there[place] == keys) & (digests[numbers[place]] == wanted).all(axis=1)
+            found[same] = numbers[place[same]]
+        return found
+
+    def place(self, image: int) -> tuple[int, int]:
+        """The segment that holds an image's row, and the row."""
+        for segment, images in self._segments.items():
+            row = int(np.searchsorted(images, image))
+            if row < len(images) and images[row] == image:
+                return segment, row
+        raise KeyError(image)
+
+
+def _sorted(keys: npt.NDArray[np.uint64], images: Numbers) -> tuple[npt.NDArray[np.uint64], Numbers]:
+    order = np.argsort(keys, kind="stable")
+    return keys[order], images[order]

@@ -22,6 +22,10 @@ class Stages:
     clock: _Clock = time.perf_counter
     _seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
+    def add(self, stage: str, seconds: float) -> None:
+        """Counts so many seconds for `stage`."""
+        self._seconds[stage] += seconds
+
     @contextmanager
     def measured(self, stage: str) -> Iterator[None]:
         """Counts what happens inside for `stage`; a measurement inside another would count twice."""
@@ -29,7 +33,7 @@ class Stages:
         try:
             yield
         finally:
-            self._seconds[stage] += self.clock() - began
+            self.add(stage, self.clock() - began)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -50,19 +54,18 @@ class Stages:
 
 @dataclass(kw_only=True)
 class Stopwatch:
-    """Seconds between `start` and `stop`, all periods together. `clock` gives seconds."""
+    """Seconds inside of `with watch`, all periods together. `clock` gives seconds."""
 
     clock: _Clock = time.monotonic
     _before: float = 0.0
     _since: float | None = None
 
-    def start(self) -> None:
-        """Goes on; a watch that runs already goes on too."""
-        if self._since is None:
-            self._since = self.clock()
+    def __enter__(self) -> None:
+        """Start, or go on."""
+        self._since = self.clock()
 
-    def stop(self) -> None:
-        """Stands until it is started again."""
+    def __exit__(self, *_: object) -> None:
+        """Stop until it is entered again."""
         self._before, self._since = self.read(), None
 
     def read(self) -> float:

@@ -40,6 +40,7 @@ class Returning:
     """Tensors on their way to the host, by name; they may be under way until `arrays` is called."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.count = len(next(iter(tensors.values())))
         self._tensors = {name: _copied(tensor) for name, tensor in tensors.items()}
         self._arrived = _event_behind(next(iter(tensors.values())))
 

@@ -1,4 +1,4 @@
-"""The rows of an extraction, cut into units: each is one segment, computed by one worker.
+"""The images of an extraction, cut into units: each is one segment, computed by one worker.
 
 Every worker cuts alike from the manifest, without asking another. A unit that is computed twice is harmless.
 """
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from featcache.cache.manifest import MOST_SEGMENTS, Segment
 from featcache.errors import InvalidOption
 
-Rows = npt.NDArray[np.int64]
+Numbers = npt.NDArray[np.int64]
 
 # What losing one unfinished segment costs, in seconds of work.
 _SEGMENT_S = 30.0
@@ -30,36 +30,36 @@ class Unit:
 
     Args:
         segment: The file that will hold it.
-        rows: Its rows, as numbers among those of the plan, ascending: (n,).
+        images: The numbers of its images, ascending: (n,).
     """
 
     segment: Segment
-    rows: Rows
+    images: Numbers
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
 
-def units_of(rows: Rows, rows_of_splits: dict[str, int], *, segment_rows: int, views: int) -> list[Unit]:
-    """The rows (n,), ascending among those of the plan, cut into units: never across splits or between views.
+def units_of(images: Numbers, rows_of_splits: dict[str, int], *, segment_rows: int) -> list[Unit]:
+    """The images (n,), by their ascending numbers, cut into units: never across splits.
 
     Raises InvalidOption where there would be too many segments.
     """
-    units = list(_cut(rows, rows_of_splits, max(1, segment_rows // views) * views))
+    units = list(_cut(images, rows_of_splits, segment_rows))
     if len(units) > MOST_SEGMENTS:
         raise InvalidOption(
             f"{segment_rows:,} rows a segment make {len(units):,} segments, expected at most {MOST_SEGMENTS}",
-            hint=f"--segment-rows {least_segment_rows(len(rows))} or more",
+            hint=f"--segment-rows {least_segment_rows(len(images))} or more",
         )
     return units
 
 
-def _cut(rows: Rows, rows_of_splits: dict[str, int], step: int) -> Iterator[Unit]:
+def _cut(images: Numbers, rows_of_splits: dict[str, int], step: int) -> Iterator[Unit]:
     ends = np.cumsum(list(rows_of_splits.values()))
-    for split, some in zip(rows_of_splits, np.split(rows, np.searchsorted(rows, ends[:-1])), strict=True):
+    for split, some in zip(rows_of_splits, np.split(images, np.searchsorted(images, ends[:-1])), strict=True):
         for first in range(0, len(some), step):
             own = some[first : first + step]
-            yield Unit(segment=Segment.planned(split, first, len(own)), rows=own)
+            yield Unit(segment=Segment.planned(split, first, len(own)), images=own)
 
 
 def least_segment_rows(rows: int) -> int:
@@ -100,7 +100,7 @@ class Shard:
             raise InvalidOption(f"expected --shard i/n, such as 0/8 to 7/8, got {text!r}")
         return cls(number=int(found[1]), of=int(found[2]))
 
-    def units(self, count: int) -> Rows:
+    def units(self, count: int) -> Numbers:
         """Indices of the units in this share, ascending."""
         return np.arange(self.number, count, self.of)
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from featcache.cache.catalog import CacheEntry, candidates
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Difference, Spec
-from featcache.extraction.job import Job
+from featcache.extraction.execution import Execution
+from featcache.extraction.images import Images
+from featcache.extraction.inventory import Inventory
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
-from featcache.extraction.run import Execution, prepared
+from featcache.extraction.resolve import resolve
 
 _NEAREST = 3
 
@@ -31,7 +32,7 @@ class Neighbour:
 class Why:
     """`state` is hit (nothing to compute), partial or miss.
 
-    `new`, `changed`, `gone`: ids against the cache of that name; `to_compute`: rows that are nowhere.
+    `new`, `changed`, `gone`: ids against the cache of that name; `to_compute`: images that are nowhere.
     """
 
     state: str
@@ -73,19 +74,20 @@ def _plain(difference: Difference) -> dict[str, Any]:
 
 def why(request: Request, *, reporter: Reporter) -> Why:
     """Looks, computes nothing, writes nothing."""
-    with prepared(request, Execution(on_error="skip"), reporter, measures=False) as job:
-        plan, inventory = job.plan, job.inventory
+    with resolve([request], Execution(on_error="skip"), reporter, measures=False) as (job,):
+        job.images.remembers = False
+        inventory = Inventory(job=job)
         standing = inventory.standing()
-        same = standing is not None and inventory.is_hit(standing, plan)
-        hit = same or inventory.wider(plan) is not None
-        to_compute = 0 if hit else len(job.missing(plan, inventory.donors(standing)))
-        new, changed, gone = ((), (), ()) if same else _against(standing, job)
+        same = standing is not None and inventory.is_hit(standing)
+        hit = same or inventory.wider() is not None
+        missing = () if hit else inventory.missing(inventory.donors(standing))
+        new, changed, gone = ((), (), ()) if same else _against(standing, job.images)
         return Why(
-            state="hit" if hit else "miss" if to_compute == plan.rows else "partial",
-            cache=standing.path if standing is not None else job.inventory.packed_path,
+            state="hit" if hit else "miss" if len(missing) == len(job.images) else "partial",
+            cache=standing.path if standing is not None else inventory.packed_path,
             fingerprint=job.spec.fingerprint,
-            rows=plan.rows,
-            to_compute=to_compute,
+            rows=len(job.images),
+            to_compute=len(missing),
             new=new,
             changed=changed,
             gone=gone,
@@ -93,19 +95,21 @@ def why(request: Request, *, reporter: Reporter) -> Why:
         )
 
 
-def _against(standing: FeatureCache | None, job: Job) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+def _against(standing: FeatureCache | None, images: Images) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The ids of images that are new, changed and gone against a cache."""
     if standing is None:
         return (), (), ()
+    images.read_unknown(images.numbers)
     before = {
         (split, name): digest.tobytes()
         for split in standing.splits
         for name, digest in zip(standing[split].ids, standing[split].digests, strict=True)
     }
     lost = {(one.split, one.id) for one in standing.skipped}
-    plan = job.plan
     now = {
         (sample.split, sample.id): digest.tobytes()
-        for sample, digest in zip(plan.all_samples(), chain(*plan.row_digests().values()), strict=True)
+        for sample, digest, known in zip(images.samples, images.digests, images.known, strict=True)
+        if known
     }
     return (
         tuple(name for split, name in now if (split, name) not in before and (split, name) not in lost),

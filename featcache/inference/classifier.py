@@ -8,8 +8,8 @@ rounded to the type a cache stores.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +23,10 @@ from featcache.cache.spec import Spec
 from featcache.errors import InvalidOption
 from featcache.extraction.behaviour import outputs_in
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
-from featcache.extraction.pipeline import Failure, Pipeline, Rows
+from featcache.extraction.execution import Execution
+from featcache.extraction.forward import ForwardPass
+from featcache.extraction.pipeline import Failure, Gathered, Pipeline
 from featcache.extraction.rebuild import rebuilt, require_same
-from featcache.extraction.run import Execution
 from featcache.heads.records import FeatureLayer, FeatureOrigin
 from featcache.heads.runs import Run
 from featcache.images.sources import ImageSource, Sample
@@ -99,28 +100,33 @@ class Classifier:
 
     def answers(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[Answers]:
         """Probabilities for `samples`, chunk by chunk, in order. Images that cannot be read are failures."""
-        with ExitStack() as opened:
-            pipelines = [opened.enter_context(closing(self._pipeline(one, source, how))) for one in self._programs]
+        with closing(self._pipeline(source, how)) as pipeline:
             for start in range(0, len(samples), CHUNK):
-                chunk = samples[start : start + CHUNK]
-                # Every backbone has its own transform: images are decoded once for each.
-                found = [_joined(list(pipeline.rows(chunk, None))) for pipeline in pipelines]
-                yield self._answers(found, start)
+                yield self._answers(pipeline.gather(samples[start : start + CHUNK]), start)
 
-    def _pipeline(self, program: Program, source: ImageSource, how: Execution) -> Pipeline:
-        batch = how.batch_size or batch_size_for(program.spec, str(self.device))
-        workers = how.workers or decoding_threads_for(program.spec, str(self.device))
-        return Pipeline(source=source, program=program, dtype="float32", batch_size=batch, workers=workers)
+    def _pipeline(self, source: ImageSource, how: Execution) -> Pipeline:
+        backbones = [
+            ForwardPass(
+                program=program,
+                dtype="float32",
+                batch_size=how.batch_size or batch_size_for(program.spec, str(self.device)),
+            )
+            for program in self._programs
+        ]
+        workers = how.workers or max(decoding_threads_for(one.spec, str(self.device)) for one in self._programs)
+        return Pipeline(source=source, backbones=backbones, workers=workers)
 
-    def _answers(self, found: Sequence[Rows], start: int) -> Answers:
-        index, failures = found[0].index + start, found[0].failures
+    def _answers(self, found: Gathered, start: int) -> Answers:
+        index, failures = found.rows[0].images + start, found.failures
         if not len(index):
             empty = np.empty((0, self.run.features.feature_dim), np.float32)
             return Answers(
                 index=index, features=empty, probabilities=self.probabilities(empty), failures=_later(failures, start)
             )
         values = [
-            part for branch, rows in zip(self.branches, found, strict=True) for part in branch.values(rows.features)
+            part
+            for branch, rows in zip(self.branches, found.rows, strict=True)
+            for part in branch.values(rows.features)
         ]
         features = np.concatenate(values, axis=1)
         return Answers(
@@ -174,15 +180,5 @@ def _network(
     return rebuilt(spec, origin.weights, what=run.folder.name, probe=probe, weights=weights, data_dir=data_dir)
 
 
-def _joined(blocks: Sequence[Rows]) -> Rows:
-    names = next((block.features for block in blocks if block.features), {})
-    filled = [block for block in blocks if len(block.index)]
-    return Rows(
-        index=np.concatenate([block.index for block in blocks]),
-        features={name: np.concatenate([block.features[name] for block in filled]) for name in names},
-        failures=tuple(failure for block in blocks for failure in block.failures),
-    )
-
-
 def _later(failures: Sequence[Failure], start: int) -> tuple[Failure, ...]:
-    return tuple(Failure(row=failure.row + start, error=failure.error) for failure in failures)
+    return tuple(replace(failure, image=failure.image + start) for failure in failures)

@@ -107,7 +107,7 @@ def _predicted(
             for name, row, found in zip(names, answer.probabilities, near, strict=True)
         ]
         rows.append(answer.probabilities)
-        unread += [Unread(path=samples[one.row].id, reason=one.error.message) for one in answer.failures]
+        unread += [Unread(path=samples[one.image].id, reason=one.error.message) for one in answer.failures]
     if not images:
         raise SourceError(f"none of {len(samples)} images could be read: {unread[0].reason}")
     return Predicted(

@@ -21,7 +21,7 @@ from featcache.backbones.transforms import Transform
 from featcache.benchmark.end_to_end import ImageEpochs, NotebookForward, Ordering, cut_samples, notebook_preset
 from featcache.benchmark.training import Parts, Trained, cached_parts, train
 from featcache.cache.reader import FeatureCache
-from featcache.extraction.plan import selected
+from featcache.extraction.images import select_samples
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
@@ -171,7 +171,7 @@ def end_to_end(
 ) -> Trained:
     """The backbone in every step, over the rows that a cache would have."""
     with open_source(case.dataset, datasets_dir=data_dir) as source:
-        samples = cut_samples(selected(source, request(case, data_dir)), CONFIG)
+        samples = cut_samples(select_samples(source, request(case, data_dir)), CONFIG)
         network = torchvisions(case)
         with torch.no_grad():
             feature_dim = network(torch.zeros(2, 3, case.image_size, case.image_size)).shape[1]

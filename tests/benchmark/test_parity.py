@@ -33,9 +33,11 @@ from featcache.benchmark.agreement import step_difference
 from featcache.benchmark.end_to_end import NotebookNetwork, TunedForward, cut_samples, image_parts
 from featcache.benchmark.training import Trained, cached_parts, train
 from featcache.cache.reader import FeatureCache
+from featcache.extraction.execution import Execution
+from featcache.extraction.forward import ForwardPass
+from featcache.extraction.images import select_samples
 from featcache.extraction.pipeline import Pipeline
-from featcache.extraction.plan import selected
-from featcache.extraction.run import Execution, prepared
+from featcache.extraction.resolve import resolve
 from featcache.heads.fit import fit_head
 
 # Small images, but with several positions left to pool.
@@ -97,11 +99,12 @@ def test_the_notebooks_network_is_torchvisions_own(case: Case) -> None:
 
 def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, data_dir: Path) -> None:
     from_cache = cached(resnet, data_dir)
-    with prepared(request(resnet, data_dir), Execution(device="cpu"), _Silent()) as job:
+    with resolve([request(resnet, data_dir)], Execution(device="cpu"), _Silent()) as (job,):
         program = job.computer.program(job.spec, 16)
-        pipeline = Pipeline(source=job.source, program=program, dtype="float32", batch_size=16, workers=1)
+        forward = ForwardPass(program=program, dtype="float32", batch_size=16)
+        pipeline = Pipeline(source=job.source, backbones=[forward], workers=1)
         parts = image_parts(
-            cut_samples(selected(job.source, request(resnet, data_dir)), CONFIG),
+            cut_samples(select_samples(job.source, request(resnet, data_dir)), CONFIG),
             TunedForward(pipeline, device=CPU),
             CONFIG,
             classes=len(job.source.classes),

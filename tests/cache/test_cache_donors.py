@@ -103,13 +103,13 @@ def test_locating_agrees_with_a_plain_search(have: list[list[int]], want: list[i
             self.images = images
             self.digests = digests_of([str(image) for image in images]) if images else np.zeros((0, 32), np.uint8)
 
-        def gather(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def gather(self, layer: str, rows: np.ndarray[Any, Any], view: int = 0) -> np.ndarray[Any, Any]:
             return np.array(self.images).take(rows)[:, None]
 
-        def checksums(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def checksums(self, layer: str, rows: np.ndarray[Any, Any], view: int = 0) -> np.ndarray[Any, Any]:
             return np.array(self.images, np.uint64).take(rows)
 
-        def intact(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def intact(self, layer: str, rows: np.ndarray[Any, Any], view: int = 0) -> np.ndarray[Any, Any]:
             return np.ones(len(rows), np.bool_)
 
     donors = Donors([Rows(images) for images in have])
@@ -136,7 +136,7 @@ def test_a_million_rows_are_found_in_about_a_second() -> None:
         def __init__(self, digests: np.ndarray[Any, Any]) -> None:
             self.digests = digests
 
-        def gather(self, layer: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        def gather(self, layer: str, rows: np.ndarray[Any, Any], view: int = 0) -> np.ndarray[Any, Any]:
             raise AssertionError
 
         checksums = intact = gather

@@ -13,7 +13,8 @@ from featcache.backbones.zoos.pixels import pixels_spec
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
-from featcache.extraction.run import Execution, prepared
+from featcache.extraction.resolve import resolve
+from featcache.extraction.run import Execution
 
 PIXELS = pixels_spec(BackboneOptions(backbone="pixels", image_size=8))
 NETWORK = tiny_backbone().spec
@@ -45,5 +46,5 @@ def test_what_an_option_says_goes_before_the_table(
     monkeypatch.setattr(devices, "cores", lambda: 3)
     images = write_images(tmp_path / "pictures", train=2, test=2)
     request = Request(dataset=images, backbone=tiny_backbone(), precision="fp32", data_dir=tmp_path / "data")
-    with prepared(request, execution, LogReporter()) as job:
+    with resolve([request], execution, LogReporter()) as (job,):
         assert (job.computer.batch_size, job.computer.workers) == expected

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,6 @@ from PIL import Image
 from tiny import CLASSES, Forward, counted_batches, every_forward, jpeg, tiny_backbone, write_images
 
 import featcache
-from featcache.backbones.transforms import Transform
 from featcache.cache.reader import FeatureCache
 from featcache.errors import (
     CacheBusy,
@@ -32,6 +33,8 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
 from featcache.images import decode
+from featcache.images.folder import FolderSource
+from featcache.images.sources import Sample
 
 
 @pytest.fixture
@@ -238,19 +241,32 @@ def test_skipping_everything_is_an_error(tmp_path: Path) -> None:
         )
 
 
-def test_an_image_edited_during_the_run_is_refused(
-    request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("edited", "computed_again"), [("test/eel/02.jpg", 0), ("train/cat/00.jpg", 1)])
+def test_an_image_edited_during_the_run_has_the_row_of_the_bytes_that_were_read(
+    edited: str, computed_again: int, request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Transform.resize_image
+    original, seen = FolderSource.read, []
+    for path in images.rglob("*.jpg"):
+        # What is younger than two seconds is read again in any case.
+        os.utime(path, (time.time() - 60,) * 2)
 
-    def editing(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
-        (images / "test/eel/03.jpg").write_bytes(jpeg(4242))
-        return original(transform, image, cropped=cropped)
+    def editing(source: FolderSource, sample: Sample) -> object:
+        payload = original(source, sample)
+        seen.append(sample.id)
+        if len(seen) == 10:
+            # The one is read afterwards, the other has been read.
+            (images / edited).write_bytes(jpeg(4242))
+        return payload
 
-    monkeypatch.setattr(Transform, "resize_image", editing)
-    with pytest.raises(ImageError, match=r"test/eel/03\.jpg: the image changed"):
-        extract(request_, Execution(batch_size=8, workers=1))
-    assert not list(request_.features_dir.glob("*.h5"))
+    with monkeypatch.context() as patched:
+        patched.setattr(FolderSource, "read", editing)
+        cache = FeatureCache.open(extract(request_, Execution(workers=1)).cache)
+    split, row = edited.split("/")[0], cache[edited.split("/")[0]].ids.index(edited)
+    is_new = cache[split].digests[row].tobytes() == hashlib.sha256(jpeg(4242)).digest()
+    assert is_new is (computed_again == 0)
+    assert extract(request_).computed == computed_again
+    again = FeatureCache.open(extract(request_).cache)
+    assert again[split].digests[row].tobytes() == hashlib.sha256(jpeg(4242)).digest()
 
 
 # --- features that cannot be stored ------------------------------------------------------------------------
@@ -312,7 +328,7 @@ def test_too_little_room_is_found_before_the_first_forward_pass(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = counted_batches(monkeypatch)
-    monkeypatch.setattr("featcache.extraction.job.free_bytes", lambda _: 10)
+    monkeypatch.setattr("featcache.extraction.compute.free_bytes", lambda _: 10)
     with pytest.raises(ExtractionError, match="has 10 B free"):
         extract(request_)
     assert calls == []
@@ -390,7 +406,7 @@ def test_a_hit_needs_no_folder_that_can_be_written(request_: Request, monkeypatc
     def read_only(*_: object, **__: object) -> None:
         raise CacheUnwritable("the folder is read-only")
 
-    monkeypatch.setattr("featcache.extraction.job.locked", read_only)
+    monkeypatch.setattr("featcache.extraction.run.locked", read_only)
     monkeypatch.setattr("featcache.files.begin_draft", read_only)
     assert extract(request_).reused == 42
 

@@ -18,11 +18,10 @@ from featcache.benchmark.processes import peak_bytes, run_apart
 from featcache.cache.checksums import leading_numbers
 from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
-from featcache.extraction.plan import Plan, plan_rows
+from featcache.extraction.images import Images
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
-from featcache.extraction.segment_writer import first_of_equals
 from featcache.images.samples import Sample, Samples
 from featcache.images.sources import ImageSource, Listing, Stamp
 
@@ -98,34 +97,39 @@ def peak_per_image(work: Callable[[], object]) -> float:
 
 
 @pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Plan]:
+def listed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Images]:
     request = Request(dataset=Named(), backbone="pixels", data_dir=tmp_path_factory.mktemp("data"))
-    return lambda: plan_rows(Named(), request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+    return lambda: Images(Named(), request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
 
 
-# An image's name and label take 36 bytes, its digest 32.
-def test_a_plan_takes_little_more_than_names_and_digests(planned: Callable[[], Plan]) -> None:
-    assert peak_per_image(planned) < 145, "met for the first time"
-    assert peak_per_image(planned) < 140, "found in the index"
+def read(images: Images) -> Images:
+    """All of them, none kept."""
+    images.read_unknown(images.numbers)
+    images.payloads.clear()
+    return images
 
 
-def test_what_has_to_be_computed_is_found_in_little_memory(planned: Callable[[], Plan]) -> None:
-    digests = np.concatenate(list(planned().row_digests().values()))
-    assert peak_per_image(lambda: first_of_equals(digests)) < 35
-    assert np.array_equal(first_of_equals(digests), np.arange(len(digests)))
+# An image's name and label take 36 bytes, its digest 32, the key of its stamp 16.
+def test_images_take_little_more_than_names_digests_and_stamps(
+    listed: Callable[[], Images], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.extraction.images._KEPT_BYTES", 0)
+    assert peak_per_image(lambda: read(listed())) < 200, "met for the first time"
+    assert peak_per_image(lambda: read(listed())) < 200, "found in the index"
 
 
 class Digests:
     """A donor that is nothing but its digests."""
 
     fingerprint = ""
+    views = 1
 
     def __init__(self, digests: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> None:
         self.digests = digests
 
 
-def test_rows_are_found_in_little_memory(planned: Callable[[], Plan]) -> None:
-    digests = planned().row_digests()["train"]
+def test_rows_are_found_in_little_memory(listed: Callable[[], Images]) -> None:
+    digests = read(listed()).digests[: IMAGES // 2]
     donors = Donors([Digests(digests[::-1].copy())])  # type: ignore[list-item]
     found = []
     assert peak_per_image(lambda: found.append(donors.locate(digests))) < 45

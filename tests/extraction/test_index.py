@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import jpeg, tiny_backbone, write_images
 
-from featcache.extraction.index import index_path, keys_of, look_up, save
+from featcache.extraction.index import Index, index_path
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images.folder import FolderSource
+from featcache.images.samples import SampleRows, Samples
 from featcache.images.sources import ImageSource, Sample
 
 
@@ -132,30 +133,41 @@ class _Numbers(ImageSource):
         return ("test", self.stamps[int(sample.id)])
 
     def splits(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        return ("train",)
 
     def samples(self, split: str) -> list[Sample]:
-        raise NotImplementedError
+        return [Sample(id=str(row), split="train", label=0) for row in range(len(self.stamps))]
 
     def read(self, sample: Sample) -> bytes:
         raise NotImplementedError
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=30, unique=True), st.integers(1, 8), st.data())
-def test_what_was_saved_is_found_and_nothing_else(stamps: list[int], piece: int, data: st.DataObject) -> None:
+@given(
+    stamps=st.lists(st.integers(0, 50), min_size=1, max_size=30, unique=True),
+    piece=st.integers(1, 8),
+    halves=st.lists(st.booleans(), min_size=30, max_size=30),
+    data=st.data(),
+)
+def test_what_was_saved_is_found_and_nothing_else(
+    stamps: list[int], piece: int, halves: list[bool], data: st.DataObject
+) -> None:
     source = _Numbers(stamps)
-    samples = [Sample(id=str(row), split="train", label=0) for row in range(len(stamps))]
+    samples = SampleRows([Samples.of("train", source.samples("train"))])
     digests = np.random.default_rng(0).integers(0, 256, (len(stamps), 32), dtype=np.uint8)
     changed = data.draw(st.integers(0, len(stamps) - 1))
-    asked = data.draw(st.permutations(samples).map(lambda some: some[: data.draw(st.integers(0, len(some)))]))
-    rows = [int(sample.id) for sample in asked]
+    asked = data.draw(st.permutations(range(len(stamps))))
+    rows = np.array(asked[: data.draw(st.integers(0, len(asked)))], np.int64)
+    mine = np.array(halves[: len(stamps)])
     with tempfile.TemporaryDirectory() as folder, mock.patch("featcache.extraction.index._ROWS_AT_ONCE", piece):
         path = Path(folder) / "i"
-        save(path, source, samples, digests, time.time_ns())
-        known, found = look_up(path, keys_of(source, asked)[0])
+        for share in (mine, ~mine):
+            index = Index(path, source, samples, reads=True)
+            index.look_up(np.flatnonzero(share))
+            index.save(digests, share)
+        known, found = Index(path, source, samples, reads=True).look_up(rows)
         assert known.all()
         assert np.array_equal(found, digests[rows])
         source.stamps = [stamp + 100 * (row == changed) for row, stamp in enumerate(stamps)]
-        known, found = look_up(path, keys_of(source, asked)[0])
+        known, found = Index(path, source, samples, reads=True).look_up(rows)
         assert known.tolist() == [row != changed for row in rows]
         assert not found[~known].any()

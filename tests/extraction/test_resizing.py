@@ -20,13 +20,13 @@ from featcache.backbones.resampling import Resampler
 from featcache.backbones.transforms import Transform
 from featcache.backbones.zoos.modules import from_module
 from featcache.errors import ExtractionError, InvalidOption
+from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.resizing import DeviceResizing, HostResizing, Originals, resolve_resizing
 from featcache.extraction.run import Execution, extract
 from featcache.images import open_source
-from featcache.images.sources import digest
 
 # Of one size several, and one that no device takes: 30 x 40 is more than 8 times 12 x 12.
 SIZES = [(20, 20), (14, 25), (20, 20), (25, 14), (12, 12), (30, 40), (20, 20)]
@@ -113,15 +113,13 @@ def test_pixels_are_the_same_too(images: Path, tmp_path: Path) -> None:
 def test_rows_come_out_alike_at_any_position(images: Path) -> None:
     source = open_source(images, datasets_dir=images)
     samples = list(source.samples("train"))
-    digests = np.stack([np.frombuffer(digest(source.read(sample)), np.uint8) for sample in samples])
     resizing = DeviceResizing(transform())
-    pipeline = Pipeline(
-        source=source, program=backbone().on(), dtype="float32", batch_size=8, workers=1, resizing=resizing
-    )
+    forward = ForwardPass(program=backbone().on(), dtype="float32", batch_size=8, resizing=resizing)
+    pipeline = Pipeline(source=source, backbones=[forward], workers=1)
     found: dict[int, np.ndarray] = {}
     for order in (list(range(len(samples))), list(reversed(range(len(samples)))), [5], [2, 9]):
-        rows = list(pipeline.rows([samples[row] for row in order], digests[order]))
-        values = np.concatenate([block.features["output"] for block in rows])
+        (rows,) = pipeline.gather([samples[row] for row in order]).rows
+        values = rows.features["output"]
         for row, value in zip(order, values, strict=True):
             assert np.array_equal(found.setdefault(row, value), value)
     pipeline.close()
@@ -153,7 +151,7 @@ def test_with_a_batch_in_flight_the_rows_are_the_same(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = arrays(extract(request_).cache)
-    monkeypatch.setattr("featcache.extraction.pipeline.in_flight", lambda device: 1)
+    monkeypatch.setattr("featcache.extraction.forward.in_flight", lambda device: 1)
     again = extract(replace(request_, data_dir=tmp_path / "flying"), Execution(batch_size=3))
     assert arrays(again.cache) == expected
 

@@ -15,13 +15,10 @@ import featcache
 from featcache.backbones.program import Program
 from featcache.cache.locks import locked
 from featcache.cache.reader import FeatureCache
-from featcache.errors import CacheBusy, ImageError, InvalidOption
-from featcache.extraction import decoder
-from featcache.extraction.decoder import Decoder
+from featcache.errors import CacheBusy, InvalidOption
+from featcache.extraction import pipeline
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract, extract_each
-from featcache.images import open_source
-from featcache.images.sources import ImageSource, Sample
 
 
 @pytest.fixture
@@ -40,7 +37,7 @@ def requests(images: Path, tmp_path: Path) -> list[Request]:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each image was decoded."""
     counts: Counter[str] = Counter()
-    original, lock = vars(decoder)["decode"], threading.Lock()
+    original, lock = vars(pipeline)["decode"], threading.Lock()
 
     def counting(payload: bytes, name: str) -> np.ndarray:
         with lock:
@@ -48,7 +45,7 @@ def decodings(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         decoded: np.ndarray = original(payload, name)
         return decoded
 
-    monkeypatch.setattr(decoder, "decode", counting)
+    monkeypatch.setattr(pipeline, "decode", counting)
     return counts
 
 
@@ -108,8 +105,8 @@ def test_after_an_interruption_all_go_on(
             extract_each(requests, execution)
     assert not list(requests[0].features_dir.glob("*.h5"))
     after = extract_each(requests, execution)
-    # They walk side by side, so none is far ahead of the one that stopped.
-    assert [one.reused for one in after] == [24, 16, 16]
+    # A batch is computed by all of them before the next one is.
+    assert [one.reused for one in after] == [16, 16, 16]
     alone = extract(replace(requests[1], data_dir=tmp_path / "alone"))
     assert rows(after[1].cache) == rows(alone.cache)
 
@@ -146,57 +143,3 @@ def test_from_python_a_list_of_backbones_gives_a_list_of_caches(images: Path, tm
         featcache.extract(images, backbones, layers="features.5", data_dir=tmp_path / "data")
     with pytest.raises(InvalidOption, match="expected names among squeezenet1_1, pixels, got vgg16"):
         featcache.extract(images, backbones, weights={"vgg16": "random:0"}, data_dir=tmp_path / "data")
-
-
-# --- the decoder -------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def source(images: Path, tmp_path: Path) -> ImageSource:
-    return open_source(images, datasets_dir=tmp_path)
-
-
-def sample_of(source: ImageSource) -> tuple[Sample, bytes]:
-    from featcache.images.sources import digest
-
-    sample = source.samples("train")[0]
-    return sample, digest(source.read(sample))
-
-
-def announce(shared: Decoder, digest: bytes, times: int) -> None:
-    for _ in range(times):
-        shared.expect(np.frombuffer(digest, np.uint8)[None])
-
-
-def test_an_image_is_kept_until_everybody_has_had_it(source: ImageSource, decodings: Counter[str]) -> None:
-    sample, digest = sample_of(source)
-    shared = Decoder(source=source)
-    announce(shared, digest, 3)
-    barrier = threading.Barrier(3)
-    got: list[np.ndarray] = []
-
-    def ask() -> None:
-        barrier.wait()
-        got.append(shared.image(sample, digest))
-
-    threads = [threading.Thread(target=ask) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert [decodings[sample.id], len({id(image) for image in got})] == [1, 1]
-    assert not shared._kept
-    # Unannounced, it is decoded again.
-    assert np.array_equal(shared.image(sample, digest), got[0])
-    assert decodings[sample.id] == 2
-
-
-def test_everybody_learns_of_a_bad_image(source: ImageSource) -> None:
-    sample, _ = sample_of(source)
-    shared = Decoder(source=source)
-    other = bytes(32)
-    announce(shared, other, 2)
-    for _ in range(3):
-        with pytest.raises(ImageError, match="the image changed"):
-            shared.image(sample, other)
-    assert not shared._kept

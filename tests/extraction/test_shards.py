@@ -201,32 +201,31 @@ def test_every_unit_is_exactly_one_shards(total: int, of: int) -> None:
 @given(
     train=st.integers(0, 60),
     test=st.integers(0, 60),
-    views=st.integers(1, 3),
     segment_rows=st.integers(1, 50),
 )
-def test_units_hold_every_row_once_in_order(train: int, test: int, views: int, segment_rows: int) -> None:
-    rows_of_splits = {"train": train * views, "test": test * views}
-    rows = np.arange(sum(rows_of_splits.values()))
-    units = units_of(rows, rows_of_splits, segment_rows=segment_rows, views=views)
-    assert [row for unit in units for row in unit.rows.tolist()] == rows.tolist()
-    assert all(len(unit) <= max(segment_rows, views) and len(unit) % views == 0 for unit in units)
+def test_units_hold_every_image_once_in_order(train: int, test: int, segment_rows: int) -> None:
+    rows_of_splits = {"train": train, "test": test}
+    images = np.arange(sum(rows_of_splits.values()))
+    units = units_of(images, rows_of_splits, segment_rows=segment_rows)
+    assert [number for unit in units for number in unit.images.tolist()] == images.tolist()
+    assert all(len(unit) <= segment_rows for unit in units)
     assert len({unit.segment.file for unit in units}) == len(units)
     for unit in units:
         bound = rows_of_splits["train"]
-        assert (unit.rows < bound).all() if unit.segment.split == "train" else (unit.rows >= bound).all()
+        assert (unit.images < bound).all() if unit.segment.split == "train" else (unit.images >= bound).all()
 
 
 @given(speed=st.floats(1e-3, 1e6), rows=st.integers(1, 10_000_000))
 def test_segments_are_sized_by_time_and_never_too_many(speed: float, rows: int) -> None:
     size = segment_rows_for(speed, rows)
-    assert len(units_of(np.arange(rows), {"train": rows}, segment_rows=size, views=1)) <= 512
+    assert len(units_of(np.arange(rows), {"train": rows}, segment_rows=size)) <= 512
     if 64 <= 30 * speed <= 65_536 and rows <= 500 * 32:
         assert size <= 30 * speed < 2 * size
 
 
 def test_too_many_segments_are_refused_with_what_would_fit() -> None:
     with pytest.raises(InvalidOption, match="at most 512") as raised:
-        units_of(np.arange(2000), {"train": 2000}, segment_rows=1, views=1)
+        units_of(np.arange(2000), {"train": 2000}, segment_rows=1)
     assert "--segment-rows 4 or more" in str(raised.value.hint)
 
 

@@ -17,15 +17,14 @@ from tiny import Forward, every_forward, jpeg, tiny_backbone, write_images
 
 import featcache
 from featcache.backbones.augmentation import Augmentation
-from featcache.cache.checksums import row_digests
-from featcache.cache.reader import FeatureCache
+from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.verification import verify
 from featcache.errors import CacheNotFound, InvalidOption
 from featcache.extraction import matching
-from featcache.extraction.plan import augmentation_of
 from featcache.extraction.rebuild import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
+from featcache.extraction.resolve import augmentation_of
 from featcache.extraction.run import Execution, extract
 from featcache.extraction.why import why
 from featcache.images import decode
@@ -50,6 +49,11 @@ def opened(request: Request, execution: Execution | None = None) -> FeatureCache
     return FeatureCache.open(extract(request, execution).cache)
 
 
+def views_of(split: CachedSplit) -> np.ndarray:
+    """All views of all images: (images, views, D)."""
+    return np.stack([split.layer(view=view)[:] for view in range(split.views)], axis=1)
+
+
 def arrays(cache: FeatureCache) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     with h5py.File(cache.path) as file:
@@ -57,16 +61,18 @@ def arrays(cache: FeatureCache) -> dict[str, bytes]:
     return found
 
 
-def test_the_views_of_a_train_image_stand_together_and_other_images_have_one_row(request_: Request) -> None:
+def test_a_row_is_one_image_and_train_images_have_arrays_of_views_beside_the_plain_one(request_: Request) -> None:
     extraction = extract(request_)
     cache = FeatureCache.open(extraction.cache)
-    assert extraction.rows == {"train": 36, "test": 6} and extraction.computed == 42
+    assert extraction.rows == {"train": 12, "test": 6} and extraction.computed == 18
     train = cache["train"]
     assert (train.views, cache["test"].views) == (3, 1)
-    assert train.ids[::3] == train.ids[1::3] == train.ids[2::3]
-    assert train.ids[::3] == tuple(sorted(set(train.ids)))
-    assert train.labels.tolist() == [0] * 12 + [1] * 12 + [2] * 12
-    assert len(np.unique(train.features[:], axis=0)) == 36
+    assert train.ids == tuple(sorted(set(train.ids)))
+    assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    assert len(np.unique(views_of(train).reshape(36, -1), axis=0)) == 36
+    with h5py.File(cache.path) as file:
+        assert sorted(file["train/views"]) == ["1", "2"]
+        assert np.array_equal(file["train/views/2/features/output"][()], train.layer(view=2)[:])
     assert (cache.spec.views, cache.spec.view_seed) == (3, 7)
     assert cache.spec.transform["augmentation"] == Augmentation().described()
 
@@ -74,19 +80,19 @@ def test_the_views_of_a_train_image_stand_together_and_other_images_have_one_row
 def test_each_row_is_the_view_of_its_image(images: Path, tmp_path: Path) -> None:
     cache = featcache.extract(images, "pixels", image_size=8, views=3, view_seed=5, data_dir=tmp_path / "data")
     train = cache["train"]
-    for row in range(0, 36, 5):
+    for row, number in [(0, 0), (0, 2), (3, 1), (7, 2), (11, 1)]:
         payload = (images / train.ids[row]).read_bytes()
         decoded = np.asarray(Image.open(images / train.ids[row]).convert("RGB"))
-        view = Augmentation().view(decoded, digest=digest(payload), number=row % 3, seed=5)
+        view = Augmentation().view(decoded, digest=digest(payload), number=number, seed=5)
         expected = np.asarray(Image.fromarray(view).resize((8, 8), Image.Resampling.BILINEAR))
-        assert np.array_equal(train.features[row].reshape(3, 8, 8).transpose(1, 2, 0), expected)
+        assert np.array_equal(train.layer(view=number)[row].reshape(3, 8, 8).transpose(1, 2, 0), expected)
 
 
 def test_views_are_squashed_also_where_plain_images_are_cropped(images: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
-    cropped = featcache.extract(images, "pixels", resize="crop", views=2, **options)["train"].features[:]
-    squashed = featcache.extract(images, "pixels", views=2, **options)["train"].features[:]
-    assert np.array_equal(cropped[1::2], squashed[1::2])
+    cropped = featcache.extract(images, "pixels", resize="crop", views=2, **options)["train"]
+    squashed = featcache.extract(images, "pixels", views=2, **options)["train"]
+    assert np.array_equal(cropped.layer(view=1)[:], squashed.layer(view=1)[:])
 
 
 @pytest.mark.parametrize("execution", [Execution(segment_rows=5), Execution(batch_size=8, workers=1, segment_rows=1)])
@@ -104,17 +110,15 @@ def test_a_view_is_the_same_in_any_set_and_at_any_place(request_: Request, image
         shutil.copy(images / name, few / "train" / "all" / f"{number}.jpg")
     other = opened(replace(request_, dataset=few, data_dir=tmp_path / "elsewhere"))["train"]
     for place, name in enumerate(("train/eel/03.jpg", "train/cat/01.jpg")):
-        first = whole.ids.index(name)
-        rows, others = range(first, first + VIEWS), range(place * VIEWS, (place + 1) * VIEWS)
-        assert np.array_equal(whole.features[list(rows)], other.features[list(others)])
+        assert np.array_equal(views_of(whole)[whole.ids.index(name)], views_of(other)[place])
 
 
 def test_another_seed_and_another_number_are_other_caches(request_: Request) -> None:
     first = opened(request_)
     seeded = opened(replace(request_, view_seed=8))
     assert first.name != seeded.name
-    same = first["train"].features[:] == seeded["train"].features[:]
-    assert same.all(axis=1).tolist() == [True, False, False] * 12
+    same = views_of(first["train"]) == views_of(seeded["train"])
+    assert same.all(axis=2).tolist() == [[True, False, False]] * 12
 
 
 def test_views_that_are_not_mirrored_are_another_cache(request_: Request) -> None:
@@ -122,7 +126,7 @@ def test_views_that_are_not_mirrored_are_another_cache(request_: Request) -> Non
     other = extract(replace(request_, view_flip=False))
     assert other.fingerprint != first.spec.fingerprint
     # What is plain is the same whatever the numbers, but such a cache says nothing of that: all is computed.
-    assert other.computed == 42
+    assert other.computed == 18
     assert extract(replace(request_, view_flip=False)).computed == 0
     assert FeatureCache.open(other.cache).spec.views_told.endswith("augmented with seed 7, none mirrored")
     told = why(replace(request_, view_flip=False, view_seed=1), reporter=LogReporter())
@@ -133,7 +137,7 @@ def test_views_that_are_not_mirrored_are_another_cache(request_: Request) -> Non
 def test_without_mirroring_a_view_is_the_same_or_the_mirror_image(images: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"image_size": 8, "views": 4, "data_dir": tmp_path / "data"}
     one, other = (
-        featcache.extract(images, "pixels", view_flip=flip, **options)["train"].features[:].reshape(-1, 3, 8, 8)
+        views_of(featcache.extract(images, "pixels", view_flip=flip, **options)["train"]).reshape(-1, 3, 8, 8)
         for flip in (True, False)
     )
     same = (one == other).all(axis=(1, 2, 3))
@@ -149,7 +153,7 @@ def test_edited_images_cost_their_views_and_no_more(request_: Request, images: P
         (images / f"train/dog/0{number}.jpg").write_bytes(jpeg(900 + number))
     (images / "test/dog/00.jpg").write_bytes(jpeg(950))
     again = extract(request_)
-    assert (again.computed, again.reused) == (3 * VIEWS + 1, 32)
+    assert (again.computed, again.reused) == (3 + 1, 14)
     assert arrays(FeatureCache.open(again.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "fresh")))
 
 
@@ -157,7 +161,7 @@ def test_a_plain_cache_gives_the_first_views_and_takes_them(request_: Request, t
     plain, other = replace(request_, views=1, view_seed=0), replace(request_, data_dir=tmp_path / "other")
     extract(plain)
     grown = extract(request_)
-    assert (grown.computed, grown.reused) == (12 * (VIEWS - 1), 12 + 6)
+    assert (grown.computed, grown.reused) == (12, 6)
     assert arrays(FeatureCache.open(grown.cache)) == arrays(opened(other))
     back = extract(replace(plain, data_dir=tmp_path / "other"))
     assert (back.computed, back.reused) == (0, 18)
@@ -166,14 +170,14 @@ def test_a_plain_cache_gives_the_first_views_and_takes_them(request_: Request, t
 def test_more_views_cost_only_those_that_are_new(request_: Request) -> None:
     extract(request_)
     more = extract(replace(request_, views=5))
-    assert (more.computed, more.reused) == (12 * 2, 12 * VIEWS + 6)
+    assert (more.computed, more.reused) == (12, 6)
     fewer = extract(replace(request_, views=2))
-    assert (fewer.computed, fewer.reused) == (0, 30)
+    assert (fewer.computed, fewer.reused) == (0, 18)
 
 
 def test_auto_obeys_what_a_cache_with_other_views_was_begun_with(request_: Request) -> None:
     extract(replace(request_, views=1, view_seed=0))
-    assert extract(replace(request_, precision="auto")).computed == 12 * (VIEWS - 1)
+    assert extract(replace(request_, precision="auto")).computed == 12
 
 
 def test_interrupted_between_the_views_of_an_image_it_goes_on(
@@ -191,10 +195,10 @@ def test_interrupted_between_the_views_of_an_image_it_goes_on(
     with monkeypatch.context() as patched:
         every_forward(patched, interrupted)
         with pytest.raises(KeyboardInterrupt):
-            extract(request_, Execution(batch_size=8, segment_rows=8))
-    after = extract(request_, Execution(batch_size=8, segment_rows=8))
-    # 16 is no multiple of 3: the sixth image had one of its views. A segment holds whole images, two of them here.
-    assert (after.computed, after.reused) == (42 - 12, 12)
+            extract(request_, Execution(batch_size=8, segment_rows=2))
+    after = extract(request_, Execution(batch_size=8, segment_rows=2))
+    # 16 is no multiple of 3: the sixth image had one of its views, and the fifth stood alone in its segment.
+    assert (after.computed, after.reused) == (18 - 4, 4)
     assert arrays(FeatureCache.open(after.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
 
 
@@ -204,23 +208,22 @@ def test_an_image_that_stands_twice_in_train_and_in_test_is_computed_once(reques
         (images / name).write_bytes(twin)
     extraction = extract(request_)
     train, test = (FeatureCache.open(extraction.cache)[split] for split in ("train", "test"))
-    first, second, tested = train.ids.index("train/cat/00.jpg"), train.ids.index("train/cat/zz.jpg"), 2
-    assert test.ids.index("test/dog/zz.jpg") == 2 * 2
+    first, second = train.ids.index("train/cat/00.jpg"), train.ids.index("train/cat/zz.jpg")
     tested = test.ids.index("test/dog/zz.jpg")
-    assert np.array_equal(train.features[first : first + 3], train.features[second : second + 3])
+    assert np.array_equal(views_of(train)[first], views_of(train)[second])
     assert np.array_equal(train.features[first], test.features[tested])
-    assert not np.array_equal(train.features[first + 1], test.features[tested])
+    assert not np.array_equal(train.layer(view=1)[first], test.features[tested])
 
 
 def test_a_skipped_image_is_left_out_with_all_its_views(request_: Request, images: Path) -> None:
     (images / "train/cat/02.jpg").write_bytes(b"no image at all")
     extraction = extract(request_, Execution(on_error="skip"))
-    assert extraction.rows == {"train": 33, "test": 6}
+    assert extraction.rows == {"train": 11, "test": 6}
     assert [one.id for one in extraction.skipped] == ["train/cat/02.jpg"]
     assert extract(request_, Execution(on_error="skip")).computed == 0
     (images / "train/cat/02.jpg").write_bytes(jpeg(77))
     mended = extract(request_, Execution(on_error="skip"))
-    assert (mended.rows["train"], mended.computed) == (36, VIEWS)
+    assert (mended.rows["train"], mended.computed) == (12, 1)
 
 
 def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,7 +233,7 @@ def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypat
         decoded.append(name)
         return decode(payload, name)
 
-    monkeypatch.setattr("featcache.extraction.decoder.decode", counted)
+    monkeypatch.setattr("featcache.extraction.pipeline.decode", counted)
     extract(request_, Execution(batch_size=64))
     assert len(decoded) == len(set(decoded)) == 18
 
@@ -239,9 +242,9 @@ def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypat
 def test_full_verification_covers_every_view(spoil: str | None, request_: Request) -> None:
     cache = opened(request_)
     if spoil:
-        place = cache.file.place("train/features/output")
+        place = cache.file.place("train/views/2/features/output")
         content = bytearray(cache.path.read_bytes())
-        content[place.offset + 4 * place.nbytes // 36] ^= 1
+        content[place.offset + 4 * place.nbytes // 12] ^= 1
         cache.path.write_bytes(content)
     checked = verify(cache.path, full=True)
     assert checked.sound is (spoil is None)
@@ -251,7 +254,7 @@ def test_views_computed_again_are_equal(images: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
     cache = featcache.extract(images, "pixels", views=4, view_seed=3, **options)
     again = recompute(cache, 54, seed=0, data_dir=tmp_path / "data", device="cpu")
-    assert (again.rows, again.equal) == (54, 54)
+    assert (again.rows, again.equal) == (18, 18)
     some = recompute(cache, 7, seed=1, data_dir=tmp_path / "data", device="cpu")
     assert (some.rows, some.equal) == (7, 7)
 
@@ -260,7 +263,7 @@ def test_views_are_computed_again_with_the_numbers_they_were_made_with(images: P
     options: dict[str, Any] = {"image_size": 8, "data_dir": tmp_path / "data"}
     cache = featcache.extract(images, "pixels", views=3, view_flip=False, **options)
     again = recompute(cache, 42, seed=0, data_dir=tmp_path / "data", device="cpu")
-    assert (again.rows, again.equal) == (42, 42)
+    assert (again.rows, again.equal) == (18, 18)
 
 
 def test_views_made_in_a_way_that_is_not_known_cannot_be_computed_again(request_: Request) -> None:
@@ -273,7 +276,7 @@ def test_views_made_in_a_way_that_is_not_known_cannot_be_computed_again(request_
 def test_why_counts_rows_and_names_the_views(request_: Request) -> None:
     extract(replace(request_, views=1, view_seed=0))
     told = why(request_, reporter=LogReporter())
-    assert (told.state, told.rows, told.to_compute) == ("partial", 42, 24)
+    assert (told.state, told.rows, told.to_compute) == ("partial", 18, 12)
     extract(request_)
     told = why(request_, reporter=LogReporter())
     assert (told.state, told.to_compute, told.new, told.changed, told.gone) == ("hit", 0, (), (), ())
@@ -334,10 +337,8 @@ def test_rows_of_a_view_are_the_same_whatever_other_views_there_are(
 ) -> None:
     many = opened(request_)["train"]
     other = opened(replace(changed(request_), data_dir=tmp_path / "other"))["train"]
-    for view in range(other.views):
-        assert np.array_equal(other.features[view :: other.views], many.features[view::VIEWS])
-        assert np.array_equal(other.digests[view :: other.views], many.digests[view::VIEWS])
-    assert np.array_equal(many.digests, row_digests(many.digests[::VIEWS], VIEWS))
+    assert np.array_equal(views_of(other), views_of(many)[:, : other.views])
+    assert np.array_equal(other.digests, many.digests)
 
 
 def test_a_head_trains_on_all_views_and_is_judged_on_plain_images(tmp_path: Path) -> None:
@@ -348,4 +349,4 @@ def test_a_head_trains_on_all_views_and_is_judged_on_plain_images(tmp_path: Path
     assert run.training.images == {"train": 24, "val": 6, "test": 6}
     assert len(run.predictions("val").ids) == len(set(run.predictions("val").ids)) == 6
     assert any("2 augmented" in note and "plain images" in note for note in told)
-    assert run.features.views_told == "3 rows for each train image: plain, and 2 augmented with seed 0"
+    assert run.features.views_told == "3 views of each train image: plain, and 2 augmented with seed 0"

@@ -1,0 +1,224 @@
+"""The one pass over images: each is read and decoded once, and offered to every backbone that misses it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from featcache.cache.donors import Donors
+from featcache.cache.info import CacheInfo
+from featcache.errors import ExtractionError
+from featcache.extraction.cut import Cut, computes
+from featcache.extraction.forecast import Forecast
+from featcache.extraction.forward import ForwardPass
+from featcache.extraction.images import Images, Numbers
+from featcache.extraction.network import computed_by, open_forward
+from featcache.extraction.pipeline import Block, Pipeline
+from featcache.extraction.publish import feature_bytes, packs, scaling_of
+from featcache.extraction.reporting import human_bytes
+from featcache.extraction.segment_writer import SegmentWriter
+from featcache.extraction.variation import Variation
+from featcache.files import free_bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What came of the segments of one extraction.
+
+    Args:
+        rows: Images that were found nowhere and were computed.
+        images_per_s: Of those that were read; None where nothing was.
+    """
+
+    rows: int = 0
+    images_per_s: float | None = None
+
+
+def compute(cuts: Sequence[Cut]) -> list[Computed]:
+    """Write the segments that are still to be written, of one or several backbones over the same images.
+
+    Raises:
+        ExtractionError: There is no room on the disk, or a feature is not finite.
+        ImageError: An image cannot be used, and is not to be skipped.
+        CacheError: What the writer raises.
+    """
+    for one in cuts:
+        _say_what_stands(one)
+        _require_room(one)
+    with ExitStack() as opened:
+        works = [opened.enter_context(_Work(one)) for one in cuts]
+        images = cuts[0].inventory.job.images
+        try:
+            _pass_over(images, works)
+        except KeyboardInterrupt:
+            cuts[0].inventory.job.reporter.say("stopped; what is finished stands: run the same command again to go on")
+            raise
+        finally:
+            images.save()
+    return [work.computed() for work in works]
+
+
+class _Work:
+    """The segments of one backbone while they are computed."""
+
+    def __init__(self, cut: Cut) -> None:
+        job = cut.inventory.job
+        self.job, self.units = job, cut.todo
+        self._total = sum(map(len, cut.todo))
+        # Before the first segment is begun: a network that cannot be opened leaves nothing.
+        self.forward: ForwardPass | None = open_forward(job) if computes(cut.inventory, cut.todo, cut.donors) else None
+        self._variation = Variation(job.spec.layer_names)
+        self._forecast = Forecast(total=self._total)
+        self._before = sum(job.stages.seconds.values())
+        self.writer = SegmentWriter(
+            cut.inventory.folder,
+            CacheInfo(
+                spec=job.spec,
+                selection=job.request.selection,
+                set_name=job.source.name,
+                classes=job.source.classes,
+            ),
+            cut.todo,
+            job.images,
+            Donors(cut.donors, job.reporter.warn),
+            provenance=lambda: computed_by(job),
+            scaling=scaling_of(job),
+            stages=job.stages,
+        )
+
+    def __enter__(self) -> _Work:
+        self.writer.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.__exit__(*error)  # type: ignore[arg-type]
+
+    def take(self, block: Block, number: int) -> None:
+        """What came of some images. `number`: of this backbone among those of the pipeline."""
+        for failure in block.failures:
+            if not self.job.skips:
+                raise failure.error
+            self.writer.fail(failure)
+        self.writer.read(block.images)
+        for rows in block.rows[number]:
+            self.writer.put(rows)
+            self._variation.add(rows.features)
+        self._tell()
+
+    def finish(self) -> None:
+        """All images have been read."""
+        if self.writer.done != self._total:
+            raise ExtractionError(f"{self._total - self.writer.done} images were neither computed nor left out")
+        for layer in self._variation.constant():
+            self.job.reporter.warn(
+                f"all {self._total:,} images have the same features in layer {layer} ({self.job.backbone.source}): "
+                "check the layer and the weights"
+            )
+
+    def computed(self) -> Computed:
+        """How many rows were computed, and how fast, once the writer is closed."""
+        seconds = sum(self.job.stages.seconds.values()) - self._before
+        rows = self.writer.computed
+        return Computed(rows=rows, images_per_s=rows / max(seconds, 1e-9) if rows else None)
+
+    def _tell(self) -> None:
+        done, bound = self.writer.done, self.job.stages.bound
+        self.job.reporter.advance("extracting", done, self._total, bound=bound)
+        if (sentence := self._forecast.sentence(done, bound)) is not None:
+            self.job.reporter.say(sentence)
+
+
+def _pass_over(images: Images, works: Sequence[_Work]) -> None:
+    active = [work for work in works if work.forward is not None]
+    for work in works:
+        if work.forward is None:
+            # Everything was found: it is copied, and no image is read.
+            for number in range(len(work.units)):
+                work.writer.unresolved(number)
+    if active:
+        pipeline = Pipeline(
+            source=images.source,
+            backbones=[work.forward for work in active if work.forward is not None],
+            workers=max(work.job.computer.workers for work in active),
+            rows_per_image=active[0].job.spec.views,
+            payloads=images.payloads,
+        )
+        with closing(pipeline):
+            blocks = pipeline.run(
+                images.samples,
+                _numbers(images, active),
+                lambda image, digest: [work.writer.wanted(image, digest) for work in active],
+            )
+            for block in blocks:
+                images.learn(block.images, block.digests)
+                for failure in block.failures:
+                    if failure.digest is not None:
+                        images.learn(np.array([failure.image]), np.frombuffer(failure.digest, np.uint8)[None])
+                for number, work in enumerate(active):
+                    work.take(block, number)
+    for work in works:
+        work.finish()
+
+
+def _numbers(images: Images, works: Sequence[_Work]) -> Iterator[Numbers]:
+    """The images that have to be read for any backbone, ascending; units are opened as they are reached."""
+    units = sorted(
+        (int(unit.images[0]), place, number)
+        for place, work in enumerate(works)
+        for number, unit in enumerate(work.units)
+    )
+    waiting = np.empty(0, np.int64)
+    for first, place, number in units:
+        ready = int(np.searchsorted(waiting, first))
+        yield waiting[:ready]
+        images.look_up(works[place].units[number].images)
+        waiting = np.union1d(waiting[ready:], works[place].writer.unresolved(number))
+    yield waiting
+
+
+# --- what is said and checked before -----------------------------------------------------------------------
+
+
+def _say_what_stands(cut: Cut) -> None:
+    job = cut.inventory.job
+    rows, missing = len(job.images), _not_known_to_stand(cut)
+    size = f"the cache will have {human_bytes(feature_bytes(job.spec, job.images.rows_of_splits))}"
+    if missing == rows:
+        views = f", {job.spec.views} views of each train image" if job.spec.views > 1 else ""
+        job.reporter.say(f"{rows} images to extract with {job.backbone.name}{views}; {size}")
+    elif job.execution.shard is not None:
+        job.reporter.say(f"{missing} images to extract in this share of {rows}; {size}")
+    else:
+        job.reporter.say(f"{rows - missing} of {rows} images stand already, {missing} to extract; {size}")
+
+
+def _not_known_to_stand(cut: Cut) -> int:
+    """How many images of the units have no row that is known: what is not known yet may be found when it is read."""
+    images = cut.inventory.job.images
+    numbers = np.concatenate([unit.images for unit in cut.todo])
+    known = numbers[images.known[numbers]]
+    if not cut.donors or not len(known):
+        return len(numbers)
+    return len(numbers) - int((Donors(cut.donors).locate(images.digests[known]).donor >= 0).sum())
+
+
+def _require_room(cut: Cut) -> None:
+    """Segments and packed file stand side by side for a moment. Raises ExtractionError before a forward pass."""
+    job = cut.inventory.job
+    packed = job.execution.shard is None and packs(job)
+    written: dict[str, int] = {}
+    for unit in cut.todo:
+        written[unit.segment.split] = written.get(unit.segment.split, 0) + len(unit)
+    needed = feature_bytes(job.spec, written) + (feature_bytes(job.spec, job.images.rows_of_splits) if packed else 0)
+    job.request.features_dir.mkdir(parents=True, exist_ok=True)
+    free = free_bytes(job.request.features_dir)
+    if free < needed:
+        beside = " (segments and, for a moment, the packed file)" if packed else ""
+        raise ExtractionError(
+            f"the disk of {job.request.features_dir} has {human_bytes(free)} free, "
+            f"{human_bytes(needed)} are needed{beside}",
+            hint="make room, choose another --data-dir, or extract fewer images with --limit",
+        )

@@ -1,0 +1,224 @@
+"""The images of an extraction: listed once, and the SHA-256 of each that is known.
+
+A digest is known where the image is unchanged since it was read before, by its stamp, or once it has been read.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.tables import Skipped, SplitTable
+from featcache.errors import InvalidOption, SourceError
+from featcache.extraction.index import Index, index_path
+from featcache.extraction.reporting import Reporter
+from featcache.extraction.request import Request
+from featcache.images.samples import SampleIds, SampleRows, Samples
+from featcache.images.selection import select
+from featcache.images.sources import SPLITS, ImageSource, Payload, digest
+
+Numbers = npt.NDArray[np.int64]
+_CHUNK = 256
+# Of images that were read to be looked up, so many bytes are kept until they are decoded.
+_KEPT_BYTES = 256 << 20
+
+
+def select_samples(source: ImageSource, request: Request) -> dict[str, Samples]:
+    """The samples that the request's splits and limit leave, by split. Raises InvalidOption where there are none."""
+    present = source.splits()
+    for split in request.splits or ():
+        if split not in present:
+            raise InvalidOption(
+                f"{request.origin} has no split {split}: it has {', '.join(present)}", hint="leave --split out"
+            )
+    wanted = [split for split in SPLITS if split in present and split in (request.splits or present)]
+    if request.views > 1 and "train" not in wanted:
+        raise InvalidOption(
+            f"only train images have views, and {request.origin} has {', '.join(wanted)}", hint="leave --views out"
+        )
+    chosen = {
+        split: Samples.of(split, select(source.samples(split), request.limit, request.select_seed)) for split in wanted
+    }
+    return {split: samples for split, samples in chosen.items() if samples}
+
+
+class Images:
+    """The images of an extraction, numbered over all splits in the order of their rows.
+
+    Args:
+        source: Where they are read.
+        request: Which of them are selected.
+        workers: Threads that read where images are only to be looked up.
+        skip_unreadable: What cannot be read is listed, not raised.
+        rehash: Read those too that look unchanged.
+        reporter: Hears how far reading is.
+
+    Attributes:
+        samples: By number.
+        digests: uint8 (n, 32), zeros where it is not known.
+        known: Which are known: (n,).
+        unreadable: Why an image could not be read, by its number.
+        payloads: Images that were read to be looked up, by number, until they are decoded.
+        remembers: Whether the next run may know what this one has read.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        request: Request,
+        *,
+        workers: int,
+        skip_unreadable: bool,
+        rehash: bool,
+        reporter: Reporter,
+    ) -> None:
+        self.source, self.reporter = source, reporter
+        self._workers, self._skip = workers, skip_unreadable
+        self.splits = select_samples(source, request)
+        self.samples = SampleRows(list(self.splits.values()))
+        if not len(self.samples):
+            raise SourceError(f"no image of {request.origin} is left to extract")
+        self._index = Index(index_path(request.data_dir, request.origin), source, self.samples, reads=not rehash)
+        # Pages that are never touched take no memory: a shard's follows its own images.
+        self.digests = np.zeros((len(self.samples), 32), np.uint8)
+        self.known = np.zeros(len(self.samples), np.bool_)
+        self.unreadable: dict[int, str] = {}
+        self.payloads: dict[int, Payload] = {}
+        self.remembers = True
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    @property
+    def numbers(self) -> Numbers:
+        """Of all images."""
+        return np.arange(len(self.samples))
+
+    @property
+    def rows_of_splits(self) -> dict[str, int]:
+        """How many images each split has."""
+        return {split: len(samples) for split, samples in self.splits.items()}
+
+    # --- digests --------------------------------------------------------------------------------------------
+
+    def look_up(self, numbers: Numbers) -> None:
+        """Note the stamps of these images, and take their digests from the index where they are unchanged."""
+        fresh = numbers[~self._index.noted[numbers]]
+        if len(fresh):
+            known, digests = self._index.look_up(fresh)
+            self.digests[fresh[known]] = digests[known]
+            self.known[fresh] = known
+
+    def read_unknown(self, numbers: Numbers) -> None:
+        """Read and digest those of these images whose digest is not known; some are kept until they are decoded.
+
+        Raises SourceError for an image that cannot be read, unless that is listed.
+        """
+        self.look_up(numbers)
+        unknown = numbers[~self.known[numbers]]
+        kept = 0
+        for done, (number, payload) in enumerate(zip(unknown.tolist(), self._read(unknown), strict=True), start=1):
+            if done % _CHUNK == 0 or done == len(unknown):
+                self.reporter.advance("reading", done, len(unknown))
+            if isinstance(payload, SourceError):
+                if not self._skip:
+                    raise payload
+                self.unreadable[number] = payload.message
+                continue
+            content, found = payload
+            self.learn(np.array([number]), np.frombuffer(found, np.uint8)[None])
+            kept += len(content)
+            if kept <= _KEPT_BYTES:
+                self.payloads[number] = content
+        if len(unknown):
+            self.save()
+
+    def learn(self, numbers: Numbers, digests: npt.NDArray[np.uint8]) -> None:
+        """Take the digests (m, 32) of images that were read."""
+        self.digests[numbers] = digests
+        self.known[numbers] = True
+
+    def save(self) -> None:
+        """Keep what is known for the next run."""
+        if self.remembers:
+            self._index.save(self.digests, self.known)
+
+    # --- tables ---------------------------------------------------------------------------------------------
+
+    def table(self, numbers: Numbers) -> SplitTable:
+        """Some images, all of one split, as a cache stores them."""
+        (samples,) = self.samples.take(numbers).by_split().values()
+        return SplitTable(ids=SampleIds(samples), labels=samples.labels, digests=self.digests[numbers])
+
+    def numbers_of(self, split: str) -> Numbers:
+        """Of the images of one split."""
+        first = 0
+        for name, samples in self.splits.items():
+            if name == split:
+                return np.arange(first, first + len(samples))
+            first += len(samples)
+        raise KeyError(split)
+
+    def still_skipped(self, skipped: Sequence[Skipped]) -> list[Skipped]:
+        """Those that are still images of the set, with the same bytes, each once, in order."""
+        named = {(one.split, one.id): one for one in skipped}
+        found = []
+        for split in dict.fromkeys(one.split for one in named.values() if one.split in self.splits):
+            for number, sample in zip(self.numbers_of(split).tolist(), self.splits[split], strict=True):
+                one = named.get((split, sample.id))
+                if one is not None and self._is_still(number, one.digest):
+                    found.append((number, one))
+        return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+    def kept(self, numbers: Numbers, skipped: Sequence[Skipped]) -> Numbers:
+        """Those of some images of one split that stay without the skipped ones.
+
+        One whose bytes have changed since it was skipped counts again.
+        """
+        gone = {one.id: one.digest for one in skipped}
+        if not gone:
+            return numbers
+        here = self.samples.take(numbers)
+        left = [
+            place
+            for place, sample in enumerate(here)
+            if sample.id in gone and self._is_still(int(numbers[place]), gone[sample.id])
+        ]
+        return np.delete(numbers, left)
+
+    def _is_still(self, number: int, digest: str | None) -> bool:
+        """Whether an image that was skipped with this digest would be skipped now."""
+        return not self.known[number] or digest == self.digests[number].tobytes().hex()
+
+    def _read(self, numbers: Numbers) -> Iterator[tuple[Payload, bytes] | SourceError]:
+        stopped = threading.Event()
+
+        def read_chunk(some: Numbers) -> list[tuple[Payload, bytes] | SourceError]:
+            # A stop does not wait for the rest of a chunk of large images.
+            return [self._read_one(number) for number in some.tolist() if not stopped.is_set()]
+
+        pending: deque[Future[list[tuple[Payload, bytes] | SourceError]]] = deque()
+        with ThreadPoolExecutor(self._workers, thread_name_prefix="read") as pool:
+            try:
+                # Not `pool.map`: it would hold all chunks at once.
+                for start in range(0, len(numbers), _CHUNK):
+                    pending.append(pool.submit(read_chunk, numbers[start : start + _CHUNK]))
+                    if len(pending) > self._workers:
+                        yield from pending.popleft().result()
+                while pending:
+                    yield from pending.popleft().result()
+            finally:
+                stopped.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _read_one(self, number: int) -> tuple[Payload, bytes] | SourceError:
+        try:
+            payload = self.source.read(self.samples[number])
+        except SourceError as error:
+            return error
+        return payload, digest(payload)
