@@ -16,12 +16,13 @@ from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheIncomplete
 from featcache.extraction import drift
-from featcache.extraction.forward import Batch, ForwardPass, Rows, require_finite
+from featcache.extraction.forward import Batch, Features, Rows, require_finite
 from featcache.extraction.images import Numbers
 from featcache.extraction.inventory import Inventory
-from featcache.extraction.network import measure_drift, open_forward
+from featcache.extraction.network import drifts, measure_drift, open_forward
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.publish import begin, packs
+from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit, assumed_speed, segment_rows_for, units_in, units_of
 from featcache.images.sources import digest
 
@@ -147,42 +148,45 @@ def _incomplete(rows: int, units: Sequence[Unit], todo: Sequence[Unit]) -> Cache
 def _try_out(inventory: Inventory, images: Numbers, donors: list[Donor]) -> float | None:
     """Compute some images: what the precision costs, and images/s where many are to be computed.
 
-    A whole batch is kept among the donors. None where nothing is to be computed, or the speed was not measured.
+    Their rows are kept among the donors. None where the speed was not measured.
     """
     job = inventory.job
     whole = units_of(images, job.images.rows_of_splits, segment_rows=len(images))
     if job.backbone.stores_bytes or not computes(inventory, whole, donors):
         return None
     forward = open_forward(job)
+    many = len(images) >= _BATCHES_WORTH_MEASURING * forward.batch_size
+    chosen = drift.sample_of(len(images)) if drifts(job, forward) else np.empty(0, np.int64)
+    if many:
+        spread = np.linspace(0, len(images) - 1, forward.batch_size).astype(np.int64)
+        # Those that the drift is measured on come first.
+        chosen = np.concatenate([chosen, np.setdiff1d(spread, chosen)])[: max(len(chosen), forward.batch_size)]
     with closing(Pipeline(source=job.source, backbones=[forward], workers=1, payloads=job.images.payloads)) as pipeline:
-        some = pipeline.decode(job.images.samples, images[drift.sample_of(len(images))])
-        if some is not None:
-            measure_drift(job, forward, some.packed)
-        if len(images) < _BATCHES_WORTH_MEASURING * forward.batch_size:
-            return None
-        spread = images[np.linspace(0, len(images) - 1, forward.batch_size).astype(np.int64)]
         began = time.perf_counter()
-        batch = pipeline.decode(job.images.samples, spread)
+        batch = pipeline.decode(job.images.samples, images[chosen])
         decoding_s = time.perf_counter() - began
-        if batch is None or len(batch) < len(spread):
-            return None
-        return _speed(inventory, forward, batch, decoding_s, donors)
-
-
-def _speed(
-    inventory: Inventory, forward: ForwardPass, batch: Batch, decoding_s: float, donors: list[Donor]
-) -> float | None:
-    """Images/s by one batch of real images, which is kept among the donors."""
-    job = inventory.job
+    if batch is None:
+        return None
     began = time.perf_counter()
-    features = forward.features(batch.packed, job.spec.dtype)
+    exact = forward.features(batch.packed, "float32")
     computing_s = time.perf_counter() - began
-    rows = Rows(images=batch.images, views=batch.views, features=features)
+    if drifts(job, forward):
+        measure_drift(job, forward, batch.packed, exact)
+    donors.append(_kept(job, batch, exact))
+    return len(batch) / max(decoding_s / job.computer.workers, computing_s, 1e-6) if many else None
+
+
+def _kept(job: Job, batch: Batch, features: Features) -> Donor:
+    """Rows that were computed in float32, as they are stored."""
+    stored = {layer: rows.astype(job.spec.dtype) for layer, rows in features.items()}
+    rows = Rows(images=batch.images, views=batch.views, features=stored)
     require_finite(rows, lambda number: job.images.samples[number].id)
     job.images.look_up(batch.images)
     digests = b"".join(digest(job.images.payloads[number]) for number in batch.images.tolist())
     job.images.learn(batch.images, np.frombuffer(digests, np.uint8).reshape(-1, 32))
-    donors.append(
-        MemoryDonor(fingerprint=job.spec.fingerprint, digests=job.images.digests[batch.images], features=rows.features)
-    )
-    return len(batch) / max(decoding_s / job.computer.workers, computing_s, 1e-6)
+    if job.spec.views == 1:
+        # They are not decoded again.
+        for number in batch.images.tolist():
+            del job.images.payloads[number]
+    found = job.images.digests[batch.images]
+    return MemoryDonor(fingerprint=job.spec.fingerprint, digests=found, features=stored)

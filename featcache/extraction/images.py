@@ -110,9 +110,7 @@ class Images:
         """Note the stamps of these images, and take their digests from the index where they are unchanged."""
         fresh = numbers[~self._index.noted[numbers]]
         if len(fresh):
-            known, digests = self._index.look_up(fresh)
-            self.digests[fresh[known]] = digests[known]
-            self.known[fresh] = known
+            self._index.look_up(fresh, self.digests, self.known)
 
     def read_unknown(self, numbers: Numbers) -> None:
         """Read and digest those of these images whose digest is not known; some are kept until they are decoded.

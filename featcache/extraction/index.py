@@ -39,31 +39,25 @@ def index_path(data_dir: Path, origin: str) -> Path:
     return data_dir / "digests" / f"{hashlib.sha256(origin.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.index"
 
 
-def look_up_keys(path: Path, keys: Keys) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-    """Which of the keys (n,) the index at `path` knows, and their digests (n, 32) uint8, zeros where it does not.
+def _find(path: Path, keys: Keys) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
+    """Those of the keys (n,) that the index at `path` knows, some at a time: their places and digests (m, 32).
 
-    The file is read once, a piece at a time: that of ten million images has 480 MB. One that is not there, or whose
-    bytes are not those that were written, knows nothing.
+    The file is read once, a piece at a time: that of ten million images has 480 MB. Raises OSError or, at the latest
+    behind the last piece, _NoIndex.
     """
-    known, digests = np.zeros(len(keys), np.bool_), np.zeros((len(keys), _DIGEST_BYTES), np.uint8)
     leading = _leading(keys)
     order = np.argsort(leading)
     done = 0
-    try:
-        with path.open("rb") as file:
-            for table in _pieces(file):
-                there = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(_KEY)[:, 0]
-                sorted_there = _leading(there)
-                # Both are sorted, so what this piece may know stands right behind what the one before did.
-                end = int(np.searchsorted(leading, sorted_there[-1], side="right", sorter=order))
-                rows, done = order[done:end], end
-                place = np.searchsorted(sorted_there, leading[rows])
-                same = there[place] == keys[rows]
-                known[rows[same]] = True
-                digests[rows[same]] = table[place[same], _KEY_BYTES:]
-    except (OSError, _NoIndex):
-        known[:], digests[:] = False, 0
-    return known, digests
+    with path.open("rb") as file:
+        for table in _pieces(file):
+            there = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(_KEY)[:, 0]
+            sorted_there = _leading(there)
+            # Both are sorted, so what this piece may know stands right behind what the one before did.
+            end = int(np.searchsorted(leading, sorted_there[-1], side="right", sorter=order))
+            rows, done = order[done:end], end
+            place = np.searchsorted(sorted_there, leading[rows])
+            same = there[place] == keys[rows]
+            yield rows[same], table[place[same], _KEY_BYTES:]
 
 
 class _NoIndex(Exception):
@@ -112,8 +106,10 @@ class Index:
         self._found = np.zeros(len(samples), np.bool_)
         self._new = np.zeros(len(samples), np.bool_)
 
-    def look_up(self, numbers: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.uint8]]:
-        """Take the stamps of some images: which of them are known (m,), and their digests (m, 32) uint8."""
+    def look_up(
+        self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]
+    ) -> None:
+        """Take the stamps of some images (m,), and fill in the digests (n, 32) uint8 of those that are known (n,)."""
         stamped = np.ones(len(numbers), np.bool_)
         for place, sample in enumerate(self._samples.take(numbers)):
             stamp = self._source.stamp(sample)
@@ -121,17 +117,19 @@ class Index:
             key = xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
             self._keys[numbers[place]] = np.frombuffer(key, np.uint8)
         self.noted[numbers] = True
-        known, digests = np.zeros(len(numbers), np.bool_), np.zeros((len(numbers), _DIGEST_BYTES), np.uint8)
         if self._reads:
-            known, digests = look_up_keys(self._path, self._keys[numbers].view(_KEY)[:, 0])
-            known &= stamped
-        self._found[numbers] = known
+            try:
+                for places, found in _find(self._path, self._keys[numbers].view(_KEY)[:, 0]):
+                    digests[numbers[places]], known[numbers[places]] = found, True
+            except (OSError, _NoIndex):
+                known[numbers] = False
+            known[numbers] &= stamped
+        self._found[numbers] = known[numbers]
         now_ns = time.time_ns()
-        new = numbers[stamped & ~known]
+        new = numbers[stamped & ~known[numbers]]
         # Before they are read: a file that is changed while it is read has another stamp the next time.
         modified = (self._source.modified_ns(sample) for sample in self._samples.take(new))
         self._new[new] = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(new))
-        return known, digests
 
     def save(self, digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]) -> None:
         """Add what is known now: digests (n, 32) uint8, and which of them are known (n,).

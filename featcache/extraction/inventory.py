@@ -171,8 +171,10 @@ class Inventory:
                 kept = images.kept(unit.images, segment.skipped)
                 return _holds(segment[split], images.table(kept))
             kept = self.images_of(segment[split], unit)
+            if len(kept) != len(segment[split]) or len(kept) + len(segment.skipped) != len(unit):
+                return False
             images.learn(kept, segment[split].digests)
-            return len(kept) + len(segment.skipped) == len(unit)
+            return True
 
     def images_of(self, split: CachedSplit, unit: Unit) -> Numbers:
         """The numbers of the images whose rows a segment holds; none where it holds others."""

@@ -7,7 +7,7 @@ from typing import Any
 from featcache.backbones import devices
 from featcache.errors import WeightsError
 from featcache.extraction import drift
-from featcache.extraction.forward import ForwardPass
+from featcache.extraction.forward import Features, ForwardPass
 from featcache.extraction.resizing import Packed
 from featcache.extraction.resolve import Job, augmentation_of
 
@@ -35,29 +35,41 @@ def open_forward(job: Job) -> ForwardPass:
         one_shape=True,
         stages=job.stages,
     )
-    forward.before_first = lambda images: measure_drift(job, forward, images)
+    if drifts(job, forward):
+        forward.before_first = lambda images: measure_drift(job, forward, images)
     return forward
 
 
-def measure_drift(job: Job, forward: ForwardPass, images: Packed) -> None:
-    """Compare rows of some images with fp32 on the CPU, torch as it is; once for each job.
-
-    Raises ExtractionError where they are too far off.
-    """
+def drifts(job: Job, forward: ForwardPass) -> bool:
+    """Whether rows may differ from fp32 by torch as it is, on the CPU, and it was not measured yet by how much."""
     program = forward.program
-    if job.backbone.stores_bytes or job.drift is not None:
-        return
-    if (program.device, program.precision, program.runner) == _EXACT:
-        return
-    some = images[: drift.MOST_IMAGES]
+    exact = (program.device, program.precision, program.runner) == _EXACT
+    return not (exact or job.backbone.stores_bytes or job.drift is not None)
+
+
+def measure_drift(job: Job, forward: ForwardPass, images: Packed, features: Features | None = None) -> None:
+    """Compare rows of some images with fp32 on the CPU, torch as it is.
+
+    Args:
+        job, forward: What computes them.
+        images: The first of them are taken.
+        features: Their rows, in float32, where they have been computed.
+
+    Raises:
+        ExtractionError: They are too far off.
+    """
+    program, some = forward.program, images[: drift.MOST_IMAGES]
+    found = forward.features(some, "float32") if features is None else features
     name = program.precision if program.device == "cpu" else f"{program.precision} on {program.device}"
-    found = drift.measured(
-        name, forward.on_cpu(some, job.computer.network.on(*_EXACT)), forward.features(some, "float32")
+    measured = drift.measured(
+        name,
+        forward.on_cpu(some, job.computer.network.on(*_EXACT)),
+        {layer: rows[: len(some)] for layer, rows in found.items()},
     )
     least = job.execution.min_cosine
-    found.require(least if program.precision != "fp32" else max(least, drift.LEAST_IN_FP32))
-    job.reporter.say(str(found))
-    job.drift = found.to_json()
+    measured.require(least if program.precision != "fp32" else max(least, drift.LEAST_IN_FP32))
+    job.reporter.say(str(measured))
+    job.drift = measured.to_json()
 
 
 def computed_by(job: Job) -> dict[str, Any]:

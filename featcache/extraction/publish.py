@@ -107,7 +107,8 @@ def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units:
     images, by_file = inventory.job.images, {split.file.path.name: split for split in segments}
     for unit in units:
         if not images.known[unit.images].all() and (split := by_file.get(unit.segment.file)) is not None:
-            images.learn(inventory.images_of(split, unit), split.digests)
+            numbers = inventory.images_of(split, unit)
+            images.learn(numbers, split.digests[: len(numbers)])
 
 
 def scaling_of(job: Job) -> Scaling | None:

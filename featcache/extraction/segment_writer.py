@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import Digests, leading_numbers
-from featcache.cache.donors import Donors, Located
+from featcache.cache.donors import Donors, Located, MemoryDonor
 from featcache.cache.info import CacheInfo
 from featcache.cache.layout import views_in
 from featcache.cache.segment_draft import SegmentDraft
@@ -87,6 +87,8 @@ class SegmentWriter:
         self._folder, self._info, self._units, self._images, self._donors = folder, info, units, images, donors
         self._provenance, self._scaling, self._stages = provenance, scaling, stages
         self.done = self._computed = self._copied = 0
+        # What has rows that were computed in this run.
+        self._fresh = [number for number, one in enumerate(donors.donors) if isinstance(one, MemoryDonor)]
         self._last = np.array([unit.images[-1] for unit in units], np.int64)
         self._open: dict[int, _OpenUnit] = {}
         self._next = 0
@@ -142,6 +144,7 @@ class SegmentWriter:
                 {int(known[at]): int(before[at]) for at in np.flatnonzero((before >= 0) & ~whole).tolist()}
             )
             self._settle(opened, known[whole | (before >= 0)])
+            self._computed += int(np.isin(opened.found[0].donor[known[whole]], self._fresh).sum())
         self._publish_ready()
         unresolved: Numbers = unit.images[opened.missing == _UNKNOWN]
         return unresolved
@@ -263,10 +266,10 @@ class SegmentWriter:
 
     def _donors_provenance(self, opened: _OpenUnit) -> Mapping[str, Json]:
         """That of the first row's donor: where every row was found, nothing is computed now."""
-        for donor in opened.found[0].donor.tolist():
-            if donor >= 0:
-                found: Mapping[str, Json] = getattr(self._donors.donors[donor], "provenance", {})
-                return found
+        for number in opened.found[0].donor.tolist():
+            donor = self._donors.donors[number]
+            if number >= 0 and isinstance(donor, CachedSplit):
+                return donor.provenance
         return self._provenance()
 
     def _publish(self, number: int, opened: _OpenUnit) -> None:

@@ -162,12 +162,13 @@ def test_what_was_saved_is_found_and_nothing_else(
         path = Path(folder) / "i"
         for share in (mine, ~mine):
             index = Index(path, source, samples, reads=True)
-            index.look_up(np.flatnonzero(share))
+            index.look_up(np.flatnonzero(share), np.zeros_like(digests), np.zeros(len(stamps), np.bool_))
             index.save(digests, share)
-        known, found = Index(path, source, samples, reads=True).look_up(rows)
-        assert known.all()
-        assert np.array_equal(found, digests[rows])
+        found, known = np.zeros_like(digests), np.zeros(len(stamps), np.bool_)
+        Index(path, source, samples, reads=True).look_up(rows, found, known)
+        assert np.flatnonzero(known).tolist() == sorted(rows.tolist())
+        assert np.array_equal(found[rows], digests[rows])
         source.stamps = [stamp + 100 * (row == changed) for row, stamp in enumerate(stamps)]
-        known, found = Index(path, source, samples, reads=True).look_up(rows)
-        assert known.tolist() == [row != changed for row in rows]
-        assert not found[~known].any()
+        known[:] = False
+        Index(path, source, samples, reads=True).look_up(rows, found, known)
+        assert known[rows].tolist() == [row != changed for row in rows]

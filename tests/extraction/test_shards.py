@@ -159,7 +159,7 @@ def test_an_increment_of_a_packed_cache_writes_only_new_rows_into_segments(
     begin = SegmentDraft.__init__
 
     def noted(draft: SegmentDraft, path: Path, *args: object, **options: Any) -> None:
-        segments.append((path.name, len(options["table"])))
+        segments.append((path.name, len(options["ids"])))
         begin(draft, path, *args, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(SegmentDraft, "__init__", noted)

@@ -96,8 +96,8 @@ def test_a_row_that_is_not_what_it_should_be_is_found(request_: Request, monkeyp
     cache = FeatureCache.open(extract(request_).cache)
     original = type(cache["train"]).gather
 
-    def spoiled(split: object, layer: str, rows: np.ndarray) -> np.ndarray:
-        found: np.ndarray = original(split, layer, rows).copy()  # type: ignore[arg-type]
+    def spoiled(split: object, layer: str, rows: np.ndarray, view: int = 0) -> np.ndarray:
+        found: np.ndarray = original(split, layer, rows, view).copy()  # type: ignore[arg-type]
         found[0, 0] += 1
         return found
 
