@@ -38,6 +38,13 @@ def resolve_device(said: str) -> str:
     return said
 
 
+def all_gpus() -> tuple[str, ...]:
+    """The names of all GPUs. Raises InvalidOption where there is none."""
+    if not _gpus():
+        resolve_device("cuda")
+    return tuple(f"cuda:{number}" for number in range(_gpus()))
+
+
 def _gpus() -> int:
     import torch
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from featcache.backbones import devices
 from featcache.benchmark import ways
 from featcache.benchmark.agreement import compared
-from featcache.benchmark.processes import Apart, run_apart
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Result, Way
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.twins import twins
 from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.processes import Apart, run_apart
 
 if TYPE_CHECKING:
     from featcache.extraction.request import Runner

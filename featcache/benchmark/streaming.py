@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 
 from featcache.benchmark import ways
-from featcache.benchmark.processes import run_apart
 from featcache.benchmark.records import StreamingResult, Way
 from featcache.benchmark.run import Quietly, machine, scratch, with_memory
 from featcache.benchmark.scenarios import Scenario
@@ -22,6 +21,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads.fit import fit_head
+from featcache.processes import run_apart
 
 # Of the cache's size: what a training may allocate.
 _ALLOWED = 0.4

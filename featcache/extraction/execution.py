@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 # bf16 has 8 bits of mantissa: VGG16 keeps a cosine of 0.9999, Inception v3 one above 0.999, and with either a head's
 # accuracy moves by no more than its own seeds do. Whatever falls below is no longer the same feature.
 LEAST_COSINE = 0.999
+#: As a device: every GPU of this machine, a share of the images on each.
+ALL_GPUS = "cuda:all"
 _TOGETHER = "Several machines"
 
 
@@ -28,7 +30,12 @@ class Execution:
 
     PANEL: ClassVar[str] = "How it runs"
 
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>")] = "auto"
+    device: Annotated[
+        str,
+        Option(
+            help="auto, cpu, mps, cuda, cuda:N, or cuda:all: a share of the images on every GPU.", metavar="<device>"
+        ),
+    ] = "auto"
     batch_size: Annotated[
         int | None, Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1)
     ] = None

@@ -11,6 +11,7 @@ from featcache.cache.locks import Owner, locked
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.compute import Computed, compute
 from featcache.extraction.cut import Cut, cut, deciding
+from featcache.extraction.execution import ALL_GPUS
 from featcache.extraction.execution import Execution as Execution
 from featcache.extraction.inventory import Inventory
 from featcache.extraction.publish import publish, skipped_in
@@ -40,11 +41,14 @@ def extract_each(
     Each has a cache, segments and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
     Raises InvalidOption where the requests differ in their images, or two ask for the same backbone.
     """
-    with (
-        disk_errors(requests[0].data_dir),
-        resolve(requests, execution or Execution(), reporter or LogReporter()) as jobs,
-    ):
-        return carry_out(jobs)
+    execution, reporter = execution or Execution(), reporter or LogReporter()
+    with disk_errors(requests[0].data_dir):
+        if execution.device == ALL_GPUS:
+            from featcache.extraction.gpus import extract_on_all_gpus
+
+            return extract_on_all_gpus(requests, execution, reporter)
+        with resolve(requests, execution, reporter) as jobs:
+            return carry_out(jobs)
 
 
 def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:

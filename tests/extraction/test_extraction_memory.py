@@ -14,7 +14,6 @@ import pytest
 import torch
 from tiny import CLASSES, write_images
 
-from featcache.benchmark.processes import peak_bytes, run_apart
 from featcache.cache.checksums import leading_numbers
 from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
@@ -24,6 +23,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images.samples import Sample, Samples
 from featcache.images.sources import ImageSource, Listing, Stamp
+from featcache.processes import peak_bytes, run_apart
 
 SIDE = 80
 FEW, MANY = 200, 2000  # of each class

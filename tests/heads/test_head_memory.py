@@ -10,10 +10,10 @@ import pytest
 import torch
 from head_caches import blobs, write_cache
 
-from featcache.benchmark.processes import peak_bytes, run_apart
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads import HeadConfig, batches, fit_head
+from featcache.processes import peak_bytes, run_apart
 
 DIM = 8192
 ROWS = 3000

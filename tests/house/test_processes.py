@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from pytest import approx
 
-from featcache.benchmark.processes import run_apart
 from featcache.errors import ExtractionError, HeadError
 from featcache.extraction.reporting import Reporter
+from featcache.processes import run_apart
 
 MB = 1 << 20
 
