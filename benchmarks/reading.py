@@ -1,0 +1,164 @@
+"""The first extraction of 2,000 photographs of 640x480: `python benchmarks/reading.py ../shared --against CHECKOUT`.
+
+    pixels      at 64 pixels: decoding bounds it
+    resnet18    with random weights at 64 pixels, two backbones' worth of work on the same images
+    two         pixels and squeezenet1_1 in one command
+
+Each runs from this checkout and from another one (the commit before), in turns, each time in a new process and with the
+images out of the system's cache. Noted are the seconds of the whole process and the bytes that it read: the images take
+so many, and an image that is read twice shows. The photographs are CIFAR's images enlarged, with noise.
+
+Results are merged, part by part, into results/reading.json.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from parts import run_parts
+from PIL import Image
+
+PHOTOGRAPHS = 2000
+SIZE = (640, 480)
+# A command, and what this process has read when it is done.
+_MEASURED = """
+import re, sys
+from featcache.cli.app import main
+try:
+    main()
+finally:
+    print(re.search(r"rchar: (\\d+)", open("/proc/self/io").read())[1], file=sys.stderr)
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Where the images lie, what is compared, and how often everything is run."""
+
+    shared: Path
+    scratch: Path
+    against: Path
+    rounds: int
+
+    @property
+    def images(self) -> Path:
+        """The photographs; they are made where they are not there yet."""
+        folder = self.scratch / "photographs"
+        if not folder.exists():
+            _make_photographs(self.shared / "data" / "cifar10-images.zip", folder)
+        return folder
+
+
+def _make_photographs(archive: Path, folder: Path) -> None:
+    noise = np.random.default_rng(0)
+    with zipfile.ZipFile(archive) as members:
+        names = [name for name in members.namelist() if name.endswith(".jpg")]
+        for number, name in enumerate(names[:: len(names) // PHOTOGRAPHS][:PHOTOGRAPHS]):
+            small = Image.open(io.BytesIO(members.read(name)))
+            pixels = np.asarray(small.resize(SIZE, Image.Resampling.BICUBIC), np.int16)
+            pixels = (pixels + noise.integers(-12, 13, pixels.shape, np.int16)).clip(0, 255).astype(np.uint8)
+            path = folder / "train" / Path(name).parent.name / f"{number:05d}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, quality=85)
+
+
+def pixels(setting: Setting) -> dict[str, Any]:
+    """Decoding bounds it."""
+    return _in_turns(setting, "-b", "pixels", "--image-size", "64")
+
+
+def resnet18(setting: Setting) -> dict[str, Any]:
+    """A network that computes about as fast as images are decoded."""
+    options = ("--weights", "random:0", "--image-size", "64", "--runner", "eager", "--precision", "fp32")
+    return _in_turns(setting, "-b", "resnet18", *options)
+
+
+def two(setting: Setting) -> dict[str, Any]:
+    """Two backbones in one command."""
+    options = ("--weights", "squeezenet1_1=random:0", "--image-size", "64", "--runner", "eager", "--precision", "fp32")
+    return _in_turns(setting, "-b", "pixels", "-b", "squeezenet1_1", *options)
+
+
+def _in_turns(setting: Setting, *options: str) -> dict[str, Any]:
+    rounds = []
+    checkouts = {"here": Path(__file__).parents[1], "before": setting.against}
+    nbytes = sum(path.stat().st_size for path in setting.images.rglob("*.jpg"))
+    for turn in range(setting.rounds):
+        names = list(checkouts) if turn % 2 else list(checkouts)[::-1]
+        rounds.append({name: _extract(setting, checkouts[name], options) for name in names})
+        print(rounds[-1], flush=True)
+    return {
+        "images": PHOTOGRAPHS,
+        "images_bytes": nbytes,
+        "rounds": rounds,
+        "read_over_images": {
+            name: round(statistics.median(one[name]["read_bytes"] for one in rounds) / nbytes, 3) for name in checkouts
+        },
+        "speed_over_before": round(
+            statistics.median(one["before"]["seconds"] / one["here"]["seconds"] for one in rounds), 3
+        ),
+    }
+
+
+def _extract(setting: Setting, checkout: Path, options: Sequence[str]) -> dict[str, float]:
+    data_dir = setting.scratch / "data"
+    shutil.rmtree(data_dir, ignore_errors=True)
+    for path in setting.images.rglob("*.jpg"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    words = ["extract", *options, "-d", str(setting.images), "--data-dir", str(data_dir), "--quiet", "--json"]
+    began = time.perf_counter()
+    ran = subprocess.run(
+        [sys.executable, "-c", _MEASURED, *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(checkout)},
+        cwd=setting.scratch,
+    )
+    seconds = time.perf_counter() - began
+    found = json.loads(ran.stdout)
+    computing_s = sum(one["seconds"] for one in found.get("extractions", [found]))
+    # Libraries are read as well: the same by both.
+    return {
+        "seconds": round(seconds, 2),
+        "extract_s": round(computing_s, 2),
+        "read_bytes": int(ran.stderr.strip().splitlines()[-1]),
+    }
+
+
+PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {"pixels": pixels, "resnet18": resnet18, "two": two}
+
+
+def main(
+    shared: Path,
+    against: Annotated[Path, typer.Option(help="A checkout of the commit before.")],
+    only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
+    rounds: int = 5,
+) -> None:
+    """Measures the parts and merges them into results/reading.json."""
+    run_parts(
+        "reading",
+        PARTS,
+        only,
+        lambda scratch: Setting(shared=shared.resolve(), scratch=scratch, against=against.resolve(), rounds=rounds),
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
