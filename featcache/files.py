@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import importlib
 import mmap
 import os
 import platform
@@ -47,7 +46,6 @@ class System:
     fsync: Callable[[int], None]
     fsync_folder: Callable[[int], None] | None
     replace: Callable[[str | Path, str | Path], None]
-    flock: Callable[[int, int], None] | None
     replaces_open_files: bool
 
 
@@ -65,7 +63,6 @@ system = System(
     fsync=_full_fsync if platform.system() == "Darwin" else os.fsync,
     fsync_folder=os.fsync if os.name == "posix" else None,
     replace=os.replace,
-    flock=importlib.import_module("fcntl").flock if os.name == "posix" else None,
     replaces_open_files=os.name == "posix",
 )
 

@@ -1,7 +1,7 @@
 """Which process is writing a cache: advisory, for a file only ever appears whole, and twice is harmless.
 
 Without a lock two extractions of the same cache would do the work twice, and nothing worse. So where a file
-system cannot lock, the work goes on without. Readers never lock.
+system cannot lock, the work goes on without. Readers never lock. The library filelock does the locking.
 """
 
 from __future__ import annotations
@@ -11,24 +11,29 @@ import errno
 import json
 import os
 import platform
-import threading
+import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from featcache.errors import CacheBusy
-from featcache.files import system, unwritable
+from featcache.files import unwritable
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 LOCK_SUFFIX = ".lock"
-# flock(2), the same everywhere it exists.
-_SHARED, _EXCLUSIVE, _NOT_NOW = 1, 2, 4
+_SHARD = ".shard-"
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_LOOK_EVERY_S = 0.1
+Waiting = Callable[["Owner | None"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who holds a lock: process, host, and since when (ISO 8601, UTC)."""
+    """Which process holds a lock: its number, its host, and since when (ISO 8601, UTC)."""
 
     pid: int
     host: str
@@ -50,7 +55,7 @@ def locked(
     *,
     shared: bool = False,
     wait: bool = True,
-    waiting: Callable[[Owner | None], None] | None = None,
+    waiting: Waiting | None = None,
 ) -> Iterator[None]:
     """Hold a cache's lock: exclusively to extract or assemble, `shared` for shards of one extraction.
 
@@ -59,170 +64,115 @@ def locked(
     CacheUnwritable where the folder cannot be written.
     """
     path = lock_path(features_dir, cache_name)
-    if system.flock is None:
-        with _locked_elsewhere(path, shared, wait, waiting):
-            yield
-        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd = _acquire(path, _SHARED if shared else _EXCLUSIVE, wait, waiting)
+        with contextlib.ExitStack() as holding:
+            whole = _acquire(path, wait, waiting)
+            holding.callback(_release, path, whole)
+            if shared:
+                # Shards have a lock each: who takes the whole one waits for all of them.
+                own = path.with_name(f"{cache_name}{_SHARD}{secrets.token_hex(4)}{LOCK_SUFFIX}")
+                mine = _acquire(own, wait, waiting)
+                holding.close()
+                holding.callback(_release, own, mine)
+            else:
+                for other in _shards(path):
+                    _release(other, _acquire(other, wait, waiting))
+            held = holding.pop_all()
     except OSError as error:
         raise unwritable(path, error) from error
     owner_pid = os.getpid()
     try:
         yield
     finally:
-        # A forked child that unwinds through here has closed its copy already.
+        # A forked child that unwinds through here holds nothing.
         if os.getpid() == owner_pid:
-            _release(path, fd)
+            held.close()
 
 
 def is_locked(features_dir: Path, cache_name: str) -> bool:
     """Whether a process is writing the cache now. Where that cannot be known: no."""
+    path = lock_path(features_dir, cache_name)
     try:
-        fd = os.open(lock_path(features_dir, cache_name), os.O_RDWR)
+        return any(_is_held(one) for one in [path, *_shards(path)] if one.exists())
     except OSError:
         return False
+
+
+def _shards(path: Path) -> list[Path]:
+    name = path.name.removesuffix(LOCK_SUFFIX)
+    return sorted(one for one in path.parent.glob(f"*{LOCK_SUFFIX}") if one.name.startswith(f"{name}{_SHARD}"))
+
+
+def _acquire(path: Path, wait: bool, waiting: Waiting | None) -> BaseFileLock | None:
+    """The lock, held; None where the file system cannot lock. Raises CacheBusy, OSError."""
+    import filelock
+
+    lock = filelock.FileLock(path, thread_local=False)
     try:
-        return not _try(fd, _EXCLUSIVE)
-    finally:
-        os.close(fd)
-
-
-def _acquire(path: Path, mode: int, wait: bool, waiting: Callable[[Owner | None], None] | None) -> int:
-    while True:
-        fd = _opened(path)
         try:
-            if not _try(fd, mode):
-                _tell(path, _read_owner(fd), wait, waiting)
-                waiting = None
-                _flock(fd, mode)
-            if _is_file(fd, path):
-                _write_owner(fd)
-                return fd
-        except BaseException:
-            _close(fd)
+            _uninterrupted(lambda: lock.acquire(timeout=0))
+        except filelock.Timeout:
+            _tell(path, _read_owner(path), wait, waiting)
+            _uninterrupted(lambda: lock.acquire(poll_interval=_LOOK_EVERY_S))
+        _write_owner(path)
+    except OSError as error:
+        if error.errno not in _CANNOT_LOCK:
             raise
-        # Its last owner removed it meanwhile: what is held now is no lock any more.
-        _close(fd)
+        return None
+    return lock
 
 
-def _tell(path: Path, owner: Owner | None, wait: bool, waiting: Callable[[Owner | None], None] | None) -> None:
+def _uninterrupted(call: Callable[[], object]) -> None:
+    while True:
+        try:
+            call()
+        except InterruptedError:
+            continue
+        return
+
+
+def _release(path: Path, lock: BaseFileLock | None) -> None:
+    # Removed while it is held: a process that waits for it sees that it is no file any more, and begins anew.
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    if lock is not None:
+        with contextlib.suppress(OSError):
+            lock.release(force=True)
+
+
+def _is_held(path: Path) -> bool:
+    import filelock
+
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return True
+    _release(path, lock)
+    return False
+
+
+def _tell(path: Path, owner: Owner | None, wait: bool, waiting: Waiting | None) -> None:
     if not wait:
         raise CacheBusy(
-            f"{path.name.removesuffix(LOCK_SUFFIX)} is being written by {owner or 'another process'}",
+            f"{path.name.removesuffix(LOCK_SUFFIX).partition(_SHARD)[0]} is being written by "
+            f"{owner or 'another process'}",
             hint="run it again when they are done, or without --no-wait to wait for them",
         )
     if waiting is not None:
         waiting(owner)
 
 
-def _try(fd: int, mode: int) -> bool:
-    try:
-        _flock(fd, mode | _NOT_NOW)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _flock(fd: int, mode: int) -> None:
-    if system.flock is None:
-        return
-    try:
-        system.flock(fd, mode)
-    except BlockingIOError:
-        raise
-    except OSError as error:
-        if error.errno not in _CANNOT_LOCK:
-            raise
-
-
-def _release(path: Path, fd: int) -> None:
-    with contextlib.suppress(OSError):
-        # Only the last process may remove it; shards of the same extraction may still hold it.
-        if _try(fd, _EXCLUSIVE) and _is_file(fd, path):
-            path.unlink()
-    _close(fd)
-
-
-def _is_file(fd: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(fd), path.stat())
-    except FileNotFoundError:
-        return False
-
-
-def _write_owner(fd: int) -> None:
+def _write_owner(path: Path) -> None:
     owner = {"pid": os.getpid(), "host": platform.node(), "since": datetime.now(UTC).isoformat(timespec="seconds")}
     with contextlib.suppress(OSError):
-        os.ftruncate(fd, 0)
-        os.lseek(fd, 0, os.SEEK_SET)
-        os.write(fd, json.dumps(owner).encode())
+        path.write_text(json.dumps(owner))
 
 
-def _read_owner(fd: int) -> Owner | None:
+def _read_owner(path: Path) -> Owner | None:
     try:
-        os.lseek(fd, 0, os.SEEK_SET)
-        values = json.loads(os.read(fd, 4096))
+        values = json.loads(path.read_text())
         return Owner(pid=int(values["pid"]), host=str(values["host"]), since=str(values["since"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-@contextlib.contextmanager
-def _locked_elsewhere(
-    path: Path, shared: bool, wait: bool, waiting: Callable[[Owner | None], None] | None
-) -> Iterator[None]:
-    """The same where there is no flock: exclusive through filelock; shards go on without."""
-    if shared:
-        yield
-        return
-    import filelock
-
-    lock = filelock.FileLock(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
-            _tell(path, None, wait, waiting)
-            lock.acquire()
-    except OSError as error:
-        raise unwritable(path, error) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-# --- forked children ---------------------------------------------------------------------------------------
-
-_open: set[int] = set()
-# No fork may come between opening a lock file and noting it.
-_noting = threading.Lock()
-
-
-def _opened(path: Path) -> int:
-    with _noting:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        _open.add(fd)
-    return fd
-
-
-def _close(fd: int) -> None:
-    with _noting, contextlib.suppress(OSError):
-        _open.discard(fd)
-        os.close(fd)
-
-
-def _close_in_child() -> None:
-    # An inherited descriptor would keep the lock alive after its owner's death.
-    for fd in _open:
-        with contextlib.suppress(OSError):
-            os.close(fd)
-    _open.clear()
-    _noting.release()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_noting.acquire, after_in_parent=_noting.release, after_in_child=_close_in_child)

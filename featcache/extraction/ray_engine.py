@@ -132,7 +132,9 @@ class _Driver:
         self._ray, self._cut, self._cluster, self._order, self._reporter = ray, begun, cluster, order, reporter
         # A worker that dies is no failure of the task; one that is replaced keeps its loaded backbone.
         options = {"max_retries": -1, "max_calls": 0, "scheduling_strategy": "SPREAD"}
-        self._remote = ray.remote(num_cpus=cluster.cpus_per_task, num_gpus=cluster.gpus_per_task, **options)(_compute_unit)
+        self._remote = ray.remote(num_cpus=cluster.cpus_per_task, num_gpus=cluster.gpus_per_task, **options)(
+            _compute_unit
+        )
         self._waiting = deque(number for number, unit in enumerate(begun.units) if unit in begun.todo)
         self._tasks: dict[Any, _Task] = {}
         self._tries: Counter[int] = Counter()
