@@ -15,10 +15,19 @@ import h5py
 import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5t
 
-from featcache.cache.layout import JSON_ATTRIBUTES, SPLITS, ArrayPlace, Contents, FeatureAttributes, is_table
+from featcache.cache.layout import ATTRIBUTES, SPLITS, ArrayPlace, Contents, FeatureAttributes, is_table
 from featcache.cache.memory_file import MemoryFile, access
-from featcache.cache.trailer import FORMAT, FORMAT_VERSION
+from featcache.cache.targets import STORED_TYPES
+from featcache.cache.trailer import FORMAT_VERSION
 from featcache.errors import CacheForeign
+
+# By what stands in a split: the types of its numbers.
+_TYPES = {
+    "digests": ("|u1",),
+    "checksums": ("<u8",),
+    "features": ("<f2", "<f4", "|u1"),
+    "targets": STORED_TYPES,
+}
 
 
 def read_header(data: bytes, end_of_data: int) -> Contents:
@@ -45,10 +54,11 @@ def read_header(data: bytes, end_of_data: int) -> Contents:
 
 def _read_contents(file: h5f.FileID, header_bytes: int) -> Contents:
     root = h5g.open(file, b"/")
-    texts = {name: _read_text(root, name, header_bytes) for name in ("format", "set_name", *JSON_ATTRIBUTES)}
+    form = _read_text(root, "format", header_bytes)
     version = int(_read_numbers(root, "format_version", "<i8", 0)[()])
-    if texts["format"] != FORMAT or version != FORMAT_VERSION:
-        raise CacheForeign(f"its format is {texts['format']!r}, version {version}")
+    if form not in ATTRIBUTES or version != FORMAT_VERSION:
+        raise CacheForeign(f"its format is {form!r}, version {version}")
+    texts = {name: _read_text(root, name, header_bytes) for name in ATTRIBUTES[form]}
     arrays: dict[str, ArrayPlace] = {}
     features: dict[str, FeatureAttributes] = {}
     for split in _children(root, b"/"):
@@ -58,14 +68,14 @@ def _read_contents(file: h5f.FileID, header_bytes: int) -> Contents:
             arrays[name] = _place(name, dataset)
             if not is_table(name):
                 features[name] = _read_feature_attributes(dataset, arrays[name])
-    return Contents(texts=texts, arrays=arrays, features=features)
+    return Contents(format=form, texts=texts, arrays=arrays, features=features)
 
 
 def _datasets(root: h5g.GroupID, split: str) -> list[tuple[str, h5d.DatasetID]]:
     found = []
     for child in _children(root, split.encode()):
-        if child in ("features", "checksums"):
-            found += [f"{split}/{child}/{layer}" for layer in _children(root, f"{split}/{child}".encode())]
+        if child in ("features", "checksums", "targets"):
+            found += [f"{split}/{child}/{name}" for name in _children(root, f"{split}/{child}".encode())]
         else:
             found.append(f"{split}/{child}")
     return [(name, h5d.open(root, name.encode())) for name in found]
@@ -97,14 +107,11 @@ def _place(name: str, dataset: h5d.DatasetID) -> ArrayPlace:
 
 def _dtype_of(name: str, kind: h5t.TypeID) -> str:
     leaf = name.split("/")[1]
-    if leaf == "ids":
-        if kind.get_class() == h5t.STRING and not kind.is_variable_str():
-            return f"|S{kind.get_size()}"
-    else:
-        allowed = {"labels": ("<i8",), "digests": ("|u1",), "checksums": ("<u8",)}
-        for dtype in allowed.get(leaf, ("<f2", "<f4", "|u1") if leaf == "features" else ()):
-            if kind.equal(h5t.py_create(np.dtype(dtype))):
-                return dtype
+    if leaf in ("ids", "targets") and kind.get_class() == h5t.STRING and not kind.is_variable_str():
+        return f"|S{kind.get_size()}"
+    for dtype in _TYPES.get(leaf, ()):
+        if kind.equal(h5t.py_create(np.dtype(dtype))):
+            return dtype
     raise CacheForeign(f"{name} in it has a type that no cache holds")
 
 

@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import row_checksums
 from featcache.cache.info import CacheInfo
-from featcache.cache.layout import checksums_name, features_name
+from featcache.cache.layout import checksums_name, features_name, ids_name
 from featcache.cache.rows import Rows, read_rows
-from featcache.cache.tables import Skipped, SplitTable, encoded_ids
-from featcache.cache.writer import CacheDraft, Scaling, require_labels, write_split_tables
+from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.writer import CacheDraft, Scaling, Tables, tables_beside, text_bytes_of
 from featcache.errors import CacheDamaged
 from featcache.files import ReadableFile
 
@@ -28,9 +28,10 @@ class SegmentDraft:
 
     Args:
         path: What the file will be called.
-        info: What it says of itself; images that are skipped are added when it is published.
+        info: What it says of itself, but for targets, which stand in a file beside the segments; images that are
+            skipped are added when it is published.
         split: Whose rows it holds.
-        table: The rows it is to hold.
+        table: The rows it is to hold; their targets are not written.
         scaling: Of layers whose values are stored otherwise than they are.
 
     Raises:
@@ -42,11 +43,11 @@ class SegmentDraft:
     ) -> None:
         # On its own a segment must never pass for the whole selection.
         selection = replace(info.selection, source=f"{info.selection.source}#{path.stem}")
-        self._info, self._split, self._table, self._scaling = replace(info, selection=selection), split, table, scaling
-        require_labels(split, table, len(info.classes))
+        self._info, self._split, self._scaling = replace(info, selection=selection, columns=()), split, scaling
+        self._table = table = replace(table, targets={})
         self._written = np.zeros(len(table), np.bool_)
         self._sums = {layer.name: np.zeros(len(table), np.uint64) for layer in info.spec.layers}
-        self._draft = self._begin(path, table, encoded_ids(split, table.ids))
+        self._draft = self._begin(path, self._beside(table))
 
     @property
     def path(self) -> Path:
@@ -97,7 +98,8 @@ class SegmentDraft:
             kept = np.flatnonzero(self._written)
             table, sums = table.take(kept), {layer: values[kept] for layer, values in sums.items()}
             self._move(kept, table, skipped)
-        write_split_tables(self._draft, self._split, table, encoded_ids(self._split, table.ids))
+        for name, beside in self._beside(table).items():
+            self._draft.write_table(name, beside)
         for layer, values in sums.items():
             self._draft.write_table(checksums_name(self._split, layer), values)
         self._draft.publish()
@@ -110,7 +112,7 @@ class SegmentDraft:
     def _move(self, kept: Rows, table: SplitTable, skipped: Sequence[Skipped]) -> None:
         """Go on in a file that has room for the rows `kept` alone."""
         whole, self._info = self._draft, replace(self._info, skipped=tuple(skipped))
-        moved = self._begin(whole.path, table, encoded_ids(self._split, table.ids))
+        moved = self._begin(whole.path, self._beside(table))
         try:
             with ReadableFile(whole.tmp_path) as file:
                 for layer in self._info.spec.layers:
@@ -125,11 +127,14 @@ class SegmentDraft:
             whole.discard()
         self._draft = moved
 
-    def _begin(self, path: Path, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
+    def _beside(self, table: SplitTable) -> Tables:
+        return tables_beside(self._split, table, self._info.columns)
+
+    def _begin(self, path: Path, beside: Tables) -> CacheDraft:
         return CacheDraft(
             path,
             self._info,
-            rows={self._split: len(table)},
-            id_bytes={self._split: ids.itemsize},
+            rows={self._split: len(beside[ids_name(self._split)])},
+            text_bytes=text_bytes_of([beside]),
             scaling=self._scaling,
         )

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones.spec import BackboneSpec
+from featcache.cache.carrying import has_labels, kept_label, replaced_label
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor
 from featcache.cache.locks import is_locked
@@ -21,6 +22,7 @@ from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
 from featcache.cache.tables import SplitTable, encoded_ids
+from featcache.cache.targets import label_column
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
@@ -57,6 +59,11 @@ class Inventory:
         if text not in self._warned:
             self._warned.add(text)
             self.reporter.warn(text)
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.reporter.say(text)
 
     @property
     def packed_path(self) -> Path:
@@ -101,14 +108,32 @@ class Inventory:
         return None
 
     def is_hit(self, cache: FeatureCache, plan: Plan) -> bool:
-        """Whether a cache holds exactly the plan's rows, under the same labels and classes."""
+        """Whether a cache holds exactly the plan's rows, under the same labels and classes.
+
+        A target `label` that a table brought is kept, which is said once.
+        """
+        tables = self.rows_in(cache, plan)
+        return tables is not None and self._has_labels(cache, tables)
+
+    def rows_in(self, cache: FeatureCache, plan: Plan) -> dict[str, SplitTable] | None:
+        """The plan's rows with the images' labels, where a cache holds exactly these rows; else None."""
         if not self._is_served_by(cache.spec) or (cache.skipped and not self.skip):
-            return False
+            return None
         unread = {(sample.split, sample.id) for sample, _ in plan.unreadable}
-        if cache.classes != self.source.classes or not unread <= {(one.split, one.id) for one in cache.skipped}:
-            return False
+        if not unread <= {(one.split, one.id) for one in cache.skipped}:
+            return None
         kept = {split: table for split, table in split_tables(plan, cache.skipped).items() if len(table)}
-        return set(cache.splits) == set(kept) and all(_holds(cache[split], table) for split, table in kept.items())
+        same = set(cache.splits) == set(kept) and all(_holds(cache[split], table) for split, table in kept.items())
+        return kept if same else None
+
+    def _has_labels(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
+        label = label_column(self.source.classes)
+        if has_labels(cache, label, tables):
+            return True
+        replaced = replaced_label(cache)
+        if replaced is not None:
+            self._say_once(kept_label(replaced))
+        return replaced is not None
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
         """Remove segments that a process left which was killed right after it had packed them."""
@@ -139,7 +164,7 @@ class Inventory:
             return False
         with closing(file):
             segment = FeatureCache(file)
-            if segment.spec != self.spec or segment.classes != self.source.classes:
+            if segment.spec != self.spec:
                 return False
             if (segment.skipped and not self.skip) or unit.segment.split not in segment:
                 return False
@@ -198,10 +223,9 @@ class Inventory:
 
 
 def _holds(split: CachedSplit, table: SplitTable) -> bool:
-    """Whether a split holds exactly these rows."""
+    """Whether a split holds exactly these rows, whatever their targets."""
     return (
         len(split) == len(table)
-        and np.array_equal(split.labels, table.labels)
         and np.array_equal(split.digests, table.digests)
         and np.array_equal(split.encoded_ids, encoded_ids(split.name, table.ids))
     )

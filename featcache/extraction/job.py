@@ -33,7 +33,7 @@ from featcache.extraction.inventory import Inventory
 from featcache.extraction.matching import as_command
 from featcache.extraction.pipeline import Failure, Pipeline
 from featcache.extraction.plan import Plan, PlannedRows, augmentation_of
-from featcache.extraction.publish import begin, packs, publish, row_bytes, scaling_of
+from featcache.extraction.publish import begin, packs, publish, relabelled, row_bytes, scaling_of
 from featcache.extraction.reporting import Reporter, human_bytes
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
@@ -154,8 +154,10 @@ class Job:
         self._watch.start()
         plan, standing = self.plan, self.inventory.standing()
         found = self._hit(plan, standing)
+        if found is None and not self.assembles_only:
+            found = relabelled(self.inventory, plan, standing)
         if found is not None:
-            # Another process has written it meanwhile.
+            # Another process has written it meanwhile, or only labels had changed.
             return self.result(found)
         donors = self.inventory.donors(standing)
         rows = self.rows_for_segments(plan, standing)
@@ -424,7 +426,6 @@ class Job:
             spec=self.spec,
             selection=self.request.selection,
             set_name=self.source.name,
-            classes=self.source.classes,
         )
         return SegmentWriter(
             self.inventory.folder,

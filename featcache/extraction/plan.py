@@ -53,9 +53,9 @@ class PlannedRows:
         )
 
     def table(self, rows: slice) -> SplitTable:
-        """Some of them, all of one split, as a cache stores them."""
+        """Some of them, all of one split, as a segment stores them: without targets."""
         (samples,) = self.samples.take(rows).by_split().values()
-        return SplitTable(ids=SampleIds(samples), labels=samples.labels, digests=self.digests[rows])
+        return SplitTable(ids=SampleIds(samples), digests=self.digests[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,19 +12,23 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones.describe import Choice
+from featcache.cache.carrying import Targets, bytes_to_write, carried, rewrite, targets_of
 from featcache.cache.catalog import discard_segments, set_aside
 from featcache.cache.donors import Donors
 from featcache.cache.info import CacheInfo
+from featcache.cache.locks import locked
 from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import Json, Spec
 from featcache.cache.splits import CachedSplit
-from featcache.cache.tables import Skipped
+from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.targets import Column, label_column
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
 from featcache.extraction.inventory import Inventory
 from featcache.extraction.plan import Plan
+from featcache.extraction.reporting import human_bytes
 from featcache.extraction.tables import split_tables
 
 # Up to so many bytes of features a cache becomes one file.
@@ -72,13 +76,15 @@ def publish(
         spec=inventory.spec,
         selection=inventory.request.selection,
         set_name=inventory.source.name,
-        classes=inventory.source.classes,
         provenance=_provenance(inventory, sources),
         skipped=_of_plan(lost, plan),
     )
     tables = {split: table for split, table in split_tables(plan, info.skipped).items() if len(table)}
     if not tables:
         raise SourceError(f"every image of {inventory.source.name} was skipped", hint="run with --on-error fail")
+    before = targets_of(standing, inventory.folder, manifest, inventory.reporter.warn)
+    columns, tables = _with_targets(inventory, before, tables)
+    info = replace(info, columns=columns)
     if packed or manifest is None:
         _move_aside(inventory, standing)
         donors = Donors(sources, inventory.reporter.warn)
@@ -94,10 +100,37 @@ def publish(
         discard_segments(inventory.folder)
         return FeatureCache.open(inventory.packed_path)
     _close(sources)
-    done = complete_manifest(inventory.folder, manifest, info.texts())
+    done = complete_manifest(inventory.folder, manifest, info, tables)
     done.write(inventory.folder)
     _discard_unnamed(inventory, done)
     return FeatureCache.open(inventory.folder)
+
+
+def relabelled(inventory: Inventory, plan: Plan, standing: FeatureCache | None) -> FeatureCache | None:
+    """The standing cache with the labels that its images have now, where nothing else has changed; else None.
+
+    No row is computed: only targets are written.
+    """
+    if standing is None:
+        return None
+    with locked(inventory.request.features_dir, f"{inventory.folder.name}.manifest"):
+        tables = inventory.rows_in(standing, plan)
+        if tables is None or inventory.is_hit(standing, plan):
+            return None
+        columns, tables = _with_targets(inventory, Targets.of(standing.file), tables)
+        size = human_bytes(bytes_to_write(standing))
+        inventory.reporter.say(f"only the labels have changed: no row is computed, {size} are written again")
+        rewrite(standing, columns, tables)
+    return FeatureCache.open(standing.path)
+
+
+def _with_targets(
+    inventory: Inventory, before: Targets | None, tables: Mapping[str, SplitTable]
+) -> tuple[tuple[Column, ...], dict[str, SplitTable]]:
+    columns, whole, remarks = carried(before, tables, label_column(inventory.source.classes))
+    for remark in remarks:
+        inventory.reporter.say(remark)
+    return columns, whole
 
 
 def scaling_of(inventory: Inventory) -> Scaling | None:
@@ -164,7 +197,7 @@ def _close(splits: Iterable[CachedSplit]) -> None:
 
 def _discard_unnamed(inventory: Inventory, manifest: Manifest) -> None:
     """Remove segments of an earlier cut, and a packed file that the segments replace."""
-    named = {segment.file for segment in manifest.segments}
+    named = set(manifest.sizes)
     unnamed = [path for path in inventory.folder.glob(f"*{SEGMENT_SUFFIX}") if path.name not in named]
     for path in [*unnamed, inventory.packed_path]:
         # Where open files cannot go, a reader keeps it: gc takes it later.
@@ -178,11 +211,17 @@ def begin(inventory: Inventory, segments: Sequence[Any], segment_rows: int, comm
         spec=inventory.spec,
         selection=inventory.request.selection,
         set_name=inventory.source.name,
-        classes=inventory.source.classes,
         provenance={"created": now()},
     )
-    manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=segment_rows, command=command)
     before = inventory.manifest()
+    manifest = Manifest(
+        texts=info.texts(),
+        segments=tuple(segments),
+        segment_rows=segment_rows,
+        command=command,
+        # What tables brought is taken over when it is finished, however often it is stopped before.
+        targets=None if before is None else before.targets,
+    )
     if before is None or _differs(before, manifest):
         manifest.write(inventory.folder)
         return manifest

@@ -1,4 +1,4 @@
-"""The rows of a plan as a cache stores them: ids, labels and digests, without the images that were left out."""
+"""The rows of a plan as a cache stores them: ids, digests and labels, without the images that were left out."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from featcache.cache.checksums import row_digests
 from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.targets import LABEL
 from featcache.extraction.plan import Plan
 from featcache.images.samples import SampleIds, Samples
 
@@ -25,7 +26,9 @@ def split_tables(plan: Plan, skipped: Sequence[Skipped]) -> dict[str, SplitTable
             samples, digests = samples.take(kept), digests[kept]
         if views > 1:
             samples = samples.take(np.arange(len(samples)).repeat(views))
-        tables[split] = SplitTable(ids=SampleIds(samples), labels=samples.labels, digests=row_digests(digests, views))
+        tables[split] = SplitTable(
+            ids=SampleIds(samples), digests=row_digests(digests, views), targets={LABEL: samples.labels}
+        )
     return tables
 
 

@@ -124,15 +124,15 @@ def _unknown_filter(file: h5py.File, secret: Path) -> None:
 
 
 def _compact(file: h5py.File, secret: Path) -> None:
-    del file["train/labels"]
+    del file["train/targets/label"]
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.COMPACT)
-    h5py.h5d.create(file.id, b"train/labels", h5py.h5t.STD_I64LE, h5py.h5s.create_simple((40,)), dcpl=creation)
+    h5py.h5d.create(file.id, b"train/targets/label", h5py.h5t.STD_I64LE, h5py.h5s.create_simple((40,)), dcpl=creation)
 
 
 def _group_for_an_array(file: h5py.File, secret: Path) -> None:
-    del file["train/labels"]
-    file.create_group("train/labels")
+    del file["train/targets/label"]
+    file.create_group("train/targets/label")
 
 
 def _array_for_a_group(file: h5py.File, secret: Path) -> None:
@@ -172,17 +172,17 @@ TWISTS: dict[str, Twist] = {
     "resizable": lambda file, _: _replace(file, NAME, maxshape=(None, 16)),
     "more rows than the file holds": lambda file, _: _replace(file, NAME, shape=(2**40, 16)),
     "no bytes at all": lambda file, _: _replace(file, NAME, shape=(0, 16)),
-    "scalar": lambda file, _: _replace(file, "train/labels", shape=()),
-    "no space": lambda file, _: _replace(file, "train/labels", data=h5py.Empty("i8"), shape=None),
+    "scalar": lambda file, _: _replace(file, "train/targets/label", shape=()),
+    "no space": lambda file, _: _replace(file, "train/targets/label", data=h5py.Empty("i8"), shape=None),
     "three axes": lambda file, _: _replace(file, NAME, shape=(40, 4, 4)),
-    "fewer labels": lambda file, _: _replace(file, "train/labels", shape=(39,)),
-    "float labels": lambda file, _: _replace(file, "train/labels", dtype="<f8"),
-    "big-endian labels": lambda file, _: _replace(file, "train/labels", dtype=">i8"),
+    "fewer labels": lambda file, _: _replace(file, "train/targets/label", shape=(39,)),
+    "float labels": lambda file, _: _replace(file, "train/targets/label", dtype="<f8"),
+    "big-endian labels": lambda file, _: _replace(file, "train/targets/label", dtype=">i8"),
     "variable-length ids": lambda file, _: _replace(file, "train/ids", dtype=h5py.string_dtype()),
-    "compound": lambda file, _: _replace(file, "train/labels", dtype=[("a", "<i4"), ("b", "<i4")]),
-    "references": lambda file, _: _replace(file, "train/labels", dtype=h5py.ref_dtype),
-    "vlen": lambda file, _: _replace(file, "train/labels", dtype=h5py.vlen_dtype(np.int64)),
-    "enum": lambda file, _: _replace(file, "train/labels", dtype=h5py.enum_dtype({"a": 1}, "i8")),
+    "compound": lambda file, _: _replace(file, "train/targets/label", dtype=[("a", "<i4"), ("b", "<i4")]),
+    "references": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.ref_dtype),
+    "vlen": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.vlen_dtype(np.int64)),
+    "enum": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.enum_dtype({"a": 1}, "i8")),
     "another float": lambda file, _: _replace(file, NAME, dtype="<f4"),
     "double": lambda file, _: _replace(file, NAME, dtype="<f8"),
     "no checksums": lambda file, _: file.__delitem__("train/checksums/avgpool"),
@@ -195,11 +195,11 @@ TWISTS: dict[str, Twist] = {
     "named type": _named_type,
     "variable-length text": lambda file, _: file.attrs.__setitem__("spec", file.attrs["spec"].decode()),
     "array of texts": lambda file, _: file.attrs.__setitem__("spec", np.array([b"a", b"b"])),
-    "number for a text": lambda file, _: file.attrs.__setitem__("classes", 3),
-    "no classes": lambda file, _: file.attrs.__delitem__("classes"),
+    "number for a text": lambda file, _: file.attrs.__setitem__("targets", 3),
+    "no targets": lambda file, _: file.attrs.__delitem__("targets"),
     "no JSON": lambda file, _: _text(file, "provenance", "{"),
     "deep JSON": lambda file, _: _text(file, "provenance", "[" * 50_000),
-    "classes are no list": lambda file, _: _text(file, "classes", "{}"),
+    "targets are no list": lambda file, _: _text(file, "targets", "{}"),
     "skipped are no records": lambda file, _: _text(file, "skipped", "[1]"),
     "another format": lambda file, _: _text(file, "format", "zarr"),
     "another version": lambda file, _: file.attrs.create("format_version", 7),
@@ -232,7 +232,7 @@ def test_a_twisted_file_is_refused(tmp_path: Path, sound: Path, twist: Twist) ->
         {"about": {}},
         {"about": {"rows": {"train": 10**12}}},
         {"tables": {}},
-        {"tables": {"train/labels": "0" * 32}},
+        {"tables": {"train/targets/label": "0" * 32}},
         {"header_bytes": 0},
         {"header_bytes": 2**62},
         {"header_bytes": -1},
@@ -246,12 +246,12 @@ def test_a_trailer_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) 
 
 
 def test_an_array_that_reaches_behind_the_file_or_over_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = arrays_of(a_spec(), {"train": 40}, {"train": 9})
+    arrays = arrays_of(a_spec(), {"train": 40}, {"train/ids": 9})
     texts = {
         "set_name": "s",
         "spec": a_spec().to_json(),
         "selection": "{}",
-        "classes": "[]",
+        "targets": "[]",
         "provenance": "{}",
         "skipped": "[]",
     }

@@ -31,13 +31,14 @@ from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
 from featcache.cache.tables import SplitTable
+from featcache.cache.targets import Column, label_column
 from featcache.cache.writer import write_packed
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound, InvalidOption
 
 
 def packed(path: Path, donors: Donors, **changes: Any) -> Path:
     arguments: dict[str, Any] = {"tables": tables(), **changes}
-    of_info = {name: arguments.pop(name) for name in ("spec", "classes", "provenance") if name in arguments}
+    of_info = {name: arguments.pop(name) for name in ("spec", "classes", "columns", "provenance") if name in arguments}
     return write_packed(path, an_info(**of_info), donors=donors, **arguments)
 
 
@@ -65,7 +66,7 @@ def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_others(t
     new = donors_of(a_spec(), {"train": a_table("more", 7)}).donors
     grown = SplitTable(
         ids=(*a_table("train", 20).ids, *a_table("more", 7).ids),
-        labels=np.zeros(27, np.int64),
+        targets={"label": np.zeros(27, np.int64)},
         digests=np.concatenate([a_table("train", 20).digests, a_table("more", 7).digests]),
     )
     with FeatureCache.open(old) as cache:
@@ -110,7 +111,7 @@ def test_each_view_of_an_image_is_a_row_of_its_own(tmp_path: Path) -> None:
     digests = row_digests(digests_of(["a", "b"]), 3)
     assert digests[0].tobytes() == digests_of(["a"])[0].tobytes()
     assert len(np.unique(digests, axis=0)) == 6
-    table = SplitTable(ids=("a", "a", "a", "b", "b", "b"), labels=np.zeros(6, np.int64), digests=digests)
+    table = SplitTable(ids=("a", "a", "a", "b", "b", "b"), targets={"label": np.zeros(6, np.int64)}, digests=digests)
     path = make_cache(tmp_path / "c.h5", spec, {"train": table, "test": a_table("test", 2)})
     assert_whole(path, spec, {"train": table, "test": a_table("test", 2)})
 
@@ -118,13 +119,15 @@ def test_each_view_of_an_image_is_a_row_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("names", [["a", "a", "b", "c"], ["a", "b", "c"], ["a", "b", "c", "c"]])
 def test_views_that_would_be_taken_for_each_other_are_refused(tmp_path: Path, names: list[str]) -> None:
     spec = a_spec(views=2, view_seed=0)
-    table = SplitTable(ids=tuple(names), labels=np.zeros(len(names), np.int64), digests=digests_of(names))
+    table = SplitTable(ids=tuple(names), targets={"label": np.zeros(len(names), np.int64)}, digests=digests_of(names))
     with pytest.raises(InvalidOption, match=r"views|rows for each"):
         make_cache(tmp_path / "c.h5", spec, {"train": table})
 
 
 def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
-    twice = SplitTable(ids=("a", "b", "c"), labels=np.zeros(3, np.int64), digests=digests_of(["x", "y", "x"]))
+    twice = SplitTable(
+        ids=("a", "b", "c"), targets={"label": np.zeros(3, np.int64)}, digests=digests_of(["x", "y", "x"])
+    )
     path = make_cache(tmp_path / "c.h5", split_tables={"train": twice})
     assert_whole(path, a_spec(), {"train": twice})
     with FeatureCache.open(path) as cache:
@@ -172,6 +175,8 @@ def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
         {"tables": {}},
         {"tables": {"train": a_table("train", 0)}},
         {"classes": ("cat", "dog")},
+        {"columns": ()},
+        {"columns": (label_column(("cat", "dog", "frog")), Column(name="age", kind="numbers"))},
         {"scaling": {"fc": (1.0, 0.0)}},
     ],
 )
@@ -183,7 +188,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path, changes: Mapping[str
 
 @pytest.mark.parametrize("bad", ["", "ends\0", "\0", "\ud800", "\udcc3\udca9"])
 def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> None:
-    table = SplitTable(ids=("ok", bad), labels=np.zeros(2, np.int64), digests=digests_of(["a", "b"]))
+    table = SplitTable(ids=("ok", bad), targets={"label": np.zeros(2, np.int64)}, digests=digests_of(["a", "b"]))
     donors = donors_of(a_spec(), {"train": table})
     with pytest.raises(InvalidOption):
         packed(tmp_path / "c.h5", donors, tables={"train": table})
@@ -202,7 +207,9 @@ def test_any_ids_and_labels_come_back(
     tmp_path_factory: pytest.TempPathFactory, ids: list[str], data: st.DataObject
 ) -> None:
     labels = data.draw(st.lists(st.integers(-1, 2), min_size=len(ids), max_size=len(ids)))
-    table = SplitTable(ids=tuple(ids), labels=np.array(labels), digests=digests_of([repr(one) for one in ids]))
+    table = SplitTable(
+        ids=tuple(ids), targets={"label": np.array(labels)}, digests=digests_of([repr(one) for one in ids])
+    )
     path = make_cache(tmp_path_factory.mktemp("ids") / "c.h5", split_tables={"test": table})
     assert_whole(path, a_spec(), {"test": table})
 
@@ -219,7 +226,7 @@ def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
     spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(16384,))])
     ids = [str(row) for row in range(2000)]
     digests = digests_of(ids)
-    table = SplitTable(ids=tuple(ids), labels=np.zeros(2000, np.int64), digests=digests)
+    table = SplitTable(ids=tuple(ids), targets={"label": np.zeros(2000, np.int64)}, digests=digests)
     folder = make_segments(tmp_path / "c", spec, {"train": table}, segment_rows=100)
     tracemalloc.start()
     try:
