@@ -145,13 +145,13 @@ def kept_label(column: Column) -> str:
 # --- written again -----------------------------------------------------------------------------------------
 
 
-def tables_of(cache: FeatureCache, *, targets: bool = True) -> dict[str, SplitTable]:
-    """The rows of a cache by split, with the values of its targets or without."""
+def tables_of(cache: FeatureCache, targets: Sequence[str]) -> dict[str, SplitTable]:
+    """The rows of a cache by split, with the values of these targets."""
     return {
         name: SplitTable(
             ids=split.ids,
             digests=split.digests,
-            targets={column: split.target(column).values for column in cache.targets} if targets else {},
+            targets={target: split.target(target).values for target in targets},
         )
         for name, split in ((name, cache[name]) for name in cache)
     }

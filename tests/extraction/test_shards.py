@@ -144,9 +144,8 @@ def test_an_increment_of_a_cache_in_segments_computes_what_changed(tmp_path: Pat
     again = extract(asked, Execution(pack=False, segment_rows=10, rehash=True))
     assert (again.computed, again.reused) == (1, 47)
     assert verify(again.cache, full=True).sound
-    written = [
-        path.name for path in again.cache.glob("t*-?????????.h5") if before[path.name] != path.stat().st_mtime_ns
-    ]
+    now = {path.name: path.stat().st_mtime_ns for path in again.cache.glob("t*-?????????.h5")}
+    written = [name for name, written_at in now.items() if before[name] != written_at]
     assert written == ["train-000000000.h5"]
 
 
