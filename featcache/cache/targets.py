@@ -138,19 +138,17 @@ def columns_to_json(columns: Sequence[Column]) -> str:
 def columns_of(texts: Mapping[str, str]) -> tuple[Column, ...]:
     """The columns that the root attribute `targets` describes. Raises CacheForeign."""
     try:
-        columns = tuple(Column(**one) for one in json.loads(texts[GROUP]))
+        described = json.loads(texts[GROUP])
+        columns = tuple(Column(**one) for one in described)
     except InvalidOption as error:
         raise CacheForeign(f"its attribute {GROUP}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CacheForeign(f"its attribute {GROUP} is none that featcache wrote: {error}") from error
-    require_columns(columns)
+    if type(described) is not list or len({one.name for one in columns}) != len(columns) or len(columns) > MOST_COLUMNS:
+        raise CacheForeign(
+            f"its attribute {GROUP}: expected a list of at most {MOST_COLUMNS:,} targets, each of another name"
+        )
     return columns
-
-
-def require_columns(columns: Sequence[Column]) -> None:
-    """Raises CacheForeign where two columns have one name, or there are too many."""
-    if len({column.name for column in columns}) != len(columns) or len(columns) > MOST_COLUMNS:
-        raise CacheForeign(f"expected at most {MOST_COLUMNS:,} targets, each of another name, got {len(columns):,}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -175,8 +173,6 @@ class Target:
         if values.shape != column.shape(len(values) if values.ndim else 0) or not (integers or values.dtype == wanted):
             expected = f"{wanted.name} {column.shape(len(values) if values.ndim else 0)}"
             raise InvalidOption(f"target {self.name}: expected {expected}, got {values.dtype.name} {values.shape}")
-        if column.kind == "lists" and len(values) and not column.names:
-            raise InvalidOption(f"target {self.name}: expected at least one class, got none")
         _require_codes(column, values)
         object.__setattr__(self, "values", values.astype(wanted, copy=False))
 
@@ -207,7 +203,7 @@ class Target:
             return np.asarray(self.values != b"")
         if self.kind == "lists":
             # All 0 is a value too: none of the classes.
-            return np.asarray(np.all(self.values >= 0, axis=1), np.bool_)
+            return np.asarray(np.all(self.values >= 0, axis=1), np.bool_) & bool(self.names)
         return np.asarray(self.values >= 0)
 
     @property
@@ -334,6 +330,8 @@ def _numbers(name: str, texts: Sequence[str | None]) -> Values:
 def _lists(column: Column, texts: Sequence[str | None]) -> Target:
     lists = [None if text is None else [one for one in map(str.strip, text.split(SEPARATOR)) if one] for text in texts]
     names = sorted({one for some in lists if some is not None for one in some})
+    if not names and any(some is not None for some in lists):
+        raise InvalidOption(f"target {column.name}: expected at least one class in a cell, got none")
     code = {text: number for number, text in enumerate(names)}
     named = replace(column, names=tuple(names))
     values = named.missing(len(lists))
@@ -348,7 +346,7 @@ def _lists(column: Column, texts: Sequence[str | None]) -> Target:
 
 
 def rows_by_id(have: npt.NDArray[np.bytes_], want: npt.NDArray[np.bytes_]) -> Rows:
-    """For each wanted id the first row that has it: int64 (n,), -1 where none has.
+    """For each wanted id the first row that has it: int64 (n,), -1 where none has; equal ids go row by row.
 
     Args:
         have: (m,) ids, UTF-8 of fixed length; may repeat.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cache_samples import (
     a_spec,
     assert_whole,
     make_cache,
+    make_segments,
     reseal,
     seal,
     tables,
@@ -157,7 +159,50 @@ def _spec(file: h5py.File, **changes: Any) -> None:
     _text(file, "spec", json.dumps({**json.loads(file.attrs["spec"]), **changes}))
 
 
+def _targets(file: h5py.File, **changes: Any) -> None:
+    (label,) = json.loads(file.attrs["targets"])
+    _text(file, "targets", json.dumps([{**label, **changes}]))
+
+
+def _soft_target(file: h5py.File, secret: Path) -> None:
+    del file["train/targets/label"]
+    file["train/targets/label"] = h5py.SoftLink("/test/targets/label")
+
+
+def _external_targets(file: h5py.File, secret: Path) -> None:
+    del file["train/targets"]
+    file["train/targets"] = h5py.ExternalLink(str(secret.with_name("other.h5")), "/")
+
+
+def _target_out_of_its_group(file: h5py.File, secret: Path) -> None:
+    """An array where the name of a target leads when it is followed out of the group."""
+    _targets(file, name="../more")
+    for split in ("train", "test"):
+        file.move(f"{split}/targets/label", f"{split}/more")
+
+
 TWISTS: dict[str, Twist] = {
+    "a target that leads out of its group": _target_out_of_its_group,
+    "a target that nothing describes": lambda file, _: file.create_dataset("train/targets/more", (40,), "<i8") and None,
+    "a target in one split only": lambda file, _: file.__delitem__("test/targets/label"),
+    "no targets in a split": lambda file, _: file.__delitem__("test/targets"),
+    "a target without values": lambda file, _: _targets(file, name="age"),
+    "a target of an unknown kind": lambda file, _: _targets(file, kind="colours"),
+    "a target of another kind": lambda file, _: _targets(file, kind="lists"),
+    "a target of another type": lambda file, _: _targets(file, kind="numbers", names=[]),
+    "a target with a surprise": lambda file, _: _targets(file, more=1),
+    "names that are no texts": lambda file, _: _targets(file, names=[1, 2]),
+    "names that are no list": lambda file, _: _targets(file, names=3),
+    "a target that is text": lambda file, _: _replace(file, "train/targets/label", dtype="S5"),
+    "variable-length text for a target": lambda file, _: _replace(
+        file, "train/targets/label", dtype=h5py.string_dtype()
+    ),
+    "soft link for a target": _soft_target,
+    "external link for targets": _external_targets,
+    "deep JSON for targets": lambda file, _: _text(file, "targets", "[" * 50_000),
+    "a thousand and more targets": lambda file, _: _text(
+        file, "targets", json.dumps([{"name": str(one), "kind": "numbers"} for one in range(1001)])
+    ),
     "external storage": _external_storage,
     "external link": _external_link,
     "soft link": _soft_link,
@@ -224,6 +269,21 @@ def test_a_twisted_file_is_refused(tmp_path: Path, sound: Path, twist: Twist) ->
         FeatureCache.open(path)
     assert not verify(path, full=True).sound
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("make", [make_cache, make_segments])
+def test_labels_that_lead_beyond_the_classes_are_refused_when_they_are_read(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (split, table), *_ = tables().items()
+    wrong = {split: replace(table, targets={"label": np.full(len(table), 3)})}
+    with monkeypatch.context() as patch:
+        patch.setattr("featcache.cache.targets._require_codes", lambda column, values: None)
+        path = make(tmp_path / ("c.h5" if make is make_cache else "c"), split_tables=wrong)
+    with FeatureCache.open(path) as cache, pytest.raises(CacheForeign, match="expected values from -1 to 2, got 3"):
+        _ = cache["train"].labels
+    (finding,) = verify(path).findings
+    assert finding.where == "train/targets/label"
 
 
 @pytest.mark.parametrize(
