@@ -159,10 +159,8 @@ def tables_of(cache: FeatureCache, targets: Sequence[str]) -> dict[str, SplitTab
 
 def bytes_to_write(cache: FeatureCache) -> int:
     """How many bytes other targets of a cache take to write: those of the whole file where it is packed."""
-    stored = cache.file
-    if isinstance(stored, SegmentedFile):
-        return stored.targets.trailer.file_bytes
-    return cache.path.stat().st_size
+    stored = cache.file.targets if isinstance(cache.file, SegmentedFile) else cache.file
+    return stored.nbytes
 
 
 def rewrite(

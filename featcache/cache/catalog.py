@@ -352,7 +352,7 @@ def _of_folder(folder: Path) -> CacheEntry:
     manifest = Manifest.read(folder)
     texts = manifest.texts
     for file, nbytes in manifest.sizes.items() if manifest.complete else ():
-        found = _bytes_of(folder / file)
+        found = _size_of(folder / file)
         if found != nbytes:
             raise CacheDamaged(f"{folder}: the file {file} has {found} bytes, expected {nbytes}")
     try:
@@ -396,6 +396,16 @@ def _modified(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
+
+
+def _size_of(path: Path) -> int:
+    """How many bytes a file has, 0 where it is not there. Raises CacheUnreadable where that cannot be known now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _bytes_of(path: Path) -> int:

@@ -71,6 +71,11 @@ class SegmentedFile(StoredArrays):
             return whole
 
     @property
+    def nbytes(self) -> int:
+        """Bytes on disk of all files."""
+        return self.manifest.nbytes
+
+    @property
     def table_names(self) -> tuple[str, ...]:
         """The small arrays, which are digested whole."""
         beside = (name for name in self.targets.table_names if is_target_array(name))

@@ -37,6 +37,11 @@ class StoredArrays(ABC):
 
     @property
     @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes on disk."""
+
+    @property
+    @abstractmethod
     def table_names(self) -> tuple[str, ...]:
         """The small arrays, which are digested whole."""
 
@@ -78,6 +83,10 @@ class StoredFile(StoredArrays):
         except BaseException:
             file.close()
             raise
+
+    @property
+    def nbytes(self) -> int:
+        return self.trailer.file_bytes
 
     @property
     def table_names(self) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divided
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.files import disk_errors
 from featcache.images.tables import SUFFIXES, column_names, is_table, table_rows
 
 
@@ -41,9 +42,12 @@ def label(
         CacheError: The cache cannot be read or written; it is what it was.
     """
     (said,) = divided(options, "label", LabelOptions, also=("cache", "table", "data_dir"))
-    path = cache.path if isinstance(cache, FeatureCache) else None
-    found = path or find(Path(data_dir) / "features", str(cache)).require_complete()
-    return labelled(found, None if table is None else Path(table), LabelOptions(**said), reporter=LogReporter())
+    if isinstance(cache, FeatureCache):
+        path = cache.path
+    else:
+        with disk_errors(Path(data_dir)):
+            path = find(Path(data_dir) / "features", cache).require_complete()
+    return labelled(path, None if table is None else Path(table), LabelOptions(**said), reporter=LogReporter())
 
 
 def labelled(path: Path, table: Path | None, options: LabelOptions, *, reporter: Reporter) -> Labelled:
@@ -55,7 +59,7 @@ def labelled(path: Path, table: Path | None, options: LabelOptions, *, reporter:
     def waiting(owner: Owner | None) -> None:
         reporter.say(f"waiting: {owner or 'another process'} is writing this cache")
 
-    with locked(path.parent, name_of(path), waiting=waiting):
+    with disk_errors(path.parent), locked(path.parent, name_of(path), waiting=waiting):
         return label_cache(
             path,
             cells,
