@@ -24,12 +24,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.cache.label_options import KINDS
 from featcache.cache.rows import Rows
 from featcache.cache.spec import Json, is_link_name
 from featcache.cache.tables import encoded_texts
 from featcache.errors import CacheForeign, InvalidOption
 
-KINDS = ("classes", "lists", "numbers", "groups", "text")
 #: The target that heads learn.
 LABEL = "label"
 #: Where a column came from that the images themselves brought: their folders, their table.

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from featcache.cache.labelling import Labelled, LabelOptions
+from featcache.cache.label_options import LabelOptions
 from featcache.cli.caches import CACHE, SECTION
 from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from featcache.cache.labelling import Labelled
 
 _NAMED = 5
 

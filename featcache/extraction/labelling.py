@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.catalog import find, name_of
-from featcache.cache.labelling import Cells, Labelled, LabelOptions, choose_columns, choose_key, label_cache
+from featcache.cache.label_options import LabelOptions, choose_columns, choose_key
+from featcache.cache.labelling import Cells, Labelled, label_cache
 from featcache.cache.locks import Owner, locked
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divided

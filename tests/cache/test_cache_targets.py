@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 
 from featcache.cache.carrying import Targets, carried, rewrite, tables_of
 from featcache.cache.catalog import FOREIGN, describe
+from featcache.cache.label_options import KINDS
 from featcache.cache.manifest import TARGETS_FILES, Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import with_targets
@@ -34,7 +35,6 @@ from featcache.cache.tables import SplitTable
 from featcache.cache.targets import (
     FEW_CLASSES,
     IMAGES,
-    KINDS,
     MOST_COLUMNS,
     Column,
     Target,
