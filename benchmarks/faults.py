@@ -39,10 +39,12 @@ from PIL import Image
 
 from featcache import files
 from featcache.cache.catalog import describe, discard, garbage, list_caches
+from featcache.cache.manifest import TARGETS_FILES
 from featcache.cache.reader import FeatureCache
 from featcache.cache.verification import verify
 from featcache.errors import CacheIncomplete, FeatcacheError
 from featcache.extraction.execution import Execution
+from featcache.extraction.labelling import label
 from featcache.extraction.request import Request
 from featcache.extraction.run import assemble, extract
 
@@ -111,7 +113,6 @@ class Faults:
             ("fsync_folder", "fsync"), ("replace", "replace"),
         ):  # fmt: skip
             setattr(system, field, getattr(os, name))
-        system.flock = fcntl.flock
 
     def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
@@ -225,10 +226,27 @@ def _gc(images: Path, data_dir: Path) -> None:
             discard(piece)
 
 
+def _labels(images: Path) -> Path:
+    """A table of every image's number, outside the data folder."""
+    table = images.with_name("numbers.csv")
+    names = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.png"))
+    table.write_text("id,number\n" + "".join(f"{name},{number}\n" for number, name in enumerate(names)))
+    return table
+
+
+def _label(images: Path, data_dir: Path) -> None:
+    table = _labels(images)
+    with files.disk_errors(data_dir):
+        (cache,) = list_caches(data_dir / "features")
+    label(cache.require_complete(), table)
+
+
 ACTIONS = {
     "extract": Action(before=lambda *_: None, work=_extract),
     "extract --no-pack": Action(before=lambda *_: None, work=_in_segments),
     "assemble": Action(before=_in_segments, work=_pack),
+    "label": Action(before=_extract, work=_label),
+    "label in segments": Action(before=_in_segments, work=_label),
     "gc": Action(before=_with_garbage, work=_gc),
 }
 
@@ -266,7 +284,7 @@ def _require_ok(ended: tuple[int, Any]) -> None:
 
 
 def _rows(data_dir: Path) -> bytes:
-    """The rows, ids and digests of the only complete cache."""
+    """The rows, ids, digests and targets of the only complete cache."""
     (entry,) = [one for one in list_caches(data_dir / "features") if one.complete]
     with FeatureCache.open(entry.path) as cache:
         pieces = [
@@ -275,7 +293,7 @@ def _rows(data_dir: Path) -> bytes:
             for piece in (
                 "\n".join(split.ids).encode(),
                 split.digests.tobytes(),
-                split.labels.tobytes(),
+                *(split.target(name).values.tobytes() for name in cache.targets),
                 split.features[:].tobytes(),
             )
         ]
@@ -302,7 +320,8 @@ def tried(action: Action, ground: Ground, number: int, fault: int | str, scratch
 
 
 def _require_whole(data_dir: Path) -> None:
-    for path in data_dir.rglob("*.h5"):
+    # The file of targets is looked at with the manifest that names it.
+    for path in (one for one in data_dir.rglob("*.h5") if one.name not in TARGETS_FILES):
         if not verify(path, full=True).sound:
             raise WrongEnd(f"{path.name} is not whole: {verify(path, full=True).findings}")
     for manifest in data_dir.rglob("manifest.json"):
@@ -329,6 +348,7 @@ def import_everything(images: Path, data_dir: Path) -> None:
 
     torch.set_num_threads(1)
     _in_segments(images, data_dir)
+    _label(images, data_dir)
     _pack(images, data_dir)
 
 

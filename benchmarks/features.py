@@ -11,6 +11,7 @@ from featcache.cache import Donors, FeatureCache, LayerSpec, Selection, Spec, Sp
 from featcache.cache.info import CacheInfo
 from featcache.cache.manifest import Segment
 from featcache.cache.segment_draft import SegmentDraft
+from featcache.cache.targets import label_column
 
 CLASSES = 10
 _SEGMENT_BYTES = 128 << 20
@@ -29,7 +30,7 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
         spec=spec,
         selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
         set_name="benchmark",
-        classes=tuple(map(str, range(CLASSES))),
+        columns=(label_column(tuple(map(str, range(CLASSES)))),),
     )
     segments, tables = [], {}
     block = max(1, _SEGMENT_BYTES // (4 * wide))
@@ -37,12 +38,12 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
         labels = np.arange(count) % CLASSES
         digests = rng.integers(0, 256, (count, 32), dtype=np.uint8)
         ids = tuple(f"{split}/{row:08d}" for row in range(count))
-        tables[split] = SplitTable(ids=ids, labels=labels, digests=digests)
+        tables[split] = SplitTable(ids=ids, targets={"label": labels}, digests=digests)
         for first in range(0, count, block):
             table = tables[split].take(slice(first, first + block))
             path = folder / "segments" / Segment.planned(split, first, len(table)).file
-            draft = SegmentDraft(path, info, split=split, ids=table.ids, labels=table.labels)
-            features = centres[table.labels] + rng.standard_normal((len(table), wide), np.float32)
+            draft = SegmentDraft(path, info, split=split, ids=table.ids)
+            features = centres[table.targets["label"]] + rng.standard_normal((len(table), wide), np.float32)
             draft.put(np.arange(len(table)), {"avgpool": features.astype(np.float16)})
             segments.append(FeatureCache.open(draft.publish(table.digests))[split])
     path = write_packed(folder / "benchmark.h5", info, tables=tables, donors=Donors(segments))

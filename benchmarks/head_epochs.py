@@ -236,7 +236,9 @@ def part_logreg(folder: Path, cache: Path | None) -> dict[str, Any]:
         layer = opened.layers[0]
     chosen = run.history()[run.training.best_epoch - 1].candidate
     with h5py.File(cache) as file:
-        split = {part: (file[f"{part}/features/{layer}"][:], file[f"{part}/labels"][:]) for part in ("train", "test")}
+        split = {
+            part: (file[f"{part}/features/{layer}"][:], file[f"{part}/targets/label"][:]) for part in ("train", "test")
+        }
     features, labels = split["train"]
     model = make_pipeline(StandardScaler(), LogisticRegression(C=float(chosen.removeprefix("C=")), max_iter=2000))
     model.fit(features[rows].astype(np.float32), labels[rows])

@@ -1,10 +1,11 @@
 """A cache of many millions of rows in segments that takes little disk: its rows are zeros, and lie in holes.
 
-Tables (labels, ids, digests, checksums) are real, so everything but the bytes of the rows costs what it would cost.
+Tables (ids, targets, digests, checksums) are real, so everything but the bytes of the rows costs what it would cost.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.layout import FeatureAttributes, arrays_of, checksums_name, features_name, is_table
 from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.segments import complete_manifest
+from featcache.cache.tables import SplitTable
+from featcache.cache.targets import label_column
 from featcache.cache.trailer import Trailer
 
 FEATURE_DIM = 2048
@@ -54,28 +57,33 @@ def sparse_cache(
         for first in range(0, rows, segment_rows):
             segment = Segment.planned(split, first, min(segment_rows, rows - first))
             segments.append(segment)
-            _write(folder / segment.file, _info(spec, f"simulated#{segment.file}"), split, first, segment.rows)
-    texts = _info(spec, "simulated").texts()
-    manifest = Manifest(texts=texts, segments=tuple(segments), segment_rows=segment_rows, command="featcache extract")
-    (complete_manifest(folder, manifest, texts) if complete else manifest).write(folder)
+            _write(folder / segment.file, info_of(spec, f"simulated#{segment.file}"), split, first, segment.rows)
+    info = info_of(spec, "simulated")
+    manifest = Manifest(
+        texts=info.texts(), segments=tuple(segments), segment_rows=segment_rows, command="featcache extract"
+    )
+    (complete_manifest(folder, manifest, info, split_tables(splits)) if complete else manifest).write(folder)
     return folder
 
 
-def _info(spec: Spec, source: str) -> CacheInfo:
+def info_of(spec: Spec, source: str) -> CacheInfo:
+    """What the cache, or one of its segments, says of itself."""
     return CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
         set_name="simulated",
-        classes=CLASSES,
+        columns=(label_column(CLASSES),),
         provenance={"created": "2026-01-01T00:00:00+00:00"},
     )
 
 
 def _write(path: Path, info: CacheInfo, split: str, first: int, rows: int) -> None:
+    # Targets stand beside segments.
+    info = replace(info, columns=())
     tables = _tables(info.spec, split, np.arange(first, first + rows))
     ids = tables[f"{split}/ids"]
     (layer,) = info.spec.layers
-    places = arrays_of(info.spec, {split: rows}, {split: ids.itemsize})
+    places = arrays_of(info.spec, {split: rows}, {f"{split}/ids": ids.itemsize})
     name = features_name(split, layer.name)
     header = build_header(places, info.texts(), {name: FeatureAttributes(shape=layer.shape)})
     end = max(place.offset + place.nbytes for place in header.arrays.values())
@@ -93,12 +101,26 @@ def _tables(spec: Spec, split: str, numbers: np.ndarray) -> dict[str, np.ndarray
     digests[:, :8] = numbers.astype(">u8").view(np.uint8).reshape(-1, 8)
     (layer,) = spec.layers
     zeros = row_checksums(np.zeros((1, layer.feature_dim), spec.dtype))
-    text = np.char.mod(f"{split}/%09d.jpg", numbers)
     return {
-        f"{split}/labels": (numbers % len(CLASSES)).astype("<i8"),
-        f"{split}/ids": text.astype(np.bytes_),
+        f"{split}/ids": _ids(split, numbers),
         f"{split}/digests": digests,
         checksums_name(split, layer.name): np.repeat(zeros, len(numbers)),
+    }
+
+
+def _ids(split: str, numbers: np.ndarray) -> np.ndarray:
+    return np.char.mod(f"{split}/%09d.jpg", numbers).astype(np.bytes_)
+
+
+def split_tables(splits: dict[str, int]) -> dict[str, SplitTable]:
+    """The rows with their targets; digests are not written with these."""
+    return {
+        split: SplitTable(
+            ids=[one.decode() for one in _ids(split, np.arange(rows)).tolist()],
+            digests=np.zeros((rows, 32), np.uint8),
+            targets={"label": np.arange(rows) % len(CLASSES)},
+        )
+        for split, rows in splits.items()
     }
 
 

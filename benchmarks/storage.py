@@ -26,6 +26,7 @@ from featcache.cache.manifest import Manifest, Segment
 from featcache.cache.reader import FeatureArray
 from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.segments import complete_manifest
+from featcache.cache.targets import label_column
 from featcache.cache.verification import verify
 from featcache.errors import CacheError
 
@@ -48,23 +49,23 @@ def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
     block = rng.standard_normal((SEGMENT_ROWS, DIM), np.float32).astype(np.float16)
     digests = rng.integers(0, 256, (rows, 32), dtype=np.uint8)
     ids = tuple(f"train/{row:08d}" for row in range(rows))
-    table = SplitTable(ids=ids, labels=np.zeros(rows, np.int64), digests=digests)
+    table = SplitTable(ids=ids, targets={"label": np.zeros(rows, np.int64)}, digests=digests)
     info = CacheInfo(
         spec=spec(),
         selection=Selection(source="benchmark", splits=None, limit=None, select_seed=0),
         set_name="benchmark",
-        classes=("one",),
+        columns=(label_column(("one",)),),
     )
     began = time.monotonic()
     segments = []
     for start in range(0, rows, SEGMENT_ROWS):
         some = table.take(slice(start, start + SEGMENT_ROWS))
         segments.append(Segment.planned("train", start, len(some)))
-        draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", ids=some.ids, labels=some.labels)
+        draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", ids=some.ids)
         draft.put(np.arange(len(some)), {"avgpool": block[: len(some)]})
         draft.publish(some.digests)
     manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=SEGMENT_ROWS, command="again")
-    complete_manifest(folder / "b", manifest, info.texts()).write(folder / "b")
+    complete_manifest(folder / "b", manifest, info, {"train": table}).write(folder / "b")
     segments_s, began = time.monotonic() - began, time.monotonic()
     with FeatureCache.open(folder / "b") as cache:
         path = write_packed(folder / "b.h5", info, tables={"train": table}, donors=Donors([cache["train"]]))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from featcache.backbones.zoos.modules import from_module
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
+    from featcache.extraction.labelling import label
     from featcache.heads.fit import train_head
     from featcache.heads.reading import read_batches
     from featcache.heads.resuming import resume_head
@@ -34,6 +35,7 @@ __all__ = [
     "Run",
     "extract",
     "from_module",
+    "label",
     "load_backbone",
     "open_source",
     "predict",
@@ -50,6 +52,7 @@ _HOMES = {
     "Run": "featcache.heads.runs",
     "extract": "featcache.api",
     "from_module": "featcache.backbones.zoos.modules",
+    "label": "featcache.extraction.labelling",
     "load_backbone": "featcache.backbones",
     "open_source": "featcache.images.opening",
     "predict": "featcache.inference.prediction",

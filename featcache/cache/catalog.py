@@ -21,7 +21,7 @@ from typing import Any
 from featcache.cache.locks import LOCK_SUFFIX, is_locked
 from featcache.cache.manifest import MANIFEST_NAME, SEGMENT_SUFFIX, Manifest
 from featcache.cache.spec import Selection, Spec, canonical_json
-from featcache.cache.trailer import open_cache, read_trailer
+from featcache.cache.trailer import TARGETS_FORMAT, open_cache, read_trailer
 from featcache.errors import (
     CacheDamaged,
     CacheError,
@@ -324,6 +324,8 @@ def _of_file(path: Path) -> CacheEntry:
         about: Mapping[str, Any] = read_trailer(file).about
         size = file.size
     try:
+        if about["format"] == TARGETS_FORMAT:
+            raise CacheForeign(f"{path} holds the targets of a cache in several files, expected the cache: its folder")
         rows = {str(split): int(count) for split, count in about["rows"].items()}
         return CacheEntry(
             path=path,
@@ -349,10 +351,10 @@ def _of_folder(folder: Path) -> CacheEntry:
         raise CacheOutdated(str(folder))
     manifest = Manifest.read(folder)
     texts = manifest.texts
-    for segment in manifest.segments if manifest.complete else ():
-        found = _bytes_of(folder / segment.file)
-        if found != segment.nbytes:
-            raise CacheDamaged(f"{folder}: the segment {segment.file} has {found} bytes, expected {segment.nbytes}")
+    for file, nbytes in manifest.sizes.items() if manifest.complete else ():
+        found = _size_of(folder / file)
+        if found != nbytes:
+            raise CacheDamaged(f"{folder}: the file {file} has {found} bytes, expected {nbytes}")
     try:
         return CacheEntry(
             path=folder,
@@ -394,6 +396,16 @@ def _modified(path: Path) -> float | None:
         return path.stat().st_mtime
     except OSError:
         return None
+
+
+def _size_of(path: Path) -> int:
+    """How many bytes a file has, 0 where it is not there. Raises CacheUnreadable where that cannot be known now."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def _bytes_of(path: Path) -> int:

@@ -22,16 +22,19 @@ from featcache.cache.trailer import FORMAT, FORMAT_VERSION
 
 
 def build_header(
-    arrays: Sequence[ArrayPlace], texts: Mapping[str, str], features: Mapping[str, FeatureAttributes]
+    arrays: Sequence[ArrayPlace],
+    texts: Mapping[str, str],
+    features: Mapping[str, FeatureAttributes],
+    format: str = FORMAT,
 ) -> Header:
-    """The header that places these arrays, with `texts` as root attributes.
+    """The header that places these arrays, with `format` and `texts` as root attributes.
 
     The same arguments give the same bytes.
     """
     memory = MemoryFile()
     with closing(h5f.create(b"featcache", h5f.ACC_TRUNC, fcpl=_creation(), fapl=access(memory))) as file:
         root = h5g.open(file, b"/")
-        _write_text(root, "format", FORMAT)
+        _write_text(root, "format", format)
         _write_numbers(root, "format_version", np.array(FORMAT_VERSION, "<i8"))
         for name, text in texts.items():
             _write_text(root, name, text)

@@ -16,7 +16,7 @@ import numpy as np
 from h5py import h5a, h5d, h5f, h5g, h5t
 
 from featcache.cache.layout import (
-    JSON_ATTRIBUTES,
+    ATTRIBUTES,
     SPLITS,
     ArrayPlace,
     Contents,
@@ -25,10 +25,18 @@ from featcache.cache.layout import (
     parse_name,
 )
 from featcache.cache.memory_file import MemoryFile, access
-from featcache.cache.trailer import FORMAT, FORMAT_VERSION
+from featcache.cache.targets import STORED_TYPES
+from featcache.cache.trailer import FORMAT_VERSION
 from featcache.errors import CacheForeign
 
-_GROUPS = ("features", "checksums")
+# What a split's groups of arrays are called, and the types of numbers that stand in them.
+_GROUPS = ("features", "checksums", "targets")
+_TYPES = {
+    "digests": ("|u1",),
+    "checksums": ("<u8",),
+    "features": ("<f2", "<f4", "|u1"),
+    "targets": STORED_TYPES,
+}
 
 
 def read_header(data: bytes, end_of_data: int) -> Contents:
@@ -55,10 +63,11 @@ def read_header(data: bytes, end_of_data: int) -> Contents:
 
 def _read_contents(file: h5f.FileID, header_bytes: int) -> Contents:
     root = h5g.open(file, b"/")
-    texts = {name: _read_text(root, name, header_bytes) for name in ("format", "set_name", *JSON_ATTRIBUTES)}
+    form = _read_text(root, "format", header_bytes)
     version = int(_read_numbers(root, "format_version", "<i8", 0)[()])
-    if texts["format"] != FORMAT or version != FORMAT_VERSION:
-        raise CacheForeign(f"its format is {texts['format']!r}, version {version}")
+    if form not in ATTRIBUTES or version != FORMAT_VERSION:
+        raise CacheForeign(f"its format is {form!r}, version {version}")
+    texts = {name: _read_text(root, name, header_bytes) for name in ATTRIBUTES[form]}
     arrays: dict[str, ArrayPlace] = {}
     features: dict[str, FeatureAttributes] = {}
     for split in _children(root, b"/"):
@@ -68,7 +77,7 @@ def _read_contents(file: h5f.FileID, header_bytes: int) -> Contents:
             arrays[name] = _place(name, dataset)
             if not is_table(name):
                 features[name] = _read_feature_attributes(dataset, arrays[name])
-    return Contents(texts=texts, arrays=arrays, features=features)
+    return Contents(format=form, texts=texts, arrays=arrays, features=features)
 
 
 def _datasets(root: h5g.GroupID, split: str) -> list[tuple[str, h5d.DatasetID]]:
@@ -115,14 +124,11 @@ def _place(name: str, dataset: h5d.DatasetID) -> ArrayPlace:
 
 def _dtype_of(name: str, kind: h5t.TypeID) -> str:
     leaf, _ = parse_name(name)
-    if leaf == "ids":
-        if kind.get_class() == h5t.STRING and not kind.is_variable_str():
-            return f"|S{kind.get_size()}"
-    else:
-        allowed = {"labels": ("<i8",), "digests": ("|u1",), "checksums": ("<u8",)}
-        for dtype in allowed.get(leaf, ("<f2", "<f4", "|u1") if leaf == "features" else ()):
-            if kind.equal(h5t.py_create(np.dtype(dtype))):
-                return dtype
+    if leaf in ("ids", "targets") and kind.get_class() == h5t.STRING and not kind.is_variable_str():
+        return f"|S{kind.get_size()}"
+    for dtype in _TYPES.get(leaf, ()):
+        if kind.equal(h5t.py_create(np.dtype(dtype))):
+            return dtype
     raise CacheForeign(f"{name} in it has a type that no cache holds")
 
 

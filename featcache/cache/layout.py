@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,16 @@ import numpy as np
 
 from featcache.cache.checksums import DIGEST_BYTES
 from featcache.cache.spec import Spec
+from featcache.cache.targets import Column, array_name
+from featcache.cache.trailer import FORMAT, TARGETS_FORMAT
 from featcache.errors import CacheForeign
 
 SPLITS = ("train", "val", "test")
-JSON_ATTRIBUTES = ("spec", "selection", "classes", "provenance", "skipped")
+#: The root attributes of a file of each format, besides `format` and `format_version`.
+ATTRIBUTES = {
+    FORMAT: ("set_name", "spec", "selection", "targets", "provenance", "skipped"),
+    TARGETS_FORMAT: ("set_name", "targets", "provenance"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +62,9 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a header says: the root attributes (texts), the arrays by name, the feature arrays' attributes."""
+    """What a header says: format and other root attributes, the arrays by name, the feature arrays' attributes."""
 
+    format: str
     texts: Mapping[str, str]
     arrays: Mapping[str, ArrayPlace]
     features: Mapping[str, FeatureAttributes]
@@ -89,14 +96,42 @@ def views_in(spec: Spec, split: str) -> int:
     return spec.views if split == "train" else 1
 
 
-def arrays_of(spec: Spec, rows: Mapping[str, int], id_bytes: Mapping[str, int]) -> list[ArrayPlace]:
-    """Every array of a cache, in the order of the file: all tables first, then the features."""
+def ids_name(split: str) -> str:
+    """Where the names of a split's images are: UTF-8 [N]."""
+    return f"{split}/ids"
+
+
+def rows_in(arrays: Iterable[ArrayPlace]) -> dict[str, int]:
+    """How many rows each split has: as many as ids."""
+    return {
+        place.name.split("/")[0]: (*place.shape, 0)[0]
+        for place in arrays
+        if place.name == ids_name(place.name.split("/")[0])
+    }
+
+
+def text_bytes_in(arrays: Iterable[ArrayPlace]) -> dict[str, int]:
+    """How many bytes the longest text of each array of texts has."""
+    return {place.name: np.dtype(place.dtype).itemsize for place in arrays if place.dtype.startswith("|S")}
+
+
+def arrays_of(
+    spec: Spec, rows: Mapping[str, int], text_bytes: Mapping[str, int], columns: Sequence[Column] = ()
+) -> list[ArrayPlace]:
+    """Every array of a cache, in the order of the file: all tables first, then the features.
+
+    Args:
+        spec: What the rows were computed under.
+        rows: How many each split has.
+        text_bytes: Of the longest text of each array of texts, by the array's name; 1 where it is not said.
+        columns: The targets.
+    """
     tables, features = [], []
     for split, n in rows.items():
         tables += [
-            ArrayPlace(name=f"{split}/labels", shape=(n,), dtype="<i8"),
-            ArrayPlace(name=f"{split}/ids", shape=(n,), dtype=f"|S{id_bytes[split]}"),
+            _ids(split, n, text_bytes),
             ArrayPlace(name=f"{split}/digests", shape=(n, DIGEST_BYTES), dtype="|u1"),
+            *_targets(split, n, text_bytes, columns),
         ]
         for view, layer in itertools.product(range(views_in(spec, split)), spec.layers):
             tables.append(ArrayPlace(name=checksums_name(split, layer.name, view), shape=(n,), dtype="<u8"))
@@ -108,6 +143,29 @@ def arrays_of(spec: Spec, rows: Mapping[str, int], id_bytes: Mapping[str, int]) 
                 )
             )
     return tables + features
+
+
+def arrays_of_targets(
+    rows: Mapping[str, int], text_bytes: Mapping[str, int], columns: Sequence[Column]
+) -> list[ArrayPlace]:
+    """Every array of the file of targets beside segments, in the order of the file. Arguments as in `arrays_of`."""
+    return [
+        place
+        for split, n in rows.items()
+        for place in (_ids(split, n, text_bytes), *_targets(split, n, text_bytes, columns))
+    ]
+
+
+def _ids(split: str, rows: int, text_bytes: Mapping[str, int]) -> ArrayPlace:
+    return ArrayPlace(name=ids_name(split), shape=(rows,), dtype=f"|S{text_bytes.get(ids_name(split), 1)}")
+
+
+def _targets(split: str, rows: int, text_bytes: Mapping[str, int], columns: Sequence[Column]) -> list[ArrayPlace]:
+    names = [array_name(split, column.name) for column in columns]
+    return [
+        ArrayPlace(name=name, shape=column.shape(rows), dtype=column.dtype(text_bytes.get(name, 1)))
+        for name, column in zip(names, columns, strict=True)
+    ]
 
 
 def is_table(name: str) -> bool:

@@ -22,8 +22,10 @@ from featcache.files import publish_bytes, unreadable
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "featcache-manifest"
-MANIFEST_VERSION = 1
+MANIFEST_VERSION = 2
 SEGMENT_SUFFIX = ".h5"
+#: What the file of targets may be called: a new one is written under the name that the manifest does not use.
+TARGETS_FILES = ("targets-1.h5", "targets-2.h5")
 # Every segment that is read stays open, and a process may hold about a thousand files.
 MOST_SEGMENTS = 512
 
@@ -58,6 +60,20 @@ class Segment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TargetsFile:
+    """The file of targets beside the segments: its name in the folder, exact size, and the digest of its trailer."""
+
+    file: str
+    nbytes: int
+    trailer: str
+
+    @classmethod
+    def written(cls, file: str, trailer: Trailer) -> TargetsFile:
+        """That of a file which says this."""
+        return cls(file=file, nbytes=trailer.file_bytes, trailer=trailer_digest(trailer))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """What the segments are together.
 
@@ -67,6 +83,8 @@ class Manifest:
         segment_rows: How many rows a segment has; every process that takes part obeys it.
         command: What completes it.
         complete: Whether every segment was written.
+        targets: Where the targets are. An unfinished extraction has none, or those of the complete cache that it
+            changes, which are taken over when it is finished.
     """
 
     texts: Mapping[str, str]
@@ -74,6 +92,7 @@ class Manifest:
     segment_rows: int
     command: str
     complete: bool = False
+    targets: TargetsFile | None = None
 
     @property
     def spec(self) -> Spec:
@@ -95,8 +114,14 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all segments; 0 for those that are not written."""
-        return sum(segment.nbytes or 0 for segment in self.segments)
+        """Bytes of all files; 0 for those that are not written."""
+        return sum(size or 0 for size in self.sizes.values())
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """The exact size of each file in the folder; None for those that are not written."""
+        named = {self.targets.file: self.targets.nbytes} if self.targets is not None else {}
+        return {segment.file: segment.nbytes for segment in self.segments} | named
 
     def rows_there(self, folder: Path) -> int:
         """How many rows have been written: those of the segments whose file lies in the folder."""
@@ -132,6 +157,9 @@ class Manifest:
                 {"file": one.file, "split": one.split, "rows": one.rows, "bytes": one.nbytes, "trailer": one.trailer}
                 for one in self.segments
             ],
+            "targets": None
+            if self.targets is None
+            else {"file": self.targets.file, "bytes": self.targets.nbytes, "trailer": self.targets.trailer},
         }
 
     @classmethod
@@ -158,9 +186,12 @@ class Manifest:
             raise CacheDamaged(f"{path} is no manifest: {error}", hint="extract again") from error
         if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
             raise CacheForeign(f"{path} is no manifest of a feature cache")
-        if values.get("version") != MANIFEST_VERSION:
+        version = values.get("version")
+        if type(version) is int and version < MANIFEST_VERSION:
+            raise CacheOutdated(str(folder))
+        if version != MANIFEST_VERSION:
             raise CacheForeign(
-                f"{path} has version {values.get('version')}, this featcache knows {MANIFEST_VERSION}",
+                f"{path} has version {version}, this featcache knows {MANIFEST_VERSION}",
                 hint="update featcache, or extract again",
             )
         sealed = values.pop("xxh3_128", None)
@@ -197,22 +228,31 @@ def _parsed(values: Mapping[str, Any]) -> Manifest:
         segment_rows=_count(values["segment_rows"]),
         command=str(values["command"]),
         complete=complete,
+        targets=_targets(values["targets"], complete=complete),
     )
     if type(complete) is not bool or len(manifest.segments) > MOST_SEGMENTS:
         raise ValueError(f"complete is {complete!r}, and it has {len(manifest.segments)} segments")
     if len({segment.file for segment in manifest.segments}) != len(manifest.segments):
         raise ValueError("a segment is named twice")
     _ = manifest.spec, manifest.selection
-    for name in ("set_name", "classes", "provenance", "skipped"):
+    for name in ("set_name", "targets", "provenance", "skipped"):
         _ = manifest.texts[name]
     return manifest
+
+
+def _targets(one: Mapping[str, Any] | None, *, complete: bool) -> TargetsFile | None:
+    if one is None and not complete:
+        return None
+    if one is None or one["file"] not in TARGETS_FILES:
+        raise ValueError(f"expected the file of targets to be {' or '.join(TARGETS_FILES)}, got {one!r}")
+    return TargetsFile(file=one["file"], nbytes=_count(one["bytes"]), trailer=str(one["trailer"]))
 
 
 def _segment(one: Mapping[str, Any], *, complete: bool) -> Segment:
     file = one["file"]
     # A manifest from elsewhere must not lead out of its folder.
-    if Path(file).name != file or not file.endswith(SEGMENT_SUFFIX):
-        raise ValueError(f"{file!r} is no plain name of a file")
+    if Path(file).name != file or not file.endswith(SEGMENT_SUFFIX) or file in TARGETS_FILES:
+        raise ValueError(f"{file!r} is no plain name of a segment")
     return Segment(
         file=file,
         split=str(one["split"]),

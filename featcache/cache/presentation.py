@@ -16,13 +16,23 @@ def as_html(cache: FeatureCache) -> str:
         (layer.name, " x ".join(map(str, layer.shape)), f"{layer.feature_dim:,}", cache.spec.dtype)
         for layer in cache.spec.layers
     ]
-    splits = [
-        (name, f"{len(split):,}", f"{int((split.labels >= 0).sum()):,}")
-        for name, split in ((s, cache[s]) for s in cache)
+    splits = [(name, f"{len(cache[name]):,}") for name in cache]
+    targets = [
+        (name, column.kind, f"{len(column.names):,}" if column.names else "", f"{unlabelled_rows(cache, name):,}")
+        for name, column in cache.targets.items()
     ]
-    about = f"{cache.spec.backbone} on {cache.set_name}, {len(cache.classes):,} classes"
-    tables = _table(("split", "rows", "labelled"), splits) + _table(("layer", "shape", "features", "stored as"), layers)
+    about = f"{cache.spec.backbone} on {cache.set_name}"
+    tables = (
+        _table(("split", "rows"), splits)
+        + _table(("target", "kind", "names", "rows without a value"), targets)
+        + _table(("layer", "shape", "features", "stored as"), layers)
+    )
     return f"<div><p><strong>{escape(cache.name)}</strong><br>{escape(about)}</p>{tables}</div>"
+
+
+def unlabelled_rows(cache: FeatureCache, target: str) -> int:
+    """How many rows of all splits have no value of a target."""
+    return sum(cache[split].target(target).unlabelled for split in cache)
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from featcache.cache.layout import SPLITS, read_json
+from featcache.cache.layout import SPLITS, ids_name, read_json
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.splits import CachedDataset, CachedSplit, FeatureArray
-from featcache.cache.stored import StoredArrays, StoredFile, untrusted
-from featcache.cache.tables import Skipped
+from featcache.cache.stored import StoredArrays, StoredFile, skipped_of, untrusted
+from featcache.cache.targets import Column, columns_of, label_in
 from featcache.errors import CacheForeign, UnknownName
 
 __all__ = ["CachedDataset", "CachedSplit", "FeatureArray", "FeatureCache"]
@@ -30,11 +30,11 @@ class FeatureCache:
         self.spec = Spec.from_json(texts["spec"])
         self.selection = Selection.from_json(texts["selection"])
         self.set_name = texts["set_name"]
-        self.classes: tuple[str, ...] = tuple(map(str, read_json(texts, "classes", list)))
+        self.targets: Mapping[str, Column] = {column.name: column for column in columns_of(texts)}
         self.provenance: Mapping[str, Json] = read_json(texts, "provenance", dict)
-        self.skipped = _skipped(texts)
+        self.skipped = skipped_of(texts)
         self._splits = {
-            name: CachedSplit(file, self.spec, name) for name in SPLITS if f"{name}/labels" in file.contents.arrays
+            name: CachedSplit(file, self.spec, name) for name in SPLITS if ids_name(name) in file.contents.arrays
         }
 
     @classmethod
@@ -63,6 +63,15 @@ class FeatureCache:
     def name(self) -> str:
         """The file's name without its ending: what `ls` shows and commands take."""
         return self.path.name.removesuffix(".h5")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes that `labels` are indices into: those of the target `label`.
+
+        Raises InvalidOption where that holds something else than classes.
+        """
+        column = label_in(tuple(self.targets.values()))
+        return () if column is None else column.names
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -125,10 +134,3 @@ def _stored(path: Path) -> StoredArrays:
 
         return SegmentedFile.open(path)
     return StoredFile.open(path)
-
-
-def _skipped(texts: Mapping[str, str]) -> tuple[Skipped, ...]:
-    try:
-        return tuple(Skipped(**one) for one in read_json(texts, "skipped", list))
-    except TypeError as error:
-        raise CacheForeign(f"its attribute skipped is none that featcache wrote: {error}") from error

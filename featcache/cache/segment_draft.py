@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.checksums import Digests, row_checksums
+from featcache.cache.checksums import DIGEST_BYTES, Digests, row_checksums
 from featcache.cache.info import CacheInfo
-from featcache.cache.layout import checksums_name, features_name, views_in
+from featcache.cache.layout import checksums_name, features_name, ids_name, views_in
 from featcache.cache.rows import Rows, read_rows
-from featcache.cache.tables import Skipped, SplitTable, encoded_ids
-from featcache.cache.writer import CacheDraft, Scaling, require_labels, write_split_tables
+from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.writer import CacheDraft, Scaling, Tables, tables_beside, text_bytes_of
 from featcache.errors import CacheDamaged
 from featcache.files import ReadableFile
 
@@ -28,9 +28,10 @@ class SegmentDraft:
 
     Args:
         path: What the file will be called.
-        info: What it says of itself; images that are skipped are added when it is published.
+        info: What it says of itself, but for targets, which stand in a file beside the segments; images that are
+            skipped are added when it is published.
         split: Whose rows it holds.
-        ids, labels: Of the rows it is to hold, in order.
+        ids: Of the rows it is to hold, in order.
         scaling: Of layers whose values are stored otherwise than they are.
 
     Raises:
@@ -44,18 +45,16 @@ class SegmentDraft:
         *,
         split: str,
         ids: Sequence[str],
-        labels: npt.NDArray[np.int64],
         scaling: Scaling | None = None,
     ) -> None:
         # On its own a segment must never pass for the whole selection.
         selection = replace(info.selection, source=f"{info.selection.source}#{path.stem}")
-        self._info, self._split, self._scaling = replace(info, selection=selection), split, scaling
-        self._ids, self._labels = ids, labels
-        require_labels(split, labels, len(info.classes))
+        self._info, self._split, self._scaling = replace(info, selection=selection, columns=()), split, scaling
+        self._ids = ids
         views = range(views_in(info.spec, split))
         self._written = np.zeros((len(views), len(ids)), np.bool_)
         self._sums = {(layer.name, view): np.zeros(len(ids), np.uint64) for view in views for layer in info.spec.layers}
-        self._draft = self._begin(path, encoded_ids(split, ids))
+        self._draft = self._begin(path, self._beside(self._table(np.zeros((len(ids), DIGEST_BYTES), np.uint8))))
 
     @property
     def path(self) -> Path:
@@ -114,14 +113,13 @@ class SegmentDraft:
             CacheUnwritable: The disk refuses it.
             CacheDamaged: Rows that have to be moved are not what was written.
         """
-        table, sums = SplitTable(ids=self._ids, labels=self._labels, digests=digests), self._sums
-        ids = encoded_ids(self._split, table.ids)
+        table, sums = self._table(digests), self._sums
         if not self._written.all() or skipped:
             kept = np.flatnonzero(self.written)
             table, sums = table.take(kept), {name: values[kept] for name, values in sums.items()}
-            ids = encoded_ids(self._split, table.ids)
-            self._move(kept, ids, skipped)
-        write_split_tables(self._draft, self._split, table, ids)
+            self._move(kept, table, skipped)
+        for name, beside in self._beside(table).items():
+            self._draft.write_table(name, beside)
         for (layer, view), values in sums.items():
             self._draft.write_table(checksums_name(self._split, layer, view), values)
         self._draft.publish()
@@ -131,10 +129,10 @@ class SegmentDraft:
         """Leave nothing behind. A file that was published stays."""
         self._draft.discard()
 
-    def _move(self, kept: Rows, ids: npt.NDArray[np.bytes_], skipped: Sequence[Skipped]) -> None:
+    def _move(self, kept: Rows, table: SplitTable, skipped: Sequence[Skipped]) -> None:
         """Go on in a file that has room for the rows `kept` alone."""
         whole, self._info = self._draft, replace(self._info, skipped=tuple(skipped))
-        moved = self._begin(whole.path, ids)
+        moved = self._begin(whole.path, self._beside(table))
         try:
             with ReadableFile(whole.tmp_path) as file:
                 for layer, view in self._sums:
@@ -150,11 +148,17 @@ class SegmentDraft:
             whole.discard()
         self._draft = moved
 
-    def _begin(self, path: Path, ids: npt.NDArray[np.bytes_]) -> CacheDraft:
+    def _table(self, digests: Digests) -> SplitTable:
+        return SplitTable(ids=self._ids, digests=digests)
+
+    def _beside(self, table: SplitTable) -> Tables:
+        return tables_beside(self._split, table, ())
+
+    def _begin(self, path: Path, beside: Tables) -> CacheDraft:
         return CacheDraft(
             path,
             self._info,
-            rows={self._split: len(ids)},
-            id_bytes={self._split: ids.itemsize},
+            rows={self._split: len(beside[ids_name(self._split)])},
+            text_bytes=text_bytes_of([beside]),
             scaling=self._scaling,
         )

@@ -1,14 +1,14 @@
-"""A cache in several files: segments that are cache files of their own, and the manifest that names them.
+"""A cache in several files: segments that are cache files of their own, the targets, and the manifest that names them.
 
-The manifest of a complete cache names every segment with its size, its rows and the digest of its trailer, which in
-turn holds the digests of its header and tables; so no segment can be missing, short or another file without an error
-that names it.
+The manifest of a complete cache names every file with its size and the digest of its trailer, which in turn holds the
+digests of its header and tables; so no file can be missing, short or another one without an error that names it.
+Targets are kept by sample id: the rows of their file need not stand in the order of the segments.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,22 +16,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.layout import SPLITS, ArrayPlace, Contents, FeatureAttributes
-from featcache.cache.manifest import Manifest, Segment, trailer_digest
+from featcache.cache.info import CacheInfo, TargetsInfo
+from featcache.cache.layout import SPLITS, ArrayPlace, Contents, FeatureAttributes, ids_name, rows_in
+from featcache.cache.manifest import TARGETS_FILES, Manifest, Segment, TargetsFile, trailer_digest
 from featcache.cache.rows import Rows, read_rows_of
 from featcache.cache.spec import Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredArrays, StoredFile
+from featcache.cache.tables import SplitTable
+from featcache.cache.targets import columns_of, is_target_array, rows_by_id, stored_target
+from featcache.cache.trailer import FORMAT, TARGETS_FORMAT
+from featcache.cache.writer import CacheDraft, ids_and_targets, text_bytes_of
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
 
 
 class SegmentedFile(StoredArrays):
-    """The arrays of a cache in several files: those of its segments, one after the other."""
+    """The arrays of a cache in several files: those of its segments, one after the other, and the targets."""
 
-    def __init__(self, path: Path, manifest: Manifest, segments: Sequence[StoredFile]) -> None:
+    def __init__(self, path: Path, manifest: Manifest, segments: Sequence[StoredFile], targets: StoredFile) -> None:
         self.path = path
         self.manifest = manifest
         self.segments = tuple(segments)
+        self.targets = targets
         self.contents = _joined(manifest, self.segments)
         self._holders = {
             split: [number for number, one in enumerate(manifest.segments) if one.split == split and one.rows]
@@ -56,16 +62,24 @@ class SegmentedFile(StoredArrays):
         manifest.require_complete(path)
         with contextlib.ExitStack() as opened:
             segments = [
-                opened.enter_context(contextlib.closing(_opened(path, one, manifest))) for one in manifest.segments
+                opened.enter_context(contextlib.closing(_opened_segment(path, one, manifest)))
+                for one in manifest.segments
             ]
-            whole = cls(path, manifest, segments)
+            targets = opened.enter_context(contextlib.closing(open_targets(path, manifest)))
+            whole = cls(path, manifest, segments, targets)
             opened.pop_all()
             return whole
 
     @property
+    def nbytes(self) -> int:
+        """Bytes on disk of all files."""
+        return self.manifest.nbytes
+
+    @property
     def table_names(self) -> tuple[str, ...]:
         """The small arrays, which are digested whole."""
-        return tuple(dict.fromkeys(name for one in self.segments for name in one.table_names))
+        beside = (name for name in self.targets.table_names if is_target_array(name))
+        return tuple(dict.fromkeys([*(name for one in self.segments for name in one.table_names), *beside]))
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         """Rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
@@ -87,7 +101,9 @@ class SegmentedFile(StoredArrays):
         return out
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
-        """A whole small array, read-only. Raises CacheDamaged where a segment's does not match its digest."""
+        """A whole small array, read-only. Raises CacheDamaged where a file's does not match its digest."""
+        if is_target_array(name):
+            return self._target(name)
         place = self.place(name)
         table = np.empty(place.shape, place.dtype)
         split = name.split("/")[0]
@@ -97,18 +113,31 @@ class SegmentedFile(StoredArrays):
         table.flags.writeable = False
         return table
 
+    def _target(self, name: str) -> npt.NDArray[Any]:
+        """The values of a target in the order of the rows, joined by sample id."""
+        split, column = name.split("/")[0], name.split("/")[2]
+        (described,) = (one for one in columns_of(self.contents.texts) if one.name == column)
+        ids = ids_name(split)
+        if name not in self.targets.contents.arrays:
+            return described.missing(self.place(ids).shape[0])
+        target = stored_target(described, self.targets.read_table(name), f"{self.targets.path}, {split}")
+        rows = rows_by_id(self.targets.read_table(ids), self.read_table(ids))
+        values = target.at(rows).values
+        values.flags.writeable = False
+        return values
+
     def padding(self) -> Iterator[tuple[int, bytes]]:
         """What lies between the arrays of each segment: (offset, bytes), all zero in a sound file."""
-        for one in self.segments:
+        for one in (*self.segments, self.targets):
             yield from one.padding()
 
     def close(self) -> None:
         """Give the files back. Reading again opens them again."""
-        for one in self.segments:
+        for one in (*self.segments, self.targets):
             one.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.path, self.manifest, self.segments))
+        return (type(self), (self.path, self.manifest, self.segments, self.targets))
 
     def _segment(self, split: str, number: int) -> StoredFile:
         return self.segments[self._holders[split][number]]
@@ -132,53 +161,123 @@ def open_segments(
                 report(f"{error.message}; its rows are computed again")
             continue
         spec = Spec.from_json(file.contents.texts["spec"])
-        if segment.split in {name.split("/")[0] for name in file.contents.arrays}:
+        if segment.split in rows_in(file.contents.arrays.values()):
             found.append((segment, CachedSplit(file, spec, segment.split)))
     return found
 
 
-def complete_manifest(folder: Path, manifest: Manifest, texts: dict[str, str]) -> Manifest:
-    """The manifest of a folder in which every segment has been written.
-
-    Args:
-        folder: Where they are.
-        manifest: The unfinished one.
-        texts: The root attributes of the whole.
-    """
-    written = []
-    for segment in manifest.segments:
-        with contextlib.closing(StoredFile.open(folder / segment.file)) as file:
-            written.append(segment.with_trailer(file.trailer))
-    return replace(manifest, texts=texts, segments=tuple(written), complete=True)
-
-
-def _opened(folder: Path, segment: Segment, manifest: Manifest) -> StoredFile:
-    path = folder / segment.file
+def open_targets(folder: Path, manifest: Manifest) -> StoredFile:
+    """The file of targets that a manifest names. Raises CacheDamaged where it is missing, short or another one."""
+    if manifest.targets is None:
+        raise _broken(folder, "its manifest names no targets")
+    what, named = f"the file {manifest.targets.file}", manifest.targets
+    file = _opened(folder, what, named.file, TARGETS_FORMAT)
     try:
-        file = StoredFile.open(path)
-    except CacheNotFound as error:
-        raise _broken(folder, f"the segment {segment.file} is missing") from error
-    except (CacheDamaged, CacheForeign) as error:
-        raise _broken(folder, f"the segment {segment.file} cannot be used: {error.message}") from error
-    try:
-        _require_the_named(file, folder, segment, manifest)
+        _require_the_written(file, folder, what, named.nbytes, named.trailer)
+        _require_the_targets(file, folder, what, manifest)
     except BaseException:
         file.close()
         raise
     return file
 
 
-def _require_the_named(file: StoredFile, folder: Path, segment: Segment, manifest: Manifest) -> None:
-    if file.trailer.file_bytes != segment.nbytes:
-        got = file.trailer.file_bytes
-        raise _broken(folder, f"the segment {segment.file}: expected {segment.nbytes} bytes, got {got}")
-    if trailer_digest(file.trailer) != segment.trailer:
-        raise _broken(folder, f"the segment {segment.file} is another file than the one that was written here")
+def complete_manifest(folder: Path, manifest: Manifest, info: CacheInfo, tables: Mapping[str, SplitTable]) -> Manifest:
+    """The manifest of a folder in which every segment has been written; the file of its targets is written now.
+
+    Args:
+        folder: Where they are.
+        manifest: The unfinished one.
+        info: What the whole says of itself.
+        tables: Its rows by split, with the values of every target of `info`.
+
+    Raises:
+        InvalidOption: The tables do not fit the targets.
+        CacheUnwritable: The disk refuses them.
+    """
+    written = []
+    for segment in manifest.segments:
+        with contextlib.closing(StoredFile.open(folder / segment.file)) as file:
+            written.append(segment.with_trailer(file.trailer))
+    unnamed = replace(manifest, texts=info.texts(), segments=tuple(written), complete=True)
+    return with_targets(folder, unnamed, info, tables)
+
+
+def with_targets(folder: Path, manifest: Manifest, info: CacheInfo, tables: Mapping[str, SplitTable]) -> Manifest:
+    """A complete manifest with other targets, whose file is written now, beside the one that the manifest names.
+
+    The caller writes the manifest, and then removes what it does not name (`discard_other_targets`). Arguments and
+    errors are those of `complete_manifest`.
+    """
+    used = None if manifest.targets is None else manifest.targets.file
+    file = next(name for name in TARGETS_FILES if name != used)
+    about = TargetsInfo(set_name=info.set_name, columns=info.columns, provenance={"created": info.created})
+    beside = {split: ids_and_targets(split, table, info.columns) for split, table in tables.items()}
+    draft = CacheDraft(
+        folder / file,
+        about,
+        rows={split: len(table) for split, table in tables.items()},
+        text_bytes=text_bytes_of(beside.values()),
+    )
+    try:
+        for name, values in (pair for some in beside.values() for pair in some.items()):
+            draft.write_table(name, values)
+    except BaseException:
+        draft.discard()
+        raise
+    draft.publish()
+    return replace(manifest, texts=info.texts(), targets=TargetsFile.written(file, draft.trailer))
+
+
+def discard_other_targets(folder: Path, manifest: Manifest) -> None:
+    """Remove the file of targets that a manifest has replaced. One that a reader keeps open may stay."""
+    for file in TARGETS_FILES:
+        if manifest.targets is None or file != manifest.targets.file:
+            with contextlib.suppress(OSError):
+                (folder / file).unlink(missing_ok=True)
+
+
+def _opened(folder: Path, what: str, file: str, format: str) -> StoredFile:
+    try:
+        return StoredFile.open(folder / file, format)
+    except CacheNotFound as error:
+        raise _broken(folder, f"{what} is missing") from error
+    except (CacheDamaged, CacheForeign) as error:
+        raise _broken(folder, f"{what} cannot be used: {error.message}") from error
+
+
+def _opened_segment(folder: Path, segment: Segment, manifest: Manifest) -> StoredFile:
+    what = f"the segment {segment.file}"
+    file = _opened(folder, what, segment.file, FORMAT)
+    try:
+        _require_the_written(file, folder, what, segment.nbytes, segment.trailer)
+        _require_the_rows(file, folder, segment, manifest)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _require_the_rows(file: StoredFile, folder: Path, segment: Segment, manifest: Manifest) -> None:
+    what = f"the segment {segment.file}"
     if Spec.from_json(file.contents.texts["spec"]).fingerprint != manifest.spec.fingerprint:
-        raise _broken(folder, f"the segment {segment.file} was computed under another spec")
-    rows = {name.split("/")[0]: place.shape[0] for name, place in file.contents.arrays.items()}
+        raise _broken(folder, f"{what} was computed under another spec")
+    rows = rows_in(file.contents.arrays.values())
     if rows != {segment.split: segment.rows}:
-        raise CacheForeign(f"{folder}: the segment {segment.file} has rows {rows}, its manifest says {segment.rows}")
+        raise CacheForeign(f"{folder}: {what} has rows {rows}, its manifest says {segment.rows}")
+    if columns_of(file.contents.texts):
+        raise CacheForeign(f"{folder}: {what} holds targets, expected rows alone")
+
+
+def _require_the_targets(file: StoredFile, folder: Path, what: str, manifest: Manifest) -> None:
+    if manifest.complete and file.contents.texts["targets"] != manifest.texts["targets"]:
+        raise _broken(folder, f"{what} has other targets than its manifest says")
+
+
+def _require_the_written(file: StoredFile, folder: Path, what: str, nbytes: int | None, trailer: str | None) -> None:
+    if file.trailer.file_bytes != nbytes:
+        raise _broken(folder, f"{what}: expected {nbytes} bytes, got {file.trailer.file_bytes}")
+    if trailer_digest(file.trailer) != trailer:
+        raise _broken(folder, f"{what} is another file than the one that was written here")
 
 
 def _broken(folder: Path, what: str) -> CacheDamaged:
@@ -200,7 +299,7 @@ def _joined(manifest: Manifest, segments: Sequence[StoredFile]) -> Contents:
         for name, attributes in one.contents.features.items():
             if features.setdefault(name, attributes) != attributes:
                 raise CacheForeign(f"{one.path}: {name} is scaled otherwise than in the other segments")
-    return Contents(texts=manifest.texts, arrays=arrays, features=features)
+    return Contents(format=FORMAT, texts=manifest.texts, arrays=arrays, features=features)
 
 
 def _after(first: ArrayPlace, second: ArrayPlace) -> ArrayPlace:

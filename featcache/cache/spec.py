@@ -118,7 +118,7 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        if not (isinstance(self.name, str) and is_layer_name(self.name)):
+        if not (isinstance(self.name, str) and is_link_name(self.name)):
             raise InvalidOption(
                 f"a layer cannot be called {self.name!r}",
                 hint="use 1 to 200 printable characters, no slash, not `.` or `..`",
@@ -135,7 +135,7 @@ class LayerSpec:
         return math.prod(self.shape)
 
 
-def is_layer_name(name: str) -> bool:
+def is_link_name(name: str) -> bool:
     """Whether the name can be a link in an HDF5 file as it stands."""
     return 0 < len(name) <= 200 and name.isprintable() and "/" not in name and name not in (".", "..")
 

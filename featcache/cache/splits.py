@@ -1,4 +1,4 @@
-"""What one reads of a cache: a split's ids, labels and digests, and the rows of each layer.
+"""What one reads of a cache: a split's ids, digests and targets, and the rows of each layer.
 
 Tables are checked when they are first touched, rows against their checksums whenever they are gathered.
 """
@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import Checksums, Digests, row_checksums
-from featcache.cache.layout import checksums_name, features_name, read_json, views_in
+from featcache.cache.layout import checksums_name, features_name, ids_name, read_json, views_in
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredArrays
+from featcache.cache.targets import LABEL, Target, array_name, columns_of, label_in, stored_target
 from featcache.cache.trailer import damaged
 from featcache.errors import CacheDamaged, UnknownName
 
@@ -37,7 +38,7 @@ class CachedSplit:
         self._loaded: dict[str, Any] = {}
 
     def __len__(self) -> int:
-        return self.file.place(f"{self.name}/labels").shape[0]
+        return self.file.place(ids_name(self.name)).shape[0]
 
     def __repr__(self) -> str:
         return f"<CachedSplit {self.name} of {self.file.path.name}: {len(self):,} rows>"
@@ -67,14 +68,35 @@ class CachedSplit:
         """The same as they are stored: (N,) UTF-8 of fixed length. Read-only."""
         return self._table("ids")
 
+    def target(self, name: str) -> Target:
+        """One of the cache's targets with its values, a row each. They are read now and not kept.
+
+        Raises UnknownName for one that there is not, CacheDamaged, and CacheForeign for values that lead beyond the
+        target's names.
+        """
+        columns = {column.name: column for column in columns_of(self.file.contents.texts)}
+        if name not in columns:
+            raise UnknownName("target", name, columns)
+        values = self.file.read_table(array_name(self.name, name))
+        return stored_target(columns[name], values, f"{self.file.path}, {self.name}")
+
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) indices into the cache's classes, -1 for unlabelled. Read-only."""
-        return self._table("labels")
+        """(N,) indices into the cache's classes, -1 for unlabelled. Read-only. Raises what `read_labels` raises."""
+        if "labels" not in self._loaded:
+            self._loaded["labels"] = self.read_labels()
+        return cast("npt.NDArray[np.int64]", self._loaded["labels"])
 
     def read_labels(self) -> npt.NDArray[np.int64]:
-        """The same, read now and not kept: of ten million rows they are 80 MB."""
-        return cast("npt.NDArray[np.int64]", self.file.read_table(f"{self.name}/labels"))
+        """The same, read now and not kept: of ten million rows they are 80 MB.
+
+        They are the target `label`; where there is none, no row is labelled. Raises InvalidOption where it holds
+        something else than classes.
+        """
+        column = label_in(columns_of(self.file.contents.texts))
+        values = np.full(len(self), -1, np.int64) if column is None else self.target(LABEL).values
+        values.flags.writeable = False
+        return values
 
     @property
     def digests(self) -> Digests:

@@ -6,20 +6,21 @@ attributes, arrays and trailer tell one story. After that no handle of libhdf5 i
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.checksums import table_digest
-from featcache.cache.layout import ArrayPlace, Contents, arrays_of, is_table, parse_name, read_json
+from featcache.cache.info import CacheInfo, FileInfo, TargetsInfo
+from featcache.cache.layout import ArrayPlace, Contents, is_table, read_json, rows_in, text_bytes_in
 from featcache.cache.rows import Rows, read_array, read_rows
-from featcache.cache.spec import Json, Selection, Spec
-from featcache.cache.trailer import Trailer, damaged, open_cache, read_trailer
+from featcache.cache.spec import Selection, Spec
+from featcache.cache.tables import Skipped
+from featcache.cache.targets import columns_of
+from featcache.cache.trailer import FORMAT, TARGETS_FORMAT, Trailer, damaged, open_cache, read_trailer
 from featcache.errors import CacheForeign, CacheNotFound, CacheOutdated
 from featcache.files import ReadableFile
 
@@ -33,6 +34,11 @@ class StoredArrays(ABC):
     def place(self, name: str) -> ArrayPlace:
         """Where an array is."""
         return self.contents.arrays[name]
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes on disk."""
 
     @property
     @abstractmethod
@@ -66,15 +72,21 @@ class StoredFile(StoredArrays):
         self._file = file
 
     @classmethod
-    def open(cls, path: Path) -> StoredFile:
-        """Open and check. Raises CacheNotFound, CacheForeign, CacheDamaged."""
+    def open(cls, path: Path, format: str = FORMAT) -> StoredFile:
+        """Open and check a file of that format. Raises CacheNotFound, CacheForeign, CacheDamaged."""
         file = open_cache(path)
         try:
             trailer = read_trailer(file)
-            return cls(path, trailer, _contents(file, trailer), file)
+            contents = _contents(file, trailer)
+            _require_format(path, contents, format)
+            return cls(path, trailer, contents, file)
         except BaseException:
             file.close()
             raise
+
+    @property
+    def nbytes(self) -> int:
+        return self.trailer.file_bytes
 
     @property
     def table_names(self) -> tuple[str, ...]:
@@ -139,38 +151,54 @@ def untrusted(path: Path, error: CacheForeign) -> CacheForeign:
     return CacheForeign(f"{path} is not to be trusted: {error.message}", hint=error.hint)
 
 
+def _require_format(path: Path, contents: Contents, format: str) -> None:
+    if contents.format != format:
+        raise CacheForeign(f"{path} is a file of the format {contents.format}, expected {format}")
+
+
+def info_of(contents: Contents) -> FileInfo:
+    """What a file says of itself, read from its root attributes. Raises CacheForeign, CacheOutdated."""
+    texts = contents.texts
+    columns, provenance = columns_of(texts), read_json(texts, "provenance", dict)
+    if contents.format == TARGETS_FORMAT:
+        return TargetsInfo(set_name=texts["set_name"], columns=columns, provenance=provenance)
+    return CacheInfo(
+        spec=Spec.from_json(texts["spec"]),
+        selection=Selection.from_json(texts["selection"]),
+        set_name=texts["set_name"],
+        columns=columns,
+        provenance=provenance,
+        skipped=skipped_of(texts),
+    )
+
+
+def skipped_of(texts: Mapping[str, str]) -> tuple[Skipped, ...]:
+    """The images that were left out, as the root attribute `skipped` has them. Raises CacheForeign."""
+    try:
+        return tuple(Skipped(**one) for one in read_json(texts, "skipped", list))
+    except TypeError as error:
+        raise CacheForeign(f"its attribute skipped is none that featcache wrote: {error}") from error
+
+
 def _require_agreement(contents: Contents, trailer: Trailer) -> None:
-    spec = Spec.from_json(contents.texts["spec"])
-    rows = {name.split("/")[0]: place.shape[0] for name, place in contents.arrays.items() if name.endswith("/labels")}
-    _require_arrays(contents, spec, rows)
-    told: Mapping[str, Json] = {
-        "rows": rows,
-        "set_name": contents.texts["set_name"],
-        "spec": json.loads(spec.to_json()),
-        "selection": json.loads(Selection.from_json(contents.texts["selection"]).to_json()),
-        "skipped": len(read_json(contents.texts, "skipped", list)),
-        "created": read_json(contents.texts, "provenance", dict).get("created"),
-    }
-    if trailer.about != told or set(trailer.tables) != set(filter(is_table, contents.arrays)):
+    """Raises CacheForeign unless attributes, arrays and trailer tell one story."""
+    info, rows = info_of(contents), rows_in(contents.arrays.values())
+    _require_arrays(contents, info, rows)
+    if trailer.about != info.about(rows) or set(trailer.tables) != set(filter(is_table, contents.arrays)):
         raise CacheForeign("its trailer speaks of another cache than its header")
 
 
-def _require_arrays(contents: Contents, spec: Spec, rows: Mapping[str, int]) -> None:
-    id_bytes = {split: _id_bytes(contents, split) for split in rows}
-    expected = {place.name: (place.shape, place.dtype) for place in arrays_of(spec, rows, id_bytes)}
+def _require_arrays(contents: Contents, info: FileInfo, rows: Mapping[str, int]) -> None:
+    places = info.arrays(rows, text_bytes_in(contents.arrays.values()))
+    expected = {place.name: (place.shape, place.dtype) for place in places}
     got = {name: (place.shape, place.dtype) for name, place in contents.arrays.items()}
     for name in sorted({*expected, *got}):
         if expected.get(name) != got.get(name):
             raise CacheForeign(f"{name}: expected {expected.get(name)}, got {got.get(name)}")
+    shapes = {name: attributes.shape for name, attributes in info.attributes(rows, {}).items()}
     for name, attributes in contents.features.items():
-        layer = spec.layer(parse_name(name)[1])
-        if attributes.shape != layer.shape:
-            raise CacheForeign(f"{name}: expected features of shape {layer.shape}, got {attributes.shape}")
-
-
-def _id_bytes(contents: Contents, split: str) -> int:
-    place = contents.arrays.get(f"{split}/ids")
-    return 1 if place is None else np.dtype(place.dtype).itemsize
+        if attributes.shape != shapes[name]:
+            raise CacheForeign(f"{name}: expected features of shape {shapes[name]}, got {attributes.shape}")
 
 
 def _reopened(path: Path, trailer: Trailer) -> ReadableFile:

@@ -1,9 +1,9 @@
-"""The rows of a split as a table: ids, labels and digests, and the images that were left out."""
+"""The rows of a split as a table: ids, digests and targets, and the images that were left out."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -40,28 +40,25 @@ class SplitTable:
 
     Args:
         ids: Stable names.
-        labels: int64 (N,), -1 for unlabelled.
         digests: uint8 (N, 32), the SHA-256 of the image behind each row.
+        targets: The values of each target by its name, a row each (`cache.targets`); the cache's columns say what
+            they mean. Segments hold none.
 
     Raises:
         InvalidOption: These do not fit together.
     """
 
     ids: Sequence[str]
-    labels: npt.NDArray[np.int64]
     digests: Digests
+    targets: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        labels = np.asarray(self.labels)
-        if labels.ndim != 1 or (labels.dtype.kind not in "iu" and labels.size):
-            raise InvalidOption(f"labels: expected integers (N,), got {labels.dtype} {labels.shape}")
-        object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
         object.__setattr__(self, "digests", as_digests(self.digests))
-        if not len(self.ids) == len(self.labels) == len(self.digests):
-            raise InvalidOption(
-                f"a split: expected as many labels and digests as ids, "
-                f"got {len(self.ids)} ids, {len(self.labels)} labels, {len(self.digests)} digests"
-            )
+        object.__setattr__(self, "targets", {name: np.asarray(values) for name, values in self.targets.items()})
+        counts = {"digests": len(self.digests)} | {name: (*one.shape, 0)[0] for name, one in self.targets.items()}
+        if set(counts.values()) != {len(self.ids)}:
+            got = ", ".join(f"{count} {name}" for name, count in counts.items())
+            raise InvalidOption(f"a split: expected as many digests and values as ids, got {len(self.ids)} ids, {got}")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -69,10 +66,12 @@ class SplitTable:
     def take(self, which: slice | npt.NDArray[Any]) -> SplitTable:
         """Some of the rows: a slice, a mask or an index."""
         if isinstance(which, slice):
-            return SplitTable(ids=self.ids[which], labels=self.labels[which], digests=self.digests[which])
-        rows = np.flatnonzero(which) if which.dtype == np.bool_ else which
-        ids = tuple(self.ids[row] for row in rows.tolist())
-        return SplitTable(ids=ids, labels=self.labels[rows], digests=self.digests[rows])
+            ids = self.ids[which]
+        else:
+            which = np.flatnonzero(which) if which.dtype == np.bool_ else which
+            ids = tuple(self.ids[row] for row in which.tolist())
+        targets = {name: values[which] for name, values in self.targets.items()}
+        return SplitTable(ids=ids, digests=self.digests[which], targets=targets)
 
 
 def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
@@ -80,16 +79,29 @@ def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
 
     Raises InvalidOption for an id that cannot be stored unchanged: empty, ending in NUL, lone surrogates.
     """
+    encoded = encoded_texts(split, ids)
+    if (encoded == b"").any():
+        raise InvalidOption(
+            f"{split}: expected ids that are not empty, got one at row {int(np.argmin(encoded != b''))}"
+        )
+    return encoded
+
+
+def encoded_texts(what: str, texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Texts as fixed-length UTF-8, which may be empty: (N,) bytes. `what` names them in messages.
+
+    Raises InvalidOption for one that cannot be stored unchanged: ending in NUL, lone surrogates.
+    """
     # Twice, so that no more than the widest has to be known before they are kept.
-    width = max((len(_encoded_id(split, one)) for one in ids), default=1)
-    return np.fromiter((_encoded_id(split, one) for one in ids), f"|S{width}", len(ids))
+    width = max((len(_encoded(what, one)) for one in texts), default=1)
+    return np.fromiter((_encoded(what, one) for one in texts), f"|S{max(1, width)}", len(texts))
 
 
-def _encoded_id(split: str, one: str) -> bytes:
+def _encoded(what: str, one: str) -> bytes:
     try:
         data = one.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidOption(f"{split}: the id {one!r} is no text that UTF-8 can hold") from error
-    if not data or data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
-        raise InvalidOption(f"{split}: expected an id that is neither empty nor ends in NUL, got {one!r}")
+        raise InvalidOption(f"{what}: {one!r} is no text that UTF-8 can hold") from error
+    if data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
+        raise InvalidOption(f"{what}: {one!r} cannot be stored as it is: it ends in NUL, or holds half a character")
     return data

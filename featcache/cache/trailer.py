@@ -18,11 +18,13 @@ from typing import Any
 import xxhash
 
 from featcache.cache.spec import Json, canonical_json
-from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
+from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOutdated
 from featcache.files import ReadableFile, unreadable
 
 FORMAT = "featcache"
-FORMAT_VERSION = 1
+#: Of the small file of targets that stands beside segments.
+TARGETS_FORMAT = "featcache-targets"
+FORMAT_VERSION = 2
 MAGIC = b"\x89FEATCAC"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _SEAL = struct.Struct("<8sQQ16s")
@@ -40,7 +42,7 @@ class Trailer:
 
     `file_bytes` is the exact size of the file, `header_bytes` the length of the HDF5 header, `header_digest` its
     xxh3-128, `tables` the xxh3-128 of each small array by its name in the file, `about` a copy of what `ls`
-    shows (set name, spec, selection, rows per split, created, skipped).
+    shows (format, set name, spec, selection, rows per split, created, skipped).
     """
 
     file_bytes: int
@@ -90,8 +92,8 @@ def open_cache(path: Path) -> ReadableFile:
 def read_trailer(file: ReadableFile) -> Trailer:
     """The trailer of an opened file, checked against its seal and the file's exact size.
 
-    Raises CacheDamaged for a featcache file that is cut short or changed, CacheForeign for any other file and
-    for a format version of the future.
+    Raises CacheDamaged for a featcache file that is cut short or changed, CacheOutdated for one of an earlier format
+    version, CacheForeign for any other file and for a format version of the future.
     """
     tail = bytes(file.read(max(0, file.size - _FIRST_READ), min(file.size, _FIRST_READ)))
     magic, version, length, digest = _SEAL.unpack(tail[-_SEAL.size :].rjust(_SEAL.size, b"\0"))
@@ -105,6 +107,8 @@ def read_trailer(file: ReadableFile) -> Trailer:
     )
     if digest != _seal_digest(text, version):
         raise damaged(file.path, "its trailer does not match its own digest")
+    if version < FORMAT_VERSION:
+        raise CacheOutdated(str(file.path))
     if version != FORMAT_VERSION:
         raise CacheForeign(
             f"{file.path} has format version {version}, this featcache knows version {FORMAT_VERSION}",

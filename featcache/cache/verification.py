@@ -1,4 +1,4 @@
-"""Is a cache what was written? Quick: trailer, header and tables. Full: every row and every byte between."""
+"""Is a cache what was written? Quick: trailer, header, tables and targets. Full: every row and every byte between."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 from featcache.cache.checksums import row_checksums
 from featcache.cache.layout import checksums_name
 from featcache.cache.reader import FeatureArray, FeatureCache
+from featcache.cache.targets import is_target_array
 from featcache.errors import CacheDamaged, CacheForeign, CacheOutdated
 
 _BLOCK_BYTES = 8 << 20
@@ -100,8 +101,13 @@ class _Check:
 
     def _table_is_sound(self, name: str) -> bool:
         try:
-            self.cache.file.read_table(name)
-        except CacheDamaged as error:
+            if is_target_array(name):
+                # Its values must also be among its names.
+                split, _, target = name.split("/", 2)
+                self.cache[split].target(target)
+            else:
+                self.cache.file.read_table(name)
+        except (CacheDamaged, CacheForeign) as error:
             self.findings.append(Finding(where=name, what=error.message))
             return False
         return True

@@ -6,7 +6,7 @@ A segment and a packed cache are the same kind of file. Memory stays flat, and t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,19 +17,12 @@ import numpy.typing as npt
 from featcache.cache.checksums import row_checksums, table_digest
 from featcache.cache.donors import Donor, Donors, Located
 from featcache.cache.header import build_header
-from featcache.cache.info import CacheInfo
-from featcache.cache.layout import (
-    SPLITS,
-    FeatureAttributes,
-    arrays_of,
-    checksums_name,
-    features_name,
-    is_table,
-    views_in,
-)
+from featcache.cache.info import CacheInfo, FileInfo
+from featcache.cache.layout import SPLITS, checksums_name, features_name, ids_name, is_table, views_in
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.tables import SplitTable, encoded_ids
+from featcache.cache.targets import Column, Target, array_name
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
 from featcache.files import begin_draft, system
@@ -48,7 +41,7 @@ class CacheDraft:
         path: What the file will be called.
         info: What it says of itself.
         rows: How many each split has.
-        id_bytes: How many bytes the longest id of each split has.
+        text_bytes: How many bytes the longest text of each array of texts has, by the array's name.
         scaling: Of layers whose values are stored otherwise than they are.
 
     Raises:
@@ -59,15 +52,15 @@ class CacheDraft:
     def __init__(
         self,
         path: Path,
-        info: CacheInfo,
+        info: FileInfo,
         *,
         rows: Mapping[str, int],
-        id_bytes: Mapping[str, int],
+        text_bytes: Mapping[str, int],
         scaling: Scaling | None = None,
     ) -> None:
         self.path, self._about = path, info.about(rows)
-        arrays = arrays_of(info.spec, rows, id_bytes)
-        self._header = build_header(arrays, info.texts(), _attributes(info.spec, rows, scaling or {}))
+        arrays = info.arrays(rows, text_bytes)
+        self._header = build_header(arrays, info.texts(), info.attributes(rows, scaling or {}), info.format)
         self._digests = {place.name: _NO_DIGEST for place in arrays if is_table(place.name)}
         ends = (place.offset + place.nbytes for place in self._header.arrays.values() if place.nbytes)
         self._trailer_offset = -(-max(ends, default=len(self._header.data)) // 8) * 8
@@ -83,6 +76,11 @@ class CacheDraft:
     def tmp_path(self) -> Path:
         """Where the bytes are until the file is published."""
         return self._draft.tmp_path
+
+    @property
+    def trailer(self) -> Trailer:
+        """What its last bytes say, once all tables are written."""
+        return self._trailer(self._size)
 
     def offset_of(self, name: str) -> int:
         """The byte at which an array begins."""
@@ -107,7 +105,7 @@ class CacheDraft:
     def publish(self) -> None:
         """Give it its name. Raises CacheUnwritable."""
         try:
-            self._draft.write(self._trailer(self._size).to_bytes(), self._trailer_offset)
+            self._draft.write(self.trailer.to_bytes(), self._trailer_offset)
             self._draft.publish()
         except BaseException:
             self._draft.discard()
@@ -138,19 +136,6 @@ class CacheDraft:
         )
 
 
-def _attributes(spec: Spec, rows: Mapping[str, int], scaling: Scaling) -> dict[str, FeatureAttributes]:
-    unknown = set(scaling) - set(spec.layer_names)
-    if unknown:
-        raise InvalidOption(f"scale and offset were given for layers that are not stored: {sorted(unknown)}")
-    features: dict[str, FeatureAttributes] = {}
-    for layer in spec.layers:
-        scale, offset = scaling.get(layer.name, (1.0, 0.0))
-        attributes = FeatureAttributes(shape=layer.shape, scale=float(scale), offset=float(offset))
-        for split in rows:
-            features |= {features_name(split, layer.name, view): attributes for view in range(views_in(spec, split))}
-    return features
-
-
 # --- a whole cache in one file -----------------------------------------------------------------------------
 
 
@@ -170,7 +155,7 @@ def write_packed(
     Args:
         path: What the file will be called.
         info: What it says of itself.
-        tables: The rows of each split, in order.
+        tables: The rows of each split, in order, with the values of every target of `info`.
         donors: Where the rows are; they are found by digest.
         scaling: Of layers whose values are stored otherwise than they are.
         progress: Called with the bytes of features written so far and in all.
@@ -187,9 +172,7 @@ def write_packed(
     """
     spec, ordered = info.spec, _ordered(tables)
     _require_same_spec(donors.donors, spec)
-    for split, table in ordered.items():
-        require_labels(split, table.labels, len(info.classes))
-    ids = {split: encoded_ids(split, table.ids) for split, table in ordered.items()}
+    beside = {split: tables_beside(split, table, info.columns) for split, table in ordered.items()}
     located = {
         (split, view): donors.locate(table.digests, view=view)
         for split, table in ordered.items()
@@ -200,13 +183,14 @@ def write_packed(
         path,
         info,
         rows={split: len(table) for split, table in ordered.items()},
-        id_bytes={split: table.itemsize for split, table in ids.items()},
+        text_bytes=text_bytes_of(beside.values()),
         scaling=scaling,
     )
     try:
         advance = _Advance(progress, _feature_bytes(spec, ordered))
-        for split, table in ordered.items():
-            write_split_tables(draft, split, table, ids[split])
+        for split in ordered:
+            for name, values in beside[split].items():
+                draft.write_table(name, values)
             for view, layer in itertools.product(range(views_in(spec, split)), spec.layers):
                 _copy_layer(draft, (split, view), layer, donors, located[split, view], advance)
         if not system.replaces_open_files:
@@ -219,11 +203,32 @@ def write_packed(
     return path
 
 
-def write_split_tables(draft: CacheDraft, split: str, table: SplitTable, ids: npt.NDArray[np.bytes_]) -> None:
-    """Write what a split has beside its features. `ids`: (N,) as `encoded_ids` gives them."""
-    draft.write_table(f"{split}/labels", table.labels)
-    draft.write_table(f"{split}/ids", ids)
-    draft.write_table(f"{split}/digests", table.digests)
+Tables = Mapping[str, npt.NDArray[Any]]
+
+
+def tables_beside(split: str, table: SplitTable, columns: Sequence[Column]) -> Tables:
+    """What a split has beside its features, by the names of the arrays: ids, digests and the values of each target.
+
+    Raises InvalidOption where the table lacks a target, has another, or has values that its column cannot hold.
+    """
+    return {**ids_and_targets(split, table, columns), f"{split}/digests": table.digests}
+
+
+def ids_and_targets(split: str, table: SplitTable, columns: Sequence[Column]) -> Tables:
+    """The same without the digests: what the file of targets beside segments holds."""
+    named = {column.name for column in columns}
+    if named != set(table.targets):
+        raise InvalidOption(f"{split}: expected values of {sorted(named)}, got values of {sorted(table.targets)}")
+    targets = [Target(column=column, values=table.targets[column.name]) for column in columns]
+    return {
+        ids_name(split): encoded_ids(split, table.ids),
+        **{array_name(split, target.name): target.values for target in targets},
+    }
+
+
+def text_bytes_of(tables: Iterable[Tables]) -> dict[str, int]:
+    """How many bytes the longest text of each array of texts has."""
+    return {name: values.itemsize for some in tables for name, values in some.items() if values.dtype.kind == "S"}
 
 
 class _Advance:
@@ -271,13 +276,6 @@ def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
     if not any(len(table) for table in tables.values()):
         raise InvalidOption("expected at least one row, got none", hint="every image may have been skipped")
     return {split: tables[split] for split in SPLITS if split in tables}
-
-
-def require_labels(split: str, labels: npt.NDArray[np.int64], classes: int) -> None:
-    """Raises InvalidOption for a label that is no class."""
-    low, high = (int(labels.min()), int(labels.max())) if len(labels) else (0, -1)
-    if low < -1 or high >= classes:
-        raise InvalidOption(f"{split}: expected labels from -1 to {classes - 1}, got {low} to {high}")
 
 
 def _require_all(located: Mapping[tuple[str, int], Located]) -> None:

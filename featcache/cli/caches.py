@@ -30,11 +30,12 @@ from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry
+    from featcache.cache.reader import FeatureCache
     from featcache.cache.verification import Verification
     from featcache.extraction.why import Why
 
-_SECTION = "The caches"
-_CACHE = typer.Argument(
+SECTION = "The caches"
+CACHE = typer.Argument(
     autocompletion=completion.caches, help="Its path, its name from `featcache ls`, or how that begins."
 )
 _MOST_LISTED = 10
@@ -43,7 +44,7 @@ _MOST_LISTED = 10
 def register(app: typer.Typer) -> None:
     """Adds this group's commands."""
 
-    @command(app, "ls", section=_SECTION)
+    @command(app, "ls", section=SECTION)
     def ls(common: Common) -> None:
         """List the caches: complete, unfinished, damaged."""
         from featcache.cache.catalog import list_caches
@@ -56,8 +57,8 @@ def register(app: typer.Typer) -> None:
         else:
             print_line(f"no caches in {common.features_dir}; `featcache extract` makes one")
 
-    @command(app, "info", section=_SECTION)
-    def info(cache: Annotated[str, _CACHE], *, common: Common) -> None:
+    @command(app, "info", section=SECTION)
+    def info(cache: Annotated[str, CACHE], *, common: Common) -> None:
         """Show what a cache holds and what it was computed from."""
         from featcache.cache.catalog import find
 
@@ -66,11 +67,12 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(_entry_json(entry) | details)
         else:
-            print_pairs([*_entry_pairs(entry), *_flat(details)])
+            targets = [(f"target {one['name']}", target_in_words(**one)) for one in details.pop("targets", ())]
+            print_pairs([*_entry_pairs(entry), *targets, *_flat(details)])
 
-    @command(app, "verify", section=_SECTION)
+    @command(app, "verify", section=SECTION)
     def verify(
-        cache: Annotated[str, _CACHE],
+        cache: Annotated[str, CACHE],
         full: Annotated[bool, typer.Option("--full", help="Read and check every row.")] = False,
         recompute: Annotated[
             int, typer.Option(help="Run so many random rows through the backbone again.", metavar="<rows>", min=0)
@@ -106,7 +108,7 @@ def register(app: typer.Typer) -> None:
                 hint="extract again: sound rows are kept, the others computed",
             )
 
-    @command(app, "why", section=_SECTION)
+    @command(app, "why", section=SECTION)
     def why(what: BackboneOptions, storage: StorageOptions, images: ImageOptions, common: Common) -> None:
         """Say why `extract` would find its rows, or would not.
 
@@ -122,8 +124,8 @@ def register(app: typer.Typer) -> None:
         else:
             _show_why(told)
 
-    @command(app, "rm", section=_SECTION)
-    def rm(cache: Annotated[str, _CACHE], *, common: Common) -> None:
+    @command(app, "rm", section=SECTION)
+    def rm(cache: Annotated[str, CACHE], *, common: Common) -> None:
         """Remove a cache, or what an unfinished one has so far."""
         from featcache.cache.catalog import find, remove
 
@@ -134,7 +136,7 @@ def register(app: typer.Typer) -> None:
         else:
             print_line(f"removed {entry.path} ({human_bytes(freed)})")
 
-    @command(app, "gc", section=_SECTION)
+    @command(app, "gc", section=SECTION)
     def gc(
         delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only list it.")] = False,
         *,
@@ -257,10 +259,30 @@ def _details(entry: CacheEntry) -> dict[str, Any]:
     }
     if entry.complete:
         with FeatureCache.open(entry.path) as cache:
-            details["classes"] = list(cache.classes)
+            details["targets"] = [_target(cache, name) for name in cache.targets]
             details["provenance"] = dict(cache.provenance)
             details["skipped_images"] = [{"id": one.id, "reason": one.reason} for one in cache.skipped]
     return details
+
+
+def _target(cache: FeatureCache, name: str) -> dict[str, Any]:
+    """What `info` says of a target."""
+    from featcache.cache.presentation import unlabelled_rows
+
+    column = cache.targets[name]
+    return {
+        "name": name,
+        "kind": column.kind,
+        "names": list(column.names),
+        "unlabelled": unlabelled_rows(cache, name),
+        "origin": column.origin,
+    }
+
+
+def target_in_words(*, kind: str, names: Sequence[str], unlabelled: int, origin: str, **_: object) -> str:
+    """A target in a line: its kind, names, rows without a value, and where it came from."""
+    named = f" ({_listed(names)})" if names else ""
+    return f"{kind}{named}, {unlabelled:,} rows without a value, from {origin}"
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str]]:
@@ -280,7 +302,7 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str
 
 
 def _listed(items: Sequence[str]) -> str:
-    more = f", ... ({len(items)})" if len(items) > _MOST_LISTED else ""
+    more = f", ... ({len(items):,})" if len(items) > _MOST_LISTED else ""
     return ", ".join(items[:_MOST_LISTED]) + more
 
 

@@ -79,7 +79,6 @@ class _Work:
                 spec=job.spec,
                 selection=job.request.selection,
                 set_name=job.source.name,
-                classes=job.source.classes,
             ),
             cut.todo,
             job.images,

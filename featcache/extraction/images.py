@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.targets import LABEL
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.index import Index, index_path
 from featcache.extraction.reporting import Reporter
@@ -148,10 +149,23 @@ class Images:
 
     # --- tables ---------------------------------------------------------------------------------------------
 
-    def table(self, numbers: Numbers) -> SplitTable:
-        """Some images, all of one split, as a cache stores them."""
+    def ids(self, numbers: Numbers) -> SampleIds:
+        """The ids of some images, all of one split."""
         (samples,) = self.samples.take(numbers).by_split().values()
-        return SplitTable(ids=SampleIds(samples), labels=samples.labels, digests=self.digests[numbers])
+        return SampleIds(samples)
+
+    def table(self, numbers: Numbers) -> SplitTable:
+        """Some images, all of one split, with the target `label` that they bring."""
+        (samples,) = self.samples.take(numbers).by_split().values()
+        return SplitTable(ids=SampleIds(samples), targets={LABEL: samples.labels}, digests=self.digests[numbers])
+
+    def tables(self, skipped: Sequence[Skipped]) -> dict[str, SplitTable]:
+        """The images of each split without those that were skipped; a split without any is left out."""
+        kept = {
+            split: self.kept(self.numbers_of(split), [one for one in skipped if one.split == split])
+            for split in self.splits
+        }
+        return {split: self.table(numbers) for split, numbers in kept.items() if len(numbers)}
 
     def numbers_of(self, split: str) -> Numbers:
         """Of the images of one split."""

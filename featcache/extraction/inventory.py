@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featcache.cache.carrying import has_labels, kept_label, replaced_label
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.layout import views_in
@@ -22,6 +23,7 @@ from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
 from featcache.cache.tables import SplitTable, encoded_ids
+from featcache.cache.targets import label_column
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
@@ -51,6 +53,11 @@ class Inventory:
     def features_dir(self) -> Path:
         """Where caches lie."""
         return self.job.request.features_dir
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._warned:
+            self._warned.add(text)
+            self.job.reporter.say(text)
 
     @property
     def packed_path(self) -> Path:
@@ -102,28 +109,36 @@ class Inventory:
     def is_hit(self, cache: FeatureCache) -> bool:
         """Whether a cache holds the rows of exactly these images, under the same labels and classes.
 
-        Images whose digest is not known are read.
+        Images whose digest is not known are read. A target `label` that a table brought is kept, which is said once.
         """
+        tables = self.rows_in(cache)
+        return tables is not None and self._has_labels(cache, tables)
+
+    def rows_in(self, cache: FeatureCache) -> dict[str, SplitTable] | None:
+        """The rows with the images' labels, where a cache holds exactly these rows; else None."""
         images = self.job.images
         if not serves(cache.spec, self.job.spec) or cache.spec.views != self.job.spec.views:
-            return False
-        if cache.classes != self.job.source.classes or (cache.skipped and not self.job.skips):
-            return False
+            return None
+        if cache.skipped and not self.job.skips:
+            return None
         if sum(map(len, map(cache.__getitem__, cache.splits))) + len(cache.skipped) != len(images):
-            return False
+            return None
         images.read_unknown(images.numbers)
         # What cannot be read now can only have been left out.
         unread = {images.samples[number] for number in images.unreadable}
         if not {(one.split, one.id) for one in unread} <= {(one.split, one.id) for one in cache.skipped}:
-            return False
-        for split in images.splits:
-            skipped = [one for one in cache.skipped if one.split == split]
-            kept = images.kept(images.numbers_of(split), skipped)
-            if len(kept) != (len(cache[split]) if split in cache else 0):
-                return False
-            if len(kept) and not _holds(cache[split], images.table(kept)):
-                return False
-        return True
+            return None
+        tables = images.tables(cache.skipped)
+        same = set(cache.splits) == set(tables) and all(_holds(cache[split], table) for split, table in tables.items())
+        return tables if same else None
+
+    def _has_labels(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
+        if has_labels(cache, label_column(self.job.source.classes), tables):
+            return True
+        replaced = replaced_label(cache)
+        if replaced is not None:
+            self._say_once(kept_label(replaced))
+        return replaced is not None
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
         """Remove segments that a process left which was killed right after it had packed them."""
@@ -159,7 +174,7 @@ class Inventory:
             return False
         with closing(file):
             segment, split = FeatureCache(file), unit.segment.split
-            if segment.spec != self.job.spec or segment.classes != self.job.source.classes:
+            if segment.spec != self.job.spec:
                 return False
             if (segment.skipped and not self.job.skips) or split not in segment:
                 return False
@@ -247,10 +262,9 @@ class Inventory:
 
 
 def _holds(split: CachedSplit, table: SplitTable) -> bool:
-    """Whether a split holds exactly these rows."""
+    """Whether a split holds exactly these rows, whatever their targets."""
     return (
         len(split) == len(table)
-        and np.array_equal(split.labels, table.labels)
         and np.array_equal(split.digests, table.digests)
         and np.array_equal(split.encoded_ids, encoded_ids(split.name, table.ids))
     )

@@ -12,20 +12,24 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones.describe import Choice
+from featcache.cache.carrying import Targets, bytes_to_write, carried, rewrite, targets_of
 from featcache.cache.catalog import discard_segments, set_aside
 from featcache.cache.donors import Donors
 from featcache.cache.info import CacheInfo
 from featcache.cache.layout import views_in
+from featcache.cache.locks import locked
 from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest, Segment
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import Json, Spec
 from featcache.cache.splits import CachedSplit
-from featcache.cache.tables import Skipped
+from featcache.cache.tables import Skipped, SplitTable
+from featcache.cache.targets import Column, label_column
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
 from featcache.extraction.inventory import Inventory
 from featcache.extraction.matching import as_command
+from featcache.extraction.reporting import human_bytes
 from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit
 
@@ -72,22 +76,21 @@ def publish(
         spec=job.spec,
         selection=job.request.selection,
         set_name=job.source.name,
-        classes=job.source.classes,
         provenance=_provenance(job, sources),
         skipped=images.still_skipped([one for split in sources for one in skipped_in(split)]),
     )
-    if len(info.skipped) == len(images):
+    tables = images.tables(info.skipped)
+    if not tables:
         raise SourceError(f"every image of {job.source.name} was skipped", hint="run with --on-error fail")
+    before = targets_of(standing, inventory.folder, manifest, job.reporter.warn)
+    columns, tables = _with_targets(job, before, tables)
+    info = replace(info, columns=columns)
     if packs(job) or manifest is None:
         _move_aside(inventory, standing)
-        kept = {
-            split: images.kept(images.numbers_of(split), [one for one in info.skipped if one.split == split])
-            for split in images.splits
-        }
         write_packed(
             inventory.packed_path,
             info,
-            tables={split: images.table(numbers) for split, numbers in kept.items() if len(numbers)},
+            tables=tables,
             donors=Donors(sources, job.reporter.warn),
             scaling=scaling_of(job),
             progress=lambda done, total: job.reporter.advance("packing", done, total),
@@ -96,7 +99,7 @@ def publish(
         discard_segments(inventory.folder)
         return FeatureCache.open(inventory.packed_path)
     _close(sources)
-    done = complete_manifest(inventory.folder, manifest, info.texts())
+    done = complete_manifest(inventory.folder, manifest, info, tables)
     done.write(inventory.folder)
     _discard_unnamed(inventory, done)
     return FeatureCache.open(inventory.folder)
@@ -109,6 +112,33 @@ def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units:
         if not images.known[unit.images].all() and (split := by_file.get(unit.segment.file)) is not None:
             numbers = inventory.images_of(split, unit)
             images.learn(numbers, split.digests[: len(numbers)])
+
+
+def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCache | None:
+    """The standing cache with the labels that its images have now, where nothing else has changed; else None.
+
+    No row is computed: only targets are written.
+    """
+    if standing is None:
+        return None
+    with locked(inventory.features_dir, f"{inventory.name}.manifest"):
+        tables = inventory.rows_in(standing)
+        if tables is None or inventory.is_hit(standing):
+            return None
+        columns, tables = _with_targets(inventory.job, Targets.of(standing.file), tables)
+        size = human_bytes(bytes_to_write(standing))
+        inventory.job.reporter.say(f"only the labels have changed: no row is computed, {size} are written again")
+        rewrite(standing, columns, tables)
+    return FeatureCache.open(standing.path)
+
+
+def _with_targets(
+    job: Job, before: Targets | None, tables: Mapping[str, SplitTable]
+) -> tuple[tuple[Column, ...], dict[str, SplitTable]]:
+    columns, whole, remarks = carried(before, tables, label_column(job.source.classes))
+    for remark in remarks:
+        job.reporter.say(remark)
+    return columns, whole
 
 
 def scaling_of(job: Job) -> Scaling | None:
@@ -157,7 +187,7 @@ def _close(splits: Iterable[CachedSplit]) -> None:
 
 def _discard_unnamed(inventory: Inventory, manifest: Manifest) -> None:
     """Remove segments of an earlier cut, and a packed file that the segments replace."""
-    named = {segment.file for segment in manifest.segments}
+    named = set(manifest.sizes)
     unnamed = [path for path in inventory.folder.glob(f"*{SEGMENT_SUFFIX}") if path.name not in named]
     for path in [*unnamed, inventory.packed_path]:
         # Where open files cannot go, a reader keeps it: gc takes it later.
@@ -172,13 +202,17 @@ def begin(inventory: Inventory, segments: Sequence[Segment], segment_rows: int) 
         spec=job.spec,
         selection=job.request.selection,
         set_name=job.source.name,
-        classes=job.source.classes,
         provenance={"created": now()},
     )
-    manifest = Manifest(
-        texts=info.texts(), segments=tuple(segments), segment_rows=segment_rows, command=as_command(job.request)
-    )
     before = inventory.manifest()
+    manifest = Manifest(
+        texts=info.texts(),
+        segments=tuple(segments),
+        segment_rows=segment_rows,
+        command=as_command(job.request),
+        # What tables brought is taken over when it is finished, however often it is stopped before.
+        targets=None if before is None else before.targets,
+    )
     if before is None or _differs(before, manifest):
         manifest.write(inventory.folder)
         return manifest

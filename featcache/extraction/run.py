@@ -14,7 +14,7 @@ from featcache.extraction.cut import Cut, cut, deciding
 from featcache.extraction.execution import ALL_GPUS
 from featcache.extraction.execution import Execution as Execution
 from featcache.extraction.inventory import Inventory
-from featcache.extraction.publish import publish, skipped_in
+from featcache.extraction.publish import publish, relabelled, skipped_in
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import Job, resolve
@@ -131,7 +131,10 @@ def _complete(inventories: Sequence[Inventory], assembles: bool) -> dict[Invento
         with one.job.watch:
             standing[one] = one.standing()
             # Another process may have written it meanwhile.
-            if (found := hit(one, standing[one], assembles=assembles)) is not None:
+            found = hit(one, standing[one], assembles=assembles)
+            if found is None and not assembles:
+                found = relabelled(one, standing[one])
+            if found is not None:
                 done[one] = result(one, found, Computed())
             else:
                 cuts[one] = cut(one, standing[one], assembles=assembles)

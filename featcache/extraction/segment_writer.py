@@ -253,13 +253,11 @@ class SegmentWriter:
     def _draft(self, opened: _OpenUnit, *, computes: bool = False) -> SegmentDraft:
         if opened.draft is None:
             provenance = self._provenance() if computes else self._donors_provenance(opened)
-            table = self._images.table(opened.unit.images)
             opened.draft = SegmentDraft(
                 self._folder / opened.unit.segment.file,
                 replace(self._info, provenance=provenance),
                 split=opened.unit.segment.split,
-                ids=table.ids,
-                labels=table.labels,
+                ids=self._images.ids(opened.unit.images),
                 scaling=self._scaling,
             )
         return opened.draft

@@ -9,34 +9,30 @@ relative to the table's folder. A URL is read when its image is; with a column `
 
 from __future__ import annotations
 
-import csv
 import time
 import urllib.error
 import urllib.request
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from featcache.errors import ImageError, MissingExtra, SourceError
+from featcache.errors import ImageError, SourceError
 from featcache.images.class_names import ImageList
 from featcache.images.folder import MAX_FILE_BYTES, FilesSource
 from featcache.images.layout import SPLIT_NAMES
 from featcache.images.sources import SPLITS, Sample, Stamp, digest, slug
+from featcache.images.tables import Row, column_names, table_rows
 
 EXPECTED = "expected a column path or url, and perhaps label, split (train, val, test) and sha256"
 _PLACES = ("path", "url")
 _COLUMNS = (*_PLACES, "label", "split", "sha256")
 _SCHEMES = ("http", "https")
 _TRIES, _TIMEOUT_S = 3, 30.0
-_ROWS_AT_ONCE = 8192
 _DIGEST_BYTES = 32
-
-Row = Mapping[str, str | None]
 
 
 class TableSource(FilesSource):
@@ -117,61 +113,17 @@ class TableSource(FilesSource):
         return None if said is None or not said.any() else said.tobytes()
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file is meant as a table of images, by its name."""
-    return path.suffix.lower() in (".csv", ".tsv", ".parquet")
-
-
-def parquet_columns(path: Path) -> tuple[str, ...]:
-    """The names of a Parquet file's columns. Raises SourceError, MissingExtra."""
-    return tuple(_parquet(path).schema_arrow.names)
-
-
 def _rows(path: Path) -> Iterator[Row]:
-    return _parquet_rows(path) if path.suffix.lower() == ".parquet" else _csv_rows(path)
-
-
-def _csv_rows(path: Path) -> Iterator[Row]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, delimiter=delimiter)
-            _require_places(reader.fieldnames or (), path)
-            yield from reader
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise SourceError(f"{path}: cannot be read as a table: {error}", hint=EXPECTED) from error
+        _require_places(column_names(path), path)
+        yield from table_rows(path, _COLUMNS)
+    except SourceError as error:
+        raise SourceError(error.message, hint=error.hint or EXPECTED) from error
 
 
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import ArrowException
-
-    file = _parquet(path)
-    names = file.schema_arrow.names
-    _require_places(names, path)
-    try:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[name for name in _COLUMNS if name in names]):
-            for row in batch.to_pylist():
-                yield {name: None if value is None else str(value) for name, value in row.items()}
-    except (OSError, ArrowException) as error:
-        raise SourceError(f"{path}: damaged Parquet file: {error}") from error
-
-
-def _parquet(path: Path) -> Any:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow.parquet import ParquetFile
-    except ImportError as error:
-        raise MissingExtra("a Parquet table", package="pyarrow", extra="export") from error
-    try:
-        return ParquetFile(path)
-    except (OSError, ArrowException) as error:
-        raise SourceError(f"{path}: no Parquet file: {error}") from error
-
-
-def _require_places(names: object, path: Path) -> None:
-    found = list(names) if isinstance(names, list | tuple) else []
-    if not any(place in found for place in _PLACES):
-        raise SourceError(f"{path}: has the columns {', '.join(found) or 'none'}", hint=EXPECTED)
+def _require_places(names: Sequence[str], path: Path) -> None:
+    if not any(place in names for place in _PLACES):
+        raise SourceError(f"{path}: has the columns {', '.join(names) or 'none'}", hint=EXPECTED)
 
 
 def _place(row: Row, where: str) -> str:

@@ -15,6 +15,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
+from featcache.cache.targets import label_column
 from featcache.cache.writer import write_packed
 
 Features = NDArray[Any]
@@ -65,13 +66,13 @@ def write_cache(
         names = tuple((ids or {}).get(name) or (f"{name}/{row:05d}" for row in range(len(labels))))
         told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
         of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
-        tables[name] = SplitTable(ids=names, labels=labels.astype(np.int64), digests=of_rows)
+        tables[name] = SplitTable(ids=names, targets={"label": labels.astype(np.int64)}, digests=of_rows)
         donors.append(MemoryDonor(fingerprint=spec.fingerprint, digests=of_rows, features={LAYER: features}))
     info = CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
         set_name="toy",
-        classes=classes,
+        columns=(label_column(classes),),
     )
     scales = None if scaling is None else {LAYER: scaling}
     path = write_packed(folder / "toy.h5", info, tables=tables, donors=Donors(donors), scaling=scales)

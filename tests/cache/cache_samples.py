@@ -23,7 +23,8 @@ from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
-from featcache.cache.trailer import Trailer, read_trailer
+from featcache.cache.targets import LABEL, label_column
+from featcache.cache.trailer import FORMAT_VERSION, Trailer, read_trailer
 from featcache.cache.writer import Scaling, write_packed
 from featcache.files import ReadableFile
 
@@ -62,9 +63,9 @@ def digests_of(ids: Sequence[str]) -> npt.NDArray[np.uint8]:
 
 
 def a_table(split: str, rows: int) -> SplitTable:
-    """A split whose ids, labels and digests follow from its name and length."""
+    """A split whose ids, digests and labels follow from its name and length."""
     ids = tuple(f"{split}/{CLASSES[row % 3]}/{row:04d}.jpg" for row in range(rows))
-    return SplitTable(ids=ids, labels=np.arange(rows) % 3, digests=digests_of(ids))
+    return SplitTable(ids=ids, digests=digests_of(ids), targets={LABEL: np.arange(rows) % 3})
 
 
 def tables(rows: Mapping[str, int] = ROWS) -> dict[str, SplitTable]:
@@ -91,14 +92,16 @@ def donors_of(spec: Spec, split_tables: Mapping[str, SplitTable]) -> Donors:
 
 
 def an_info(spec: Spec | None = None, **changes: Any) -> CacheInfo:
-    """What a cache of the samples says of itself."""
+    """What a cache of the samples says of itself. `classes`: of the target `label`, which is the only one."""
     values: dict[str, Any] = {
         "spec": spec or a_spec(),
         "selection": a_selection(),
         "set_name": "cifar10",
-        "classes": CLASSES,
+        "columns": (label_column(CLASSES),),
         "provenance": {"created": "2026-11-24T06:00:00+00:00"},
     }
+    if "classes" in changes:
+        changes["columns"] = (label_column(changes.pop("classes")),)
     return CacheInfo(**{**values, **changes})
 
 
@@ -118,7 +121,7 @@ def make_cache(
 
 def write_segment(folder: Path, info: CacheInfo, segment: Segment, table: SplitTable) -> Path:
     """One segment with rows that follow from its digests."""
-    draft = SegmentDraft(folder / segment.file, info, split=segment.split, ids=table.ids, labels=table.labels)
+    draft = SegmentDraft(folder / segment.file, info, split=segment.split, ids=table.ids)
     for view in range(views_in(info.spec, segment.split)):
         draft.put(np.arange(len(table)), rows_for(info.spec, table.digests, view), view)
     return draft.publish(table.digests)
@@ -150,7 +153,7 @@ def make_segments(
     for segment, first in cuts[:written]:
         write_segment(folder, info, segment, split_tables[segment.split].take(slice(first, first + segment_rows)))
     if written is None:
-        complete_manifest(folder, manifest, info.texts()).write(folder)
+        complete_manifest(folder, manifest, info, split_tables).write(folder)
     return folder
 
 
@@ -161,7 +164,10 @@ def assert_whole(path: Path, spec: Spec, split_tables: Mapping[str, SplitTable])
         for name, table in split_tables.items():
             split = cache[name]
             assert split.ids == table.ids
-            np.testing.assert_array_equal(split.labels, table.labels)
+            # A segment has no targets.
+            assert set(cache.targets) in (set(), set(table.targets))
+            for target in cache.targets:
+                np.testing.assert_array_equal(split.target(target).values, table.targets[target])
             np.testing.assert_array_equal(split.digests, table.digests)
             for view in range(split.views):
                 for layer, rows in rows_for(spec, table.digests, view).items():
@@ -240,6 +246,6 @@ def future_version(path: Path) -> None:
     """Make a cache look as if a featcache of the future had written it."""
     data = path.read_bytes()
     magic, _, length, _ = struct.unpack("<8sQQ16s", data[-40:])
-    head = struct.pack("<8sQQ", magic, 2, length)
+    head = struct.pack("<8sQQ", magic, FORMAT_VERSION + 1, length)
     text = data[-40 - length : -40]
     path.write_bytes(data[:-40] + head + xxhash.xxh3_128_digest(text + head))

@@ -250,4 +250,4 @@ def test_damage_in_one_table_hides_nothing_else(path: Path) -> None:
 
 def test_the_digest_of_a_table_is_xxh3_of_its_bytes(path: Path) -> None:
     with h5py.File(path) as file:
-        assert trailer_of(path).tables["train/labels"] == table_digest(file["train/labels"][:])
+        assert trailer_of(path).tables["train/targets/label"] == table_digest(file["train/targets/label"][:])

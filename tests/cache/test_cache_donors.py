@@ -21,19 +21,18 @@ from featcache.errors import CacheDamaged, CacheIncomplete, InvalidOption
     "changes",
     [
         {"ids": ("a",)},
-        {"labels": np.zeros(3, np.int64)},
-        {"labels": np.zeros(2, np.float32)},
-        {"labels": np.zeros((2, 1), np.int64)},
+        {"targets": {"label": np.zeros(3, np.int64)}},
+        {"targets": {"label": np.zeros(2), "age": np.float64(3)}},
         {"digests": np.zeros((2, 16), np.uint8)},
     ],
 )
 def test_a_split_table_checks_itself(changes: dict[str, Any]) -> None:
     columns: dict[str, Any] = {
         "ids": ("a", "b"),
-        "labels": np.zeros(2, np.int32),
+        "targets": {"label": np.zeros(2, np.int32)},
         "digests": np.zeros((2, 32), np.uint8),
     }
-    assert SplitTable(**columns).labels.dtype == np.int64
+    assert len(SplitTable(**columns).take(slice(1)).targets["label"]) == 1
     with pytest.raises(InvalidOption):
         SplitTable(**{**columns, **changes})
 

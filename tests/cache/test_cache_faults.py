@@ -116,7 +116,7 @@ def test_a_segment_that_was_refused_can_be_written_again(
 
 def write_segment(path: Path, left_out: int = 0) -> None:
     """A segment without its first `left_out` rows, which have to be moved then."""
-    draft = SegmentDraft(path, an_info(), split="train", ids=SEGMENT.ids, labels=SEGMENT.labels)
+    draft = SegmentDraft(path, an_info(), split="train", ids=SEGMENT.ids)
     try:
         for row in range(left_out, len(SEGMENT)):
             draft.put(np.array([row]), rows_for(a_spec(), SEGMENT.digests[row : row + 1]))

@@ -15,13 +15,14 @@ from featcache.cache.manifest import MANIFEST_VERSION
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Selection, Spec
 from featcache.cache.tables import Skipped
+from featcache.cache.targets import Target, encode, label_column
 from featcache.cache.trailer import FORMAT_VERSION
 from featcache.cache.verification import verify
 
 GOLDEN = Path(__file__).parent / "golden"
 DOCUMENT = Path(__file__).parents[2] / "docs" / "format.md"
-CACHE = GOLDEN / "cache-1.h5"
-SEGMENTS = GOLDEN / "segments-1"
+CACHE = GOLDEN / "cache-2.h5"
+SEGMENTS = GOLDEN / "segments-2"
 
 GOLDEN_SPEC = Spec(
     backbone="golden",
@@ -34,7 +35,13 @@ GOLDEN_SPEC = Spec(
 )
 GOLDEN_SELECTION = Selection(source="golden", splits=("train",), limit=4, select_seed=7)
 GOLDEN_IDS = ("train/cat/1.jpg", "train/dog/ü.jpg", "train/frog/caf\udce9.jpg")
-GOLDEN_LABELS = [0, 1, -1]
+GOLDEN_TARGETS = {
+    "label": Target(column=label_column(CLASSES), values=np.array([0, 1, -1])),
+    "age": encode("age", ["3", "nan", "0.5"], origin="golden.csv"),
+    "eats": encode("eats", ["fish;mice", "", "mice"], origin="golden.csv"),
+    "owner": encode("owner", ["Ünal", "Ada", None], kind="groups", origin="golden.csv"),
+    "note": encode("note", ["a", "", "ß"], kind="text", origin="golden.csv"),
+}
 GOLDEN_ROWS = (np.arange(48, dtype=np.float16).reshape(3, 16) - 20) / 8
 GOLDEN_SKIPPED = Skipped(id="train/cat/2.jpg", split="train", reason="truncated", digest="ab" * 32)
 
@@ -56,7 +63,11 @@ def test_the_golden_cache_opens_for_ever(path: Path) -> None:
         assert cache.skipped == (GOLDEN_SKIPPED,)
         split = cache["train"]
         assert split.ids == GOLDEN_IDS
-        assert split.labels.tolist() == GOLDEN_LABELS
+        assert split.labels.tolist() == GOLDEN_TARGETS["label"].values.tolist()
+        assert list(cache.targets) == list(GOLDEN_TARGETS)
+        for name, target in GOLDEN_TARGETS.items():
+            assert cache.targets[name] == target.column
+            np.testing.assert_array_equal(split.target(name).values, target.values)
         np.testing.assert_array_equal(split.digests, digests_of(["one", "two", "three"]))
         np.testing.assert_array_equal(split.features[:], GOLDEN_ROWS)
         assert split.features.feature_shape == (4, 2, 2)
@@ -76,8 +87,7 @@ def test_the_documents_example_reads_the_golden_file() -> None:
     exec(compile(example(), str(DOCUMENT), "exec"), found)
     np.testing.assert_allclose(found["features"], GOLDEN_ROWS * 0.5 - 1)
     assert found["ids"] == list(GOLDEN_IDS)
-    assert found["labels"].tolist() == GOLDEN_LABELS
-    assert found["classes"] == list(CLASSES)
+    assert found["targets"] == {name: target.decoded() for name, target in GOLDEN_TARGETS.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])
@@ -95,5 +105,5 @@ def test_the_document_names_every_array_and_attribute(tmp_path: Path) -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     path = make_cache(tmp_path / "c.h5", scaling={"avgpool": (2.0, 1.0)})
     with h5py.File(path) as file:
-        names = {*file.attrs, *file["train"], *file["train/features/avgpool"].attrs}
+        names = {*file.attrs, *file["train"], *file["train/targets"], *file["train/features/avgpool"].attrs}
     assert [name for name in names if f"`{name}`" not in text and f"/{name}" not in text] == []

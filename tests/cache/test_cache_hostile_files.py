@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from cache_samples import (
     a_spec,
     assert_whole,
     make_cache,
+    make_segments,
     reseal,
     seal,
     tables,
@@ -124,15 +126,15 @@ def _unknown_filter(file: h5py.File, secret: Path) -> None:
 
 
 def _compact(file: h5py.File, secret: Path) -> None:
-    del file["train/labels"]
+    del file["train/targets/label"]
     creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     creation.set_layout(h5py.h5d.COMPACT)
-    h5py.h5d.create(file.id, b"train/labels", h5py.h5t.STD_I64LE, h5py.h5s.create_simple((40,)), dcpl=creation)
+    h5py.h5d.create(file.id, b"train/targets/label", h5py.h5t.STD_I64LE, h5py.h5s.create_simple((40,)), dcpl=creation)
 
 
 def _group_for_an_array(file: h5py.File, secret: Path) -> None:
-    del file["train/labels"]
-    file.create_group("train/labels")
+    del file["train/targets/label"]
+    file.create_group("train/targets/label")
 
 
 def _array_for_a_group(file: h5py.File, secret: Path) -> None:
@@ -157,7 +159,50 @@ def _spec(file: h5py.File, **changes: Any) -> None:
     _text(file, "spec", json.dumps({**json.loads(file.attrs["spec"]), **changes}))
 
 
+def _targets(file: h5py.File, **changes: Any) -> None:
+    (label,) = json.loads(file.attrs["targets"])
+    _text(file, "targets", json.dumps([{**label, **changes}]))
+
+
+def _soft_target(file: h5py.File, secret: Path) -> None:
+    del file["train/targets/label"]
+    file["train/targets/label"] = h5py.SoftLink("/test/targets/label")
+
+
+def _external_targets(file: h5py.File, secret: Path) -> None:
+    del file["train/targets"]
+    file["train/targets"] = h5py.ExternalLink(str(secret.with_name("other.h5")), "/")
+
+
+def _target_out_of_its_group(file: h5py.File, secret: Path) -> None:
+    """An array where the name of a target leads when it is followed out of the group."""
+    _targets(file, name="../more")
+    for split in ("train", "test"):
+        file.move(f"{split}/targets/label", f"{split}/more")
+
+
 TWISTS: dict[str, Twist] = {
+    "a target that leads out of its group": _target_out_of_its_group,
+    "a target that nothing describes": lambda file, _: file.create_dataset("train/targets/more", (40,), "<i8") and None,
+    "a target in one split only": lambda file, _: file.__delitem__("test/targets/label"),
+    "no targets in a split": lambda file, _: file.__delitem__("test/targets"),
+    "a target without values": lambda file, _: _targets(file, name="age"),
+    "a target of an unknown kind": lambda file, _: _targets(file, kind="colours"),
+    "a target of another kind": lambda file, _: _targets(file, kind="lists"),
+    "a target of another type": lambda file, _: _targets(file, kind="numbers", names=[]),
+    "a target with a surprise": lambda file, _: _targets(file, more=1),
+    "names that are no texts": lambda file, _: _targets(file, names=[1, 2]),
+    "names that are no list": lambda file, _: _targets(file, names=3),
+    "a target that is text": lambda file, _: _replace(file, "train/targets/label", dtype="S5"),
+    "variable-length text for a target": lambda file, _: _replace(
+        file, "train/targets/label", dtype=h5py.string_dtype()
+    ),
+    "soft link for a target": _soft_target,
+    "external link for targets": _external_targets,
+    "deep JSON for targets": lambda file, _: _text(file, "targets", "[" * 50_000),
+    "a thousand and more targets": lambda file, _: _text(
+        file, "targets", json.dumps([{"name": str(one), "kind": "numbers"} for one in range(1001)])
+    ),
     "external storage": _external_storage,
     "external link": _external_link,
     "soft link": _soft_link,
@@ -172,17 +217,17 @@ TWISTS: dict[str, Twist] = {
     "resizable": lambda file, _: _replace(file, NAME, maxshape=(None, 16)),
     "more rows than the file holds": lambda file, _: _replace(file, NAME, shape=(2**40, 16)),
     "no bytes at all": lambda file, _: _replace(file, NAME, shape=(0, 16)),
-    "scalar": lambda file, _: _replace(file, "train/labels", shape=()),
-    "no space": lambda file, _: _replace(file, "train/labels", data=h5py.Empty("i8"), shape=None),
+    "scalar": lambda file, _: _replace(file, "train/targets/label", shape=()),
+    "no space": lambda file, _: _replace(file, "train/targets/label", data=h5py.Empty("i8"), shape=None),
     "three axes": lambda file, _: _replace(file, NAME, shape=(40, 4, 4)),
-    "fewer labels": lambda file, _: _replace(file, "train/labels", shape=(39,)),
-    "float labels": lambda file, _: _replace(file, "train/labels", dtype="<f8"),
-    "big-endian labels": lambda file, _: _replace(file, "train/labels", dtype=">i8"),
+    "fewer labels": lambda file, _: _replace(file, "train/targets/label", shape=(39,)),
+    "float labels": lambda file, _: _replace(file, "train/targets/label", dtype="<f8"),
+    "big-endian labels": lambda file, _: _replace(file, "train/targets/label", dtype=">i8"),
     "variable-length ids": lambda file, _: _replace(file, "train/ids", dtype=h5py.string_dtype()),
-    "compound": lambda file, _: _replace(file, "train/labels", dtype=[("a", "<i4"), ("b", "<i4")]),
-    "references": lambda file, _: _replace(file, "train/labels", dtype=h5py.ref_dtype),
-    "vlen": lambda file, _: _replace(file, "train/labels", dtype=h5py.vlen_dtype(np.int64)),
-    "enum": lambda file, _: _replace(file, "train/labels", dtype=h5py.enum_dtype({"a": 1}, "i8")),
+    "compound": lambda file, _: _replace(file, "train/targets/label", dtype=[("a", "<i4"), ("b", "<i4")]),
+    "references": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.ref_dtype),
+    "vlen": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.vlen_dtype(np.int64)),
+    "enum": lambda file, _: _replace(file, "train/targets/label", dtype=h5py.enum_dtype({"a": 1}, "i8")),
     "another float": lambda file, _: _replace(file, NAME, dtype="<f4"),
     "double": lambda file, _: _replace(file, NAME, dtype="<f8"),
     "no checksums": lambda file, _: file.__delitem__("train/checksums/avgpool"),
@@ -195,11 +240,11 @@ TWISTS: dict[str, Twist] = {
     "named type": _named_type,
     "variable-length text": lambda file, _: file.attrs.__setitem__("spec", file.attrs["spec"].decode()),
     "array of texts": lambda file, _: file.attrs.__setitem__("spec", np.array([b"a", b"b"])),
-    "number for a text": lambda file, _: file.attrs.__setitem__("classes", 3),
-    "no classes": lambda file, _: file.attrs.__delitem__("classes"),
+    "number for a text": lambda file, _: file.attrs.__setitem__("targets", 3),
+    "no targets": lambda file, _: file.attrs.__delitem__("targets"),
     "no JSON": lambda file, _: _text(file, "provenance", "{"),
     "deep JSON": lambda file, _: _text(file, "provenance", "[" * 50_000),
-    "classes are no list": lambda file, _: _text(file, "classes", "{}"),
+    "targets are no list": lambda file, _: _text(file, "targets", "{}"),
     "skipped are no records": lambda file, _: _text(file, "skipped", "[1]"),
     "another format": lambda file, _: _text(file, "format", "zarr"),
     "another version": lambda file, _: file.attrs.create("format_version", 7),
@@ -226,13 +271,28 @@ def test_a_twisted_file_is_refused(tmp_path: Path, sound: Path, twist: Twist) ->
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
+@pytest.mark.parametrize("make", [make_cache, make_segments])
+def test_labels_that_lead_beyond_the_classes_are_refused_when_they_are_read(
+    tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (split, table), *_ = tables().items()
+    wrong = {split: replace(table, targets={"label": np.full(len(table), 3)})}
+    with monkeypatch.context() as patch:
+        patch.setattr("featcache.cache.targets._require_codes", lambda column, values: None)
+        path = make(tmp_path / ("c.h5" if make is make_cache else "c"), split_tables=wrong)
+    with FeatureCache.open(path) as cache, pytest.raises(CacheForeign, match="expected values from -1 to 2, got 3"):
+        _ = cache["train"].labels
+    (finding,) = verify(path).findings
+    assert finding.where == "train/targets/label"
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"about": {}},
         {"about": {"rows": {"train": 10**12}}},
         {"tables": {}},
-        {"tables": {"train/labels": "0" * 32}},
+        {"tables": {"train/targets/label": "0" * 32}},
         {"header_bytes": 0},
         {"header_bytes": 2**62},
         {"header_bytes": -1},
@@ -246,12 +306,12 @@ def test_a_trailer_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) 
 
 
 def test_an_array_that_reaches_behind_the_file_or_over_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    arrays = arrays_of(a_spec(), {"train": 40}, {"train": 9})
+    arrays = arrays_of(a_spec(), {"train": 40}, {"train/ids": 9})
     texts = {
         "set_name": "s",
         "spec": a_spec().to_json(),
         "selection": "{}",
-        "classes": "[]",
+        "targets": "[]",
         "provenance": "{}",
         "skipped": "[]",
     }

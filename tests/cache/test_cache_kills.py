@@ -42,7 +42,7 @@ def extract(folder: Path, published: int) -> None:
         if segment not in there:
             path = write_segment(segments, info, segment, made[segment.split].take(rows_of(segment)))
             os.write(published, path.name.encode() + b"\n")
-    complete_manifest(segments, manifest, info.texts()).write(segments)
+    complete_manifest(segments, manifest, info, made).write(segments)
     with FeatureCache.open(segments) as cache:
         write_packed(folder / "c.h5", info, tables=made, donors=Donors([cache[split] for split in cache.splits]))
     os.write(published, b"cache\n")

@@ -19,6 +19,7 @@ from featcache.cache.memory_file import ALIGNMENT
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
 from featcache.cache.tables import Skipped
+from featcache.cache.trailer import FORMAT_VERSION
 
 names = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), min_size=1, max_size=30).filter(
     lambda name: name.isprintable() and "/" not in name and name not in (".", "..")
@@ -34,13 +35,13 @@ def test_plain_h5py_reads_every_array_and_attribute(tmp_path: Path) -> None:
             for layer, rows in rows_for(spec, table.digests).items():
                 np.testing.assert_array_equal(file[f"{split}/features/{layer}"][:], rows)
             assert tuple(file[f"{split}/ids"].asstr()[:]) == table.ids
-            np.testing.assert_array_equal(file[f"{split}/labels"][:], table.labels)
+            np.testing.assert_array_equal(file[f"{split}/targets/label"][:], table.targets["label"])
             np.testing.assert_array_equal(file[f"{split}/digests"][:], table.digests)
         assert file.attrs["format"] == b"featcache"
-        assert file.attrs["format_version"] == 1
+        assert file.attrs["format_version"] == FORMAT_VERSION
         assert file.attrs["set_name"] == b"cifar10"
         assert json.loads(file.attrs["spec"]) == json.loads(spec.to_json())
-        assert json.loads(file.attrs["classes"]) == list(CLASSES)
+        assert [one["names"] for one in json.loads(file.attrs["targets"])] == [list(CLASSES)]
         assert json.loads(file.attrs["skipped"])[0]["reason"] == "truncated"
         assert list(file["train/features/avgpool"].attrs["shape"]) == [4, 2, 2]
         assert "shape" not in file["train/features/features.30"].attrs
@@ -70,7 +71,7 @@ def test_twenty_one_thousand_class_names_fit(tmp_path: Path) -> None:
     with FeatureCache.open(path) as cache:
         assert cache.classes == tuple(classes)
     with h5py.File(path) as file:
-        assert json.loads(file.attrs["classes"]) == classes
+        assert json.loads(file.attrs["targets"])[0]["names"] == classes
         assert file["train/features/avgpool"].id.get_offset() > len(json.dumps(classes))
 
 
@@ -83,14 +84,14 @@ def test_any_layer_name_and_length_is_found_where_it_was_placed(layers: list[str
         "set_name": "s",
         "spec": spec.to_json(),
         "selection": "{}",
-        "classes": "[]",
+        "targets": "[]",
         "provenance": "{}",
         "skipped": "[]",
     }
     attributes = {
         features_name(split, name): FeatureAttributes(shape=(2, 3), scale=2.0) for split in rows for name in layers
     }
-    arrays = arrays_of(spec, rows, {"train": 1, "test": 7})
+    arrays = arrays_of(spec, rows, {"train/ids": 1, "test/ids": 7})
     header = build_header(arrays, texts, attributes)
     end = max(place.offset + place.nbytes for place in header.arrays.values())
     contents = read_header(header.data, end)
@@ -101,7 +102,7 @@ def test_any_layer_name_and_length_is_found_where_it_was_placed(layers: list[str
 
 def test_a_huge_cache_takes_no_memory_to_lay_out() -> None:
     spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(25088,))])
-    arrays = arrays_of(spec, {"train": 20_000_000}, {"train": 80})
+    arrays = arrays_of(spec, {"train": 20_000_000}, {"train/ids": 80})
     header = build_header(arrays, {"set_name": "s"}, {features_name("train", "l"): FeatureAttributes(shape=(25088,))})
     assert len(header.data) < 20_000
     assert header.arrays["train/features/l"].nbytes == 20_000_000 * 25088 * 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from featcache.cache.spec import SPEC_VERSION
 from featcache.cache.verification import verify
 from featcache.errors import CacheForeign, CacheOutdated
 
+GOLDEN = Path(__file__).parent / "golden"
 EARLIER = a_spec(version=SPEC_VERSION - 1)
 
 
@@ -28,6 +30,15 @@ def several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return make_segments(folder / "old", EARLIER)
 
 
+def a_file_of_format_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With labels in place of targets."""
+    return Path(shutil.copy(GOLDEN / "cache-1.h5", folder))
+
+
+def segments_of_format_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return shutil.copytree(GOLDEN / "segments-1", folder / "segments-1")
+
+
 def an_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Of a featcache that kept unfinished rows in other files."""
     (folder / "old.parts").mkdir()
@@ -35,7 +46,7 @@ def an_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder / "old.parts"
 
 
-@pytest.fixture(params=[one_file, several_files, an_earlier_folder])
+@pytest.fixture(params=[one_file, several_files, a_file_of_format_1, segments_of_format_1, an_earlier_folder])
 def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     make: Callable[[Path, pytest.MonkeyPatch], Path] = request.param
     with pytest.MonkeyPatch.context() as monkeypatch:

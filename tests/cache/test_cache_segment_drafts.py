@@ -22,9 +22,7 @@ TABLE = a_table("train", 12)
 
 
 def begun(folder: Path, table: SplitTable = TABLE, **info: Any) -> SegmentDraft:
-    return SegmentDraft(
-        folder / "train-000000000.h5", an_info(**info), split="train", ids=table.ids, labels=table.labels
-    )
+    return SegmentDraft(folder / "train-000000000.h5", an_info(**info), split="train", ids=table.ids)
 
 
 def put(draft: SegmentDraft, places: list[int], table: SplitTable = TABLE) -> None:
@@ -79,7 +77,7 @@ def test_any_rows_come_back_bit_for_bit(
 ) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (rows, length * np.dtype(dtype).itemsize), np.uint8)
     ids = [str(row) for row in range(rows)]
-    table = SplitTable(ids=ids, labels=np.zeros(rows, np.int64), digests=digests_of(ids))
+    table = SplitTable(ids=ids, digests=digests_of(ids))
     layer = LayerSpec(name="any.layer ü", weights=None, shape=(length,))
     draft = begun(tmp_path_factory.mktemp("bits"), table, spec=a_spec(layers=[layer], dtype=dtype))
     draft.put(np.arange(rows), {layer.name: noise.view(dtype)})
@@ -140,12 +138,6 @@ def test_rows_of_another_type_or_shape_are_refused(tmp_path: Path, features: dic
     assert not list(tmp_path.iterdir())
 
 
-def test_a_label_that_is_no_class_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOption, match="expected labels from -1 to 1"):
-        begun(tmp_path, classes=("a", "b"))
-    assert not list(tmp_path.iterdir())
-
-
 def test_on_its_own_it_does_not_pass_for_the_whole(tmp_path: Path) -> None:
     draft = begun(tmp_path)
     put(draft, list(range(12)))
@@ -171,7 +163,7 @@ def test_no_row_is_held_in_memory(tmp_path: Path) -> None:
 
     wide = LayerSpec(name="l", weights=None, shape=(1 << 16,))
     ids = [str(row) for row in range(300)]
-    table = SplitTable(ids=ids, labels=np.zeros(300, np.int64), digests=digests_of(ids))
+    table = SplitTable(ids=ids, digests=digests_of(ids))
     rows = np.zeros((10, 1 << 16), np.float16)
     tracemalloc.start()
     try:

@@ -36,7 +36,7 @@ def single(tmp_path: Path) -> FeatureCache:
 
 
 def segments(folder: Path) -> list[Path]:
-    return sorted(folder.glob("*.h5"), key=lambda path: (path.name.startswith("test"), path.name))
+    return sorted(folder.glob("t*-?????????.h5"), key=lambda path: (path.name.startswith("test"), path.name))
 
 
 @pytest.mark.parametrize("segment_rows", [1, 7, 12, 15, 40, 1000])
@@ -150,8 +150,8 @@ def test_a_sound_cache_in_segments_verifies_in_full(folder: Path) -> None:
     [
         lambda values: values["segments"].reverse(),
         lambda values: values["segments"].pop(),
-        lambda values: values.update(version=2),
-        lambda values: values["texts"].update(classes='["a"]'),
+        lambda values: values.update(version=3),
+        lambda values: values["texts"].update(targets="[]"),
         lambda values: values["segments"][0].update(file="../elsewhere.h5"),
         lambda values: values.update(format="something"),
         lambda values: values.update(complete="yes"),
@@ -181,6 +181,11 @@ def test_a_manifest_that_was_edited_is_refused(folder: Path, change: Callable[[d
         lambda values: values.update(complete=1),
         lambda values: values.update(segment_rows=None),
         lambda values: values.pop("command"),
+        lambda values: values.update(targets=None),
+        lambda values: values.pop("targets"),
+        lambda values: values["targets"].update(file="../targets-1.h5"),
+        lambda values: values["targets"].update(bytes=-1),
+        lambda values: values["segments"][0].update(file="targets-2.h5"),
     ],
 )
 def test_a_resealed_manifest_that_cannot_be_is_refused(
@@ -206,7 +211,7 @@ def test_segments_may_be_empty_and_their_split_then_is_not_there(tmp_path: Path)
         first = int(segment.file[-12:-3])
         rows = slice(first, first + 5) if segment.split == "train" else slice(0, 0)
         write_segment(folder, an_info(), segment, tables[segment.split].take(rows))
-    complete_manifest(folder, manifest, an_info().texts()).write(folder)
+    complete_manifest(folder, manifest, an_info(), {"train": tables["train"]}).write(folder)
     with FeatureCache.open(folder) as cache:
         assert cache.splits == ("train",) and len(cache["train"]) == 9
     assert describe(folder).rows == {"train": 9}
@@ -245,7 +250,7 @@ def test_more_segments_than_may_be_open_are_refused(tmp_path: Path) -> None:
 def test_a_cache_in_segments_is_listed_once(folder: Path) -> None:
     (entry,) = list_caches(folder.parent)
     assert entry.complete and entry.name == "set" and entry.rows == ROWS
-    assert entry.nbytes == sum(path.stat().st_size for path in segments(folder))
+    assert entry.nbytes == sum(path.stat().st_size for path in folder.glob("*.h5"))
     assert find(folder.parent, "se").path == folder
     assert describe(folder).spec == a_spec()
 

@@ -1,4 +1,4 @@
-"""A system call that fails, somewhere in an extraction, a packing or a tidying: nothing is lost, and again heals it."""
+"""A system call that fails, while rows or targets are written, packed or tidied: nothing is lost, again heals."""
 
 from __future__ import annotations
 

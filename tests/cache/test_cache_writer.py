@@ -31,6 +31,7 @@ from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec
 from featcache.cache.tables import SplitTable
+from featcache.cache.targets import Column, label_column
 from featcache.cache.verification import verify
 from featcache.cache.writer import write_packed
 from featcache.errors import (
@@ -45,7 +46,7 @@ from featcache.errors import (
 
 def packed(path: Path, donors: Donors, **changes: Any) -> Path:
     arguments: dict[str, Any] = {"tables": tables(), **changes}
-    of_info = {name: arguments.pop(name) for name in ("spec", "classes", "provenance") if name in arguments}
+    of_info = {name: arguments.pop(name) for name in ("spec", "classes", "columns", "provenance") if name in arguments}
     return write_packed(path, an_info(**of_info), donors=donors, **arguments)
 
 
@@ -73,7 +74,7 @@ def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_others(t
     new = donors_of(a_spec(), {"train": a_table("more", 7)}).donors
     grown = SplitTable(
         ids=(*a_table("train", 20).ids, *a_table("more", 7).ids),
-        labels=np.zeros(27, np.int64),
+        targets={"label": np.zeros(27, np.int64)},
         digests=np.concatenate([a_table("train", 20).digests, a_table("more", 7).digests]),
     )
     with FeatureCache.open(old) as cache:
@@ -142,7 +143,9 @@ def test_a_view_is_taken_from_a_cache_that_has_it(tmp_path: Path) -> None:
 
 
 def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
-    twice = SplitTable(ids=("a", "b", "c"), labels=np.zeros(3, np.int64), digests=digests_of(["x", "y", "x"]))
+    twice = SplitTable(
+        ids=("a", "b", "c"), targets={"label": np.zeros(3, np.int64)}, digests=digests_of(["x", "y", "x"])
+    )
     path = make_cache(tmp_path / "c.h5", split_tables={"train": twice})
     assert_whole(path, a_spec(), {"train": twice})
     with FeatureCache.open(path) as cache:
@@ -190,6 +193,8 @@ def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
         {"tables": {}},
         {"tables": {"train": a_table("train", 0)}},
         {"classes": ("cat", "dog")},
+        {"columns": ()},
+        {"columns": (label_column(("cat", "dog", "frog")), Column(name="age", kind="numbers"))},
         {"scaling": {"fc": (1.0, 0.0)}},
     ],
 )
@@ -201,7 +206,7 @@ def test_tables_that_do_not_fit_are_refused(tmp_path: Path, changes: Mapping[str
 
 @pytest.mark.parametrize("bad", ["", "ends\0", "\0", "\ud800", "\udcc3\udca9"])
 def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> None:
-    table = SplitTable(ids=("ok", bad), labels=np.zeros(2, np.int64), digests=digests_of(["a", "b"]))
+    table = SplitTable(ids=("ok", bad), targets={"label": np.zeros(2, np.int64)}, digests=digests_of(["a", "b"]))
     donors = donors_of(a_spec(), {"train": table})
     with pytest.raises(InvalidOption):
         packed(tmp_path / "c.h5", donors, tables={"train": table})
@@ -220,7 +225,9 @@ def test_any_ids_and_labels_come_back(
     tmp_path_factory: pytest.TempPathFactory, ids: list[str], data: st.DataObject
 ) -> None:
     labels = data.draw(st.lists(st.integers(-1, 2), min_size=len(ids), max_size=len(ids)))
-    table = SplitTable(ids=tuple(ids), labels=np.array(labels), digests=digests_of([repr(one) for one in ids]))
+    table = SplitTable(
+        ids=tuple(ids), targets={"label": np.array(labels)}, digests=digests_of([repr(one) for one in ids])
+    )
     path = make_cache(tmp_path_factory.mktemp("ids") / "c.h5", split_tables={"test": table})
     assert_whole(path, a_spec(), {"test": table})
 
@@ -237,7 +244,7 @@ def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
     spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(16384,))])
     ids = [str(row) for row in range(2000)]
     digests = digests_of(ids)
-    table = SplitTable(ids=tuple(ids), labels=np.zeros(2000, np.int64), digests=digests)
+    table = SplitTable(ids=tuple(ids), targets={"label": np.zeros(2000, np.int64)}, digests=digests)
     folder = make_segments(tmp_path / "c", spec, {"train": table}, segment_rows=100)
     tracemalloc.start()
     try:

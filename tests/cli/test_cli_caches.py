@@ -58,12 +58,13 @@ def test_info_shows_the_spec_the_selection_and_where_it_came_from(cache: Path) -
     said = answer("info", cache.stem)
     assert said["spec"]["backbone"] == "pixels"
     assert said["selection"]["source"].endswith("/pictures")
-    assert said["classes"] == list(CLASSES)
+    label = {"name": "label", "kind": "classes", "names": list(CLASSES), "unlabelled": 0, "origin": "images"}
+    assert said["targets"] == [label]
     assert said["provenance"]["device"] == "cpu"
     told = dict(line.split(None, 1) for line in featcache("info", cache).stdout.splitlines())
     assert told["rows"] == "36 train, 12 test"
     assert told["spec.transform.image_size"] == "8"
-    assert told["classes"] == "cat, dog, eel"
+    assert told["target"].split(None, 1)[1] == "classes (cat, dog, eel), 0 rows without a value, from images"
 
 
 def test_info_of_an_unfinished_or_damaged_one_says_so(unfinished: Path) -> None:

@@ -98,8 +98,9 @@ def alone(images: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
 
 def arrays(path: Path) -> dict[str, bytes]:
     with FeatureCache.open(path) as cache:
-        return {name: cache.file.read(name, np.arange(place.shape[0])).tobytes()
-                for name, place in cache.file.contents.arrays.items()}  # fmt: skip
+        arrays = {name: cache.file.read(name, np.arange(place.shape[0])).tobytes()
+                  for name, place in cache.file.contents.arrays.items()}  # fmt: skip
+        return arrays | {name: cache.file.read_table(name).tobytes() for name in cache.file.table_names}
 
 
 def workers() -> list[int]:

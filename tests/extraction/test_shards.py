@@ -40,8 +40,9 @@ def shard(text: str, on_error: Literal["fail", "skip"] = "fail") -> Execution:
 def arrays(path: Path) -> dict[str, bytes]:
     """Everything of a cache but its provenance."""
     with FeatureCache.open(path) as cache:
-        return {name: cache.file.read(name, np.arange(place.shape[0])).tobytes()
-                for name, place in cache.file.contents.arrays.items()}  # fmt: skip
+        arrays = {name: cache.file.read(name, np.arange(place.shape[0])).tobytes()
+                  for name, place in cache.file.contents.arrays.items()}  # fmt: skip
+        return arrays | {name: cache.file.read_table(name).tobytes() for name in cache.file.table_names}
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +139,13 @@ def test_an_increment_of_a_cache_in_segments_computes_what_changed(tmp_path: Pat
     images = write_images(tmp_path / "images", train=11, test=5)
     asked = request(images, tmp_path / "data")
     first = extract(asked, Execution(pack=False, segment_rows=10))
-    before = {path.name: path.stat().st_mtime_ns for path in first.cache.glob("*.h5")}
+    before = {path.name: path.stat().st_mtime_ns for path in first.cache.glob("t*-?????????.h5")}
     (images / "train" / "cat" / "00.jpg").write_bytes((images / "test" / "eel" / "00.jpg").read_bytes() + b"\0")
     again = extract(asked, Execution(pack=False, segment_rows=10, rehash=True))
     assert (again.computed, again.reused) == (1, 47)
     assert verify(again.cache, full=True).sound
-    written = [path.name for path in again.cache.glob("*.h5") if before[path.name] != path.stat().st_mtime_ns]
+    now = {path.name: path.stat().st_mtime_ns for path in again.cache.glob("t*-?????????.h5")}
+    written = [name for name, written_at in now.items() if before[name] != written_at]
     assert written == ["train-000000000.h5"]
 
 

@@ -16,6 +16,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
+from featcache.cache.targets import label_column
 from featcache.cache.writer import write_packed
 
 LAYER = "avgpool"
@@ -81,7 +82,7 @@ def write_cache(
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
-        classes=classes,
+        columns=(label_column(classes),),
         provenance=provenance or {},
     )
     path = write_packed(folder / f"{backbone}.h5", info, tables=tables, donors=Donors(donors), scaling=scaling)
@@ -92,4 +93,4 @@ def _table(split: str, rows: Blobs) -> SplitTable:
     ids = rows.ids or tuple(f"{split}/{row:05d}" for row in range(len(rows.labels)))
     contents = [sample + " edited" * (row in rows.edited) for row, sample in enumerate(ids)]
     digests = [np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8) for content in contents]
-    return SplitTable(ids=ids, labels=rows.labels, digests=np.stack(digests))
+    return SplitTable(ids=ids, targets={"label": rows.labels}, digests=np.stack(digests))

@@ -16,6 +16,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
+from featcache.cache.targets import label_column
 from featcache.cache.writer import write_packed
 
 
@@ -58,7 +59,7 @@ def write_cache(
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
-        classes=classes,
+        columns=(label_column(classes),),
     )
     path = write_packed(folder / "toy.h5", info, tables=tables, donors=Donors(donors), scaling=scaling)
     return FeatureCache.open(path)
@@ -68,4 +69,4 @@ def _table(rows: Rows) -> SplitTable:
     # Every row another image, also where ids repeat as those of views do.
     texts = [f"{number} {name}" for number, name in enumerate(rows.ids)]
     digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
-    return SplitTable(ids=tuple(rows.ids), labels=rows.labels, digests=np.stack(digests))
+    return SplitTable(ids=tuple(rows.ids), targets={"label": rows.labels}, digests=np.stack(digests))

@@ -1,0 +1,290 @@
+"""Columns of a table become targets of a cache: its rows are matched to images, and nothing is computed.
+
+An image may have several rows in a cache (views) and stand in several splits; a value of the table goes to all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.carrying import bytes_to_write, rewrite, tables_of
+from featcache.cache.label_options import LabelOptions
+from featcache.cache.reader import FeatureCache
+from featcache.cache.rows import Rows
+from featcache.cache.targets import Target, encode
+from featcache.cache.writer import Progress
+from featcache.errors import InvalidOption, UnknownName
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cells:
+    """What is read of a table.
+
+    Args:
+        name: Of the table, for messages and as the origin of its columns.
+        on, key: By what, and by which column, its rows find their images.
+        keys: The cells of that column.
+        columns: The cells of the columns that become targets.
+        left_out: Columns that do not.
+    """
+
+    name: str
+    on: str
+    key: str
+    keys: Sequence[str | None]
+    columns: Mapping[str, Sequence[str | None]]
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Added:
+    """A target that was added: its kind, how many names it has, whether it replaced one, and rows without a value."""
+
+    name: str
+    kind: str
+    names: int
+    replaced: bool
+    unlabelled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """What was done.
+
+    Args:
+        cache: Where it lies.
+        on, key: By what, and by which column, rows found their images; None where targets were only removed.
+        added: The targets that were added or replaced.
+        removed: The names of those that were removed.
+        rows: Of the cache.
+        matched: How many of them a row of the table is about.
+        unmatched: The keys of table rows that are about no image.
+        repeated: Rows of the table that say again what another one says.
+        without_key: Rows of the table whose key is empty.
+        left_out: Columns of the table that became no target.
+        bytes: What was written.
+    """
+
+    cache: Path
+    rows: int
+    bytes: int
+    on: str | None = None
+    key: str | None = None
+    added: tuple[Added, ...] = ()
+    removed: tuple[str, ...] = ()
+    matched: int = 0
+    unmatched: tuple[str, ...] = ()
+    repeated: int = 0
+    without_key: int = 0
+    left_out: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON object of `featcache label --json`."""
+        return {
+            "cache": str(self.cache),
+            "on": self.on,
+            "key": self.key,
+            "added": [vars(one) for one in self.added],
+            "removed": list(self.removed),
+            "rows": self.rows,
+            "matched": self.matched,
+            "unmatched": list(self.unmatched),
+            "repeated": self.repeated,
+            "without_key": self.without_key,
+            "left_out": list(self.left_out),
+            "bytes": self.bytes,
+        }
+
+
+def label_cache(
+    path: Path,
+    cells: Cells | None,
+    options: LabelOptions,
+    *,
+    say: Callable[[str], None],
+    progress: Progress | None = None,
+) -> Labelled:
+    """Add columns to a cache, or remove targets of it. The caller holds its lock.
+
+    Args:
+        path: The file or the folder.
+        cells: The columns; None: only `options.remove`.
+        options: Which kinds they have, and what is removed.
+        say: Told the size of what is written, before it is.
+        progress: Called with bytes written and in all.
+
+    Raises:
+        UnknownName: A target to remove that there is not.
+        InvalidOption: No row of the table is about an image, two say different things, or a kind does not fit.
+        CacheError: The cache cannot be read or written; it is what it was.
+    """
+    with FeatureCache.open(path) as cache:
+        for name in options.remove:
+            if name not in cache.targets:
+                raise UnknownName("target", name, cache.targets)
+        before = cache.targets
+        done = Labelled(cache=path, rows=sum(len(cache[split]) for split in cache), bytes=bytes_to_write(cache))
+        added, done = ({}, done) if cells is None else _targets(cache, cells, options, done)
+        size = f"{done.bytes:,} bytes are written"
+        say(f"{size} again, rows and all" if path.is_file() else size)
+        columns = {name: column for name, column in before.items() if name not in options.remove}
+        columns |= {name: target.column for name, (target, _) in added.items()}
+        tables = {}
+        for split, table in tables_of(cache, tuple(name for name in columns if name not in added)).items():
+            values = {name: target.at(images[split]).values for name, (target, images) in added.items()}
+            tables[split] = replace(table, targets={**table.targets, **values})
+        unlabelled = {
+            name: sum(Target(column=columns[name], values=one.targets[name]).unlabelled for one in tables.values())
+            for name in added
+        }
+        rewrite(cache, tuple(columns.values()), tables, progress=progress)
+    return replace(
+        done,
+        removed=options.remove,
+        added=tuple(
+            Added(
+                name=name,
+                kind=target.kind,
+                names=len(target.names),
+                replaced=name in before and name not in options.remove,
+                unlabelled=unlabelled[name],
+            )
+            for name, (target, _) in added.items()
+        ),
+    )
+
+
+def _targets(
+    cache: FeatureCache, cells: Cells, options: LabelOptions, done: Labelled
+) -> tuple[dict[str, tuple[Target, Mapping[str, Rows]]], Labelled]:
+    """Each new target with a value for each image, and which image every row of each split shows."""
+    images = Images.of(cache, cells.on)
+    match = _matched(images, cells)
+    if not (match.row >= 0).any():
+        first = next((key for key in cells.keys if key), "")
+        raise InvalidOption(
+            f"no row of {cells.name} is about an image of {cache.name}: its {cells.key} begin with {first!r}, the "
+            f"cache's {cells.on}s with {images.example!r}",
+            hint="choose another --key, or --on id, filename or digest",
+        )
+    found = {}
+    for name, column in cells.columns.items():
+        values = [column[row] if row >= 0 else None for row in match.row.tolist()]
+        found[name] = (encode(name, values, kind=options.kind_of.get(name), origin=cells.name), images.of_rows)
+    matched = sum(int((match.row[some] >= 0).sum()) for some in images.of_rows.values())
+    return found, replace(
+        done,
+        on=cells.on,
+        key=cells.key,
+        matched=matched,
+        unmatched=match.unmatched,
+        repeated=match.repeated,
+        without_key=sum(not key for key in cells.keys),
+        left_out=cells.left_out,
+    )
+
+
+# --- which row of the table is about which image -----------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Images:
+    """The images of a cache, each split's once.
+
+    Args:
+        ids: Their sample ids.
+        keys: What the table's keys are compared with: numbers of images by key. Of two, the first is asked first.
+        of_rows: Which image each row of a split shows: (n,).
+        example: One of the keys.
+    """
+
+    ids: Sequence[str]
+    keys: Sequence[Mapping[str, Sequence[int]]]
+    of_rows: Mapping[str, Rows]
+    example: str
+
+    @classmethod
+    def of(cls, cache: FeatureCache, on: str) -> Images:
+        """Those of a cache, by their ids, file names or digests."""
+        ids: list[str] = []
+        digests: list[str] = []
+        of_rows = {}
+        for name in cache:
+            split = cache[name]
+            # The first of an image's rows is the plain one, and has the image's own digest.
+            _, first, inverse = np.unique(split.encoded_ids, return_index=True, return_inverse=True)
+            of_rows[name] = inverse.astype(np.int64) + len(ids)
+            ids += split.ids_at(first)
+            digests += _hex(split.digests[first]) if on == "digest" else []
+        names = [one.rpartition("/")[2] for one in ids]
+        by = {"id": [ids], "filename": [names, [_stem(one) for one in names]], "digest": [digests]}[on]
+        return cls(ids=ids, keys=[_numbers(keys) for keys in by], of_rows=of_rows, example=by[0][0])
+
+    def about(self, key: str, on: str) -> Sequence[int]:
+        """The numbers of the images that a key means. Raises InvalidOption where a file name means several."""
+        asked = {"filename": key.replace("\\", "/").rpartition("/")[2], "digest": key.lower()}.get(on, key)
+        found = next((keys[asked] for keys in self.keys if asked in keys), ())
+        different = list(dict.fromkeys(self.ids[number] for number in found))
+        if on == "filename" and len(different) > 1:
+            raise InvalidOption(
+                f"{key!r} may be {different[0]} or {different[1]}: both are called so", hint="match on the id: --on id"
+            )
+        return found
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Match:
+    """The row of the table that is about each image, -1: none; keys that mean no image; rows that say it again."""
+
+    row: Rows
+    unmatched: tuple[str, ...]
+    repeated: int
+
+
+def _matched(images: Images, cells: Cells) -> _Match:
+    row: Rows = np.full(len(images.ids), -1, np.int64)
+    unmatched, repeated = [], 0
+    for number, key in enumerate(cells.keys):
+        if not key:
+            continue
+        found = images.about(key, cells.on)
+        if not found:
+            unmatched.append(key)
+        before = {int(row[image]) for image in found} - {-1}
+        for other in before:
+            _require_the_same(cells, number, other)
+        repeated += bool(before)
+        row[list(found)] = number
+    return _Match(row=row, unmatched=tuple(unmatched), repeated=repeated)
+
+
+def _require_the_same(cells: Cells, number: int, other: int) -> None:
+    for name, column in cells.columns.items():
+        if (column[number] or "").strip() != (column[other] or "").strip():
+            raise InvalidOption(
+                f"{cells.name} says two things of {cells.keys[number]!r}: {name} is {column[other]!r} in one row and "
+                f"{column[number]!r} in another",
+                hint="leave one row of each image",
+            )
+
+
+def _numbers(keys: Iterable[str]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for number, key in enumerate(keys):
+        found.setdefault(key, []).append(number)
+    return found
+
+
+def _stem(name: str) -> str:
+    stem, dot, _ = name.rpartition(".")
+    return stem if dot and stem else name
+
+
+def _hex(digests: npt.NDArray[np.uint8]) -> list[str]:
+    return [row.tobytes().hex() for row in digests]

@@ -1,0 +1,363 @@
+"""Targets: what is known of each image besides its features. Classes, lists of classes, numbers, groups and texts.
+
+A column describes a target for the whole cache (name, kind, names, where it came from); a target is a column with the
+values of some rows. `label` is the column that comes with the images; `featcache label` adds any other. Values are
+stored beside the rows and are no part of a cache's identity, so changing them computes nothing.
+
+    kind      values              no value   names
+    classes   int64 (N,)          -1         of the classes; a value is an index into them
+    lists     int8 (N, C), 0/1    all -1     of the classes; an image may have several
+    numbers   float64 (N,)        NaN        none
+    groups    int64 (N,)          -1         of the groups; images of one group must not be separated
+    text      UTF-8 bytes (N,)    empty      none
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.cache.label_options import KINDS
+from featcache.cache.rows import Rows
+from featcache.cache.spec import Json, is_link_name
+from featcache.cache.tables import encoded_texts
+from featcache.errors import CacheForeign, InvalidOption
+
+#: The target that heads learn.
+LABEL = "label"
+#: Where a column came from that the images themselves brought: their folders, their table.
+IMAGES = "images"
+#: The group that holds a split's targets.
+GROUP = "targets"
+#: Separates the classes of one image in a cell of a table.
+SEPARATOR = ";"
+# A column of texts is one of classes if it has at most so many different ones, or each twice on average.
+FEW_CLASSES = 20
+MOST_COLUMNS = 1_000
+_NAMED = ("classes", "lists", "groups")
+_STORED = {"classes": "<i8", "lists": "|i1", "numbers": "<f8", "groups": "<i8"}
+#: Of all kinds but text.
+STORED_TYPES = tuple(dict.fromkeys(_STORED.values()))
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+Values = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """What a target is, for the whole cache.
+
+    Args:
+        name: What it is called: 1 to 200 printable characters without a slash.
+        kind: One of KINDS.
+        names: Of its classes or groups; a value is an index into them.
+        origin: Where its values came from: "images", or the name of a table.
+
+    Raises:
+        InvalidOption: One of these cannot be.
+    """
+
+    name: str
+    kind: str
+    names: tuple[str, ...] = ()
+    origin: str = IMAGES
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.name, str) and is_link_name(self.name)):
+            raise InvalidOption(
+                f"a target cannot be called {self.name!r}",
+                hint="use 1 to 200 printable characters, no slash, not `.` or `..`",
+            )
+        if self.kind not in KINDS:
+            raise InvalidOption(f"target {self.name}: expected a kind among {', '.join(KINDS)}, got {self.kind!r}")
+        object.__setattr__(self, "names", tuple(self.names))
+        if not all(isinstance(name, str) for name in (*self.names, self.origin)):
+            raise InvalidOption(f"target {self.name}: expected names and an origin that are text")
+        if self.names and self.kind not in _NAMED:
+            raise InvalidOption(f"target {self.name}: {self.kind} have no names, got {len(self.names)}")
+
+    def to_json(self) -> dict[str, Json]:
+        """The plain mapping that is stored."""
+        return {"name": self.name, "kind": self.kind, "names": list(self.names), "origin": self.origin}
+
+    def shape(self, rows: int) -> tuple[int, ...]:
+        """The shape of its values."""
+        return (rows, len(self.names)) if self.kind == "lists" else (rows,)
+
+    def dtype(self, text_bytes: int = 1) -> str:
+        """How its values are stored (NumPy's text); `text_bytes`: of the longest text."""
+        return _STORED.get(self.kind, f"|S{text_bytes}")
+
+    def missing(self, rows: int) -> Values:
+        """The values of so many images that have none."""
+        nothing = {"numbers": np.nan, "text": b""}.get(self.kind, -1)
+        return np.full(self.shape(rows), nothing, self.dtype())
+
+
+def label_column(classes: Sequence[str]) -> Column:
+    """The target `label` as the images bring it: classes."""
+    return Column(name=LABEL, kind="classes", names=tuple(classes))
+
+
+def label_in(columns: Sequence[Column]) -> Column | None:
+    """The target that heads learn; None where there is none.
+
+    Raises InvalidOption where it holds something else than classes.
+    """
+    found = next((column for column in columns if column.name == LABEL), None)
+    if found is not None and found.kind != "classes":
+        raise InvalidOption(
+            f"the target {LABEL} holds {found.kind}, expected classes",
+            hint=f"add it again with `featcache label ... --kind {LABEL}=classes`",
+        )
+    return found
+
+
+def array_name(split: str, column: str) -> str:
+    """Where a split's values of a target are."""
+    return f"{split}/{GROUP}/{column}"
+
+
+def is_target_array(name: str) -> bool:
+    """Whether an array holds the values of a target."""
+    return name.split("/")[1] == GROUP
+
+
+def columns_to_json(columns: Sequence[Column]) -> str:
+    """The root attribute `targets`."""
+    return json.dumps([column.to_json() for column in columns])
+
+
+def columns_of(texts: Mapping[str, str]) -> tuple[Column, ...]:
+    """The columns that the root attribute `targets` describes. Raises CacheForeign."""
+    try:
+        described = json.loads(texts[GROUP])
+        columns = tuple(Column(**one) for one in described)
+    except InvalidOption as error:
+        raise CacheForeign(f"its attribute {GROUP}: {error.message}") from error
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CacheForeign(f"its attribute {GROUP} is none that featcache wrote: {error}") from error
+    if type(described) is not list or len({one.name for one in columns}) != len(columns) or len(columns) > MOST_COLUMNS:
+        raise CacheForeign(
+            f"its attribute {GROUP}: expected a list of at most {MOST_COLUMNS:,} targets, each of another name"
+        )
+    return columns
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """A column and its values for some rows.
+
+    Args:
+        column: What it is.
+        values: One per row; see the table at the top of this module.
+
+    Raises:
+        InvalidOption: The values are not of the column's kind, or lead beyond its names.
+    """
+
+    column: Column
+    values: Values
+
+    def __post_init__(self) -> None:
+        values, column = np.asarray(self.values), self.column
+        wanted = np.dtype(column.dtype(max(1, values.dtype.itemsize)))
+        integers = column.kind in ("classes", "groups", "lists") and (values.dtype.kind in "iu" or not values.size)
+        if values.shape != column.shape(len(values) if values.ndim else 0) or not (integers or values.dtype == wanted):
+            expected = f"{wanted.name} {column.shape(len(values) if values.ndim else 0)}"
+            raise InvalidOption(f"target {self.name}: expected {expected}, got {values.dtype.name} {values.shape}")
+        _require_codes(column, values)
+        object.__setattr__(self, "values", values.astype(wanted, copy=False))
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        return self.column.name
+
+    @property
+    def kind(self) -> str:
+        """One of KINDS."""
+        return self.column.kind
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of its classes or groups."""
+        return self.column.names
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    @property
+    def has_value(self) -> npt.NDArray[np.bool_]:
+        """Which rows have a value: (N,)."""
+        if self.kind == "numbers":
+            return ~np.isnan(self.values)
+        if self.kind == "text":
+            return np.asarray(self.values != b"")
+        if self.kind == "lists":
+            # All 0 is a value too: none of the classes.
+            return np.asarray(np.all(self.values >= 0, axis=1), np.bool_) & bool(self.names)
+        return np.asarray(self.values >= 0)
+
+    @property
+    def unlabelled(self) -> int:
+        """How many rows have no value."""
+        return len(self) - int(np.count_nonzero(self.has_value))
+
+    def at(self, rows: Rows) -> Target:
+        """The values of these rows (n,), in that order; a row of -1 has none."""
+        found = self.column.missing(len(rows))
+        if self.kind == "text":
+            found = found.astype(self.values.dtype)
+        found[rows >= 0] = self.values[rows[rows >= 0]]
+        return Target(column=self.column, values=found)
+
+    def decoded(self) -> list[Any]:
+        """The values as people write them: a name, a tuple of names, a number, a text; None where there is none."""
+        there = self.has_value.tolist()
+        return [self._decoded(value) if known else None for value, known in zip(self.values, there, strict=True)]
+
+    def _decoded(self, value: Any) -> Any:
+        if self.kind == "numbers":
+            return float(value)
+        if self.kind == "text":
+            return bytes(value).decode("utf-8", "surrogateescape")
+        if self.kind == "lists":
+            return tuple(self.names[code] for code in np.flatnonzero(value).tolist())
+        return self.names[value]
+
+
+def stored_target(column: Column, values: Values, where: str) -> Target:
+    """A target whose values come from a file. `where` names them. Raises CacheForeign where they cannot be."""
+    try:
+        return Target(column=column, values=values)
+    except InvalidOption as error:
+        raise CacheForeign(f"{where}: {error.message}") from error
+
+
+def _require_codes(column: Column, values: Values) -> None:
+    if column.kind not in _NAMED or not values.size:
+        return
+    low, high = int(values.min()), int(values.max())
+    most = 1 if column.kind == "lists" else len(column.names) - 1
+    if low < -1 or high > most:
+        raise InvalidOption(f"target {column.name}: expected values from -1 to {most}, got {low} to {high}")
+    if column.kind == "lists" and low < 0 and not ((values < 0).all(axis=1) | (values >= 0).all(axis=1)).all():
+        raise InvalidOption(f"target {column.name}: expected -1 in all classes of an image or in none")
+
+
+# --- from the cells of a table -----------------------------------------------------------------------------
+
+
+def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origin: str = IMAGES) -> Target:
+    """Make a target of the cells of a column. A cell that is None, NaN, empty or `nan` is no value.
+
+    Args:
+        name: What the target is called.
+        cells: Texts or numbers, one per row.
+        kind: One of KINDS; None: found by the cells (`found_kind`).
+        origin: Where they came from.
+
+    Returns:
+        The target. The names of classes and groups are sorted; those of lists stand between `;`.
+
+    Raises:
+        InvalidOption: A cell is no number where numbers are asked for, or the name or kind cannot be.
+    """
+    texts = [_text(cell) for cell in cells]
+    chosen = found_kind(texts) if kind is None else kind
+    column = Column(name=name, kind=chosen, origin=origin)
+    if chosen == "numbers":
+        return Target(column=column, values=_numbers(name, texts))
+    if chosen == "text":
+        return Target(column=column, values=encoded_texts(f"target {name}", [text or "" for text in texts]))
+    if chosen == "lists":
+        return _lists(column, texts)
+    names = sorted({text for text in texts if text is not None})
+    code: dict[str | None, int] = {text: number for number, text in enumerate(names)}
+    codes = np.fromiter((code.get(text, -1) for text in texts), np.int64, len(texts))
+    return Target(column=replace(column, names=tuple(names)), values=codes)
+
+
+def found_kind(cells: Sequence[object]) -> str:
+    """The kind that a column's cells mean.
+
+    Numbers where all are numbers; lists where one holds a `;`; classes where there are at most 20 different ones, or
+    each stands twice on average; else text. Groups are never found: they must be asked for.
+    """
+    texts = [text for text in map(_text, cells) if text is not None]
+    if texts and all(_number(text) is not None for text in texts):
+        return "numbers"
+    if any(SEPARATOR in text for text in texts):
+        return "lists"
+    return "classes" if len(set(texts)) <= max(FEW_CLASSES, len(texts) // 2) else "text"
+
+
+def _text(cell: object) -> str | None:
+    """A cell as text without the spaces around it; None where it holds nothing."""
+    if cell is None:
+        return None
+    text = str(cell).strip()
+    return None if not text or text.lower() == "nan" else text
+
+
+def _number(text: str) -> float | None:
+    number = float(text) if _NUMBER.fullmatch(text) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def _numbers(name: str, texts: Sequence[str | None]) -> Values:
+    values = np.full(len(texts), np.nan)
+    for row, text in enumerate(texts):
+        if text is None:
+            continue
+        number = _number(text)
+        if number is None:
+            raise InvalidOption(
+                f"target {name}: expected numbers, got {text!r}", hint=f"--kind {name}=classes, or another kind"
+            )
+        values[row] = number
+    return values
+
+
+def _lists(column: Column, texts: Sequence[str | None]) -> Target:
+    lists = [None if text is None else [one for one in map(str.strip, text.split(SEPARATOR)) if one] for text in texts]
+    names = sorted({one for some in lists if some is not None for one in some})
+    if not names and any(some is not None for some in lists):
+        raise InvalidOption(f"target {column.name}: expected at least one class in a cell, got none")
+    code = {text: number for number, text in enumerate(names)}
+    named = replace(column, names=tuple(names))
+    values = named.missing(len(lists))
+    for row, some in enumerate(lists):
+        if some is not None:
+            values[row] = 0
+            values[row, [code[one] for one in some]] = 1
+    return Target(column=named, values=values)
+
+
+# --- the same images in another order ----------------------------------------------------------------------
+
+
+def rows_by_id(have: npt.NDArray[np.bytes_], want: npt.NDArray[np.bytes_]) -> Rows:
+    """For each wanted id the first row that has it: int64 (n,), -1 where none has; equal ids go row by row.
+
+    Args:
+        have: (m,) ids, UTF-8 of fixed length; may repeat.
+        want: (n,) the same, of any length.
+    """
+    if not len(have) or not len(want):
+        return np.full(len(want), -1, np.int64)
+    if len(have) == len(want) and np.array_equal(have, want):
+        return np.arange(len(want))
+    order = np.argsort(have, kind="stable")
+    place = np.searchsorted(have, want, sorter=order)
+    place[place == len(have)] = 0
+    found = order[place]
+    return np.where(have[found] == want, found, -1)
