@@ -265,8 +265,8 @@ class SegmentWriter:
     def _donors_provenance(self, opened: _OpenUnit) -> Mapping[str, Json]:
         """That of the first row's donor: where every row was found, nothing is computed now."""
         for number in opened.found[0].donor.tolist():
-            donor = self._donors.donors[number]
-            if number >= 0 and isinstance(donor, CachedSplit):
+            donor = self._donors.donors[number] if number >= 0 else None
+            if isinstance(donor, CachedSplit):
                 return donor.provenance
         return self._provenance()
 
