@@ -406,8 +406,8 @@ def test_an_export_that_breaks_off_leaves_nothing_and_what_stood_there_stands(
     monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 60)
     blocks = cache_rows.CacheRows.blocks
 
-    def broken(self: cache_rows.CacheRows, advance: cache_rows.Advance) -> Iterator[cache_rows.RowBlock]:
-        for number, block in enumerate(blocks(self, advance)):
+    def broken(self: cache_rows.CacheRows, advance: cache_rows.Advance, view: int = 0) -> Iterator[cache_rows.RowBlock]:
+        for number, block in enumerate(blocks(self, advance, view)):
             if number == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield block
