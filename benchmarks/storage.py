@@ -60,9 +60,9 @@ def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
     for start in range(0, rows, SEGMENT_ROWS):
         some = table.take(slice(start, start + SEGMENT_ROWS))
         segments.append(Segment.planned("train", start, len(some)))
-        draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", table=some)
+        draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", ids=some.ids, labels=some.labels)
         draft.put(np.arange(len(some)), {"avgpool": block[: len(some)]})
-        draft.publish()
+        draft.publish(some.digests)
     manifest = Manifest(texts=info.texts(), segments=tuple(segments), segment_rows=SEGMENT_ROWS, command="again")
     complete_manifest(folder / "b", manifest, info.texts()).write(folder / "b")
     segments_s, began = time.monotonic() - began, time.monotonic()
