@@ -17,14 +17,14 @@ CLASSES = 10
 _SEGMENT_BYTES = 128 << 20
 
 
-def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureCache:
-    """A cache of clouds, a class each, float16: so many rows a split, `wide` values a row."""
+def write_features(folder: Path, rows: Mapping[str, int], wide: int, views: int = 1) -> FeatureCache:
+    """A cache of clouds, a class each, float16: so many rows a split, `wide` values a row, train in so many views."""
     rng = np.random.default_rng(0)
     centres = 0.1 * rng.standard_normal((CLASSES, wide), np.float32)
     layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(wide,))
     spec = Spec(
         backbone="benchmark", layers=(layer,), transform={}, decoder="pillow", precision="fp32",
-        runner="eager", dtype="float16",
+        runner="eager", dtype="float16", views=views, view_seed=0 if views > 1 else None,
     )  # fmt: skip
     info = CacheInfo(
         spec=spec,
@@ -43,8 +43,9 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int) -> FeatureC
             table = tables[split].take(slice(first, first + block))
             path = folder / "segments" / Segment.planned(split, first, len(table)).file
             draft = SegmentDraft(path, info, split=split, ids=table.ids)
-            features = centres[table.targets["label"]] + rng.standard_normal((len(table), wide), np.float32)
-            draft.put(np.arange(len(table)), {"avgpool": features.astype(np.float16)})
+            for view in range(views if split == "train" else 1):
+                features = centres[table.targets["label"]] + rng.standard_normal((len(table), wide), np.float32)
+                draft.put(np.arange(len(table)), {"avgpool": features.astype(np.float16)}, view)
             segments.append(FeatureCache.open(draft.publish(table.digests))[split])
     path = write_packed(folder / "benchmark.h5", info, tables=tables, donors=Donors(segments))
     return FeatureCache.open(path)

@@ -18,8 +18,8 @@ from featcache.images.sources import Sample
 class ImageTable:
     """The images of a cache, numbered 0 to N-1 over all splits in their order.
 
-    `split`: int64 (N,), which of `splits`; `row`: int64 (N,), the row there that holds the image, its first view
-    where there are several; `labels`: int64 (N,), -1 for unlabelled; `digests`: (N, 32) uint8, of the images' bytes.
+    `split`: int64 (N,), which of `splits`; `row`: int64 (N,), the row there that holds the image; `labels`: int64 (N,),
+    -1 for unlabelled; `digests`: (N, 32) uint8, of the images' bytes. Augmented views are no images of their own.
     """
 
     layer: str
@@ -35,23 +35,15 @@ class ImageTable:
     def of(cls, cache: FeatureCache, layer: str | None = None) -> ImageTable:
         """The images of a cache and their features in a layer (None: the first). Raises UnknownName."""
         arrays = tuple(cache[split].layer(layer) for split in cache.splits)
-        # Rows are image-major, and only train has views.
-        rows = [
-            np.arange(0, len(array), cache.spec.views if array.split.name == "train" else 1, dtype=np.int64)
-            for array in arrays
-        ]
+        rows = [np.arange(len(array)) for array in arrays]
         return cls(
             layer=arrays[0].name if arrays else layer or "",
             classes=cache.classes,
             splits=cache.splits,
             split=np.repeat(np.arange(len(rows)), [len(some) for some in rows]),
             row=np.concatenate([np.empty(0, np.int64), *rows]),
-            labels=np.concatenate(
-                [np.empty(0, np.int64), *(a.split.labels[some] for a, some in zip(arrays, rows, strict=True))]
-            ),
-            digests=np.concatenate(
-                [np.empty((0, 32), np.uint8), *(a.split.digests[some] for a, some in zip(arrays, rows, strict=True))]
-            ),
+            labels=np.concatenate([np.empty(0, np.int64), *(array.split.labels for array in arrays)]),
+            digests=np.concatenate([np.empty((0, 32), np.uint8), *(array.split.digests for array in arrays)]),
             _arrays=arrays,
         )
 

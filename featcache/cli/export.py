@@ -214,5 +214,6 @@ def _show_cache(exported: ExportedCache) -> None:
             ("cache", exported.cache),
             ("rows", human_rows(exported.rows)),
             ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in exported.feature_dim.items())),
+            *([("views", f"{exported.views} of each train image")] if exported.views > 1 else []),
         ]
     )

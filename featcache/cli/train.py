@@ -18,6 +18,7 @@ from featcache.cli.printing import human_seconds, print_json, print_line, print_
 from featcache.cli.terminal import Terminal
 from featcache.config import options_of
 from featcache.extraction.request import Request, StorageOptions
+from featcache.heads.views import DEFAULT_TRAIN_VIEWS, seen_views
 from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
@@ -112,6 +113,15 @@ class HeadOptions:
             rich_help_panel=_HEAD,
         ),
     ] = True
+    train_views: Annotated[
+        str | None,
+        typer.Option(
+            help="Of a cache with --views: all, every view of every train image in an epoch, or draw, one of them for "
+            f"each image, drawn anew in every epoch. [default: {DEFAULT_TRAIN_VIEWS}]",
+            metavar="<which>",
+            rich_help_panel=_HEAD,
+        ),
+    ] = None
     head_batch_size: Annotated[int, typer.Option(help="Rows per step.", metavar="<rows>", rich_help_panel=_HEAD)] = 64
     max_epochs: Annotated[
         int, typer.Option(help="At most so many epochs.", metavar="<epochs>", rich_help_panel=_HEAD)
@@ -403,7 +413,7 @@ def _show(run: Run) -> None:
         [
             ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
             _way(run),
-            ("views", run.features.views_told),
+            ("views", seen_views(run.features.views_told, run.config.train_views)),
             ("took", human_seconds(result["seconds"])),
             *(("cache", cache) for cache in (result["cache"], *result["beside"])),
             ("run", result["run"]),

@@ -10,6 +10,9 @@ features lie does not change it. Small sets are permuted whole. Larger ones are 
 rows, and then row by row within windows that fit in memory: so a disk reads runs instead of single rows. Windows are
 made one at a time, so the first batch of ten million rows does not wait for the order of the last. While one window
 is used, a thread reads the next.
+
+Rows of a train part with augmented views are counted view after view: row v * n + i is view v of image i of n. An
+epoch is all of them, or with `draw` every image once, in a view that is drawn from the seed and the epoch's number.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import cycle, tee
+from itertools import cycle, pairwise, tee
 from mmap import ACCESS_COPY, mmap
 from typing import Protocol, Self
 
@@ -52,33 +55,52 @@ TAKEN_BYTES = 1 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Column:
-    """One layer, and the chosen rows in it: int64 (n,), in the order of the first cache's rows."""
+    """One layer, and the chosen rows in it: int64 (n,), in the order of the first cache's rows.
+
+    `array`: the plain images' layer.
+    """
 
     array: FeatureArray
     rows: NDArray[np.int64]
 
+    def of_view(self, view: int) -> FeatureArray:
+        """The layer in one view of the same rows."""
+        return self.array.split.layer(self.array.name, view) if view else self.array
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FeatureRows:
-    """The chosen rows of one split, several layers side by side.
+    """The chosen images of one split, several layers side by side, view after view.
 
     `columns`: the layers, of one cache or of several (heads/joining.py). `split`: that of the first cache, whose rows
-    `chosen` means. A row is `feature_dim` values wide and `row_bytes` long as stored.
+    `chosen` means. `views`: how many views of each image there are, so there are `views` times as many rows. A row is
+    `feature_dim` values wide and `row_bytes` long as stored.
     """
 
     chosen: SplitRows
     columns: tuple[Column, ...]
     split: CachedSplit
+    views: int = 1
 
     @classmethod
-    def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...]) -> FeatureRows:
-        """The rows `chosen` of the layers named."""
+    def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...], views: int = 1) -> FeatureRows:
+        """The rows `chosen` of the layers named, in their first `views` views."""
         split = cache[chosen.source]
         columns = tuple(Column(array=split.layer(layer), rows=chosen.rows) for layer in layers)
-        return cls(chosen=chosen, columns=columns, split=split)
+        return cls(chosen=chosen, columns=columns, split=split, views=views)
 
     def __len__(self) -> int:
+        return self.views * self.images
+
+    @property
+    def images(self) -> int:
+        """How many images the rows show."""
         return len(self.chosen)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels of all rows: int64 (N,)."""
+        return self.chosen.labels if self.views == 1 else np.tile(self.chosen.labels, self.views)
 
     @property
     def arrays(self) -> tuple[FeatureArray, ...]:
@@ -86,7 +108,7 @@ class FeatureRows:
         return tuple(column.array for column in self.columns)
 
     def ids(self) -> tuple[str, ...]:
-        """The sample ids of the chosen rows."""
+        """The sample ids of the images."""
         return self.split.ids_at(self.chosen.rows)
 
     @property
@@ -104,14 +126,23 @@ class FeatureRows:
         return [torch.from_numpy(np.empty((count, array.shape[1]), array.dtype)) for array in self.arrays]
 
     def read(self, positions: NDArray[np.int64], out: Sequence[Tensor]) -> None:
-        """Fill `out`, one tensor (n, D) a layer, with the rows at ascending `positions` among the chosen ones.
+        """Fill `out`, one tensor (n, D) a layer, with the rows at ascending `positions`.
 
         Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
         """
-        for column, tensor in zip(self.columns, out, strict=True):
-            rows = column.rows[positions]
-            column.array.gather(rows, out=tensor.numpy())
-            _require_finite(column.array, tensor, rows)
+        for view, part in self._parts(positions):
+            images = positions[part] - view * self.images if view else positions[part]
+            for column, tensor in zip(self.columns, out, strict=True):
+                array, rows = column.of_view(view), column.rows[images]
+                array.gather(rows, out=tensor[part].numpy())
+                _require_finite(array, tensor[part], rows)
+
+    def _parts(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
+        """Which of ascending `positions` lie in which view."""
+        ends = np.searchsorted(positions, np.arange(1, self.views + 1) * self.images).tolist()
+        for view, (start, end) in enumerate(pairwise([0, *ends])):
+            if start < end:
+                yield view, slice(start, end)
 
 
 class Memory:
@@ -143,7 +174,7 @@ class Epochs(Protocol):
         ...
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`. With `reuse` a batch may be written over the one before."""
+        """The rows of epoch `number` in its order. With `reuse` a batch may be written over the one before."""
         ...
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
@@ -152,19 +183,31 @@ class Epochs(Protocol):
 
 
 class Batches(ABC):
-    """Batches of features and labels on one device."""
+    """Batches of features and labels on one device.
 
-    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
+    `draw`: an epoch has every image once, in one of its views, instead of all views of all images.
+    """
+
+    def __init__(
+        self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device, draw: bool = False
+    ) -> None:
         self.rows = rows
         self.batch_size = batch_size
         self.seed = seed
+        self.draw = draw
         self.device = device
         self._iterated = 0
+        # Of the images: their views have the same.
         self._labels = torch.from_numpy(rows.chosen.labels).to(device)
 
     def __len__(self) -> int:
         """Batches an epoch has; the last may be short."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.epoch_rows // self.batch_size)
+
+    @property
+    def epoch_rows(self) -> int:
+        """Rows an epoch has."""
+        return self.rows.images if self.draw else len(self.rows)
 
     def __iter__(self) -> Iterator[Batch]:
         """The next epoch, the first time epoch 0."""
@@ -179,23 +222,23 @@ class Batches(ABC):
 
     @property
     def labels(self) -> Tensor:
-        """Labels of all rows as they stand in the cache: int64 (N,), on the device."""
-        return self._labels
+        """Labels of all rows as they stand in the cache, view after view: int64 (N,), on the device."""
+        return self._labels if self.rows.views == 1 else self._labels.repeat(self.rows.views)
 
     @property
     def resident_bytes(self) -> int:
         """Bytes of features that stay on the device."""
         return 0
 
-    def reordered(self, *, seed: int, batch_size: int) -> Self:
-        """The same rows, wherever they lie already, in the order of another seed and batch size."""
+    def reordered(self, *, seed: int, batch_size: int, draw: bool) -> Self:
+        """The same rows, wherever they lie already, in the order of another seed, batch size and kind of epoch."""
         other = copy.copy(self)
-        other.seed, other.batch_size = seed, batch_size
+        other.seed, other.batch_size, other.draw = seed, batch_size, draw
         return other
 
     @abstractmethod
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
-        """All rows once, in the order of epoch `number`: float32 (B, D) and int64 (B,).
+        """The rows of epoch `number` in its order: float32 (B, D) and int64 (B,).
 
         `reuse`: every batch of features is written over the one before. Fresh memory for large batches costs more
         than all that is done with it.
@@ -210,13 +253,20 @@ class Batches(ABC):
         """The features of some rows, at ascending `positions` int64 (n,) on the CPU, in batches: float32 (B, D)."""
 
     def _order(self, number: int) -> Iterator[Tensor]:
-        return epoch_windows(
-            len(self.rows),
+        windows = epoch_windows(
+            self.epoch_rows,
             batch_size=self.batch_size,
             row_bytes=self.rows.row_bytes,
             seed=self.seed,
             epoch=number,
         )
+        if not self.draw or self.rows.views == 1:
+            return windows
+        return drawn_views(windows, images=self.rows.images, views=self.rows.views, seed=self.seed, epoch=number)
+
+    def _labels_of(self, chosen: Tensor) -> Tensor:
+        # Of rows int64 (n,), on the device.
+        return self._labels.index_select(0, chosen if self.rows.views == 1 else chosen % self.rows.images)
 
     def _values(self, stored: Sequence[Tensor], memory: Memory) -> Tensor:
         # (B, d) a layer, as stored -> float32 (B, D).
@@ -256,8 +306,10 @@ class Batches(ABC):
 class ResidentBatches(Batches):
     """All features lie on the device, in the dtype of the cache; a batch is converted when it is taken."""
 
-    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
+    def __init__(
+        self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device, draw: bool = False
+    ) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, device=device, draw=draw)
         self._stored = load_rows(rows, device)
 
     @property
@@ -270,12 +322,13 @@ class ResidentBatches(Batches):
         for window in self._order(number):
             # Windows are whole batches, so these are the same as of the whole order.
             for chosen in torch.split(window.to(self.device), self.batch_size):
-                yield self._selected(self._stored, chosen, memory), self._labels.index_select(0, chosen)
+                yield self._selected(self._stored, chosen, memory), self._labels_of(chosen)
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
         for part in _ranges(len(self.rows), self._evaluation_rows()):
-            yield self._values([tensor[part] for tensor in self._stored], memory), self._labels[part]
+            chosen = torch.arange(part.start, part.stop, device=self.device)
+            yield self._values([tensor[part] for tensor in self._stored], memory), self._labels_of(chosen)
 
     def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
         memory = Memory(reuse=reuse)
@@ -289,27 +342,29 @@ class StreamedBatches(Batches):
     A batch that is larger than a window is put together from pieces, and lies in memory as float32 only.
     """
 
-    def __init__(self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device) -> None:
-        super().__init__(rows, batch_size=batch_size, seed=seed, device=device)
+    def __init__(
+        self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device, draw: bool = False
+    ) -> None:
+        super().__init__(rows, batch_size=batch_size, seed=seed, device=device, draw=draw)
         # What windows are read into, while nobody uses it: fresh memory costs as much as reading.
         self._rooms: list[list[Tensor]] = []
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        window = window_rows(len(self.rows), self.batch_size, self.rows.row_bytes)
+        window = window_rows(self.epoch_rows, self.batch_size, self.rows.row_bytes)
         if window == self.batch_size and window * self.rows.row_bytes > WINDOW_BYTES:
             yield from self._large_batches(number, memory)
             return
         for chosen, stored, place in self._windows(self._order(number), window):
             for part in _ranges(len(chosen), self.batch_size):
-                yield self._selected(stored, place[part], memory), self._labels.index_select(0, chosen[part])
+                yield self._selected(stored, place[part], memory), self._labels_of(chosen[part])
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
         window = self._evaluation_rows()
         parts = _ranges(len(self.rows), window)
         for chosen, stored, _ in self._windows((torch.arange(part.start, part.stop) for part in parts), window):
-            yield self._values(stored, memory), self._labels[chosen]
+            yield self._values(stored, memory), self._labels_of(chosen)
 
     def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
         memory = Memory(reuse=reuse)
@@ -327,7 +382,7 @@ class StreamedBatches(Batches):
             for place in torch.split(batch.argsort().to(self.device), most):
                 _, stored, _ = next(pieces)
                 self._put(values, place, stored, memory)
-            yield values, self._labels.index_select(0, batch.to(self.device))
+            yield values, self._labels_of(batch.to(self.device))
 
     def _put(self, values: Tensor, place: Tensor, stored: Sequence[Tensor], memory: Memory) -> None:
         # (n, d) a layer, as stored -> the rows at `place` of float32 (B, D), a few at a time.
@@ -370,14 +425,16 @@ def open_batches(
     seed: int,
     device: torch.device,
     resident_bytes: int | None = None,
+    draw: bool = False,
 ) -> Batches:
     """Resident batches if the rows fit, else streamed ones, with the same batches in the same order.
 
-    `resident_bytes`: the most that features may take on the device; None for a share of what is free.
+    `draw`: as Batches have it. `resident_bytes`: the most that features may take on the device; None for a share of
+    what is free.
     """
     budget = int(free_bytes(device) * RESIDENT_SHARE) if resident_bytes is None else resident_bytes
     kind = ResidentBatches if len(rows) * rows.row_bytes <= budget else StreamedBatches
-    return kind(rows, batch_size=batch_size, seed=seed, device=device)
+    return kind(rows, batch_size=batch_size, seed=seed, device=device, draw=draw)
 
 
 def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -412,7 +469,7 @@ def epoch_windows(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoc
     A set of one window is permuted whole. A larger one: blocks of neighbours are permuted, the result is cut into
     windows of `window_rows`, and each window is permuted when it is asked for.
     """
-    generator = torch.Generator().manual_seed(_epoch_seed(seed, epoch))
+    generator = torch.Generator().manual_seed(_epoch_seed("order", seed, epoch))
     window = window_rows(rows, batch_size, row_bytes)
     if rows <= window:
         yield torch.randperm(rows, generator=generator)
@@ -422,6 +479,16 @@ def epoch_windows(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoc
     for part in _ranges(rows, window):
         piece = _rows_of_blocks(blocks, block, rows, part)
         yield piece[torch.randperm(len(piece), generator=generator)]
+
+
+def drawn_views(windows: Iterable[Tensor], *, images: int, views: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    """One row for each image in `windows`, int64 (n,) each, in a view that is drawn: the plain one among them.
+
+    The order of the images is not touched: with one view, or equal ones, an epoch is that of plain images.
+    """
+    generator = torch.Generator().manual_seed(_epoch_seed("views", seed, epoch))
+    for chosen in windows:
+        yield torch.randint(views, (len(chosen),), generator=generator).mul_(images).add_(chosen)
 
 
 def _rows_of_blocks(blocks: Tensor, block: int, rows: int, part: slice) -> Tensor:
@@ -441,9 +508,9 @@ def window_rows(rows: int, batch_size: int, row_bytes: int) -> int:
     return max(1, WINDOW_BYTES // row_bytes // batch_size) * batch_size
 
 
-def _epoch_seed(seed: int, epoch: int) -> int:
+def _epoch_seed(what: str, seed: int, epoch: int) -> int:
     # Torch's CPU generator keeps 32 bits of a seed, so both numbers have to be mixed into those.
-    return int.from_bytes(hashlib.sha256(f"order of epoch {epoch}, seed {seed}".encode()).digest()[:4])
+    return int.from_bytes(hashlib.sha256(f"{what} of epoch {epoch}, seed {seed}".encode()).digest()[:4])
 
 
 def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
@@ -489,7 +556,8 @@ def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]
     shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
     (first,) = array.split.ids_at(numbers[:1])
     raise HeadError(
-        f"NaN or infinity in layer {array.name}, {array.split.name} rows {shown} (first: {first})",
+        f"NaN or infinity in layer {array.name}{f', view {array.view}' if array.view else ''}, "
+        f"{array.split.name} rows {shown} (first: {first})",
         hint="extract again; --dtype float32 keeps what is too large for float16",
     )
 

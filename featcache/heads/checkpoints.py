@@ -11,6 +11,7 @@ Ctrl-C has ended keeps the file in its own folder.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -195,12 +196,13 @@ def rows_digest(prepared: Prepared) -> str:
     for part, rows in sorted(prepared.rows.items()):
         seen.update(part.encode())
         seen.update(np.ascontiguousarray(rows.chosen.labels).data)
-        for column in rows.columns:
-            seen.update(f"{column.array.name} {column.array.dtype} {column.array.scale} {column.array.offset}".encode())
+        for column, view in itertools.product(rows.columns, range(rows.views)):
+            array = column.of_view(view)
+            seen.update(f"{array.name} {array.dtype} {array.scale} {array.offset}".encode())
             # A piece at a time: of ten million rows a copy is 80 MB.
             for start in range(0, len(column.rows), _ROWS_AT_ONCE):
                 some = column.rows[start : start + _ROWS_AT_ONCE]
-                seen.update(column.array.split.checksums(column.array.name, some).data)
+                seen.update(array.split.checksums(array.name, some, view).data)
     return seen.hexdigest()
 
 

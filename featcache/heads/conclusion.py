@@ -22,6 +22,7 @@ from featcache.heads.runs import Run, run_name, write_run
 from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
 from featcache.heads.threads import training_threads
+from featcache.heads.views import views_notes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,7 +110,12 @@ def _training(prepared: Prepared, config: HeadConfig, fitted: Fitted, outcomes: 
         test=outcomes["test"].score() if "test" in outcomes else None,
         device=str(prepared.place),
         threads=fitted.threads,
-        notes=(*prepared.cut.notes, *standardising_notes(len(prepared.rows["train"]), config), *fitted.notes),
+        notes=(
+            *prepared.cut.notes,
+            *views_notes(prepared.cache.spec, config.train_views),
+            *standardising_notes(len(prepared.rows["train"]), config),
+            *fitted.notes,
+        ),
     )
 
 

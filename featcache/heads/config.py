@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.architectures import Architecture, check_activation, parse_head
+from featcache.heads.views import DEFAULT_TRAIN_VIEWS, DRAW, TRAIN_VIEWS
 
 LARGEST_SEED = 2**32 - 1
 # With fewer rows batch norm has nothing to take a deviation of.
@@ -19,7 +20,7 @@ SMALLEST_NORMED_BATCH = 8
 STEP_OPTIONS = (
     *("activation", "dropout", "batch_norm", "mixup", "noise", "lr", "weight_decay", "l1"),
     *("optimizer", "momentum", "schedule", "label_smoothing", "class_weights", "standardize"),
-    *("head_batch_size", "max_epochs", "patience", "min_delta"),
+    *("train_views", "head_batch_size", "max_epochs", "patience", "min_delta"),
 )
 
 
@@ -40,6 +41,9 @@ class HeadConfig:
     `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither. On,
     because one learning rate then suits small features and large ones; the notebook's recipes do without. Of more than
     a million train rows a sample of 131,072 is looked at, and the run says so.
+    `train_views`: with "all" an epoch passes over every view of every train image; with "draw" over every image once,
+    in one of its views, drawn anew from `seed` (the plain one among them). None for the default, and for a cache
+    without augmented views, which takes nothing else.
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
     `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
@@ -66,6 +70,7 @@ class HeadConfig:
     label_smoothing: float = 0.0
     class_weights: str = "none"
     standardize: bool = True
+    train_views: str | None = None
     head_batch_size: int = 64
     max_epochs: int = 50
     patience: int = 5
@@ -80,6 +85,8 @@ class HeadConfig:
         for name, known in _NAMES.items():
             if getattr(self, name) not in known:
                 raise UnknownName(name.replace("_", " "), str(getattr(self, name)), known)
+        if self.train_views not in (None, *TRAIN_VIEWS):
+            raise UnknownName("train views", str(self.train_views), TRAIN_VIEWS)
         for name, rule in _NUMBERS.items():
             rule.check(name, getattr(self, name))
         for name in ("standardize", "batch_norm"):
@@ -115,6 +122,25 @@ class HeadConfig:
                 f"the head {self.head} is solved, not trained by steps: {', '.join(changed)} would do nothing",
                 hint=f"leave out {', '.join(changed)}, or take linear or mlp:128,64",
             )
+
+    @property
+    def draws_views(self) -> bool:
+        """Whether an epoch has one view of each train image that has several."""
+        return (self.train_views or DEFAULT_TRAIN_VIEWS) == DRAW and not self.architecture.solved
+
+    def for_views(self, views: int) -> HeadConfig:
+        """The options on a cache with so many views of each train image: what was left to a default is filled in.
+
+        Raises InvalidOption where `train_views` is said and there is one view.
+        """
+        if views == 1 and self.train_views is not None:
+            raise InvalidOption(
+                f"--train-views {self.train_views} says nothing: the cache has one view of each image, the plain one",
+                hint="leave it out, or extract with --views 4",
+            )
+        if views == 1 or self.architecture.solved:
+            return self
+        return replace(self, train_views=self.train_views or DEFAULT_TRAIN_VIEWS)
 
     @property
     def architecture(self) -> Architecture:

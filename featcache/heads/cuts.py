@@ -1,7 +1,6 @@
 """Which rows train a head, which choose its best epoch, which test it.
 
-Every cut is by image: rows are image-major, so the views of one image always stand on the same side. Val and test
-look at each image once, at its first view, which is the plain image; train sees all views.
+A row is one image, so every cut is by image. Nothing here knows of augmented views: they lie beside the same rows.
 """
 
 from __future__ import annotations
@@ -22,31 +21,19 @@ class SplitRows:
     """Labelled rows of one split of a cache, in ascending order.
 
     `source`: the split of the cache that holds them (val rows may lie in its train split).
-    `rows`: int64 (n,) row numbers there; `labels`: int64 (n,), indices into the classes.
-    `images`: how many images they show.
+    `rows`: int64 (n,) row numbers there, one an image; `labels`: int64 (n,), indices into the classes.
     """
 
     source: str
     rows: Rows
     labels: Rows
-    images: int
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def of_images(self, positions: Rows) -> SplitRows:
-        """The rows of some of the images, all views of each: int64 positions among the images, ascending."""
-        rows = (positions[:, None] * self.views + np.arange(self.views)).reshape(-1)
-        return replace(self, rows=self.rows[rows], labels=self.labels[rows], images=len(positions))
-
-    def first_views(self) -> SplitRows:
-        """Each image once."""
-        return replace(self, rows=self.rows[:: self.views], labels=self.labels[:: self.views])
-
-    @property
-    def views(self) -> int:
-        """Rows that an image has."""
-        return len(self.rows) // self.images
+    def at(self, positions: Rows) -> SplitRows:
+        """Some of these rows: int64 positions among them, ascending."""
+        return replace(self, rows=self.rows[positions], labels=self.labels[positions])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +50,8 @@ class Cut:
 
     def images(self) -> dict[str, int]:
         """How many images each part has."""
-        sizes = {"train": self.train.images, "val": self.val.images}
-        return sizes | ({} if self.test is None else {"test": self.test.images})
+        sizes = {"train": len(self.train), "val": len(self.val)}
+        return sizes | ({} if self.test is None else {"test": len(self.test)})
 
 
 def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut:
@@ -83,14 +70,12 @@ def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut
         notes.append(f"val is the set's own split of {len(images['val'])} images")
     else:
         images["train"], images["val"] = _cut_of(images.pop("train"), val_fraction=val_fraction, val_seed=val_seed)
-    if cache["train"].views > 1:
-        notes.append(f"train sees {cache.spec.views_told}; val and test are judged on plain images")
-    train = _split_rows(cache, "train", images["train"], labels["train"], views=cache["train"].views)
-    val = _split_rows(cache, val_source, images["val"], labels[val_source])
+    train = _split_rows("train", images["train"], labels["train"])
+    val = _split_rows(val_source, images["val"], labels[val_source])
     for name, part in (("train", train), ("val", val)):
         _require_every_class(part, name, cache)
     has_test = len(images.get("test", ())) > 0
-    test = _split_rows(cache, "test", images["test"], labels["test"]) if has_test else None
+    test = _split_rows("test", images["test"], labels["test"]) if has_test else None
     return Cut(train=train, val=val, test=test, notes=tuple(notes))
 
 
@@ -127,11 +112,10 @@ def _cut_of(images: Rows, *, val_fraction: float, val_seed: int) -> tuple[Rows, 
 
 
 def train_images(cache: FeatureCache) -> SplitRows:
-    """All labelled train images, all views. Raises HeadError where no head could be trained on them."""
+    """All labelled train images. Raises HeadError where no head could be trained on them."""
     _require_two_classes(cache)
     labels = cache["train"].read_labels()
-    images = _labelled_images(cache, "train", labels, [])
-    return _split_rows(cache, "train", images, labels, views=cache["train"].views)
+    return _split_rows("train", _labelled_images(cache, "train", labels, []), labels)
 
 
 def _require_two_classes(cache: FeatureCache) -> None:
@@ -148,21 +132,17 @@ def _require_two_classes(cache: FeatureCache) -> None:
 
 
 def _labelled_images(cache: FeatureCache, split: str, labels: Rows, notes: list[str]) -> Rows:
-    views, rows = cache[split].views, len(cache[split])
-    if rows % views:
-        raise HeadError(f"{split} of {cache.name} has {rows} rows, which is no multiple of {views} views")
-    labels = labels[::views]
     strange = np.flatnonzero((labels < -1) | (labels >= len(cache.classes)))
     if len(strange):
         raise HeadError(
             f"expected labels from -1 to {len(cache.classes) - 1}, "
-            f"got {int(labels[strange[0]])} in {split} row {int(strange[0]) * views}",
+            f"got {int(labels[strange[0]])} in {split} row {int(strange[0])}",
             hint="extract again: the labels do not belong to these classes",
         )
     images: Rows = np.flatnonzero(labels >= 0)
     if split == "train" and len(images) == 0:
         raise HeadError(
-            f"none of the {rows} train rows of {cache.name} has a label",
+            f"none of the {len(labels)} train rows of {cache.name} has a label",
             hint="labels come from folders, one a class",
         )
     if len(images) < len(labels):
@@ -170,11 +150,8 @@ def _labelled_images(cache: FeatureCache, split: str, labels: Rows, notes: list[
     return images
 
 
-def _split_rows(cache: FeatureCache, source: str, images: Rows, labels: Rows, *, views: int = 1) -> SplitRows:
-    # Of ten million images every copy is 80 MB.
-    first = images if cache[source].views == 1 else images * cache[source].views
-    rows = first if views == 1 else (first[:, None] + np.arange(views)).reshape(-1)
-    return SplitRows(source=source, rows=rows, labels=labels[rows].astype(np.int64, copy=False), images=len(images))
+def _split_rows(source: str, rows: Rows, labels: Rows) -> SplitRows:
+    return SplitRows(source=source, rows=rows, labels=labels[rows].astype(np.int64, copy=False))
 
 
 def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> None:
@@ -183,6 +160,6 @@ def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> Non
     if missing:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise HeadError(
-            f"expected every class in {name} ({part.images} images), but found none of {shown} there in {cache.name}",
+            f"expected every class in {name} ({len(part)} images), but found none of {shown} there in {cache.name}",
             hint="more images a class (a higher --limit), or another --val-fraction or --val-seed",
         )

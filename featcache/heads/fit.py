@@ -49,6 +49,7 @@ def train_head(
     label_smoothing: float = 0.0,
     class_weights: str = "none",
     standardize: bool = True,
+    train_views: str | None = None,
     head_batch_size: int = 64,
     max_epochs: int = 50,
     patience: int = 5,
@@ -102,6 +103,7 @@ def train_head(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         standardize=standardize,
+        train_views=train_views,
         head_batch_size=head_batch_size,
         max_epochs=max_epochs,
         patience=patience,
@@ -157,6 +159,7 @@ def fit_head(
     """
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
+    config = config.for_views(cache.spec.views)
     prepared = prepare(cache, config, beside=beside, place=choose_device(device), report=report)
     created = created or datetime.now(UTC)
     count = _threads(prepared, config, threads)

@@ -153,6 +153,8 @@ def _value(name: str, text: str) -> object:
         return tuple(text.split("+"))
     if name == "head":
         return text.replace("-", ",")
+    if name == "train_views":
+        return text
     kind = type(_DEFAULTS[name])
     try:
         return _TRUTHS[text.lower()] if kind is bool else kind(text)

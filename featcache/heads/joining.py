@@ -5,6 +5,7 @@
 
 The first cache says which rows there are. A row of another one belongs to it if it shows the same image: the same
 sample id in the same split, the same digest of the image's bytes, the same label. Nothing is matched by position.
+View k of one cache stands beside view k of the others, so all of them have the same views.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def choose_columns(caches: Sequence[FeatureCache], asked: tuple[str, ...] | None
     return tuple(CacheLayers(cache=cache, layers=choose_layers(cache, _asked_of(cache, asked))) for cache in caches)
 
 
-def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows) -> FeatureRows:
-    """The rows `chosen` in the first cache, with the layers of all caches side by side.
+def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows, views: int = 1) -> FeatureRows:
+    """The rows `chosen` in the first cache, in so many views, with the layers of all caches side by side.
 
     Raises HeadError naming the images that another cache lacks, or has with another content or label.
     """
@@ -59,6 +60,7 @@ def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows) -> FeatureRow
             for layer in column.layers
         ),
         split=first[chosen.source],
+        views=views,
     )
 
 
@@ -93,29 +95,23 @@ def _matched(first: FeatureCache, other: FeatureCache, chosen: SplitRows) -> tup
         return first[chosen.source], chosen.rows
     if chosen.source not in other:
         raise _different(first, other, f"{other.name} has no {chosen.source} split")
-    views = first[chosen.source].views
     here, there = first[chosen.source], other[chosen.source]
-    images, view = np.divmod(chosen.rows, views)
-    found = _positions(first, other, chosen.source, here.ids[::views], there.ids[::views], images)
-    _require_equal(first, other, here, images * views, found * views, "image bytes", here.digests, there.digests)
-    _require_equal(first, other, here, images * views, found * views, "labels", here.labels, there.labels)
-    return there, found * views + view
+    found = _positions(first, other, here, there, chosen.rows)
+    _require_equal(first, other, here, chosen.rows, found, "image bytes", here.digests, there.digests)
+    _require_equal(first, other, here, chosen.rows, found, "labels", here.labels, there.labels)
+    return there, found
 
 
-def _positions(
-    first: FeatureCache,
-    other: FeatureCache,
-    split: str,
-    here: Sequence[str],
-    there: Sequence[str],
-    images: Rows,
-) -> Rows:
-    """Where the images of `here` stand in `there`, by sample id: int64 (n,)."""
-    place = {sample: number for number, sample in enumerate(there)}
-    missing = list(dict.fromkeys(here[image] for image in images.tolist() if here[image] not in place))
+def _positions(first: FeatureCache, other: FeatureCache, here: CachedSplit, there: CachedSplit, rows: Rows) -> Rows:
+    """Where the images of some rows of `here` stand in `there`, by sample id: int64 (n,)."""
+    place = {sample: number for number, sample in enumerate(there.ids)}
+    wanted = here.ids_at(rows)
+    missing = [sample for sample in wanted if sample not in place]
     if missing:
-        raise _different(first, other, f"{len(missing)} {split} images are missing in {other.name}: {_listed(missing)}")
-    return np.array([place[here[image]] for image in images.tolist()], np.int64)
+        raise _different(
+            first, other, f"{len(missing)} {here.name} images are missing in {other.name}: {_listed(missing)}"
+        )
+    return np.array([place[sample] for sample in wanted], np.int64)
 
 
 def _require_equal(
@@ -131,7 +127,7 @@ def _require_equal(
     same = here[rows] == there[other_rows]
     wrong = np.flatnonzero(~(same if same.ndim == 1 else same.all(axis=1)))
     if len(wrong):
-        names = list(dict.fromkeys(split.ids_at(rows[wrong])))
+        names = split.ids_at(rows[wrong])
         raise _different(
             first, other, f"{len(names)} {split.name} images have other {what} in {other.name}: {_listed(names)}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -13,6 +14,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import Cut, SplitRows, cut_cache
 from featcache.heads.joining import CacheLayers, choose_columns, joined_rows, require_same_images
 from featcache.heads.records import FeatureLayer, FeatureOrigin, Report, tell
+from featcache.heads.views import views_notes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -20,7 +22,7 @@ class Prepared:
     """The rows that one or many heads learn from, choose on and are tested on, and where that happens.
 
     `columns`: the caches and layers that are read; the first cache is `cache`, which says what the rows are.
-    `rows`: of "train", "val" and, where there are labelled test images, "test".
+    `rows`: of "train", in all views, of "val" and, where there are labelled test images, "test".
     """
 
     columns: tuple[CacheLayers, ...]
@@ -52,7 +54,7 @@ class Prepared:
         return len(self.cache.classes)
 
     def of(self, chosen: SplitRows) -> FeatureRows:
-        """The features of other rows, from the same caches and layers."""
+        """The features of other rows, of plain images, from the same caches and layers."""
         return joined_rows(self.columns, chosen)
 
 
@@ -70,10 +72,14 @@ def prepare(
     require_same_images(caches)
     columns = choose_columns(caches, config.layers)
     cut = cut or cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
-    tell(report, cut.notes)
+    tell(report, (*cut.notes, *views_notes(cache.spec, config.train_views)))
     rows = {
-        part: joined_rows(columns, chosen)
-        for part, chosen in (("train", cut.train), ("val", cut.val), ("test", cut.test))
+        part: joined_rows(columns, chosen, views)
+        for part, chosen, views in (
+            ("train", cut.train, cache["train"].views),
+            ("val", cut.val, 1),
+            ("test", cut.test, 1),
+        )
         if chosen is not None
     }
     return Prepared(columns=columns, cut=cut, rows=rows, place=place)
@@ -87,15 +93,15 @@ def open_prepared(
     Where train is streamed, memory is short, and a val of more than one window is streamed too.
     """
     train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
-    options = {"batch_size": config.head_batch_size, "seed": config.seed}
-    train_batches = open_batches(train, device=place, resident_bytes=resident_bytes, **options)
+    opened = partial(open_batches, batch_size=config.head_batch_size, seed=config.seed, device=place)
+    train_batches = opened(train, resident_bytes=resident_bytes, draw=config.draws_views)
     if not train_batches.resident_bytes:
         size = len(train) * train.row_bytes
         tell(report, [f"the train features ({size / 1e9:.1f} GB) do not fit in memory and are streamed"])
     left = None if resident_bytes is None else resident_bytes - train_batches.resident_bytes
     if not train_batches.resident_bytes:
         left = WHOLE_BYTES if left is None else min(left, WHOLE_BYTES)
-    return train_batches, open_batches(val, device=place, resident_bytes=left, **options)
+    return train_batches, opened(val, resident_bytes=left)
 
 
 def _origin(column: CacheLayers) -> FeatureOrigin:

@@ -32,6 +32,7 @@ def read_batches(
     layer: str | Sequence[str] | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    train_views: str | None = None,
     val_fraction: float = 0.2,
     val_seed: int = 42,
     device: str = "cpu",
@@ -42,9 +43,10 @@ def read_batches(
 
     `.epoch(number)` gives all rows once, shuffled: features float32 (B, D) and labels int64 (B,), on `device`;
     `.in_order()` gives them as they stand in the cache; iterating over it is the next epoch each time; `len` is the
-    number of batches of an epoch; `.labels` are all labels in the order of the cache. `cache`, `beside` and `layer`,
-    `val_fraction` and `val_seed`, `report`: as in `train_head`. `resident_bytes`: the most that features may take on
-    the device before they are streamed; None for a share of what is free.
+    number of batches of an epoch; `.labels` are all labels in the order of the cache. Augmented views of train follow
+    each other, the plain images first; with `train_views="draw"` an epoch has one view of each image. `cache`, `beside`
+    and `layer`, `val_fraction` and `val_seed`, `report`: as in `train_head`. `resident_bytes`: the most that features
+    may take on the device before they are streamed; None for a share of what is free.
 
     A cache that is given as a path stays open as long as the batches.
     Raises what `train_head` raises for caches and layers; HeadError where the cache has no labelled test images.
@@ -55,13 +57,18 @@ def read_batches(
         val_fraction=val_fraction,
         val_seed=val_seed,
         seed=seed,
+        train_views=train_views,
     )
     first, *others = (one if isinstance(one, FeatureCache) else FeatureCache.open(one) for one in (cache, *beside))
     place = choose_device(device)
+    config = config.for_views(first.spec.views)
     rows = prepare(first, config, beside=others, place=place, report=report).rows
     if part not in rows:
         raise HeadError(
             f"expected a part with labelled images, one of {', '.join(rows)} of {first.name}, got {part!r}",
             hint="extract with that split, or name another part",
         )
-    return open_batches(rows[part], batch_size=batch_size, seed=seed, device=place, resident_bytes=resident_bytes)
+    draw = config.draws_views and part == "train"
+    return open_batches(
+        rows[part], batch_size=batch_size, seed=seed, device=place, resident_bytes=resident_bytes, draw=draw
+    )

@@ -1,7 +1,7 @@
 """Other cuts of the same train images: folds that are each held out once, and draws of a few images a class.
 
-Every cut is by image, so the views of one image stay together. What judges is cut off first: the images of a fold
-before val is cut from the others, val before any shot is drawn. So nothing that judges a head has taught one.
+What judges is cut off first: the images of a fold before val is cut from the others, val before any shot is drawn. So
+nothing that judges a head has taught one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST_NAMED = 5
 class Fold:
     """One of several equal parts of the train images, and the cut of all others into train and val.
 
-    `number`: counted from 1. `held`: the images of this part, at their first view; the cut knows nothing of them.
+    `number`: counted from 1. `held`: the images of this part; the cut knows nothing of them.
     """
 
     number: int
@@ -44,18 +44,17 @@ def fold_cuts(cache: FeatureCache, count: int, *, seed: int, val_fraction: float
 
     whole = cut_cache(cache, val_fraction=val_fraction, val_seed=val_seed)
     pool = train_images(cache)
-    everyone = pool.first_views()
     # With two folds, three images: one held out, one for train and one for val.
     least = max(count, 3 if whole.val.source == "train" else 2)
     _require_images(cache, pool, least, f"{count} folds", "fewer --folds, or more images (a higher --limit)")
     splitter = StratifiedKFold(n_splits=count, shuffle=True, random_state=seed)
     folds = []
-    for number, (others, held) in enumerate(splitter.split(np.zeros(len(everyone)), everyone.labels), start=1):
-        cut = replace(whole, train=pool.of_images(others))
+    for number, (others, held) in enumerate(splitter.split(np.zeros(len(pool)), pool.labels), start=1):
+        cut = replace(whole, train=pool.at(others))
         if whole.val.source == "train":
-            val = _share_of_each_class(everyone.labels[others], val_fraction, (val_seed, number))
-            cut = replace(cut, train=pool.of_images(others[~val]), val=everyone.of_images(others[val]))
-        folds.append(Fold(number=number, cut=cut, held=everyone.of_images(held)))
+            val = _share_of_each_class(pool.labels[others], val_fraction, (val_seed, number))
+            cut = replace(cut, train=pool.at(others[~val]), val=pool.at(others[val]))
+        folds.append(Fold(number=number, cut=cut, held=pool.at(held)))
     return tuple(folds)
 
 
@@ -66,8 +65,8 @@ def draw_cuts(cache: FeatureCache, cut: Cut, shots: int, draws: int, *, seed: in
     fewer train images than shots.
     """
     _require_images(cache, cut.train, shots, f"{shots} shots", "smaller --shots, or more images (a higher --limit)")
-    labels = cut.train.first_views().labels
-    return tuple(replace(cut, train=cut.train.of_images(_drawn(labels, shots, (seed, draw)))) for draw in range(draws))
+    labels = cut.train.labels
+    return tuple(replace(cut, train=cut.train.at(_drawn(labels, shots, (seed, draw)))) for draw in range(draws))
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
@@ -98,7 +97,7 @@ def _share_of_each_class(labels: Rows, share: float, seed: tuple[int, int]) -> N
 
 
 def _require_images(cache: FeatureCache, rows: SplitRows, wanted: int, what: str, hint: str) -> None:
-    counts = np.bincount(rows.first_views().labels, minlength=len(cache.classes)).tolist()
+    counts = np.bincount(rows.labels, minlength=len(cache.classes)).tolist()
     short = [f"{name} ({count})" for name, count in zip(cache.classes, counts, strict=True) if count < wanted]
     if short:
         shown = ", ".join(short[:MOST_NAMED]) + (f" and {len(short) - MOST_NAMED} more" if short[MOST_NAMED:] else "")

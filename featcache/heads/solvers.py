@@ -97,7 +97,7 @@ def _neighbours(train: FeatureRows, stored: list[Tensor], classes: int, cosine: 
     )
     state = {
         "features": features,
-        "labels": torch.from_numpy(train.chosen.labels),
+        "labels": torch.from_numpy(train.labels),
         "scale": scale,
         "offset": offset,
         "centre": torch.zeros_like(scale),
@@ -131,9 +131,9 @@ def _linear_problem(kind: str, train: FeatureRows, val: FeatureRows, classes: in
     _require_room(kind, size + 3 * 8 * side**2, _CPU)
     return LinearProblem(
         train=_values(train),
-        train_labels=torch.from_numpy(train.chosen.labels),
+        train_labels=torch.from_numpy(train.labels),
         val=_values(val),
-        val_labels=torch.from_numpy(val.chosen.labels),
+        val_labels=torch.from_numpy(val.labels),
         classes=classes,
     )
 

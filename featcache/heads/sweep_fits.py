@@ -35,8 +35,8 @@ from featcache.heads.together import train_together
 STACKED_OPTIONS = frozenset(
     (
         *("head", "layers", "activation", "dropout", "lr", "weight_decay", "l1", "optimizer", "momentum", "schedule"),
-        *("label_smoothing", "class_weights", "standardize", "head_batch_size", "max_epochs", "patience"),
-        *("min_delta", "val_fraction", "val_seed", "seed"),
+        *("label_smoothing", "class_weights", "standardize", "train_views", "head_batch_size"),
+        *("max_epochs", "patience", "min_delta", "val_fraction", "val_seed", "seed"),
     )
 )
 STACKED_SCHEDULES = ("constant", "cosine", "plateau")
@@ -138,11 +138,14 @@ class _RoundRows:
                 self._take(first, train)
             else:
                 prepared = ground.prepared(config, case)
-                options = {"batch_size": config.head_batch_size, "seed": config.seed}
                 self._take(
                     prepared,
                     open_batches(
-                        prepared.rows["train"], device=ground.place, resident_bytes=ground.resident_bytes, **options
+                        prepared.rows["train"],
+                        batch_size=config.head_batch_size,
+                        seed=config.seed,
+                        device=ground.place,
+                        resident_bytes=ground.resident_bytes,
                     ),
                 )
         self._standards: dict[int, Standardisation] = {}
@@ -154,7 +157,9 @@ class _RoundRows:
 
     def source(self, number: int, config: HeadConfig) -> Source:
         """What heads of a case learn from, in the order of its seed."""
-        batches = self.train[number].reordered(seed=self.cases[number].seed, batch_size=config.head_batch_size)
+        batches = self.train[number].reordered(
+            seed=self.cases[number].seed, batch_size=config.head_batch_size, draw=config.draws_views
+        )
         return Source(batches=batches, standard=self._standard(number) if config.standardize else None)
 
     def held(self, number: int) -> Batches | None:
@@ -178,9 +183,10 @@ class _RoundRows:
 def _fit_stackable(
     ground: Ground, configs: Sequence[tuple[int, HeadConfig]], rows: _RoundRows, advance: Advance
 ) -> Iterator[Swept]:
-    alike: dict[tuple[int, bool], list[tuple[int, HeadConfig]]] = {}
+    alike: dict[tuple[int, bool, bool], list[tuple[int, HeadConfig]]] = {}
     for number, config in configs:
-        alike.setdefault((config.head_batch_size, config.standardize), []).append((number, config))
+        kind = (config.head_batch_size, config.standardize, config.draws_views)
+        alike.setdefault(kind, []).append((number, config))
     for several in alike.values():
         sources = [rows.source(number, several[0][1]) for number in range(len(rows.cases))]
         for wave in _waves(several, rows, ground):

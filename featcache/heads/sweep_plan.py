@@ -7,7 +7,7 @@ and the number of train rows in common make a round, whose heads can be trained 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
@@ -68,6 +68,12 @@ class SweepPlan:
             folds=folds,
             shots=tuple(sorted(set(shots))),
             draws=DRAWS if draws is None else draws,
+        )
+
+    def for_views(self, views: int) -> SweepPlan:
+        """The plan for a cache with so many views of each train image. Raises what `HeadConfig.for_views` raises."""
+        return replace(
+            self, combinations=tuple(replace(one, config=one.config.for_views(views)) for one in self.combinations)
         )
 
     @property

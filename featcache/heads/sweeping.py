@@ -35,6 +35,7 @@ from featcache.heads.sweep_plan import Round, SweepPlan, rounds_of
 from featcache.heads.sweep_records import Sweep, SweepRow, SweptHead, ranked
 from featcache.heads.sweep_results import SweepResults, mean_estimate
 from featcache.heads.sweep_tables import write_sweep
+from featcache.heads.views import views_notes
 
 SweepProgress = Callable[[int, int], None]
 
@@ -120,8 +121,10 @@ def sweep_heads(
         raise InvalidOption(f"expected --threads of at least 1, got {threads}")
     runs_dir, began = Path(runs_dir), time.perf_counter()
     prepare_runs_dir(runs_dir)
+    plan = plan.for_views(caches[0].spec.views)
     whole = cut_cache(caches[0], val_fraction=plan.first.val_fraction, val_seed=plan.first.val_seed)
-    tell(report, whole.notes)
+    notes = (*whole.notes, *_views_notes(plan, caches[0]))
+    tell(report, notes)
     rounds = rounds_of(caches[0], plan)
     created = created or datetime.now(UTC)
     name = folder_name(created, [cache.spec.backbone for cache in caches], "sweep")
@@ -147,7 +150,7 @@ def sweep_heads(
             run=None if run is None else run.folder,
             test=None if run is None else run.training.test,
             images=whole.images(),
-            notes=whole.notes,
+            notes=notes,
             seconds=time.perf_counter() - began,
             interrupted=interruption.requested or results.interrupted,
             stacks=tuple(sorted(ground.stacks, reverse=True)),
@@ -155,6 +158,12 @@ def sweep_heads(
         )
         write_sweep(found)
     return found
+
+
+def _views_notes(plan: SweepPlan, cache: FeatureCache) -> tuple[str, ...]:
+    """What all heads see of augmentation; where they differ, the table has a column for it."""
+    ways = {one.config.train_views for one in plan.combinations}
+    return views_notes(cache.spec, ways.pop() if len(ways) == 1 else None)
 
 
 def _settled(plan: SweepPlan, choice: _Choice | None) -> dict[str, Any]:
@@ -214,7 +223,7 @@ class _Choice:
         record = self.swept.record
         notes = (*self.fitted.notes, f"chosen by the sweep {sweep_name}")
         if record.draw is not None:
-            images = self.swept.prepared.cut.train.images
+            images = len(self.swept.prepared.cut.train)
             notes = (*notes, f"trained on {images} images only: draw {record.draw} of that sweep")
         fitted = replace(self.fitted, notes=notes)
         return conclude(

@@ -80,7 +80,7 @@ def _train(teams: list[_Team], sources: Sequence[Source], val: Batches, deadline
         verdicts = _judged(teams, sources, val)
         share = (time.perf_counter() - began) / sum(not course.over for team in teams for course in team.courses)
         for team, scores in zip(teams, verdicts, strict=True):
-            team.take(epoch, scores, share, rows=len(sources[0].batches.rows))
+            team.take(epoch, scores, share, rows=sources[0].batches.epoch_rows)
         deadline.check(0.0)
 
 

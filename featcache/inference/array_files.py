@@ -1,12 +1,14 @@
 """A cache's rows as arrays: an npz file, a folder of npy files, a safetensors file.
 
 They hold `features` (of several layers `features/LAYER`, in the folder `features.LAYER.npy`), `labels`, `ids`, `split`
-and `classes`, and `views` where images have several rows. Nothing needs pickle, and features are written as they are
-read, so memory stays flat however large the cache is.
+and `classes`, and for each augmented view k of the train images `views/k/LAYER` (`views.k.LAYER.npy`), whose rows are
+those of train. Nothing needs pickle, and features are written as they are read, so memory stays flat however large the
+cache is.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 import zipfile
@@ -32,16 +34,16 @@ def write_npz(rows: CacheRows, path: Path, advance: Advance) -> None:
         for name, table in _tables(rows).items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, table, allow_pickle=False)
-        for layer in rows.layers:
+        for view, layer in itertools.product(range(rows.views), rows.layers):
             # A zip's members are written one after the other: with several layers the cache is walked once for each.
-            with archive.open(f"{rows.key(layer)}.npy", "w", force_zip64=True) as file:
-                _write_header(file, rows, layer)
-                for block in CacheRows.of(rows.cache, rows.splits, [layer]).blocks(advance):
+            with archive.open(f"{rows.key(layer, view)}.npy", "w", force_zip64=True) as file:
+                _write_header(file, rows, layer, view)
+                for block in CacheRows.of(rows.cache, rows.splits, [layer]).blocks(advance, view):
                     file.write(np.ascontiguousarray(block.features[layer]).data)
 
 
-def _write_header(file: IO[bytes], rows: CacheRows, layer: str) -> None:
-    shape = (len(rows), rows.dim(layer))
+def _write_header(file: IO[bytes], rows: CacheRows, layer: str, view: int) -> None:
+    shape = (rows.count(view), rows.dim(layer))
     described = {"descr": npy.dtype_to_descr(rows.dtype(layer)), "fortran_order": False, "shape": shape}
     npy.write_array_header_2_0(file, described)
 
@@ -52,22 +54,24 @@ def write_npy(rows: CacheRows, path: Path, advance: Advance) -> None:
     with folder_aside(path) as folder:
         for name, table in _tables(rows).items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
-        with ExitStack() as opened:
-            # Not through a memory map: its dirty pages would count as this process's memory.
-            files = {
-                layer: opened.enter_context((folder / _file_name(rows, layer)).open("wb")) for layer in rows.layers
-            }
-            for layer, file in files.items():
-                _write_header(file, rows, layer)
-            for block in rows.blocks(advance):
-                for layer, values in block.features.items():
-                    files[layer].write(np.ascontiguousarray(values).data)
+        for view in range(rows.views):
+            _write_view(rows, view, folder, advance)
         for path_inside in folder.iterdir():
             fsync_file(path_inside)
 
 
-def _file_name(rows: CacheRows, layer: str) -> str:
-    return f"{rows.key(layer).replace('/', '.')}.npy"
+def _write_view(rows: CacheRows, view: int, folder: Path, advance: Advance) -> None:
+    with ExitStack() as opened:
+        # Not through a memory map: its dirty pages would count as this process's memory.
+        files = {
+            layer: opened.enter_context((folder / f"{rows.key(layer, view).replace('/', '.')}.npy").open("wb"))
+            for layer in rows.layers
+        }
+        for layer, file in files.items():
+            _write_header(file, rows, layer, view)
+        for block in rows.blocks(advance, view):
+            for layer, values in block.features.items():
+                files[layer].write(np.ascontiguousarray(values).data)
 
 
 def require_new_folder(format: str, path: Path) -> None:
@@ -86,16 +90,20 @@ def write_safetensors(rows: CacheRows, path: Path, advance: Advance) -> None:
     """
     tables = _as_numbers(rows)
     types = {name: (table.dtype, table.shape) for name, table in tables.items()}
-    types |= {rows.key(layer): (rows.dtype(layer), (len(rows), rows.dim(layer))) for layer in rows.layers}
+    types |= {
+        rows.key(layer, view): (rows.dtype(layer), (rows.count(view), rows.dim(layer)))
+        for view, layer in itertools.product(range(rows.views), rows.layers)
+    }
     header, offsets, size = _safetensors_header(rows, types)
     with publishing(path, size) as draft:
         draft.write(header, 0)
         for name, table in tables.items():
             draft.write(table.tobytes(), offsets[name])
-        for block in rows.blocks(advance):
-            for layer, values in block.features.items():
-                row_bytes = rows.dim(layer) * rows.dtype(layer).itemsize
-                draft.write(values.tobytes(), offsets[rows.key(layer)] + block.first * row_bytes)
+        for view in range(rows.views):
+            for block in rows.blocks(advance, view):
+                for layer, values in block.features.items():
+                    row_bytes = rows.dim(layer) * rows.dtype(layer).itemsize
+                    draft.write(values.tobytes(), offsets[rows.key(layer, view)] + block.first * row_bytes)
 
 
 def _safetensors_header(
@@ -128,20 +136,20 @@ def _safetensors_header(
 def _tables(rows: CacheRows) -> dict[str, NDArray[Any]]:
     """Everything but the features, as arrays that need no pickle."""
     names = np.array(rows.splits)
-    tables: dict[str, NDArray[Any]] = {
+    return {
         "labels": rows.labels(),
         "ids": np.array(rows.ids()),
         "split": names[rows.split_numbers()],
         "classes": np.array(rows.classes, dtype=np.str_),
     }
-    return tables | ({"views": rows.view_numbers()} if rows.has_views else {})
 
 
 def _as_numbers(rows: CacheRows) -> dict[str, NDArray[Any]]:
     ids = np.array([one.encode("utf-8", "surrogateescape") for one in rows.ids()], dtype=np.bytes_)
     width = ids.dtype.itemsize
-    tables: dict[str, NDArray[Any]] = {"labels": rows.labels(), "split": rows.split_numbers()}
-    if rows.has_views:
-        tables["views"] = rows.view_numbers()
     # Bytes last: what follows would not lie at a multiple of 8.
-    return tables | {"ids": ids.view(np.uint8).reshape(len(ids), width)}
+    return {
+        "labels": rows.labels(),
+        "split": rows.split_numbers(),
+        "ids": ids.view(np.uint8).reshape(len(ids), width),
+    }

@@ -20,6 +20,8 @@ from featcache.inference.table_files import write_csv, write_parquet
 
 Write = Callable[[CacheRows, Path, Advance], None]
 _PROJECTOR = "projector"
+# They hold augmented views too; the others have a row an image.
+_WITH_VIEWS = ("npz", "npy", "safetensors")
 _WRITERS: Mapping[str, Write] = {
     "npz": write_npz,
     "npy": write_npy,
@@ -32,13 +34,17 @@ CACHE_FORMATS = (*_WRITERS, _PROJECTOR)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedCache:
-    """A published file or folder: rows of each split, and D of each layer."""
+    """A published file or folder: rows of each split, and D of each layer.
+
+    `views`: how many views of each train image are in it, the plain one among them.
+    """
 
     path: Path
     format: str
     cache: str
     rows: Mapping[str, int]
     feature_dim: Mapping[str, int]
+    views: int
     nbytes: int
 
     def to_json(self) -> dict[str, Any]:
@@ -49,6 +55,7 @@ class ExportedCache:
             "cache": self.cache,
             "rows": dict(self.rows),
             "feature_dim": dict(self.feature_dim),
+            "views": self.views,
             "bytes": self.nbytes,
         }
 
@@ -66,6 +73,9 @@ def export_cache(
 ) -> ExportedCache:
     """Write a cache's rows in another format: "npz", "npy", "safetensors", "parquet", "csv" or "projector".
 
+    The first three also hold the augmented views of train images, as arrays of their own; the others have a row an
+    image, and `reporter` is told what they leave out.
+
     `cache`: an open cache or the path of one; `splits`, `layers`: which, None for all. Rows of all splits follow each
     other, and `split` says which is which. `sprite`: for the projector, the images too; `data_dir` holds downloaded
     ones. Memory stays flat; what is written appears whole or not at all.
@@ -82,6 +92,11 @@ def export_cache(
         if not isinstance(cache, FeatureCache):
             cache = opened.enter_context(FeatureCache.open(cache))
         rows = CacheRows.of(cache, splits, layers)
+        if rows.views > 1 and format not in _WITH_VIEWS:
+            reporter.warn(
+                f"{rows.views - 1} augmented views of each train image are left out: {format} has a row an image; "
+                f"{', '.join(_WITH_VIEWS)} hold them"
+            )
         write = _WRITERS.get(format) or partial(write_projector, sprite=sprite, data_dir=Path(data_dir))
         try:
             write(rows, path, partial(reporter.advance, "exporting"))
@@ -93,6 +108,7 @@ def export_cache(
             cache=cache.name,
             rows=rows.counts,
             feature_dim={layer: rows.dim(layer) for layer in rows.layers},
+            views=rows.views if format in _WITH_VIEWS else 1,
             nbytes=_bytes_of(path),
         )
 

@@ -1,7 +1,8 @@
 """What of a cache is exported: chosen splits and layers, as values, a block of rows at a time.
 
 Values are what a head is given: rows that are stored in bytes (pixels) come out as float32, all others in the type in
-which they are stored.
+which they are stored. A row is an image. Augmented views of the train images are arrays beside the rows: view k of
+`len(cache["train"])` images.
 """
 
 from __future__ import annotations
@@ -27,15 +28,13 @@ Advance = Callable[[int, int], None]
 class RowBlock:
     """Neighbouring rows of one split. `first`: their place among all that are exported.
 
-    `labels`: int64 (n,), -1 for unlabelled; `views`: int64 (n,), 0 for the plain row of an image; `features`:
-    {layer: (n, D)}.
+    `labels`: int64 (n,), -1 for unlabelled; `features`: {layer: (n, D)}.
     """
 
     first: int
     split: str
     ids: tuple[str, ...]
     labels: NDArray[np.int64]
-    views: NDArray[np.int64]
     features: Mapping[str, NDArray[Any]]
 
     def __len__(self) -> int:
@@ -77,9 +76,9 @@ class CacheRows:
         return self.cache.classes
 
     @property
-    def has_views(self) -> bool:
-        """Whether images have several rows."""
-        return self.cache.spec.views > 1
+    def views(self) -> int:
+        """How many views there are of each train image among the rows, the plain one among them; 1 without train."""
+        return self.cache["train"].views if "train" in self.splits else 1
 
     def dim(self, layer: str) -> int:
         """D of a layer."""
@@ -90,9 +89,18 @@ class CacheRows:
         array = self.cache[self.splits[0]].layer(layer)
         return array.dtype if _is_plain(array) else np.dtype(np.float32)
 
-    def key(self, layer: str) -> str:
-        """What a layer's array is called: `features`, or where there are several `features/LAYER`."""
+    def key(self, layer: str, view: int = 0) -> str:
+        """What a layer's array is called.
+
+        Of plain images `features`, or where there are several layers `features/LAYER`; of view k `views/k/LAYER`.
+        """
+        if view:
+            return f"views/{view}/{layer}"
         return "features" if len(self.layers) == 1 else f"features/{layer}"
+
+    def count(self, view: int = 0) -> int:
+        """Rows of a layer's array: of plain images all, of an augmented view those of train."""
+        return len(self.cache["train"]) if view else len(self)
 
     def class_name(self, label: int) -> str:
         """The class of a label, "" for unlabelled."""
@@ -110,16 +118,15 @@ class CacheRows:
         """For every row the place of its split in `splits`, int64 (N,)."""
         return np.repeat(np.arange(len(self.splits)), list(self.counts.values()))
 
-    def view_numbers(self) -> NDArray[np.int64]:
-        """For every row which view of its image it is, 0 for the plain one, int64 (N,)."""
-        return np.concatenate([np.arange(len(self.cache[split])) % self.cache[split].views for split in self.splits])
+    def blocks(self, advance: Advance, view: int = 0) -> Iterator[RowBlock]:
+        """All rows, verified, in blocks of about `BLOCK_BYTES`; of an augmented view those of train.
 
-    def blocks(self, advance: Advance) -> Iterator[RowBlock]:
-        """All rows, verified, in blocks of about `BLOCK_BYTES`. `advance` is told how many of how many are through."""
+        `advance` is told how many of how many are through.
+        """
         row_bytes = sum(self.dim(layer) * self.dtype(layer).itemsize for layer in self.layers)
         step = max(1, BLOCK_BYTES // max(row_bytes, 1))
         first = 0
-        for name in self.splits:
+        for name in ("train",) if view else self.splits:
             split = self.cache[name]
             for start in range(0, len(split), step):
                 rows = slice(start, min(start + step, len(split)))
@@ -128,11 +135,10 @@ class CacheRows:
                     split=name,
                     ids=split.ids[rows],
                     labels=split.labels[rows],
-                    views=np.arange(rows.start, rows.stop) % split.views,
-                    features={layer: _values(split.layer(layer), rows) for layer in self.layers},
+                    features={layer: _values(split.layer(layer, view), rows) for layer in self.layers},
                 )
                 first += rows.stop - rows.start
-                advance(first, len(self))
+                advance(first, self.count(view))
 
 
 def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:

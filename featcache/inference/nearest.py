@@ -24,7 +24,7 @@ from featcache.inference.records import NearImage
 
 
 class NearestImages:
-    """The train split of the caches that a head was trained on, its plain rows.
+    """The train split of the caches that a head was trained on, its plain images.
 
     Raises CacheNotFound where a cache is gone or holds other features now.
     """
@@ -34,9 +34,7 @@ class NearestImages:
             origins = run.features.origins
             caches = [opened.enter_context(_opened(origin, data_dir)) for origin in origins]
             self._classes, self._split = caches[0].classes, caches[0]["train"]
-            # An image's views follow each other, the plain one first.
-            plain = np.arange(0, len(self._split), self._split.views)
-            chosen = SplitRows(source="train", rows=plain, labels=self._split.labels[plain], images=len(plain))
+            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), labels=self._split.labels)
             columns = [
                 CacheLayers(cache=cache, layers=tuple(layer.name for layer in origin.layers))
                 for cache, origin in zip(caches, origins, strict=True)

@@ -1,4 +1,4 @@
-"""A cache's rows for TensorBoard's embedding projector: two tables, and a text that says what they are.
+"""A cache's plain images for TensorBoard's embedding projector: two tables, and a text that says what they are.
 
 `tensorboard --logdir FOLDER` shows it; https://projector.tensorflow.org loads the two tables as well. With a sprite
 every point is shown as its image.

@@ -1,4 +1,7 @@
-"""A cache's rows as a table: comma-separated values, or Parquet. A row an image, with id, split, label and class."""
+"""A cache's rows as a table: comma-separated values, or Parquet. A row an image, with id, split, label and class.
+
+A table has the plain images alone: augmented views would be rows without an image of their own.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,7 @@ def write_csv(rows: CacheRows, path: Path, advance: Advance) -> None:
         building.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        names = [*_COLUMNS, *(["view"] if rows.has_views else [])]
-        writer.writerow([*names, *_feature_names(rows)])
+        writer.writerow([*_COLUMNS, *_feature_names(rows)])
         for block in rows.blocks(advance):
             writer.writerows(_cells(rows, block))
 
@@ -41,9 +43,8 @@ def _cells(rows: CacheRows, block: RowBlock) -> Iterator[list[Any]]:
     texts = [block.features[layer].astype(np.str_) for layer in rows.layers]
     for row in range(len(block)):
         label = int(block.labels[row])
-        view = [int(block.views[row])] if rows.has_views else []
         numbers = [cell for text in texts for cell in text[row].tolist()]
-        yield [block.ids[row], block.split, label, rows.class_name(label), *view, *numbers]
+        yield [block.ids[row], block.split, label, rows.class_name(label), *numbers]
 
 
 def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
@@ -64,7 +65,7 @@ def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
 
 def _schema(pyarrow: Any, rows: CacheRows) -> Any:
     fields = [("id", pyarrow.string()), ("split", pyarrow.string()), ("label", pyarrow.int64())]
-    fields += [("class", pyarrow.string()), *([("view", pyarrow.int64())] if rows.has_views else [])]
+    fields.append(("class", pyarrow.string()))
     for layer in rows.layers:
         number = pyarrow.from_numpy_dtype(rows.dtype(layer))
         fields.append((rows.key(layer), pyarrow.list_(number, rows.dim(layer))))
@@ -79,8 +80,6 @@ def _columns(pyarrow: Any, rows: CacheRows, block: RowBlock) -> Mapping[str, Any
         "label": block.labels,
         "class": [rows.class_name(label) for label in block.labels.tolist()],
     }
-    if rows.has_views:
-        columns["view"] = block.views
     for layer, values in block.features.items():
         columns[rows.key(layer)] = pyarrow.FixedSizeListArray.from_arrays(values.reshape(-1), rows.dim(layer))
     return columns

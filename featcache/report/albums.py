@@ -151,10 +151,7 @@ def _found(site: Site, cache: FeatureCache, subject: Subject) -> Site:
     split = subject.part if subject.part in cache else "train"
     if split not in cache:
         return replace(site, cache=None, notes=(f"The cache {cache.name} has no {subject.part} images any more.",))
-    place: dict[str, int] = {}
-    for row, name in enumerate(cache[split].ids):
-        # The first view of an image is the plain one.
-        place.setdefault(name, row)
+    place = {name: row for row, name in enumerate(cache[split].ids)}
     rows = np.array([place.get(name, -1) for name in subject.said.ids], np.int64)
     digests = cache[split].digests[rows[rows >= 0]]
     return replace(

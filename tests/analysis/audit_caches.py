@@ -42,12 +42,13 @@ def write_cache(
     ids: Mapping[str, Sequence[str]] | None = None,
     digests: Mapping[str, Sequence[bytes]] | None = None,
     source: str = "toy",
-    views: int = 1,
+    augmented: Sequence[Features] = (),
     scaling: tuple[float, float] | None = None,
 ) -> FeatureCache:
     """Write a cache file into `folder` and open it.
 
-    `ids`: by split, else "train/00000", ...; `digests`: by split, else that of each id.
+    `ids`: by split, else "train/00000", ...; `digests`: by split, else that of each id. `augmented`: the features of
+    each further view of train.
     """
     wide = next(iter(splits.values()))[0].shape[1]
     spec = Spec(
@@ -58,8 +59,8 @@ def write_cache(
         precision="fp32",
         runner="eager",
         dtype=str(next(iter(splits.values()))[0].dtype),
-        views=views,
-        view_seed=0 if views > 1 else None,
+        views=1 + len(augmented),
+        view_seed=0 if augmented else None,
     )
     tables, donors = {}, []
     for name, (features, labels) in splits.items():
@@ -67,7 +68,10 @@ def write_cache(
         told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
         of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
         tables[name] = SplitTable(ids=names, targets={"label": labels.astype(np.int64)}, digests=of_rows)
-        donors.append(MemoryDonor(fingerprint=spec.fingerprint, digests=of_rows, features={LAYER: features}))
+        views = [{LAYER: view} for view in augmented] if name == "train" else []
+        donors.append(
+            MemoryDonor(fingerprint=spec.fingerprint, digests=of_rows, features={LAYER: features}, augmented=views)
+        )
     info = CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),

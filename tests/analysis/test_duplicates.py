@@ -136,8 +136,7 @@ def test_leaks_into_test_come_first_then_contradicting_labels(tmp_path: Path) ->
 
 
 def test_views_of_one_image_are_no_duplicates(tmp_path: Path) -> None:
-    features = np.repeat(TRAIN, 2, axis=0)
-    cache = write_cache(tmp_path, {"train": (features, np.repeat(LABELS, 2)), "test": (TEST, TEST_LABELS)}, views=2)
+    cache = write_cache(tmp_path, {"train": (TRAIN, LABELS), "test": (TEST, TEST_LABELS)}, augmented=[TRAIN])
     audit = audit_cache(cache)
     assert twice(audit) == []
     assert sum(audit.counts["train"].values()) == 60

@@ -26,7 +26,8 @@ LAYER = "avgpool"
 class Blobs:
     """The features and labels of one split; `more` holds further layers by name.
 
-    `ids`: the rows' names, if not their numbers; `edited`: rows whose image has other bytes than its name says.
+    `augmented`: the features of each further view, of the first layer alone. `ids`: the rows' names, if not their
+    numbers; `edited`: rows whose image has other bytes than its name says.
     """
 
     features: NDArray[Any]
@@ -34,10 +35,15 @@ class Blobs:
     more: Mapping[str, NDArray[Any]] = field(default_factory=dict)
     ids: tuple[str, ...] | None = None
     edited: tuple[int, ...] = ()
+    augmented: tuple[NDArray[Any], ...] = ()
 
     @property
     def layers(self) -> dict[str, NDArray[Any]]:
         return {LAYER: self.features, **self.more}
+
+    @property
+    def views(self) -> int:
+        return 1 + len(self.augmented)
 
 
 def blobs(
@@ -45,9 +51,11 @@ def blobs(
 ) -> Blobs:
     """A cloud a class, float16, sorted by class as a set of folders is. All seeds share the clouds' centres."""
     centres = np.random.default_rng(1234).standard_normal((classes, dim)) * distance
-    labels = np.sort(np.arange(images) % classes).repeat(views)
-    noise = np.random.default_rng(seed).standard_normal((len(labels), dim))
-    return Blobs(features=(centres[labels] + noise).astype(np.float16), labels=labels)
+    labels, random = np.sort(np.arange(images) % classes), np.random.default_rng(seed)
+    plain, *augmented = (
+        (centres[labels] + random.standard_normal((images, dim))).astype(np.float16) for _ in range(views)
+    )
+    return Blobs(features=plain, labels=labels, augmented=tuple(augmented))
 
 
 def write_cache(
@@ -55,12 +63,12 @@ def write_cache(
     splits: Mapping[str, Blobs],
     *,
     classes: tuple[str, ...] = ("ant", "bee", "cow"),
-    views: int = 1,
     scaling: Mapping[str, tuple[float, float]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     backbone: str = "toy",
 ) -> FeatureCache:
-    """Write a cache file into `folder` and open it."""
+    """Write a cache file into `folder` and open it; train says how many views there are."""
+    views = splits["train"].views if "train" in splits else 1
     layers = next(iter(splits.values())).layers
     spec = Spec(
         backbone=backbone,
@@ -75,7 +83,12 @@ def write_cache(
     )
     tables = {name: _table(name, split) for name, split in splits.items()}
     donors = [
-        MemoryDonor(fingerprint=spec.fingerprint, digests=tables[name].digests, features=split.layers)
+        MemoryDonor(
+            fingerprint=spec.fingerprint,
+            digests=tables[name].digests,
+            features=split.layers,
+            augmented=[{LAYER: view} for view in split.augmented],
+        )
         for name, split in splits.items()
     ]
     info = CacheInfo(

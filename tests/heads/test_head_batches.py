@@ -88,7 +88,7 @@ def test_windows_are_those_of_the_whole_order(rows: int, batch_size: int, row_by
     order = {"batch_size": batch_size, "row_bytes": row_bytes, "seed": 3, "epoch": epoch}
     window = window_rows(rows, batch_size, row_bytes)
     # All of it at once, as one would write it down.
-    generator = torch.Generator().manual_seed(batches_module._epoch_seed(3, epoch))
+    generator = torch.Generator().manual_seed(batches_module._epoch_seed("order", 3, epoch))
     whole = torch.arange(rows)
     if rows > window:
         block = max(1, (64 << 10) // row_bytes)
@@ -381,7 +381,7 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path, value: float, dtype:
     features = train.features.astype(dtype)
     features[17, 3] = features[31, 0] = value
     cache = write_cache(tmp_path, {"train": Blobs(features=features, labels=train.labels)}, classes=CLASSES)
-    chosen = SplitRows(source="train", rows=np.arange(50), labels=train.labels, images=50)
+    chosen = SplitRows(source="train", rows=np.arange(50), labels=train.labels)
     rows = FeatureRows.of(cache, chosen, ("avgpool",))
     for kind in (ResidentBatches, StreamedBatches):
         with pytest.raises(HeadError, match=r"layer avgpool, train rows 17, 31 \(first: train/00017\)"):

@@ -68,7 +68,12 @@ def test_unknown_activation_offers_the_nearest() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "nearest"),
-    [("optimizer", "adamv", "adamw"), ("schedule", "cosin", "cosine"), ("class_weights", "balance", "balanced")],
+    [
+        ("optimizer", "adamv", "adamw"),
+        ("schedule", "cosin", "cosine"),
+        ("class_weights", "balance", "balanced"),
+        ("train_views", "drawn", "draw"),
+    ],
 )
 def test_unknown_name_offers_the_nearest(option: str, value: Any, nearest: str) -> None:
     with pytest.raises(UnknownName) as raised:

@@ -16,13 +16,16 @@ from featcache.errors import HeadError, InvalidOption, UnknownName
 from featcache.heads import HeadConfig, Run, fit_head, train_head
 from featcache.heads.joining import choose_columns
 from featcache.heads.runs import used_caches
+from featcache.heads.views import TRAIN_VIEWS
 
 
 def shuffled(rows: Blobs, split: str, seed: int = 7) -> tuple[Blobs, NDArray[np.int64]]:
     """The same images in another order, and that order."""
     order = np.random.default_rng(seed).permutation(len(rows.labels))
     ids = tuple(f"{split}/{row:05d}" for row in order)
-    return replace(rows, features=rows.features[order], labels=rows.labels[order], ids=ids), order
+    views = tuple(view[order] for view in rows.augmented)
+    mixed = replace(rows, features=rows.features[order], labels=rows.labels[order], ids=ids, augmented=views)
+    return mixed, order
 
 
 @pytest.fixture
@@ -107,22 +110,33 @@ def test_pixels_beside_features_are_scaled_where_they_are_pixels(first: FeatureC
         assert np.array_equal(run.predict(columns), run.predictions("test").probabilities)
 
 
-def test_views_of_one_image_stay_together(tmp_path: Path) -> None:
-    one = write_cache(tmp_path, {"train": blobs(60, views=2)}, views=2, backbone="one")
-    plain = blobs(60, dim=4, seed=5, views=2)
-    order = np.random.default_rng(0).permutation(60)
-    rows = (order[:, None] * 2 + np.arange(2)).reshape(-1)
-    ids = tuple(f"train/{row:05d}" for row in rows)
-    mixed = Blobs(features=plain.features[rows], labels=plain.labels[rows], ids=ids)
-    two = write_cache(tmp_path, {"train": mixed}, views=2, backbone="two")
-    whole = Blobs(features=np.concatenate([blobs(60, views=2).features, plain.features], axis=1), labels=plain.labels)
-    config = HeadConfig(head="linear", max_epochs=2, val_seed=1)
-    both = write_cache(tmp_path, {"train": whole}, views=2, backbone="both")
-    joined = fit_head(one, config, beside=[two], runs_dir=tmp_path / "runs")
+@pytest.mark.parametrize("resident_bytes", [None, 0])
+@pytest.mark.parametrize(
+    "config",
+    [HeadConfig(head="knn"), *(HeadConfig(head="linear", max_epochs=2, train_views=how) for how in TRAIN_VIEWS)],
+)
+def test_a_view_stands_beside_the_same_view_of_the_same_image(
+    tmp_path: Path, config: HeadConfig, resident_bytes: int | None
+) -> None:
+    config = replace(config, val_seed=1)
+    here, there = blobs(60, views=3), blobs(60, dim=4, seed=5, views=3)
+    one = write_cache(tmp_path, {"train": here}, backbone="one")
+    two = write_cache(tmp_path, {"train": shuffled(there, "train")[0]}, backbone="two")
+    whole = replace(
+        here,
+        features=np.concatenate([here.features, there.features], axis=1),
+        augmented=tuple(np.concatenate(pair, axis=1) for pair in zip(here.augmented, there.augmented, strict=True)),
+    )
+    both = write_cache(tmp_path, {"train": whole}, backbone="both")
+    joined = fit_head(one, config, beside=[two], runs_dir=tmp_path / "runs", resident_bytes=resident_bytes)
     assert joined.weights_sha256 == fit_head(both, config, runs_dir=tmp_path / "runs").weights_sha256
+
+
+def test_caches_with_other_views_are_not_put_side_by_side(tmp_path: Path) -> None:
+    one = write_cache(tmp_path, {"train": blobs(60, views=2)}, backbone="one")
+    single = write_cache(tmp_path, {"train": blobs(60)}, backbone="single")
     with pytest.raises(HeadError, match="views per image: 2 and 1"):
-        single = write_cache(tmp_path, {"train": blobs(120)}, backbone="single")
-        fit_head(one, config, beside=[single], runs_dir=tmp_path / "runs")
+        fit_head(one, HeadConfig(head="linear"), beside=[single], runs_dir=tmp_path / "runs")
 
 
 # --- which layers -----------------------------------------------------------------------------------------

@@ -14,20 +14,17 @@ from featcache.errors import HeadError
 from featcache.heads.cuts import SplitRows, cut_cache
 from featcache.heads.resampling import draw_cuts, fold_cuts, mean_interval
 
-VIEWS = 2
-
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """90 train images in two views, 30 a class, and 12 in test."""
-    splits = {"train": blobs(90, views=VIEWS), "test": blobs(12, seed=1)}
-    return write_cache(tmp_path_factory.mktemp("resampled"), splits, views=VIEWS)
+    """90 train images, 30 a class, and 12 in test."""
+    return write_cache(tmp_path_factory.mktemp("resampled"), {"train": blobs(90), "test": blobs(12, seed=1)})
 
 
 def images(rows: SplitRows) -> set[int]:
-    """The images of rows in the train split."""
-    assert rows.source == "train"
-    return {row // VIEWS for row in rows.rows.tolist()}
+    """The numbers of rows in the train split, each of which stands there once."""
+    assert rows.source == "train" and len(set(rows.rows.tolist())) == len(rows)
+    return set(rows.rows.tolist())
 
 
 @settings(max_examples=20, deadline=None)
@@ -41,9 +38,6 @@ def test_every_image_is_held_out_by_exactly_one_fold(cache: FeatureCache, count:
         train, val, out = images(fold.cut.train), images(fold.cut.val), images(fold.held)
         assert not train & val and not train & out and not val & out
         assert train | val | out == set(range(90))
-        # Held out are first views; train has all of them.
-        assert len(fold.held) == fold.held.images == len(out)
-        assert len(fold.cut.train) == VIEWS * len(train)
 
 
 def test_classes_are_spread_evenly_over_the_folds(cache: FeatureCache) -> None:
@@ -62,7 +56,7 @@ def test_folds_are_the_same_for_a_seed_and_others_for_another(cache: FeatureCach
 def test_a_set_s_own_val_chooses_in_every_fold(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, {"train": blobs(30), "val": blobs(9, seed=1)})
     for fold in fold_cuts(cache, 3, seed=0, val_fraction=0.2, val_seed=42):
-        assert (fold.cut.val.source, fold.cut.val.images, fold.cut.train.images) == ("val", 9, 20)
+        assert (fold.cut.val.source, len(fold.cut.val), len(fold.cut.train)) == ("val", 9, 20)
 
 
 def test_a_class_with_fewer_images_than_folds_is_named(tmp_path: Path) -> None:
@@ -101,8 +95,7 @@ def test_a_draw_has_so_many_images_a_class_and_nothing_of_val(cache: FeatureCach
             assert drawn.val is cut.val and drawn.test is cut.test
             assert images(drawn.train) < images(cut.train)
             assert not images(drawn.train) & images(cut.val)
-            assert np.bincount(drawn.train.labels).tolist() == [VIEWS * shots] * 3
-            assert drawn.train.images == 3 * shots
+            assert np.bincount(drawn.train.labels).tolist() == [shots] * 3
 
 
 def test_more_shots_contain_fewer_and_draws_differ(cache: FeatureCache) -> None:
@@ -117,7 +110,7 @@ def test_more_shots_contain_fewer_and_draws_differ(cache: FeatureCache) -> None:
 def test_a_class_with_fewer_images_than_shots_is_named(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     left = np.bincount(cut.train.labels).tolist()
-    with pytest.raises(HeadError, match=rf"at least 29 train images .*29 shots.*ant \({left[0] // VIEWS}\)") as raised:
+    with pytest.raises(HeadError, match=rf"at least 29 train images .*29 shots.*ant \({left[0]}\)") as raised:
         draw_cuts(cache, cut, 29, 1, seed=0)
     assert "--shots" in str(raised.value.hint)
 

@@ -24,6 +24,7 @@ from featcache.heads.batches import Batches
 from featcache.heads.checkpoints import Checkpoint, Unfinished
 from featcache.heads.metrics import Outcome, evaluate
 from featcache.heads.run_files import CHECKPOINT_FILE, publish_folder
+from featcache.heads.views import TRAIN_VIEWS
 
 CONFIG = HeadConfig(head="mlp:16", lr=0.003, max_epochs=12, patience=12, dropout=0.3, head_batch_size=32)
 
@@ -95,6 +96,17 @@ def test_resumed_training_ends_bit_for_bit_as_one_that_never_stopped(
     assert not resumed.training.interrupted
     assert sorted(tmp_path.iterdir()) == sorted([resumed.folder, tmp_path / "whole"])
     assert Run.load(resumed.folder) == resumed
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
+@pytest.mark.parametrize("train_views", TRAIN_VIEWS)
+def test_resumed_training_sees_the_views_it_would_have_seen(tmp_path: Path, train_views: str, streamed: bool) -> None:
+    cache = write_cache(tmp_path, {"train": blobs(120, distance=0.4, views=3)})
+    config = replace(CONFIG, train_views=train_views)
+    whole = fit_head(cache, config, runs_dir=tmp_path / "whole")
+    folder = cut_off(cache, config, tmp_path / "runs", 3)
+    resumed = resume_head(folder, runs_dir=tmp_path / "runs", resident_bytes=0 if streamed else None)
+    assert numbers(resumed) == numbers(whole)
 
 
 def test_killed_training_goes_on_however_often_it_is_killed(cache: FeatureCache, tmp_path: Path) -> None:

@@ -62,7 +62,9 @@ def together(
     standard = standardisation(train) if configs[0].standardize else None
     seeds = list(dict.fromkeys(config.seed for config in configs))
     size_ = configs[0].head_batch_size
-    sources = [Source(batches=train.reordered(seed=seed, batch_size=size_), standard=standard) for seed in seeds]
+    sources = [
+        Source(batches=train.reordered(draw=False, seed=seed, batch_size=size_), standard=standard) for seed in seeds
+    ]
     courses = [Course(config, source=seeds.index(config.seed)) for config in configs]
     sizes = train_together(courses, sources, val, classes=3, interruption=Interruption(), size=size)
     return courses, sizes

@@ -327,8 +327,8 @@ def test_test_split_is_read_once_after_the_fit(cache: FeatureCache, tmp_path: Pa
     assert evaluated == ["train", "test"]
 
 
-def test_val_is_chosen_on_first_views_and_trained_on_all(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path, {"train": blobs(60, views=2)}, views=2)
+def test_images_are_counted_once_whatever_views_they_have(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, {"train": blobs(60, views=2)})
     # The default seed leaves no `cow` for val.
     run = train_head(cache, "linear", max_epochs=1, val_seed=1, runs_dir=tmp_path)
     assert run.training.images == {"train": 48, "val": 12}

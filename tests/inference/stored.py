@@ -22,11 +22,12 @@ from featcache.cache.writer import write_packed
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """One split: ids, labels int64 (N,), and {layer: (N, D)}."""
+    """One split: ids, labels int64 (N,), and {layer: (N, D)}; `augmented`: the same layers of each further view."""
 
     ids: Sequence[str]
     labels: NDArray[np.int64]
     layers: Mapping[str, NDArray[Any]]
+    augmented: Sequence[Mapping[str, NDArray[Any]]] = ()
 
 
 def write_cache(
@@ -35,9 +36,9 @@ def write_cache(
     *,
     classes: tuple[str, ...],
     scaling: Mapping[str, tuple[float, float]] | None = None,
-    views: int = 1,
 ) -> FeatureCache:
-    """Write a cache into `folder` and open it."""
+    """Write a cache into `folder` and open it; train says how many views there are."""
+    views = 1 + len(splits["train"].augmented) if "train" in splits else 1
     layers = next(iter(splits.values())).layers
     spec = Spec(
         backbone="toy",
@@ -52,7 +53,12 @@ def write_cache(
     )
     tables = {name: _table(rows) for name, rows in splits.items()}
     donors = [
-        MemoryDonor(fingerprint=spec.fingerprint, digests=tables[name].digests, features=rows.layers)
+        MemoryDonor(
+            fingerprint=spec.fingerprint,
+            digests=tables[name].digests,
+            features=rows.layers,
+            augmented=rows.augmented,
+        )
         for name, rows in splits.items()
     ]
     info = CacheInfo(
@@ -66,7 +72,7 @@ def write_cache(
 
 
 def _table(rows: Rows) -> SplitTable:
-    # Every row another image, also where ids repeat as those of views do.
+    # Every row another image, also where ids repeat.
     texts = [f"{number} {name}" for number, name in enumerate(rows.ids)]
     digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
     return SplitTable(ids=tuple(rows.ids), targets={"label": rows.labels}, digests=np.stack(digests))

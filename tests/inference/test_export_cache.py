@@ -29,6 +29,7 @@ from trained import House
 from featcache.api import extract
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheUnwritable, ExportError, InvalidOption, MissingExtra, UnknownName
+from featcache.extraction.reporting import LogReporter
 from featcache.inference import cache_rows, export_cache
 from featcache.inference.cache_export import CACHE_FORMATS
 
@@ -44,6 +45,16 @@ class Read:
     labels: list[int]
     classes: list[str]
     features: dict[str, NDArray[Any]]
+
+
+class Told(LogReporter):
+    """Keeps what must not be overlooked."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
 
 
 def of_arrays(path: Path, layers: tuple[str, ...]) -> Read:
@@ -210,24 +221,76 @@ def test_some_splits_and_layers_can_be_chosen(cache: FeatureCache, format: str, 
     assert np.array_equal(read.features["b"].astype("f2"), expected)
 
 
-@pytest.mark.parametrize("format", READERS)
-def test_views_of_an_image_are_numbered(format: str, tmp_path: Path) -> None:
-    rows = Rows(
-        ids=["a", "a", "b", "b"],
-        labels=np.zeros(4, np.int64),
-        layers={"a": np.arange(8, dtype="f4").reshape(4, 2)},
+def viewed(folder: Path) -> FeatureCache:
+    """Three train images in three views and two test images, in two layers."""
+
+    def layers(count: int, first: int) -> dict[str, NDArray[Any]]:
+        numbers = np.arange(first, first + 5 * count, dtype="f2")
+        return {"a": numbers[: 3 * count].reshape(count, 3), "b": numbers[3 * count :].reshape(count, 2)}
+
+    train = Rows(
+        ids=["t0", "t1", "t2"],
+        labels=np.array([0, 1, 0]),
+        layers=layers(3, 0),
+        augmented=[layers(3, 100), layers(3, 200)],
     )
-    with write_cache(tmp_path, {"train": rows}, classes=("ant",), views=2) as cache:
-        export_cache(cache, tmp_path / "out", format)
-    path = tmp_path / "out"
-    readers: dict[str, Callable[[], list[int]]] = {
-        "npz": lambda: np.load(path)["views"].tolist(),
-        "npy": lambda: np.load(path / "views.npy").tolist(),
-        "safetensors": lambda: load_file(path)["views"].tolist(),
-        "parquet": lambda: pyarrow.parquet.read_table(path)["view"].to_pylist(),
-        "csv": lambda: [int(row["view"]) for row in csv.DictReader(path.open())],
+    test = Rows(ids=["e0", "e1"], labels=np.array([1, 0]), layers=layers(2, 300))
+    return write_cache(folder, {"train": train, "test": test}, classes=("ant", "bee"))
+
+
+ARRAYS: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
+    "npz": lambda path: dict(np.load(path)),
+    "npy": lambda path: {file.stem.replace(".", "/"): np.load(file) for file in path.iterdir()},
+    "safetensors": load_file,
+}
+
+
+@pytest.mark.parametrize("layers", [None, ["b"]])
+@pytest.mark.parametrize("format", ARRAYS)
+def test_views_are_arrays_beside_the_plain_rows(
+    format: str, layers: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 20)
+    told = Told()
+    with viewed(tmp_path) as cache:
+        exported = export_cache(cache, tmp_path / "out", format, layers=layers, reporter=told)
+        found = ARRAYS[format](tmp_path / "out")
+        for layer in layers or ["a", "b"]:
+            plain = found["features" if layers else f"features/{layer}"]
+            assert np.array_equal(plain, np.concatenate([values(cache, split, layer) for split in cache.splits]))
+            for view in (1, 2):
+                assert np.array_equal(found[f"views/{view}/{layer}"], cache["train"].layer(layer, view)[:])
+    assert exported.rows == {"train": 3, "test": 2}
+    assert (exported.views, exported.to_json()["views"]) == (3, 3) and told.warnings == []
+    assert {name for name in found if name.startswith("views")} == {
+        f"views/{view}/{layer}" for view in (1, 2) for layer in layers or ["a", "b"]
     }
-    assert readers[format]() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("format", ARRAYS)
+def test_without_train_there_are_no_views(format: str, tmp_path: Path) -> None:
+    with viewed(tmp_path) as cache:
+        exported = export_cache(cache, tmp_path / "out", format, splits=["test"])
+    assert exported.views == 1
+    assert not [name for name in ARRAYS[format](tmp_path / "out") if name.startswith("views")]
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "projector"])
+def test_a_table_has_plain_rows_and_it_is_said_what_it_leaves_out(format: str, tmp_path: Path) -> None:
+    told = Told()
+    with viewed(tmp_path) as cache:
+        exported = export_cache(cache, tmp_path / "out", format, layers=["b"], reporter=told)
+        expected = np.concatenate([values(cache, split, "b") for split in cache.splits])
+        (warning,) = told.warnings
+        assert f"2 augmented views of each train image are left out: {format} has a row an image" in warning
+        export_cache(cache, tmp_path / "of test", format, splits=["test"], layers=["b"], reporter=told)
+    assert told.warnings == [warning] and exported.views == 1
+    if format == "projector":
+        assert np.array_equal(np.loadtxt(tmp_path / "out" / "tensors.tsv", delimiter="\t"), expected)
+    else:
+        read = READERS[format](tmp_path / "out", ("b",))
+        assert read.ids == ["t0", "t1", "t2", "e0", "e1"]
+        assert np.array_equal(read.features["b"].astype("f2"), expected)
 
 
 def test_blocks_are_as_small_as_was_said(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -343,8 +406,8 @@ def test_an_export_that_breaks_off_leaves_nothing_and_what_stood_there_stands(
     monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 60)
     blocks = cache_rows.CacheRows.blocks
 
-    def broken(self: cache_rows.CacheRows, advance: cache_rows.Advance) -> Iterator[cache_rows.RowBlock]:
-        for number, block in enumerate(blocks(self, advance)):
+    def broken(self: cache_rows.CacheRows, advance: cache_rows.Advance, view: int = 0) -> Iterator[cache_rows.RowBlock]:
+        for number, block in enumerate(blocks(self, advance, view)):
             if number == 2:
                 raise OSError(errno.ENOSPC, "No space left on device")
             yield block
