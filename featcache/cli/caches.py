@@ -59,8 +59,11 @@ def register(app: typer.Typer) -> None:
 
     @command(app, "info", section=SECTION)
     def info(cache: Annotated[str, CACHE], *, common: Common) -> None:
-        """Show what a cache holds and what it was computed from."""
-        from featcache.cache.catalog import find
+        """Show what a cache holds and what it was computed from.
+
+        A file that is no sound cache ends with exit 1.
+        """
+        from featcache.cache.catalog import COMPLETE, UNFINISHED, find
 
         entry = find(common.features_dir, cache)
         details = _details(entry)
@@ -69,6 +72,8 @@ def register(app: typer.Typer) -> None:
         else:
             targets = [(f"target {one['name']}", target_in_words(**one)) for one in details.pop("targets", ())]
             print_pairs([*_entry_pairs(entry), *targets, *_flat(details)])
+        if entry.state not in (COMPLETE, UNFINISHED):
+            raise typer.Exit(1)
 
     @command(app, "verify", section=SECTION)
     def verify(

@@ -73,9 +73,9 @@ def test_info_of_an_unfinished_or_damaged_one_says_so(unfinished: Path) -> None:
 
 
 def test_info_of_a_damaged_one_says_what_is_wrong(damaged: Path) -> None:
-    said = answer("info", damaged.stem)
+    said = answer("info", damaged.stem, expect=1)
     assert said["state"] == "damaged"
-    assert said["problem"] in featcache("info", damaged.stem).stdout
+    assert said["problem"] in featcache("info", damaged.stem, expect=1).stdout
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.h5", "no/where.h5"])
