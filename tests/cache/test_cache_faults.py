@@ -191,7 +191,7 @@ def test_a_draft_cannot_grow(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "hidden",
-    [("pwrite",), ("fallocate",), ("fsync_folder",), ("preadv",), ("flock",), (*CALLS[:2], "fsync_folder", "preadv")],
+    [("pwrite",), ("fallocate",), ("fsync_folder",), ("preadv",), (*CALLS[:2], "fsync_folder", "preadv")],
     ids="+".join,
 )
 def test_without_a_call_of_the_operating_system_the_same_bytes_come_out(

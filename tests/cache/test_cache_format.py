@@ -32,6 +32,8 @@ GOLDEN_SPEC = Spec(
     precision="fp32",
     runner="eager",
     dtype="float16",
+    views=2,
+    view_seed=3,
 )
 GOLDEN_SELECTION = Selection(source="golden", splits=("train",), limit=4, select_seed=7)
 GOLDEN_IDS = ("train/cat/1.jpg", "train/dog/ü.jpg", "train/frog/caf\udce9.jpg")
@@ -43,6 +45,7 @@ GOLDEN_TARGETS = {
     "note": encode("note", ["a", "", "ß"], kind="text", origin="golden.csv"),
 }
 GOLDEN_ROWS = (np.arange(48, dtype=np.float16).reshape(3, 16) - 20) / 8
+GOLDEN_VIEW = GOLDEN_ROWS[::-1] + 1
 GOLDEN_SKIPPED = Skipped(id="train/cat/2.jpg", split="train", reason="truncated", digest="ab" * 32)
 
 
@@ -55,7 +58,7 @@ def test_there_is_a_golden_file_for_every_version() -> None:
 def test_the_golden_cache_opens_for_ever(path: Path) -> None:
     with FeatureCache.open(path) as cache:
         assert cache.spec == GOLDEN_SPEC
-        assert cache.spec.fingerprint == "5383cb38651e172295d74b68c5a5cf595082d5e1fb317333a8c2d73fa4630af5"
+        assert cache.spec.fingerprint == "47e31dd07cb8e84077ac9986a7590608a8fb74bdad2266b0903652cdc337c406"
         assert cache.selection == GOLDEN_SELECTION
         assert cache.set_name == "golden"
         assert cache.classes == CLASSES
@@ -70,6 +73,7 @@ def test_the_golden_cache_opens_for_ever(path: Path) -> None:
             np.testing.assert_array_equal(split.target(name).values, target.values)
         np.testing.assert_array_equal(split.digests, digests_of(["one", "two", "three"]))
         np.testing.assert_array_equal(split.features[:], GOLDEN_ROWS)
+        np.testing.assert_array_equal(split.layer(view=1)[:], GOLDEN_VIEW)
         assert split.features.feature_shape == (4, 2, 2)
         assert (split.features.scale, split.features.offset) == (0.5, -1.0)
     assert verify(path, full=True).sound

@@ -147,7 +147,7 @@ def test_a_damaged_row_is_named_with_the_command_that_mends_it(tmp_path: Path) -
         place = cache.file.place("test/features/features.30")
         flip(path, place.offset + 7 * 12 + 3)
         layer = cache["test"].layer("features.30")
-        with pytest.raises(CacheDamaged, match=r"test, layer features\.30: row 7 ") as caught:
+        with pytest.raises(CacheDamaged, match=r"test/features/features\.30: row 7 ") as caught:
             layer[[1, 7, 3]]
         assert f"featcache verify {path} --full" in str(caught.value.hint)
         layer[:7]
@@ -179,7 +179,7 @@ def test_rows_of_a_very_large_cache_are_checked_without_its_checksums_in_memory(
         before = cache["train"].features[:]
         flip(path, place.offset + 7 * place.nbytes // len(before) + 3)
         layer = cache["train"].features
-        with pytest.raises(CacheDamaged, match=r"train, layer avgpool: row 7 does not match its checksum"):
+        with pytest.raises(CacheDamaged, match=r"train/features/avgpool: row 7 does not match its checksum"):
             layer[[1, 7, 3]]
         assert np.array_equal(layer[[8, 0, 8]], before[[8, 0, 8]])
         assert cache["train"].intact("avgpool", [6, 7, 8]).tolist() == [True, False, True]
