@@ -1,7 +1,7 @@
 """What large sets cost, in parts that can be run one at a time: `python benchmarks/scale.py ../shared`.
 
     training   a head on a simulated cache of ten million rows in segments: listing, opening, cutting, the first batch
-    plan       ten million simulated images: listing, hashing, finding again, completing; seconds and memory
+    listing    ten million simulated images: what a driver holds, and shards that read their own; completing
     workers    two processes of one thread each against one of two, on the same images (VGG16, eager, bf16)
 
 Results are merged, part by part, into results/scale.json; `scale_page.py` puts the tables into docs/scale.md.
@@ -72,7 +72,7 @@ def training(setting: Setting) -> dict[str, Any]:
     }
 
 
-def plan(setting: Setting) -> dict[str, Any]:
+def listing(setting: Setting) -> dict[str, Any]:
     """What a driver of tasks holds, and one shard of 200, of 20 and of 2, which read and digest their own images."""
     shares = {
         share: child("listing", str(setting.images), str(setting.scratch / f"data-{number}"), share)
@@ -131,7 +131,7 @@ def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "training": training,
-    "plan": plan,
+    "listing": listing,
     "workers": workers,
 }
 
@@ -140,7 +140,7 @@ def main(
     shared: Path,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
     rows: Annotated[int, typer.Option(help="Of the simulated cache.")] = 10_000_000,
-    images: Annotated[int, typer.Option(help="Of the simulated plan.")] = 10_000_000,
+    images: Annotated[int, typer.Option(help="That are listed.")] = 10_000_000,
     worker_images: Annotated[int, typer.Option(help="A multiple of 128 gives both shards as many.")] = 384,
     rounds: int = 3,
 ) -> None:

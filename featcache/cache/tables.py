@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -74,12 +74,21 @@ class SplitTable:
         return SplitTable(ids=ids, digests=self.digests[which], targets=targets)
 
 
+@runtime_checkable
+class EncodedTexts(Protocol):
+    """Texts that can be had as UTF-8 of fixed length at once."""
+
+    def encoded(self) -> npt.NDArray[np.bytes_] | None:
+        """(N,); None where a text is none that UTF-8 can hold."""
+
+
 def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
     """Ids as fixed-length UTF-8: (N,) bytes. File names that are no UTF-8 keep their bytes (surrogateescape).
 
     Raises InvalidOption for an id that cannot be stored unchanged: empty, ending in NUL, lone surrogates.
     """
-    encoded = encoded_texts(split, ids)
+    known = ids.encoded() if isinstance(ids, EncodedTexts) else None
+    encoded = encoded_texts(split, ids) if known is None else known
     if (encoded == b"").any():
         raise InvalidOption(
             f"{split}: expected ids that are not empty, got one at row {int(np.argmin(encoded != b''))}"

@@ -157,7 +157,10 @@ class Images:
     def table(self, numbers: Numbers) -> SplitTable:
         """Some images, all of one split, with the target `label` that they bring."""
         (samples,) = self.samples.take(numbers).by_split().values()
-        return SplitTable(ids=SampleIds(samples), targets={LABEL: samples.labels}, digests=self.digests[numbers])
+        # Of ten million neighbours a copy would be 320 MB.
+        together = len(numbers) == numbers[-1] - numbers[0] + 1
+        digests = self.digests[numbers[0] : numbers[-1] + 1] if together else self.digests[numbers]
+        return SplitTable(ids=SampleIds(samples), targets={LABEL: samples.labels}, digests=digests)
 
     def tables(self, skipped: Sequence[Skipped]) -> dict[str, SplitTable]:
         """The images of each split without those that were skipped; a split without any is left out."""

@@ -186,13 +186,14 @@ class Inventory:
                 kept = images.kept(unit.images, segment.skipped)
                 return _holds(segment[split], images.table(kept))
             kept = self.images_of(segment[split], unit)
-            if len(kept) != len(segment[split]) or len(kept) + len(segment.skipped) != len(unit):
-                return False
-            images.learn(kept, segment[split].digests)
-            return True
+            return len(kept) == len(segment[split]) and len(kept) + len(segment.skipped) == len(unit)
 
     def images_of(self, split: CachedSplit, unit: Unit) -> Numbers:
         """The numbers of the images whose rows a segment holds; none where it holds others."""
+        if len(split) == len(unit) and np.array_equal(
+            split.encoded_ids, encoded_ids(split.name, self.job.images.ids(unit.images))
+        ):
+            return unit.images
         samples = self.job.images.samples.take(unit.images)
         here = {sample.id: number for sample, number in zip(samples, unit.images.tolist(), strict=True)}
         numbers = [here.get(name, -1) for name in split.ids]

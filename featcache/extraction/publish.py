@@ -71,7 +71,9 @@ def publish(
     job, images = inventory.job, inventory.job.images
     segments = [] if manifest is None else inventory.segments_of(inventory.folder)
     sources = [*segments, *([standing[split] for split in standing.splits] if standing is not None else [])]
-    _learn_digests(inventory, segments, units)
+    packed = packs(job) or manifest is None
+    if packed:
+        _learn_digests(inventory, segments, units)
     info = CacheInfo(
         spec=job.spec,
         selection=job.request.selection,
@@ -85,7 +87,7 @@ def publish(
     before = targets_of(standing, inventory.folder, manifest, job.reporter.warn)
     columns, tables = _with_targets(job, before, tables)
     info = replace(info, columns=columns)
-    if packs(job) or manifest is None:
+    if packed or manifest is None:
         _move_aside(inventory, standing)
         write_packed(
             inventory.packed_path,

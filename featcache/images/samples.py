@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 _ROWS_AT_ONCE = 4096
 _ENCODING = ("utf-8", "surrogatepass")
+# With this byte a surrogate begins, which only names have that are no UTF-8 (and some Korean letters).
+_SURROGATE = b"\xed"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +58,24 @@ class Samples(Sequence[Sample]):
             rows = self._numbers(slice(start, start + _ROWS_AT_ONCE))
             for begin, end in zip(self._ends[rows].tolist(), self._ends[rows + 1].tolist(), strict=True):
                 yield self._text[begin:end].decode(*_ENCODING)
+
+    def encoded_ids(self) -> npt.NDArray[np.bytes_] | None:
+        """The ids as UTF-8 of fixed length: (n,); None where a name is no text that UTF-8 can hold."""
+        if _SURROGATE in self._text:
+            return None
+        text = np.frombuffer(self._text, np.uint8)
+        rows = slice(None) if self._rows is None else self._rows
+        starts, ends = self._ends[:-1][rows], self._ends[1:][rows]
+        lengths = ends - starts
+        width = max(1, int(lengths.max(initial=1)))
+        encoded = np.zeros((len(starts), width), np.uint8)
+        columns = np.arange(width)
+        for first in range(0, len(starts), _ROWS_AT_ONCE):
+            some = slice(first, first + _ROWS_AT_ONCE)
+            there = columns < lengths[some, None]
+            places = (starts[some, None] + columns).clip(max=max(0, len(text) - 1))
+            encoded[some] = np.where(there, text[places], 0) if len(text) else 0
+        return encoded.view(f"|S{width}")[:, 0]
 
     @classmethod
     def of(cls, split: str, samples: Iterable[Sample]) -> Samples:
@@ -174,6 +194,10 @@ class SampleIds(Sequence[str]):
 
     def __iter__(self) -> Iterator[str]:
         return self._samples.ids()
+
+    def encoded(self) -> npt.NDArray[np.bytes_] | None:
+        """All of them as UTF-8 of fixed length: (N,); None where a name is no text that UTF-8 can hold."""
+        return self._samples.encoded_ids()
 
 
 class SampleRows(Sequence[Sample]):

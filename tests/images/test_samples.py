@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featcache.cache.tables import encoded_ids
 from featcache.images.samples import Sample, SampleColumns, SampleIds, SampleRows, Samples
 
 ROWS = st.lists(st.tuples(st.text(min_size=1, max_size=12), st.integers(-1, 5)), max_size=40)
@@ -72,3 +73,25 @@ def test_a_million_take_what_their_names_take() -> None:
     samples = kept.samples()
     assert len(pickle.dumps(samples)) < 100_000 * (len("class/00000000.jpg") + 17) + 1000
     assert samples.take(np.array([5, 99_999, 5])) == [samples[5], samples[99_999], samples[5]]
+
+
+@given(
+    ids=st.lists(st.text(min_size=1, max_size=6).filter(lambda text: "\0" not in text), unique=True, min_size=1),
+    data=st.data(),
+)
+def test_ids_are_encoded_at_once_as_one_by_one(ids: list[str], data: st.DataObject) -> None:
+    samples = Samples.of("train", [Sample(id=one, split="train", label=0) for one in ids])
+    rows = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1))
+    for some, names in ((samples, ids), (samples.take(np.array(rows)), [ids[row] for row in rows])):
+        encoded = some.encoded_ids()
+        if encoded is None:
+            assert any(b"\xed" in one.encode("utf-8", "surrogatepass") for one in ids)
+        else:
+            assert encoded.tolist() == [one.encode() for one in names]
+            assert encoded.dtype.itemsize == max(len(one.encode()) for one in names)
+
+
+def test_a_name_that_is_no_utf8_is_not_encoded_at_once() -> None:
+    samples = Samples.of("train", [Sample(id="caf\udce9.jpg", split="train", label=0)])
+    assert samples.encoded_ids() is None
+    assert encoded_ids("train", SampleIds(samples)).tolist() == [b"caf\xe9.jpg"]
