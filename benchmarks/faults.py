@@ -275,7 +275,7 @@ class Ground:
         shutil.copytree(before, tried)
         code, calls = in_child(lambda: action.work(images, tried), Faults(tried, None, SHORT))
         _require_ok((code, calls))
-        return cls(images=images, before=before, expected=_rows(tried)), calls
+        return cls(images=images, before=before, expected=rows_of(tried)), calls
 
 
 def _require_ok(ended: tuple[int, Any]) -> None:
@@ -283,7 +283,7 @@ def _require_ok(ended: tuple[int, Any]) -> None:
         raise WrongEnd(f"without a fault it ended with {ended[0]}: {ended[1]}")
 
 
-def _rows(data_dir: Path) -> bytes:
+def rows_of(data_dir: Path) -> bytes:
     """The rows, ids, digests and targets of the only complete cache."""
     (entry,) = [one for one in list_caches(data_dir / "features") if one.complete]
     with FeatureCache.open(entry.path) as cache:
@@ -310,16 +310,16 @@ def tried(action: Action, ground: Ground, number: int, fault: int | str, scratch
             raise WrongEnd(f"it ended with {code}:\n{said}")
         if code == REFUSED and "damaged" in str(said).lower():
             raise WrongEnd(f"something sound was called damaged: {said}")
-        _require_whole(data_dir)
+        require_whole(data_dir)
         _require_ok(in_child(lambda: action.work(ground.images, data_dir)))
-        if _rows(data_dir) != ground.expected:
+        if rows_of(data_dir) != ground.expected:
             raise WrongEnd("the second time left other rows")
         return code
     finally:
         shutil.rmtree(data_dir)
 
 
-def _require_whole(data_dir: Path) -> None:
+def require_whole(data_dir: Path) -> None:
     # The file of targets is looked at with the manifest that names it.
     for path in (one for one in data_dir.rglob("*.h5") if one.name not in TARGETS_FILES):
         if not verify(path, full=True).sound:
