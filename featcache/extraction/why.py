@@ -78,7 +78,7 @@ def why(request: Request, *, reporter: Reporter) -> Why:
         job.images.remembers = False
         inventory = Inventory(job=job)
         standing = inventory.standing()
-        same = standing is not None and inventory.is_hit(standing)
+        same = standing is not None and inventory.rows_in(standing) is not None
         hit = same or inventory.wider() is not None
         missing = () if hit else inventory.missing(inventory.donors(standing))
         new, changed, gone = ((), (), ()) if same else _against(standing, job.images)

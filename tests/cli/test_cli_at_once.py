@@ -46,4 +46,6 @@ def test_extractions_gc_rm_and_a_training_at_once_do_no_harm(here: Path) -> None
 
 def _side(path: Path) -> int:
     with FeatureCache.open(path) as cache:
-        return int(cache.spec.transform["image_size"])
+        side = cache.spec.transform["image_size"]
+        assert isinstance(side, int)
+        return side
