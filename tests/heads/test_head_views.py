@@ -180,7 +180,8 @@ def test_all_equal_views_teach_as_an_image_that_stands_there_as_often(
     plain = write_cache(tmp_path / "plain", {"train": repeated(train), "val": val})
     solved = HeadConfig(head=head).architecture.solved
     config = HeadConfig(head=head) if solved else HeadConfig(head=head, max_epochs=3)
-    one = fitted(viewed, config, tmp_path / "runs", resident_bytes)
+    every = config if solved else replace(config, train_views="all")
+    one = fitted(viewed, every, tmp_path / "runs", resident_bytes)
     other = fitted(plain, config, tmp_path / "runs", resident_bytes)
     assert one.weights_sha256 == other.weights_sha256
     assert (one.training.images["train"], other.training.images["train"]) == (IMAGES, VIEWS * IMAGES)
