@@ -18,7 +18,7 @@ Runner = Literal["auto", "eager", "compiled", "openvino", "ncnn"]
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """How features are computed and stored, and how many rows an image has. "auto" stands for what was left out.
+    """How features are computed and stored, and how many views an image has. "auto" stands for what was left out.
 
     Raises InvalidOption.
     """
@@ -43,7 +43,7 @@ class StorageOptions:
     views: Annotated[
         int,
         Option(
-            help="Rows per train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
+            help="Views of each train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
             "trained on the cache sees these and no more; 1: no augmentation.",
             metavar="<views>",
             least=1,
@@ -62,8 +62,8 @@ class StorageOptions:
         check(self)
         if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
-                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only row "
-                "of an image is the plain one",
+                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only "
+                "view of an image is the plain one",
                 hint="ask for some, for example --views 4",
             )
 
