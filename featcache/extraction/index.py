@@ -110,12 +110,13 @@ class Index:
         self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]
     ) -> None:
         """Take the stamps of some images (m,), and fill in the digests (n, 32) uint8 of those that are known (n,)."""
-        stamped = np.ones(len(numbers), np.bool_)
-        for place, sample in enumerate(self._samples.take(numbers)):
+        now_ns, keys, stamped = time.time_ns(), bytearray(), bytearray()
+        for sample in self._samples.take(numbers):
             stamp = self._source.stamp(sample)
-            stamped[place] = stamp is not None
-            key = xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
-            self._keys[numbers[place]] = np.frombuffer(key, np.uint8)
+            stamped.append(stamp is not None)
+            keys += xxhash.xxh3_128_digest(f"{sample.id}\0{stamp}".encode("utf-8", "surrogateescape"))
+        self._keys[numbers] = np.frombuffer(keys, np.uint8).reshape(-1, _KEY_BYTES)
+        has_stamp = np.frombuffer(stamped, np.bool_)
         self.noted[numbers] = True
         if self._reads:
             try:
@@ -123,10 +124,9 @@ class Index:
                     digests[numbers[places]], known[numbers[places]] = found, True
             except (OSError, _NoIndex):
                 known[numbers] = False
-            known[numbers] &= stamped
+            known[numbers] &= has_stamp
         self._found[numbers] = known[numbers]
-        now_ns = time.time_ns()
-        new = numbers[stamped & ~known[numbers]]
+        new = numbers[has_stamp & ~known[numbers]]
         # Before they are read: a file that is changed while it is read has another stamp the next time.
         modified = (self._source.modified_ns(sample) for sample in self._samples.take(new))
         self._new[new] = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(new))
