@@ -34,7 +34,8 @@ class NearestImages:
             origins = run.features.origins
             caches = [opened.enter_context(_opened(origin, data_dir)) for origin in origins]
             self._classes, self._split = caches[0].classes, caches[0]["train"]
-            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), labels=self._split.labels)
+            # A copy: torch warns of arrays that must not be written to.
+            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), labels=self._split.labels.copy())
             columns = [
                 CacheLayers(cache=cache, layers=tuple(layer.name for layer in origin.layers))
                 for cache, origin in zip(caches, origins, strict=True)

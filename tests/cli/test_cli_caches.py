@@ -212,6 +212,7 @@ def test_gc_lists_and_only_on_request_removes_what_no_run_uses(cache: Path) -> N
 def test_gc_finds_what_dead_processes_left_among_caches_runs_and_digests(here: Path, cache: Path) -> None:
     featcache("train-head", "--head", "ridge")
     (run,) = (path.parent for path in here.glob("runs/*/config.json"))
+    (here / "data" / "digests").mkdir(exist_ok=True)
     pid = os.fork()
     if pid == 0:
         for folder in (cache.parent, here / "data" / "digests", here / "runs", run):

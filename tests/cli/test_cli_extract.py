@@ -10,7 +10,7 @@ import pytest
 from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
 
 from featcache.cache.locks import locked
-from featcache.extraction import run
+from featcache.extraction import resolve
 
 
 def test_the_answer_has_exactly_the_promised_fields() -> None:
@@ -60,13 +60,13 @@ def test_without_json_a_person_reads_what_happened() -> None:
 
 
 def test_what_libraries_print_never_reaches_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
-    really: Any = vars(run)["open_source"]
+    really: Any = vars(resolve)["open_source"]
 
     def chatty(*args: Any, **options: Any) -> Any:
         print("Files already downloaded and verified")
         return really(*args, **options)
 
-    monkeypatch.setattr(run, "open_source", chatty)
+    monkeypatch.setattr(resolve, "open_source", chatty)
     result = featcache("extract", *PIXELS, "--json")
     assert result.stdout.startswith("{")
     assert "already downloaded" in result.stderr

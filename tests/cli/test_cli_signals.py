@@ -50,7 +50,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     stdout, stderr = again.communicate(timeout=90)
     said = json.loads(stdout)
     assert (said["computed"], said["reused"]) == (300 - standing, standing)
-    assert f"{standing} of 300 rows stand already" in stderr
+    assert f"{standing} of 300 images stand already" in stderr
     assert not segments.exists()
 
 
