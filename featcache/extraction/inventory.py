@@ -184,7 +184,8 @@ class Inventory:
             if unchanged:
                 images.read_unknown(unit.images)
                 kept = images.kept(unit.images, segment.skipped)
-                return _holds(segment[split], images.table(kept))
+                # Where every image of the unit was left out, there is no table of rows.
+                return _holds(segment[split], images.table(kept)) if len(kept) else not len(segment[split])
             kept = self.images_of(segment[split], unit)
             return len(kept) == len(segment[split]) and len(kept) + len(segment.skipped) == len(unit)
 
