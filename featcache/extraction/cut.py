@@ -100,7 +100,7 @@ def computes(inventory: Inventory, units: Sequence[Unit], donors: Sequence[Donor
     """Whether any image of these units is nowhere. Images are read until one is found that is."""
     if not donors:
         return bool(units)
-    images, found = inventory.job.images, Donors(donors)
+    images, found = inventory.job.images, Donors(donors, inventory.warn)
     for unit in units:
         for numbers in _parts(unit.images):
             images.read_unknown(numbers)

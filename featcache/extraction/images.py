@@ -132,7 +132,7 @@ class Images:
             content, found = payload
             self.learn(np.array([number]), np.frombuffer(found, np.uint8)[None])
             # Over all calls: a lookup of many images comes in parts.
-            self._kept += memoryview(content).nbytes
+            self._kept += len(content) if isinstance(content, bytes) else content.nbytes
             if self._kept <= _KEPT_BYTES:
                 self.payloads[number] = content
         if len(unknown):
