@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from tiny import jpeg, tiny_backbone, write_images
 
 from featcache.cache import FeatureCache
+from featcache.cache.locks import locked
 from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.stored import StoredFile
 from featcache.cache.verification import verify
-from featcache.errors import SourceError
+from featcache.errors import CacheBusy, SourceError
 from featcache.extraction import cut, images, run
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.request import Request
@@ -201,3 +203,22 @@ def test_a_shard_that_runs_twice_at_once_ends_well_twice(tmp_path: Path, monkeyp
 
     monkeypatch.setattr(SegmentDraft, "publish", publish)
     assert extract(request(folder, tmp_path), share("1/2")).complete
+
+
+def test_shards_that_begin_at_once_without_waiting_are_not_told_that_the_cache_is_busy(tmp_path: Path) -> None:
+    busy: list[CacheBusy] = []
+
+    def shard() -> None:
+        for _ in range(10):
+            try:
+                with locked(tmp_path, "cache", shared=True, wait=False):
+                    pass
+            except CacheBusy as error:
+                busy.append(error)
+
+    threads = [threading.Thread(target=shard) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not busy
