@@ -18,7 +18,7 @@ from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.stored import StoredFile
 from featcache.cache.verification import verify
 from featcache.errors import CacheBusy, SourceError
-from featcache.extraction import cut, images, run
+from featcache.extraction import compute, cut, images, run
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract, extract_each
@@ -27,9 +27,8 @@ from featcache.extraction.units import Shard
 
 
 def request(folder: Path, data_dir: Path, **options: Any) -> Request:
-    return Request(
-        **{"dataset": folder, "backbone": tiny_backbone(), "data_dir": data_dir, "precision": "fp32"} | options
-    )
+    given: dict[str, Any] = {"backbone": tiny_backbone(), "precision": "fp32"} | options
+    return Request(dataset=folder, data_dir=data_dir, **given)
 
 
 def share(text: str, **options: Any) -> Execution:
@@ -116,13 +115,13 @@ def test_images_that_are_only_looked_up_are_kept_up_to_the_limit(
     folder = write_images(tmp_path / "images", train=20, test=2)
     extract(request(folder, tmp_path))
     kept: list[int] = []
-    original = run.compute
+    original = compute.compute
 
-    def compute(cuts: Any) -> Any:
+    def noting(cuts: Any) -> Any:
         kept.append(sum(map(len, cuts[0].inventory.job.images.payloads.values())))
         return original(cuts)
 
-    monkeypatch.setattr(run, "compute", compute)
+    monkeypatch.setattr(run, "compute", noting)
     monkeypatch.setattr(images, "_KEPT_BYTES", 10_000)
     monkeypatch.setattr(cut, "_LOOKED_UP_AT_ONCE", 4)
     done = extract(request(folder, tmp_path, limit=60), Execution(rehash=True))
@@ -193,7 +192,8 @@ def test_other_segment_rows_keep_what_was_written_though_the_extraction_is_stopp
 def test_a_shard_that_runs_twice_at_once_ends_well_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     extract(request(folder, tmp_path), share("0/2"))
-    original, twins = SegmentDraft.publish, []
+    twins: list[bool] = []
+    original = SegmentDraft.publish
 
     def publish(self: SegmentDraft, *arguments: Any) -> Path:
         if not twins:
