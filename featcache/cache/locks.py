@@ -28,6 +28,8 @@ LOCK_SUFFIX = ".lock"
 _SHARD = ".shard-"
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOOK_EVERY_S = 0.1
+# Shards that begin, and who only looks whether a cache is locked, hold its lock for a moment: that is not busy.
+_PASSING_S, _LOOK_AGAIN_S = 0.5, 0.01
 Waiting = Callable[["Owner | None"], None]
 
 
@@ -111,7 +113,7 @@ def _acquire(path: Path, wait: bool, waiting: Waiting | None) -> BaseFileLock | 
     lock = filelock.FileLock(path, thread_local=False)
     try:
         try:
-            _uninterrupted(lambda: lock.acquire(timeout=0))
+            _uninterrupted(lambda: lock.acquire(timeout=_PASSING_S, poll_interval=_LOOK_AGAIN_S))
         except filelock.Timeout:
             _tell(path, _read_owner(path), wait, waiting)
             _uninterrupted(lambda: lock.acquire(poll_interval=_LOOK_EVERY_S))

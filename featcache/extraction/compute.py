@@ -82,7 +82,7 @@ class _Work:
             ),
             cut.todo,
             job.images,
-            Donors(cut.donors, job.reporter.warn),
+            Donors(cut.donors, cut.inventory.warn),
             provenance=lambda: computed_by(job),
             scaling=scaling_of(job),
             stages=job.stages,
@@ -201,7 +201,8 @@ def _not_known_to_stand(cut: Cut) -> int:
     known = numbers[images.known[numbers]]
     if not cut.donors or not len(known):
         return len(numbers)
-    return len(numbers) - int((Donors(cut.donors).locate(images.digests[known]).donor >= 0).sum())
+    donors = Donors(cut.donors, cut.inventory.warn)
+    return len(numbers) - int((donors.locate(images.digests[known]).donor >= 0).sum())
 
 
 def _require_room(cut: Cut) -> None:

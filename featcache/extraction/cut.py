@@ -100,7 +100,7 @@ def computes(inventory: Inventory, units: Sequence[Unit], donors: Sequence[Donor
     """Whether any image of these units is nowhere. Images are read until one is found that is."""
     if not donors:
         return bool(units)
-    images, found = inventory.job.images, Donors(donors)
+    images, found = inventory.job.images, Donors(donors, inventory.warn)
     for unit in units:
         for numbers in _parts(unit.images):
             images.read_unknown(numbers)
@@ -161,6 +161,8 @@ def _try_out(inventory: Inventory, images: Numbers, donors: list[Donor]) -> floa
         spread = np.linspace(0, len(images) - 1, forward.batch_size).astype(np.int64)
         # Those that the drift is measured on come first.
         chosen = np.concatenate([chosen, np.setdiff1d(spread, chosen)])[: max(len(chosen), forward.batch_size)]
+    # Before they are read: an image that is changed meanwhile must not be remembered with its new stamp.
+    job.images.look_up(images[chosen])
     with closing(Pipeline(source=job.source, backbones=[forward], workers=1, payloads=job.images.payloads)) as pipeline:
         began = time.perf_counter()
         batch = pipeline.decode(job.images.samples, images[chosen])
@@ -181,7 +183,6 @@ def _kept(job: Job, batch: Batch, features: Features) -> Donor:
     stored = {layer: rows.astype(job.spec.dtype) for layer, rows in features.items()}
     rows = Rows(images=batch.images, views=batch.views, features=stored)
     require_finite(rows, lambda number: job.images.samples[number].id)
-    job.images.look_up(batch.images)
     digests = b"".join(digest(job.images.payloads[number]) for number in batch.images.tolist())
     job.images.learn(batch.images, np.frombuffer(digests, np.uint8).reshape(-1, 32))
     if job.spec.views == 1:

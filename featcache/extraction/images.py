@@ -90,6 +90,7 @@ class Images:
         self.known = np.zeros(len(self.samples), np.bool_)
         self.unreadable: dict[int, str] = {}
         self.payloads: dict[int, Payload] = {}
+        self._kept = 0
         self.remembers = True
 
     def __len__(self) -> int:
@@ -120,7 +121,6 @@ class Images:
         """
         self.look_up(numbers)
         unknown = numbers[~self.known[numbers]]
-        kept = 0
         for done, (number, payload) in enumerate(zip(unknown.tolist(), self._read(unknown), strict=True), start=1):
             if done % _CHUNK == 0 or done == len(unknown):
                 self.reporter.advance("reading", done, len(unknown))
@@ -131,8 +131,9 @@ class Images:
                 continue
             content, found = payload
             self.learn(np.array([number]), np.frombuffer(found, np.uint8)[None])
-            kept += len(content)
-            if kept <= _KEPT_BYTES:
+            # Over all calls: a lookup of many images comes in parts.
+            self._kept += len(content) if isinstance(content, bytes) else content.nbytes
+            if self._kept <= _KEPT_BYTES:
                 self.payloads[number] = content
         if len(unknown):
             self.save()

@@ -43,7 +43,7 @@ class Inventory:
     job: Job
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def _warn(self, text: str) -> None:
+    def warn(self, text: str) -> None:
         """Once each, however often a file is looked at."""
         if text not in self._warned:
             self._warned.add(text)
@@ -88,7 +88,7 @@ class Inventory:
             except (CacheNotFound, CacheIncomplete):
                 continue
             except (CacheDamaged, CacheForeign) as error:
-                self._warn(f"{error.message}; it counts as absent")
+                self.warn(f"{error.message}; it counts as absent")
         return None
 
     def hit(self, standing: FeatureCache | None) -> FeatureCache | None:
@@ -129,12 +129,20 @@ class Inventory:
         if not {(one.split, one.id) for one in unread} <= {(one.split, one.id) for one in cache.skipped}:
             return None
         tables = images.tables(cache.skipped)
-        same = set(cache.splits) == set(tables) and all(_holds(cache[split], table) for split, table in tables.items())
+        try:
+            same = set(cache.splits) == set(tables) and all(_holds(cache[one], table) for one, table in tables.items())
+        except CacheDamaged as error:
+            self.warn(f"{error.message}; it is written anew")
+            return None
         return tables if same else None
 
     def _has_labels(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
-        if has_labels(cache, label_column(self.job.source.classes), tables):
-            return True
+        try:
+            if has_labels(cache, label_column(self.job.source.classes), tables):
+                return True
+        except CacheDamaged as error:
+            self.warn(f"{error.message}; it is written anew")
+            return False
         replaced = replaced_label(cache)
         if replaced is not None:
             self._say_once(kept_label(replaced))
@@ -154,7 +162,7 @@ class Inventory:
         except CacheNotFound:
             return None
         except (CacheDamaged, CacheForeign) as error:
-            self._warn(f"{error.message}; it is written anew")
+            self.warn(f"{error.message}; it is written anew")
             return None
 
     def stands(self, unit: Unit, *, unchanged: bool = True) -> bool:
@@ -170,23 +178,31 @@ class Inventory:
         except CacheNotFound:
             return False
         except (CacheDamaged, CacheForeign) as error:
-            self._warn(f"{error.message}; it is computed again")
+            self.warn(f"{error.message}; it is computed again")
             return False
         with closing(file):
-            segment, split = FeatureCache(file), unit.segment.split
-            if segment.spec != self.job.spec:
+            try:
+                return self._holds_rows_of(FeatureCache(file), unit, unchanged=unchanged)
+            except CacheDamaged as error:
+                self.warn(f"{error.message}; it is computed again")
                 return False
-            if (segment.skipped and not self.job.skips) or split not in segment:
-                return False
-            if not self._is_the_same_function(segment[split]):
-                return False
-            images = self.job.images
-            if unchanged:
-                images.read_unknown(unit.images)
-                kept = images.kept(unit.images, segment.skipped)
-                return _holds(segment[split], images.table(kept))
-            kept = self.images_of(segment[split], unit)
-            return len(kept) == len(segment[split]) and len(kept) + len(segment.skipped) == len(unit)
+
+    def _holds_rows_of(self, segment: FeatureCache, unit: Unit, *, unchanged: bool) -> bool:
+        split = unit.segment.split
+        if segment.spec != self.job.spec:
+            return False
+        if (segment.skipped and not self.job.skips) or split not in segment:
+            return False
+        if not self._is_the_same_function(segment[split]):
+            return False
+        images = self.job.images
+        if unchanged:
+            images.read_unknown(unit.images)
+            kept = images.kept(unit.images, segment.skipped)
+            # Where every image of the unit was left out, there is no table of rows.
+            return _holds(segment[split], images.table(kept)) if len(kept) else not len(segment[split])
+        kept = self.images_of(segment[split], unit)
+        return len(kept) == len(segment[split]) and len(kept) + len(segment.skipped) == len(unit)
 
     def images_of(self, split: CachedSplit, unit: Unit) -> Numbers:
         """The numbers of the images whose rows a segment holds; none where it holds others."""
@@ -219,7 +235,7 @@ class Inventory:
 
     def missing(self, donors: Sequence[Donor]) -> Numbers:
         """The images of which a view is nowhere, ascending: (m,). Those whose digest is not known are read."""
-        images, found = self.job.images, Donors(donors, self.job.reporter.warn)
+        images, found = self.job.images, Donors(donors, self.warn)
         images.read_unknown(images.numbers)
         missing = []
         for split in images.splits:
@@ -244,7 +260,7 @@ class Inventory:
             manifest = Manifest.read(folder)
         except (CacheDamaged, CacheForeign, CacheNotFound):
             return []
-        return [split for _, split in open_segments(folder, manifest, self._warn)]
+        return [split for _, split in open_segments(folder, manifest, self.warn)]
 
     def _is_served_by(self, spec: Spec | None) -> bool:
         return spec is not None and serves(spec, self.job.spec)
@@ -258,7 +274,7 @@ class Inventory:
         try:
             return FeatureCache.open(entry.path)
         except (CacheDamaged, CacheForeign, CacheNotFound) as error:
-            self._warn(f"{error.message}; its rows do not count")
+            self.warn(f"{error.message}; its rows do not count")
             return None
 
 

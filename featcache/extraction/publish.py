@@ -79,12 +79,13 @@ def publish(
         selection=job.request.selection,
         set_name=job.source.name,
         provenance=_provenance(job, sources),
-        skipped=images.still_skipped([one for split in sources for one in skipped_in(split)]),
+        # Segments that hold all rows say what was left out; a packed cache that they replace may be out of date.
+        skipped=images.still_skipped([one for split in (sources if packed else segments) for one in skipped_in(split)]),
     )
     tables = images.tables(info.skipped)
     if not tables:
         raise SourceError(f"every image of {job.source.name} was skipped", hint="run with --on-error fail")
-    before = targets_of(standing, inventory.folder, manifest, job.reporter.warn)
+    before = targets_of(standing, inventory.folder, manifest, inventory.warn)
     columns, tables = _with_targets(job, before, tables)
     info = replace(info, columns=columns)
     if packed or manifest is None:
@@ -93,7 +94,7 @@ def publish(
             inventory.packed_path,
             info,
             tables=tables,
-            donors=Donors(sources, job.reporter.warn),
+            donors=Donors(sources, inventory.warn),
             scaling=scaling_of(job),
             progress=lambda done, total: job.reporter.advance("packing", done, total),
         )
@@ -127,7 +128,8 @@ def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCa
         tables = inventory.rows_in(standing)
         if tables is None or inventory.is_hit(standing):
             return None
-        columns, tables = _with_targets(inventory.job, Targets.of(standing.file), tables)
+        before = targets_of(standing, inventory.folder, None, inventory.warn)
+        columns, tables = _with_targets(inventory.job, before, tables)
         size = human_bytes(bytes_to_write(standing))
         inventory.job.reporter.say(f"only the labels have changed: no row is computed, {size} are written again")
         rewrite(standing, columns, tables)

@@ -177,7 +177,7 @@ def _share(inventory: Inventory, cut: Cut, computed: Computed) -> Extraction:
         rows=job.images.rows_of_splits,
         feature_dim=_feature_dim(job),
         computed=computed.rows,
-        reused=sum(map(len, mine)) - computed.rows,
+        reused=sum(map(len, mine)) - len(skipped) - computed.rows,
         skipped=tuple(skipped),
         seconds=_seconds(job),
         images_per_s=computed.images_per_s,

@@ -53,6 +53,8 @@ class _OpenUnit:
     repeats: dict[int, int] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)
     failed: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
+    # Of images that were found and changed before they were read for another backbone: what the found row shows.
+    earlier: dict[int, bytes] = field(default_factory=dict)
 
 
 class SegmentWriter:
@@ -156,7 +158,11 @@ class SegmentWriter:
         if opened is None:
             return ()
         place = int(np.searchsorted(opened.unit.images, image))
-        if place == len(opened.unit) or opened.unit.images[place] != image or opened.missing[place] != _UNKNOWN:
+        if place == len(opened.unit) or opened.unit.images[place] != image:
+            return ()
+        if opened.missing[place] != _UNKNOWN:
+            if self._images.known[image] and (before := self._images.digests[image].tobytes()) != digest:
+                opened.earlier[place] = before
             return ()
         table = np.frombuffer(digest, np.uint8)[None]
         if not self._images.known[image] or self._images.digests[image].tobytes() != digest:
@@ -277,9 +283,12 @@ class SegmentWriter:
             self._copy_repeats(opened, draft, view)
         if not system.replaces_open_files:
             self._close_replaced(draft.path)
-        draft.publish(self._images.digests[opened.unit.images], self._skipped(opened))
+        digests = self._images.digests[opened.unit.images]
+        for place, earlier in opened.earlier.items():
+            digests[place] = np.frombuffer(earlier, np.uint8)
+        draft.publish(digests, self._skipped(opened))
         with self._lock:
-            self._published.add(number, opened.unit.images[draft.written], self._images.digests)
+            self._published.add(number, opened.unit.images[draft.written], digests[draft.written])
             self._copied += len(opened.repeats.keys() - opened.failed.keys()) + len(opened.copies)
             del self._open[number]
 
@@ -343,11 +352,11 @@ class _Published:
         self._segments: dict[int, Numbers] = {}
 
     def add(self, segment: int, images: Numbers, digests: Digests) -> None:
-        """A segment that was published. `images`: of its rows; `digests`: of all images."""
+        """A segment that was published. `images`: of its rows (n,); `digests`: theirs (n, 32)."""
         if not len(images):
             return
         self._segments[segment] = images
-        self._pieces.append(_sorted(leading_numbers(digests[images]), images))
+        self._pieces.append(_sorted(leading_numbers(digests), images))
         if len(self._pieces) > self._MOST_PIECES:
             keys, numbers = (np.concatenate(columns) for columns in zip(*self._pieces, strict=True))
             self._pieces = [_sorted(keys, numbers)]
