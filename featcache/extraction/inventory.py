@@ -14,9 +14,9 @@ import numpy.typing as npt
 from featcache.cache.carrying import has_labels, kept_label, replaced_label
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor, Donors
-from featcache.cache.layout import views_in
+from featcache.cache.layout import rows_in, views_in
 from featcache.cache.locks import is_locked
-from featcache.cache.manifest import Manifest
+from featcache.cache.manifest import SEGMENT_SUFFIX, TARGETS_FILES, Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import open_segments
 from featcache.cache.spec import Spec, cache_name
@@ -223,14 +223,14 @@ class Inventory:
         found: list[CachedSplit] = []
         for entry in sorted(entries, key=lambda one: one.complete):
             if not entry.complete:
-                found += self.segments_of(entry.path)
+                found += self._every_segment_in(entry.path)
             elif standing is not None and entry.path == standing.path:
                 found += [standing[split] for split in standing.splits]
             elif (cache := self._opened(entry)) is not None:
                 found += [cache[split] for split in cache.splits]
         if self.packed_path.exists() and self.folder.is_dir():
             # An increment on its way: `candidates` lists the packed cache alone.
-            found += self.segments_of(self.folder)
+            found += self._every_segment_in(self.folder)
         return [donor for donor in found if self._is_the_same_function(donor)]
 
     def missing(self, donors: Sequence[Donor]) -> Numbers:
@@ -253,6 +253,23 @@ class Inventory:
         return (
             [split for split in splits if self._is_the_same_function(split)] if self._is_served_by(cache.spec) else []
         )
+
+    def _every_segment_in(self, folder: Path) -> list[CachedSplit]:
+        """The rows of all segments in a folder, also of those that an earlier cut has left."""
+        found = []
+        for path in sorted(folder.glob(f"*{SEGMENT_SUFFIX}")):
+            if path.name in TARGETS_FILES:
+                continue
+            try:
+                file = StoredFile.open(path)
+            except CacheNotFound:
+                continue
+            except (CacheDamaged, CacheForeign) as error:
+                self.warn(f"{error.message}; its rows are computed again")
+                continue
+            spec = Spec.from_json(file.contents.texts["spec"])
+            found += [CachedSplit(file, spec, split) for split in rows_in(file.contents.arrays.values())]
+        return [split for split in found if self._is_served_by(split.spec)]
 
     def segments_of(self, folder: Path) -> list[CachedSplit]:
         """The rows of segments that have been written."""

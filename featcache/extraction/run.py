@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from featcache.cache.locks import Owner, locked
 from featcache.cache.reader import FeatureCache
+from featcache.errors import CacheUnwritable
 from featcache.extraction.compute import Computed, compute
 from featcache.extraction.cut import Cut, cut, deciding
 from featcache.extraction.execution import ALL_GPUS
@@ -140,8 +141,14 @@ def _complete(inventories: Sequence[Inventory], assembles: bool) -> dict[Invento
                 cuts[one] = cut(one, standing[one], assembles=assembles)
     computed = dict.fromkeys(cuts, Computed())
     todo = {one: begun for one, begun in cuts.items() if begun is not None and begun.todo}
-    if todo:
-        computed |= dict(zip(todo, compute(list(todo.values())), strict=True))
+    try:
+        computed |= dict(zip(todo, compute(list(todo.values())) if todo else (), strict=True))
+    except CacheUnwritable:
+        published = {one: found for one in cuts if (found := hit(one, one.standing())) is not None}
+        if len(published) < len(cuts):
+            raise
+        # The same share ran twice, and the other one has published the cache and removed the segments.
+        return done | {one: result(one, found, Computed()) for one, found in published.items()}
     for one, begun in cuts.items():
         with one.job.watch:
             if one.job.execution.shard is not None and begun is not None:

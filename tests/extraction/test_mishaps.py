@@ -1,4 +1,4 @@
-"""What a second reader of the extraction found broken."""
+"""What happens in between: images that change, tables that are damaged, shares that run twice."""
 
 from __future__ import annotations
 
@@ -170,7 +170,6 @@ def test_a_damaged_table_is_mended_by_the_next_extraction(table: str, pack: bool
     assert verify(again.cache, full=True).sound and again.rows == done.rows
 
 
-@pytest.mark.xfail(strict=True, reason="only the segments that the newest manifest names are donors")
 def test_other_segment_rows_keep_what_was_written_though_the_extraction_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,7 +187,6 @@ def test_other_segment_rows_keep_what_was_written_though_the_extraction_is_stopp
     assert extract(request(folder, tmp_path), Execution(pack=False)).computed == 1
 
 
-@pytest.mark.xfail(strict=True, reason="who packs removes the folder in which the other is still writing")
 def test_a_shard_that_runs_twice_at_once_ends_well_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     extract(request(folder, tmp_path), share("0/2"))
