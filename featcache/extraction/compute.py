@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,22 +18,10 @@ from featcache.extraction.network import computed_by, open_forward
 from featcache.extraction.pipeline import Block, Pipeline
 from featcache.extraction.publish import feature_bytes, packs, scaling_of
 from featcache.extraction.reporting import human_bytes
+from featcache.extraction.result import Computed
 from featcache.extraction.segment_writer import SegmentWriter
 from featcache.extraction.variation import Variation
 from featcache.files import free_bytes
-
-
-@dataclass(frozen=True, kw_only=True)
-class Computed:
-    """What came of the segments of one extraction.
-
-    Args:
-        rows: Images that were found nowhere and were computed.
-        images_per_s: Of those that were read; None where nothing was.
-    """
-
-    rows: int = 0
-    images_per_s: float | None = None
 
 
 def compute(cuts: Sequence[Cut]) -> list[Computed]:

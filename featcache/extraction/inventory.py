@@ -91,11 +91,11 @@ class Inventory:
                 self.warn(f"{error.message}; it counts as absent")
         return None
 
-    def hit(self, standing: FeatureCache | None) -> FeatureCache | None:
-        """The cache that has every row already; None where there is none."""
-        if standing is not None and self.is_hit(standing):
-            return standing
-        return self.wider()
+    def hit(self, standing: FeatureCache | None, *, assembles: bool = False) -> FeatureCache | None:
+        """The cache that has every row already; None where there is none, or where `assemble` is to pack it."""
+        found = standing if standing is not None and self.is_hit(standing) else self.wider()
+        packs = assembles and bool(self.job.execution.pack)
+        return None if found is not None and packs and found.path.is_dir() else found
 
     def wider(self) -> FeatureCache | None:
         """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""

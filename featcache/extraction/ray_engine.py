@@ -19,7 +19,7 @@ from typing import Any
 
 from featcache.cache.catalog import MARK
 from featcache.errors import ExtractionError, FeatcacheError, InvalidOption, MissingExtra
-from featcache.extraction.compute import Computed, compute
+from featcache.extraction.compute import compute
 from featcache.extraction.cut import Cut, cut, cut_alike
 from featcache.extraction.execution import Cluster as Cluster
 from featcache.extraction.execution import Execution
@@ -27,8 +27,8 @@ from featcache.extraction.inventory import Inventory
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import resolve
-from featcache.extraction.result import Extraction
-from featcache.extraction.run import carry_out, hit, lock, result
+from featcache.extraction.result import Computed, Extraction, report_cache
+from featcache.extraction.run import carry_out, lock
 from featcache.files import disk_errors
 from featcache.images.sources import ImageSource
 
@@ -69,8 +69,8 @@ def extract_on_ray(
         )
     with disk_errors(request.data_dir), resolve([request], execution, reporter) as (job,):
         inventory = Inventory(job=job)
-        if (found := hit(inventory, inventory.standing())) is not None:
-            return result(inventory, found, Computed())
+        if (found := inventory.hit(inventory.standing())) is not None:
+            return report_cache(job, found, Computed())
         computed, rate = 0, None
         with lock(inventory):
             begun = cut(inventory, inventory.standing())

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.cache.spec import Json
 from featcache.cache.tables import Skipped
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featcache.cache.reader import FeatureCache
+    from featcache.extraction.resolve import Job
+
+
+@dataclass(frozen=True, kw_only=True)
+class Computed:
+    """What came of the segments of one extraction.
+
+    Args:
+        rows: Images that were found nowhere and were computed.
+        images_per_s: Of those that were computed; None where none was.
+    """
+
+    rows: int = 0
+    images_per_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,3 +71,43 @@ class Extraction:
             "bound": self.bound,
             "drift": self.drift,
         }
+
+
+def report_cache(job: Job, cache: FeatureCache, computed: Computed) -> Extraction:
+    """What is reported of a complete cache."""
+    rows = {split: len(cache[split]) for split in cache.splits}
+    return Extraction(
+        cache=job.request.features_dir / cache.path.name,
+        complete=True,
+        fingerprint=cache.spec.fingerprint,
+        rows=rows,
+        reused=max(0, sum(rows.values()) - computed.rows),
+        skipped=tuple(cache.skipped),
+        drift=cache.provenance.get("drift"),
+        **_of(job, computed),
+    )
+
+
+def report_share(job: Job, folder: Path, computed: Computed, *, images: int, skipped: Sequence[Skipped]) -> Extraction:
+    """What is reported of a share of `images` images, whose segments lie in a folder."""
+    return Extraction(
+        cache=folder,
+        complete=False,
+        fingerprint=job.spec.fingerprint,
+        rows=job.images.rows_of_splits,
+        reused=images - len(skipped) - computed.rows,
+        skipped=tuple(skipped),
+        drift=job.drift,
+        **_of(job, computed),
+    )
+
+
+def _of(job: Job, computed: Computed) -> dict[str, Any]:
+    return {
+        "feature_dim": {layer.name: layer.feature_dim for layer in job.spec.layers},
+        "computed": computed.rows,
+        "seconds": job.watch.read() + sum(job.stages.seconds.values()),
+        "images_per_s": computed.images_per_s,
+        "shares": job.stages.shares,
+        "bound": job.stages.bound,
+    }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.acquisition import acquire, lies_in
 from featcache.images.arrays import ArraySource
 from featcache.images.digits import digits
 from featcache.images.folder import FilesSource
@@ -32,6 +31,8 @@ def describe(name: str) -> NamedSet:
 
 def is_here(named: NamedSet, datasets_dir: Path) -> bool:
     """Whether the set needs no download: it comes with a package, or something lies in its folder of `datasets_dir`."""
+    from featcache.images.acquisition import lies_in
+
     return named.extract is None or lies_in(datasets_dir / named.name)
 
 
@@ -40,6 +41,9 @@ def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, d
     named = describe(name)
     if named.extract is None:
         return digits()
+    # What downloads is imported where a set may have to be.
+    from featcache.images.acquisition import acquire
+
     datasets = acquire(named, datasets_dir, report, download=download)
     rows = {split: _rows(named, named.extract, data) for split, data in datasets.items()}
     classes = _classes(named, datasets)

@@ -116,7 +116,7 @@ def test_it_is_kept_where_all_rows_come_from_another_cache(request_: Request) ->
 
 def test_segments_remember_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.extraction.run.publish", _killed)
+        patch.setattr("featcache.extraction.complete.publish", _killed)
         with pytest.raises(KeyboardInterrupt):
             extract(request_, Execution(segment_rows=16))
     again = extract(request_)

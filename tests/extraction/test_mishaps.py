@@ -18,7 +18,7 @@ from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.stored import StoredFile
 from featcache.cache.verification import verify
 from featcache.errors import CacheBusy, SourceError
-from featcache.extraction import compute, cut, images, run
+from featcache.extraction import complete, compute, cut, images
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract, extract_each
@@ -121,7 +121,7 @@ def test_images_that_are_only_looked_up_are_kept_up_to_the_limit(
         kept.append(sum(map(len, cuts[0].inventory.job.images.payloads.values())))
         return original(cuts)
 
-    monkeypatch.setattr(run, "compute", noting)
+    monkeypatch.setattr(complete, "compute", noting)
     monkeypatch.setattr(images, "_KEPT_BYTES", 10_000)
     monkeypatch.setattr(cut, "_LOOKED_UP_AT_ONCE", 4)
     done = extract(request(folder, tmp_path, limit=60), Execution(rehash=True))
