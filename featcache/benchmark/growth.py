@@ -12,8 +12,8 @@ from featcache.benchmark import ways
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, GrowthResult, Point, Way
 from featcache.benchmark.run import Quietly, machine, scratch
 from featcache.benchmark.scenarios import Scenario
+from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.processes import run_apart
 
 SIZES = (1000, 2000, 4000, 8000, 16000)
 

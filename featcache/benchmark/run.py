@@ -16,8 +16,8 @@ from featcache.benchmark.agreement import compared
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Result, Way
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.twins import twins
+from featcache.extraction.processes import Apart, run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.processes import Apart, run_apart
 
 if TYPE_CHECKING:
     from featcache.extraction.request import Runner

@@ -19,9 +19,9 @@ from featcache.benchmark.run import Quietly, machine, scratch, with_memory
 from featcache.benchmark.scenarios import Scenario
 from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError
+from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads.fit import fit_head
-from featcache.processes import run_apart
 
 # Of the cache's size: what a training may allocate.
 _ALLOWED = 0.4

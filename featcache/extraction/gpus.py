@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from featcache.backbones import devices
 from featcache.errors import InvalidOption
 from featcache.extraction.execution import ALL_GPUS, Execution
+from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import Reporter, taking_turns
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import resolve
@@ -18,7 +19,6 @@ from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.extraction.units import Shard
 from featcache.images.sources import ImageSource
-from featcache.processes import run_apart
 
 
 @dataclass(frozen=True, kw_only=True)

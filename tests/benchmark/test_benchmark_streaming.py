@@ -12,8 +12,8 @@ from benchmark_files import benchmark_module
 from featcache.benchmark.scenarios import scenario
 from featcache.benchmark.streaming import Limited, limited
 from featcache.benchmark.ways import Task
+from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import LogReporter
-from featcache.processes import run_apart
 
 ROWS, WIDE = 20_000, 8192
 

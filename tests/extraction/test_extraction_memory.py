@@ -18,12 +18,12 @@ from featcache.cache.checksums import leading_numbers
 from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.images import Images
+from featcache.extraction.processes import peak_bytes, run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images.samples import Sample, Samples
 from featcache.images.sources import ImageSource, Listing, Stamp
-from featcache.processes import peak_bytes, run_apart
 
 SIDE = 80
 FEW, MANY = 200, 2000  # of each class

@@ -11,10 +11,10 @@ import torch
 from head_caches import blobs, write_cache
 
 from featcache.cache.reader import FeatureCache
+from featcache.extraction.processes import peak_bytes, run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads import HeadConfig, batches, fit_head
 from featcache.heads.views import TRAIN_VIEWS
-from featcache.processes import peak_bytes, run_apart
 
 DIM = 8192
 ROWS = 3000

@@ -11,8 +11,8 @@ import pytest
 from pytest import approx
 
 from featcache.errors import ExtractionError, HeadError
+from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import Reporter
-from featcache.processes import run_apart
 
 MB = 1 << 20
 
