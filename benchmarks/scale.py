@@ -73,10 +73,10 @@ def training(setting: Setting) -> dict[str, Any]:
 
 
 def listing(setting: Setting) -> dict[str, Any]:
-    """What a driver of tasks holds, and one shard of 200, of 20 and of 2, which read and digest their own images."""
+    """What a driver of tasks holds, and one shard of 200 and of 20, which read and digest their own images."""
     shares = {
         share: child("listing", str(setting.images), str(setting.scratch / f"data-{number}"), share)
-        for number, share in enumerate(("driver", "0/200", "0/20", "0/2"))
+        for number, share in enumerate(("driver", "0/200", "0/20"))
     }
     rows = {"train": setting.images}
     folder = sparse_cache(
