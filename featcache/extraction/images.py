@@ -117,6 +117,8 @@ class Images:
     def read_unknown(self, numbers: Numbers) -> None:
         """Read and digest those of these images whose digest is not known; some are kept until they are decoded.
 
+        `save` remembers them, once all are read: it writes the index anew.
+
         Raises SourceError for an image that cannot be read, unless that is listed.
         """
         self.look_up(numbers)
@@ -135,8 +137,6 @@ class Images:
             self._kept += len(content) if isinstance(content, bytes) else content.nbytes
             if self._kept <= _KEPT_BYTES:
                 self.payloads[number] = content
-        if len(unknown):
-            self.save()
 
     def learn(self, numbers: Numbers, digests: npt.NDArray[np.uint8]) -> None:
         """Take the digests (m, 32) of images that were read."""

@@ -94,10 +94,13 @@ def resolve(
         reporters = (
             [reporter] if len(requests) == 1 else taking_turns(reporter, [one.backbone_name for one in requests])
         )
-        yield tuple(
-            _job(request, execution, images, told, measures=measures)
-            for request, told in zip(requests, reporters, strict=True)
-        )
+        try:
+            yield tuple(
+                _job(request, execution, images, told, measures=measures)
+                for request, told in zip(requests, reporters, strict=True)
+            )
+        finally:
+            images.save()
 
 
 def _require_same_images(requests: Sequence[Request]) -> None:

@@ -105,6 +105,7 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Images]:
 def read(images: Images) -> Images:
     """All of them, none kept."""
     images.read_unknown(images.numbers)
+    images.save()
     images.payloads.clear()
     return images
 

@@ -81,6 +81,7 @@ def test_shares_of_the_images_are_remembered_together(tmp_path: Path) -> None:
     for share in ([0, 2], [1, 3, 4]):
         images = of(Source({"train": 5}), tmp_path)
         images.read_unknown(np.array(share))
+        images.save()
     source = Source({"train": 5})
     images = of(source, tmp_path)
     images.look_up(images.numbers)
@@ -91,10 +92,12 @@ def test_shares_of_the_images_are_remembered_together(tmp_path: Path) -> None:
 def test_a_small_selection_does_not_forget_the_others(tmp_path: Path) -> None:
     whole = of(Source({"train": 50}), tmp_path)
     whole.read_unknown(whole.numbers[:-1])
+    whole.save()
     source = Source({"train": 50})
     request = Request(dataset=source, backbone="pixels", data_dir=tmp_path, limit=50)
     last = Images(source, request, workers=1, skip_unreadable=False, rehash=False, reporter=LogReporter())
     last.read_unknown(last.numbers[-1:])
+    last.save()
     assert source.reads == {"train/049": 1}
     again = of(Source({"train": 50}), tmp_path)
     again.look_up(again.numbers)
@@ -108,6 +111,7 @@ def test_what_has_changed_often_does_not_grow_the_index_without_end(tmp_path: Pa
         source.version = version
         images = of(source, tmp_path)
         images.read_unknown(images.numbers)
+        images.save()
         (index,) = (tmp_path / "digests").iterdir()
         sizes.append(index.stat().st_size)
     assert max(sizes) < 2.2 * sizes[0]
@@ -123,6 +127,7 @@ def test_the_stamp_is_the_one_from_before_the_reading(tmp_path: Path) -> None:
     source = Changing({"train": 1})
     images = of(source, tmp_path)
     images.read_unknown(images.numbers)
+    images.save()
     fresh = Source({"train": 1})
     fresh.version = 1
     again = of(fresh, tmp_path)
@@ -133,6 +138,7 @@ def test_the_stamp_is_the_one_from_before_the_reading(tmp_path: Path) -> None:
 def test_rehash_knows_nothing(tmp_path: Path) -> None:
     first = of(Source({"train": 4}), tmp_path)
     first.read_unknown(first.numbers)
+    first.save()
     source = Source({"train": 4})
     images = of(source, tmp_path, rehash=True)
     images.read_unknown(images.numbers)
@@ -165,4 +171,18 @@ def test_nothing_is_saved_for_a_look(tmp_path: Path) -> None:
     images = of(Source({"train": 3}), tmp_path)
     images.remembers = False
     images.read_unknown(images.numbers)
+    images.save()
     assert not list(tmp_path.iterdir())
+
+
+def test_images_that_are_looked_up_in_parts_are_remembered_in_one_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writings: list[int] = []
+    monkeypatch.setattr(module.Index, "save", lambda *_: writings.append(1))
+    images = of(Source({"train": 50}), tmp_path)
+    for start in range(0, 50, 5):
+        images.read_unknown(np.arange(start, start + 5))
+    assert writings == []
+    images.save()
+    assert writings == [1]
