@@ -1,6 +1,6 @@
 """Columns of a table become targets of a cache: its rows are matched to images, and nothing is computed.
 
-An image may have several rows in a cache (views) and stand in several splits; a value of the table goes to all of them.
+An image may stand in several splits; a value of the table goes to all of its rows.
 """
 
 from __future__ import annotations
@@ -195,7 +195,7 @@ def _targets(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Images:
-    """The images of a cache, each split's once.
+    """The images of a cache, split after split.
 
     Args:
         ids: Their sample ids.
@@ -217,11 +217,9 @@ class Images:
         of_rows = {}
         for name in cache:
             split = cache[name]
-            # The first of an image's rows is the plain one, and has the image's own digest.
-            _, first, inverse = np.unique(split.encoded_ids, return_index=True, return_inverse=True)
-            of_rows[name] = inverse.astype(np.int64) + len(ids)
-            ids += split.ids_at(first)
-            digests += _hex(split.digests[first]) if on == "digest" else []
+            of_rows[name] = np.arange(len(ids), len(ids) + len(split))
+            ids += split.ids
+            digests += _hex(split.digests) if on == "digest" else []
         names = [one.rpartition("/")[2] for one in ids]
         by = {"id": [ids], "filename": [names, [_stem(one) for one in names]], "digest": [digests]}[on]
         return cls(ids=ids, keys=[_numbers(keys) for keys in by], of_rows=of_rows, example=by[0][0])

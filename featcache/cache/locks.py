@@ -28,7 +28,7 @@ LOCK_SUFFIX = ".lock"
 _SHARD = ".shard-"
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOOK_EVERY_S = 0.1
-# Shards that begin, and who only looks whether a cache is locked, hold its lock for a moment: that is not busy.
+# Shards that begin, and a look whether a cache is locked, hold its lock for a moment: that is not busy.
 _PASSING_S, _LOOK_AGAIN_S = 0.5, 0.01
 Waiting = Callable[["Owner | None"], None]
 
@@ -72,7 +72,7 @@ def locked(
             whole = _acquire(path, wait, waiting)
             holding.callback(_release, path, whole)
             if shared:
-                # Shards have a lock each: who takes the whole one waits for all of them.
+                # Shards have a lock each: an extraction of all waits for every one of them.
                 own = path.with_name(f"{cache_name}{_SHARD}{secrets.token_hex(4)}{LOCK_SUFFIX}")
                 mine = _acquire(own, wait, waiting)
                 holding.close()

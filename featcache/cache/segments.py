@@ -150,20 +150,26 @@ def open_segments(
 
     A segment that is not there is left out; so is one that is damaged, which `report` is told. Raises CacheUnreadable.
     """
-    found = []
-    for segment in manifest.segments:
-        try:
-            file = StoredFile.open(folder / segment.file)
-        except CacheNotFound:
-            continue
-        except (CacheDamaged, CacheForeign) as error:
-            if report is not None:
-                report(f"{error.message}; its rows are computed again")
-            continue
-        spec = Spec.from_json(file.contents.texts["spec"])
-        if segment.split in rows_in(file.contents.arrays.values()):
-            found.append((segment, CachedSplit(file, spec, segment.split)))
-    return found
+    return [
+        (segment, split)
+        for segment in manifest.segments
+        for split in open_segment(folder / segment.file, report)
+        if split.name == segment.split
+    ]
+
+
+def open_segment(path: Path, report: Callable[[str], None] | None = None) -> list[CachedSplit]:
+    """The rows of one file by split; none where it is not there, or damaged, which `report` is told."""
+    try:
+        file = StoredFile.open(path)
+    except CacheNotFound:
+        return []
+    except (CacheDamaged, CacheForeign) as error:
+        if report is not None:
+            report(f"{error.message}; its rows are computed again")
+        return []
+    spec = Spec.from_json(file.contents.texts["spec"])
+    return [CachedSplit(file, spec, split) for split in rows_in(file.contents.arrays.values())]
 
 
 def open_targets(folder: Path, manifest: Manifest) -> StoredFile:

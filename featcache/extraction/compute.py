@@ -36,7 +36,9 @@ def compute(cuts: Sequence[Cut]) -> list[Computed]:
         _say_what_stands(one)
         _require_room(one)
     with ExitStack() as opened:
-        works = [opened.enter_context(_Work(one)) for one in cuts]
+        works = [_Work(one) for one in cuts]
+        for work in works:
+            opened.enter_context(work.writer)
         images = cuts[0].inventory.job.images
         try:
             _pass_over(images, works)
@@ -74,13 +76,6 @@ class _Work:
             scaling=scaling_of(job),
             stages=job.stages,
         )
-
-    def __enter__(self) -> _Work:
-        self.writer.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.writer.__exit__(*error)  # type: ignore[arg-type]
 
     def take(self, block: Block, number: int) -> None:
         """What came of some images. `number`: of this backbone among those of the pipeline."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ import numpy.typing as npt
 from featcache.cache.carrying import has_labels, kept_label, replaced_label
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor, Donors
-from featcache.cache.layout import rows_in, views_in
+from featcache.cache.layout import views_in
 from featcache.cache.locks import is_locked
 from featcache.cache.manifest import SEGMENT_SUFFIX, TARGETS_FILES, Manifest
 from featcache.cache.reader import FeatureCache
-from featcache.cache.segments import open_segments
+from featcache.cache.segments import open_segment, open_segments
 from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
@@ -41,23 +41,21 @@ class Inventory:
     """
 
     job: Job
-    _warned: set[str] = field(default_factory=set, init=False, repr=False)
+    _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def warn(self, text: str) -> None:
         """Once each, however often a file is looked at."""
-        if text not in self._warned:
-            self._warned.add(text)
-            self.job.reporter.warn(text)
+        self._once(self.job.reporter.warn, text)
 
     @property
     def features_dir(self) -> Path:
         """Where caches lie."""
         return self.job.request.features_dir
 
-    def _say_once(self, text: str) -> None:
-        if text not in self._warned:
-            self._warned.add(text)
-            self.job.reporter.say(text)
+    def _once(self, report: Callable[[str], None], text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
+            report(text)
 
     @property
     def packed_path(self) -> Path:
@@ -145,7 +143,7 @@ class Inventory:
             return False
         replaced = replaced_label(cache)
         if replaced is not None:
-            self._say_once(kept_label(replaced))
+            self._once(self.job.reporter.say, kept_label(replaced))
         return replaced is not None
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
@@ -256,19 +254,11 @@ class Inventory:
 
     def _every_segment_in(self, folder: Path) -> list[CachedSplit]:
         """The rows of all segments in a folder, also of those that an earlier cut has left."""
-        found = []
+        found: list[CachedSplit] = []
         for path in sorted(folder.glob(f"*{SEGMENT_SUFFIX}")):
             if path.name in TARGETS_FILES:
                 continue
-            try:
-                file = StoredFile.open(path)
-            except CacheNotFound:
-                continue
-            except (CacheDamaged, CacheForeign) as error:
-                self.warn(f"{error.message}; its rows are computed again")
-                continue
-            spec = Spec.from_json(file.contents.texts["spec"])
-            found += [CachedSplit(file, spec, split) for split in rows_in(file.contents.arrays.values())]
+            found += open_segment(path, self.warn)
         return [split for split in found if self._is_served_by(split.spec)]
 
     def segments_of(self, folder: Path) -> list[CachedSplit]:

@@ -23,8 +23,8 @@ def label(
 ) -> Labelled:
     """Add columns of a table to a cache as targets, or remove targets. No row is computed.
 
-    A cache in one file is written again whole; beside one in several files only the small file of targets is. Who has
-    the cache open keeps reading what was there; open it again to see the new targets.
+    A cache in one file is written again whole; beside one in several files only the small file of targets is. What
+    has the cache open keeps reading what was there; open it again to see the new targets.
 
     Args:
         cache: A cache, its path, its name, or how that begins.

@@ -152,8 +152,8 @@ class Pipeline:
             failures=tuple(failure for block in blocks for failure in block.failures),
         )
 
-    def decode(self, samples: Sequence[Sample], numbers: Numbers, backbone: int = 0) -> Batch | None:
-        """Those of some images that can be decoded, plain, for one backbone; None where none can. They are kept.
+    def decode(self, samples: Sequence[Sample], numbers: Numbers) -> Batch | None:
+        """Those of some images that can be decoded, plain, for the first backbone; None where none can. They are kept.
 
         So reading them again costs nothing.
         """
@@ -162,11 +162,11 @@ class Pipeline:
             try:
                 payload = self.payloads[number] = self._read(samples[number], number)
                 image = decode(payload, samples[number].id)
-                prepared.append((number, 0, self.backbones[backbone].prepared(image, digest(payload), 0)))
+                prepared.append((number, 0, self.backbones[0].prepared(image, digest(payload), 0)))
             except ImageError:
                 # It is reported when it is computed.
                 continue
-        return _packed(self.backbones[backbone], prepared)
+        return _packed(self.backbones[0], prepared)
 
     def _plain(self, number: int, digest: bytes) -> Sequence[Sequence[int]]:
         return [(0,)] * len(self.backbones)

@@ -54,7 +54,7 @@ def run_apart(function: Callable[[Task, Reporter], Result], task: Task, reporter
     except EOFError:
         process.join()
         raise ExtractionError(
-            f"the process that measured {function.__name__} ended with {process.exitcode} and said nothing",
+            f"the process that ran {function.__name__} ended with {process.exitcode} and gave no reason",
             hint="it may have been killed for lack of memory: fewer --images, or a smaller --image-size",
         ) from None
     finally:

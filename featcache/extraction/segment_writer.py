@@ -311,9 +311,9 @@ class SegmentWriter:
             else:
                 draft.put(np.array([place]), draft.read(np.array([first]), view), view)
         for place, image in opened.copies.items():
-            draft.put(np.array([place]), self._published_row(image, opened.unit.segment.split, view), view)
+            draft.put(np.array([place]), self._published_row(image, view), view)
 
-    def _published_row(self, image: int, split: str, view: int) -> Mapping[str, npt.NDArray[Any]]:
+    def _published_row(self, image: int, view: int) -> Mapping[str, npt.NDArray[Any]]:
         number, row = self._published.place(image)
         segment = self._units[number].segment
         with closing(StoredFile.open(self._folder / segment.file)) as file:

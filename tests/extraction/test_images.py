@@ -179,7 +179,7 @@ def test_images_that_are_looked_up_in_parts_are_remembered_in_one_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writings: list[int] = []
-    monkeypatch.setattr(module.Index, "save", lambda *_: writings.append(1))
+    monkeypatch.setattr("featcache.extraction.index.Index.save", lambda *_: writings.append(1))
     images = of(Source({"train": 50}), tmp_path)
     for start in range(0, 50, 5):
         images.read_unknown(np.arange(start, start + 5))

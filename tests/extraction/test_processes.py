@@ -93,7 +93,7 @@ def test_a_fault_is_raised_as_it_was() -> None:
 
 
 def test_a_killed_process_is_an_error_with_a_hint() -> None:
-    with pytest.raises(ExtractionError, match="measured killed ended with -9") as caught:
+    with pytest.raises(ExtractionError, match="the process that ran killed ended with -9") as caught:
         run_apart(killed, None, Heard())
     assert "memory" in (caught.value.hint or "")
 
