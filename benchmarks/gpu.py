@@ -50,7 +50,7 @@ from featcache.extraction.reporting import LogReporter
 from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.stages import Stages
 from featcache.images.samples import Sample
-from featcache.images.sources import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Listing, Stamp
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.images.samples import Sample, SampleIds, Samples
-from featcache.images.sources import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Listing, Stamp
 
 if TYPE_CHECKING:
     from featcache.heads.config import HeadConfig

@@ -14,7 +14,7 @@ from featcache.extraction.execution import Execution
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract_each
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 Several = list[str] | list[Network] | list[str | Network] | tuple[str | Network, ...]
 Progress = Callable[[str, int, int], None]

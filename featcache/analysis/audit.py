@@ -36,7 +36,7 @@ from featcache.analysis.records import KINDS, Audit, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.cache.reader import FeatureCache
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 Progress = Callable[[str, int, int], None]
 

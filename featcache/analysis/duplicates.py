@@ -22,7 +22,7 @@ from featcache.analysis.pictures import Pictures
 from featcache.analysis.records import Finding, Link, class_name
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
-from featcache.images.sources import SPLITS, Sample
+from featcache.images.source import SPLITS, Sample
 
 Chosen = npt.NDArray[np.bool_]
 

@@ -28,7 +28,7 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.heads.batches import Batch, epoch_order
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import cut_images
-from featcache.images.sources import UNLABELLED, ImageSource, Sample
+from featcache.images.source import UNLABELLED, ImageSource, Sample
 
 Preset = Callable[[Image.Image], Tensor]  # one RGB image -> float32 (3, S, S)
 

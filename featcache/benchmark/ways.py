@@ -43,7 +43,7 @@ from featcache.heads.runs import Run
 from featcache.heads.sweep_plan import SweepPlan
 from featcache.heads.sweeping import sweep_heads
 from featcache.images import open_source
-from featcache.images.sources import Sample
+from featcache.images.source import Sample
 
 Dtype = Literal["float16", "float32"]
 

@@ -19,7 +19,7 @@ from featcache.errors import FeatcacheError
 if TYPE_CHECKING:
     from featcache.analysis.records import Audit, Finding, Section
     from featcache.cache.reader import FeatureCache
-    from featcache.images.sources import ImageSource
+    from featcache.images.source import ImageSource
 
 _OPTIONS = "What is looked for, and how"
 _MOST_NAMED = 3

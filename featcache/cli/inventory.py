@@ -17,7 +17,7 @@ from featcache.errors import UnknownName
 if TYPE_CHECKING:
     from featcache.backbones.listing import LayerRow
     from featcache.heads.recipes import Recipe
-    from featcache.images.torchvision_sets import NamedSet
+    from featcache.images.sources.torchvision_sets import NamedSet
 
 _SECTION = "What there is"
 _SHOWN = "Which are listed"
@@ -78,7 +78,7 @@ def register(app: typer.Typer) -> None:
         the Hugging Face Hub.
         """
         from featcache.images import dataset_names, describe
-        from featcache.images.named import is_here
+        from featcache.images.sources.named import is_here
 
         folder = common.data_dir / "datasets"
         known = [(one, is_here(one, folder)) for one in map(describe, dataset_names())]

@@ -18,7 +18,7 @@ from featcache.errors import ImageError, InvalidOption
 if TYPE_CHECKING:
     from featcache.backbones.transforms import Transform
     from featcache.images.contact_sheet import Tile
-    from featcache.images.sources import ImageSource, Sample
+    from featcache.images.source import ImageSource, Sample
 
 _WHICH = "Which images"
 _HOW = "How they are shown"

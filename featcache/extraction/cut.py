@@ -24,7 +24,7 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.publish import begin, packs
 from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit, assumed_speed, segment_rows_for, units_in, units_of
-from featcache.images.sources import digest
+from featcache.images.source import digest
 
 # The speed is measured before segments are cut where so many batches have to be computed; one of them is measured.
 _BATCHES_WORTH_MEASURING = 8

@@ -18,7 +18,7 @@ from featcache.extraction.resolve import resolve
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.extraction.units import Shard
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)

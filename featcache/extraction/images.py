@@ -21,7 +21,7 @@ from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.images.samples import SampleIds, SampleRows, Samples
 from featcache.images.selection import select
-from featcache.images.sources import SPLITS, ImageSource, Payload, digest
+from featcache.images.source import SPLITS, ImageSource, Payload, digest
 
 Numbers = npt.NDArray[np.int64]
 _CHUNK = 256

@@ -20,7 +20,7 @@ import xxhash
 from featcache.errors import CacheUnwritable
 from featcache.files import publishing
 from featcache.images.samples import SampleRows
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 _MAGIC = b"featcache-digests-1\n"
 _KEY_BYTES, _DIGEST_BYTES = 16, 32

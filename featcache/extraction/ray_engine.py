@@ -30,7 +30,7 @@ from featcache.extraction.resolve import resolve
 from featcache.extraction.result import Computed, Extraction, report_cache
 from featcache.extraction.run import carry_out, lock
 from featcache.files import disk_errors
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 _TRIES = 3
 # So many tasks for each slot there is: a worker that is done never waits for the driver.

@@ -27,7 +27,7 @@ from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.resolve import augmentation_of
 from featcache.images import open_source
-from featcache.images.sources import ImageSource, Sample
+from featcache.images.source import ImageSource, Sample
 
 _BATCH, _LARGEST_BATCH = 32, 4096
 _SAY_WHERE = "say where they are now (predict and export: --weights)"

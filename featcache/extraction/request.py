@@ -132,7 +132,7 @@ class Request(StorageOptions, BackboneOptions, ImageOptions):
         """What names the set in a selection: its name, or the absolute path; nothing is opened."""
         if not isinstance(self.dataset, str | Path):
             return self.dataset.origin
-        from featcache.images.sources import origin_of
+        from featcache.images.source import origin_of
 
         return origin_of(self.dataset)
 

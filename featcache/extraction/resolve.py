@@ -22,7 +22,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.stages import Stages, Stopwatch
 from featcache.images import open_source
 from featcache.images.decoding import DECODER
-from featcache.images.sources import ImageSource
+from featcache.images.source import ImageSource
 
 if TYPE_CHECKING:
     from featcache.backbones.runners.choosing import Chosen

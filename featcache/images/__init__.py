@@ -16,14 +16,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.images.arrays import ArraySource
     from featcache.images.decoding import DECODER, decode
-    from featcache.images.named import dataset_names, describe
     from featcache.images.opening import open_source
     from featcache.images.selection import select
-    from featcache.images.sources import SPLITS, UNLABELLED, ImageSource, Payload, Sample, digest
-    from featcache.images.torch_dataset import TorchDatasetSource
-    from featcache.images.torchvision_sets import NamedSet
+    from featcache.images.source import SPLITS, UNLABELLED, ImageSource, Payload, Sample, digest
+    from featcache.images.sources.arrays import ArraySource
+    from featcache.images.sources.named import dataset_names, describe
+    from featcache.images.sources.torch_dataset import TorchDatasetSource
+    from featcache.images.sources.torchvision_sets import NamedSet
 
 __all__ = [
     "DECODER",
@@ -44,14 +44,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "arrays": ("ArraySource",),
+    "sources.arrays": ("ArraySource",),
     "decoding": ("DECODER", "decode"),
-    "named": ("dataset_names", "describe"),
+    "sources.named": ("dataset_names", "describe"),
     "opening": ("open_source",),
     "selection": ("select",),
-    "sources": ("SPLITS", "UNLABELLED", "ImageSource", "Payload", "Sample", "digest"),
-    "torch_dataset": ("TorchDatasetSource",),
-    "torchvision_sets": ("NamedSet",),
+    "source": ("SPLITS", "UNLABELLED", "ImageSource", "Payload", "Sample", "digest"),
+    "sources.torch_dataset": ("TorchDatasetSource",),
+    "sources.torchvision_sets": ("NamedSet",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.images.samples import SampleColumns
-from featcache.images.sources import SPLITS, UNLABELLED, Listing, check_splits
+from featcache.images.source import SPLITS, UNLABELLED, Listing, check_splits
 
 
 class ClassNames:

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from featcache.errors import InvalidOption
-from featcache.images.sources import Pixels
+from featcache.images.source import Pixels
 
 if TYPE_CHECKING:
     from rich.text import Text

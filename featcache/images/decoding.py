@@ -35,7 +35,7 @@ from PIL import (
 )
 
 from featcache.errors import ImageError
-from featcache.images.sources import Payload, Pixels
+from featcache.images.source import Payload, Pixels
 
 DECODER: Final = "pillow"
 """What the spec records: another decoder gives other pixels."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from featcache.errors import SourceError
-from featcache.images.sources import UNLABELLED, Listing
+from featcache.images.source import UNLABELLED, Listing
 
 SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 

@@ -7,15 +7,15 @@ import os
 from pathlib import Path
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.archive import open_archive
-from featcache.images.folder import FolderSource, has_images
-from featcache.images.hugging_face import PREFIX, holds_images, open_hugging_face
-from featcache.images.image_table import TableSource
 from featcache.images.layout import EXPECTED
-from featcache.images.named import dataset_names, open_named
-from featcache.images.sources import WEBDATASET, ImageSource, Report, has_archive_suffix
+from featcache.images.source import WEBDATASET, ImageSource, Report, has_archive_suffix
+from featcache.images.sources.archive import open_archive
+from featcache.images.sources.folder import FolderSource, has_images
+from featcache.images.sources.hugging_face import PREFIX, holds_images, open_hugging_face
+from featcache.images.sources.named import dataset_names, open_named
+from featcache.images.sources.table import TableSource
+from featcache.images.sources.webdataset import is_pattern, open_webdataset, tars_in
 from featcache.images.tables import is_table
-from featcache.images.webdataset import is_pattern, open_webdataset, tars_in
 
 
 def open_source(

@@ -10,7 +10,7 @@ from featcache.config import Option, check
 from featcache.errors import UnknownName
 
 if TYPE_CHECKING:
-    from featcache.images.sources import ImageSource
+    from featcache.images.source import ImageSource
 
 SPLITS = ("train", "val", "test")
 """The splits there can be, in the order in which they stand everywhere."""

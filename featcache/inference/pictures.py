@@ -10,9 +10,9 @@ import numpy as np
 
 from featcache.errors import InvalidOption
 from featcache.images import ArraySource, ImageSource, Payload, Sample
-from featcache.images.archive import open_archive
-from featcache.images.folder import FilesSource, image_files
-from featcache.images.sources import UNLABELLED, Listing, Stamp, has_archive_suffix
+from featcache.images.source import UNLABELLED, Listing, Stamp, has_archive_suffix
+from featcache.images.sources.archive import open_archive
+from featcache.images.sources.folder import FilesSource, image_files
 
 # None of these images belongs to a set: the split only has to be one.
 _SPLIT = "test"

@@ -33,8 +33,8 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
 from featcache.images import decode
-from featcache.images.folder import FolderSource
-from featcache.images.sources import Sample
+from featcache.images.source import Sample
+from featcache.images.sources.folder import FolderSource
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images.samples import Sample, Samples
-from featcache.images.sources import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Listing, Stamp
 
 SIDE = 80
 FEW, MANY = 200, 2000  # of each class

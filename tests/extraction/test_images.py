@@ -16,7 +16,7 @@ from featcache.extraction import images as module
 from featcache.extraction.images import Images
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
-from featcache.images.sources import ImageSource, Listing, Sample, Stamp, digest
+from featcache.images.source import ImageSource, Listing, Sample, Stamp, digest
 
 
 class Source(ImageSource):

@@ -28,7 +28,7 @@ from featcache.extraction.resolve import augmentation_of
 from featcache.extraction.run import Execution, extract
 from featcache.extraction.why import why
 from featcache.images import decode
-from featcache.images.sources import digest
+from featcache.images.source import digest
 
 VIEWS = 3
 

@@ -156,7 +156,7 @@ def test_a_member_beyond_the_limit_is_refused(zipped: Path, tarred: Path) -> Non
 
 
 def test_a_tar_member_beyond_the_limit_is_refused(tarred: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.images.tar_archive.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("featcache.images.sources.tar.MAX_FILE_BYTES", 100)
     source = opened(tarred)
     with pytest.raises(ImageError, match=r"cat/1\.png: [\d,]+ bytes, at most 100 are read"):
         source.read(source.samples("train")[0])
@@ -370,14 +370,14 @@ def test_zstd_is_named_as_what_it_is(tmp_path: Path) -> None:
 
 def test_a_nearly_full_disk_stops_decompression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "set.tar.gz", TWO)
-    monkeypatch.setattr("featcache.images.tar_archive._SPARE_DISK_BYTES", 2**62)
+    monkeypatch.setattr("featcache.images.sources.tar._SPARE_DISK_BYTES", 2**62)
     with pytest.raises(SourceError, match="nearly full") as caught:
         opened(path)
     assert "TMPDIR" in (caught.value.hint or "")
 
 
 def test_a_long_decompression_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.images.tar_archive._COPY_BYTES", 512)
+    monkeypatch.setattr("featcache.images.sources.tar._COPY_BYTES", 512)
     said: list[str] = []
     files = {f"cat/{number}.png": os.urandom(3000) for number in range(30)}
     opened(write_tar(tmp_path / "set.tar.gz", files), report=said.append)

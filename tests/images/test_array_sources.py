@@ -19,7 +19,7 @@ from PIL import Image
 
 from featcache.errors import ImageError, SourceError
 from featcache.images import ArraySource, TorchDatasetSource, decode, digest, open_source
-from featcache.images.sources import Listing
+from featcache.images.source import Listing
 
 
 def zeros(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from featcache.errors import InvalidOption
 from featcache.images.contact_sheet import PAPER, Tile, contact_sheet, fit, terminal_lines
-from featcache.images.sources import Pixels
+from featcache.images.source import Pixels
 
 RED, BLUE = (200, 10, 10), (10, 10, 200)
 

@@ -12,7 +12,7 @@ from image_source_contract import all_samples
 
 from featcache.errors import ImageError, SourceError
 from featcache.images import decode
-from featcache.images.folder import FolderSource
+from featcache.images.sources.folder import FolderSource
 
 
 def ids(source: FolderSource) -> list[str]:
@@ -97,7 +97,7 @@ def test_a_file_that_vanished_is_an_image_error(folder: Path) -> None:
 
 
 def test_a_file_beyond_the_limit_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.images.folder.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("featcache.images.sources.folder.MAX_FILE_BYTES", 100)
     source = FolderSource(folder)
     with pytest.raises(ImageError, match=r"cat/1\.png: [\d,]+ bytes, at most 100 are read"):
         source.read(source.samples("train")[0])
@@ -169,7 +169,7 @@ def test_a_relative_path_is_made_absolute(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_file_that_grows_without_end_is_given_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = FolderSource(folder)
-    monkeypatch.setattr("featcache.images.folder.MAX_FILE_BYTES", 10_000)
+    monkeypatch.setattr("featcache.images.sources.folder.MAX_FILE_BYTES", 10_000)
     monkeypatch.setattr(os, "read", lambda descriptor, size: bytes(size))
     with pytest.raises(ImageError, match=r"cat/1\.png: grows while it is read"):
         source.read(source.samples("train")[0])

@@ -18,8 +18,8 @@ from image_source_contract import ImageSourceContract, Open, all_samples
 
 from featcache.errors import ImageError, SourceError
 from featcache.images import open_source
-from featcache.images.image_table import TableSource
-from featcache.images.webdataset import open_webdataset
+from featcache.images.sources.table import TableSource
+from featcache.images.sources.webdataset import open_webdataset
 
 FILES = images_at("photos/a.png", "photos/b.png", "elsewhere/c d.png", "photos/ü.png")
 

@@ -20,7 +20,7 @@ from torchvision_layouts import LAYOUTS
 
 from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError, UnknownName
 from featcache.images import SPLITS, dataset_names, decode, describe, open_source
-from featcache.images.torchvision_sets import NAMED_SETS
+from featcache.images.sources.torchvision_sets import NAMED_SETS
 
 
 @pytest.fixture(autouse=True)
@@ -352,7 +352,7 @@ def test_an_archive_on_another_file_system_is_copied(
 def test_a_download_that_leads_to_nothing_is_an_error(
     cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.images.acquisition._move_up", lambda staging, root: None)
+    monkeypatch.setattr("featcache.images.sources.acquisition._move_up", lambda staging, root: None)
     with pytest.raises(DownloadError, match="does not find"):
         open_source("cifar10", datasets_dir=tmp_path / "sets")
 

@@ -23,7 +23,7 @@ from image_files import encoded, pixels
 from PIL import Image
 
 from featcache.images import describe
-from featcache.images.torchvision_sets import NAMED_SETS
+from featcache.images.sources.torchvision_sets import NAMED_SETS
 
 Fabricate = Callable[[Path, pytest.MonkeyPatch], None]
 

@@ -22,9 +22,9 @@ import numpy as np
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.class_names import ImageList
-from featcache.images.folder import MAX_FILE_BYTES, FilesSource
 from featcache.images.layout import SPLIT_NAMES
-from featcache.images.sources import SPLITS, Sample, Stamp, digest, slug
+from featcache.images.source import SPLITS, Sample, Stamp, digest, slug
+from featcache.images.sources.folder import MAX_FILE_BYTES, FilesSource
 from featcache.images.tables import Row, column_names, table_rows
 
 EXPECTED = "expected a column path or url, and perhaps label, split (train, val, test) and sha256"

@@ -17,7 +17,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.archive import (
+from featcache.images.shared_file import SharedFile
+from featcache.images.source import Report, Sample, Stamp
+from featcache.images.sources.archive import (
     ArchiveSource,
     add_member,
     first_bytes,
@@ -25,9 +27,7 @@ from featcache.images.archive import (
     open_file,
     version_of,
 )
-from featcache.images.folder import MAX_FILE_BYTES
-from featcache.images.shared_file import SharedFile
-from featcache.images.sources import Report, Sample, Stamp
+from featcache.images.sources.folder import MAX_FILE_BYTES
 
 _BLOCK = tarfile.BLOCKSIZE
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from featcache.errors import SourceError
 from featcache.images.class_names import ClassNames
-from featcache.images.sources import UNLABELLED
+from featcache.images.source import UNLABELLED
 
 LABEL_NAMES: Final = ("label", "labels", "class")
 _BINARY: Final = ("binary", "large_binary")

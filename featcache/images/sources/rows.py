@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import ImageError
-from featcache.images.sources import Stamp
+from featcache.images.source import Stamp
 
 
 class ImageRows(ABC):

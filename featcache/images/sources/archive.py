@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 from featcache.errors import ImageError, SourceError
 from featcache.images.layout import arrange, is_image
 from featcache.images.shared_file import SharedFile
-from featcache.images.sources import ImageSource, Report, Sample, name_of
+from featcache.images.source import ImageSource, Report, Sample, name_of
 
 Member = TypeVar("Member")
 
@@ -143,8 +143,8 @@ def open_archive(path: Path, report: Report | None = None) -> ImageSource:
     Raises SourceError for anything else.
     """
     # Both import this module.
-    from featcache.images.tar_archive import TarSource, compression_of, is_tar
-    from featcache.images.zip_archive import ZipSource
+    from featcache.images.sources.tar import TarSource, compression_of, is_tar
+    from featcache.images.sources.zip import ZipSource
 
     head = first_bytes(path)
     if compression_of(head) or is_tar(head):

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from featcache.images.digits import CLASSES as DIGITS
-from featcache.images.torchvision_rows import (
+from featcache.images.sources.digits import CLASSES as DIGITS
+from featcache.images.sources.torchvision_rows import (
     Extract,
     arrays,
     caltech,

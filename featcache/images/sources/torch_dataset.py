@@ -13,7 +13,7 @@ from PIL import Image
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.decoding import misfit, to_rgb
-from featcache.images.sources import (
+from featcache.images.source import (
     UNLABELLED,
     ImageSource,
     Listing,

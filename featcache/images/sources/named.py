@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.arrays import ArraySource
-from featcache.images.digits import digits
-from featcache.images.folder import FilesSource
-from featcache.images.sources import UNLABELLED, ImageSource, Listing, Report
-from featcache.images.torchvision_rows import ArrayRows, Extract, FileRows
-from featcache.images.torchvision_sets import NAMED_SETS, NamedSet
+from featcache.images.source import UNLABELLED, ImageSource, Listing, Report
+from featcache.images.sources.arrays import ArraySource
+from featcache.images.sources.digits import digits
+from featcache.images.sources.folder import FilesSource
+from featcache.images.sources.torchvision_rows import ArrayRows, Extract, FileRows
+from featcache.images.sources.torchvision_sets import NAMED_SETS, NamedSet
 
 
 def dataset_names() -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def describe(name: str) -> NamedSet:
 
 def is_here(named: NamedSet, datasets_dir: Path) -> bool:
     """Whether the set needs no download: it comes with a package, or something lies in its folder of `datasets_dir`."""
-    from featcache.images.acquisition import lies_in
+    from featcache.images.sources.acquisition import lies_in
 
     return named.extract is None or lies_in(datasets_dir / named.name)
 
@@ -42,7 +42,7 @@ def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, d
     if named.extract is None:
         return digits()
     # What downloads is imported where a set may have to be.
-    from featcache.images.acquisition import acquire
+    from featcache.images.sources.acquisition import acquire
 
     datasets = acquire(named, datasets_dir, report, download=download)
     rows = {split: _rows(named, named.extract, data) for split, data in datasets.items()}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.layout import EXTENSIONS, arrange, is_image
-from featcache.images.sources import ImageSource, Listing, Sample, Stamp, name_of
+from featcache.images.source import ImageSource, Listing, Sample, Stamp, name_of
 
 MAX_FILE_BYTES = 512 * 2**20
 """Larger encoded files are refused: nothing that `decoding.MAX_PIXELS` allows needs as much."""

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.archive import open_file, version_of
 from featcache.images.class_names import ImageList
-from featcache.images.folder import MAX_FILE_BYTES
 from featcache.images.layout import SPLIT_NAMES, is_image
 from featcache.images.shared_file import SharedFile
-from featcache.images.sources import SPLITS, ImageSource, Listing, Report, Sample, Stamp, slug
-from featcache.images.tar_archive import member_headers, refuse_compressed
+from featcache.images.source import SPLITS, ImageSource, Listing, Report, Sample, Stamp, slug
+from featcache.images.sources.archive import open_file, version_of
+from featcache.images.sources.folder import MAX_FILE_BYTES
+from featcache.images.sources.tar import member_headers, refuse_compressed
 
 _CLASS_FIELDS = ("label", "cls", "class")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")

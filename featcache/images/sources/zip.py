@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.archive import ArchiveSource, add_member, member_path, open_file, version_of
-from featcache.images.folder import MAX_FILE_BYTES
 from featcache.images.shared_file import SharedFile
-from featcache.images.sources import Sample, Stamp
+from featcache.images.source import Sample, Stamp
+from featcache.images.sources.archive import ArchiveSource, add_member, member_path, open_file, version_of
+from featcache.images.sources.folder import MAX_FILE_BYTES
 
 _HEADER = struct.Struct("<4s5H3I2H")
 _NAME_AND_EXTRA_BYTES = 512  # read along with the header; longer ones cost a second read

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.decoding import misfit
-from featcache.images.sources import (
+from featcache.images.source import (
     UNLABELLED,
     ImageSource,
     Listing,

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import SourceError
-from featcache.images.arrays import ArraySource
+from featcache.images.sources.arrays import ArraySource
 
 CLASSES = tuple(str(digit) for digit in range(10))
 _TEST_SHARE = 5  # one in five

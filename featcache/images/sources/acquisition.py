@@ -22,8 +22,8 @@ from typing import Any
 import filelock
 
 from featcache.errors import DownloadError, MissingExtra, SourceError
-from featcache.images.sources import Report
-from featcache.images.torchvision_sets import NamedSet
+from featcache.images.source import Report
+from featcache.images.sources.torchvision_sets import NamedSet
 
 _STAGING = ".download"
 _LOCK = ".lock"

@@ -12,8 +12,8 @@ from typing import Any, Final
 import numpy as np
 
 from featcache.errors import ImageError, MissingExtra, SourceError
-from featcache.images.rows import ImageRows, encoded
-from featcache.images.sources import Stamp
+from featcache.images.source import Stamp
+from featcache.images.sources.rows import ImageRows, encoded
 
 # Threads that decode read neighbouring rows: two groups at a time, and what is nearly done.
 _HELD: Final = 4

@@ -20,10 +20,10 @@ from urllib.parse import parse_qsl
 
 from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError
 from featcache.images.layout import SPLIT_NAMES
-from featcache.images.parquet_rows import ParquetRows, read_schema
-from featcache.images.row_features import Columns, class_numbers, find_columns
-from featcache.images.rows import HubRows, ImageRows
-from featcache.images.sources import SPLITS, ImageSource, Listing, Report, Sample, Stamp, numbered_ids
+from featcache.images.source import SPLITS, ImageSource, Listing, Report, Sample, Stamp, numbered_ids
+from featcache.images.sources.parquet_rows import ParquetRows, read_schema
+from featcache.images.sources.row_features import Columns, class_numbers, find_columns
+from featcache.images.sources.rows import HubRows, ImageRows
 
 PREFIX: Final = "hf:"
 _OPTIONS: Final = ("config", "image", "label")
