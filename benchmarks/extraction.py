@@ -51,7 +51,7 @@ from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract
 from featcache.heads import train_head
-from featcache.images import open_source
+from featcache.images import open_images
 from featcache.images.decoding import decode
 
 
@@ -105,7 +105,7 @@ def speed(setting: Setting, network: str) -> dict[str, Any]:
     """Turns of all ways; medians of the ratios turn by turn."""
     sizes, size = setting.sizes, setting.sizes.image_size
     loaded = load_backbone(network, weights=setting.weights(network), image_size=size, data_dir=setting.scratch)
-    with closing(open_source(setting.archive, datasets_dir=setting.scratch)) as source:
+    with closing(open_images(setting.archive, datasets_dir=setting.scratch)) as source:
         samples = list(source.samples("test"))[: sizes.images]
         batch = np.stack([loaded.resize(decode(source.read(one), one.id)) for one in samples[:BATCH]])
         programs, not_run = _programs(loaded, batch)
@@ -240,7 +240,7 @@ def jpeg(setting: Setting) -> dict[str, Any]:
 def _photographs(setting: Setting) -> Path:
     folder = setting.scratch / "photographs" / "all"
     folder.mkdir(parents=True)
-    with closing(open_source(setting.archive, datasets_dir=setting.scratch)) as source:
+    with closing(open_images(setting.archive, datasets_dir=setting.scratch)) as source:
         for number, sample in enumerate(list(source.samples("test"))[: setting.sizes.jpegs]):
             picture = Image.fromarray(decode(source.read(sample), sample.id)).resize(
                 (640, 480), Image.Resampling.BICUBIC

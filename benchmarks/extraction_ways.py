@@ -25,7 +25,8 @@ from featcache.backbones.transforms import Transform
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
-from featcache.images.source import ImageSource, Sample
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource
 
 BATCH = 32
 WEIGHTS = {"vgg16": "vgg16_imagenet_features.safetensors", "inception_v3": "inception_v3_features.safetensors"}

@@ -49,8 +49,9 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.stages import Stages
+from featcache.images.listing import Listing
 from featcache.images.samples import Sample
-from featcache.images.source import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Stamp
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class Jpegs(ImageSource):
     def __init__(self, images: np.ndarray, samples: int) -> None:
         self._encoded = [_encoded(image) for image in images]
         rows = (("test", f"test/{number:08d}", 0) for number in range(samples))
-        super().__init__(name="jpegs", origin="memory", listing=Listing(rows, ["all"]))
+        super().__init__(name="jpegs", origin="memory", listing=Listing.of_rows(rows, ["all"]))
 
     def read(self, sample: Sample) -> bytes:
         """One of the few."""

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.images.listing import Listing
 from featcache.images.samples import Sample, SampleIds, Samples
-from featcache.images.source import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Stamp
 
 if TYPE_CHECKING:
     from featcache.heads.config import HeadConfig
@@ -128,7 +129,11 @@ class Simulated(ImageSource):
 
     def __init__(self, images: int) -> None:
         classes = [f"class {number}" for number in range(10)]
-        super().__init__(name="simulated", origin="simulated", listing=Listing.of({"train": names(images)}, classes))
+        super().__init__(
+            name="simulated",
+            origin="simulated",
+            listing=Listing(samples={"train": names(images)}, classes=tuple(classes)),
+        )
 
     def read(self, sample: Sample) -> bytes:
         return sample.id.encode()
@@ -159,6 +164,45 @@ def listing(images: str, data_dir: str, share: str) -> dict[str, Any]:
     return found | {"rows": len(chosen), "peak_bytes": memory("VmHWM") - before}
 
 
+def write_table(path: str, images: str, columns: str) -> dict[str, Any]:
+    """A Parquet table that names images, none of which is there, with labels and perhaps numbers."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kinds = {"path": pa.string(), "label": pa.string(), "weight": pa.float64()}
+    schema = pa.schema([("path", kinds["path"]), *((name, kinds[name]) for name in columns.split(","))])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, int(images), _ROWS_AT_ONCE):
+            rows = range(start, min(start + _ROWS_AT_ONCE, int(images)))
+            cells = {
+                "path": [f"photographs/{row:09d}.jpg" for row in rows],
+                "label": [f"class {row % 10}" for row in rows],
+                "weight": [row / 7 for row in rows],
+            }
+            writer.write_batch(pa.record_batch([cells[name] for name in schema.names], schema=schema))
+    return {"table_bytes": Path(path).stat().st_size}
+
+
+def table(path: str, data_dir: str) -> dict[str, Any]:
+    """What a driver holds of a table: its listing, segments, and the targets that are written in the end."""
+    from featcache.columns import ColumnOptions
+    from featcache.extraction.images import Images
+    from featcache.extraction.reporting import LogReporter
+    from featcache.extraction.request import Request
+    from featcache.extraction.units import segment_rows_for, units_of
+    from featcache.images.location import open_images
+
+    libraries, timed = memory("VmRSS"), Timed()
+    source = open_images(path, columns=ColumnOptions())
+    found: dict[str, Any] = {"listing_s": timed(), "libraries_mib": libraries // _MIB}
+    request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
+    chosen = Images(source, request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+    units = units_of(chosen.numbers, chosen.rows_of_splits, segment_rows=segment_rows_for(100.0, len(chosen)))
+    found |= {"cutting_s": timed(), "segments": len(units), "cut_peak_mib": memory("VmHWM") // _MIB}
+    chosen.tables([])
+    return found | {"targets_s": timed(), "rows": len(chosen), "peak_mib": memory("VmHWM") // _MIB}
+
+
 def completing(folder: str) -> dict[str, Any]:
     """From segments that are all written to a cache that can be opened: its time does not grow with their bytes."""
     from sparse_cache import info_of
@@ -184,7 +228,7 @@ def completing(folder: str) -> dict[str, Any]:
 
 
 CHILDREN: dict[str, Callable[..., dict[str, Any]]] = {
-    child.__name__: child for child in (catalogue, first_batch, first_step, listing, completing)
+    child.__name__: child for child in (catalogue, first_batch, first_step, listing, write_table, table, completing)
 }
 
 if __name__ == "__main__":

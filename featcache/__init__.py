@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featcache.heads.resuming import resume_head
     from featcache.heads.runs import Run
     from featcache.heads.sweeping import sweep
-    from featcache.images.opening import open_source
+    from featcache.images.location import open_images
     from featcache.inference.prediction import predict
     from featcache.report.writing import write_report
 
@@ -37,7 +37,7 @@ __all__ = [
     "from_module",
     "label",
     "load_backbone",
-    "open_source",
+    "open_images",
     "predict",
     "read_batches",
     "resume_head",
@@ -54,7 +54,7 @@ _HOMES = {
     "from_module": "featcache.backbones.zoos.modules",
     "label": "featcache.extraction.labelling",
     "load_backbone": "featcache.backbones",
-    "open_source": "featcache.images.opening",
+    "open_images": "featcache.images.location",
     "predict": "featcache.inference.prediction",
     "read_batches": "featcache.heads.reading",
     "resume_head": "featcache.heads.resuming",

@@ -14,7 +14,7 @@ from featcache.extraction.execution import Execution
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract_each
-from featcache.images.source import ImageSource
+from featcache.images.location import locate
 
 Several = list[str] | list[Network] | list[str | Network] | tuple[str | Network, ...]
 Progress = Callable[[str, int, int], None]
@@ -25,10 +25,12 @@ _OF_EACH = ("layers", "weights")
 
 @overload
 def extract(
-    images: str | Path | ImageSource = ...,
+    images: Any = ...,
     backbone: str | Network = ...,
     *,
     data_dir: str | Path = ...,
+    labels: Any = ...,
+    classes: Sequence[str] | None = ...,
     progress: Progress | None = ...,
     **options: Any,
 ) -> FeatureCache: ...
@@ -36,10 +38,12 @@ def extract(
 
 @overload
 def extract(
-    images: str | Path | ImageSource,
+    images: Any,
     backbone: Several,
     *,
     data_dir: str | Path = ...,
+    labels: Any = ...,
+    classes: Sequence[str] | None = ...,
     progress: Progress | None = ...,
     **options: Any,
 ) -> list[FeatureCache]: ...
@@ -47,10 +51,12 @@ def extract(
 
 @overload
 def extract(
-    images: str | Path | ImageSource = ...,
+    images: Any = ...,
     *,
     backbone: Several,
     data_dir: str | Path = ...,
+    labels: Any = ...,
+    classes: Sequence[str] | None = ...,
     progress: Progress | None = ...,
     **options: Any,
 ) -> list[FeatureCache]: ...
@@ -58,10 +64,12 @@ def extract(
 
 @accepts(Request, Execution, without=_NOT_OPTIONS)
 def extract(
-    images: str | Path | ImageSource = "cifar10",
+    images: Any = "cifar10",
     backbone: str | Network | Several = "vgg16",
     *,
     data_dir: str | Path = "data",
+    labels: Any = None,
+    classes: Sequence[str] | None = None,
     progress: Progress | None = None,
     **options: Any,
 ) -> FeatureCache | list[FeatureCache]:
@@ -70,8 +78,14 @@ def extract(
     Rows that a cache or an unfinished extraction in `data_dir` already holds are not computed again.
 
     Args:
-        images: The name of a data set, the path of a folder, zip or tar of `class/image` or `split/class/image`, or an
-            ImageSource.
+        images: The name of a data set; the path of a folder, zip or tar of `class/image` or `split/class/image`, of a
+            table, of Parquet files or WebDataset tars; `hf:` and `torchvision:` names; a list of paths; an array
+            (N, H, W) or (N, H, W, C) uint8; a torch dataset; an ImageSource, which stays open; or a mapping of train,
+            val and test to any of these, or to pairs (images, labels).
+        labels: Of an array or a list of paths: N class names or numbers, None or -1 where there is none; N floats
+            that are not all whole, to be predicted; (N, C) 0 and 1 for several classes; a mapping of column names
+            to N values.
+        classes: The names of labels that are numbers.
         backbone: The name of a network, "pixels", or a Network (`load_backbone`, `from_module`), of which nothing is
             left to choose. A list of them reads and decodes every image once for all, and gives a list of caches;
             `layers` and `weights` then map the names of backbones to theirs.
@@ -89,14 +103,17 @@ def extract(
         SourceError: An image that cannot be used, with on_error="fail".
         WeightsError, DownloadError, ExtractionError, CacheError: Features cannot be computed or stored.
     """
-    said, how = divided(options, "extract", Request, Execution, without=_NOT_OPTIONS, also=("images", "backbone"))
+    own = ("images", "backbone", "labels", "classes")
+    said, how = divided(options, "extract", Request, Execution, without=_NOT_OPTIONS, also=own)
     several = isinstance(backbone, list | tuple)
     backbones: Sequence[str | Network] = backbone if isinstance(backbone, list | tuple) else [backbone]
     names = [one if isinstance(one, str) else one.name for one in backbones]
     theirs = {option: _by_backbone(option, said.pop(option), names) for option in _OF_EACH if option in said}
+    is_text = isinstance(images, str | Path) and labels is None and classes is None
+    where = images if is_text else locate(images, labels=labels, classes=classes)
     requests = [
         Request(
-            dataset=images,
+            dataset=where,
             backbone=one,
             data_dir=Path(data_dir),
             **said,

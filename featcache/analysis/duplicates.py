@@ -22,7 +22,8 @@ from featcache.analysis.pictures import Pictures
 from featcache.analysis.records import Finding, Link, class_name
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
-from featcache.images.source import SPLITS, Sample
+from featcache.images.options import SPLITS
+from featcache.images.samples import Sample
 
 Chosen = npt.NDArray[np.bool_]
 

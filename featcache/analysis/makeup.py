@@ -14,7 +14,7 @@ from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows, thin
 from featcache.analysis.values import Values
-from featcache.images.layout import SPLIT_NAMES
+from featcache.images.splits import SPLIT_WORDS
 
 Counts = Mapping[str, Mapping[str, int]]
 
@@ -59,7 +59,7 @@ def _misnamed(table: ImageTable) -> Iterator[Finding]:
         numbers = table.of_split(split)
         strange: dict[str, list[int]] = {}
         for number in numbers.tolist():
-            named = {SPLIT_NAMES[word] for word in _words(table.sample(number).id) - class_words if word in SPLIT_NAMES}
+            named = {SPLIT_WORDS[word] for word in _words(table.sample(number).id) - class_words if word in SPLIT_WORDS}
             if named and split not in named:
                 strange.setdefault(" and ".join(sorted(named)), []).append(number)
         for name, some in strange.items():

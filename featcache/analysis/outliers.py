@@ -17,7 +17,7 @@ from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.analysis.values import Values
-from featcache.images.source import UNLABELLED
+from featcache.images.samples import UNLABELLED
 
 Distances = npt.NDArray[np.float64]
 

@@ -22,7 +22,8 @@ from featcache.analysis.thinning import Rows
 from featcache.analysis.values import Values
 from featcache.errors import SourceError
 from featcache.images.decoding import decode
-from featcache.images.source import ImageSource, Sample, digest
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, digest
 
 Progress = Callable[[str, int, int], None]
 Small = npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from featcache.images.source import UNLABELLED, Sample
+from featcache.images.samples import UNLABELLED, Sample
 
 KINDS: Final = {
     "leak": "Leaks: the same picture in several splits",

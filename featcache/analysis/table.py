@@ -11,7 +11,7 @@ import numpy.typing as npt
 from featcache.analysis.thinning import Rows
 from featcache.analysis.values import Values, blocks
 from featcache.cache.reader import FeatureArray, FeatureCache
-from featcache.images.source import Sample
+from featcache.images.samples import Sample
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -90,7 +90,10 @@ def resolve(
 
 def is_path(text: str) -> bool:
     """Whether the option means a file rather than a name."""
-    return "/" in text or text.lower().endswith(_SUFFIXES) or Path(text).exists()
+    if "/" in text or text.lower().endswith(_SUFFIXES):
+        return True
+    # Names of weights go before whatever is called so in the current folder, and a folder holds no weights.
+    return text not in ("default", "pypi") and Path(text).is_file()
 
 
 def is_random(text: str) -> bool:

@@ -28,7 +28,8 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.heads.batches import Batch, epoch_order
 from featcache.heads.config import HeadConfig
 from featcache.heads.cuts import cut_images
-from featcache.images.source import UNLABELLED, ImageSource, Sample
+from featcache.images.samples import UNLABELLED, Sample
+from featcache.images.source import ImageSource
 
 Preset = Callable[[Image.Image], Tensor]  # one RGB image -> float32 (3, S, S)
 

@@ -42,8 +42,7 @@ from featcache.heads.placement import choose_device
 from featcache.heads.runs import Run
 from featcache.heads.sweep_plan import SweepPlan
 from featcache.heads.sweeping import sweep_heads
-from featcache.images import open_source
-from featcache.images.source import Sample
+from featcache.images.samples import Sample
 
 Dtype = Literal["float16", "float32"]
 
@@ -213,10 +212,10 @@ class EndToEnd:
 def notebook(task: Task, reporter: Reporter) -> EndToEnd:
     """As a notebook does it, on the sample."""
     began = time.perf_counter()
-    scenario, request = task.scenario, task.request(task.scenario.sample_images)
+    request = task.request(task.scenario.sample_images)
     made = plain(request.backbone_options, weights_dir=request.weights_dir)
     network = NotebookNetwork(made).to(task.place)
-    with open_source(scenario.dataset, datasets_dir=request.datasets_dir, report=reporter.say) as source:
+    with request.location.opened(datasets_dir=request.datasets_dir, report=reporter.say) as source:
         forward = NotebookForward(
             source, network, notebook_preset(made.transform), feature_dim=made.layers[0].feature_dim
         )

@@ -23,7 +23,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import SegmentedFile, discard_other_targets, open_targets, with_targets
 from featcache.cache.stored import StoredArrays
 from featcache.cache.tables import SplitTable, encoded_ids
-from featcache.cache.targets import IMAGES, LABEL, Column, array_name, columns_of, rows_by_id, stored_target
+from featcache.cache.targets import IMAGES, Column, array_name, columns_of, rows_by_id, stored_target
 from featcache.cache.writer import Progress, Scaling, write_packed
 from featcache.errors import CacheDamaged, CacheForeign, CacheUnwritable
 from featcache.files import free_bytes
@@ -92,53 +92,75 @@ def targets_of(
 
 
 def carried(
-    before: Targets | None, tables: Mapping[str, SplitTable], label: Column
+    before: Targets | None, tables: Mapping[str, SplitTable], brought: Sequence[Column]
 ) -> tuple[tuple[Column, ...], dict[str, SplitTable], list[str]]:
     """Rows with all their targets: those that the images bring, and those that tables brought before.
 
     Args:
         before: The targets of the cache that is changed; None where there is none.
-        tables: The rows of each split, with the values of the target `label` as the images bring it.
-        label: That target.
+        tables: The rows of each split, with the values of the targets that the images bring.
+        brought: Those targets.
 
     Returns:
         The columns, the rows with the values of each, and sentences about what was kept and what has no value.
     """
     kept = [] if before is None else [column for column in before.columns if column.origin != IMAGES]
     if before is None or not kept:
-        return (label,), dict(tables), []
-    columns = (*(() if LABEL in {one.name for one in kept} else (label,)), *kept)
+        return tuple(brought), dict(tables), _no_longer_asked(before, brought)
+    replaced = {one.name for one in kept}
+    columns = (*(one for one in brought if one.name not in replaced), *kept)
     whole, new = {}, 0
     for split, table in tables.items():
         places = before.places(split, encoded_ids(split, table.ids))
         new += int(np.count_nonzero(places < 0))
         theirs = {column.name: before.column_at(column, split, places) for column in kept}
         whole[split] = replace(table, targets={**table.targets, **theirs})
-    remarks = [kept_label(column) for column in kept if column.name == LABEL]
+    remarks = [kept_target(column) for column in kept if column.name in {one.name for one in brought}]
+    remarks += _no_longer_asked(before, brought)
     if new:
         names = ", ".join(f"{column.name} ({column.origin})" for column in kept)
         remarks.append(f"{new:,} rows of new images have no value of {names}: `featcache label` adds them")
     return columns, whole, remarks
 
 
-def has_labels(cache: FeatureCache, label: Column, tables: Mapping[str, SplitTable]) -> bool:
-    """Whether the target `label` of a cache is this one, with the values that the tables have for its rows."""
-    return cache.targets.get(LABEL) == label and all(
-        np.array_equal(cache[split].target(LABEL).values, table.targets[LABEL]) for split, table in tables.items()
+def _no_longer_asked(before: Targets | None, brought: Sequence[Column]) -> list[str]:
+    """A sentence about targets that the images brought before, and that are not asked for now."""
+    asked = {column.name for column in brought}
+    gone = (
+        [] if before is None else [one.name for one in before.columns if one.origin == IMAGES and one.name not in asked]
+    )
+    return [f"no longer asked for, and removed: {', '.join(gone)} (`--column NAME` keeps one)"] if gone else []
+
+
+def has_targets(cache: FeatureCache, brought: Sequence[Column], tables: Mapping[str, SplitTable]) -> bool:
+    """Whether a cache has the targets that its images bring and no other of theirs, with the values in the tables.
+
+    One that a table has replaced counts as it is.
+    """
+    own = {name for name, column in cache.targets.items() if column.origin == IMAGES}
+    return own <= {column.name for column in brought} and all(
+        cache.targets.get(column.name) == column
+        and all(
+            np.array_equal(
+                cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
+            )
+            for split, table in tables.items()
+        )
+        for column in brought
+        if column.name not in replaced_targets(cache)
     )
 
 
-def replaced_label(cache: FeatureCache) -> Column | None:
-    """The target `label` where a table brought it in place of the images' own; else None."""
-    column = cache.targets.get(LABEL)
-    return None if column is None or column.origin == IMAGES else column
+def replaced_targets(cache: FeatureCache) -> dict[str, Column]:
+    """The targets of a cache that tables brought, by their names."""
+    return {name: column for name, column in cache.targets.items() if column.origin != IMAGES}
 
 
-def kept_label(column: Column) -> str:
-    """The sentence about a target `label` that a table brought."""
+def kept_target(column: Column) -> str:
+    """The sentence about a target that a table brought in place of what the images bring."""
     return (
-        f"the target {LABEL} is kept as {column.origin} has it; the images' own labels are not used "
-        f"(`featcache label ... --remove {LABEL}`, then extract again, brings them back)"
+        f"the target {column.name} is kept as {column.origin} has it; the images' own values are not used "
+        f"(`featcache label ... --remove {column.name}`, then extract again, brings them back)"
     )
 
 

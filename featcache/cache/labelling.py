@@ -31,6 +31,7 @@ class Cells:
         on, key: By what, and by which column, its rows find their images.
         keys: The cells of that column.
         columns: The cells of the columns that become targets.
+        kinds: Of these, where it is given or known by the table's types.
         left_out: Columns that do not.
     """
 
@@ -39,6 +40,7 @@ class Cells:
     key: str
     keys: Sequence[str | None]
     columns: Mapping[str, Sequence[str | None]]
+    kinds: Mapping[str, str]
     left_out: tuple[str, ...] = ()
 
 
@@ -176,7 +178,7 @@ def _targets(
     found = {}
     for name, column in cells.columns.items():
         values = [column[row] if row >= 0 else None for row in match.row.tolist()]
-        found[name] = (encode(name, values, kind=options.kind_of.get(name), origin=cells.name), images.of_rows)
+        found[name] = (encode(name, values, kind=cells.kinds.get(name), origin=cells.name), images.of_rows)
     matched = sum(int((match.row[some] >= 0).sum()) for some in images.of_rows.values())
     return found, replace(
         done,

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any, TypeAlias, TypeVar
 
+from featcache.columns import is_target_name
 from featcache.errors import CacheForeign, CacheOutdated, InvalidOption
 
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
@@ -118,7 +119,7 @@ class LayerSpec:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        if not (isinstance(self.name, str) and is_link_name(self.name)):
+        if not (isinstance(self.name, str) and is_target_name(self.name)):
             raise InvalidOption(
                 f"a layer cannot be called {self.name!r}",
                 hint="use 1 to 200 printable characters, no slash, not `.` or `..`",
@@ -133,11 +134,6 @@ class LayerSpec:
     def feature_dim(self) -> int:
         """D, the length of one flattened row."""
         return math.prod(self.shape)
-
-
-def is_link_name(name: str) -> bool:
-    """Whether the name can be a link in an HDF5 file as it stands."""
-    return 0 < len(name) <= 200 and name.isprintable() and "/" not in name and name not in (".", "..")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from featcache.cache.layout import checksums_name, features_name, ids_name, read
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredArrays
-from featcache.cache.targets import LABEL, Target, array_name, columns_of, label_in, stored_target
+from featcache.cache.targets import Target, array_name, columns_of, label_in, stored_target
 from featcache.cache.trailer import damaged
+from featcache.columns import LABEL
 from featcache.errors import CacheDamaged, UnknownName
 
 # Checksums are kept once they were read, for rows come in any order, unless they would be a burden: those of ten

@@ -15,37 +15,28 @@ stored beside the rows and are no part of a cache's identity, so changing them c
 from __future__ import annotations
 
 import json
-import math
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.label_options import KINDS
 from featcache.cache.rows import Rows
-from featcache.cache.spec import Json, is_link_name
+from featcache.cache.spec import Json
 from featcache.cache.tables import encoded_texts
+from featcache.columns import KINDS, LABEL, MOST_CLASSES, SEPARATOR, cell_text, found_kind, is_target_name, number_in
 from featcache.errors import CacheForeign, InvalidOption
 
-#: The target that heads learn.
-LABEL = "label"
 #: Where a column came from that the images themselves brought: their folders, their table.
 IMAGES = "images"
 #: The group that holds a split's targets.
 GROUP = "targets"
-#: Separates the classes of one image in a cell of a table.
-SEPARATOR = ";"
-# A column of texts is one of classes if it has at most so many different ones, or each twice on average.
-FEW_CLASSES = 20
 MOST_COLUMNS = 1_000
 _NAMED = ("classes", "lists", "groups")
 _STORED = {"classes": "<i8", "lists": "|i1", "numbers": "<f8", "groups": "<i8"}
 #: Of all kinds but text.
 STORED_TYPES = tuple(dict.fromkeys(_STORED.values()))
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 Values = npt.NDArray[Any]
 
@@ -70,7 +61,7 @@ class Column:
     origin: str = IMAGES
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.name, str) and is_link_name(self.name)):
+        if not (isinstance(self.name, str) and is_target_name(self.name)):
             raise InvalidOption(
                 f"a target cannot be called {self.name!r}",
                 hint="use 1 to 200 printable characters, no slash, not `.` or `..`",
@@ -261,8 +252,8 @@ def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origi
 
     Args:
         name: What the target is called.
-        cells: Texts or numbers, one per row.
-        kind: One of KINDS; None: found by the cells (`found_kind`).
+        cells: Texts or numbers, one per row; read several times.
+        kind: One of KINDS; None: found by name and cells (`columns.found_kind`).
         origin: Where they came from.
 
     Returns:
@@ -271,13 +262,13 @@ def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origi
     Raises:
         InvalidOption: A cell is no number where numbers are asked for, or the name or kind cannot be.
     """
-    texts = [_text(cell) for cell in cells]
-    chosen = found_kind(texts) if kind is None else kind
+    texts = _Texts(cells)
+    chosen = found_kind(name, cells) if kind is None else kind
     column = Column(name=name, kind=chosen, origin=origin)
     if chosen == "numbers":
         return Target(column=column, values=_numbers(name, texts))
     if chosen == "text":
-        return Target(column=column, values=encoded_texts(f"target {name}", [text or "" for text in texts]))
+        return Target(column=column, values=encoded_texts(f"target {name}", _Texts(cells, instead="")))
     if chosen == "lists":
         return _lists(column, texts)
     names = sorted({text for text in texts if text is not None})
@@ -286,39 +277,32 @@ def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origi
     return Target(column=replace(column, names=tuple(names)), values=codes)
 
 
-def found_kind(cells: Sequence[object]) -> str:
-    """The kind that a column's cells mean.
+class _Texts(Sequence[Any]):
+    """Cells as texts, read as often as is needed and never all held: of ten million that would be a gigabyte."""
 
-    Numbers where all are numbers; lists where one holds a `;`; classes where there are at most 20 different ones, or
-    each stands twice on average; else text. Groups are never found: they must be asked for.
-    """
-    texts = [text for text in map(_text, cells) if text is not None]
-    if texts and all(_number(text) is not None for text in texts):
-        return "numbers"
-    if any(SEPARATOR in text for text in texts):
-        return "lists"
-    return "classes" if len(set(texts)) <= max(FEW_CLASSES, len(texts) // 2) else "text"
+    def __init__(self, cells: Sequence[object], instead: str | None = None) -> None:
+        """`instead`: what stands for an empty cell."""
+        self._cells, self._instead = cells, instead
 
+    def __len__(self) -> int:
+        return len(self._cells)
 
-def _text(cell: object) -> str | None:
-    """A cell as text without the spaces around it; None where it holds nothing."""
-    if cell is None:
-        return None
-    text = str(cell).strip()
-    return None if not text or text.lower() == "nan" else text
+    def __getitem__(self, index: Any) -> Any:
+        text = cell_text(self._cells[index])
+        return self._instead if text is None else text
+
+    def __iter__(self) -> Iterator[Any]:
+        for cell in self._cells:
+            text = cell_text(cell)
+            yield self._instead if text is None else text
 
 
-def _number(text: str) -> float | None:
-    number = float(text) if _NUMBER.fullmatch(text) else math.inf
-    return number if math.isfinite(number) else None
-
-
-def _numbers(name: str, texts: Sequence[str | None]) -> Values:
+def _numbers(name: str, texts: _Texts) -> Values:
     values = np.full(len(texts), np.nan)
     for row, text in enumerate(texts):
         if text is None:
             continue
-        number = _number(text)
+        number = number_in(text)
         if number is None:
             raise InvalidOption(
                 f"target {name}: expected numbers, got {text!r}", hint=f"--kind {name}=classes, or another kind"
@@ -327,19 +311,33 @@ def _numbers(name: str, texts: Sequence[str | None]) -> Values:
     return values
 
 
-def _lists(column: Column, texts: Sequence[str | None]) -> Target:
-    lists = [None if text is None else [one for one in map(str.strip, text.split(SEPARATOR)) if one] for text in texts]
-    names = sorted({one for some in lists if some is not None for one in some})
-    if not names and any(some is not None for some in lists):
+def _lists(column: Column, texts: _Texts) -> Target:
+    named: dict[str, None] = {}
+    answers = False
+    for text in texts:
+        answers = answers or text is not None
+        named |= dict.fromkeys(_items(text))
+    names = sorted(named)
+    if not names and answers:
         raise InvalidOption(f"target {column.name}: expected at least one class in a cell, got none")
+    if len(names) > MOST_CLASSES:
+        raise InvalidOption(
+            f"target {column.name}: {len(names):,} classes in lists, at most {MOST_CLASSES:,} are kept",
+            hint=f"name the columns that are wanted (--column), or --kind {column.name}=text",
+        )
     code = {text: number for number, text in enumerate(names)}
-    named = replace(column, names=tuple(names))
-    values = named.missing(len(lists))
-    for row, some in enumerate(lists):
-        if some is not None:
+    column = replace(column, names=tuple(names))
+    values = column.missing(len(texts))
+    for row, text in enumerate(texts):
+        if text is not None:
             values[row] = 0
-            values[row, [code[one] for one in some]] = 1
-    return Target(column=named, values=values)
+            values[row, [code[one] for one in _items(text)]] = 1
+    return Target(column=column, values=values)
+
+
+def _items(text: str | None) -> list[str]:
+    """The classes in a cell."""
+    return [] if text is None else [one for one in map(str.strip, text.split(SEPARATOR)) if one]
 
 
 # --- the same images in another order ----------------------------------------------------------------------

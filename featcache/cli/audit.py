@@ -105,10 +105,10 @@ def register(app: typer.Typer) -> None:
 
 
 def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> AbstractContextManager[ImageSource | None]:
-    from featcache.images import open_source
+    from featcache.images import open_images
 
     try:
-        return open_source(cache.selection.source, datasets_dir=common.data_dir / "datasets", download=False)
+        return open_images(cache.selection.source, datasets_dir=common.data_dir / "datasets", download=False)
     except FeatcacheError as error:
         terminal.warn(f"{error.message}; near duplicates are judged by their features alone, which finds fewer")
         return nullcontext()

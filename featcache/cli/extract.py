@@ -13,6 +13,7 @@ from featcache.cli.groups import Without
 from featcache.cli.options import Common, requested
 from featcache.cli.printing import human_rows, human_seconds, print_json, print_line, print_pairs
 from featcache.cli.terminal import Terminal
+from featcache.columns import ColumnOptions
 from featcache.extraction.execution import Cluster, Execution
 from featcache.extraction.reporting import human_bytes
 from featcache.extraction.request import Request, StorageOptions
@@ -30,6 +31,7 @@ def register(app: typer.Typer) -> None:
         what: list[BackboneOptions],
         storage: StorageOptions,
         images: ImageOptions,
+        columns: ColumnOptions,
         how: Execution,
         cluster: Cluster,
         common: Common,
@@ -41,7 +43,7 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.extraction.run import extract, extract_each
 
-        requests = [requested(one, storage, images, common) for one in what]
+        requests = [requested(one, storage, images, common, columns) for one in what]
         with Terminal(quiet=common.quiet) as terminal:
             if cluster.engine == "ray":
                 done = [_on_ray(one, how, cluster, terminal) for one in requests]
@@ -60,6 +62,7 @@ def register(app: typer.Typer) -> None:
         what: BackboneOptions,
         storage: StorageOptions,
         images: ImageOptions,
+        columns: ColumnOptions,
         how: Annotated[Execution, Without("shard")],
         common: Common,
     ) -> None:
@@ -70,7 +73,7 @@ def register(app: typer.Typer) -> None:
         from featcache.extraction.run import assemble
 
         with Terminal(quiet=common.quiet) as terminal:
-            done = assemble(requested(what, storage, images, common), how, reporter=terminal)
+            done = assemble(requested(what, storage, images, common, columns), how, reporter=terminal)
         if common.json:
             print_json(done.to_json())
         else:
@@ -112,7 +115,8 @@ def _show(extraction: Extraction) -> None:
         [
             ("cache", str(extraction.cache)),
             *_size(extraction),
-            ("rows", human_rows(extraction.rows)),
+            *([] if extraction.images is None else extraction.images.rows()),
+            *([("rows", human_rows(extraction.rows))] if extraction.images is None else []),
             ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in extraction.feature_dim.items())),
             ("computed", f"{extraction.computed:,}{speed}"),
             *([("time went to", _where_time_went(extraction.shares))] if extraction.shares else []),

@@ -72,13 +72,12 @@ def register(app: typer.Typer) -> None:
         """List the data sets that have names.
 
         Classes and images are those that are published. A set that is not in --data-dir is downloaded when it is
-        first used, or must be put there by hand.
+        first used.
 
-        Any folder, zip or tar of class/image or split/class/image will do as well: give its path. hf:NAME is a set of
-        the Hugging Face Hub.
+        Any folder, zip or tar of class/image or split/class/image will do as well: give its path. torchvision:NAME is
+        another class of torchvision.datasets, such as torchvision:USPS; hf:NAME is a set of the Hugging Face Hub.
         """
-        from featcache.images import dataset_names, describe
-        from featcache.images.sources.named import is_here
+        from featcache.images.sources.torchvision_sets import dataset_names, describe, is_here
 
         folder = common.data_dir / "datasets"
         known = [(one, is_here(one, folder)) for one in map(describe, dataset_names())]
@@ -113,15 +112,13 @@ def _dataset_said(named: NamedSet, *, here: bool) -> dict[str, Any]:
         "images": dict(named.sizes),
         "classes": named.class_count,
         "here": here,
-        "downloads": named.downloads,
         "note": named.note,
     }
 
 
 def _dataset_row(named: NamedSet, *, here: bool) -> tuple[str, ...]:
     sizes = [f"{named.sizes[split]:,}" if split in named.sizes else "-" for split in ("train", "val", "test")]
-    where = "here" if here else "download" if named.downloads else "by hand"
-    return (named.name, f"{named.class_count:,}", *sizes, where)
+    return (named.name, f"{named.class_count:,}", *sizes, "here" if here else "download")
 
 
 _BACKBONE_HEADER = ("name", "size", "features", "parameters", "GFLOPs", "weights")

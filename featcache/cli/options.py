@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from featcache.backbones.options import BackboneOptions
+from featcache.columns import ColumnOptions
 from featcache.config import merged
 from featcache.extraction.request import Request, StorageOptions
 from featcache.images.options import ImageOptions
@@ -79,6 +80,12 @@ def number_or_auto(text: str, option: str) -> int | None:
     return int(text)
 
 
-def requested(what: BackboneOptions, storage: StorageOptions, images: ImageOptions, common: Common) -> Request:
+def requested(
+    what: BackboneOptions,
+    storage: StorageOptions,
+    images: ImageOptions,
+    common: Common,
+    columns: ColumnOptions | None = None,
+) -> Request:
     """The request that a command's groups of options make."""
-    return Request(**merged(images, what, storage), data_dir=common.data_dir)
+    return Request(**merged(images, what, storage, columns or ColumnOptions()), data_dir=common.data_dir)

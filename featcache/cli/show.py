@@ -18,7 +18,8 @@ from featcache.errors import ImageError, InvalidOption
 if TYPE_CHECKING:
     from featcache.backbones.transforms import Transform
     from featcache.images.contact_sheet import Tile
-    from featcache.images.source import ImageSource, Sample
+    from featcache.images.samples import Sample
+    from featcache.images.source import ImageSource
 
 _WHICH = "Which images"
 _HOW = "How they are shown"
@@ -100,7 +101,7 @@ def register(app: typer.Typer) -> None:
         In colours right here where stdout is a terminal, else into a file: -o grid.png. With --json the images are
         named and drawn only into the file.
         """
-        from featcache.images import open_source, select
+        from featcache.images import open_images, select
 
         if output is None and not common.json and not sys.stdout.isatty():
             raise InvalidOption("stdout is no terminal to draw on", hint="name a file: -o grid.png")
@@ -109,7 +110,7 @@ def register(app: typer.Typer) -> None:
         after = _transform(backbone, image_size, resize)
         with (
             Terminal(quiet=common.quiet) as terminal,
-            open_source(dataset, datasets_dir=common.data_dir / "datasets", report=terminal.say) as source,
+            open_images(dataset, datasets_dir=common.data_dir / "datasets", report=terminal.say) as source,
         ):
             chosen = select(source.samples(split or source.splits()[0]), limit, select_seed)
             tiles = list(_tiles(source, chosen, after, terminal)) if output is not None or not common.json else []

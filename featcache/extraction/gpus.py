@@ -18,7 +18,6 @@ from featcache.extraction.resolve import resolve
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.extraction.units import Shard
-from featcache.images.source import ImageSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +38,7 @@ def extract_on_all_gpus(
     began, gpus = time.monotonic(), devices.all_gpus()
     if execution.shard is not None:
         raise InvalidOption(f"--device {ALL_GPUS} cuts the work itself: leave one of --shard and --device out")
-    if any(isinstance(one.dataset, ImageSource) or not isinstance(one.backbone, str) for one in requests):
+    if any(one.location.is_object or not isinstance(one.backbone, str) for one in requests):
         raise InvalidOption(
             f"--device {ALL_GPUS}: every process opens images and backbone itself: expected a data set's path or name "
             "and a backbone's name",

@@ -5,23 +5,29 @@ A digest is known where the image is unchanged since it was read before, by its 
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
 from featcache.cache.tables import Skipped, SplitTable
-from featcache.cache.targets import LABEL
+from featcache.cache.targets import Column, Target, encode, label_column
+from featcache.columns import LABEL, choose
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.index import Index, index_path
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
+from featcache.images.listing import SourceColumn
+from featcache.images.options import SPLITS
 from featcache.images.samples import SampleIds, SampleRows, Samples
 from featcache.images.selection import select
-from featcache.images.source import SPLITS, ImageSource, Payload, digest
+from featcache.images.source import ImageSource, Payload, digest
 
 Numbers = npt.NDArray[np.int64]
 _CHUNK = 256
@@ -46,6 +52,36 @@ def select_samples(source: ImageSource, request: Request) -> dict[str, Samples]:
         split: Samples.of(split, select(source.samples(split), request.limit, request.select_seed)) for split in wanted
     }
     return {split: samples for split, samples in chosen.items() if samples}
+
+
+class _Chained(Sequence[str | None]):
+    """The cells of several splits, one after the other."""
+
+    def __init__(self, parts: Sequence[Sequence[str | None]]) -> None:
+        self._parts = parts
+
+    def __len__(self) -> int:
+        return sum(map(len, self._parts))
+
+    def __iter__(self) -> Iterator[str | None]:
+        return itertools.chain.from_iterable(self._parts)
+
+    def __getitem__(self, index: int) -> str | None:  # type: ignore[override]  # Only read one after the other.
+        return next(itertools.islice(self, index, None))
+
+
+def _asked_columns(source: ImageSource, request: Request) -> tuple[SourceColumn, ...]:
+    """The columns that become targets. Those of an object are chosen here, others where the images are opened."""
+    if not request.location.is_object:
+        return source.columns
+    asked, names = request.asked_columns, [column.name for column in source.columns if column.name != LABEL]
+    chosen = {one.name for one in choose(request.origin, names, asked.without(LABEL), default=names)}
+    kinds = asked.kind_of
+    return tuple(
+        replace(column, kind=kinds.get(column.name, column.kind))
+        for column in source.columns
+        if column.name in {LABEL, *chosen}
+    )
 
 
 class Images:
@@ -79,6 +115,7 @@ class Images:
         reporter: Reporter,
     ) -> None:
         self.source, self.reporter = source, reporter
+        self._asked = _asked_columns(source, request)
         self._workers, self._skip = workers, skip_unreadable
         self.splits = select_samples(source, request)
         self.samples = SampleRows(list(self.splits.values()))
@@ -156,20 +193,66 @@ class Images:
         return SampleIds(samples)
 
     def table(self, numbers: Numbers) -> SplitTable:
-        """Some images, all of one split, with the target `label` that they bring."""
+        """Some images, all of one split."""
         (samples,) = self.samples.take(numbers).by_split().values()
         # Of ten million neighbours a copy would be 320 MB.
         together = len(numbers) == numbers[-1] - numbers[0] + 1
         digests = self.digests[numbers[0] : numbers[-1] + 1] if together else self.digests[numbers]
-        return SplitTable(ids=SampleIds(samples), targets={LABEL: samples.labels}, digests=digests)
+        return SplitTable(ids=SampleIds(samples), digests=digests)
 
     def tables(self, skipped: Sequence[Skipped]) -> dict[str, SplitTable]:
-        """The images of each split without those that were skipped; a split without any is left out."""
+        """The images of each split without those that were skipped, with the targets that they bring.
+
+        A split without any is left out.
+        """
         kept = {
             split: self.kept(self.numbers_of(split), [one for one in skipped if one.split == split])
             for split in self.splits
         }
-        return {split: self.table(numbers) for split, numbers in kept.items() if len(numbers)}
+        return {
+            split: replace(
+                self.table(numbers),
+                targets={one.name: one.values[self._place_in_targets(split, numbers)] for one in self._targets},
+            )
+            for split, numbers in kept.items()
+            if len(numbers)
+        }
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """The targets that the images bring."""
+        return tuple(target.column for target in self._targets)
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The targets that the images bring, with a value for each selected image, split after split."""
+        rows = np.concatenate([self._place_in_targets(split, self.numbers_of(split)) for split in self.splits])
+        return tuple(target.at(rows) for target in self._targets)
+
+    @functools.cached_property
+    def _targets(self) -> tuple[Target, ...]:
+        """Their values for the images of the whole source, split after split: what is selected changes no class."""
+        source = self.source
+        cells = {column.name: _Chained([column.cells[split] for split in source.splits()]) for column in self._asked}
+        found = [encode(one.name, cells[one.name], kind=one.kind) for one in self._asked]
+        if LABEL in cells:
+            return tuple(found)
+        labels = [Samples.of(split, source.samples(split)).labels for split in source.splits()]
+        return (Target(column=label_column(source.classes), values=np.concatenate(labels)), *found)
+
+    def _place_in_targets(self, split: str, numbers: Numbers) -> Numbers:
+        """Where the values of some images of one split stand."""
+        every = Samples.of(split, self.source.samples(split))
+        before = 0
+        for name in self.source.splits():
+            if name == split:
+                break
+            before += len(self.source.samples(name))
+        chosen = self.splits[split]
+        own: Numbers = numbers - self.numbers_of(split)[0]
+        if len(chosen) != len(every):
+            own = np.flatnonzero(np.isin(every.listed_rows, chosen.listed_rows))[own]
+        return own + before
 
     def numbers_of(self, split: str) -> Numbers:
         """Of the images of one split."""

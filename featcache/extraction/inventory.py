@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.carrying import has_labels, kept_label, replaced_label
+from featcache.cache.carrying import has_targets, kept_target, replaced_targets
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.layout import views_in
@@ -23,7 +23,7 @@ from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
 from featcache.cache.tables import SplitTable, encoded_ids
-from featcache.cache.targets import label_column
+from featcache.cache.targets import Column
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
@@ -105,15 +105,15 @@ class Inventory:
         return None
 
     def is_hit(self, cache: FeatureCache) -> bool:
-        """Whether a cache holds the rows of exactly these images, under the same labels and classes.
+        """Whether a cache holds the rows of exactly these images, and the targets that they bring.
 
-        Images whose digest is not known are read. A target `label` that a table brought is kept, which is said once.
+        Images whose digest is not known are read. A target that a table has replaced is kept, which is said once.
         """
         tables = self.rows_in(cache)
-        return tables is not None and self._has_labels(cache, tables)
+        return tables is not None and self._has_targets(cache, tables)
 
     def rows_in(self, cache: FeatureCache) -> dict[str, SplitTable] | None:
-        """The rows with the images' labels, where a cache holds exactly these rows; else None."""
+        """The rows with the images' targets, where a cache holds exactly these rows; else None."""
         images = self.job.images
         if not serves(cache.spec, self.job.spec) or cache.spec.views != self.job.spec.views:
             return None
@@ -134,17 +134,29 @@ class Inventory:
             return None
         return tables if same else None
 
-    def _has_labels(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
+    def _has_targets(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
+        brought = self.job.images.columns
         try:
-            if has_labels(cache, label_column(self.job.source.classes), tables):
-                return True
+            found = has_targets(cache, brought, tables)
         except CacheDamaged as error:
             self.warn(f"{error.message}; it is written anew")
             return False
-        replaced = replaced_label(cache)
-        if replaced is not None:
-            self._once(self.job.reporter.say, kept_label(replaced))
-        return replaced is not None
+        replaced = replaced_targets(cache)
+        for column in brought if found else ():
+            own = column.name in replaced and not self._is_same(cache, column, tables)
+            if own:
+                self._once(self.job.reporter.say, kept_target(replaced[column.name]))
+        return found
+
+    def _is_same(self, cache: FeatureCache, column: Column, tables: Mapping[str, SplitTable]) -> bool:
+        """Whether a target holds what the images bring, wherever it comes from."""
+        kept = replace(cache.targets[column.name], origin=column.origin)
+        return kept == column and all(
+            np.array_equal(
+                cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
+            )
+            for split, table in tables.items()
+        )
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
         """Remove segments that a process left which was killed right after it had packed them."""

@@ -14,7 +14,7 @@ from featcache.config import accepts, divided
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.files import disk_errors
-from featcache.images.tables import SUFFIXES, column_names, is_table, table_rows
+from featcache.images.tables import SUFFIXES, column_kinds, column_names, is_table, table_rows
 
 
 @accepts(LabelOptions)
@@ -79,14 +79,19 @@ def read_cells(table: Path, options: LabelOptions) -> Cells:
     names = column_names(table)
     on, key = choose_key(table.name, names, options)
     chosen = choose_columns(table.name, names, key, options)
-    rows = list(table_rows(table, {key, *chosen}))
+    read = tuple(dict.fromkeys((key, *(column for choice in chosen for column in choice.columns))))
+    place = {name: number for number, name in enumerate(read)}
+    rows = list(table_rows(table, read))
     if not rows:
         raise SourceError(f"{table} has no rows", hint="expected a line of column names, then a row per image")
     return Cells(
         name=table.name,
         on=on,
         key=key,
-        keys=[(row[key] or "").strip() or None for row in rows],
-        columns={name: [row[name] for row in rows] for name in chosen},
-        left_out=tuple(name for name in names if name not in {key, *chosen}),
+        keys=[(row[place[key]] or "").strip() or None for row in rows],
+        columns={
+            choice.name: [choice.cell([row[place[one]] for one in choice.columns]) for row in rows] for choice in chosen
+        },
+        kinds={choice.name: "lists" for choice in chosen if choice.names} | column_kinds(table) | options.kind_of,
+        left_out=tuple(name for name in names if name not in read),
     )

@@ -149,9 +149,11 @@ def _layers(request: Request, entry: CacheEntry) -> tuple[str, ...] | None:
 
 
 def as_command(request: Request) -> str:
-    """The `featcache extract` that makes this cache."""
+    """The `featcache extract` that makes this cache; for images that were handed over from Python the call."""
+    if request.location.is_object:
+        return f"featcache.extract(images, {request.backbone_name!r}, ...)"
     words = ["featcache", "extract", "--backbone", request.backbone_name, "--dataset", request.origin]
-    words += command_words(request, without=("backbone", "dataset"))
+    words += command_words(request, without=("backbone", "dataset", "split_by_folder"))
     if request.data_dir != Request().data_dir:
         words += ["--data-dir", str(request.data_dir)]
     return shlex.join(words)

@@ -22,7 +22,8 @@ from featcache.errors import ImageError
 from featcache.extraction.forward import Batch, ForwardPass, Numbers, Rows, require_finite
 from featcache.extraction.resizing import Prepared
 from featcache.images.decoding import decode
-from featcache.images.source import ImageSource, Payload, Sample, digest
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, Payload, digest
 
 #: Of an image, by its number and digest: for each backbone the views that are still to be computed.
 Wanted = Callable[[int, bytes], Sequence[Sequence[int]]]

@@ -24,7 +24,7 @@ from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import Json, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.tables import Skipped, SplitTable
-from featcache.cache.targets import Column, label_column
+from featcache.cache.targets import Column
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
 from featcache.extraction.inventory import Inventory
@@ -118,7 +118,7 @@ def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units:
 
 
 def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCache | None:
-    """The standing cache with the labels that its images have now, where nothing else has changed; else None.
+    """The standing cache with the targets that its images have now, where nothing else has changed; else None.
 
     No row is computed: only targets are written.
     """
@@ -131,7 +131,7 @@ def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCa
         before = targets_of(standing, inventory.folder, None, inventory.warn)
         columns, tables = _with_targets(inventory.job, before, tables)
         size = human_bytes(bytes_to_write(standing))
-        inventory.job.reporter.say(f"only the labels have changed: no row is computed, {size} are written again")
+        inventory.job.reporter.say(f"only targets have changed: no row is computed, {size} are written again")
         rewrite(standing, columns, tables)
     return FeatureCache.open(standing.path)
 
@@ -139,7 +139,7 @@ def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCa
 def _with_targets(
     job: Job, before: Targets | None, tables: Mapping[str, SplitTable]
 ) -> tuple[tuple[Column, ...], dict[str, SplitTable]]:
-    columns, whole, remarks = carried(before, tables, label_column(job.source.classes))
+    columns, whole, remarks = carried(before, tables, job.images.columns)
     for remark in remarks:
         job.reporter.say(remark)
     return columns, whole

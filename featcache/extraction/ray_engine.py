@@ -30,7 +30,6 @@ from featcache.extraction.resolve import resolve
 from featcache.extraction.result import Computed, Extraction, report_cache
 from featcache.extraction.run import carry_out, lock
 from featcache.files import disk_errors
-from featcache.images.source import ImageSource
 
 _TRIES = 3
 # So many tasks for each slot there is: a worker that is done never waits for the driver.
@@ -61,7 +60,7 @@ def extract_on_ray(
     Raises MissingExtra without Ray, ExtractionError naming images that failed three times, and what `extract` raises.
     """
     ray, began, reporter = _ray(), time.monotonic(), reporter or LogReporter()
-    if isinstance(request.dataset, ImageSource) or not isinstance(request.backbone, str):
+    if request.location.is_object or not isinstance(request.backbone, str):
         raise InvalidOption(
             "on a cluster every worker opens images and backbone itself: expected a data set's path or name and a "
             "backbone's name",
@@ -108,7 +107,7 @@ def _order(request: Request, execution: Execution, cluster: Cluster, folder: Pat
     # Paths mean the same on every node.
     weights, data_dir = Path(request.weights), request.data_dir.resolve()
     there = weights.resolve() if weights.is_file() else request.weights
-    request = replace(request, dataset=request.origin, weights=there, data_dir=data_dir)
+    request = replace(request, dataset=request.origin, split_by_folder=(), weights=there, data_dir=data_dir)
     return _Order(
         key=secrets.token_hex(8),
         folder=folder.resolve(),

@@ -26,8 +26,9 @@ from featcache.extraction.behaviour import outputs_in
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.resolve import augmentation_of
-from featcache.images import open_source
-from featcache.images.source import ImageSource, Sample
+from featcache.images import open_images
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource
 
 _BATCH, _LARGEST_BATCH = 32, 4096
 _SAY_WHERE = "say where they are now (predict and export: --weights)"
@@ -180,7 +181,7 @@ def recompute(
     precision = "uint8" if spec.precision == "uint8" else devices.resolve_precision(spec.precision, device)
     batch_size = _batch_size(cache)
     program = network.on(device, precision, spec.runner, batch_size=batch_size)
-    with closing(open_source(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
+    with closing(open_images(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
             _recomputed(cache, cache[split], chosen, source, program, batch_size, threads)
             for split, chosen in _chosen(cache, rows, seed).items()

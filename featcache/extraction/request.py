@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from featcache.backbones.options import BackboneOptions
 from featcache.cache.spec import Selection
+from featcache.columns import ColumnOptions
 from featcache.config import Option, check
 from featcache.errors import InvalidOption
 from featcache.images.options import ImageOptions
+
+if TYPE_CHECKING:
+    from featcache.images.location import Location
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Runner = Literal["auto", "eager", "compiled", "openvino", "ncnn"]
@@ -69,7 +74,7 @@ class StorageOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(StorageOptions, BackboneOptions, ImageOptions):
+class Request(StorageOptions, BackboneOptions, ImageOptions, ColumnOptions):
     """The options of `featcache extract` that say what a cache holds, and the folder it lies under.
 
     Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
@@ -78,7 +83,7 @@ class Request(StorageOptions, BackboneOptions, ImageOptions):
     data_dir: Path = field(default_factory=lambda: Path("data"))
 
     def __post_init__(self) -> None:
-        for options in (ImageOptions, BackboneOptions, StorageOptions):
+        for options in (ImageOptions, ColumnOptions, BackboneOptions, StorageOptions):
             options.__post_init__(self)
         if self.views > 1 and self.splits and "train" not in self.splits:
             raise InvalidOption(
@@ -127,14 +132,22 @@ class Request(StorageOptions, BackboneOptions, ImageOptions):
         """Where downloaded packages that carry weights lie."""
         return self.data_dir / "weights"
 
+    @functools.cached_property
+    def location(self) -> Location:
+        """Where the images are. Raises SourceError, UnknownName."""
+        from featcache.images.location import locate
+
+        return locate(self.dataset, split_by_folder=self.split_by_folder)
+
+    @property
+    def asked_columns(self) -> ColumnOptions:
+        """Which columns become targets."""
+        return ColumnOptions(columns=self.columns, kinds=self.kinds)
+
     @property
     def origin(self) -> str:
-        """What names the set in a selection: its name, or the absolute path; nothing is opened."""
-        if not isinstance(self.dataset, str | Path):
-            return self.dataset.origin
-        from featcache.images.source import origin_of
-
-        return origin_of(self.dataset)
+        """What names the set in a selection: its name, or the absolute path; nothing is listed."""
+        return self.location.origin
 
     @property
     def selection(self) -> Selection:

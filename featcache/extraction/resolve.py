@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,7 @@ from featcache.extraction.images import Images
 from featcache.extraction.reporting import Reporter, taking_turns
 from featcache.extraction.request import Request
 from featcache.extraction.stages import Stages, Stopwatch
-from featcache.images import open_source
-from featcache.images.decoding import DECODER
+from featcache.images.pixels import DECODER
 from featcache.images.source import ImageSource
 
 if TYPE_CHECKING:
@@ -82,7 +81,9 @@ def resolve(
         FeatcacheError: Images or a backbone cannot be opened.
     """
     _require_same_images(requests)
-    with closing(_open_images(requests[0], reporter)) as source:
+    first = requests[0]
+    opening = {"datasets_dir": first.datasets_dir, "report": reporter.say, "columns": first.asked_columns}
+    with first.location.opened(**opening) as source:
         images = Images(
             source,
             requests[0],
@@ -109,12 +110,6 @@ def _require_same_images(requests: Sequence[Request]) -> None:
         raise InvalidOption(f"expected different backbones, got {', '.join(names)}")
     if len({(request.selection, request.views, request.data_dir) for request in requests}) != 1:
         raise InvalidOption("expected the same images and the same data folder for every backbone")
-
-
-def _open_images(request: Request, reporter: Reporter) -> ImageSource:
-    if isinstance(request.dataset, ImageSource):
-        return request.dataset
-    return open_source(request.dataset, datasets_dir=request.datasets_dir, report=reporter.say)
 
 
 def _job(request: Request, execution: Execution, images: Images, reporter: Reporter, *, measures: bool) -> Job:

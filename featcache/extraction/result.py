@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.cache.spec import Json
 from featcache.cache.tables import Skipped
+from featcache.extraction.listed import Listed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,7 +38,8 @@ class Extraction:
     time went into waiting for images, computing, and waiting for the disk (decode, compute, write; 1 in all), and
     `bound` which of them is the largest; both are None where nothing was computed. `drift` is
     what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32. A shard is not
-    `complete`: its `cache` is the folder of segments, and it counts its own rows.
+    `complete`: its `cache` is the folder of segments, and it counts its own rows. `images` says what the images are,
+    and what of them was left out; None of a shard.
     """
 
     cache: Path
@@ -53,6 +55,7 @@ class Extraction:
     bound: str | None = None
     drift: Json = None
     complete: bool = True
+    images: Listed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache extract --json`."""
@@ -70,6 +73,7 @@ class Extraction:
             "shares": None if self.shares is None else {stage: round(part, 4) for stage, part in self.shares.items()},
             "bound": self.bound,
             "drift": self.drift,
+            "images": None if self.images is None else self.images.to_json(),
         }
 
 
@@ -84,6 +88,7 @@ def report_cache(job: Job, cache: FeatureCache, computed: Computed) -> Extractio
         reused=max(0, sum(rows.values()) - computed.rows),
         skipped=tuple(cache.skipped),
         drift=cache.provenance.get("drift"),
+        images=Listed.of(job.images),
         **_of(job, computed),
     )
 

@@ -1,12 +1,13 @@
 """Images in: from a name, a folder, an archive or arrays to encoded images, their labels, digests and pixels.
 
-    source = open_source("cifar10", datasets_dir=Path("data/datasets"))
+    source = open_images("cifar10", datasets_dir=Path("data/datasets"))
     for sample in select(source.samples("train"), limit=1000):
         payload = source.read(sample)              # an encoded file, or uint8 pixels
         row = digest(payload), decode(payload, sample.id)   # over the very same bytes
 
-`sources` says what a source promises; `layout` how paths become splits and classes; `folder`, `archive`, `arrays`,
-`torch_dataset` and `named` are the sources; `decoding` turns a payload to RGB; `selection` is `--limit`.
+`location` parses the images argument; `source` says what a source promises, `sources` has one file for each kind;
+`layout` says how paths become splits and classes, `roles` what the columns of a table are for; `decoding` turns a
+payload to RGB; `selection` is `--limit`.
 Importing this package costs next to nothing, and nothing in it imports torch before a torchvision set is opened.
 """
 
@@ -16,14 +17,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.images.decoding import DECODER, decode
-    from featcache.images.opening import open_source
+    from featcache.images.decoding import decode
+    from featcache.images.location import Location, locate, open_images
+    from featcache.images.options import SPLITS
+    from featcache.images.pixels import DECODER
+    from featcache.images.samples import UNLABELLED, Sample
     from featcache.images.selection import select
-    from featcache.images.source import SPLITS, UNLABELLED, ImageSource, Payload, Sample, digest
+    from featcache.images.source import ImageSource, Payload, digest
     from featcache.images.sources.arrays import ArraySource
-    from featcache.images.sources.named import dataset_names, describe
     from featcache.images.sources.torch_dataset import TorchDatasetSource
-    from featcache.images.sources.torchvision_sets import NamedSet
+    from featcache.images.sources.torchvision_sets import NamedSet, dataset_names, describe
 
 __all__ = [
     "DECODER",
@@ -31,6 +34,7 @@ __all__ = [
     "UNLABELLED",
     "ArraySource",
     "ImageSource",
+    "Location",
     "NamedSet",
     "Payload",
     "Sample",
@@ -39,19 +43,22 @@ __all__ = [
     "decode",
     "describe",
     "digest",
-    "open_source",
+    "locate",
+    "open_images",
     "select",
 ]
 
 _HOMES = {
     "sources.arrays": ("ArraySource",),
-    "decoding": ("DECODER", "decode"),
-    "sources.named": ("dataset_names", "describe"),
-    "opening": ("open_source",),
+    "decoding": ("decode",),
+    "pixels": ("DECODER",),
+    "sources.torchvision_sets": ("NamedSet", "dataset_names", "describe"),
+    "location": ("Location", "locate", "open_images"),
     "selection": ("select",),
-    "source": ("SPLITS", "UNLABELLED", "ImageSource", "Payload", "Sample", "digest"),
+    "options": ("SPLITS",),
+    "samples": ("UNLABELLED", "Sample"),
+    "source": ("ImageSource", "Payload", "digest"),
     "sources.torch_dataset": ("TorchDatasetSource",),
-    "sources.torchvision_sets": ("NamedSet",),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,6 +10,7 @@ from featcache.config import Option, check
 from featcache.errors import UnknownName
 
 if TYPE_CHECKING:
+    from featcache.images.location import Location
     from featcache.images.source import ImageSource
 
 SPLITS = ("train", "val", "test")
@@ -23,7 +24,7 @@ class ImageOptions:
     PANEL: ClassVar[str] = "Of which images"
 
     dataset: Annotated[
-        str | Path | ImageSource,
+        str | Path | ImageSource | Location,
         Option(
             help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of paths "
             "or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME.",
@@ -32,6 +33,15 @@ class ImageOptions:
             completion="datasets",
         ),
     ] = "cifar10"
+    split_by_folder: Annotated[
+        tuple[str, ...],
+        Option(
+            help="FOLDER=SPLIT: a folder that holds the images of a split; may be repeated, and other folders are left "
+            "out. none: no folder is a split.",
+            metavar="<folder=split>",
+            default="by the folders' names",
+        ),
+    ] = ()
     splits: Annotated[
         tuple[str, ...] | None,
         Option(

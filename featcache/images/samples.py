@@ -12,6 +12,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
+UNLABELLED = -1
+"""The label of a sample whose class is not known."""
 _ROWS_AT_ONCE = 4096
 _ENCODING = ("utf-8", "surrogatepass")
 # With this byte a surrogate begins, which only names have that are no UTF-8 (and some Korean letters).
@@ -38,7 +40,12 @@ class Samples(Sequence[Sample]):
     """
 
     def __init__(
-        self, split: str, text: bytes, ends: npt.NDArray[np.int64], labels: npt.NDArray[np.int64], rows: Any = None
+        self,
+        split: str,
+        text: bytes | bytearray,
+        ends: npt.NDArray[np.int64],
+        labels: npt.NDArray[np.int64],
+        rows: Any = None,
     ) -> None:
         """`text`: all ids one after the other in UTF-8; `ends` (n + 1,): where each begins, and the end.
 
@@ -101,12 +108,26 @@ class Samples(Sequence[Sample]):
         labels = np.append(numbers, -1)[self._labels]
         return Samples(self.split, self._text, self._ends, labels, self._rows)
 
+    def in_split(self, split: str) -> Samples:
+        """The same as samples of that split."""
+        return Samples(split, self._text, self._ends, self._labels, self._rows)
+
+    def unlabelled(self) -> Samples:
+        """The same without labels."""
+        return Samples(self.split, self._text, self._ends, np.full_like(self._labels, -1), self._rows)
+
     def find(self, sample_id: str) -> int:
         """The place of that id among samples sorted by id. KeyError where it is not there."""
-        place = bisect.bisect_left(range(len(self)), sample_id, key=lambda row: self[row].id)
-        if place == len(self) or self[place].id != sample_id:
+        # UTF-8 is ordered as code points are, so nothing need be decoded.
+        wanted = sample_id.encode(*_ENCODING)
+        place = bisect.bisect_left(range(len(self)), wanted, key=self._encoded)
+        if place == len(self) or self._encoded(place) != wanted:
             raise KeyError(sample_id)
         return place
+
+    def _encoded(self, place: int) -> bytes:
+        row = place if self._rows is None else int(self._rows[place])
+        return bytes(self._text[int(self._ends[row]) : int(self._ends[row + 1])])
 
     def sorted_by_id(self) -> Samples:
         """The same in the order of their ids (code points)."""
@@ -164,6 +185,9 @@ class SampleColumns:
         self._split = split
         self._text, self._ends, self._labels = bytearray(), array("q", [0]), array("q")
 
+    def __len__(self) -> int:
+        return len(self._labels)
+
     def append(self, sample_id: str, label: int) -> None:
         """One more."""
         self._text += sample_id.encode(*_ENCODING)
@@ -171,9 +195,11 @@ class SampleColumns:
         self._labels.append(label)
 
     def samples(self) -> Samples:
-        """Those appended so far, in that order."""
-        ends, labels = np.array(self._ends, np.int64), np.array(self._labels, np.int64)
-        return Samples(self._split, bytes(self._text), ends, labels)
+        """All of them, in that order; the last call."""
+        # No copies: of ten million names they would be 400 MB. Nothing can be appended afterwards.
+        ends = np.frombuffer(self._ends, np.int64)
+        labels = np.frombuffer(self._labels, np.int64) if len(self._labels) else np.empty(0, np.int64)
+        return Samples(self._split, self._text, ends, labels)
 
 
 class SampleIds(Sequence[str]):

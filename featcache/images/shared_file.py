@@ -11,7 +11,7 @@ class SharedFile:
     """Reads at offsets: `os.pread` leaves no position to share; where it is missing, a lock guards the position."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Takes over `file`, a binary file open for reading. Nobody else may use its position any more."""
+        """Takes over `file`, a binary file open for reading. Nothing else may use its position any more."""
         self._file = file
         self._lock = threading.Lock()
 
@@ -35,7 +35,7 @@ class SharedFile:
 
     @property
     def file(self) -> IO[bytes]:
-        """The file itself, for whoever lists it before it is shared."""
+        """The file itself, to be listed before it is shared."""
         return self._file
 
     def look(self) -> os.stat_result:

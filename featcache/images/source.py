@@ -7,7 +7,7 @@ It never decodes: `digest` is taken over the very bytes that are decoded afterwa
 from __future__ import annotations
 
 import hashlib
-import itertools
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,86 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.errors import SourceError
-from featcache.images.options import SPLITS as SPLITS
-from featcache.images.samples import Sample as Sample
-from featcache.images.samples import SampleColumns, Samples
-
-UNLABELLED = -1
-"""The label of a sample whose class is not known."""
+from featcache.images.listing import Listing
+from featcache.images.options import SPLITS
+from featcache.images.samples import Sample
 
 Pixels = npt.NDArray[np.uint8]
 Payload = bytes | Pixels
 """One image as a source hands it out: an encoded file, or uint8 pixels (H, W) or (H, W, C)."""
 
-WEBDATASET = "wds:"
-"""What stands before a path or pattern of tars that are to be read as WebDataset."""
-
 Stamp = tuple[int | str, ...]
 Report = Callable[[str], None]
 """Takes progress in words, one line a call."""
-
-
-class Listing:
-    """All samples of a source, by split in the order of `SPLITS`, within a split sorted by id (code points).
-
-    Raises SourceError for an id that occurs twice, that no UTF-8 text can hold, or a label without a class.
-    """
-
-    def __init__(self, rows: Iterable[tuple[str, str, int]], classes: Sequence[str]) -> None:
-        """`rows`: (split, id, label) in any order, read once; sorted ones are never held as objects."""
-        self.classes = tuple(classes)
-        columns = {split: SampleColumns(split) for split in SPLITS}
-        for split, sample_id, label in rows:
-            columns[split].append(sample_id, label)
-        self._settle({split: column.samples() for split, column in columns.items()})
-
-    @classmethod
-    def of(cls, columns: Mapping[str, Samples], classes: Sequence[str]) -> Self:
-        """The listing of samples that are columns already, in any order."""
-        listing = cls.__new__(cls)
-        listing.classes = tuple(classes)
-        listing._settle(columns)
-        return listing
-
-    def _settle(self, columns: Mapping[str, Samples]) -> None:
-        self.samples: dict[str, Samples] = {
-            split: columns[split].sorted_by_id() for split in SPLITS if len(columns.get(split, ()))
-        }
-        self._check()
-
-    def _check(self) -> None:
-        if len(set(self.classes)) != len(self.classes):
-            raise SourceError(f"class names must differ, got {list(self.classes)}")
-        _check_text(self.classes)
-        for samples in self.samples.values():
-            _check_text(samples.ids())
-            for before, after in itertools.pairwise(samples.ids()):
-                if before == after:
-                    raise SourceError(f"the image {after} is listed twice")
-            self._check_labels(samples)
-
-    def _check_labels(self, samples: Samples) -> None:
-        strange = np.flatnonzero((samples.labels < UNLABELLED) | (samples.labels >= len(self.classes)))
-        for row in strange[:1].tolist():
-            raise SourceError(
-                f"{samples[row].id}: expected a label from -1 (unlabelled) to {len(self.classes) - 1}, "
-                f"got {samples[row].label}"
-            )
-
-
-def _check_text(names: Iterable[str]) -> None:
-    for name in names:
-        if not _is_text(name):
-            raise SourceError(f"the name {name!r} is not valid UTF-8", hint="rename it: ids are stored as UTF-8")
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    # Ids are stored padded with NUL.
-    return "\0" not in name
 
 
 class ImageSource(ABC):
@@ -110,6 +41,9 @@ class ImageSource(ABC):
         classes: names; a sample's label is an index into them. Sorted by code points where they come from
             folders; a named set and arrays keep the order that their labels have.
         native_size: (H, W) in pixels when all images are known to have that size, else None.
+        columns: What else is known of the images, in the order of their samples; one called `label` where labels
+            are no classes.
+        omissions: What was left out or ignored when the source was listed.
     """
 
     def __init__(self, *, name: str, origin: str, listing: Listing, native_size: tuple[int, int] | None = None) -> None:
@@ -117,6 +51,8 @@ class ImageSource(ABC):
         self.origin = origin
         self.classes = listing.classes
         self.native_size = native_size
+        self.columns = listing.columns
+        self.omissions = listing.omissions
         self._listing = listing
 
     def splits(self) -> tuple[str, ...]:
@@ -178,19 +114,18 @@ def digest(payload: Payload) -> bytes:
     return hashlib.sha256(payload).digest()
 
 
+def stamp_of(found: os.stat_result) -> tuple[int, ...]:
+    """What tells whether a file has changed: its size, its mtime and ctime in ns, its inode.
+
+    A tool that edits a file in place and puts its mtime back cannot put back the ctime.
+    """
+    return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
+
+
 def slug(name: str) -> str:
     """`name` in lower case with only a-z, 0-9, ".", "_" and "-", so that it can stand in a file name."""
     plain = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")
     return plain or "images"
-
-
-def origin_of(dataset: str | Path) -> str:
-    """What names a set in a selection: its name, or the absolute path; nothing is opened."""
-    text = str(dataset)
-    if text.startswith(WEBDATASET):
-        return WEBDATASET + str(Path(text.removeprefix(WEBDATASET)).expanduser().resolve())
-    named = isinstance(dataset, str) and "/" not in text and not Path(text).exists()
-    return text if named else str(Path(text).resolve())
 
 
 _ARCHIVE_SUFFIX = re.compile(r"\.(zip|tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.IGNORECASE)

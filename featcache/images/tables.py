@@ -1,16 +1,46 @@
-"""Tables of texts, row by row: CSV, TSV and Parquet, as columns of images and of their targets are read."""
+"""Tables, row by row: CSV, TSV, JSON lines and Parquet, as columns of images and of their targets are read."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+import io
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from featcache.errors import MissingExtra, SourceError
+from featcache.images.regular import open_regular
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
+
+@dataclass(frozen=True, kw_only=True)
+class TableBytes:
+    """A table inside an archive."""
+
+    name: str
+    content: bytes
+
+    @property
+    def suffix(self) -> str:
+        """The ending of its name."""
+        return PurePosixPath(self.name).suffix
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Table = Path | TableBytes
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _ROWS_AT_ONCE = 8192
+_DELIMITERS = ",;\t"
+# What a column of a Parquet file holds, by the beginning of its Arrow type.
+_KINDS = {"float": "numbers", "double": "numbers", "halffloat": "numbers", "decimal": "numbers", "list": "lists"}
+_NO_CELLS = ("struct", "binary", "large_binary", "fixed_size_binary", "map", "extension")
+# Lists of numbers with a fraction are embeddings or boxes, of which each number would be a class.
+_NO_ITEMS = (*_NO_CELLS, "float", "double", "halffloat", "decimal", "list", "large_list", "fixed_size_list")
 
 #: The cells of a row by column; None where there is nothing.
 Row = Mapping[str, str | None]
@@ -21,80 +51,201 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def column_names(path: Path) -> tuple[str, ...]:
-    """The names of a table's columns, in order.
+def is_parquet(path: Table) -> bool:
+    """Whether a file is meant as a Parquet file, by its name."""
+    return path.suffix.lower() == ".parquet"
+
+
+def column_names(path: Table) -> tuple[str, ...]:
+    """The names of the columns that hold texts, numbers or lists of them, in order, without blanks around them.
 
     Raises SourceError where the file is no table, or has two columns of one name, MissingExtra for Parquet without
     pyarrow.
     """
-    names = list(_parquet(path).schema_arrow.names) if _is_parquet(path) else next(_cells(path), [])
+    if is_parquet(path):
+        names = names_in(schema_of(path))
+    else:
+        names = list(_keys(path)) if path.suffix.lower() == ".jsonl" else next(_csv_cells(path), [])
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise SourceError(f"{path}: {', '.join(map(repr, twice))} stands twice among its columns", hint="rename one")
     return tuple(names)
 
 
-def table_rows(path: Path, columns: Collection[str]) -> Iterator[Row]:
-    """The rows of a table, with the cells of these columns as text; a list in a Parquet cell is joined with `;`.
+def _holds_cells(arrow_type: Any) -> bool:
+    """Whether the values of a Parquet column are texts, numbers or lists of them."""
+    items = getattr(arrow_type, "value_type", None)
+    is_list = "list" in str(arrow_type).partition("<")[0]
+    return not str(arrow_type).startswith(_NO_CELLS) and not (is_list and str(items).startswith(_NO_ITEMS))
+
+
+def column_kinds(path: Table) -> dict[str, str]:
+    """What columns hold, as far as their types say it."""
+    if not is_parquet(path):
+        return {}
+    return kinds_in(schema_of(path))
+
+
+def names_in(schema: Any) -> list[str]:
+    """The columns of an Arrow schema whose values are texts, numbers or lists of them."""
+    return [field.name for field in schema if _holds_cells(field.type)]
+
+
+def kinds_in(schema: Any) -> dict[str, str]:
+    """What the columns of an Arrow schema hold, as far as their types say it."""
+    found = {field.name: _kind_of(str(field.type)) for field in schema}
+    return {name: kind for name, kind in found.items() if kind is not None}
+
+
+def _kind_of(arrow_type: str) -> str | None:
+    return next((kind for start, kind in _KINDS.items() if arrow_type.removeprefix("large_").startswith(start)), None)
+
+
+def table_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    """The rows of a table: for each the cells of these columns as text, in this order.
+
+    A list in a cell is joined with `;`, also where it is empty: `;`. A column that is not there has no cells.
 
     Raises what `column_names` raises, and SourceError for a row with more cells than there are columns.
     """
-    names = column_names(path)
-    wanted = [name for name in names if name in columns]
-    yield from _parquet_rows(path, wanted) if _is_parquet(path) else _csv_rows(path, names, wanted)
+    if is_parquet(path):
+        yield from _parquet_rows(path, columns)
+    elif path.suffix.lower() == ".jsonl":
+        for values in _json_lines(path):
+            yield tuple(text_of(values.get(name)) for name in columns)
+    else:
+        yield from _csv_rows(path, columns)
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet"
+def text_of(value: object) -> str | None:
+    """A value as the text of a cell; None where there is nothing, or nothing that a cell can hold."""
+    if value is None or isinstance(value, dict | bytes):
+        return None
+    if isinstance(value, list | tuple):
+        if any(isinstance(one, list | tuple | dict | bytes) for one in value):
+            return None
+        texts = [str(one) for one in value if one is not None]
+        # One item alone would look like a class.
+        return ";".join(texts) + ("" if len(texts) > 1 else ";")
+    return None if isinstance(value, float) and math.isnan(value) else str(value)
 
 
-def _cells(path: Path) -> Iterator[list[str]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+def cells_of(values: Sequence[Any], names: Sequence[str] | None, where: object) -> list[str | None]:
+    """The cells of a column of Arrow values; of numbers of classes their names. `where` names the table.
+
+    Raises SourceError for a number without a name.
+    """
+    if names is None:
+        return [text_of(value) for value in values]
+    strange = next((value for value in values if value is not None and not -1 <= value < len(names)), None)
+    if strange is not None:
+        raise SourceError(f"{where}: expected labels from -1 to {len(names) - 1}, got {strange}")
+    return [None if value is None or value < 0 else str(names[value]) for value in values]
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def _text(path: Table) -> IO[str]:
+    if isinstance(path, TableBytes):
+        return io.TextIOWrapper(io.BytesIO(path.content), encoding="utf-8-sig", newline="")
+    descriptor = open_regular(path, str(path), error=SourceError)
+    return io.TextIOWrapper(os.fdopen(descriptor, "rb"), encoding="utf-8-sig", newline="")
+
+
+def _csv_cells(path: Table) -> Iterator[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from (row for row in csv.reader(file, delimiter=delimiter) if row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        with _text(path) as file:
+            header = file.readline()
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else _delimiter(header)
+            file.seek(0)
+            rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            yield [name.strip() for name in next(rows, [])]
+            # Spreadsheets write rows of delimiters alone.
+            yield from (row for row in rows if any(map(str.strip, row)))
+    except UnicodeDecodeError as error:
+        hint = "save it as UTF-8 (in Excel: CSV UTF-8)"
+        raise SourceError(f"{path}: no UTF-8 text at byte {error.start:,}", hint=hint) from error
+    except (OSError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as a table: {error}") from error
 
 
-def _csv_rows(path: Path, names: tuple[str, ...], wanted: Collection[str]) -> Iterator[Row]:
-    places = {name: names.index(name) for name in wanted}
-    rows = _cells(path)
+def _delimiter(header: str) -> str:
+    """What separates cells: the most frequent of `,`, `;` and tabs among the names of columns."""
+    return max(_DELIMITERS, key=header.count)
+
+
+def _csv_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    names = column_names(path)
+    places = [names.index(name) if name in names else None for name in columns]
+    rows = _csv_cells(path)
     next(rows, None)
     for number, cells in enumerate(rows, start=2):
-        if len(cells) > len(names):
+        if len(cells) > len(names) and any(cell.strip() for cell in cells[len(names) :]):
             raise SourceError(
                 f"{path} row {number}: expected {len(names)} cells, got {len(cells)}",
                 hint="quote a cell that holds the delimiter",
             )
-        yield {name: cells[place] if place < len(cells) else None for name, place in places.items()}
+        yield tuple(cells[place] if place is not None and place < len(cells) else None for place in places)
 
 
-def _parquet_rows(path: Path, wanted: Collection[str]) -> Iterator[Row]:
-    from pyarrow import ArrowException
-
-    file = _parquet(path)
+def _json_lines(path: Table) -> Iterator[dict[str, Any]]:
     try:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(wanted)):
-            for row in batch.to_pylist():
-                yield {name: _text(value) for name, value in row.items()}
-    except (OSError, ArrowException) as error:
-        raise SourceError(f"{path}: damaged Parquet file: {error}") from error
+        with _text(path) as file:
+            for number, line in enumerate(file, start=1):
+                values = json.loads(line) if line.strip() else {}
+                if not isinstance(values, dict):
+                    raise SourceError(
+                        f"{path} line {number}: expected an object of columns, got {type(values).__name__}"
+                    )
+                if values:
+                    yield values
+    except (OSError, ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: cannot be read as JSON lines: {error}") from error
 
 
-def _text(value: object) -> str | None:
-    if value is None:
-        return None
-    return ";".join(map(str, value)) if isinstance(value, list) else str(value)
+def _keys(path: Table) -> dict[str, None]:
+    return {name: None for values in _json_lines(path) for name, value in values.items() if not isinstance(value, dict)}
 
 
-def _parquet(path: Path) -> Any:
+# --- Parquet -----------------------------------------------------------------------------------------------
+
+
+def schema_of(path: Table) -> Any:
+    """A Parquet file's Arrow schema. Raises SourceError for another kind of file, MissingExtra without pyarrow."""
+    return open_parquet(path).schema_arrow
+
+
+def open_parquet(path: Table) -> Any:
+    """The pyarrow.parquet.ParquetFile of a file. Raises SourceError, MissingExtra."""
     try:
-        from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise MissingExtra("a Parquet table", package="pyarrow", extra="export") from error
+        raise MissingExtra("a Parquet file", package="pyarrow", extra="parquet") from error
     try:
+        if isinstance(path, TableBytes):
+            return ParquetFile(io.BytesIO(path.content))
+        # Refused before Arrow opens it, and waits: what is no regular file.
+        os.close(open_regular(path, str(path), error=SourceError))
         return ParquetFile(path)
-    except (OSError, ArrowException) as error:
+    except parquet_errors() as error:
         raise SourceError(f"{path}: no Parquet file: {error}") from error
+
+
+def parquet_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises over damaged files."""
+    from pyarrow import ArrowException
+
+    return (SourceError, OSError, ArrowException, ValueError, OverflowError, MemoryError, KeyError)
+
+
+def _parquet_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
+    file = open_parquet(path)
+    there = [name for name in columns if name in file.schema_arrow.names]
+    try:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
+            found = {name: map(text_of, batch.column(name).to_pylist()) for name in there}
+            nothing = [None] * batch.num_rows
+            yield from zip(*(found.get(name, nothing) for name in columns), strict=True)
+    except parquet_errors() as error:
+        raise SourceError(f"{path}: damaged Parquet file: {error}") from error

@@ -29,7 +29,8 @@ from featcache.extraction.pipeline import Failure, Gathered, Pipeline
 from featcache.extraction.rebuild import rebuilt, require_same
 from featcache.heads.records import FeatureLayer, FeatureOrigin
 from featcache.heads.runs import Run
-from featcache.images.source import ImageSource, Sample
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource
 
 # Images that are read, computed and answered for together: it bounds what is in memory.
 CHUNK = 256

@@ -10,7 +10,9 @@ import numpy as np
 
 from featcache.errors import InvalidOption
 from featcache.images import ArraySource, ImageSource, Payload, Sample
-from featcache.images.source import UNLABELLED, Listing, Stamp, has_archive_suffix
+from featcache.images.listing import Listing
+from featcache.images.samples import UNLABELLED
+from featcache.images.source import Stamp, has_archive_suffix
 from featcache.images.sources.archive import open_archive
 from featcache.images.sources.folder import FilesSource, image_files
 
@@ -58,7 +60,7 @@ class Pictures(ImageSource):
         self._archived: dict[str, tuple[ImageSource, Sample]] = {}
         self._encoded: dict[str, bytes] = {}
         names = [name for image in images for name in self._names(image)]
-        listing = Listing(((_SPLIT, name, UNLABELLED) for name in dict.fromkeys(names)), ())
+        listing = Listing.of_rows(((_SPLIT, name, UNLABELLED) for name in dict.fromkeys(names)), ())
         super().__init__(name="pictures", origin="pictures", listing=listing)
         self._files = FilesSource(
             name="pictures", origin="pictures", listing=listing, paths={name: name for name in names}

@@ -22,7 +22,7 @@ from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
 from featcache.heads.runs import Run
 from featcache.heads.shelf import find_run
-from featcache.images.source import Sample
+from featcache.images.samples import Sample
 from featcache.inference.classifier import Answers, Classifier, Weights
 from featcache.inference.nearest import NearestImages
 from featcache.inference.pictures import Images, opened

@@ -17,7 +17,8 @@ from PIL import Image
 from featcache.errors import ExportError, InvalidOption
 from featcache.files import folder_aside, fsync_file
 from featcache.images import decode
-from featcache.images.source import ImageSource, Sample
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource
 from featcache.inference.array_files import require_new_folder
 from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
 from featcache.inference.witnesses import source_of

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.reader import FeatureCache
-from featcache.errors import CacheError, ExportError, FeatcacheError, SourceError
+from featcache.errors import CacheError, ExportError, FeatcacheError
 from featcache.heads.records import FeatureOrigin
 from featcache.heads.runs import Run
-from featcache.images import ImageSource, dataset_names, decode, describe, open_source, select
+from featcache.images import ImageSource, decode, open_images, select
 
 _HINT = "name some: --verify-images, a folder, an archive or a file"
 
@@ -37,13 +37,10 @@ def cached_images(run: Run, limit: int, data_dir: Path) -> list[NDArray[np.uint8
 def source_of(name: str, data_dir: Path) -> ImageSource:
     """The images that a cache was extracted from, by the name of their set or its path; nothing is downloaded.
 
-    Raises SourceError where they are not there.
+    Raises DownloadError or SourceError where they are not there.
     """
-    datasets_dir = data_dir / "datasets"
     # To look at some images is no reason to download a data set.
-    if name in dataset_names() and describe(name).dataset and not (datasets_dir / name).is_dir():
-        raise SourceError(f"{name} is not in {datasets_dir}", hint="`featcache extract` downloads it; or --data-dir")
-    return open_source(name, datasets_dir=datasets_dir)
+    return open_images(name, datasets_dir=data_dir / "datasets", download=False)
 
 
 def _name(origin: FeatureOrigin) -> str | None:

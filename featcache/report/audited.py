@@ -12,7 +12,7 @@ import numpy as np
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import FeatcacheError
-from featcache.images import Sample, open_source
+from featcache.images import Sample, open_images
 from featcache.report.thumbnails import Pixels, Progress, Thumbnails, packed, pictures_at
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _made(cache: FeatureCache, datasets_dir: Path, progress: Progress | None) ->
 
     with ExitStack() as opened:
         try:
-            source = open_source(cache.selection.source, datasets_dir=datasets_dir, download=False)
+            source = open_images(cache.selection.source, datasets_dir=datasets_dir, download=False)
             opened.callback(source.close)
         except FeatcacheError:
             # The section's own note says that pixels were not compared.

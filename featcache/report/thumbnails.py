@@ -21,7 +21,7 @@ from PIL import Image
 
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import FeatcacheError, ImageError
-from featcache.images import ImageSource, Sample, decode, digest, open_source
+from featcache.images import ImageSource, Sample, decode, digest, open_images
 from featcache.report.albums import Album, Rows, Site
 
 Pixels = npt.NDArray[np.uint8]
@@ -104,7 +104,7 @@ def pictures_at(
     if cache.spec.backbone == PIXELS:
         return _stored_pixels(cache[split], rows), []
     try:
-        source = open_source(cache.selection.source, datasets_dir=datasets_dir, download=False)
+        source = open_images(cache.selection.source, datasets_dir=datasets_dir, download=False)
     except FeatcacheError as error:
         return [None] * len(ids), [f"The images cannot be read, so none is shown: {error.message}."]
     with closing(source):

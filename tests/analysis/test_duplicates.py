@@ -22,7 +22,7 @@ from featcache.analysis.pictures import Pictures, gradient_correlation
 from featcache.analysis.records import Audit, Finding
 from featcache.analysis.table import ImageTable
 from featcache.cache.reader import FeatureCache
-from featcache.images import ArraySource, ImageSource, decode, digest, open_source, select
+from featcache.images import ArraySource, ImageSource, decode, digest, open_images, select
 
 Pixels = NDArray[np.uint8]
 Change = Callable[[Pixels], Pixels]
@@ -214,7 +214,7 @@ def test_a_picture_without_outlines_has_no_correlation(tmp_path: Path) -> None:
 
 
 def test_real_photographs_are_told_from_their_neighbours(cifar_zip: Path, tmp_path: Path) -> None:
-    source = open_source(cifar_zip, datasets_dir=tmp_path)
+    source = open_images(cifar_zip, datasets_dir=tmp_path)
     real = [decode(source.read(sample), sample.id) for sample in select(source.samples("test"), 60)]
     pictures = [*real, *(mirrored(one) for one in real), *(recompressed(one) for one in real)]
     look = ArraySource(pictures)

@@ -25,7 +25,7 @@ from featcache.extraction.images import select_samples
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
-from featcache.images import open_source
+from featcache.images import open_images
 
 CPU = torch.device("cpu")
 # Nine steps, large enough to carry any difference of features into the losses.
@@ -109,7 +109,7 @@ def write_weights(name: str, image_size: int, folder: Path) -> Path:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
-    with open_source("digits", datasets_dir=folder) as source, torch.no_grad():
+    with open_images("digits", datasets_dir=folder) as source, torch.no_grad():
         payloads = [source.read(sample) for sample in source.samples("train")[:32]]
         preset = notebook_preset(Transform(image_size=image_size))
         network(torch.stack([preset(Image.fromarray(np.asarray(one)).convert("RGB")) for one in payloads]))
@@ -170,7 +170,7 @@ def end_to_end(
     case: Case, data_dir: Path, broken: Callable[[EndToEndSetup], EndToEndSetup] = lambda setup: setup
 ) -> Trained:
     """The backbone in every step, over the rows that a cache would have."""
-    with open_source(case.dataset, datasets_dir=data_dir) as source:
+    with open_images(case.dataset, datasets_dir=data_dir) as source:
         samples = cut_samples(select_samples(source, request(case, data_dir)), CONFIG)
         network = torchvisions(case)
         with torch.no_grad():

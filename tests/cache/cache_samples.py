@@ -23,9 +23,10 @@ from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.segments import complete_manifest
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
-from featcache.cache.targets import LABEL, label_column
+from featcache.cache.targets import label_column
 from featcache.cache.trailer import FORMAT_VERSION, Trailer, read_trailer
 from featcache.cache.writer import Scaling, write_packed
+from featcache.columns import LABEL
 from featcache.files import ReadableFile
 
 CLASSES = ("cat", "dog", "frog")

@@ -27,13 +27,11 @@ from hypothesis import strategies as st
 
 from featcache.cache.carrying import Targets, carried, rewrite, tables_of
 from featcache.cache.catalog import FOREIGN, describe
-from featcache.cache.label_options import KINDS
 from featcache.cache.manifest import TARGETS_FILES, Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import with_targets
 from featcache.cache.tables import SplitTable
 from featcache.cache.targets import (
-    FEW_CLASSES,
     IMAGES,
     MOST_COLUMNS,
     Column,
@@ -41,11 +39,11 @@ from featcache.cache.targets import (
     columns_of,
     columns_to_json,
     encode,
-    found_kind,
     label_column,
     rows_by_id,
 )
 from featcache.cache.verification import verify
+from featcache.columns import FEW_CLASSES, KINDS, found_kind
 from featcache.errors import CacheDamaged, CacheForeign, CacheUnwritable, InvalidOption, UnknownName
 from featcache.files import system
 
@@ -127,7 +125,7 @@ def test_any_targets_come_back_from_one_file_and_from_segments(
     ],
 )
 def test_a_kind_is_found_by_the_cells(cells: list[object], kind: str) -> None:
-    assert found_kind(cells) == kind
+    assert found_kind("x", cells) == kind
     assert encode("x", cells).kind == kind
 
 
@@ -384,7 +382,7 @@ def test_columns_of_tables_are_taken_over_by_id_and_across_splits(path: Path) ->
             targets={"label": np.array([0, 1, 2])},
         ),
     }
-    columns, whole, remarks = carried(before, moved, label_column(("x", "y", "z")))
+    columns, whole, remarks = carried(before, moved, [label_column(("x", "y", "z"))])
     assert [column.name for column in columns] == ["label", "age"]
     assert columns[0] == label_column(("x", "y", "z"))
     np.testing.assert_array_equal(whole["train"].targets["age"], np.arange(10))
@@ -399,7 +397,7 @@ def test_what_the_images_brought_is_not_taken_over(path: Path) -> None:
     with FeatureCache.open(path) as cache:
         assert {column.origin for column in cache.targets.values()} == {IMAGES}
         before = Targets.of(cache.file)
-    columns, whole, remarks = carried(before, tables(), label_column(("a", "b", "c")))
+    columns, whole, remarks = carried(before, tables(), [label_column(("a", "b", "c"))])
     assert (columns, remarks) == ((label_column(("a", "b", "c")),), [])
     assert whole == tables() or set(whole) == set(tables())
 

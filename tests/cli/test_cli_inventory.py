@@ -110,8 +110,12 @@ def test_data_sets_are_listed_with_classes_and_sizes() -> None:
     lines = {line.split()[0]: line.split() for line in shown[2 : 2 + len(known)]}
     assert lines["digits"] == ["digits", "10", "1,442", "-", "355", "here"]
     assert lines["cifar10"] == ["cifar10", "10", "50,000", "-", "10,000", "download"]
-    assert lines["stanford_cars"][-2:] == ["by", "hand"]
     assert any(line.startswith("stl10") and line.endswith("the labelled part") for line in shown[2 + len(known) :])
+
+
+def test_the_list_of_data_sets_tells_how_others_are_named() -> None:
+    shown = " ".join(featcache("datasets", "--help").stdout.split())
+    assert "torchvision:NAME" in shown and "hf:NAME" in shown
 
 
 def test_a_data_set_that_was_downloaded_is_here(here: Path) -> None:

@@ -187,7 +187,7 @@ WRONG = {
     "kind of what is not added": (
         ["t.csv", "--kind", "b=text", "--column", "age"],
         "id,age,b\ntrain/cat/00.png,1,2\n",
-        "is said of b",
+        "is given for b",
     ),
     "a name that leaves its group": (["t.csv"], "id,../age\ntrain/cat/00.png,1\n", "cannot be called '../age'"),
     "unknown target": (["--remove", "age"], None, "unknown target 'age'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def test_the_cache_is_that_of_one_process_and_all_are_told_of(request_: Request,
     (done,) = extract_each([request_], execution, reporter=told)
     assert (done.complete, done.computed, done.reused) == (True, 48, 0)
     assert sum("in this share of 48" in text for text in told.said) >= 1
-    alone = extract(Request(**{**vars(request_), "data_dir": tmp_path / "alone"}), Execution(segment_rows=5))
+    alone = extract(replace(request_, data_dir=tmp_path / "alone"), Execution(segment_rows=5))
     with FeatureCache.open(done.cache) as cache, FeatureCache.open(alone.cache) as other:
         for split in cache.splits:
             assert cache[split].features[:].tobytes() == other[split].features[:].tobytes()

@@ -33,7 +33,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import Execution, extract
 from featcache.images import decode
-from featcache.images.source import Sample
+from featcache.images.samples import Sample
 from featcache.images.sources.folder import FolderSource
 
 

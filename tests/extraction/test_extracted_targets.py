@@ -94,7 +94,7 @@ def test_other_labels_are_written_and_no_row_is_computed(extracted: Extract, lis
     assert (again.cache, again.computed, again.reused) == (first.cache, 0, 6)
     assert decoded(again.cache, "label") == ["eel", "cat"] * 3
     assert decoded(again.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert any("only the labels have changed: no row is computed" in one for one in heard)
+    assert any("only targets have changed: no row is computed" in one for one in heard)
     assert verify(again.cache, full=True).sound
     assert {path: path.stat().st_mtime_ns for path in first.cache.parent.rglob("t*-?????????.h5")} == standing
 

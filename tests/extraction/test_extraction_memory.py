@@ -22,8 +22,9 @@ from featcache.extraction.processes import peak_bytes, run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
+from featcache.images.listing import Listing
 from featcache.images.samples import Sample, Samples
-from featcache.images.source import ImageSource, Listing, Stamp
+from featcache.images.source import ImageSource, Stamp
 
 SIDE = 80
 FEW, MANY = 200, 2000  # of each class
@@ -72,7 +73,7 @@ class Named(ImageSource):
     def __init__(self) -> None:
         half = IMAGES // 2
         splits = {split: self._samples(split, half) for split in ("train", "test")}
-        super().__init__(name="named", origin="named", listing=Listing.of(splits, ["a", "b"]))
+        super().__init__(name="named", origin="named", listing=Listing(samples=splits, classes=("a", "b")))
 
     @staticmethod
     def _samples(split: str, count: int) -> Samples:

@@ -16,7 +16,9 @@ from featcache.extraction import images as module
 from featcache.extraction.images import Images
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
-from featcache.images.source import ImageSource, Listing, Sample, Stamp, digest
+from featcache.images.listing import Listing
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, Stamp, digest
 
 
 class Source(ImageSource):
@@ -24,7 +26,7 @@ class Source(ImageSource):
 
     def __init__(self, sizes: dict[str, int], unreadable: frozenset[str] = frozenset()) -> None:
         rows = [(split, f"{split}/{row:03d}", row % 2) for split, count in sizes.items() for row in range(count)]
-        super().__init__(name="set", origin="set", listing=Listing(rows, ["a", "b"]))
+        super().__init__(name="set", origin="set", listing=Listing.of_rows(rows, ["a", "b"]))
         self.reads: Counter[str] = Counter()
         self.unreadable = unreadable
         self.version = 0

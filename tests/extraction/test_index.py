@@ -19,8 +19,8 @@ from tiny import jpeg, tiny_backbone, write_images
 from featcache.extraction.index import Index, index_path
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
-from featcache.images.samples import SampleRows, Samples
-from featcache.images.source import ImageSource, Sample
+from featcache.images.samples import Sample, SampleRows, Samples
+from featcache.images.source import ImageSource
 from featcache.images.sources.folder import FolderSource
 
 

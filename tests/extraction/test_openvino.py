@@ -23,7 +23,7 @@ from featcache.extraction import matching
 from featcache.extraction.rebuild import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
-from featcache.images import open_source
+from featcache.images import open_images
 from featcache.images.decoding import decode
 
 pytestmark = pytest.mark.skipif(not openvino.installed(), reason="the extra openvino is not installed")
@@ -111,7 +111,7 @@ def test_bf16_keeps_the_stem_of_real_networks(
 ) -> None:
     weights = {"vgg16": vgg_weights, "inception_v3": inception_weights}[name]
     network = load_backbone(name, weights=weights, data_dir=tmp_path)
-    with open_source(cifar_zip, datasets_dir=tmp_path) as source:
+    with open_images(cifar_zip, datasets_dir=tmp_path) as source:
         some = source.samples("test")[:8]
         images = np.stack([network.resize(decode(source.read(one), one.id)) for one in some])
     exact = computed(network, images, runner="eager")

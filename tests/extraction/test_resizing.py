@@ -26,7 +26,7 @@ from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.resizing import DeviceResizing, HostResizing, Originals, resolve_resizing
 from featcache.extraction.run import Execution, extract
-from featcache.images import open_source
+from featcache.images import open_images
 
 # Of one size several, and one that no device takes: 30 x 40 is more than 8 times 12 x 12.
 SIZES = [(20, 20), (14, 25), (20, 20), (25, 14), (12, 12), (30, 40), (20, 20)]
@@ -111,7 +111,7 @@ def test_pixels_are_the_same_too(images: Path, tmp_path: Path) -> None:
 
 
 def test_rows_come_out_alike_at_any_position(images: Path) -> None:
-    source = open_source(images, datasets_dir=images)
+    source = open_images(images, datasets_dir=images)
     samples = list(source.samples("train"))
     resizing = DeviceResizing(transform())
     forward = ForwardPass(program=backbone().on(), dtype="float32", batch_size=8, resizing=resizing)

@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules beside the packages that every package may import.
-GROUND = {"errors", "config", "files"}
+GROUND = {"errors", "config", "columns", "files"}
 # All modules that stand beside the packages.
 DOORS: dict[str, set[str]] = {
     **{module: set() for module in GROUND},

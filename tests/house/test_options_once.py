@@ -23,6 +23,7 @@ from featcache.backbones.options import BackboneOptions
 from featcache.cli.app import app
 from featcache.cli.commands import command
 from featcache.cli.groups import Without
+from featcache.columns import ColumnOptions
 from featcache.config import Option, accepts, check, command_words, divided, options_of
 from featcache.errors import InvalidOption
 from featcache.extraction.execution import Cluster, Execution
@@ -223,7 +224,7 @@ def test_a_type_that_was_not_imported_is_recognised_by_its_name() -> None:
 
 # --- extract -----------------------------------------------------------------------------------------------
 
-RECORDS = (ImageOptions, BackboneOptions, StorageOptions, Execution, Cluster)
+RECORDS = (ImageOptions, ColumnOptions, BackboneOptions, StorageOptions, Execution, Cluster)
 
 
 def names_of(*records: type) -> set[str]:
@@ -233,7 +234,8 @@ def names_of(*records: type) -> set[str]:
 def test_the_options_of_extract_are_those_of_the_records() -> None:
     parameters = {one.name for one in typer.main.get_command(app).commands["extract"].params}  # type: ignore[attr-defined]
     assert parameters - {"json", "data_dir", "runs_dir", "quiet", "debug"} == names_of(*RECORDS)
-    taken = set(inspect.signature(featcache.extract).parameters) - {"images", "data_dir", "progress"}
+    own = {"images", "labels", "classes", "data_dir", "progress"}
+    taken = set(inspect.signature(featcache.extract).parameters) - own
     assert taken == names_of(Request, Execution) - {"dataset", "shard"}
 
 

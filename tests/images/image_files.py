@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
 import io
-import lzma
 import tarfile
 import zipfile
 from collections.abc import Mapping
@@ -51,21 +48,12 @@ def write_zip(path: Path, files: Files, compression: int = zipfile.ZIP_DEFLATED)
 
 
 def write_tar(path: Path, files: Files) -> Path:
-    """A tar, compressed as the path's last suffix says."""
-    plain = io.BytesIO()
-    with tarfile.open(fileobj=plain, mode="w:") as archive:
+    """A plain tar, whatever the path's suffix says."""
+    with tarfile.open(path, mode="w:") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    content = plain.getvalue()
-    if path.suffix == ".gz":
-        content = gzip.compress(content)
-    elif path.suffix == ".bz2":
-        content = bz2.compress(content)
-    elif path.suffix == ".xz":
-        content = lzma.compress(content)
-    path.write_bytes(content)
     return path
 
 

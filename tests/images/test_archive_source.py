@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
+import lzma
 import os
 import pickle
 import stat
 import struct
+import subprocess
 import tarfile
 import tempfile
+import time
 import warnings
 import zipfile
 import zlib
@@ -22,15 +26,15 @@ from image_files import encoded, images_at, write_tar, write_zip
 from image_source_contract import all_samples, digests
 
 from featcache.errors import ImageError, SourceError
-from featcache.images import ImageSource, open_source
+from featcache.images import ImageSource, open_images
 from featcache.images.shared_file import SharedFile
 
 TWO = images_at("cat/1.png", "dog/1.png")
 _CENTRAL, _LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 
 
-def opened(path: Path, report: Callable[[str], None] | None = None) -> ImageSource:
-    return open_source(path, datasets_dir=path.parent, report=report)
+def opened(path: Path) -> ImageSource:
+    return open_images(path, datasets_dir=path.parent)
 
 
 def ids(source: ImageSource) -> list[str]:
@@ -80,14 +84,31 @@ def test_a_long_extra_field_costs_a_second_read(tmp_path: Path) -> None:
     assert source.read(source.samples("train")[0]) == TWO["cat/1.png"]
 
 
-def test_a_stamp_of_a_zip_member_is_its_content(zipped: Path, tmp_path: Path) -> None:
+def test_a_stamp_of_a_zip_member_is_its_digest_and_its_archive(zipped: Path) -> None:
     source = opened(zipped)
-    other = opened(write_zip(tmp_path / "other.zip", {**TWO, "dog/1.png": encoded(9)}, zipfile.ZIP_STORED))
     cat, dog = source.samples("train")
-    assert source.stamp(cat) == ("zip", zlib.crc32(TWO["cat/1.png"]), len(TWO["cat/1.png"]))
-    assert source.stamp(cat) == other.stamp(cat)
-    assert source.stamp(dog) != other.stamp(dog)
-    assert source.modified_ns(cat) is None
+    found = zipped.stat()
+    assert source.stamp(cat) == (
+        *("zip", zlib.crc32(TWO["cat/1.png"]), len(TWO["cat/1.png"])),
+        *(found.st_size, found.st_mtime_ns, found.st_ctime_ns),
+    )
+    assert source.stamp(cat) != source.stamp(dog)
+    assert source.modified_ns(cat) == found.st_mtime_ns
+
+
+@pytest.mark.parametrize("write", [write_zip, write_tar])
+def test_exchanging_an_archive_for_one_of_equal_size_and_mtime_changes_the_stamp(
+    tmp_path: Path, write: Callable[[Path, dict[str, bytes]], Path]
+) -> None:
+    path = write(tmp_path / ("set.zip" if write is write_zip else "set.tar"), TWO)
+    source, before = opened(path), path.stat()
+    cat = source.samples("train")[0]
+    # Times advance in steps of some milliseconds.
+    time.sleep(0.05)
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_size == before.st_size and path.stat().st_mtime_ns == before.st_mtime_ns
+    assert opened(path).stamp(cat) != source.stamp(cat)
 
 
 @pytest.mark.parametrize("name", ["cat/1.png", "./cat//1.png"])
@@ -151,7 +172,7 @@ def test_a_member_larger_than_it_says_is_refused_unread(tmp_path: Path) -> None:
 def test_a_member_beyond_the_limit_is_refused(zipped: Path, tarred: Path) -> None:
     size = struct.pack("<I", 600 * 2**20)
     source = opened(patched(zipped, _CENTRAL, 24, size))
-    with pytest.raises(ImageError, match=r"cat/1\.png: 629,145,600 bytes, at most 536,870,912 are read"):
+    with pytest.raises(ImageError, match=r"cat/1\.png: 629,145,600 bytes, at most 268,435,456 are read"):
         source.read(source.samples("train")[0])
 
 
@@ -309,7 +330,9 @@ def test_a_damaged_header_does_not_end_a_tar_silently(tarred: Path) -> None:
     content = bytearray(tarred.read_bytes())
     content[content.index(b"dog/1.png")] ^= 1
     tarred.write_bytes(content)
-    with pytest.raises(SourceError, match="damaged or truncated tar archive: no end mark at byte"):
+    with pytest.raises(
+        SourceError, match=r"damaged or truncated tar archive at byte [\d,]+: neither a member nor an end mark"
+    ):
         opened(tarred)
 
 
@@ -339,53 +362,40 @@ def test_members_with_holes_are_refused(tmp_path: Path) -> None:
 # compressed tar
 
 
-@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz"])
-def test_a_truncated_compressed_tar_is_an_error(tmp_path: Path, suffix: str) -> None:
-    path = write_tar(tmp_path / f"set.tar.{suffix}", TWO)
-    path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(SourceError, match=r"set\.tar\.\w+: cannot be decompressed"):
+@pytest.mark.parametrize(
+    ("suffix", "compress", "command"),
+    [
+        (".gz", gzip.compress, "gzip -dk"),
+        (".bz2", bz2.compress, "bzip2 -dk"),
+        (".xz", lzma.compress, "xz -dk"),
+        (".zst", lambda content: b"\x28\xb5\x2f\xfd" + content, "zstd -d"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "wds:"])
+def test_a_compressed_tar_is_refused_with_the_command_that_unpacks_it(
+    tmp_path: Path, tarred: Path, suffix: str, compress: Callable[[bytes], bytes], command: str, prefix: str
+) -> None:
+    path = tmp_path / f"my photos.tar{suffix}"
+    path.write_bytes(compress(tarred.read_bytes()))
+    with pytest.raises(SourceError, match="expected a plain tar") as caught:
+        open_images(f"{prefix}{path}", datasets_dir=tmp_path)
+    assert f"`{command} '{path}'`" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize("name", ["photos.tar.gz", "photos.tgz", "photos"])
+def test_the_command_for_a_compressed_tar_works(tmp_path: Path, tarred: Path, name: str) -> None:
+    path = tmp_path / "packed" / name
+    path.parent.mkdir()
+    path.write_bytes(gzip.compress(tarred.read_bytes()))
+    with pytest.raises(SourceError) as caught:
         opened(path)
+    subprocess.run((caught.value.hint or "").split("`")[1], shell=True, check=True)
+    (unpacked,) = path.parent.glob("*.tar")
+    assert ids(opened(unpacked)) == list(TWO)
+    assert path.exists()
 
 
-def test_a_damaged_compressed_tar_is_an_error(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "set.tar.gz", TWO)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-    with pytest.raises(SourceError, match="cannot be decompressed"):
-        opened(path)
-
-
-def test_a_compressed_file_that_is_no_tar_is_refused_early(tmp_path: Path) -> None:
-    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(range(256)) * 100))
-    with pytest.raises(SourceError, match="compressed, but no tar archive inside"):
-        opened(tmp_path / "x.tar.gz")
-
-
-def test_zstd_is_named_as_what_it_is(tmp_path: Path) -> None:
-    (tmp_path / "set.tar.zst").write_bytes(b"\x28\xb5\x2f\xfd" + bytes(600))
-    with pytest.raises(SourceError, match="zstd is not read"):
-        opened(tmp_path / "set.tar.zst")
-
-
-def test_a_nearly_full_disk_stops_decompression(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_tar(tmp_path / "set.tar.gz", TWO)
-    monkeypatch.setattr("featcache.images.sources.tar._SPARE_DISK_BYTES", 2**62)
-    with pytest.raises(SourceError, match="nearly full") as caught:
-        opened(path)
-    assert "TMPDIR" in (caught.value.hint or "")
-
-
-def test_a_long_decompression_reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.images.sources.tar._COPY_BYTES", 512)
-    said: list[str] = []
-    files = {f"cat/{number}.png": os.urandom(3000) for number in range(30)}
-    opened(write_tar(tmp_path / "set.tar.gz", files), report=said.append)
-    assert said
-    assert all(line.startswith("decompressing set.tar.gz: ") for line in said)
-
-
-@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+@pytest.mark.parametrize("name", ["set.zip", "set.tar"])
 def test_no_file_is_left_beside_the_archive_or_in_the_temporary_folder(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,11 +411,11 @@ def test_no_file_is_left_beside_the_archive_or_in_the_temporary_folder(
 
 def test_an_archive_that_cannot_be_opened_is_a_source_error(zipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # Taking the right away does not hinder root.
-    def refuse(self: Path, *_: object, **__: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", refuse)
-    with pytest.raises(SourceError, match=r"set\.zip: cannot be opened: Permission denied"):
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(SourceError, match=r"set\.zip: cannot be read: Permission denied"):
         opened(zipped)
 
 
@@ -424,7 +434,7 @@ def test_an_input_error_is_an_image_error(zipped: Path, monkeypatch: pytest.Monk
 # all of them
 
 
-@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+@pytest.mark.parametrize("name", ["set.zip", "set.tar"])
 def test_a_closed_archive_reads_nothing(tmp_path: Path, name: str) -> None:
     path = write_zip(tmp_path / name, TWO) if name.endswith("zip") else write_tar(tmp_path / name, TWO)
     with opened(path) as source:
@@ -433,7 +443,7 @@ def test_a_closed_archive_reads_nothing(tmp_path: Path, name: str) -> None:
         source.read(sample)
 
 
-@pytest.mark.parametrize("name", ["set.zip", "set.tar", "set.tar.gz"])
+@pytest.mark.parametrize("name", ["set.zip", "set.tar"])
 def test_an_archive_that_changed_is_not_taken_for_the_one_listed(tmp_path: Path, name: str) -> None:
     write: Callable[[Path, dict[str, bytes]], Path] = write_zip if name.endswith("zip") else write_tar
     pickled = pickle.dumps(opened(write(tmp_path / name, TWO)))

@@ -18,8 +18,8 @@ from image_files import encoded, pixels
 from PIL import Image
 
 from featcache.errors import ImageError, SourceError
-from featcache.images import ArraySource, TorchDatasetSource, decode, digest, open_source
-from featcache.images.source import Listing
+from featcache.images import ArraySource, TorchDatasetSource, decode, digest, open_images
+from featcache.images.listing import Listing
 
 
 def zeros(*shape: int, dtype: str = "uint8") -> np.ndarray[Any, Any]:
@@ -61,7 +61,7 @@ def test_ids_grow_wide_enough_to_stay_sorted() -> None:
         (zeros(2, 0, 5), None, "at least one pixel", None),
         ([zeros(4, 5), zeros(4, 5, dtype="float64")], None, "image 1 of the split train", "before scaling"),
         (zeros(2, 4, 5), [0], r"expected 2 labels for the split train, got shape \(1,\)", None),
-        (zeros(2, 4, 5), [0.5, 1.0], "expected whole numbers as labels", None),
+        (zeros(2, 4, 5), [{}, {}], "expected class names, whole numbers or floats", None),
         (zeros(2, 4, 5), [0, -2], r"train/00001: expected a label from -1", None),
     ],
 )
@@ -111,7 +111,7 @@ def test_the_digest_of_an_array_is_pinned() -> None:
 
 
 def test_digits_are_cut_by_class(tmp_path: Path) -> None:
-    source = open_source("digits", datasets_dir=tmp_path)
+    source = open_images("digits", datasets_dir=tmp_path)
     counts = {split: Counter(sample.label for sample in source.samples(split)) for split in source.splits()}
     assert {split: sum(count.values()) for split, count in counts.items()} == {"train": 1442, "test": 355}
     for label in range(10):
@@ -124,7 +124,7 @@ def test_digits_are_cut_by_class(tmp_path: Path) -> None:
 def test_digits_are_scikit_learns(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    source = open_source("digits", datasets_dir=tmp_path)
+    source = open_images("digits", datasets_dir=tmp_path)
     sample = source.samples("train")[100]
     number = int(sample.id.partition("/")[2])
     original = load_digits()
@@ -180,7 +180,7 @@ def test_gray_tensors_and_pictures_become_rgb() -> None:
 def test_torchs_own_subset_keeps_labels_and_classes() -> None:
     whole = Items([(pixels(n), n % 3) for n in range(9)], targets=[n % 3 for n in range(9)], classes=["a", "b", "c"])
     subset: Any = torch.utils.data.Subset(cast("Any", whole), [8, 1])
-    source = TorchDatasetSource({"test": subset})
+    source = open_images({"test": subset})
     assert [sample.label for sample in source.samples("test")] == [2, 1]
     assert source.classes == ("a", "b", "c")
 
@@ -191,16 +191,22 @@ def test_listed_labels_that_disagree_with_the_items_are_not_used() -> None:
     assert [sample.label for sample in source.samples("train")] == [n % 2 for n in range(20)]
 
 
-def test_labels_are_not_read_from_every_item_where_they_are_listed() -> None:
-    class Counting(Items):
-        read = 0
+def test_labels_are_not_read_from_every_item_where_torchvisions_own_class_lists_them(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
 
-        def __getitem__(self, index: int) -> Any:
-            Counting.read += 1
-            return super().__getitem__(index)
+    for number in range(90):
+        path = tmp_path / "set" / "abc"[number % 3] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(Image.fromarray(pixels(number)), "PNG"))
+    read: list[str] = []
 
-    TorchDatasetSource(Counting([(pixels(n), 0) for n in range(500)], targets=torch.zeros(500, dtype=torch.int64)))
-    assert Counting.read < 50
+    def loader(path: str) -> Image.Image:
+        read.append(path)
+        return Image.open(path)
+
+    source = open_images(ImageFolder(str(tmp_path / "set"), loader=loader))
+    assert len(read) < 60
+    assert [sample.label for sample in source.samples("train")] == [n // 30 for n in range(90)]
 
 
 def test_a_random_transform_is_found() -> None:
@@ -244,10 +250,40 @@ def test_an_empty_dataset_is_refused() -> None:
         TorchDatasetSource(Items([]))
 
 
-def test_splits_with_different_classes_are_refused() -> None:
-    one, other = (Items([(pixels(0), 0)], classes=[name]) for name in ("cat", "dog"))
-    with pytest.raises(SourceError, match="different classes"):
-        TorchDatasetSource({"train": one, "test": other})
+def test_classes_of_splits_are_joined_by_their_names() -> None:
+    one = Items([(pixels(0), 0), (pixels(1), 1)], classes=["cat", "dog"])
+    other = Items([(pixels(2), 0)], classes=["dog"])
+    source = open_images({"train": one, "test": other})
+    assert source.classes == ("cat", "dog")
+    assert [sample.label for sample in source.samples("test")] == [1]
+
+
+def test_joined_datasets_whose_numbers_differ_are_joined_by_names() -> None:
+    one = Items([(pixels(0), 0), (pixels(1), 1)], classes=["b", "c"])
+    other = Items([(pixels(2), 0), (pixels(3), 1), (pixels(4), 2)], classes=["a", "b", "c"])
+    joined: Any = torch.utils.data.ConcatDataset([cast("Any", one), cast("Any", other)])
+    cut: Any = torch.utils.data.Subset(joined, [4, 0, 2])
+    for dataset, expected in ((joined, ["b", "c", "a", "b", "c"]), (cut, ["c", "b", "a"])):
+        source = open_images(dataset)
+        assert [source.classes[sample.label] for sample in source.samples("train")] == expected
+
+
+def test_joined_datasets_of_which_one_names_its_classes_are_refused() -> None:
+    one, other = Items([(pixels(0), 0)], classes=["cat"]), Items([(pixels(1), 0)])
+    joined: Any = torch.utils.data.ConcatDataset([cast("Any", one), cast("Any", other)])
+    with pytest.raises(SourceError, match="equal numbers may mean different classes"):
+        open_images(joined)
+
+
+def test_what_an_item_gives_is_the_label_whatever_the_dataset_lists() -> None:
+    class Noisy(Items):
+        def __getitem__(self, index: int) -> Any:
+            image, label = super().__getitem__(index)
+            return image, (label + 1) % 3 if index in (5, 40, 70) else label
+
+    noisy = Noisy([(pixels(n), n % 3) for n in range(90)], targets=[n % 3 for n in range(90)], classes=["a", "b", "c"])
+    expected = [(n % 3 + (n in (5, 40, 70))) % 3 for n in range(90)]
+    assert [sample.label for sample in open_images(noisy).samples("train")] == expected
 
 
 def test_an_item_that_cannot_be_read_is_an_image_error() -> None:
@@ -291,9 +327,12 @@ def test_premultiplied_alpha_is_undone() -> None:
     assert found.tolist() == [[[127, 63, 0], [10, 20, 30]]]
 
 
-def test_given_class_names_go_before_the_datasets_own() -> None:
+def test_given_class_names_do_not_replace_the_datasets_own() -> None:
     items = Items([(pixels(0), 1)], classes=["x", "y"])
-    assert TorchDatasetSource(items, classes=["cat", "dog"]).classes == ("cat", "dog")
+    with pytest.raises(SourceError, match="calls its class 'y', which is not among cat, dog"):
+        TorchDatasetSource(items, classes=["cat", "dog"])
+    unnamed = Items([(pixels(0), 1)])
+    assert TorchDatasetSource(unnamed, classes=["cat", "dog"]).classes == ("cat", "dog")
 
 
 def test_items_without_a_label_are_unlabelled() -> None:
@@ -310,6 +349,6 @@ def test_labels_that_a_target_transform_changes_are_read_from_the_items() -> Non
 
 def test_an_id_listed_twice_or_unfit_for_a_file_is_refused() -> None:
     with pytest.raises(SourceError, match="the image a is listed twice"):
-        Listing([("train", "a", -1), ("train", "a", -1)], ())
+        Listing.of_rows([("train", "a", -1), ("train", "a", -1)], ())
     with pytest.raises(SourceError, match="not valid UTF-8"):
-        Listing([("train", "a\0", -1)], ())
+        Listing.of_rows([("train", "a\0", -1)], ())

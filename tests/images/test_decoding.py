@@ -235,7 +235,7 @@ def test_any_other_bytes_are_an_image_error(noise: bytes, start: bytes) -> None:
         (encoded(PICTURE, "PPM")[:300], "truncated PPM"),
         (encoded(PICTURE, "WEBP")[:300], "damaged WEBP"),
         (png(3, 3, 8, 2, b"not zlib"), "damaged PNG"),
-        (b"\0\0\0\x18ftypheic" + bytes(50), "not an image"),
+        (b"\0\0\0\x18ftypheic" + bytes(50), "damaged HEIC of 62 bytes"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "not an image"),
     ],
 )

@@ -13,7 +13,7 @@ from image_files import encoded
 from image_source_contract import ImageSourceContract, Open, all_samples
 
 from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError
-from featcache.images import ImageSource, decode, open_source
+from featcache.images import ImageSource, decode, open_images
 
 datasets = pytest.importorskip("datasets")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -66,7 +66,7 @@ class TestParquetFile(ImageSourceContract):
     @pytest.fixture
     def open_it(self, tmp_path: Path) -> Open:
         path = write_parquet(tmp_path / "photos.parquet")
-        return lambda: open_source(path, datasets_dir=tmp_path)
+        return lambda: open_images(path, datasets_dir=tmp_path)
 
     def test_rows_are_images_with_their_labels(self, source: ImageSource) -> None:
         assert (source.name, source.classes, source.splits()) == ("photos", tuple(CLASSES), ("train",))
@@ -80,7 +80,7 @@ class TestParquetFolder(ImageSourceContract):
     @pytest.fixture
     def open_it(self, tmp_path: Path) -> Open:
         folder = write_folder(tmp_path / "a set")
-        return lambda: open_source(f"hf:{folder}", datasets_dir=tmp_path)
+        return lambda: open_images(f"hf:{folder}", datasets_dir=tmp_path)
 
     def test_files_of_a_split_follow_each_other(self, source: ImageSource) -> None:
         assert {split: len(source.samples(split)) for split in source.splits()} == {"train": 33, "val": 5}
@@ -96,10 +96,10 @@ class TestHub(ImageSourceContract):
     def open_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         folder = write_folder(tmp_path / "published")
         on_the_hub(monkeypatch, lambda name, config, **more: datasets.load_dataset(str(folder), **more))
-        return lambda: open_source("hf:someone/Pictures", datasets_dir=tmp_path / "sets")
+        return lambda: open_images("hf:someone/Pictures", datasets_dir=tmp_path / "sets")
 
     def test_it_is_the_same_set_as_its_files(self, source: ImageSource, tmp_path: Path) -> None:
-        files = open_source(f"hf:{tmp_path / 'published'}", datasets_dir=tmp_path)
+        files = open_images(f"hf:{tmp_path / 'published'}", datasets_dir=tmp_path)
         assert (source.name, source.origin) == ("pictures", "hf:someone/Pictures")
         assert all_samples(source) == all_samples(files)
         assert [source.read(s) for s in all_samples(source)] == [files.read(s) for s in all_samples(files)]
@@ -123,21 +123,21 @@ def on_the_hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
 def test_images_are_found_without_metadata(tmp_path: Path) -> None:
     cells = [{"bytes": encoded(n), "path": None} for n in range(4)]
     path = write_plain(tmp_path / "a.parquet", {"picture": cells, "label": ["b", "a", None, "b"]})
-    source = open_source(path, datasets_dir=tmp_path)
+    source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ("a", "b")
     assert [sample.label for sample in source.samples("train")] == [1, 0, -1, 1]
 
 
 def test_a_column_of_bytes_will_do(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet", {"content": [encoded(n) for n in range(3)], "number": [7, 8, 9]})
-    source = open_source(path, datasets_dir=tmp_path)
+    source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ()
     assert source.read(source.samples("train")[2]) == encoded(2)
 
 
 def test_numbers_as_labels_become_classes_in_their_order(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet", {"content": [encoded(n) for n in range(3)], "Label": [10, 2, 10]})
-    source = open_source(path, datasets_dir=tmp_path)
+    source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ("2", "10")
     assert [sample.label for sample in source.samples("train")] == [1, 0, 1]
 
@@ -145,7 +145,7 @@ def test_numbers_as_labels_become_classes_in_their_order(tmp_path: Path) -> None
 def test_a_table_of_paths_stays_one(tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(encoded(1))
     path = write_plain(tmp_path / "a.parquet", {"path": ["1.png"], "label": ["a"], "digest": [b"\1" * 20]})
-    source = open_source(path, datasets_dir=tmp_path)
+    source = open_images(path, datasets_dir=tmp_path)
     assert [sample.id for sample in source.samples("train")] == ["1.png"]
 
 
@@ -157,11 +157,11 @@ def test_two_columns_that_may_be_meant_are_listed(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows.remove_columns(["kind"]).to_parquet(path)
     with pytest.raises(SourceError, match="the columns fine, coarse may all be meant as label") as caught:
-        open_source(path, datasets_dir=tmp_path)
-    assert caught.value.hint == f"name one of them: hf:{path}?label=fine"
-    source = open_source(f"hf:{path}?label=coarse", datasets_dir=tmp_path)
+        open_images(path, datasets_dir=tmp_path)
+    assert caught.value.hint == f"name one of them: {path}?label=fine"
+    source = open_images(f"hf:{path}?label=coarse", datasets_dir=tmp_path)
     assert source.classes == ("x", "y")
-    assert open_source(source.origin, datasets_dir=tmp_path).origin == source.origin
+    assert open_images(source.origin, datasets_dir=tmp_path).origin == source.origin
 
 
 @pytest.mark.parametrize(
@@ -175,13 +175,13 @@ def test_two_columns_that_may_be_meant_are_listed(tmp_path: Path) -> None:
 def test_what_is_named_must_be_there(options: str, expected: str, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=expected):
-        open_source(f"hf:{path}{options}", datasets_dir=tmp_path)
+        open_images(f"hf:{path}{options}", datasets_dir=tmp_path)
 
 
 def test_a_table_without_images_says_what_it_has(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet", {"text": ["a"], "label": [1]})
-    with pytest.raises(SourceError, match="no column holds images; it has text, label"):
-        open_source(f"hf:{path}", datasets_dir=tmp_path)
+    with pytest.raises(SourceError, match="no column names or holds images; it has text, label"):
+        open_images(f"hf:{path}", datasets_dir=tmp_path)
 
 
 # --- bad input ---------------------------------------------------------------------------------------------
@@ -193,18 +193,18 @@ def test_a_row_without_an_image_is_an_image_error(tmp_path: Path) -> None:
         {"bytes": None, "path": None},
         {"bytes": None, "path": "/nowhere.png"},
     ]
-    source = open_source(write_plain(tmp_path / "a.parquet", {"picture": cells}), datasets_dir=tmp_path)
+    source = open_images(write_plain(tmp_path / "a.parquet", {"picture": cells}), datasets_dir=tmp_path)
     first, empty, gone = source.samples("train")
     assert decode(source.read(first), first.id).shape == (6, 8, 3)
     with pytest.raises(ImageError, match="train/00001: the row holds no image"):
         source.read(empty)
-    with pytest.raises(ImageError, match=r"train/00002: /nowhere\.png cannot be read"):
+    with pytest.raises(ImageError, match=r"train/00002: /nowhere\.png: cannot be read"):
         source.read(gone)
 
 
 def test_a_file_that_changes_under_the_source_is_an_image_error(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet")
-    source = open_source(path, datasets_dir=tmp_path)
+    source = open_images(path, datasets_dir=tmp_path)
     sample = source.samples("train")[0]
     before = source.stamp(sample)
     path.write_bytes(b"PAR1 no more")
@@ -218,10 +218,10 @@ def test_a_file_that_changes_under_the_source_is_an_image_error(tmp_path: Path) 
 def test_what_is_no_parquet_file_is_a_source_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no table")
     with pytest.raises(SourceError, match="no Parquet file"):
-        open_source(tmp_path / "a.parquet", datasets_dir=tmp_path)
+        open_images(tmp_path / "a.parquet", datasets_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no Parquet files found"):
-        open_source(f"hf:{tmp_path / 'empty'}", datasets_dir=tmp_path)
+        open_images(f"hf:{tmp_path / 'empty'}", datasets_dir=tmp_path)
 
 
 def test_a_label_without_a_class_is_a_source_error(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_label_without_a_class_is_a_source_error(tmp_path: Path) -> None:
     )
     pq.write_table(wrong, path)
     with pytest.raises(SourceError, match="expected labels from -1 to 2, got 3"):
-        open_source(path, datasets_dir=tmp_path)
+        open_images(path, datasets_dir=tmp_path)
 
 
 def test_files_of_other_columns_are_a_source_error(tmp_path: Path) -> None:
@@ -240,19 +240,18 @@ def test_files_of_other_columns_are_a_source_error(tmp_path: Path) -> None:
     write_parquet(folder / "train.parquet")
     write_plain(folder / "test.parquet", {"content": [encoded(0)]})
     with pytest.raises(SourceError, match=r"no column 'img'; it has content|no column 'content'; it has img, kind"):
-        open_source(f"hf:{folder}", datasets_dir=tmp_path)
+        open_images(f"hf:{folder}", datasets_dir=tmp_path)
 
 
 def test_splits_that_are_left_out_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = {"train": table(0, 3), "unsupervised": table(5, 3)}
     on_the_hub(monkeypatch, lambda name, config, **more: loaded)
-    said: list[str] = []
-    source = open_source("hf:photos", datasets_dir=tmp_path, report=said.append)
+    source = open_images("hf:photos", datasets_dir=tmp_path)
     assert source.splits() == ("train",)
-    assert said == ["hf:photos: left out are the splits unsupervised"]
+    assert source.omissions.notes == ("left out are the splits unsupervised",)
     loaded.pop("train")
     with pytest.raises(SourceError, match="has the splits unsupervised, expected train, validation or test"):
-        open_source("hf:photos", datasets_dir=tmp_path)
+        open_images("hf:photos", datasets_dir=tmp_path)
 
 
 def test_what_the_hub_does_not_give_is_a_download_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,13 +264,18 @@ def test_what_the_hub_does_not_give_is_a_download_error(tmp_path: Path, monkeypa
     on_the_hub(monkeypatch, unreachable)
     for download in (True, False):
         with pytest.raises(DownloadError, match="hf:someone/photos cannot be loaded: Couldn't reach the Hub"):
-            open_source("hf:someone/photos?config=small", datasets_dir=tmp_path, download=download)
+            open_images("hf:someone/photos?config=small", datasets_dir=tmp_path, download=download)
     assert asked == [("someone/photos", "small", str(tmp_path / "huggingface"), local) for local in (False, True)]
 
 
 def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_parquet(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
+    assert open_images(path, datasets_dir=tmp_path).splits() == ("train",)
     with pytest.raises(MissingExtra, match="needs the package datasets") as caught:
-        open_source(path, datasets_dir=tmp_path)
+        open_images("hf:photos", datasets_dir=tmp_path)
     assert caught.value.hint == "pip install 'featcache[hf]'"
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(MissingExtra, match="needs the package pyarrow") as caught:
+        open_images(path, datasets_dir=tmp_path)
+    assert caught.value.hint == "pip install 'featcache[parquet]'"

@@ -9,13 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import SourceError
-from featcache.images.layout import Layout, arrange, is_image
+from featcache.images.layout import Layout, arrange
+from featcache.images.listing import Listing, ListingBuilder
 
 Rows = list[tuple[str, str, int]]
 
 
+def listing(layout: Layout) -> Listing:
+    builder = ListingBuilder()
+    for row in layout.rows:
+        builder.add(*row)
+    return builder.listing("set", by_value=False)
+
+
 def rows(layout: Layout) -> Rows:
-    listed = layout.listing.samples
+    listed = listing(layout).samples
     return [(split, sample.id, sample.label) for split, samples in listed.items() for sample in samples]
 
 
@@ -94,12 +102,16 @@ def rows(layout: Layout) -> Rows:
             ],
             id="classes and ids by code points",
         ),
+        pytest.param(["10/1.jpg", "9/1.jpg"], "", ("10", "9"), [("train", "10/1.jpg", 0), ("train", "9/1.jpg", 1)]),
+        pytest.param(
+            ["cat/1.jpg", "cat /2.jpg"], "", ("cat",), [("train", "cat /2.jpg", 0), ("train", "cat/1.jpg", 0)]
+        ),
     ],
 )
 def test_layout(paths: list[str], prefix: str, classes: tuple[str, ...], expected: Rows) -> None:
     layout = arrange(paths, "set")
     assert layout.prefix == prefix
-    assert layout.listing.classes == classes
+    assert listing(layout).classes == classes
     assert rows(layout) == expected
 
 
@@ -112,8 +124,8 @@ def test_layout(paths: list[str], prefix: str, classes: tuple[str, ...], expecte
         (["a/1.jpg", "2.jpg"], r"the image 2.jpg lies beside the folders a"),
         (["s/train/a/1.jpg", "s/train/2.jpg"], r"the image s/train/2.jpg lies beside the folders a"),
         (["val/a/1.jpg", "valid/a/2.jpg"], r"both val and valid would be the split val"),
-        (["cat/train/1.jpg", "dog/test/2.jpg"], r"the split folder cat/train lies inside a folder that is no split"),
-        (["a/b/train/c/1.jpg"], r"the split folder a/b/train lies inside"),
+        (["cat/train/1.jpg", "dog/2.jpg"], r"the split folder cat/train lies inside a folder that is no split"),
+        (["a/b/train/c/1.jpg"], "two folders, a/b, lie around everything"),
         (["a/b/cat/1.jpg", "a/b/dog/1.jpg"], r"two folders, a/b, lie around everything"),
         (["pets/1.jpg", "pets/cat/2.jpg"], r"'pets' holds an image of its own \(1.jpg\) beside folders"),
     ],
@@ -128,30 +140,6 @@ def test_an_empty_set_says_what_is_expected() -> None:
     with pytest.raises(SourceError) as caught:
         arrange([], "set")
     assert "split/class/image" in (caught.value.hint or "")
-
-
-@pytest.mark.parametrize(
-    ("path", "image"),
-    [
-        ("a/1.jpg", True),
-        ("a/1.JPEG", True),
-        ("1.tif", True),
-        ("a/b.c.png", True),
-        ("a.b/c.webp", True),
-        ("a/1.txt", False),
-        ("a/jpg", False),
-        ("a/.jpg", False),
-        ("a/._1.jpg", False),
-        (".git/1.jpg", False),
-        ("a/.cache/1.jpg", False),
-        ("__MACOSX/a/1.jpg", False),
-        ("a/__MACOSX/1.jpg", False),
-        ("a/Thumbs.db", False),
-        ("a/1.jpg.txt", False),
-    ],
-)
-def test_what_is_an_image(path: str, image: bool) -> None:
-    assert is_image(path) is image
 
 
 @settings(deadline=None)

@@ -17,9 +17,9 @@ from image_files import encoded, images_at, write_folder, write_tar
 from image_source_contract import ImageSourceContract, Open, all_samples
 
 from featcache.errors import ImageError, SourceError
-from featcache.images import open_source
-from featcache.images.sources.table import TableSource
+from featcache.images import ImageSource, open_images
 from featcache.images.sources.webdataset import open_webdataset
+from featcache.images.web import fetch
 
 FILES = images_at("photos/a.png", "photos/b.png", "elsewhere/c d.png", "photos/ü.png")
 
@@ -68,7 +68,7 @@ class TestWebDataset(ImageSourceContract):
     @pytest.fixture
     def open_it(self, tmp_path: Path) -> Open:
         folder = write_tars(tmp_path / "tars")
-        return lambda: open_source(folder, datasets_dir=tmp_path)
+        return lambda: open_images(folder, datasets_dir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.parquet"])
@@ -76,9 +76,9 @@ class TestTable(ImageSourceContract):
     @pytest.fixture
     def open_it(self, name: str, tmp_path: Path) -> Open:
         path = listed(tmp_path / "a set", name)
-        return lambda: open_source(path, datasets_dir=tmp_path)
+        return lambda: open_images(path, datasets_dir=tmp_path)
 
-    def test_it_lists_what_the_table_says(self, source: TableSource) -> None:
+    def test_it_lists_what_the_table_says(self, source: ImageSource) -> None:
         assert source.classes == ("cat", "dog")
         assert [one.id for one in source.samples("train")] == ["photos/a.png", "photos/b.png", "photos/ü.png"]
         assert [source.classes[one.label] for one in source.samples("train")] == ["dog", "cat", "dog"]
@@ -90,7 +90,7 @@ class TestTable(ImageSourceContract):
 
 
 def test_classes_that_are_numbers_stand_in_their_order(tmp_path: Path) -> None:
-    source = open_source(write_tars(tmp_path / "tars"), datasets_dir=tmp_path)
+    source = open_images(write_tars(tmp_path / "tars"), datasets_dir=tmp_path)
     assert source.classes == ("2", "10")
     assert [one.id for one in source.samples("train")] == [
         "train-000/0001.png",
@@ -107,7 +107,7 @@ def test_split_folders_and_json_labels_are_read(tmp_path: Path) -> None:
         (tmp_path / "set" / split).mkdir(parents=True)
         members = samples_of("a/1", "a/2", classes=["cat", "dog"], kind="json")
         write_tar(tmp_path / "set" / split / "0.tar", members)
-    source = open_source(tmp_path / "set", datasets_dir=tmp_path)
+    source = open_images(tmp_path / "set", datasets_dir=tmp_path)
     assert source.classes == ("cat", "dog")
     assert [one.id for one in source.samples("test")] == ["test/0/a/1.png", "test/0/a/2.png"]
 
@@ -115,28 +115,28 @@ def test_split_folders_and_json_labels_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pattern", ["train-{000..001}.tar", "train-*.tar", "train-00[01].tar"])
 def test_a_pattern_names_the_tars(pattern: str, tmp_path: Path) -> None:
     folder = write_tars(tmp_path / "tars")
-    source = open_source(f"wds:{folder}/{pattern}", datasets_dir=tmp_path)
+    source = open_images(f"wds:{folder}/{pattern}", datasets_dir=tmp_path)
     assert len(all_samples(source)) == 4 and source.splits() == ("train",)
 
 
 def test_a_number_missing_from_a_pattern_is_an_error(tmp_path: Path) -> None:
     folder = write_tars(tmp_path / "tars")
     with pytest.raises(SourceError, match=r"train-002\.tar is missing"):
-        open_source(f"{folder}/train-{{000..003}}.tar", datasets_dir=tmp_path)
+        open_images(f"{folder}/train-{{000..003}}.tar", datasets_dir=tmp_path)
 
 
 def test_a_tar_of_samples_is_not_taken_for_a_flat_folder(tmp_path: Path) -> None:
     tar = write_tars(tmp_path / "tars") / "train-000.tar"
     with pytest.raises(SourceError, match="WebDataset") as raised:
-        open_source(tar, datasets_dir=tmp_path)
+        open_images(tar, datasets_dir=tmp_path)
     assert str(raised.value.hint) == f"say wds:{tar}"
-    assert len(all_samples(open_source(f"wds:{tar}", datasets_dir=tmp_path))) == 2
+    assert len(all_samples(open_images(f"wds:{tar}", datasets_dir=tmp_path))) == 2
 
 
 def test_a_stray_tar_in_a_folder_of_images_changes_nothing(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", images_at("cat/1.png", "dog/1.png"))
     write_tar(folder / "backup.tar", samples_of("1", classes=["x"]))
-    assert open_source(folder, datasets_dir=tmp_path).classes == ("cat", "dog")
+    assert open_images(folder, datasets_dir=tmp_path).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_tars_that_cannot_be_understood_are_refused(
 
 def test_a_tar_that_changed_since_it_was_listed_is_an_image_error(tmp_path: Path) -> None:
     folder = write_tars(tmp_path / "tars")
-    source = open_source(folder, datasets_dir=tmp_path)
+    source = open_images(folder, datasets_dir=tmp_path)
     tar = folder / "train-000.tar"
     os.utime(tar, ns=(1, 1))
     with pytest.raises(ImageError, match="changed since it was listed"):
@@ -177,9 +177,9 @@ def test_a_tar_that_changed_since_it_was_listed_is_an_image_error(tmp_path: Path
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        ([{"file": "a.png"}], "has the columns file"),
+        ([{"picture": "a.png"}], "no column names or holds images; it has picture"),
         ([{"path": "a.png", "split": "extra"}], "row 2: expected the split train, val or test, got 'extra'"),
-        ([{"path": "a.png"}, {"path": ""}], "row 3: neither path nor url"),
+        ([{"path": "a.png", "label": "x"}, {"path": "", "label": "y"}], "row 3: names no image"),
         ([{"path": "a.png", "sha256": "12"}], "64 hexadecimal digits"),
         ([{"path": "a.png"}, {"path": "a.png"}], "listed twice"),
         ([{"url": "s3://bucket/a.png"}], "expected http or https, got s3"),
@@ -187,21 +187,21 @@ def test_a_tar_that_changed_since_it_was_listed_is_an_image_error(tmp_path: Path
 )
 def test_a_table_that_cannot_be_used_is_refused(rows: list[dict[str, object]], says: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=says):
-        open_source(write_table(tmp_path / "list.csv", rows), datasets_dir=tmp_path)
+        open_images(write_table(tmp_path / "list.csv", rows), datasets_dir=tmp_path)
 
 
 def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"\xff\xfe\x00"), ("b.parquet", b"PAR1"), ("c.csv", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=name):
-            open_source(tmp_path / name, datasets_dir=tmp_path)
+            open_images(tmp_path / name, datasets_dir=tmp_path)
 
 
 def test_bytes_that_lack_the_digest_in_the_table_are_an_image_error(tmp_path: Path) -> None:
     write_folder(tmp_path, FILES)
     said = hashlib.sha256(FILES["photos/a.png"]).hexdigest()
     table = write_table(tmp_path / "list.csv", [{"path": place, "sha256": said} for place in FILES])
-    source = open_source(table, datasets_dir=tmp_path)
+    source = open_images(table, datasets_dir=tmp_path)
     right, wrong = source.samples("train")[1], source.samples("train")[2]
     assert source.read(right) == FILES[right.id]
     with pytest.raises(ImageError, match="expected sha256"):
@@ -240,7 +240,9 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_urls_are_read_and_tried_again_where_the_server_is_ill(server: str, tmp_path: Path) -> None:
+def test_urls_are_read_and_tried_again_where_the_server_is_ill(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     waited: list[float] = []
     said = hashlib.sha256(FILES["photos/b.png"]).hexdigest()
     rows: list[dict[str, object]] = [
@@ -248,7 +250,8 @@ def test_urls_are_read_and_tried_again_where_the_server_is_ill(server: str, tmp_
         {"url": f"{server}/flaky/photos/b.png", "label": "dog", "sha256": said},
         {"url": f"{server}/nowhere.png", "label": "dog", "sha256": ""},
     ]
-    source = TableSource(write_table(tmp_path / "list.csv", rows), wait=waited.append)
+    monkeypatch.setattr("featcache.images.web.fetch", partial(fetch, wait=waited.append))
+    source = open_images(write_table(tmp_path / "list.csv", rows), datasets_dir=tmp_path)
     by_end = {one.id.rsplit("/", 1)[1]: one for one in source.samples("train")}
     assert source.read(by_end["a.png"]) == FILES["photos/a.png"] and not waited
     assert source.read(by_end["b.png"]) == FILES["photos/b.png"] and waited == [2.0, 4.0]

@@ -11,7 +11,7 @@ from image_files import images_at, write_folder, write_zip
 
 import featcache.images
 from featcache.errors import SourceError, UnknownName
-from featcache.images import open_source
+from featcache.images import open_images
 
 FILES = images_at("a/1.png", "b/1.png")
 
@@ -19,46 +19,46 @@ FILES = images_at("a/1.png", "b/1.png")
 def test_a_name_goes_before_a_folder_called_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "digits", FILES)
     monkeypatch.chdir(tmp_path)
-    assert open_source("digits", datasets_dir=tmp_path).origin == "digits"
-    assert open_source("./digits", datasets_dir=tmp_path).origin == str(tmp_path / "digits")
-    assert open_source(Path("digits"), datasets_dir=tmp_path).origin == str(tmp_path / "digits")
+    assert open_images("digits", datasets_dir=tmp_path).origin == "digits"
+    assert open_images("./digits", datasets_dir=tmp_path).origin == str(tmp_path / "digits")
+    assert open_images(Path("digits"), datasets_dir=tmp_path).origin == str(tmp_path / "digits")
 
 
 def test_a_folder_in_reach_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "mine", FILES)
     monkeypatch.chdir(tmp_path)
-    assert open_source("mine", datasets_dir=tmp_path).name == "mine"
+    assert open_images("mine", datasets_dir=tmp_path).name == "mine"
 
 
 def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_zip(tmp_path / "mine.zip", FILES)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_source("~/mine.zip", datasets_dir=tmp_path).name == "mine"
+    assert open_images("~/mine.zip", datasets_dir=tmp_path).name == "mine"
 
 
 @pytest.mark.parametrize("path", ["no/such", "./gone", "gone.zip", "gone.tar.gz", "~/gone"])
 def test_a_path_that_does_not_exist_is_a_source_error(path: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
-        open_source(path, datasets_dir=tmp_path)
+        open_images(path, datasets_dir=tmp_path)
 
 
 def test_no_name_at_all_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, FILES)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownName):
-        open_source("", datasets_dir=tmp_path)
+        open_images("", datasets_dir=tmp_path)
 
 
 @pytest.mark.parametrize("path", ["/dev/null", "x/" * 5000, "nul\0/x"])
 def test_what_cannot_be_opened_is_a_source_error(path: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError):
-        open_source(path, datasets_dir=tmp_path)
+        open_images(path, datasets_dir=tmp_path)
 
 
 @pytest.mark.parametrize(("name", "nearest"), [("cifar1", "cifar10"), ("CIFAR10", "cifar10"), ("digit", "digits")])
 def test_an_unknown_name_offers_the_nearest(name: str, nearest: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match=f"unknown data set '{name}'") as caught:
-        open_source(name, datasets_dir=tmp_path)
+        open_images(name, datasets_dir=tmp_path)
     assert nearest in (caught.value.hint or "")
     assert "featcache datasets" in (caught.value.hint or "")
 
@@ -74,10 +74,10 @@ def test_public_names_are_those_listed() -> None:
 def test_opening_paths_and_digits_needs_no_torch(tmp_path: Path) -> None:
     write_folder(tmp_path / "set", FILES)
     code = (
-        "import sys; from pathlib import Path; from featcache.images import open_source, decode; "
-        f"s = open_source({str(tmp_path / 'set')!r}, datasets_dir=Path('.')); "
+        "import sys; from pathlib import Path; from featcache.images import open_images, decode; "
+        f"s = open_images({str(tmp_path / 'set')!r}, datasets_dir=Path('.')); "
         "decode(s.read(s.samples('train')[0]), ''); "
-        "open_source('digits', datasets_dir=Path('.')); assert 'torch' not in sys.modules"
+        "open_images('digits', datasets_dir=Path('.')); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -11,11 +11,9 @@ import json
 import pickle
 import struct
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -23,7 +21,6 @@ from image_files import encoded, pixels
 from PIL import Image
 
 from featcache.images import describe
-from featcache.images.sources.torchvision_sets import NAMED_SETS
 
 Fabricate = Callable[[Path, pytest.MonkeyPatch], None]
 
@@ -141,24 +138,6 @@ def _semeion(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(_torchvision().SEMEION, "md5_checksum", _md5(path))
 
 
-def _fer2013(root: Path, patch: pytest.MonkeyPatch) -> None:
-    plane = " ".join(["7"] * 48 * 48)
-    lines = ["emotion,pixels,Usage", *(f"{n},{plane},{use}" for n, use in enumerate(("Training", "PublicTest")))]
-    path = _write(root / "fer2013" / "fer2013.csv", "\n".join(lines))
-    resources = {**_torchvision().FER2013._RESOURCES, "fer": ("fer2013.csv", _md5(path))}
-    patch.setattr(_torchvision().FER2013, "_RESOURCES", resources)
-
-
-def _pcam(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for seed, files in enumerate(_torchvision().PCAM._FILES.values()):
-        folder = root / "pcam"
-        folder.mkdir(parents=True, exist_ok=True)
-        with h5py.File(folder / files["images"][0], "w") as file:
-            file["x"] = np.random.default_rng(seed).integers(0, 256, (3, 96, 96, 3), dtype=np.uint8)
-        with h5py.File(folder / files["targets"][0], "w") as file:
-            file["y"] = np.array([0, 1, 1], np.uint8).reshape(3, 1, 1, 1)
-
-
 def _food101(root: Path, patch: pytest.MonkeyPatch) -> None:
     for split, number in (("train", 1), ("test", 2)):
         listed = {name: [f"{name}/{number}"] for name in ("apple_pie", *_names(100))}
@@ -195,108 +174,10 @@ def _eurosat(root: Path, patch: pytest.MonkeyPatch) -> None:
         _write(root / "eurosat" / "2750" / name / f"{name}_1.jpg", encoded(image, "JPEG"))
 
 
-def _dtd(root: Path, patch: pytest.MonkeyPatch) -> None:
-    folder = root / "dtd" / "dtd"
-    for number, split in enumerate(("train", "val", "test")):
-        names = [f"{name}/{name}_{number}.jpg" for name in _names(47)]
-        _write(folder / "labels" / f"{split}1.txt", "\n".join(names))
-        for name in names:
-            _jpeg(folder / "images" / name, number)
-
-
-def _gtsrb(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for number in range(2):
-        _jpeg(root / "gtsrb" / "GTSRB" / "Training" / f"{number:05d}" / "1.ppm", number, "PPM")
-        _jpeg(root / "gtsrb" / "GTSRB" / "Final_Test" / "Images" / f"{number:05d}.ppm", number, "PPM")
-    _write(root / "gtsrb" / "GT-final_test.csv", "Filename;ClassId\n00000.ppm;42\n00001.ppm;0\n")
-
-
-def _imagenette(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for number, split in enumerate(("train", "val")):
-        for wnid in _torchvision().Imagenette._WNID_TO_CLASS:
-            _jpeg(root / "imagenette2" / split / wnid / f"{wnid}_{number}.JPEG", number)
-
-
-def _cars(root: Path, patch: pytest.MonkeyPatch) -> None:
-    folder = root / "stanford_cars"
-    (folder / "devkit").mkdir(parents=True)
-    kind = np.dtype([("class", "O"), ("fname", "O")])
-    annotations = np.array([(1, "00001.jpg"), (2, "00002.jpg")], dtype=kind)
-    scipy.io.savemat(folder / "devkit" / "cars_train_annos.mat", {"annotations": annotations})
-    scipy.io.savemat(folder / "cars_test_annos_withlabels.mat", {"annotations": annotations})
-    scipy.io.savemat(folder / "devkit" / "cars_meta.mat", {"class_names": np.array(_names(196), dtype="O")})
-    for split in ("train", "test"):
-        for number in (1, 2):
-            _jpeg(folder / f"cars_{split}" / f"{number:05d}.jpg", number)
-
-
-def _aircraft(root: Path, patch: pytest.MonkeyPatch) -> None:
-    folder = root / "fgvc-aircraft-2013b" / "data"
-    _write(folder / "variants.txt", "\n".join(["707-320", "A300 B4", *_names(98)]))
-    for number, split in enumerate(("train", "val", "test")):
-        _write(folder / f"images_variant_{split}.txt", f"{number}0 707-320\n{number}1 A300 B4\n")
-        for last in (0, 1):
-            _jpeg(folder / "images" / f"{number}{last}.jpg", number)
-
-
-def _caltech101(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for name in ("BACKGROUND_Google", *_names(101)):
-        _jpeg(root / "caltech101" / "101_ObjectCategories" / name / "image_0001.jpg", 1)
-
-
-def _caltech256(root: Path, patch: pytest.MonkeyPatch) -> None:
-    for number in range(1, 258):
-        name = f"{number:03d}.class"
-        _jpeg(root / "caltech256" / "256_ObjectCategories" / name / f"{number:03d}_0001.jpg", number)
-
-
-def _by_class(folder: str, splits: tuple[str, ...], classes: tuple[str, ...], suffix: str) -> Fabricate:
-    def fabricate(root: Path, patch: pytest.MonkeyPatch) -> None:
-        for number, split in enumerate(splits):
-            for name in classes:
-                kind = {"png": "PNG", "jpg": "JPEG"}[suffix]
-                _jpeg(root / folder / split / name / f"{number}.{suffix}", number, kind)
-
-    return fabricate
-
-
-def _sun397(root: Path, patch: pytest.MonkeyPatch) -> None:
-    names = ["b/bar/indoor", *(f"c/{name}" for name in _names(396))]
-    _write(root / "SUN397" / "ClassName.txt", "".join(f"/{name}\n" for name in names))
-    for number, name in enumerate(names[:3]):
-        _jpeg(root / "SUN397" / name / f"sun_{number}.jpg", number)
-
-
-def _places365(root: Path, patch: pytest.MonkeyPatch) -> None:
-    of_kind = _torchvision().Places365
-    names = [f"/c/{name}" for name in _names(365)]
-    lines = [f"{name} {number}" for number, name in enumerate(names)]
-    categories = _write(root / "categories_places365.txt", "\n".join(lines))
-    train = _write(root / "places365_train_standard.txt", f"{names[0]}/1.jpg 0\n{names[1]}/2.jpg 1\n")
-    val = _write(root / "places365_val.txt", "1.jpg 1\n")
-    patch.setattr(of_kind, "_CATEGORIES_META", (categories.name, _md5(categories)))
-    lists = {"train-standard": (train.name, _md5(train)), "val": (val.name, _md5(val))}
-    patch.setattr(of_kind, "_FILE_LIST_META", lists)
-    for name in (f"data_256_standard{names[0]}/1.jpg", f"data_256_standard{names[1]}/2.jpg", "val_256/1.jpg"):
-        _write(root / name, encoded(Image.fromarray(pixels(1, 256, 256)), "JPEG"))
-
-
-def _inaturalist(root: Path, patch: pytest.MonkeyPatch) -> None:
-    known: Any = NAMED_SETS
-    patch.setitem(known, "inaturalist_mini", replace(known["inaturalist_mini"], class_count=2))
-    for version in ("2021_train_mini", "2021_valid"):
-        for number in range(2):
-            name = f"{number:05d}_Animalia_Chordata_Aves_Passeriformes_Corvidae_Pica_pica{number}"
-            _jpeg(root / version / name / f"{number}.jpg", number)
-
-
-def _clevr(root: Path, patch: pytest.MonkeyPatch) -> None:
-    folder = root / "clevr" / "CLEVR_v1.0"
-    for split in ("train", "val", "test"):
-        name = f"CLEVR_{split}_000000.png"
-        _write(folder / "images" / split / name, encoded(Image.fromarray(pixels(1, 320, 480))))
-        scenes = {"scenes": [{"image_filename": name, "objects": [{}, {}, {}]}]}
-        _write(folder / "scenes" / f"CLEVR_{split}_scenes.json", json.dumps(scenes))
+def _country211(root: Path, patch: pytest.MonkeyPatch) -> None:
+    for number, split in enumerate(("train", "valid", "test")):
+        for name in _names(3):
+            _jpeg(root / "country211" / split / name / f"{number}.jpg", number)
 
 
 LAYOUTS: dict[str, Fabricate] = {
@@ -311,26 +192,12 @@ LAYOUTS: dict[str, Fabricate] = {
     "emnist_balanced": _emnist("balanced"),
     "emnist_byclass": _emnist("byclass"),
     "emnist_letters": _emnist("letters"),
-    "usps": _usps,
-    "semeion": _semeion,
-    "fer2013": _fer2013,
-    "pcam": _pcam,
     "food101": _food101,
     "flowers102": _flowers102,
-    "oxford_iiit_pet": _pets,
+    "pets": _pets,
     "eurosat": _eurosat,
-    "dtd": _dtd,
-    "gtsrb": _gtsrb,
-    "imagenette": _imagenette,
-    "stanford_cars": _cars,
-    "fgvc_aircraft": _aircraft,
-    "caltech101": _caltech101,
-    "caltech256": _caltech256,
-    "country211": _by_class("country211", ("train", "valid", "test"), tuple(_names(211)), "jpg"),
-    "rendered_sst2": _by_class("rendered-sst2", ("train", "valid", "test"), ("negative", "positive"), "png"),
-    "sun397": _sun397,
-    "places365": _places365,
-    "inaturalist_mini": _inaturalist,
-    "clevr_count": _clevr,
 }
 """One for every named set but `digits`."""
+
+OTHERS: dict[str, Fabricate] = {"Country211": _country211, "SEMEION": _semeion, "USPS": _usps}
+"""Of classes of torchvision.datasets without a name here."""

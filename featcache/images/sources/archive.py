@@ -1,27 +1,60 @@
 """Images inside archives, read in place: no member is ever written to disk, and no name in it is ever opened.
 
-What an archive is, its first bytes say, not its extension. A zip's members and those of an uncompressed tar are
-read at their offsets. A compressed tar cannot be read at offsets: it is decompressed once, into a temporary file
-without a name that vanishes with the process.
+What an archive is, its first bytes say, not its extension. Members are read at their offsets. A compressed tar cannot
+be read at offsets: it is refused with the command that unpacks it.
 """
 
 from __future__ import annotations
 
+import io
 import re
+import shlex
 import zipfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Final, Generic, NamedTuple, TypeVar
 
+from featcache.columns import ColumnOptions
 from featcache.errors import ImageError, SourceError
-from featcache.images.layout import arrange, is_image
+from featcache.images.image_paths import is_image, reason_left_out
+from featcache.images.location import SPLIT_BY_FOLDER, Given, Location, Opening, register
+from featcache.images.metadata import Tree, is_metadata, list_tree
+from featcache.images.omissions import NO_IMAGE
+from featcache.images.regular import open_regular
+from featcache.images.samples import Sample
 from featcache.images.shared_file import SharedFile
-from featcache.images.source import ImageSource, Report, Sample, name_of
+from featcache.images.source import ImageSource, name_of
+from featcache.images.tables import TableBytes
 
 Member = TypeVar("Member")
 
+
+class Compression(NamedTuple):
+    """One way to compress a tar: its first bytes, its name, and the program that undoes it."""
+
+    magic: bytes
+    name: str
+    program: str
+    suffixes: tuple[str, ...]
+
+
+_COMPRESSIONS: Final = (
+    Compression(b"\x1f\x8b", "gzip", "gzip -dk", (".gz", ".tgz")),
+    Compression(b"BZh", "bzip2", "bzip2 -dk", (".bz2", ".tbz2", ".tbz")),
+    Compression(b"\xfd7zXZ\x00", "xz", "xz -dk", (".xz", ".txz")),
+    Compression(b"\x28\xb5\x2f\xfd", "zstd", "zstd -d", (".zst", ".tzst")),
+)
+
 _DRIVE = re.compile("[A-Za-z]:/")
+
+
+class Version(NamedTuple):
+    """What changes whenever a file is written or exchanged."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
 
 
 class ArchiveSource(ImageSource, Generic[Member]):
@@ -31,30 +64,43 @@ class ArchiveSource(ImageSource, Generic[Member]):
     or holds what must not be guessed: a name twice, a name that leads out of it, an encrypted image.
     """
 
-    _version: tuple[int, int]  # size and mtime (ns) of the archive when it was opened
+    _version: Version  # of the archive when it was opened
 
-    def __init__(self, path: Path, report: Report | None = None) -> None:
+    def __init__(
+        self, path: Path, *, split_by_folder: Sequence[str] = (), columns: ColumnOptions | None = None
+    ) -> None:
         self._path = path.resolve()
-        self._report = report
         self._file = self._open()
+        tree = Tree()
         try:
-            members = self._list()
-            layout = arrange(members, str(self._path))
+            members = self._list(tree)
+            prefix, listing = list_tree(
+                tree,
+                str(self._path),
+                split_by_folder=split_by_folder,
+                columns=columns,
+                read_table=lambda inside: self._table(inside, members[inside]),
+            )
         except BaseException:
             self._file.close()
             raise
-        super().__init__(name=name_of(self._path), origin=str(self._path), listing=layout.listing)
-        self._members: Mapping[str, Member] = {
-            name.removeprefix(layout.prefix): member for name, member in members.items()
-        }
+        super().__init__(name=name_of(self._path), origin=str(self._path), listing=listing)
+        self._members: Mapping[str, Member] = {name.removeprefix(prefix): members[name] for name in tree.images}
 
-    @abstractmethod
+    def _table(self, name: str, member: Member) -> TableBytes:
+        try:
+            return TableBytes(name=name, content=self._read(member, name))
+        except (OSError, ImageError) as error:
+            raise SourceError(f"{self._path}: {name} cannot be read: {error}") from error
+
     def _open(self) -> SharedFile:
-        """The file that members' offsets refer to. Sets `_version`."""
+        file = open_file(self._path)
+        self._version = version_of(file)
+        return file
 
     @abstractmethod
-    def _list(self) -> dict[str, Member]:
-        """The images among the members, by POSIX path."""
+    def _list(self, tree: Tree) -> dict[str, Member]:
+        """The images among the members, and the tables that describe them, by POSIX path, noted in `tree`."""
 
     @abstractmethod
     def _read(self, member: Member, sample_id: str) -> bytes:
@@ -74,16 +120,19 @@ class ArchiveSource(ImageSource, Generic[Member]):
         except KeyError:
             raise ImageError(f"{sample.id}: no such image in {self.origin}") from None
 
+    def modified_ns(self, sample: Sample) -> int | None:
+        """The archive's mtime in ns."""
+        return self._version.mtime_ns
+
     def close(self) -> None:
         """Close the archive."""
         self._file.close()
 
     def __getstate__(self) -> dict[str, object]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_file", "_report")}
+        return {key: value for key, value in self.__dict__.items() if key != "_file"}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
-        self._report = None
         listed = self._version
         self._file = self._open()
         if self._version != listed:
@@ -92,17 +141,14 @@ class ArchiveSource(ImageSource, Generic[Member]):
 
 
 def open_file(path: Path) -> SharedFile:
-    """`path` for reading at offsets. Raises SourceError."""
-    try:
-        return SharedFile(path.open("rb", buffering=0))
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be opened: {error.strerror or error}") from error
+    """A regular file for reading at offsets. Raises SourceError, also for a pipe or a device."""
+    return SharedFile(io.FileIO(open_regular(path, str(path), error=SourceError)))
 
 
-def version_of(file: SharedFile) -> tuple[int, int]:
-    """(size, mtime in ns) of an open file."""
+def version_of(file: SharedFile) -> Version:
+    """Size and times of an open file."""
     found = file.look()
-    return (found.st_size, found.st_mtime_ns)
+    return Version(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 def first_bytes(path: Path) -> bytes:
@@ -116,18 +162,27 @@ def first_bytes(path: Path) -> bytes:
         file.close()
 
 
-def member_path(name: str, where: Path) -> str | None:
-    """A member's name as a clean POSIX path, None where it is no image.
+def member_path(name: str, where: Path, tree: Tree) -> str | None:
+    """A member's name as a clean POSIX path, None where it is neither an image nor a table that describes some.
 
-    Raises SourceError for an image's name that leads out of the archive. Reading it would harm nobody, but it is
-    no path inside the set.
+    `tree` takes note of it. Raises SourceError for an image's name that leads out of the archive: reading it would do
+    no harm, but it is no path inside the set.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     path = "/".join(parts)
     leads_out = name.startswith("/") or ".." in parts or _DRIVE.match(path) is not None
     if leads_out and is_image(parts[-1] if parts else ""):
         raise SourceError(f"{where}: the member {name!r} leads out of the archive")
-    return path if is_image(path) else None
+    reason = reason_left_out(path)
+    if reason is None:
+        tree.images.append(path)
+        return path
+    if reason == NO_IMAGE and is_metadata(path):
+        tree.tables.append(path)
+        return path
+    if path:
+        tree.omissions.add(path, reason)
+    return None
 
 
 def add_member(members: dict[str, Member], path: str, member: Member, where: Path) -> None:
@@ -137,21 +192,46 @@ def add_member(members: dict[str, Member], path: str, member: Member, where: Pat
     members[path] = member
 
 
-def open_archive(path: Path, report: Report | None = None) -> ImageSource:
-    """A zip, a tar or a tar compressed with gzip, bzip2 or xz. `report` takes progress in words.
+def refuse_compressed(path: Path, head: bytes) -> None:
+    """SourceError, with the command that decompresses it, where a file's first bytes are those of a compressed one."""
+    found = next((one for one in _COMPRESSIONS if head.startswith(one.magic)), None)
+    if found is not None:
+        raise SourceError(
+            f"{path}: compressed ({found.name}), expected a plain tar: only that is read in place",
+            hint=f"run `{_command(found, path)}` and give the tar",
+        )
 
-    Raises SourceError for anything else.
-    """
+
+def _command(compression: Compression, path: Path) -> str:
+    name = shlex.quote(str(path))
+    if path.suffix.lower() in compression.suffixes:
+        return f"{compression.program} {name}"
+    # The programs refuse a file without their suffix, except as a stream.
+    return f"{compression.name} -dc {name} > {shlex.quote(str(path.with_suffix('.unpacked.tar')))}"
+
+
+def open_archive(path: Path, **reading: Any) -> ImageSource:
+    """A zip or a plain tar. Raises SourceError for anything else, a compressed tar among it."""
     # Both import this module.
-    from featcache.images.sources.tar import TarSource, compression_of, is_tar
+    from featcache.images.sources.tar import TarSource, is_tar
     from featcache.images.sources.zip import ZipSource
 
     head = first_bytes(path)
-    if compression_of(head) or is_tar(head):
-        return TarSource(path, report)
+    refuse_compressed(path, head)
+    if is_tar(head):
+        return TarSource(path, **reading)
     if head.startswith(b"PK") or zipfile.is_zipfile(path):
-        return ZipSource(path, report)
+        return ZipSource(path, **reading)
     raise SourceError(
         f"{path}: neither a zip nor a tar archive",
-        hint="give a folder, or a .zip, .tar, .tar.gz, .tar.bz2 or .tar.xz of class/image or split/class/image",
+        hint="give a folder, or a .zip or .tar of class/image or split/class/image",
     )
+
+
+def _locate(given: Given) -> Location | None:
+    return given.at("archive", options=(SPLIT_BY_FOLDER,)) if given.is_text and given.is_file else None
+
+
+@register("archive", rank=90, locate=_locate)
+def _open(location: Location, opening: Opening) -> ImageSource:
+    return open_archive(Path(location.place), split_by_folder=location.values(SPLIT_BY_FOLDER), columns=opening.columns)

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.decoding import misfit
-from featcache.images.source import (
-    UNLABELLED,
-    ImageSource,
-    Listing,
-    Pixels,
-    Sample,
-    Stamp,
-    check_splits,
-    numbered_ids,
-)
+from featcache.images.labels import Labels, labels_alike, read_labels
+from featcache.images.listing import Listing, join_columns
+from featcache.images.location import Given, Location, Opening, object_location, register
+from featcache.images.names import ClassNames, refuse_numbers_beside_names
+from featcache.images.pixels import misfit
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, numbered_ids
 
 
 class Rows(Protocol):
@@ -30,17 +27,15 @@ class Rows(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
 
-Labels = Sequence[int] | npt.NDArray[np.integer[Any]]
-
-
 class ArraySource(ImageSource):
     """uint8 arrays as images; a row's id is its split and number, "train/00012".
 
     Args:
         images: (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4) uint8, or a list of such images; or a
             mapping of split to (images, labels).
-        labels: N class numbers, -1 for unlabelled; None: all unlabelled.
-        classes: names; left out, they are "0", "1", ... up to the greatest label.
+        labels: N class numbers, -1 for unlabelled, or N class names; None: all unlabelled. `read_labels` says what
+            else they may be.
+        classes: names; left out, class numbers are called "0", "1", ... up to the greatest label.
         name: for the names of caches, and what names this source in a selection.
         split: which split the images are, where no mapping is given.
         numbers: the numbers in the ids by split, where they are not 0, 1, 2, ...
@@ -50,8 +45,8 @@ class ArraySource(ImageSource):
 
     def __init__(
         self,
-        images: Rows | Mapping[str, tuple[Rows, Labels | None]],
-        labels: Labels | None = None,
+        images: Rows | Mapping[str, tuple[Rows, Any]],
+        labels: Any = None,
         classes: Sequence[str] | None = None,
         *,
         name: str = "arrays",
@@ -62,15 +57,16 @@ class ArraySource(ImageSource):
         check_splits(given)
         self._images = {part: _checked(rows, part) for part, (rows, _) in given.items()}
         counts = {part: len(rows) for part, rows in self._images.items()}
-        part_labels = {part: _label_list(found, counts[part], part) for part, (_, found) in given.items()}
+        known = labels_alike(
+            {part: read_labels(found, counts[part], part, classes) for part, (_, found) in given.items()}
+        )
         ids = {
             part: numbered_ids(part, (numbers or {}).get(part, range(count)), count) for part, count in counts.items()
         }
         self._row = {sample_id: row for part in ids for row, sample_id in enumerate(ids[part])}
-        listing = Listing(
-            ((part, i, n) for part in ids for i, n in zip(ids[part], part_labels[part], strict=True)),
-            _class_names(classes, part_labels),
-        )
+        numbers_of, names = _numbered(known)
+        rows = ((part, i, n) for part in ids for i, n in zip(ids[part], numbers_of[part], strict=True))
+        listing = Listing.of_rows(rows, names, join_columns({part: one.columns for part, one in known.items()}, counts))
         super().__init__(name=name, origin=name, listing=listing, native_size=_size_of_all(self._images))
 
     def read(self, sample: Sample) -> Pixels:
@@ -112,22 +108,16 @@ def _hint(row: Any) -> str | None:
     return "channels stand last: images.transpose(0, 2, 3, 1)" if channels_first else None
 
 
-def _label_list(labels: Labels | None, count: int, split: str) -> list[int]:
-    if labels is None:
-        return [UNLABELLED] * count
-    found = np.asarray(labels)
-    if found.shape != (count,):
-        raise SourceError(f"expected {count:,} labels for the split {split}, got shape {found.shape}")
-    if found.dtype.kind not in "iu":
-        raise SourceError(f"expected whole numbers as labels of the split {split}, got {found.dtype}")
-    return [int(label) for label in found]
-
-
-def _class_names(classes: Sequence[str] | None, labels: Mapping[str, list[int]]) -> tuple[str, ...]:
-    if classes is not None:
-        return tuple(str(name) for name in classes)
-    greatest = max((max(of_split) for of_split in labels.values()), default=UNLABELLED)
-    return tuple(str(number) for number in range(greatest + 1))
+def _numbered(known: Mapping[str, Labels]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """The class numbers of each split among the classes of all."""
+    names = max((one.classes for one in known.values()), key=len, default=())
+    if all(one.classes == names[: len(one.classes)] for one in known.values()):
+        return {part: one.numbers for part, one in known.items()}, names
+    refuse_numbers_beside_names({part: one.classes for part, one in known.items()})
+    met = ClassNames()
+    numbers = {part: [met.number(one.classes[n]) if n >= 0 else n for n in one.numbers] for part, one in known.items()}
+    names, place = met.in_order()
+    return {part: [int(place[n]) if n >= 0 else n for n in some] for part, some in numbers.items()}, names
 
 
 def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:
@@ -137,3 +127,69 @@ def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:
         shapes = [np.shape(rows[row])[:2] for row in range(len(rows))] if whole is None else [whole[1:3]]
         sizes.update((int(height), int(width)) for height, width in shapes)
     return sizes.pop() if len(sizes) == 1 else None
+
+
+# --- from Python -------------------------------------------------------------------------------------------
+
+# The bytes of rows tell one array from another: of all where they are so many, else of rows from all over.
+_BYTES_THAT_TELL = 256 << 20
+_ROWS_THAT_TELL = 64
+# Grey images are no narrower.
+_NARROWEST = 8
+
+
+def _locate(given: Given) -> Location | None:
+    rows = as_rows(given.value)
+    if rows is None:
+        return None
+    _refuse_one_image(rows)
+    told = (np.asarray(rows[row]) for row in _rows_that_tell(rows))
+    shape = str(getattr(rows, "shape", len(rows))).encode()
+    content = itertools.chain((shape,), (part for row in told for part in (str(row.shape).encode(), row.tobytes())))
+    return object_location("array", given, content)
+
+
+def _rows_that_tell(rows: Rows) -> list[int]:
+    """The rows whose bytes name an array: all, unless these are very many bytes."""
+    if not len(rows):
+        return []
+    count = max(_ROWS_THAT_TELL, _BYTES_THAT_TELL // max(1, np.asarray(rows[0]).nbytes))
+    if count >= len(rows):
+        return list(range(len(rows)))
+    return sorted({round(place) for place in np.linspace(0, len(rows) - 1, count)})
+
+
+def _refuse_one_image(rows: Rows) -> None:
+    """An array (H, W, 3) is one image, though it could be H grey ones that are 3 pixels wide."""
+    shape: tuple[int, ...] = getattr(rows, "shape", ())
+    if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) >= _NARROWEST:
+        raise SourceError(
+            f"an array of shape {tuple(shape)} is one image (H, W, C), expected several (N, H, W) or (N, H, W, C)",
+            hint="images[None] if it is one image, images[..., None] if these are grey images",
+        )
+
+
+def as_rows(value: Any) -> Rows | None:
+    """An array or a list of arrays as rows of images, channels last; None for anything else."""
+    if is_tensor(value):
+        found = value.detach().cpu().numpy()
+        return found if found.ndim < 4 else np.moveaxis(found, 1, -1)  # type: ignore[no-any-return]
+    if isinstance(value, np.ndarray) and value.ndim >= 3:
+        return value
+    is_list = isinstance(value, list | tuple) and len(value) > 0
+    return value if is_list and all(isinstance(one, np.ndarray) and one.ndim >= 2 for one in value) else None
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is a tensor of torch, which is not imported for that: what made the tensor has done so."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+@register("array", rank=10, locate=_locate)
+def _open(location: Location, opening: Opening) -> ArraySource:
+    given: Given = location.given
+    rows = as_rows(given.value)
+    if rows is None:
+        raise SourceError(f"expected an array of images, got {type(given.value).__name__}")
+    return ArraySource(rows, given.labels, given.classes, name="array", split=given.split)

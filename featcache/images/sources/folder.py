@@ -1,21 +1,22 @@
-"""Images as files on disk: a folder of them, or files that somebody else has listed."""
+"""Images as files on disk: a folder of them, or files that are listed elsewhere."""
 
 from __future__ import annotations
 
 import os
-import stat as file_kind
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from featcache.columns import ColumnOptions
 from featcache.errors import ImageError, SourceError
-from featcache.images.layout import EXTENSIONS, arrange, is_image
-from featcache.images.source import ImageSource, Listing, Sample, Stamp, name_of
+from featcache.images.image_paths import EXTENSIONS, folder_left_out, is_image, reason_left_out
+from featcache.images.listing import Listing
+from featcache.images.location import SPLIT_BY_FOLDER, Given, Location, Opening, register
+from featcache.images.metadata import Tree, is_metadata, list_tree
+from featcache.images.regular import read_regular
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, Stamp, name_of, stamp_of
 
-MAX_FILE_BYTES = 512 * 2**20
-"""Larger encoded files are refused: nothing that `decoding.MAX_PIXELS` allows needs as much."""
-
-# Without O_NONBLOCK a named pipe called x.jpg would be waited for. Windows has only O_BINARY of these.
-_OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
+Ancestors = tuple[tuple[int, int], ...]
 
 
 class FilesSource(ImageSource):
@@ -39,16 +40,15 @@ class FilesSource(ImageSource):
     def read(self, sample: Sample) -> bytes:
         """The file's bytes. Raises ImageError for what is missing, unreadable, no regular file or too large."""
         try:
-            return _read_whole(self._path(sample), sample.id)
-        except OSError as error:
-            raise ImageError(f"{sample.id}: cannot be read: {error.strerror or error}") from error
+            path = self._path(sample)
         except KeyError:
             raise ImageError(f"{sample.id}: no such image in {self.origin}") from None
+        return read_regular(path, sample.id)
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("file", size, mtime in ns, inode); None where the file cannot be looked at."""
+        """("file", size, mtime and ctime in ns, inode); None where the file cannot be looked at."""
         found = self._look(sample)
-        return ("file", found.st_size, found.st_mtime_ns, found.st_ino) if found else None
+        return ("file", *stamp_of(found)) if found else None
 
     def modified_ns(self, sample: Sample) -> int | None:
         """The file's mtime in ns."""
@@ -58,45 +58,33 @@ class FilesSource(ImageSource):
     def _look(self, sample: Sample) -> os.stat_result | None:
         try:
             return Path(self._path(sample)).stat()
-        except (OSError, KeyError):
+        except (OSError, ValueError, KeyError):
             return None
 
 
-def _read_whole(path: str, sample_id: str) -> bytes:
-    descriptor = os.open(path, _OPEN_FLAGS)
-    try:
-        found = os.fstat(descriptor)
-        if not file_kind.S_ISREG(found.st_mode):
-            raise ImageError(f"{sample_id}: not a regular file")
-        if found.st_size > MAX_FILE_BYTES:
-            raise ImageError(f"{sample_id}: {found.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        return _read_to_end(descriptor, found.st_size, sample_id)
-    finally:
-        os.close(descriptor)
-
-
-def _read_to_end(descriptor: int, size: int, sample_id: str) -> bytes:
-    chunks: list[bytes] = []
-    total = 0
-    while chunk := os.read(descriptor, size + 1):
-        chunks.append(chunk)
-        total += len(chunk)
-        if total > MAX_FILE_BYTES:
-            raise ImageError(f"{sample_id}: grows while it is read")
-    return b"".join(chunks)
-
-
 class FolderSource(FilesSource):
-    """A folder laid out as `layout` says. Links are followed, loops of them cut.
+    """A folder laid out as `layout` says, perhaps with a table that describes its images (`metadata`).
+
+    Links are followed, loops of them cut.
 
     Raises SourceError for a folder without images, one that cannot be listed, or an ambiguous layout.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(
+        self, path: str | Path, *, split_by_folder: Sequence[str] = (), columns: ColumnOptions | None = None
+    ) -> None:
         root = Path(path).resolve()
-        layout = arrange(_walk(str(root), "", (_identity(str(root)),)), str(root))
-        super().__init__(name=name_of(root), origin=str(root), listing=layout.listing, paths={})
-        self._base = f"{root}/{layout.prefix}"
+        tree = Tree()
+        _walk_into(tree, str(root), "", (_identity(str(root)),))
+        prefix, listing = list_tree(
+            tree,
+            str(root),
+            split_by_folder=split_by_folder,
+            columns=columns,
+            read_table=lambda inside: root / inside,
+        )
+        super().__init__(name=name_of(root), origin=str(root), listing=listing, paths={})
+        self._base = f"{root}/{prefix}"
 
     def _path(self, sample: Sample) -> str:
         return self._base + sample.id
@@ -120,17 +108,46 @@ def has_images(folder: Path) -> bool:
     return next(_walk(root, "", (_identity(root),)), None) is not None
 
 
-def _walk(folder: str, prefix: str, ancestors: tuple[tuple[int, int], ...]) -> Iterator[str]:
+def _walk(folder: str, prefix: str, ancestors: Ancestors) -> Iterator[str]:
+    """The images below a folder."""
+    for path, entry, inner in _files_below(folder, prefix, ancestors):
+        if inner is not None:
+            yield from _walk(entry.path, f"{path}/", inner)
+        elif not _is_folder(entry) and is_image(path):
+            yield path
+
+
+def _walk_into(tree: Tree, folder: str, prefix: str, ancestors: Ancestors) -> None:
+    """Note everything below a folder."""
+    for path, entry, inner in _files_below(folder, prefix, ancestors):
+        if inner is not None:
+            tree.folders.append(path)
+            _walk_into(tree, entry.path, f"{path}/", inner)
+        elif _is_folder(entry):
+            reason = folder_left_out(entry.name)
+            if reason is not None:
+                tree.omissions.add(f"{path}/", reason)
+        elif is_metadata(path):
+            tree.tables.append(path)
+        elif (reason := reason_left_out(path)) is not None:
+            tree.omissions.add(path, reason)
+        else:
+            tree.images.append(path)
+
+
+def _files_below(
+    folder: str, prefix: str, ancestors: Ancestors
+) -> Iterator[tuple[str, os.DirEntry[str], Ancestors | None]]:
+    """The path and entry of all that is in a folder, and of a folder that is looked into what it lies in."""
     for entry in _entries(folder):
-        path = prefix + entry.name
-        if not _is_folder(entry):
-            if is_image(path):
-                yield path
-        elif not entry.name.startswith(".") and entry.name != "__MACOSX":
+        inner = None
+        if _is_folder(entry) and folder_left_out(entry.name) is None:
             identity = _identity(entry.path)
             # A link back to a folder that we are in: all its images are listed already.
-            if identity not in ancestors:
-                yield from _walk(entry.path, f"{path}/", (*ancestors, identity))
+            if identity in ancestors:
+                continue
+            inner = (*ancestors, identity)
+        yield prefix + entry.name, entry, inner
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
@@ -155,3 +172,12 @@ def _identity(folder: str) -> tuple[int, int]:
     except OSError as error:
         raise SourceError(f"{folder}: the folder cannot be listed: {error.strerror or error}") from error
     return (found.st_dev, found.st_ino)
+
+
+def _locate(given: Given) -> Location | None:
+    return given.at("folder", options=(SPLIT_BY_FOLDER,)) if given.is_text and given.is_folder else None
+
+
+@register("folder", rank=60, locate=_locate)
+def _open(location: Location, opening: Opening) -> FolderSource:
+    return FolderSource(location.place, split_by_folder=location.values(SPLIT_BY_FOLDER), columns=opening.columns)

@@ -1,31 +1,33 @@
-"""A torch Dataset as a source of images: its items as they come, before any augmentation."""
+"""A torch Dataset as a source of images: its items as they come, before any augmentation.
+
+What `__getitem__` gives is the label. A list of labels that the dataset keeps beside its items is believed only where
+torchvision's own `__getitem__` reads it; else every item is read once. Labels are mapped to classes by the names that
+the dataset has for them, also where datasets are joined or cut (ConcatDataset, Subset).
+"""
 
 from __future__ import annotations
 
+import bisect
 import os
-import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.decoding import misfit, to_rgb
-from featcache.images.source import (
-    UNLABELLED,
-    ImageSource,
-    Listing,
-    Pixels,
-    Sample,
-    Stamp,
-    check_splits,
-    numbered_ids,
-)
+from featcache.images.listing import Listing
+from featcache.images.location import Given, Location, Opening, object_location, register
+from featcache.images.names import ClassNames
+from featcache.images.omissions import Omissions
+from featcache.images.pixels import misfit
+from featcache.images.samples import UNLABELLED, Sample, SampleColumns
+from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, numbered_ids
+from featcache.images.sources.arrays import is_tensor
 
 _PROBED_ITEMS = 8
 _PROBES = 3
+_ITEMS_THAT_TELL = 12
 
 
 class MapDataset(Protocol):
@@ -37,38 +39,58 @@ class MapDataset(Protocol):
 
 
 class TorchDatasetSource(ImageSource):
-    """Items (image, label) of map-style datasets; a sample's id is its split and number, "train/00012".
+    """Items (image, label) of a map-style dataset; a sample's id is its split and number, "train/00012".
 
     An image is a PIL image (turned to RGB as `decoding` says, without orientation), a uint8 array (H, W) or
-    (H, W, C), or a uint8 tensor (C, H, W) or (H, W). Labels come from the dataset's `targets` or `labels` where
-    these agree with its items, else every item is read once to learn its label.
+    (H, W, C), or a uint8 tensor (C, H, W) or (H, W).
 
     Args:
-        datasets: one dataset (train), or a mapping of split to dataset.
-        name: for the names of caches, and what names this source in a selection.
-        classes: names; left out, the dataset's own `classes`, else "0", "1", ... up to the greatest label.
+        dataset: The dataset.
+        split: Which split its items are.
+        name: Short, for the names of caches.
+        classes: The names of class numbers, where the dataset has none.
 
-    Raises SourceError for a random transform, found by reading some items several times: a cache has one row
-    per image. Also for items of another kind, and for datasets that have no length.
+    Raises:
+        SourceError: A random transform, found by reading some items several times: a cache has one row per image.
+            Items of another kind, a dataset without a length, or class numbers that may mean different things.
     """
 
     def __init__(
         self,
-        datasets: MapDataset | Mapping[str, MapDataset],
+        dataset: MapDataset,
         *,
+        split: str = "train",
         name: str = "dataset",
         classes: Sequence[str] | None = None,
     ) -> None:
-        self._datasets: dict[str, MapDataset] = dict(datasets) if isinstance(datasets, Mapping) else {"train": datasets}
-        check_splits(self._datasets)
+        check_splits({split: None})
+        self._dataset, self._split = dataset, split
         self._renew_lock()
-        labels = {split: _labels_of(dataset, split) for split, dataset in self._datasets.items()}
-        ids = {split: numbered_ids(split, range(len(found)), len(found)) for split, found in labels.items()}
-        self._row = {sample_id: row for split in ids for row, sample_id in enumerate(ids[split])}
-        listing = Listing(
-            ((split, i, n) for split in ids for i, n in zip(ids[split], labels[split], strict=True)),
-            _class_names(classes, self._datasets, labels),
-        )
+        count = _length(dataset, split)
+        _probe_some(dataset, count, split)
+        meanings = _Meanings(dataset, classes, split)
+        met = ClassNames()
+        for known in meanings.names_in_order:
+            met.number(known)
+        samples = SampleColumns(split)
+        omissions = Omissions()
+        self._row = {}
+        for row, (sample_id, label) in enumerate(
+            zip(numbered_ids(split, range(count), count), meanings.labels(count, omissions), strict=True)
+        ):
+            self._row[sample_id] = row
+            samples.append(sample_id, met.number(label))
+        names, listed = met.names, samples.samples()
+        if not meanings.names_in_order:
+            names, place = met.in_order()
+            if meanings.are_numbers:
+                # Class numbers that no item has are classes too.
+                place = np.array([int(names[one]) for one in place], np.int64)
+                names = tuple(map(str, range(int(names[-1]) + 1))) if names else ()
+            listed = listed.relabelled(place)
+        if _reads_files(dataset):
+            omissions.note("orientation in EXIF counts as the dataset's own loader has it: featcache does not turn")
+        listing = Listing(samples={split: listed}, classes=names, omissions=omissions)
         super().__init__(name=name, origin=name, listing=listing)
 
     def read(self, sample: Sample) -> Pixels:
@@ -77,12 +99,12 @@ class TorchDatasetSource(ImageSource):
         One thread at a time: datasets are written for one.
         """
         if self._lock_owner != os.getpid():
-            # Whoever held it at the fork does not exist here.
+            # A thread that held it at the fork does not exist here.
             self._renew_lock()
         if sample.id not in self._row:
             raise ImageError(f"{sample.id}: no such image in {self.origin}")
         with self._lock:
-            image, _ = _item(self._datasets[sample.split], self._row[sample.id], sample.id)
+            image, _ = _item(self._dataset, self._row[sample.id], sample.id)
             return _pixels(image, sample.id)
 
     def stamp(self, sample: Sample) -> Stamp | None:
@@ -101,74 +123,148 @@ class TorchDatasetSource(ImageSource):
         self._renew_lock()
 
 
-def _labels_of(dataset: MapDataset, split: str) -> list[int]:
+def _length(dataset: MapDataset, split: str) -> int:
     try:
         count = len(dataset)
     except TypeError:
         raise SourceError(f"the dataset of the split {split} has no length", hint="give a map-style dataset") from None
     if not count:
         raise SourceError(f"the dataset of the split {split} is empty")
-    told = _told_labels(dataset, count)
-    probed = _probe_all(dataset, count, split, may_fail=told is not None)
-    if told is not None and all(told[number] == label for number, label in probed.items()):
-        return told
-    return [_label(_item(dataset, n, f"{split}/{n:05d}")[1], f"{split}/{n:05d}") for n in range(count)]
+    return count
 
 
-def _probe_all(dataset: MapDataset, count: int, split: str, *, may_fail: bool) -> dict[int, int]:
-    """Labels by number of some items from all over the dataset; an unreadable one is left to whoever reads it."""
-    found: dict[int, int] = {}
-    failed: ImageError | None = None
-    for number in sorted({round(place) for place in np.linspace(0, count - 1, _PROBED_ITEMS)}):
+# --- labels ------------------------------------------------------------------------------------------------
+
+
+class _Meanings:
+    """What the labels of a dataset's items mean.
+
+    `names_in_order`: of classes, where all parts of the dataset have the same names in the same order; `are_numbers`:
+    nothing names its classes.
+    """
+
+    def __init__(self, dataset: MapDataset, classes: Sequence[str] | None, split: str) -> None:
+        self._dataset, self._split = dataset, split
+        own = {_class_names(leaf) for leaf in _leaves(dataset)}
+        if None in own and len(own) > 1 and classes is None:
+            raise SourceError(
+                f"some of the datasets joined in the split {split} name their classes and others do not, so equal "
+                "numbers may mean different classes",
+                hint="give each of them an attribute `classes` with the names of its numbers",
+            )
+        self._classes = None if classes is None else tuple(str(name) for name in classes)
+        self.are_numbers = classes is None and own == {None}
+        self.names_in_order: tuple[str, ...] = self._classes or (own.pop() or () if len(own) == 1 else ())
+
+    def labels(self, count: int, omissions: Omissions) -> Iterator[str | None]:
+        """The class name of each item. Every item is read where the dataset does not list its labels."""
+        listed = _listed_labels(self._dataset, count)
+        if listed is None:
+            omissions.note(f"labels of the split {self._split}: {count:,} items were read to learn them")
+        for number in range(count):
+            name = f"{self._split}/{number:05d}"
+            label = self._read_label(number, name) if listed is None else listed[number]
+            yield self._name_of(label, number, name)
+
+    def _read_label(self, number: int, name: str) -> int:
         try:
-            found[number] = _probe(dataset, number, f"{split}/{number:05d}")
-        except ImageError as error:
-            failed = failed or error
-    if failed and not (may_fail and found):
-        raise failed
-    return found
+            return _number(_item(self._dataset, number, name)[1], name)
+        except ImageError:
+            # It is reported, or left out, when its image is read.
+            return UNLABELLED
+
+    def _name_of(self, label: int, number: int, where: str) -> str | None:
+        if label == UNLABELLED:
+            return None
+        names = _class_names(_leaf_of(self._dataset, number)) or self._classes
+        if names is None:
+            return str(label)
+        if not 0 <= label < len(names):
+            raise SourceError(f"{where}: expected a label from -1 (unlabelled) to {len(names) - 1}, got {label}")
+        if self._classes is not None and names[label] not in self._classes:
+            raise SourceError(
+                f"{where}: the dataset calls its class {names[label]!r}, which is not among {', '.join(self._classes)}",
+                hint="leave classes= out: the dataset's own names are used",
+            )
+        return names[label]
 
 
-def _probe(dataset: MapDataset, number: int, name: str) -> int:
-    """The label of one item that is the same however often it is read."""
-    items = [_item(dataset, number, name) for _ in range(_PROBES)]
-    first, *others = [_pixels(image, name) for image, _ in items]
-    if any(not np.array_equal(first, other) for other in others):
-        raise SourceError(
-            f"{name}: reading it again gives other pixels, so the dataset augments at random",
-            hint="give the dataset without its random transform: a cache holds one row per image",
-        )
-    return _label(items[0][1], name)
+def _is_torchs_own(dataset: Any, name: str) -> bool:
+    """Whether it is torch's wrapper of that name, and gives items as that does."""
+    home = next((one for one in type(dataset).__mro__ if "__getitem__" in vars(one)), None)
+    return home is not None and home.__name__ == name and home.__module__ == "torch.utils.data.dataset"
 
 
-def _told_labels(dataset: Any, count: int) -> list[int] | None:
-    """The labels that the dataset itself lists, None where it lists none that can be used."""
-    if getattr(dataset, "target_transform", None) is not None:
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """The datasets that items come from, behind wrappers that only cut or join."""
+    if _is_torchs_own(dataset, "Subset"):
+        yield from _leaves(dataset.dataset)
+    elif _is_torchs_own(dataset, "ConcatDataset"):
+        for part in dataset.datasets:
+            yield from _leaves(part)
+    else:
+        yield dataset
+
+
+def _leaf_of(dataset: Any, number: int) -> Any:
+    """The dataset that the item of that number comes from."""
+    if _is_torchs_own(dataset, "Subset"):
+        return _leaf_of(dataset.dataset, int(dataset.indices[number]))
+    if _is_torchs_own(dataset, "ConcatDataset"):
+        place = bisect.bisect_right(dataset.cumulative_sizes, number)
+        before = dataset.cumulative_sizes[place - 1] if place else 0
+        return _leaf_of(dataset.datasets[place], number - before)
+    return dataset
+
+
+def _class_names(leaf: Any) -> tuple[str, ...] | None:
+    """The names of a dataset's class numbers; None where it has none, or changes its numbers afterwards."""
+    classes = getattr(leaf, "classes", None)
+    if not classes or isinstance(classes, str) or getattr(leaf, "target_transform", None) is not None:
         return None
-    if hasattr(dataset, "indices") and hasattr(dataset, "dataset"):
-        inner = _told_labels(dataset.dataset, len(dataset.dataset))
+    return tuple(str(name) for name in classes)
+
+
+def _listed_labels(dataset: Any, count: int) -> list[int] | None:
+    """The labels that the dataset itself lists and that torchvision's own `__getitem__` gives; None: read the items."""
+    if _is_torchs_own(dataset, "Subset"):
+        inner = _listed_labels(dataset.dataset, len(dataset.dataset))
         return None if inner is None else [inner[int(index)] for index in dataset.indices]
-    for attribute in ("targets", "labels"):
-        told = getattr(dataset, attribute, None)
-        if isinstance(told, Sequence | np.ndarray) or _is_tensor(told):
-            numbers = np.asarray(told)
-            if numbers.shape == (count,) and numbers.dtype.kind in "iu":
-                return [int(number) for number in numbers]
-    return None
+    if _is_torchs_own(dataset, "ConcatDataset"):
+        parts = [_listed_labels(part, len(part)) for part in dataset.datasets]
+        return None if None in parts else [label for part in parts for label in part or ()]
+    home = next((one for one in type(dataset).__mro__ if "__getitem__" in vars(one)), type(dataset))
+    if getattr(dataset, "target_transform", None) is not None or not home.__module__.startswith(
+        "torchvision.datasets."
+    ):
+        return None
+    # A DatasetFolder reads `samples`, whatever its `targets` say.
+    samples = getattr(dataset, "samples", None)
+    listed = [label for _, label in samples] if samples is not None else _attribute(dataset, ("targets", "labels"))
+    numbers = np.asarray([] if listed is None else listed)
+    if numbers.shape != (count,) or numbers.dtype.kind not in "iu":
+        return None
+    labels = [int(number) for number in numbers]
+    return labels if _agrees(dataset, labels) else None
 
 
-def _item(dataset: MapDataset, number: int, name: str) -> tuple[Any, Any]:
-    """(image, label)."""
-    try:
-        item = dataset[number]
-    except Exception as error:  # Somebody else's code: whatever it raises, this image cannot be read.
-        raise ImageError(f"{name}: cannot be read: {type(error).__name__}: {error}") from error
-    if not isinstance(item, tuple | list) or len(item) < 2:
-        raise SourceError(f"{name}: expected an item (image, label), got {type(item).__name__}")
-    return item[0], item[1]
+def _attribute(dataset: Any, names: Sequence[str]) -> Any:
+    found = (getattr(dataset, name, None) for name in names)
+    return next((one for one in found if isinstance(one, Sequence | np.ndarray) or is_tensor(one)), None)
 
 
-def _label(label: Any, name: str) -> int:
+def _agrees(dataset: MapDataset, labels: Sequence[int]) -> bool:
+    """Whether some items have the labels that are listed; one that cannot be read is left to the pass over all."""
+    for number in _some(len(labels), _PROBED_ITEMS):
+        try:
+            if _number(_item(dataset, number, str(number))[1], str(number)) != labels[number]:
+                return False
+        except ImageError:
+            continue
+    return True
+
+
+def _number(label: Any, name: str) -> int:
     if label is None:
         return UNLABELLED
     number = np.asarray(label)
@@ -177,10 +273,52 @@ def _label(label: Any, name: str) -> int:
     return int(number.reshape(()))
 
 
+# --- items -------------------------------------------------------------------------------------------------
+
+
+def _some(count: int, most: int) -> list[int]:
+    """Numbers from all over a dataset."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, most)})
+
+
+def _probe_some(dataset: MapDataset, count: int, split: str) -> None:
+    """Refuse a dataset that gives other pixels when it is asked again, or none at all."""
+    failed: ImageError | None = None
+    readable = 0
+    for number in _some(count, _PROBED_ITEMS):
+        name = f"{split}/{number:05d}"
+        try:
+            first, *others = [_pixels(_item(dataset, number, name)[0], name) for _ in range(_PROBES)]
+        except ImageError as error:
+            failed = failed or error
+            continue
+        readable += 1
+        if any(not np.array_equal(first, other) for other in others):
+            raise SourceError(
+                f"{name}: reading it again gives other pixels, so the dataset augments at random",
+                hint="give the dataset without its random transform: a cache holds one row per image",
+            )
+    if failed is not None and not readable:
+        raise failed
+
+
+def _item(dataset: MapDataset, number: int, name: str) -> tuple[Any, Any]:
+    """(image, label)."""
+    try:
+        item = dataset[number]
+    except Exception as error:  # Foreign code: whatever it raises, this image cannot be read.
+        raise ImageError(f"{name}: cannot be read: {type(error).__name__}: {error}") from error
+    if not isinstance(item, tuple | list) or len(item) < 2:
+        raise SourceError(f"{name}: expected an item (image, label), got {type(item).__name__}")
+    return item[0], item[1]
+
+
 def _pixels(image: Any, name: str) -> Pixels:
-    if isinstance(image, Image.Image):
+    if type(image).__module__.startswith("PIL."):
+        from featcache.images.decoding import to_rgb
+
         return to_rgb(image, name)
-    if _is_tensor(image):
+    if is_tensor(image):
         image = image.detach().cpu().numpy()
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
@@ -192,29 +330,43 @@ def _pixels(image: Any, name: str) -> Pixels:
     return np.ascontiguousarray(image)
 
 
-def _is_tensor(value: Any) -> bool:
-    # Whoever made a tensor has imported torch; nobody else must pay for it.
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
+def _reads_files(dataset: Any) -> bool:
+    return any(callable(getattr(leaf, "loader", None)) or hasattr(leaf, "imgs") for leaf in _leaves(dataset))
 
 
-def _class_names(
-    classes: Sequence[str] | None, datasets: Mapping[str, Any], labels: Mapping[str, list[int]]
-) -> tuple[str, ...]:
-    if classes is not None:
-        return tuple(str(name) for name in classes)
-    own = {_own_classes(dataset) for dataset in datasets.values()} - {None}
-    if len(own) > 1:
-        raise SourceError(
-            "the splits' datasets have different classes, so their labels mean different things",
-            hint="give datasets with the same `classes`, or the names as `classes=`",
-        )
-    told = own.pop() if own else None
-    greatest = max(max(of_split) for of_split in labels.values())
-    return told if told else tuple(str(number) for number in range(greatest + 1))
+# --- from Python -------------------------------------------------------------------------------------------
 
 
-def _own_classes(dataset: Any) -> tuple[str, ...] | None:
-    inner = dataset.dataset if hasattr(dataset, "indices") and hasattr(dataset, "dataset") else dataset
-    classes = getattr(inner, "classes", None)
-    return tuple(str(name) for name in classes) if classes else None
+def _locate(given: Given) -> Location | None:
+    dataset = given.value
+    if given.is_text or isinstance(dataset, list | tuple | Mapping | np.ndarray | ImageSource) or is_tensor(dataset):
+        return None
+    if not hasattr(dataset, "__getitem__"):
+        return None
+    count = _length(dataset, given.split)
+    told = [str(count).encode(), *_indices(dataset)]
+    for number in _some(count, _ITEMS_THAT_TELL):
+        try:
+            told.append(_pixels(_item(dataset, number, str(number))[0], str(number)).tobytes())
+        except ImageError:
+            told.append(b"")
+    return object_location("dataset", given, told, name=type(dataset).__name__)
+
+
+def _indices(dataset: Any) -> Iterator[bytes]:
+    """Which items wrappers choose: two folds of one dataset may agree in those that are looked at."""
+    if _is_torchs_own(dataset, "Subset"):
+        yield np.array([int(index) for index in dataset.indices], np.int64).tobytes()
+        yield from _indices(dataset.dataset)
+    elif _is_torchs_own(dataset, "ConcatDataset"):
+        for part in dataset.datasets:
+            yield from _indices(part)
+
+
+@register("dataset", rank=12, locate=_locate)
+def _open(location: Location, opening: Opening) -> TorchDatasetSource:
+    given: Given = location.given
+    if given.labels is not None:
+        raise SourceError("a torch dataset brings its own labels", hint="leave labels= out")
+    name = type(given.value).__name__
+    return TorchDatasetSource(given.value, split=given.split, name=name, classes=given.classes)

@@ -1,32 +1,26 @@
-"""The data sets that have a name: one table of what torchvision has for image classification, and digits.
+"""The data sets that have a name: digits, and some of torchvision's for image classification, in one table.
 
 Two kinds. Sets of arrays are held in memory; their rows are "train/00012". Sets of files are read as the encoded
 files they are, never through torchvision's decoder, so that a digest is of the bytes that were decoded; an id is
 split and path ("train/apple_pie/1005649.jpg"). Labels and the order of classes are torchvision's own.
-Nothing here imports torch; `acquisition` does, once such a set is opened.
+Nothing here imports torch before a set of torchvision's is opened.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+from featcache.errors import SourceError, UnknownName
+from featcache.images.location import Given, Location, Opening, refuse_columns, register
+from featcache.images.source import ImageSource, Report
 from featcache.images.sources.digits import CLASSES as DIGITS
-from featcache.images.sources.torchvision_rows import (
-    Extract,
-    arrays,
-    caltech,
-    channels_first,
-    fer2013,
-    files,
-    gtsrb,
-    inaturalist,
-    pairs,
-    pcam,
-    qmnist,
-)
+from featcache.images.sources.digits import digits
+
+PREFIX: Final = "torchvision:"
+"""What stands before the name of a class of torchvision.datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +31,10 @@ class NamedSet:
         sizes: images by split.
         class_count: how many classes there are; `classes` names them where they are known without a download.
         image_size: (H, W) where all images have one size.
-        downloads: whether torchvision can still download it; if not, it must be put in place by hand.
         note: what a user should know, or "".
-        dataset: the class in torchvision.datasets, or "".
+        dataset: the class in torchvision.datasets; "" for a set that needs no torchvision.
         arguments: by split, what that class is called with.
-        extract: one split's rows of an instance of it; None for a set that needs no torchvision.
-        digests: whether torchvision knows digests of the archives, so that an interrupted download of one shows.
+        private: the private attributes of its instances that list files and labels, where no public ones do.
     """
 
     name: str
@@ -50,73 +42,108 @@ class NamedSet:
     class_count: int
     classes: tuple[str, ...] | None = None
     image_size: tuple[int, int] | None = None
-    downloads: bool = True
     note: str = ""
     dataset: str = ""
     arguments: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    extract: Extract | None = None
-    digests: bool = True
+    private: tuple[str, str] | None = None
 
 
-def _by(argument: str, **of_split: Any) -> dict[str, dict[str, Any]]:
-    return {split: {argument: value} for split, value in of_split.items()}
+def dataset_names() -> tuple[str, ...]:
+    """The names of all known sets, sorted."""
+    return tuple(sorted(NAMED_SETS))
 
 
-_TRAIN_TEST = _by("train", train=True, test=False)
-_SPLITS_2 = _by("split", train="train", test="test")
-_SPLITS_3 = _by("split", train="train", val="val", test="test")
-_WHOLE: dict[str, dict[str, Any]] = {"train": {}}
+def describe(name: str) -> NamedSet:
+    """What is known of a set without opening it. Raises UnknownName with the nearest names."""
+    try:
+        return NAMED_SETS[name]
+    except KeyError:
+        raise UnknownName("data set", name, NAMED_SETS, listed_by="featcache datasets") from None
+
+
+def is_here(named: NamedSet, datasets_dir: Path) -> bool:
+    """Whether the set needs no download: it comes with a package, or something lies in its folder of `datasets_dir`."""
+    from featcache.images.acquisition import lies_in
+
+    return not named.dataset or lies_in(datasets_dir / named.name)
+
+
+def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, download: bool = True) -> ImageSource:
+    """A known set, downloaded into `datasets_dir` unless it is there.
+
+    Raises UnknownName for a name that is not in the table, and what `acquire` raises.
+    """
+    named = describe(name)
+    if not named.dataset:
+        return digits()
+    # What downloads is imported where a set may have to be.
+    from featcache.images.acquisition import Wanted, acquire
+    from featcache.images.torchvision_rows import classes_of, images_of
+
+    wanted = Wanted(name=name, folder=name, dataset=named.dataset, arguments=named.arguments, has_digests=True)
+    datasets = acquire(wanted, datasets_dir, report, download=download)
+    found = classes_of(datasets, name, published=named.class_count)
+    source = images_of(datasets, name, named.classes or found, private=named.private, native_size=named.image_size)
+    if report:
+        _report_sizes(named, source, report)
+    return source
+
+
+def torchvision_origin(dataset: str) -> str:
+    """What names `torchvision:NAME` in a selection: the named set that the class stands for, else NAME in lower case.
+
+    torchvision is not asked whether there is such a class. Raises SourceError for one that stands for several sets.
+    """
+    kind = dataset.removeprefix(PREFIX).lower()
+    names = [named.name for named in _SETS if named.dataset and named.dataset.lower() == kind]
+    if len(names) > 1:
+        raise SourceError(f"{dataset} stands for {len(names)} data sets", hint=f"give one of {', '.join(names)}")
+    return names[0] if names else PREFIX + kind
+
+
+def _report_sizes(named: NamedSet, source: ImageSource, report: Report) -> None:
+    for split in source.splits():
+        size, published = len(source.samples(split)), named.sizes[split]
+        if size != published:
+            report(f"{named.name}: {size:,} images in {split}, {published:,} are published")
+
+
+_SPLITS = {1: ("train",), 2: ("train", "test"), 3: ("train", "val", "test")}
+_BY_TRAIN = {"train": {"train": True}, "test": {"train": False}}
+_BY_SPLIT = {split: {"split": split} for split in _SPLITS[3]}
 _OBJECTS = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 _STL_OBJECTS = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
-_CLOTHES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
+_CLOTHES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+_KANA = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
 _LAND_USE = (
-    "AnnualCrop",
-    "Forest",
-    "HerbaceousVegetation",
-    "Highway",
-    "Industrial",
-    "Pasture",
-    "PermanentCrop",
-    "Residential",
-    "River",
-    "SeaLake",
+    *("AnnualCrop", "Forest", "HerbaceousVegetation", "Highway", "Industrial"),
+    *("Pasture", "PermanentCrop", "Residential", "River", "SeaLake"),
 )
-_IMAGENETTE = (
-    "tench",
-    "English springer",
-    "cassette player",
-    "chain saw",
-    "church",
-    "French horn",
-    "garbage truck",
-    "gas pump",
-    "golf ball",
-    "parachute",
-)
-_EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")
 
 
-def _emnist(split: str, classes: int, train: int, test: int) -> NamedSet:
+def _set(
+    name: str, dataset: str, sizes: Sequence[int], classes: tuple[str, ...] | int, size: int | None = None, **more: Any
+) -> NamedSet:
+    """One line of the table; `classes` are names or how many, `size` is height and width."""
+    splits = _SPLITS[len(sizes)]
+    arguments = more.pop("arguments", _BY_SPLIT)
     return NamedSet(
-        name=f"emnist_{split}",
-        sizes={"train": train, "test": test},
-        class_count=classes,
-        image_size=(28, 28),
+        name=name,
+        dataset=dataset,
+        sizes=dict(zip(splits, sizes, strict=True)),
+        class_count=classes if isinstance(classes, int) else len(classes),
+        classes=None if isinstance(classes, int) else classes,
+        image_size=None if size is None else (size, size),
+        arguments={split: arguments[split] for split in splits},
+        **more,
+    )
+
+
+def _emnist(part: str, classes: int, train: int, test: int) -> NamedSet:
+    return _set(
+        *(f"emnist_{part}", "EMNIST", (train, test), classes, 28),
         note="letters lie on their side, as published",
-        dataset="EMNIST",
-        arguments={"train": {"split": split, "train": True}, "test": {"split": split, "train": False}},
-        extract=arrays("data", "targets"),
+        arguments={split: {"split": part, **how} for split, how in _BY_TRAIN.items()},
     )
 
 
@@ -129,295 +156,40 @@ _SETS = (
         image_size=(8, 8),
         note="scikit-learn's handwritten digits, no download",
     ),
-    NamedSet(
-        name="cifar10",
-        sizes={"train": 50_000, "test": 10_000},
-        class_count=10,
-        classes=_OBJECTS,
-        image_size=(32, 32),
-        dataset="CIFAR10",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-    ),
-    NamedSet(
-        name="cifar100",
-        sizes={"train": 50_000, "test": 10_000},
-        class_count=100,
-        image_size=(32, 32),
-        dataset="CIFAR100",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-    ),
-    NamedSet(
-        name="stl10",
-        sizes={"train": 5_000, "test": 8_000},
-        class_count=10,
-        classes=_STL_OBJECTS,
-        image_size=(96, 96),
-        note="the labelled part",
-        dataset="STL10",
-        arguments=_SPLITS_2,
-        extract=channels_first,
-    ),
-    NamedSet(
-        name="svhn",
-        sizes={"train": 73_257, "test": 26_032},
-        class_count=10,
-        classes=DIGITS,
-        image_size=(32, 32),
-        note="without `extra`",
-        dataset="SVHN",
-        arguments=_SPLITS_2,
-        extract=channels_first,
-    ),
-    NamedSet(
-        name="mnist",
-        sizes={"train": 60_000, "test": 10_000},
-        class_count=10,
-        classes=DIGITS,
-        image_size=(28, 28),
-        dataset="MNIST",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-    ),
-    NamedSet(
-        name="fashion_mnist",
-        sizes={"train": 60_000, "test": 10_000},
-        class_count=10,
-        classes=_CLOTHES,
-        image_size=(28, 28),
-        dataset="FashionMNIST",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-    ),
-    NamedSet(
-        name="kmnist",
-        sizes={"train": 60_000, "test": 10_000},
-        class_count=10,
-        classes=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
-        image_size=(28, 28),
-        dataset="KMNIST",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-    ),
-    NamedSet(
-        name="qmnist",
-        sizes={"train": 60_000, "test": 60_000},
-        class_count=10,
-        classes=DIGITS,
-        image_size=(28, 28),
-        dataset="QMNIST",
-        arguments=_TRAIN_TEST,
-        extract=qmnist,
-    ),
+    _set("cifar10", "CIFAR10", (50_000, 10_000), _OBJECTS, 32, arguments=_BY_TRAIN),
+    _set("cifar100", "CIFAR100", (50_000, 10_000), 100, 32, arguments=_BY_TRAIN),
+    _set("stl10", "STL10", (5_000, 8_000), _STL_OBJECTS, 96, note="the labelled part"),
+    _set("svhn", "SVHN", (73_257, 26_032), DIGITS, 32, note="without `extra`"),
+    _set("mnist", "MNIST", (60_000, 10_000), DIGITS, 28, arguments=_BY_TRAIN),
+    _set("fashion_mnist", "FashionMNIST", (60_000, 10_000), _CLOTHES, 28, arguments=_BY_TRAIN),
+    _set("kmnist", "KMNIST", (60_000, 10_000), _KANA, 28, arguments=_BY_TRAIN),
+    _set("qmnist", "QMNIST", (60_000, 60_000), DIGITS, 28, arguments=_BY_TRAIN),
     _emnist("balanced", 47, 112_800, 18_800),
     _emnist("byclass", 62, 697_932, 116_323),
     # torchvision's labels of the letters begin at 1; class 0 is its "N/A", without images.
     _emnist("letters", 27, 124_800, 20_800),
-    NamedSet(
-        name="usps",
-        sizes={"train": 7_291, "test": 2_007},
-        class_count=10,
-        classes=DIGITS,
-        image_size=(16, 16),
-        dataset="USPS",
-        arguments=_TRAIN_TEST,
-        extract=arrays("data", "targets"),
-        # A file that is there is taken without looking at its digest.
-        digests=False,
+    _set("food101", "Food101", (75_750, 25_250), 101, private=("_image_files", "_labels")),
+    _set("flowers102", "Flowers102", (1_020, 1_020, 6_149), 102, private=("_image_files", "_labels")),
+    _set(
+        *("pets", "OxfordIIITPet", (3_680, 3_669), 37),
+        note="Oxford-IIIT; train is what is published as trainval",
+        arguments={"train": {"split": "trainval"}, "test": {"split": "test"}},
+        private=("_images", "_labels"),
     ),
-    NamedSet(
-        name="semeion",
-        sizes={"train": 1_593},
-        class_count=10,
-        classes=DIGITS,
-        image_size=(16, 16),
-        dataset="SEMEION",
-        arguments=_WHOLE,
-        extract=arrays("data", "labels"),
-    ),
-    NamedSet(
-        name="fer2013",
-        sizes={"train": 28_709, "test": 7_178},
-        class_count=7,
-        classes=_EMOTIONS,
-        image_size=(48, 48),
-        downloads=False,
-        note="from Kaggle: fer2013.csv or icml_face_data.csv in fer2013/",
-        dataset="FER2013",
-        arguments=_SPLITS_2,
-        extract=fer2013,
-    ),
-    NamedSet(
-        name="pcam",
-        sizes={"train": 262_144, "val": 32_768, "test": 32_768},
-        class_count=2,
-        classes=("normal", "tumor"),
-        image_size=(96, 96),
-        note="downloading needs the package gdown",
-        dataset="PCAM",
-        arguments=_SPLITS_3,
-        extract=pcam,
-    ),
-    NamedSet(
-        name="food101",
-        sizes={"train": 75_750, "test": 25_250},
-        class_count=101,
-        dataset="Food101",
-        arguments=_SPLITS_2,
-        extract=files("_image_files", "_labels", lambda data: data._images_folder),
-    ),
-    NamedSet(
-        name="flowers102",
-        sizes={"train": 1_020, "val": 1_020, "test": 6_149},
-        class_count=102,
-        dataset="Flowers102",
-        arguments=_SPLITS_3,
-        extract=files("_image_files", "_labels", lambda data: data._images_folder),
-    ),
-    NamedSet(
-        name="oxford_iiit_pet",
-        sizes={"train": 3_680, "test": 3_669},
-        class_count=37,
-        note="train is what is published as trainval",
-        dataset="OxfordIIITPet",
-        arguments=_by("split", train="trainval", test="test"),
-        extract=files("_images", "_labels", lambda data: data._images_folder),
-    ),
-    NamedSet(
-        name="eurosat",
-        sizes={"train": 27_000},
-        class_count=10,
-        classes=_LAND_USE,
-        image_size=(64, 64),
-        dataset="EuroSAT",
-        arguments=_WHOLE,
-        extract=pairs("samples", lambda data: data._data_folder),
-    ),
-    NamedSet(
-        name="dtd",
-        sizes={"train": 1_880, "val": 1_880, "test": 1_880},
-        class_count=47,
-        note="partition 1",
-        dataset="DTD",
-        arguments=_SPLITS_3,
-        extract=files("_image_files", "_labels", lambda data: data._images_folder),
-    ),
-    NamedSet(
-        name="gtsrb",
-        sizes={"train": 26_640, "test": 12_630},
-        class_count=43,
-        classes=tuple(f"{number:05d}" for number in range(43)),
-        dataset="GTSRB",
-        arguments=_SPLITS_2,
-        extract=gtsrb,
-    ),
-    NamedSet(
-        name="imagenette",
-        sizes={"train": 9_469, "val": 3_925},
-        class_count=10,
-        classes=_IMAGENETTE,
-        dataset="Imagenette",
-        arguments=_by("split", train="train", val="val"),
-        extract=pairs("_samples", lambda data: data._image_root),
-    ),
-    NamedSet(
-        name="stanford_cars",
-        sizes={"train": 8_144, "test": 8_041},
-        class_count=196,
-        downloads=False,
-        note="no longer published; needs cars_train, cars_test, devkit and cars_test_annos_withlabels.mat",
-        dataset="StanfordCars",
-        arguments=_SPLITS_2,
-        extract=pairs("_samples", lambda data: data._images_base_path),
-    ),
-    NamedSet(
-        name="fgvc_aircraft",
-        sizes={"train": 3_334, "val": 3_333, "test": 3_333},
-        class_count=100,
-        note="classes are variants; torchvision knows no digest of the archive",
-        dataset="FGVCAircraft",
-        arguments=_SPLITS_3,
-        extract=files("_image_files", "_labels", lambda data: Path(data._data_path, "data", "images")),
-        digests=False,
-    ),
-    NamedSet(
-        name="caltech101",
-        sizes={"train": 8_677},
-        class_count=101,
-        note="without the background class",
-        dataset="Caltech101",
-        arguments=_WHOLE,
-        extract=caltech("101_ObjectCategories", lambda _, number: f"image_{number:04d}.jpg"),
-    ),
-    NamedSet(
-        name="caltech256",
-        sizes={"train": 30_607},
-        class_count=257,
-        note="with the clutter class",
-        dataset="Caltech256",
-        arguments=_WHOLE,
-        extract=caltech("256_ObjectCategories", lambda label, number: f"{label + 1:03d}_{number:04d}.jpg"),
-    ),
-    NamedSet(
-        name="country211",
-        sizes={"train": 31_650, "val": 10_550, "test": 21_100},
-        class_count=211,
-        dataset="Country211",
-        arguments=_by("split", train="train", val="valid", test="test"),
-        extract=pairs("samples", lambda data: data._base_folder / data._split),
-    ),
-    NamedSet(
-        name="rendered_sst2",
-        sizes={"train": 6_920, "val": 872, "test": 1_821},
-        class_count=2,
-        classes=("negative", "positive"),
-        dataset="RenderedSST2",
-        arguments=_SPLITS_3,
-        extract=pairs("_samples", lambda data: data._base_folder / data._split_to_folder[data._split]),
-    ),
-    NamedSet(
-        name="sun397",
-        sizes={"train": 108_754},
-        class_count=397,
-        dataset="SUN397",
-        arguments=_WHOLE,
-        extract=files("_image_files", "_labels", lambda data: data._data_dir),
-    ),
-    NamedSet(
-        name="places365",
-        sizes={"train": 1_803_460, "val": 36_500},
-        class_count=365,
-        image_size=(256, 256),
-        note="the small images",
-        dataset="Places365",
-        arguments={
-            "train": {"split": "train-standard", "small": True},
-            "val": {"split": "val", "small": True},
-        },
-        extract=pairs("imgs", lambda data: data.images_dir),
-    ),
-    NamedSet(
-        name="inaturalist_mini",
-        sizes={"train": 500_000, "val": 100_000},
-        class_count=10_000,
-        note="iNaturalist 2021, the small train split",
-        dataset="INaturalist",
-        arguments=_by("version", train="2021_train_mini", val="2021_valid"),
-        extract=inaturalist,
-    ),
-    NamedSet(
-        name="clevr_count",
-        sizes={"train": 70_000, "val": 15_000, "test": 15_000},
-        class_count=11,
-        classes=tuple(str(number) for number in range(11)),
-        image_size=(320, 480),
-        note="a class is the number of objects, 3 to 10; test is unlabelled",
-        dataset="CLEVRClassification",
-        arguments=_SPLITS_3,
-        extract=files("_image_files", "_labels", lambda data: data._data_folder / "images" / data._split),
-    ),
+    _set("eurosat", "EuroSAT", (27_000,), _LAND_USE, 64, arguments={"train": {}}),
 )
 
 NAMED_SETS: Mapping[str, NamedSet] = {named.name: named for named in _SETS}
 """All sets by name."""
+
+
+def _locate(given: Given) -> Location | None:
+    # A name goes before a folder that is called the same: "./cifar10" is the folder.
+    is_name = isinstance(given.value, str) and given.text in NAMED_SETS
+    return given.at("named set", given.text) if is_name else None
+
+
+@register("named set", rank=20, locate=_locate)
+def _open(location: Location, opening: Opening) -> ImageSource:
+    refuse_columns(location, opening)
+    return open_named(location.place, opening.datasets_dir, opening.report, download=opening.download)

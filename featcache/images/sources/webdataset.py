@@ -1,33 +1,39 @@
 """Images in WebDataset tars: `key.jpg` beside `key.cls`, in many archives. Members are read in place, never unpacked.
 
-The layout is that of https://github.com/webdataset/webdataset: the files of one sample share all of their name
-before its first dot. A class comes from `.cls` (a number or a name), else from `label`, `cls` or `class` in `.json`.
+The layout is that of https://github.com/webdataset/webdataset: the files of one sample share their folder and all of
+their name before its first dot. `key.jpg` is its image; `key.seg.png` is another one, which is left out and counted,
+unless it is asked for: `wds:PATTERN?image=seg.png`. `key.cls` is its class; `key.json` and `key.txt` are columns, and
+`webdataset_text` says how. Where `.cls` and `.json` name different classes, that of `.cls` counts.
 Which split a tar belongs to, its name or its folder says ("train/0001.tar", "imagenet-val-0001.tar").
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from array import array
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-import numpy as np
-
+from featcache.columns import LABEL, MOST_DEFAULT_COLUMNS, ColumnOptions, cell_text, choose
 from featcache.errors import ImageError, SourceError
-from featcache.images.class_names import ImageList
-from featcache.images.layout import SPLIT_NAMES, is_image
-from featcache.images.shared_file import SharedFile
-from featcache.images.source import SPLITS, ImageSource, Listing, Report, Sample, Stamp, slug
-from featcache.images.sources.archive import open_file, version_of
-from featcache.images.sources.folder import MAX_FILE_BYTES
-from featcache.images.sources.tar import member_headers, refuse_compressed
+from featcache.images.cells import Cells
+from featcache.images.listing import Listing, ListingBuilder
+from featcache.images.location import Given, Location, Opening, register
+from featcache.images.omissions import and_more
+from featcache.images.options import SPLITS
+from featcache.images.regular import MAX_FILE_BYTES
+from featcache.images.samples import Sample
+from featcache.images.source import ImageSource, Report, Stamp, has_archive_suffix, slug
+from featcache.images.sources.archive import Version, first_bytes, open_file, refuse_compressed, version_of
+from featcache.images.sources.folder import has_images
+from featcache.images.sources.tar import is_tar
+from featcache.images.splits import splits_in
+from featcache.images.tar_patterns import tars_of
+from featcache.images.webdataset_rows import Rows, TarMembers, labels_of
 
-_CLASS_FIELDS = ("label", "cls", "class")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_MOST_CLASS_BYTES = 1 << 20
+PREFIX: Final = "wds:"
 EXPECTED = "expected tars of key.jpg and key.cls: a folder of them, or wds:PATTERN such as wds:set/train-{000..099}.tar"
 
 
@@ -37,39 +43,61 @@ class WebDatasetSource(ImageSource):
     Raises SourceError for a tar that is compressed, damaged, or holds a sample twice, and for no images at all.
     """
 
-    def __init__(self, tars: Sequence[Path], *, origin: str, base: Path, report: Report | None = None) -> None:
-        """`base`: the folder that ids are relative to."""
-        self._tars = [path.resolve() for path in tars]
-        self._versions: list[tuple[int, int]] = []
-        images = ImageList()
-        places = {split: (array("q"), array("q"), array("q")) for split in SPLITS}
-        for number, path in enumerate(self._tars):
-            split = _split_of(path.relative_to(base.resolve()))
-            prefix = path.relative_to(base.resolve()).with_suffix("").as_posix()
-            for member in self._members(path):
-                images.add(split, f"{prefix}/{member.name}", member.class_name)
-                for column, value in zip(places[split], (number, member.offset, member.size), strict=True):
-                    column.append(value)
-            if report and number % 100 == 99:
-                report(f"listed {number + 1:,} of {len(self._tars):,} tars")
-        listing = _require_images(images.listing(), origin)
-        super().__init__(
-            name=slug(re.sub(r"[{}*?.\[\]]+", "-", Path(origin).name.removesuffix(".tar"))),
-            origin=origin,
-            listing=listing,
-        )
-        # In the order of the listing: (tar, offset, size) of each sample.
-        self._places = {
-            split: np.stack([np.array(column, np.int64) for column in places[split]], axis=1)[samples.listed_rows]
-            for split, samples in listing.samples.items()
-        }
+    def __init__(
+        self,
+        tars: Sequence[Path],
+        *,
+        origin: str,
+        base: Path,
+        image: str | None = None,
+        columns: ColumnOptions | None = None,
+        report: Report | None = None,
+    ) -> None:
+        """`base`: the folder that ids are relative to; `image`: the extension of the images, None: any plain one.
 
-    def _members(self, path: Path) -> Iterator[_Member]:
+        `columns`: which of the columns that `.json` and `.txt` members give become targets; None: none.
+        """
+        self._tars = [path.resolve() for path in tars]
+        self._versions: list[Version] = []
+        left_out: Counter[str] = Counter()
+        rows = self._list_tars(tars, base, image, left_out, report)
+        listing = _listing(rows, labels_of(rows, left_out), origin, columns, left_out)
+        name = Path(origin.partition("?image=")[0]).name.removesuffix(".tar")
+        super().__init__(name=slug(re.sub(r"[{}*?.,\[\]]+", "-", name)), origin=origin, listing=listing)
+        # In the order of the listing: (tar, offset, size) of each sample.
+        self._places = {split: rows[split].places()[samples.listed_rows] for split, samples in listing.samples.items()}
+
+    def _list_tars(
+        self,
+        tars: Sequence[Path],
+        base: Path,
+        image: str | None,
+        left_out: Counter[str],
+        report: Report | None,
+    ) -> dict[str, Rows]:
+        rows = {split: Rows() for split in SPLITS}
+        columns: dict[str, None] = {}
+        for number, path in enumerate(tars):
+            inside = _inside(path, base)
+            self._add_tar(
+                TarMembers(rows[_split_of(inside)], columns, left_out, image),
+                path,
+                number=number,
+                prefix=inside.with_suffix("").as_posix(),
+            )
+            if report and number % 100 == 99:
+                report(f"listed {number + 1:,} of {len(tars):,} tars")
+        return rows
+
+    def _add_tar(self, members: TarMembers, path: Path, *, number: int, prefix: str) -> None:
+        head = first_bytes(path)
+        refuse_compressed(path, head)
+        if not is_tar(head):
+            raise SourceError(f"{path}: not a tar archive", hint=EXPECTED)
         file = open_file(path)
         try:
-            refuse_compressed(path)
             self._versions.append(version_of(file))
-            yield from _members_of(file, path)
+            members.add_all(file, path, number=number, prefix=prefix)
         finally:
             file.close()
 
@@ -81,27 +109,29 @@ class WebDatasetSource(ImageSource):
         path = self._tars[number]
         try:
             # Opened for each read: thousands of tars may be more than a process can hold open.
-            file = SharedFile(path.open("rb", buffering=0))
+            file = open_file(path)
             try:
                 if version_of(file) != self._versions[number]:
                     raise ImageError(f"{sample.id}: {path.name} has changed since it was listed")
                 content = file.read_at(size, offset)
             finally:
                 file.close()
-        except OSError as error:
-            raise ImageError(f"{sample.id}: cannot be read from {path}: {error.strerror or error}") from error
+        except ImageError:
+            raise
+        except (OSError, SourceError) as error:
+            raise ImageError(f"{sample.id}: cannot be read from {path}: {error}") from error
         if len(content) < size:
             raise ImageError(f"{sample.id}: truncated in {path.name}")
         return content
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("tar", the tar's size, its mtime in ns, the member's offset, its size)."""
+        """("tar", the tar's size, its mtime and ctime in ns, the member's offset, its size)."""
         number, offset, size = self._place(sample)
         return ("tar", *self._versions[number], offset, size)
 
     def modified_ns(self, sample: Sample) -> int | None:
         """The tar's mtime in ns."""
-        return self._versions[self._place(sample)[0]][1]
+        return self._versions[self._place(sample)[0]].mtime_ns
 
     def _place(self, sample: Sample) -> tuple[int, int, int]:
         try:
@@ -111,112 +141,112 @@ class WebDatasetSource(ImageSource):
         return int(number), int(offset), int(size)
 
 
-class _Member:
-    """One image of a tar, and its class once that is known."""
-
-    __slots__ = ("class_name", "name", "offset", "size")
-
-    def __init__(self, name: str, offset: int, size: int) -> None:
-        self.name, self.offset, self.size = name, offset, size
-        self.class_name: str | None = None
-
-
-def open_webdataset(pattern: str | Path, report: Report | None = None) -> WebDatasetSource:
-    """A folder of tars, one tar, or a pattern with `*`, `?` or `{000..099}`. Raises SourceError."""
-    path = Path(pattern).expanduser()
-    if path.is_dir():
-        return WebDatasetSource(tars_in(path), origin=str(path.resolve()), base=path, report=report)
-    base = path.parent
-    while re.search(r"[*?\[{]", base.name):
-        base = base.parent
-    tars = _matching(base, str(path.relative_to(base)))
+def open_webdataset(
+    pattern: str | Path,
+    *,
+    origin: str | None = None,
+    image: str | None = None,
+    columns: ColumnOptions | None = None,
+    report: Report | None = None,
+) -> WebDatasetSource:
+    """A folder of tars, one tar, or a pattern of braces, `*` and `?`. Raises SourceError."""
+    origin = origin or f"{PREFIX}{pattern}"
+    path = Path(pattern)
+    # Unlike Path.is_dir it takes a name that no file can have for one that is not there.
+    if os.path.isdir(path):  # noqa: PTH112
+        base, tars = path, tars_in(path)
+    else:
+        base, tars = tars_of(path)
     if not tars:
         raise SourceError(f"{pattern}: no such tar", hint=EXPECTED)
-    return WebDatasetSource(tars, origin=f"{base.resolve()}/{path.relative_to(base)}", base=base, report=report)
+    return WebDatasetSource(tars, origin=origin, base=base, image=image, columns=columns, report=report)
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tars of a folder and of its split folders, sorted."""
-    found = sorted(folder.glob("*.tar")) + sorted(
-        tar for inner in folder.glob("*/") if inner.name.lower() in SPLIT_NAMES for tar in inner.glob("*.tar")
-    )
-    return sorted(found)
+    """The tars of a folder and of its split folders, sorted; where there are only compressed ones, these."""
+    folders = [folder, *(one for one in folder.glob("*/") if splits_in(one.name))]
+    found = sorted(path for one in folders for path in one.iterdir() if not path.name.startswith("."))
+    return [path for path in found if path.suffix == ".tar"] or [path for path in found if _is_compressed(path)]
 
 
-def _matching(base: Path, pattern: str) -> list[Path]:
-    braces = _BRACES.search(pattern)
-    if braces is None:
-        return sorted(base.glob(pattern))
-    first, last = braces.groups()
-    found: list[Path] = []
-    for number in range(int(first), int(last) + 1):
-        filled = f"{pattern[: braces.start()]}{number:0{len(first)}d}{pattern[braces.end() :]}"
-        some = _matching(base, filled)
-        if not some:
-            raise SourceError(f"{base / filled} is missing", hint="every number of a pattern must be there")
-        found += some
-    return found
+def _is_compressed(path: Path) -> bool:
+    name = path.name.lower()
+    return name.endswith(".tar.zst") or (has_archive_suffix(name) and not name.endswith(".zip"))
+
+
+def _inside(path: Path, base: Path) -> Path:
+    try:
+        return path.relative_to(base)
+    except ValueError:
+        raise SourceError(f"{path}: lies outside {base}", hint="give the folder that holds all of the tars") from None
 
 
 def _split_of(path: Path) -> str:
-    words = {word for part in path.with_suffix("").parts for word in re.split(r"[^a-z]+", part.lower())}
-    found = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    """The split that the folders or the name of a tar say; train where none does."""
+    found = dict.fromkeys(split for part in path.with_suffix("").parts for split in splits_in(part))
     if len(found) > 1:
         raise SourceError(
             f"{path}: its name speaks of {' and '.join(sorted(found))}", hint="rename it: one split a tar"
         )
-    return found.pop() if found else "train"
+    return next(iter(found), "train")
 
 
-def _members_of(file: SharedFile, path: Path) -> Iterator[_Member]:
-    """The images of one tar. The files of a sample stand together, as the format says; so one is held at a time."""
-    seen: set[str] = set()
-    key, image, name = None, None, None
-    for info in member_headers(file, path):
-        if not info.isreg():
-            continue
-        this, kind = _parts(info.name)
-        if this != key:
-            if image is not None:
-                image.class_name = name
-                yield image
-            key, image, name = this, None, None
-        if is_image(info.name):
-            if image is not None or info.name in seen:
-                raise SourceError(f"{path}: a second image of the sample {this}", hint="pack it again")
-            seen.add(info.name)
-            image = _Member(info.name.removeprefix("./"), info.offset_data, info.size)
-        elif kind in ("cls", "json") and info.size <= _MOST_CLASS_BYTES:
-            name = _class_name(kind, file.read_at(info.size, info.offset_data), f"{path}: {info.name}") or name
-    if image is not None:
-        image.class_name = name
-        yield image
+def _listing(
+    rows: Mapping[str, Rows],
+    labels: Mapping[str, Cells],
+    origin: str,
+    columns: ColumnOptions | None,
+    left_out: Counter[str],
+) -> Listing:
+    names = tuple(dict.fromkeys(name for some in rows.values() for name in some.columns if name != LABEL))
+    default = names if len(names) <= MOST_DEFAULT_COLUMNS else ()
+    chosen = () if columns is None else choose(origin, names, columns.without(LABEL), default=default)
+    kinds = {} if columns is None else columns.kind_of
+    builder = ListingBuilder({one.name: "lists" if one.names else kinds.get(one.name) for one in chosen})
+    for split, some in rows.items():
+        cells = [[some.cells(name) for name in one.columns] for one in chosen]
+        for row, (sample_id, label) in enumerate(zip(some.ids(), labels[split], strict=True)):
+            of_row = [one.cell([cell[row] for cell in own]) for one, own in zip(chosen, cells, strict=True)]
+            builder.add(split, sample_id or "", cell_text(label), of_row)
+    _require_images(builder, origin, left_out)
+    for what, count in left_out.items():
+        builder.omissions.note(f"left out: {count:,} {what}")
+    ignored = sorted(set(names) - {name for one in chosen for name in one.columns})
+    if ignored and columns is not None:
+        builder.omissions.note(f"{len(ignored):,} columns are ignored: {and_more(ignored)} (`--column NAME` keeps one)")
+    return builder.listing(origin, label_kind=kinds.get(LABEL))
 
 
-def _parts(name: str) -> tuple[str, str]:
-    folder, _, base = name.rpartition("/")
-    key, _, kind = base.partition(".")
-    return f"{folder}/{key}", kind.lower()
+def _require_images(builder: ListingBuilder, origin: str, left_out: Counter[str]) -> None:
+    if len(builder):
+        return
+    others = [what for what in left_out if what.startswith("images ")]
+    seen = f"; left out are {', '.join(others)}" if others else ""
+    hint = "say which are meant: wds:PATTERN?image=EXTENSION" if others else EXPECTED
+    raise SourceError(f"{origin}: no images found{seen}", hint=hint)
 
 
-def _class_name(kind: str, content: bytes, where: str) -> str | None:
-    try:
-        text = content.decode().strip()
-        if kind == "cls":
-            return text
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SourceError(f"{where} cannot be read: {error}") from error
-    found = next((values[field] for field in _CLASS_FIELDS if isinstance(values, dict) and field in values), None)
-    return None if found is None else str(found)
+def _locate(given: Given) -> Location | None:
+    if not given.is_text:
+        return None
+    if given.text.startswith(PREFIX):
+        inside = Given(value=given.text.removeprefix(PREFIX))
+        return given.at("webdataset", str(inside.path), prefix=PREFIX, options=("image",))
+    # A stray tar beside images is none of them; a folder of tars and nothing else is a set.
+    is_set = given.is_folder and bool(tars_in(given.path)) and not has_images(given.path)
+    is_pattern = given.text.endswith(".tar") and not given.is_file and re.search(r"[*?{]", given.text) is not None
+    if is_set or is_pattern:
+        return given.at("webdataset", prefix=PREFIX, options=("image",))
+    return None
 
 
-def _require_images(listing: Listing, origin: str) -> Listing:
-    if not listing.samples:
-        raise SourceError(f"{origin}: no images found", hint=EXPECTED)
-    return listing
-
-
-def is_pattern(dataset: str | os.PathLike[str]) -> bool:
-    """Whether a text names tars by a pattern."""
-    return str(dataset).endswith(".tar") and re.search(r"[*?{]", str(dataset)) is not None
+@register("webdataset", rank=30, locate=_locate)
+def _open(location: Location, opening: Opening) -> WebDatasetSource:
+    image = location.option("image")
+    return open_webdataset(
+        location.place,
+        origin=location.origin,
+        image=None if image is None else image.lower().removeprefix("."),
+        columns=opening.columns,
+        report=opening.report,
+    )

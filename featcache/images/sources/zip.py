@@ -1,4 +1,8 @@
-"""Images in a zip archive: one read per member, straight at its offset."""
+"""Images in a zip archive: one read per member, straight at its offset.
+
+zipfile lists the members; it does not read them. On the 60,000 of the CIFAR zip, by two threads with a file each, its
+reading took 47 microseconds more a member than this one (medians of three: 3.57 s and 0.74 s, 4.8 times as long).
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.shared_file import SharedFile
-from featcache.images.source import Sample, Stamp
-from featcache.images.sources.archive import ArchiveSource, add_member, member_path, open_file, version_of
-from featcache.images.sources.folder import MAX_FILE_BYTES
+from featcache.images.metadata import Tree
+from featcache.images.regular import MAX_FILE_BYTES, looks_like_image
+from featcache.images.samples import Sample
+from featcache.images.source import Stamp
+from featcache.images.sources.archive import ArchiveSource, add_member, member_path
 
 _HEADER = struct.Struct("<4s5H3I2H")
 _NAME_AND_EXTRA_BYTES = 512  # read along with the header; longer ones cost a second read
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _MADE_ON_DOS, _MADE_ON_UNIX = 0, 3
 _UNICODE_PATH = 0x7075
+# Larger members must begin as an image does before more than their first bytes is unpacked.
+_TRUSTED_BYTES = 16 * 2**20
+_HEAD_BYTES = 64
+_HEAD_PACKED_BYTES = 4096
+# What zipfile raises for directories that are damaged on purpose.
+_DAMAGED = (
+    *(zipfile.BadZipFile, OSError, EOFError, ValueError, OverflowError, MemoryError, NotImplementedError),
+    *(struct.error, IndexError, KeyError, RecursionError),
+)
 
 
 class ZipMember(NamedTuple):
@@ -35,16 +49,12 @@ class ZipMember(NamedTuple):
 class ZipSource(ArchiveSource[ZipMember]):
     """A zip archive; members stored or deflated. A member's CRC and declared size are checked as it is read."""
 
-    def _open(self) -> SharedFile:
-        file = open_file(self._path)
-        self._version = version_of(file)
-        return file
-
-    def _list(self) -> dict[str, ZipMember]:
+    def _list(self, tree: Tree) -> dict[str, ZipMember]:
         members: dict[str, ZipMember] = {}
         for info in self._directory():
-            path = member_path(_name(info), self._path)
-            if path is not None and not info.is_dir():
+            # Not `is_dir`: it fails over a member without a name.
+            path = None if info.filename.endswith("/") else member_path(_name(info), self._path, tree)
+            if path is not None:
                 _refuse_unreadable(info, path, self._path)
                 member = ZipMember(info.header_offset, info.compress_size, info.file_size, info.CRC, info.compress_type)
                 add_member(members, path, member, self._path)
@@ -54,35 +64,57 @@ class ZipSource(ArchiveSource[ZipMember]):
         try:
             with zipfile.ZipFile(self._file.file) as archive:
                 return archive.infolist()
-        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, struct.error) as error:
-            raise SourceError(f"{self._path}: damaged zip archive: {error}") from error
+        except _DAMAGED as error:
+            raise SourceError(f"{self._path}: damaged zip archive: {error}", hint="pack it again") from error
 
     def _read(self, member: ZipMember, sample_id: str) -> bytes:
-        if member.size > MAX_FILE_BYTES or member.compressed > MAX_FILE_BYTES:
-            raise ImageError(f"{sample_id}: {member.size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        packed = self._packed(member, sample_id)
+        self._refuse_size(member, sample_id)
+        start, fetched = self._locate(member, sample_id)
+        packed = fetched or self._file.read_at(member.compressed, start)
+        if len(packed) < member.compressed:
+            raise ImageError(f"{sample_id}: truncated in {self._path.name}")
         content = packed if member.method == zipfile.ZIP_STORED else _inflate(packed, member.size, sample_id)
         if len(content) != member.size or zlib.crc32(content) != member.crc:
             raise ImageError(f"{sample_id}: damaged in {self._path.name}: size or CRC differ from the directory's")
         return content
 
-    def _packed(self, member: ZipMember, sample_id: str) -> bytes:
-        fetched = self._file.read_at(_HEADER.size + _NAME_AND_EXTRA_BYTES + member.compressed, member.offset)
+    def _refuse_size(self, member: ZipMember, sample_id: str) -> None:
+        declared = max(member.size, member.compressed)
+        if declared > MAX_FILE_BYTES:
+            raise ImageError(f"{sample_id}: {declared:,} bytes, at most {MAX_FILE_BYTES:,} are read")
+        if not 0 <= member.offset <= self._version.size - member.compressed:
+            raise ImageError(f"{sample_id}: truncated in {self._path.name}: it lies beyond the archive's end")
+        if declared > _TRUSTED_BYTES and not looks_like_image(self._head(member, sample_id)):
+            raise ImageError(
+                f"{sample_id}: {declared:,} bytes that do not begin as an image does; they are not unpacked",
+                hint="leave it out of the archive, or give it its own extension",
+            )
+
+    def _head(self, member: ZipMember, sample_id: str) -> bytes:
+        start, _ = self._locate(member, sample_id)
+        packed = self._file.read_at(min(member.compressed, _HEAD_PACKED_BYTES), start)
+        if member.method == zipfile.ZIP_STORED:
+            return packed[:_HEAD_BYTES]
+        return _unpack(packed, _HEAD_BYTES, sample_id)
+
+    def _locate(self, member: ZipMember, sample_id: str) -> tuple[int, bytes]:
+        """Where a member's bytes begin, and these, where they are few enough to come along with its header."""
+        along = member.compressed if member.compressed <= _TRUSTED_BYTES else 0
+        fetched = self._file.read_at(_HEADER.size + _NAME_AND_EXTRA_BYTES + along, member.offset)
         if len(fetched) < _HEADER.size or not fetched.startswith(b"PK\x03\x04"):
             raise ImageError(f"{sample_id}: damaged in {self._path.name}: no member at its offset")
         *_, name_bytes, extra_bytes = _HEADER.unpack_from(fetched)
         start = _HEADER.size + name_bytes + extra_bytes
         packed = fetched[start : start + member.compressed]
-        if len(packed) < member.compressed:
-            packed = self._file.read_at(member.compressed, member.offset + start)
-        if len(packed) < member.compressed:
-            raise ImageError(f"{sample_id}: truncated in {self._path.name}")
-        return packed
+        return member.offset + start, packed if len(packed) == member.compressed else b""
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("zip", CRC-32, size): they stand for the content, wherever the archive lies and whenever it was made."""
+        """("zip", CRC-32, size, the archive's size, its mtime and ctime in ns).
+
+        A CRC-32 is no digest: a member can be exchanged for another of the same one. The archive's times change then.
+        """
         member = self._member(sample)
-        return ("zip", member.crc, member.size)
+        return ("zip", member.crc, member.size, *self._version)
 
 
 def _name(info: zipfile.ZipInfo) -> str:
@@ -91,9 +123,9 @@ def _name(info: zipfile.ZipInfo) -> str:
     if info.flag_bits & _UTF8 or (name.isascii() and "\\" not in name and not info.extra):
         return name
     raw = name.encode("cp437")
-    told = _unicode_path(info.extra, raw)
-    if told is not None:
-        return told
+    unicode_name = _unicode_path(info.extra, raw)
+    if unicode_name is not None:
+        return unicode_name
     if info.create_system == _MADE_ON_UNIX:
         try:
             # Unix tools, macOS's among them, write the file system's UTF-8 without saying so.
@@ -130,12 +162,15 @@ def _refuse_unreadable(info: zipfile.ZipInfo, path: str, where: Path) -> None:
 
 
 def _inflate(packed: bytes, size: int, sample_id: str) -> bytes:
-    stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    try:
-        # One byte more than declared is enough to see that a member is larger than it says.
-        content = stream.decompress(packed, size + 1)
-    except zlib.error as error:
-        raise ImageError(f"{sample_id}: damaged in its archive: {error}") from error
+    # One byte more than declared is enough to see that a member is larger than it says.
+    content = _unpack(packed, size + 1, sample_id)
     if len(content) > size:
         raise ImageError(f"{sample_id}: unpacks to more than the {size:,} bytes that the archive declares")
     return content
+
+
+def _unpack(packed: bytes, most: int, sample_id: str) -> bytes:
+    try:
+        return zlib.decompressobj(-zlib.MAX_WBITS).decompress(packed, most)
+    except zlib.error as error:
+        raise ImageError(f"{sample_id}: damaged in its archive: {error}") from error

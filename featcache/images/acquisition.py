@@ -1,7 +1,7 @@
-"""Getting hold of a named set through torchvision: found where it lies, else downloaded, never half of it.
+"""Getting hold of a data set through torchvision: found where it lies, else downloaded, never half of it.
 
-A set lies in torchvision's own layout in DIR/<name> (or straight in DIR, as torchvision users have it). It is
-downloaded and unpacked in DIR/<name>/.download, under a lock, and moved up when it is whole; what an interrupted
+A set lies in torchvision's own layout in DIR/<folder> (or straight in DIR, as torchvision users have it). It is
+downloaded and unpacked in DIR/<folder>/.download, under a lock, and moved up when it is whole; what an interrupted
 attempt leaves there counts for nothing but its whole archives. torchvision checks the digests, and reads pickles
 only after that.
 """
@@ -15,7 +15,8 @@ import socket
 import sys
 import tarfile
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,31 @@ import filelock
 
 from featcache.errors import DownloadError, MissingExtra, SourceError
 from featcache.images.source import Report
-from featcache.images.sources.torchvision_sets import NamedSet
 
 _STAGING = ".download"
 _LOCK = ".lock"
-_SILENCE_S = 60.0  # a server that says nothing for so long is not there
-_ABSENT = ("not found", "not present", "does not exist")
+_SILENCE_S = 60.0  # a server that sends nothing for so long is not there
+_ABSENT = "not found"  # what torchvision's RuntimeError says of a set that is not there
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """A set that a class of torchvision.datasets reads and downloads.
+
+    Attributes:
+        name: what messages call it.
+        folder: its own folder among the data sets.
+        dataset: the class in torchvision.datasets.
+        arguments: by split, what that class is called with besides `root` and `download`.
+        has_digests: whether the class is known to compare digests of all archives, so that a part of one shows.
+    """
+
+    name: str
+    folder: str
+    dataset: str
+    arguments: Mapping[str, Mapping[str, Any]]
+    has_digests: bool = False
 
 
 def lies_in(own_folder: Path) -> bool:
@@ -37,97 +56,95 @@ def lies_in(own_folder: Path) -> bool:
     return own_folder.is_dir() and any(path.name not in (_STAGING, _LOCK) for path in own_folder.iterdir())
 
 
-def acquire(named: NamedSet, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
+def acquire(wanted: Wanted, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
     """torchvision's dataset objects by split.
 
     Raises DownloadError where the set is absent and cannot (or, with `download` false, may not) be downloaded,
     SourceError where it is there but cannot be read, MissingExtra where reading it needs another package.
     """
-    own_folder = datasets_dir / named.name
+    own_folder = datasets_dir / wanted.folder
     for root in (own_folder, datasets_dir):
-        found = _find(named, root)
+        found = _find(wanted, root)
         if found is not None:
             return found
-    if not (named.downloads and download):
-        why = "and torchvision cannot download it" if download else "and nothing is downloaded here"
-        raise DownloadError(f"{named.name} is not in {own_folder}, {why}", hint=_ways_out(named, own_folder))
-    found = _download_once(named, own_folder, report)
+    hint = _ways_out(wanted, own_folder)
+    if not download:
+        raise DownloadError(f"{wanted.name} is not in {own_folder}, and nothing is downloaded here", hint=hint)
+    found = _download_once(wanted, own_folder, report)
     if found is None:
-        raise DownloadError(
-            f"{named.name}: torchvision does not find in {own_folder} what it has just downloaded",
-            hint=_ways_out(named, own_folder),
-        )
+        problem = f"torchvision does not find in {own_folder} what it has just downloaded"
+        raise DownloadError(f"{wanted.name}: {problem}", hint=hint)
     return found
 
 
-def _download_once(named: NamedSet, root: Path, report: Report | None) -> dict[str, Any] | None:
+def _download_once(wanted: Wanted, root: Path, report: Report | None) -> dict[str, Any] | None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / _LOCK):
-            # Whoever held the lock may have downloaded it.
-            found = _find(named, root)
+            # Another process may have downloaded it while it held the lock.
+            found = _find(wanted, root)
             if found is None:
-                _download(named, root, report)
-                found = _find(named, root)
+                _download(wanted, root, report)
+                found = _find(wanted, root)
             return found
     except (OSError, NotImplementedError) as error:
-        raise DownloadError(f"{named.name}: {root} cannot be used: {error}", hint=_ways_out(named, root)) from error
+        raise DownloadError(f"{wanted.name}: {root} cannot be used: {error}", hint=_ways_out(wanted, root)) from error
 
 
-def _find(named: NamedSet, root: Path) -> dict[str, Any] | None:
+def _find(wanted: Wanted, root: Path) -> dict[str, Any] | None:
     if not root.is_dir():
         return None
     try:
-        return _datasets(named, root, download=False)
-    except (RuntimeError, FileNotFoundError) as error:
-        if isinstance(error, FileNotFoundError) or any(word in str(error) for word in _ABSENT):
-            return None
-        raise _unreadable(named, root, error) from error
+        return _datasets(wanted, root, download=False)
+    except FileNotFoundError:
+        return None
     except ImportError as error:
-        raise _missing(named, error) from error
+        raise _missing(wanted, error) from error
     except Exception as error:  # Whatever a parser raises on a damaged file.
-        raise _unreadable(named, root, error) from error
+        if isinstance(error, RuntimeError) and _ABSENT in str(error):
+            return None
+        raise _unreadable(wanted, root, error) from error
 
 
-def _missing(named: NamedSet, error: ImportError) -> MissingExtra:
-    return MissingExtra(named.name, package=(error.name or "scipy").partition(".")[0], extra="matlab")
+def _missing(wanted: Wanted, error: ImportError) -> MissingExtra:
+    return MissingExtra(wanted.name, package=(error.name or "scipy").partition(".")[0], extra="matlab")
 
 
-def _unreadable(named: NamedSet, root: Path, error: Exception) -> SourceError:
+def _unreadable(wanted: Wanted, root: Path, error: Exception) -> SourceError:
     return SourceError(
-        f"{named.name} in {root} cannot be read: {str(error) or type(error).__name__}",
+        f"{wanted.name} in {root} cannot be read: {str(error) or type(error).__name__}",
         hint=f"remove it from {root}, then it is downloaded again",
     )
 
 
-def _datasets(named: NamedSet, root: Path, *, download: bool) -> dict[str, Any]:
+def _datasets(wanted: Wanted, root: Path, *, download: bool) -> dict[str, Any]:
     import torchvision.datasets
 
-    of_kind = getattr(torchvision.datasets, named.dataset)
+    of_kind = getattr(torchvision.datasets, wanted.dataset)
     # Some of torchvision's own lines go to stdout, which belongs to results.
     with contextlib.redirect_stdout(sys.stderr):
         return {
-            split: of_kind(root=str(root), **arguments, **({"download": download} if named.downloads else {}))
-            for split, arguments in named.arguments.items()
+            split: of_kind(root=str(root), download=download, **arguments)
+            for split, arguments in wanted.arguments.items()
         }
 
 
-def _download(named: NamedSet, root: Path, report: Report | None) -> None:
+def _download(wanted: Wanted, root: Path, report: Report | None) -> None:
     damaged = lies_in(root)
     if report:
-        report(f"downloading {named.name} into {root}" + ("" if named.digests else " (its digest is not known)"))
-    staging = _prepare(named, root)
+        report(f"downloading {wanted.name} into {root}")
+    staging = _prepare(wanted, root)
     try:
         with _patience(), _progress_only_on_a_terminal(report), _unpacking_stays_inside():
-            _datasets(named, staging, download=True)
+            _datasets(wanted, staging, download=True)
         _move_up(staging, root)
     except ImportError as error:
-        raise _missing(named, error) from error
+        raise _missing(wanted, error) from error
     except Exception as error:  # Networks, servers, archives and disks: the message and the way out are the same.
         state = f"what {root} holds is incomplete or damaged, and the set " if damaged else ""
-        raise DownloadError(f"{named.name}: {state}{_cause(error)}", hint=_ways_out(named, root)) from error
+        raise DownloadError(f"{wanted.name}: {state}{_cause(error)}", hint=_ways_out(wanted, root)) from error
     finally:
-        _keep_only_archives(staging, named)
+        _keep_only_archives(staging, wanted)
 
 
 def _cause(error: Exception) -> str:
@@ -138,28 +155,27 @@ def _cause(error: Exception) -> str:
     return f"cannot be downloaded: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def _ways_out(named: NamedSet, root: Path) -> str:
-    note = f" ({named.note})" if named.note and not named.downloads else ""
-    address = _published_at(named) if named.downloads else None
+def _ways_out(wanted: Wanted, root: Path) -> str:
+    address = _published_at(wanted)
     return (
         f"{f'download {address} elsewhere and ' if address else ''}put it into {root} as torchvision's "
-        f"{named.dataset} lays it out{note}, or give the path of a folder or zip of its images "
-        "(split/class/image); the set `digits` needs no download"
+        f"{wanted.dataset} lays it out, or give the path of a folder or zip of its images (split/class/image); "
+        "the set `digits` needs no download"
     )
 
 
-def _published_at(named: NamedSet) -> str | None:
+def _published_at(wanted: Wanted) -> str | None:
     import torchvision.datasets
 
-    of_kind = getattr(torchvision.datasets, named.dataset)
-    addresses = (getattr(of_kind, attribute, None) for attribute in ("url", "_URL", "_DATASET_URL"))
-    return next((address for address in addresses if isinstance(address, str)), None)
+    of_kind = getattr(torchvision.datasets, wanted.dataset)
+    address = getattr(of_kind, "url", None) or getattr(of_kind, "_URL", None)
+    return address if isinstance(address, str) else None
 
 
-def _prepare(named: NamedSet, root: Path) -> Path:
+def _prepare(wanted: Wanted, root: Path) -> Path:
     """The staging folder with nothing in it but archives: an earlier attempt's, and those put into `root`."""
     staging = root / _STAGING
-    _keep_only_archives(staging, named)
+    _keep_only_archives(staging, wanted)
     staging.mkdir(exist_ok=True)
     for path in root.rglob("*"):
         if path.suffix in _ARCHIVES and path.is_file() and staging not in path.parents:
@@ -167,13 +183,13 @@ def _prepare(named: NamedSet, root: Path) -> Path:
     return staging
 
 
-def _keep_only_archives(staging: Path, named: NamedSet) -> None:
+def _keep_only_archives(staging: Path, wanted: Wanted) -> None:
     for path in [*sorted(staging.rglob("*"), reverse=True), staging]:
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
         # With a digest to compare, torchvision itself tells a whole archive from a part of one.
-        elif not (named.digests and path.suffix in _ARCHIVES):
+        elif not (wanted.has_digests and path.suffix in _ARCHIVES):
             path.unlink(missing_ok=True)
 
 

@@ -1,0 +1,352 @@
+"""Files with random damage: `python benchmarks/mutations.py [--count 10000] [--kind zip] [--seed 0]`.
+
+A sound file of each kind is damaged in one of several ways (bits, runs of bytes, a cut, a part twice or gone, an
+extreme integer), opened and listed, and up to three of its images are read and decoded. Checksums that would stop all
+damage at the door, those of tar headers and PNG chunks, are made right again half of the time. Each of two child
+processes does one file after the other; one that takes longer than ten seconds, or a gigabyte more than at its start,
+is replaced.
+
+Every file must end well or with an error of featcache's own. The counts go to results/mutations.json, with the first
+traceback of each other error; the exit code is 1 where there is one, or a file that hangs, crashes or eats memory.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import resource
+import tempfile
+import time
+import traceback
+import warnings
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from machine import write
+from sound_files import SOUND
+
+from featcache.columns import ColumnOptions
+from featcache.errors import FeatcacheError
+from featcache.images.decoding import decode
+from featcache.images.location import open_images
+
+PATIENCE_S = 10.0
+MOST_BYTES = 2**30
+WORKERS = 2
+FINE, TYPED, UNTYPED, HANG, CRASH, MEMORY = "fine", "typed", "untyped", "hang", "crash", "over_memory"
+BAD = (UNTYPED, HANG, CRASH, MEMORY)
+_EXTREMES = (
+    0,
+    1,
+    -1,
+    2**7,
+    2**15 - 1,
+    2**15,
+    2**16 - 1,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**62,
+    2**63 - 1,
+    2**63,
+    -(2**63),
+)
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+def damage(content: bytes, kind: str, draws: random.Random) -> bytes:
+    """The file with one kind of damage, at one place or some; half of it near its ends, where the structure stands."""
+    changed = bytearray(content)
+    way = draws.choice((_flip_bits, _overwrite, _cut, _repeat, _delete, _put_integer, _put_integer))
+    way(changed, draws)
+    repair = _REPAIRS.get(kind)
+    if repair is not None and draws.random() < 0.5:
+        repair(changed)
+    return bytes(changed)
+
+
+def _somewhere(content: bytearray, draws: random.Random) -> int:
+    last = max(0, len(content) - 1)
+    near = min(512, last)
+    return draws.choice((draws.randint(0, last), draws.randint(0, near), draws.randint(last - near, last)))
+
+
+def _flip_bits(content: bytearray, draws: random.Random) -> None:
+    for _ in range(draws.choice((1, 1, 2, 16))):
+        content[_somewhere(content, draws)] ^= 1 << draws.randrange(8)
+
+
+def _overwrite(content: bytearray, draws: random.Random) -> None:
+    size = draws.choice((1, 2, 8, 64, 600))
+    at = _somewhere(content, draws)
+    content[at : at + size] = draws.choice((bytes(size), b"\xff" * size, b"9" * size, draws.randbytes(size)))
+
+
+def _cut(content: bytearray, draws: random.Random) -> None:
+    del content[_somewhere(content, draws) :]
+
+
+def _repeat(content: bytearray, draws: random.Random) -> None:
+    at = _somewhere(content, draws)
+    content[at:at] = content[at : at + draws.choice((1, 30, 512, 1024))] * draws.choice((1, 1, 40))
+
+
+def _delete(content: bytearray, draws: random.Random) -> None:
+    at = _somewhere(content, draws)
+    del content[at : at + draws.choice((1, 30, 512, 1024))]
+
+
+def _put_integer(content: bytearray, draws: random.Random) -> None:
+    number, size = draws.choice(_EXTREMES), draws.choice((1, 2, 4, 8, 12))
+    binary = (number % 256**size).to_bytes(size, draws.choice(("little", "big")))
+    text = draws.choice((b"%d", b"%012o", b"%x")) % number
+    at = _somewhere(content, draws)
+    new = draws.choice((binary, binary, text))
+    content[at : at + len(new)] = new
+
+
+def _repair_tar(content: bytearray) -> None:
+    for at in range(0, len(content) - 511, 512):
+        block = content[at : at + 512]
+        if block[257:262] == b"ustar":
+            block[148:156] = b" " * 8
+            content[at + 148 : at + 156] = b"%06o\0 " % sum(block)
+
+
+def _repair_png(content: bytearray) -> None:
+    at = 8
+    while at + 12 <= len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        content[end : end + 4] = (
+            zlib.crc32(content[at + 4 : end]).to_bytes(4, "big") if end + 4 <= len(content) else b""
+        )
+        at = end + 4
+
+
+_REPAIRS: Mapping[str, Callable[[bytearray], None]] = {
+    "tar": _repair_tar, "webdataset": _repair_tar, "png": _repair_png,
+}  # fmt: skip
+
+
+# --- in a child --------------------------------------------------------------------------------------------
+
+
+def use(kind: str, content: bytes, folder: Path) -> str:
+    """Open, list and read one file; how it ended. Raises what is no error of featcache's."""
+    name = SOUND[kind].name
+    if not SOUND[kind].is_set:
+        try:
+            decode(content, name)
+        except FeatcacheError:
+            return TYPED
+        return FINE
+    (folder / name).write_bytes(content)
+    dataset = f"wds:{folder / name}" if kind == "webdataset" else folder / name
+    try:
+        with open_images(dataset, datasets_dir=folder, columns=ColumnOptions()) as source:
+            return _read(source)
+    except FeatcacheError:
+        return TYPED
+
+
+def _read(source: Any) -> str:
+    ended = FINE
+    for split in source.splits():
+        for number, sample in enumerate(source.samples(split)):
+            try:
+                source.stamp(sample)
+                if number < 3:
+                    decode(source.read(sample), sample.id)
+            except FeatcacheError:
+                ended = TYPED
+    _ = [list(cells) for column in source.columns for cells in column.cells.values()]
+    return ended
+
+
+def work(pipe: Connection, folder: Path, seed: int) -> None:
+    """Answer each (kind, number) with how that file ended, until there is no more."""
+    warnings.simplefilter("ignore")
+    # Decoders write complaints there.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    folder.mkdir(parents=True, exist_ok=True)
+    sound = {kind: one.make(folder) for kind, one in SOUND.items()}
+    for kind, content in sound.items():
+        pipe.send((kind, _try_to_use(kind, content, folder)))
+    begin = _peak_bytes()
+    # Memory that is asked for and never touched shows in no peak.
+    limit = _address_bytes() + 2 * MOST_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    while (task := pipe.recv()) is not None:
+        kind, number = task
+        content = damage(sound[kind], kind, random.Random(f"{seed}/{kind}/{number}"))
+        ended = _try_to_use(kind, content, folder)
+        pipe.send((MEMORY, "") if _peak_bytes() - begin > MOST_BYTES else ended)
+
+
+def _try_to_use(kind: str, content: bytes, folder: Path) -> tuple[str, str]:
+    try:
+        return use(kind, content, folder), ""
+    except MemoryError:
+        return MEMORY, traceback.format_exc()
+    except Exception:
+        return UNTYPED, traceback.format_exc()
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _address_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+# --- in the parent -----------------------------------------------------------------------------------------
+
+
+class Child:
+    """A process that works through files, replaced where it does not answer. `sound`: how the sound files ended."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._folder, self._seed = folder, seed
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=work, args=(theirs, self._folder, self._seed), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.sound = dict(self._pipe.recv() for _ in SOUND)
+
+    def try_file(self, kind: str, number: int) -> tuple[str, str]:
+        """How it ended, and a traceback where there is one."""
+        self._pipe.send((kind, number))
+        began = time.monotonic()
+        try:
+            while not self._pipe.poll(0.2):
+                if time.monotonic() - began > PATIENCE_S:
+                    return self._replace(HANG)
+            ended: tuple[str, str] = self._pipe.recv()
+        except (EOFError, ConnectionResetError):
+            return self._replace(CRASH)
+        if ended[0] == MEMORY:
+            self._replace(MEMORY)
+        return ended
+
+    def _replace(self, ended: str) -> tuple[str, str]:
+        self._process.kill()
+        self._process.join()
+        self._start()
+        return ended, ""
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.send(None)
+        self._process.join(PATIENCE_S)
+        self._process.kill()
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What became of the files of one kind."""
+
+    ended: Counter[str] = field(default_factory=Counter)
+    first: dict[str, dict[str, Any]] = field(default_factory=dict)
+    seconds: float = 0.0
+    slowest_s: float = 0.0
+
+    def add(self, number: int, ended: str, trace: str, seconds: float) -> None:
+        """One more."""
+        self.ended[ended] += 1
+        self.seconds += seconds
+        self.slowest_s = max(self.slowest_s, seconds)
+        if ended in BAD:
+            place = f"{ended}: {_place(trace)}"
+            known = self.first.setdefault(place, {"count": 0, "first_number": number, "traceback": _portable(trace)})
+            known["count"] += 1
+
+
+def _place(trace: str) -> str:
+    """The error of a traceback without its numbers, and the last of featcache's lines that it names."""
+    errors = re.findall(r"^[\w.]+(?:Error|Exception|Failed)\b.*$", trace, re.MULTILINE)
+    lines = re.findall(r'File "[^"]*/featcache/([^"]+)", line (\d+)', trace)
+    error = re.sub(r"0x[0-9a-f]+|\d+", "N", errors[-1] if errors else "")[:120]
+    return error + (f" at {':'.join(lines[-1])}" if lines else "")
+
+
+def _portable(trace: str) -> list[str]:
+    return re.sub(r'File "[^"]*?(featcache/|benchmarks/|[^/"]+/[^/"]+")', r'File "\1', trace).splitlines()
+
+
+def run(kinds: Iterable[str], count: int, seed: int, folder: Path) -> dict[str, Any]:
+    """`count` files of each kind, over `WORKERS` children. Kinds whose sound file is refused are only named."""
+    tasks: Iterator[tuple[str, int]] = iter([(kind, number) for number in range(count) for kind in kinds])
+    children = [Child(folder / str(number), seed) for number in range(WORKERS)]
+    unread = {kind for kind, (ended, _) in children[0].sound.items() if ended != FINE}
+    tallies = {kind: Tally() for kind in kinds if kind not in unread}
+
+    def until_done(child: Child) -> None:
+        for kind, number in tasks:
+            if kind in tallies:
+                began = time.monotonic()
+                tallies[kind].add(number, *child.try_file(kind, number), time.monotonic() - began)
+
+    try:
+        with ThreadPoolExecutor(WORKERS) as threads:
+            list(threads.map(until_done, children))
+    finally:
+        for child in children:
+            child.close()
+    return {
+        "seed": seed,
+        "count_of_each_kind": count,
+        "not_read": {kind: list(children[0].sound[kind]) for kind in sorted(unread & set(kinds))},
+        "kinds": {kind: _summary(tally) for kind, tally in tallies.items()},
+    }
+
+
+def _summary(tally: Tally) -> dict[str, Any]:
+    return {
+        **{name: tally.ended[name] for name in (FINE, TYPED, *BAD)},
+        "seconds": round(tally.seconds, 1),
+        "slowest_s": round(tally.slowest_s, 2),
+        "bad": tally.first,
+    }
+
+
+def bad_ends(result: Mapping[str, Any]) -> int:
+    """How many files ended otherwise than well or with an error of featcache's."""
+    return sum(counts[name] for counts in result["kinds"].values() for name in BAD)
+
+
+def main(
+    count: Annotated[int, typer.Option(help="Files of each kind.")] = 10_000,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Of these only: {', '.join(SOUND)}.")] = None,
+    seed: int = 0,
+    keep: Annotated[bool, typer.Option(help="Whether the result is written.")] = True,
+) -> None:
+    """Damage, open, count; write results/mutations.json."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        result = run(kind or list(SOUND), count, seed, Path(folder))
+    result["wall_s"] = round(time.monotonic() - began, 1)
+    print(json.dumps(result, indent=2))
+    if keep:
+        write("mutations", result)
+    raise typer.Exit(1 if bad_ends(result) else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,120 @@
+"""What an extraction tells of its images: how many, of which classes, with which targets, and what was left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from featcache.columns import LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from featcache.cache.targets import Target
+    from featcache.extraction.images import Images
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedSplit:
+    """One split: its images, how many of them have no label, and the classes that it lacks."""
+
+    images: int
+    unlabelled: int
+    lacking: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListedTarget:
+    """One target: its kind, how many classes or groups it has, and how many images have no value."""
+
+    name: str
+    kind: str
+    names: int
+    unlabelled: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """The images of an extraction.
+
+    Args:
+        splits: By name.
+        classes: Of the target `label`.
+        targets: All but a label of classes.
+        left_out: Sentences about files, columns and folders that do not count, and what was read in an unusual way.
+        counts: The same for programs.
+    """
+
+    splits: dict[str, ListedSplit]
+    classes: tuple[str, ...]
+    targets: tuple[ListedTarget, ...]
+    left_out: tuple[str, ...]
+    counts: dict[str, Any]
+
+    @classmethod
+    def of(cls, images: Images) -> Listed:
+        """Of the images that are selected."""
+        classes = images.source.classes
+        splits = {}
+        for split, samples in images.splits.items():
+            counts = np.bincount(samples.labels + 1, minlength=len(classes) + 1)
+            lacking = tuple(name for name, count in zip(classes, counts[1:].tolist(), strict=True) if not count)
+            splits[split] = ListedSplit(images=len(samples), unlabelled=int(counts[0]), lacking=lacking)
+        omissions = images.source.omissions
+        return cls(
+            splits=splits,
+            classes=classes,
+            targets=tuple(_target(one) for one in images.targets if one.name != LABEL or one.kind != "classes"),
+            left_out=tuple(omissions.sentences()),
+            counts=omissions.to_json(),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The field `images` of `featcache extract --json`."""
+        return {
+            "splits": {name: {**vars(one), "lacking": list(one.lacking)} for name, one in self.splits.items()},
+            "classes": list(self.classes),
+            "targets": [vars(one) for one in self.targets],
+            "left_out": self.counts,
+        }
+
+    def rows(self) -> list[tuple[str, str]]:
+        """What a person reads, as pairs."""
+        found = [("images", ", ".join(_split_in_words(name, one) for name, one in self.splits.items()))]
+        if self.classes:
+            found.append(("classes", f"{len(self.classes):,}: {first_names(self.classes)}"))
+        for name, one in self.splits.items():
+            # A split of no label at all has said so.
+            if one.lacking and one.unlabelled < one.images:
+                found.append(("", f"{name} lacks {first_names(one.lacking)}"))
+        if self.targets:
+            found.append(("targets", "; ".join(map(_target_in_words, self.targets))))
+        found += [("left out" if not number else "", sentence) for number, sentence in enumerate(self.left_out)]
+        return found
+
+
+def first_names(names: Sequence[str]) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _split_in_words(name: str, split: ListedSplit) -> str:
+    if split.unlabelled == split.images:
+        return f"{name} {split.images:,} (unlabelled)"
+    return f"{name} {split.images:,}" + (f" ({split.unlabelled:,} unlabelled)" if split.unlabelled else "")
+
+
+def _target_in_words(target: ListedTarget) -> str:
+    what = f"{target.names:,} {target.kind}" if target.names else target.kind
+    if target.kind == "lists":
+        what = f"lists of {target.names:,} classes"
+    return f"{target.name}: {what}" + (f", {target.unlabelled:,} images without" if target.unlabelled else "")
+
+
+def _target(target: Target) -> ListedTarget:
+    return ListedTarget(name=target.name, kind=target.kind, names=len(target.names), unlabelled=target.unlabelled)

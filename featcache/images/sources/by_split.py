@@ -1,0 +1,181 @@
+"""A mapping of splits to images of any kind, as one source."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from featcache.columns import LABEL
+from featcache.errors import ImageError, SourceError
+from featcache.images.listing import Listing, NamedCells, SourceColumn, join_columns
+from featcache.images.location import OPEN, Given, Location, Opening, locate_given, object_location, register
+from featcache.images.names import ClassNames, refuse_numbers_beside_names, refuse_twins
+from featcache.images.omissions import Omissions
+from featcache.images.options import SPLITS
+from featcache.images.samples import Sample, Samples
+from featcache.images.source import ImageSource, Payload, Stamp, check_splits
+from featcache.images.splits import split_word
+
+
+class SplitsSource(ImageSource):
+    """One source for each split. Labels are joined by the names of their classes.
+
+    Args:
+        parts: By split the source, and which of its splits is meant.
+        owned: What is closed with this source.
+    """
+
+    def __init__(self, parts: Mapping[str, tuple[ImageSource, str]], owned: ExitStack) -> None:
+        check_splits(parts)
+        self._parts = {split: parts[split] for split in SPLITS if split in parts}
+        self._owned = owned
+        columns = {split: _columns(split, source, inner) for split, (source, inner) in self._parts.items()}
+        kinds = [one.kind for some in columns.values() for one in some if one.name == LABEL]
+        classes, places = ((), {}) if kinds else _join_classes(self._parts)
+        samples, omissions = {}, Omissions()
+        for split, (source, inner) in self._parts.items():
+            found = Samples.of(inner, source.samples(inner))
+            omissions.merge(source.omissions)
+            if kinds:
+                # Where the labels of one split are no classes, those of none are.
+                samples[split] = found.unlabelled().in_split(split)
+                columns[split] = [*_label_column(split, source, found, kinds[0]), *columns[split]]
+            else:
+                samples[split] = found.relabelled(places[split]).in_split(split)
+        listing = Listing(
+            samples=samples,
+            classes=classes,
+            columns=join_columns(columns, {split: len(some) for split, some in samples.items()}),
+            omissions=omissions,
+        )
+        sizes = {source.native_size for source, _ in self._parts.values()}
+        first = next(iter(self._parts.values()))[0]
+        native = sizes.pop() if len(sizes) == 1 else None
+        super().__init__(name=first.name, origin=first.name, listing=listing, native_size=native)
+
+    def read(self, sample: Sample) -> Payload:
+        """What the split's own source reads."""
+        source, inner = self._of(sample)
+        return source.read(inner)
+
+    def stamp(self, sample: Sample) -> Stamp | None:
+        """What the split's own source says."""
+        source, inner = self._of(sample)
+        return source.stamp(inner)
+
+    def modified_ns(self, sample: Sample) -> int | None:
+        """What the split's own source says."""
+        source, inner = self._of(sample)
+        return source.modified_ns(inner)
+
+    def close(self) -> None:
+        """Close the sources that were opened for this one."""
+        self._owned.close()
+
+    def _of(self, sample: Sample) -> tuple[ImageSource, Sample]:
+        if sample.split not in self._parts:
+            raise ImageError(f"{sample.id}: no such image in {self.origin}")
+        source, inner = self._parts[sample.split]
+        return source, Sample(id=sample.id, split=inner, label=sample.label)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_owned"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._owned = ExitStack()
+
+
+def _columns(split: str, source: ImageSource, inner: str) -> list[SourceColumn]:
+    """The columns of one split of a source, as those of the split that it becomes."""
+    return [replace(one, cells={split: one.cells[inner]}) for one in source.columns if inner in one.cells]
+
+
+def _label_column(split: str, source: ImageSource, samples: Samples, kind: str | None) -> list[SourceColumn]:
+    """Labels that are classes as a column of their names; none where there are no classes."""
+    if not source.classes:
+        return []
+    return [SourceColumn(name=LABEL, kind=kind, cells={split: NamedCells(source.classes, samples.labels)})]
+
+
+def _join_classes(
+    parts: Mapping[str, tuple[ImageSource, str]],
+) -> tuple[tuple[str, ...], dict[str, np.ndarray[Any, np.dtype[np.int64]]]]:
+    """The classes of all splits, and by split the number among them of each of its own."""
+    every = max((source.classes for source, _ in parts.values()), key=len)
+    if all(source.classes == every[: len(source.classes)] for source, _ in parts.values()):
+        return every, {split: np.arange(len(source.classes)) for split, (source, _) in parts.items()}
+    refuse_numbers_beside_names({split: source.classes for split, (source, _) in parts.items()})
+    met = ClassNames()
+    numbers = {split: [met.number(name) for name in source.classes] for split, (source, _) in parts.items()}
+    classes, place = met.in_order()
+    refuse_twins(classes, "the splits together")
+    return classes, {split: place[np.array(some, np.int64)] for split, some in numbers.items()}
+
+
+# --- from Python -------------------------------------------------------------------------------------------
+
+
+def _locate(given: Given) -> Location | None:
+    if not isinstance(given.value, Mapping):
+        return None
+    if not given.value:
+        raise SourceError("expected images of at least one split, got none")
+    if given.labels is not None:
+        raise SourceError("labels of several splits stand with their images", hint="{'train': (images, labels), ...}")
+    named = _by_split(given.value)
+    parts = {split: _part(split, named[split], given) for split in SPLITS if split in named}
+    told = [f"{split}={place.origin}".encode() for split, place in parts.items()]
+    return object_location("splits", Given(value=parts), told)
+
+
+def _by_split(images: Mapping[Any, Any]) -> dict[str, Any]:
+    """The same by the names of splits; "training" and "dev" are such names too."""
+    found: dict[str, Any] = {}
+    for name, part in images.items():
+        split = split_word(str(name))
+        check_splits({split or name: None})
+        if split is None or split in found:
+            raise SourceError(f"both {name!r} and another key are {split}", hint="give each split once")
+        found[split] = part
+    return found
+
+
+def _part(split: str, value: Any, given: Given) -> Location:
+    images, labels = value, None
+    # A pair of images and labels; two paths are a list of images.
+    if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[1], str | os.PathLike):
+        images, labels = value
+    return locate_given(Given(value=images, labels=labels, classes=given.classes, split=split))
+
+
+@register("splits", rank=8, locate=_locate)
+def _open(location: Location, opening: Opening) -> SplitsSource:
+    parts: Mapping[str, Location] = location.given.value
+    found = {}
+    with ExitStack() as owned:
+        for split, place in parts.items():
+            source = place.open(
+                datasets_dir=opening.datasets_dir,
+                report=opening.report,
+                download=opening.download,
+                columns=opening.columns,
+            )
+            if place.kind != OPEN:
+                owned.callback(source.close)
+            found[split] = (source, _meant(source, split))
+        return SplitsSource(found, owned.pop_all())
+
+
+def _meant(source: ImageSource, split: str) -> str:
+    """Which split of a source is meant: its only one, else the one of that name."""
+    if len(source.splits()) == 1:
+        return source.splits()[0]
+    if split not in source.splits():
+        raise SourceError(f"{source.origin} has {', '.join(source.splits())}, so which is {split} cannot be told")
+    return split

@@ -1,0 +1,105 @@
+"""What torchvision's data set objects hold, as a source of images: arrays in memory, or files on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featcache.errors import SourceError
+from featcache.images.listing import Listing
+from featcache.images.source import ImageSource
+from featcache.images.sources.arrays import ArraySource
+from featcache.images.sources.folder import FilesSource
+
+_CHANNELS = (1, 3, 4)
+_INCOMPLETE = "the copy on disk is incomplete"
+
+
+def images_of(
+    datasets: Mapping[str, Any],
+    origin: str,
+    classes: tuple[str, ...] | None,
+    *,
+    private: tuple[str, str] | None = None,
+    native_size: tuple[int, int] | None = None,
+) -> ImageSource:
+    """The images of torchvision's objects.
+
+    Args:
+        datasets: By split, objects with public `samples` of (path, label), as DatasetFolder has them, or with public
+            `data`, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), and `targets` or `labels`, (N,) integers.
+        origin: What names the set in a selection, and caches made from it.
+        classes: Names; None: numbers up to the greatest label. Files need names.
+        private: The names of the attributes with files and with labels, where those are private.
+        native_size: (H, W) of all files.
+
+    Raises SourceError for objects that hold something else.
+    """
+    try:
+        listed = {split: _files(data, private) for split, data in datasets.items()}
+        files = {split: found for split, found in listed.items() if found is not None}
+        if files:
+            return _files_source(files, origin, classes or (), native_size)
+        rows = {split: (_pixels(data), _labels(data)) for split, data in datasets.items()}
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise SourceError(f"{origin} cannot be read: {error}") from error
+    return ArraySource(rows, classes=classes, name=origin)
+
+
+def classes_of(datasets: Mapping[str, Any], name: str, *, published: int | None = None) -> tuple[str, ...] | None:
+    """The names of the classes, where the objects have `classes`; None where they have none.
+
+    Raises SourceError where there are not as many as are published, or not the same in all splits.
+    """
+    found = {split: tuple(map(str, getattr(data, "classes", None) or ())) for split, data in datasets.items()}
+    for split, names in found.items():
+        # Some of torchvision's classes number what folders they find: a missing one would shift all labels.
+        if names and published is not None and len(names) != published:
+            raise SourceError(f"{name}: {len(names)} classes in {split}, {published} are published; {_INCOMPLETE}")
+    if len(set(found.values())) > 1:
+        raise SourceError(f"{name}: the classes differ from split to split; {_INCOMPLETE}")
+    return next(iter(found.values()), ()) or None
+
+
+def _pixels(data: Any) -> npt.NDArray[Any]:
+    """(N, H, W) or (N, H, W, C)."""
+    images = np.asarray(data.data)
+    channels_first = images.ndim == 4 and images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS
+    # A copy, once: rows of the transposed view would be gathered from all over the memory.
+    return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if channels_first else images
+
+
+def _labels(data: Any) -> npt.NDArray[Any]:
+    labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
+    # QMNIST's: eight numbers of a digit, its class first.
+    return labels[:, 0] if labels.shape[1:] == (8,) else labels
+
+
+def _files(data: Any, private: tuple[str, str] | None) -> Sequence[tuple[Path, int]] | None:
+    if private is not None:
+        return [(Path(file), int(label)) for file, label in zip(*(getattr(data, one) for one in private), strict=True)]
+    listed = getattr(data, "samples", None)
+    return None if listed is None else [(Path(file), int(label)) for file, label in listed]
+
+
+def _files_source(
+    files: Mapping[str, Sequence[tuple[Path, int]]],
+    origin: str,
+    classes: tuple[str, ...],
+    native_size: tuple[int, int] | None,
+) -> FilesSource:
+    paths: dict[str, str] = {}
+    listed: list[tuple[str, str, int]] = []
+    for split, found in files.items():
+        folder = os.path.commonpath({file.parent for file, _ in found})
+        for file, label in found:
+            sample_id = f"{split}/{file.relative_to(folder).as_posix()}"
+            paths[sample_id] = str(file)
+            listed.append((split, sample_id, label))
+    listing = Listing.of_rows(listed, classes)
+    return FilesSource(name=origin, origin=origin, listing=listing, paths=paths, native_size=native_size)

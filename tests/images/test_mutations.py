@@ -1,0 +1,64 @@
+"""A sample of what `benchmarks/mutations.py` does: damaged files of every kind end well or with a typed error."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from benchmark_files import benchmark_module
+
+from featcache.errors import ImageError
+
+mutations: Any = benchmark_module("mutations")
+
+
+@pytest.mark.parametrize("kinds", [list(mutations.SOUND)])
+def test_damaged_files_end_well_or_with_a_typed_error(kinds: list[str], tmp_path: Path) -> None:
+    result = mutations.run(kinds, 150, 1, tmp_path)
+    assert mutations.bad_ends(result) == 0, {kind: found["bad"] for kind, found in result["kinds"].items()}
+    for kind, found in result["kinds"].items():
+        assert found["fine"] + found["typed"] == 150 and found["typed"] > 0, kind
+
+
+def test_all_sound_files_are_read(tmp_path: Path) -> None:
+    result = mutations.run(list(mutations.SOUND), 0, 0, tmp_path)
+    assert not result["not_read"]
+
+
+def test_the_same_number_is_the_same_damage() -> None:
+    for kind in mutations.SOUND:
+        some = [mutations.damage(bytes(range(256)) * 9, kind, random.Random(f"1/{kind}/2")) for _ in range(2)]
+        assert some[0] == some[1] != bytes(range(256)) * 9
+
+
+@pytest.mark.parametrize(
+    ("harm", "ended"),
+    [
+        ("raise ValueError", mutations.UNTYPED),
+        ("time.sleep(60)", mutations.HANG),
+        ("os._exit(3)", mutations.CRASH),
+        ("bytes(2**34)", mutations.MEMORY),
+        ("len(bytearray(b'1') * 80_000_000)", mutations.MEMORY),
+        ("raise ImageError('typed')", mutations.TYPED),
+    ],
+)
+def test_what_a_decoder_does_wrong_is_seen(
+    harm: str, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def decode(*_: object) -> None:
+        calls.append(1)
+        # The first of a process is the sound file, of each kind.
+        if len(calls) > 1:
+            exec(harm, {"time": mutations.time, "os": mutations.os, "ImageError": ImageError})
+
+    monkeypatch.setattr(mutations, "decode", decode)
+    monkeypatch.setattr(mutations, "SOUND", {"png": mutations.SOUND["png"]})
+    monkeypatch.setattr(mutations, "PATIENCE_S", 2.0)
+    monkeypatch.setattr(mutations, "MOST_BYTES", 60_000_000)
+    result = mutations.run(["png"], 2, 0, tmp_path)
+    assert result["kinds"]["png"][ended] == 2
+    assert (mutations.bad_ends(result) == 2) is (ended != mutations.TYPED)
