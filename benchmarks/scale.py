@@ -2,6 +2,7 @@
 
     training   a head on a simulated cache of ten million rows in segments: listing, opening, cutting, the first batch
     listing    ten million simulated images: what a driver holds, and shards that read their own; completing
+    table      a Parquet table that names ten million images: what a driver holds in all
     workers    two processes of one thread each against one of two, on the same images (VGG16, eager, bf16)
 
 Results are merged, part by part, into results/scale.json; `scale_page.py` puts the tables into docs/scale.md.
@@ -85,6 +86,16 @@ def listing(setting: Setting) -> dict[str, Any]:
     return {"images": setting.images, "shares": shares, "completing": child("completing", str(folder))}
 
 
+def table(setting: Setting) -> dict[str, Any]:
+    """Listing a table with and without a column of numbers, cutting it into segments, and its targets."""
+    found = {}
+    for columns in ("label", "label,weight"):
+        path = setting.scratch / f"{columns.replace(',', '-')}.parquet"
+        written = child("write_table", str(path), str(setting.images), columns)
+        found[columns] = written | child("table", str(path), str(setting.scratch / path.stem))
+    return {"images": setting.images, "columns": found}
+
+
 def workers(setting: Setting) -> dict[str, Any]:
     """Rounds of both, alternating. Ratios of throughput: steady images per second, and whole wall times."""
     rounds = []
@@ -132,6 +143,7 @@ def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "training": training,
     "listing": listing,
+    "table": table,
     "workers": workers,
 }
 
