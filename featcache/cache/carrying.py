@@ -138,16 +138,21 @@ def has_targets(cache: FeatureCache, brought: Sequence[Column], tables: Mapping[
     One that a table has replaced counts as it is.
     """
     own = {name for name, column in cache.targets.items() if column.origin == IMAGES}
+    replaced = replaced_targets(cache)
     return own <= {column.name for column in brought} and all(
-        cache.targets.get(column.name) == column
-        and all(
-            np.array_equal(
-                cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
-            )
-            for split, table in tables.items()
-        )
+        cache.targets.get(column.name) == column and has_values(cache, column, tables)
         for column in brought
-        if column.name not in replaced_targets(cache)
+        if column.name not in replaced
+    )
+
+
+def has_values(cache: FeatureCache, column: Column, tables: Mapping[str, SplitTable]) -> bool:
+    """Whether a target of a cache is a column and has the values of the tables, wherever these came from."""
+    return replace(cache.targets[column.name], origin=column.origin) == column and all(
+        np.array_equal(
+            cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
+        )
+        for split, table in tables.items()
     )
 
 

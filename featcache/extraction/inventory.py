@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.carrying import has_targets, kept_target, replaced_targets
+from featcache.cache.carrying import has_targets, has_values, kept_target, replaced_targets
 from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.layout import views_in
@@ -23,7 +23,6 @@ from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
 from featcache.cache.tables import SplitTable, encoded_ids
-from featcache.cache.targets import Column
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
@@ -136,27 +135,16 @@ class Inventory:
 
     def _has_targets(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
         brought = self.job.images.columns
+        replaced = replaced_targets(cache)
         try:
             found = has_targets(cache, brought, tables)
+            kept = [one.name for one in brought if one.name in replaced and not has_values(cache, one, tables)]
         except CacheDamaged as error:
             self.warn(f"{error.message}; it is written anew")
             return False
-        replaced = replaced_targets(cache)
-        for column in brought if found else ():
-            own = column.name in replaced and not self._is_same(cache, column, tables)
-            if own:
-                self._once(self.job.reporter.say, kept_target(replaced[column.name]))
+        for name in kept if found else ():
+            self._once(self.job.reporter.say, kept_target(replaced[name]))
         return found
-
-    def _is_same(self, cache: FeatureCache, column: Column, tables: Mapping[str, SplitTable]) -> bool:
-        """Whether a target holds what the images bring, wherever it comes from."""
-        kept = replace(cache.targets[column.name], origin=column.origin)
-        return kept == column and all(
-            np.array_equal(
-                cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
-            )
-            for split, table in tables.items()
-        )
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
         """Remove segments that a process left which was killed right after it had packed them."""
