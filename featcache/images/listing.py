@@ -219,8 +219,8 @@ class ListingBuilder:
         )
 
     def _note_merged(self) -> None:
-        for written, meant in self._names.merged:
-            self.omissions.note(f"the class {written!r} is read as {meant!r}")
+        for first, other in self._names.merged:
+            self.omissions.note(f"the classes {first!r} and {other!r} are read as one")
 
 
 def _whole_numbers(classes: tuple[str, ...], listed: dict[str, Samples]) -> tuple[tuple[str, ...], dict[str, Samples]]:

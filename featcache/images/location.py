@@ -124,7 +124,7 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Given:
-    """The images argument, and what can be told of it before anything is read.
+    """The images argument, and what is known of it before anything is read.
 
     Args:
         value: As it was given.
@@ -263,6 +263,8 @@ def refuse_columns(location: Location, opening: Opening) -> None:
 
 #: The kind of a source that is open already.
 OPEN: Final = "open source"
+#: The kind of a path with nothing behind it.
+ABSENT: Final = "absent path"
 _REGISTERED: dict[str, Kind] = {}
 
 
@@ -303,20 +305,20 @@ def _absent(given: Given) -> Location | None:
     """A path with nothing behind it still names the images of a cache; opening it says that they are gone."""
     if not given.is_text or given.status is not None or not given.looks_like_path:
         return None
-    return Location(kind="absent path", place=str(given.path), options=given.options)
+    return Location(kind=ABSENT, place=str(given.path), options=given.options)
 
 
-@register("absent path", rank=99, locate=_absent)
+@register(ABSENT, rank=99, locate=_absent)
 def _open_absent(location: Location, opening: Opening) -> ImageSource:
     raise _nowhere(Given(value=Path(location.place)))
 
 
 def object_location(kind: str, given: Given, content: Iterable[bytes], name: str = "") -> Location:
     """The location of an object, named by a digest of what tells its content."""
-    told = hashlib.sha256()
+    hashed = hashlib.sha256()
     for number, part in enumerate(content):
-        told.update(b"\0" + part if number else part)
-    digest = told.hexdigest()[:12]
+        hashed.update(b"\0" + part if number else part)
+    digest = hashed.hexdigest()[:12]
     return Location(kind=kind, place=f"{name}-{digest}" if name else digest, prefix=f"{kind}:", given=given)
 
 
@@ -334,7 +336,7 @@ def locate(
 
     Raises:
         UnknownName: A name that there is not; the nearest are offered.
-        SourceError: A path with nothing behind it, or an object that holds no images.
+        SourceError: An object that holds no images. A path with nothing behind it is a location; opening it raises.
     """
     if isinstance(images, Location):
         return images
@@ -348,7 +350,7 @@ def locate(
             hint="labels and classes belong to arrays and lists of paths; `featcache label` adds columns of a table",
         )
     extra = tuple((SPLIT_BY_FOLDER, one) for one in split_by_folder)
-    if extra and found.kind not in ("folder", "archive"):
+    if extra and found.kind not in ("folder", "archive", ABSENT):
         raise SourceError(f"{found.origin} has no folders that could be splits", hint="leave --split-by-folder out")
     # In the order in which the origin is parsed again.
     return replace(found, options=tuple(sorted(found.options + extra)))

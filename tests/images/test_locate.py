@@ -38,6 +38,13 @@ def test_a_cache_is_found_though_its_images_are_gone(photos: Path, tmp_path: Pat
         open_images(photos, datasets_dir=tmp_path)
 
 
+def test_a_cache_of_named_split_folders_is_found_though_its_images_are_gone(photos: Path, tmp_path: Path) -> None:
+    asked = {"split_by_folder": ("cat=train", "dog=test"), "image_size": 8, "data_dir": tmp_path / "data"}
+    cache = featcache.extract(photos, "pixels", **asked)  # type: ignore[call-overload]
+    photos.rename(tmp_path / "moved")
+    assert by_request(Request(dataset=photos, backbone="pixels", **asked)).path == cache.path  # type: ignore[arg-type]
+
+
 def test_a_name_that_there_is_not_offers_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
         locate("cifar11")
