@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.columns import LABEL
+from featcache.images.omissions import and_more
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from featcache.cache.targets import Target
     from featcache.extraction.images import Images
 
@@ -86,21 +85,15 @@ class Listed:
         """What a person reads, as pairs."""
         found = [("images", ", ".join(_split_in_words(name, one) for name, one in self.splits.items()))]
         if self.classes:
-            found.append(("classes", f"{len(self.classes):,}: {first_names(self.classes)}"))
+            found.append(("classes", f"{len(self.classes):,}: {and_more(self.classes, _SHOWN)}"))
         for name, one in self.splits.items():
             # A split of no label at all has said so.
             if one.lacking and one.unlabelled < one.images:
-                found.append(("", f"{name} lacks {first_names(one.lacking)}"))
+                found.append(("", f"{name} lacks {and_more(one.lacking, _SHOWN)}"))
         if self.targets:
             found.append(("targets", "; ".join(map(_target_in_words, self.targets))))
         found += [("left out" if not number else "", sentence) for number, sentence in enumerate(self.left_out)]
         return found
-
-
-def first_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def _split_in_words(name: str, split: ListedSplit) -> str:

@@ -110,7 +110,25 @@ def refuse_twins(names: Iterable[str], where: str) -> None:
             )
 
 
-def refuse_numbers_beside_names(classes: Mapping[str, Sequence[str]]) -> None:
+def join_classes(
+    classes: Mapping[str, tuple[str, ...]],
+) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int64]]]:
+    """The classes of several splits as one list, and by split the place in it of each of its own.
+
+    Raises SourceError for names that look alike, and for numbers beside names.
+    """
+    every = max(classes.values(), key=len, default=())
+    if all(own == every[: len(own)] for own in classes.values()):
+        return every, {split: np.arange(len(own)) for split, own in classes.items()}
+    _refuse_numbers_beside_names(classes)
+    met = ClassNames()
+    numbers = {split: [met.number(name) for name in own] for split, own in classes.items()}
+    joined, place = met.in_order()
+    refuse_twins(joined, "the splits together")
+    return joined, {split: place[np.array(some, np.int64)] for split, some in numbers.items()}
+
+
+def _refuse_numbers_beside_names(classes: Mapping[str, Sequence[str]]) -> None:
     """Refuse splits of which one has numbers as classes and another names: which number is which name is not said.
 
     Args:

@@ -120,11 +120,11 @@ def extension_of(path: str) -> str:
     return name[dot:] if dot > 0 and _EXTENSION.fullmatch(name, dot) else ""
 
 
-def and_more(names: Iterable[str]) -> str:
-    """The first three names, and how many more there are."""
+def and_more(names: Iterable[str], shown: int = _SHOWN) -> str:
+    """The first names, and how many more there are."""
     listed = list(names)
-    more = len(listed) - _SHOWN
-    return ", ".join(listed[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
+    more = len(listed) - shown
+    return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def _by_extension(found: dict[str, tuple[int, str]]) -> str:

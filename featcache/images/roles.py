@@ -16,7 +16,7 @@ from featcache.columns import (
     is_target_name,
 )
 from featcache.errors import SourceError
-from featcache.images.omissions import Omissions
+from featcache.images.omissions import Omissions, and_more
 from featcache.images.splits import SplitAmbiguous, split_in
 
 PLACES: Final = ("path", "url", "file_name", "filename", "file", "image", "image_path", "img_path", "filepath")
@@ -141,7 +141,7 @@ def find_roles(
 
 
 def _label_kind(label: str | None, types: Mapping[str, str], columns: ColumnOptions | None) -> str | None:
-    """What the label is where somebody says it. The type of a float does not: 1.0 and 2.0 may be classes."""
+    """What the label is, where that is asked for or its type says it; that of a float does not: 1.0 may be a class."""
     if label is None or columns is None:
         return None
     asked = columns.kind_of.get(label, columns.kind_of.get(LABEL))
@@ -175,7 +175,7 @@ def _targets(
     ignored = [name for name in rest if name and name not in taken]
     if ignored:
         omissions.note(
-            f"{len(ignored)} columns are ignored: {_some(ignored)} (`--column NAME` keeps one)"
+            f"{len(ignored)} columns are ignored: {and_more(ignored, 5)} (`--column NAME` keeps one)"
             if len(ignored) > 1
             else f"the column {ignored[0]} is ignored (`--column {_asking(ignored[0])}` keeps it)"
         )
@@ -185,11 +185,6 @@ def _targets(
 def _asking(name: str) -> str:
     """How a column is asked for: by another name where a target cannot have its own."""
     return name if is_target_name(name) and name != LABEL else f"NAME={name}"
-
-
-def _some(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return ", ".join(names[:5]) + more
 
 
 def _named(where: str, names: Sequence[str], options: Mapping[str, str], role: str) -> str | None:

@@ -58,7 +58,9 @@ class _Attempt:
                 socket.socket.shutdown(one, socket.SHUT_RDWR)
 
 
-class _Plain(HTTPConnection):
+class _Noting(HTTPConnection):
+    """Lets an attempt know its socket."""
+
     def __init__(self, *args: Any, attempt: _Attempt, **options: Any) -> None:
         super().__init__(*args, **options)
         self._attempt = attempt
@@ -68,14 +70,8 @@ class _Plain(HTTPConnection):
         self._attempt.note(self.sock)
 
 
-class _Secure(HTTPSConnection):
-    def __init__(self, *args: Any, attempt: _Attempt, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._attempt = attempt
-
-    def connect(self) -> None:
-        super().connect()
-        self._attempt.note(self.sock)
+class _NotingTls(_Noting, HTTPSConnection):
+    """The same for https."""
 
 
 class _Opener(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
@@ -86,10 +82,10 @@ class _Opener(urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
         self._attempt = attempt
 
     def http_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(partial(_Plain, attempt=self._attempt), req)
+        return self.do_open(partial(_Noting, attempt=self._attempt), req)
 
     def https_open(self, req: urllib.request.Request) -> HTTPResponse:
-        return self.do_open(partial(_Secure, attempt=self._attempt), req, context=_tls())
+        return self.do_open(partial(_NotingTls, attempt=self._attempt), req, context=_tls())
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

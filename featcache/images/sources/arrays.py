@@ -13,7 +13,7 @@ from featcache.errors import ImageError, SourceError
 from featcache.images.labels import Labels, labels_alike, read_labels
 from featcache.images.listing import Listing, join_columns
 from featcache.images.location import Given, Location, Opening, object_location, register
-from featcache.images.names import ClassNames, refuse_numbers_beside_names
+from featcache.images.names import join_classes
 from featcache.images.pixels import misfit
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, numbered_ids
@@ -85,7 +85,7 @@ class ArraySource(ImageSource):
         return pixels
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None: reading a row costs nothing, and nothing tells whether somebody has written to it."""
+        """None: reading a row costs nothing, and nothing shows whether it was written to."""
         return None
 
 
@@ -110,14 +110,11 @@ def _hint(row: Any) -> str | None:
 
 def _numbered(known: Mapping[str, Labels]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
     """The class numbers of each split among the classes of all."""
-    names = max((one.classes for one in known.values()), key=len, default=())
-    if all(one.classes == names[: len(one.classes)] for one in known.values()):
-        return {part: one.numbers for part, one in known.items()}, names
-    refuse_numbers_beside_names({part: one.classes for part, one in known.items()})
-    met = ClassNames()
-    numbers = {part: [met.number(one.classes[n]) if n >= 0 else n for n in one.numbers] for part, one in known.items()}
-    names, place = met.in_order()
-    return {part: [int(place[n]) if n >= 0 else n for n in some] for part, some in numbers.items()}, names
+    names, places = join_classes({part: one.classes for part, one in known.items()})
+    return {
+        part: [int(places[part][n]) if 0 <= n < len(places[part]) else n for n in one.numbers]
+        for part, one in known.items()
+    }, names
 
 
 def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:

@@ -8,13 +8,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from featcache.columns import LABEL
 from featcache.errors import ImageError, SourceError
 from featcache.images.listing import Listing, NamedCells, SourceColumn, join_columns
 from featcache.images.location import OPEN, Given, Location, Opening, locate_given, object_location, register
-from featcache.images.names import ClassNames, refuse_numbers_beside_names, refuse_twins
+from featcache.images.names import join_classes
 from featcache.images.omissions import Omissions
 from featcache.images.options import SPLITS
 from featcache.images.samples import Sample, Samples
@@ -36,7 +34,9 @@ class SplitsSource(ImageSource):
         self._owned = owned
         columns = {split: _columns(split, source, inner) for split, (source, inner) in self._parts.items()}
         kinds = [one.kind for some in columns.values() for one in some if one.name == LABEL]
-        classes, places = ((), {}) if kinds else _join_classes(self._parts)
+        classes, places = (
+            ((), {}) if kinds else join_classes({one: part.classes for one, (part, _) in self._parts.items()})
+        )
         samples, omissions = {}, Omissions()
         for split, (source, inner) in self._parts.items():
             found = Samples.of(inner, source.samples(inner))
@@ -103,21 +103,6 @@ def _label_column(split: str, source: ImageSource, samples: Samples, kind: str |
     return [SourceColumn(name=LABEL, kind=kind, cells={split: NamedCells(source.classes, samples.labels)})]
 
 
-def _join_classes(
-    parts: Mapping[str, tuple[ImageSource, str]],
-) -> tuple[tuple[str, ...], dict[str, np.ndarray[Any, np.dtype[np.int64]]]]:
-    """The classes of all splits, and by split the number among them of each of its own."""
-    every = max((source.classes for source, _ in parts.values()), key=len)
-    if all(source.classes == every[: len(source.classes)] for source, _ in parts.values()):
-        return every, {split: np.arange(len(source.classes)) for split, (source, _) in parts.items()}
-    refuse_numbers_beside_names({split: source.classes for split, (source, _) in parts.items()})
-    met = ClassNames()
-    numbers = {split: [met.number(name) for name in source.classes] for split, (source, _) in parts.items()}
-    classes, place = met.in_order()
-    refuse_twins(classes, "the splits together")
-    return classes, {split: place[np.array(some, np.int64)] for split, some in numbers.items()}
-
-
 # --- from Python -------------------------------------------------------------------------------------------
 
 
@@ -130,8 +115,8 @@ def _locate(given: Given) -> Location | None:
         raise SourceError("labels of several splits stand with their images", hint="{'train': (images, labels), ...}")
     named = _by_split(given.value)
     parts = {split: _part(split, named[split], given) for split in SPLITS if split in named}
-    told = [f"{split}={place.origin}".encode() for split, place in parts.items()]
-    return object_location("splits", Given(value=parts), told)
+    origins = [f"{split}={place.origin}".encode() for split, place in parts.items()]
+    return object_location("splits", Given(value=parts), origins)
 
 
 def _by_split(images: Mapping[Any, Any]) -> dict[str, Any]:

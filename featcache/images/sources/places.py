@@ -108,10 +108,10 @@ def _locate(given: Given) -> Location | None:
     if labels is not None and given.labels is not None:
         raise SourceError("labels stand beside the paths and in labels= too", hint="leave labels= out")
     places = [one if is_url(one) else str(absolute(one)) for one in paths]
-    told = Given(
+    found = Given(
         value=places, labels=given.labels if labels is None else labels, classes=given.classes, split=given.split
     )
-    return object_location("paths", told, [one.encode("utf-8", "surrogateescape") for one in places])
+    return object_location("paths", found, [one.encode("utf-8", "surrogateescape") for one in places])
 
 
 def _paths_in(value: Any) -> tuple[list[str], list[Any] | None] | None:
