@@ -50,9 +50,9 @@ from featcache.extraction.drift import measured
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract
-from featcache.heads import train_head
 from featcache.images import open_images
 from featcache.images.decoding import decode
+from featcache.runs.fit import train_head
 
 
 @dataclass(frozen=True, kw_only=True)

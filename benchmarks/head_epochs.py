@@ -22,9 +22,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from featcache.cache import FeatureCache
-from featcache.heads import EpochRecord, HeadConfig, fit_head
 from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.cuts import cut_cache
+from featcache.heads.config import HeadConfig
+from featcache.heads.records import EpochRecord
+from featcache.rows.cuts import cut_cache
+from featcache.runs.fit import fit_head
 
 VAL_ROWS = 4_000
 WAYS = ("resident", "streamed", "streamed_cold")
@@ -40,7 +42,7 @@ class BareLoop:
         self.train, self.val = (
             torch.from_numpy(cache[part.source].features.gather(part.rows)) for part in (cut.train, cut.val)
         )
-        self.train_labels, self.val_labels = torch.from_numpy(cut.train.labels), torch.from_numpy(cut.val.labels)
+        self.train_labels, self.val_labels = torch.from_numpy(cut.train.targets), torch.from_numpy(cut.val.targets)
         self.standard = self._standard() if config.standardize else None
         shape = HeadShape(
             in_features=self.train.shape[1],

@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.cache import FeatureCache
-from featcache.heads import HeadConfig, fit_head
 from featcache.heads.architectures import HeadShape, build_head
-from featcache.heads.batches import epoch_order
-from featcache.heads.cuts import cut_cache
-from featcache.heads.sweep_plan import SweepPlan
-from featcache.heads.sweeping import sweep_heads
+from featcache.heads.config import HeadConfig
+from featcache.rows.batches import epoch_order
+from featcache.rows.cuts import cut_cache
+from featcache.runs.fit import fit_head
+from featcache.sweep.plan import SweepPlan
+from featcache.sweep.sweeping import sweep_heads
 
 BATCH = 64
 
@@ -58,7 +59,7 @@ class Rows:
         train, val = (
             torch.from_numpy(np.asarray(cache[part.source].features.gather(part.rows))) for part in (cut.train, cut.val)
         )
-        labels: list[NDArray[np.int64]] = [cut.train.labels, cut.val.labels]
+        labels: list[NDArray[np.int64]] = [cut.train.targets, cut.val.targets]
         deviation, mean = torch.std_mean(train.float(), dim=0, correction=0)
         train_labels, val_labels = map(torch.from_numpy, labels)
         return cls(

@@ -61,7 +61,7 @@ def first_batch(path: str, batch_size: str) -> dict[str, Any]:
     import torch
 
     from featcache.cache.reader import FeatureCache
-    from featcache.heads.preparation import open_prepared, prepare
+    from featcache.training.preparation import open_prepared, prepare
 
     found, config = _trained_with(batch_size)
     began, timed = time.perf_counter(), Timed()
@@ -85,9 +85,9 @@ def first_step(path: str, batch_size: str) -> dict[str, Any]:
     import torch
 
     from featcache.cache.reader import FeatureCache
-    from featcache.heads.checkpoints import rows_digest
-    from featcache.heads.fitting import standardisation
-    from featcache.heads.preparation import open_prepared, prepare
+    from featcache.training.checkpoints import rows_digest
+    from featcache.training.fitting import standardisation
+    from featcache.training.preparation import open_prepared, prepare
 
     found, config = _trained_with(batch_size)
     began, timed = time.perf_counter(), Timed()
@@ -107,7 +107,7 @@ def _trained_with(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
     from featcache.heads.config import HeadConfig
 
     # All that a training imports, whatever is done with it here.
-    importlib.import_module("featcache.heads.fit")
+    importlib.import_module("featcache.runs.fit")
     return {"imports_mib": memory("VmRSS") // _MIB}, HeadConfig(head="linear", head_batch_size=int(batch_size))
 
 

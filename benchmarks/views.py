@@ -27,9 +27,10 @@ from machine import merge
 
 from featcache.cache import FeatureCache
 from featcache.errors import InvalidOption
-from featcache.heads import HeadConfig, fit_head
-from featcache.heads.cuts import cut_cache
-from featcache.heads.views import ALL, DRAW
+from featcache.heads.config import HeadConfig
+from featcache.rows.cuts import cut_cache
+from featcache.rows.views import ALL, DRAW
+from featcache.runs.fit import fit_head
 
 PLAIN = "plain"
 WAYS = (PLAIN, ALL, DRAW)

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
     from featcache.extraction.labelling import label
-    from featcache.heads.fit import train_head
-    from featcache.heads.reading import read_batches
-    from featcache.heads.resuming import resume_head
-    from featcache.heads.runs import Run
-    from featcache.heads.sweeping import sweep
     from featcache.images.location import open_images
     from featcache.inference.prediction import predict
     from featcache.report.writing import write_report
+    from featcache.runs.fit import train_head
+    from featcache.runs.resuming import resume_head
+    from featcache.runs.run import Run
+    from featcache.sweep.sweeping import sweep
+    from featcache.training.reading import read_batches
 
 __all__ = [
     "FeatcacheError",
@@ -49,17 +49,17 @@ __all__ = [
 _HOMES = {
     "FeatcacheError": "featcache.errors",
     "FeatureCache": "featcache.cache.reader",
-    "Run": "featcache.heads.runs",
+    "Run": "featcache.runs.run",
     "extract": "featcache.api",
     "from_module": "featcache.backbones.zoos.modules",
     "label": "featcache.extraction.labelling",
     "load_backbone": "featcache.backbones",
     "open_images": "featcache.images.location",
     "predict": "featcache.inference.prediction",
-    "read_batches": "featcache.heads.reading",
-    "resume_head": "featcache.heads.resuming",
-    "sweep": "featcache.heads.sweeping",
-    "train_head": "featcache.heads.fit",
+    "read_batches": "featcache.training.reading",
+    "resume_head": "featcache.runs.resuming",
+    "sweep": "featcache.sweep.sweeping",
+    "train_head": "featcache.runs.fit",
     "write_report": "featcache.report.writing",
 }
 

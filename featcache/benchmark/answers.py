@@ -37,6 +37,6 @@ def curve_of(history: Sequence[EpochRecord], step_losses: NDArray[np.float32] | 
     return Curve(
         train_loss=tuple(epoch.train_loss for epoch in history),
         val_loss=tuple(epoch.val_loss for epoch in history),
-        val_accuracy=tuple(epoch.val_accuracy for epoch in history),
+        val_score=tuple(epoch.val_score for epoch in history),
         step_losses=() if step_losses is None else tuple(round(float(loss), 7) for loss in step_losses),
     )

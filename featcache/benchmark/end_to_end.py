@@ -25,11 +25,11 @@ from featcache.backbones.transforms import Transform
 from featcache.benchmark.training import Parts
 from featcache.errors import HeadError
 from featcache.extraction.pipeline import Pipeline
-from featcache.heads.batches import Batch, epoch_order
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import cut_images
 from featcache.images.samples import UNLABELLED, Sample
 from featcache.images.source import ImageSource
+from featcache.rows.batches import Batch, epoch_order
+from featcache.rows.cuts import cut_images
 
 Preset = Callable[[Image.Image], Tensor]  # one RGB image -> float32 (3, S, S)
 

@@ -21,7 +21,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError
 from featcache.extraction.processes import run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.heads.fit import fit_head
+from featcache.runs.fit import fit_head
 
 # Of the cache's size: what a training may allocate.
 _ALLOWED = 0.4

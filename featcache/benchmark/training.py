@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.heads.architectures import build_head
-from featcache.heads.batches import Batch, Epochs, StreamedBatches
 from featcache.heads.config import HeadConfig
-from featcache.heads.fitting import head_shape
-from featcache.heads.lightning import HeadModule, fit
 from featcache.heads.metrics import Outcome, evaluate
-from featcache.heads.placement import seeded
-from featcache.heads.preparation import open_prepared, prepare
 from featcache.heads.records import EpochRecord
 from featcache.heads.stopping import Interruption
+from featcache.rows.batches import Batch, Epochs, StreamedBatches
+from featcache.rows.devices import seeded
+from featcache.training.fitting import head_shape
+from featcache.training.lightning import HeadModule, fit
+from featcache.training.preparation import open_prepared, prepare
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -13,7 +13,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
-from featcache.heads.cuts import cut_cache
+from featcache.rows.cuts import cut_cache
 
 
 @dataclass(frozen=True, kw_only=True)

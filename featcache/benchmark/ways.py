@@ -36,13 +36,13 @@ from featcache.extraction.request import Precision, Request, Runner
 from featcache.extraction.resolve import Job, resolve
 from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
-from featcache.heads.fit import fit_head
-from featcache.heads.grid import Combination
-from featcache.heads.placement import choose_device
-from featcache.heads.runs import Run
-from featcache.heads.sweep_plan import SweepPlan
-from featcache.heads.sweeping import sweep_heads
 from featcache.images.samples import Sample
+from featcache.rows.devices import choose_device
+from featcache.runs.fit import fit_head
+from featcache.runs.run import Run
+from featcache.sweep.grid import Combination
+from featcache.sweep.plan import SweepPlan
+from featcache.sweep.sweeping import sweep_heads
 
 Dtype = Literal["float16", "float32"]
 
@@ -171,7 +171,7 @@ def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[i
         epoch_s=tuple(epoch.seconds for epoch in run.history()),
         test_s=0.0,
         heads_s=tuple(heads_s),
-        val_accuracy=done.val.accuracy,
+        val_score=done.val.accuracy,
         test_accuracy=None if done.test is None else done.test.accuracy,
         curve=curve_of(run.history()),
         memory=_UNKNOWN,
@@ -280,7 +280,7 @@ def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Tra
         epoch_s=epoch_s,
         test_s=trained.test_seconds,
         heads_s=((1, setup_s + sum(epoch_s) + trained.test_seconds),),
-        val_accuracy=trained.val.score().accuracy,
+        val_score=trained.val.score().accuracy,
         test_accuracy=None if trained.test is None else trained.test.score().accuracy,
         curve=answers.curve,
         memory=_UNKNOWN,

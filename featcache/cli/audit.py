@@ -84,7 +84,7 @@ def register(app: typer.Typer) -> None:
         from featcache.analysis.files import check_name, write_audit
         from featcache.cache.catalog import find
         from featcache.cache.reader import FeatureCache
-        from featcache.heads.placement import choose_device
+        from featcache.rows.devices import choose_device
 
         if output is not None:
             check_name(output)

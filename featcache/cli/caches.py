@@ -153,7 +153,7 @@ def register(app: typer.Typer) -> None:
         and digests. A run that cannot be read is named and passed over.
         """
         from featcache.cache.catalog import discard, garbage, list_abandoned
-        from featcache.heads.runs import used_caches
+        from featcache.runs.run import used_caches
 
         now = time.time()
         with Terminal(quiet=common.quiet) as terminal:

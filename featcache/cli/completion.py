@@ -35,7 +35,7 @@ def caches(context: typer.Context, incomplete: str) -> list[str]:
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
     """The runs in --runs-dir, `latest` where there are some, and paths."""
-    from featcache.heads.shelf import LATEST, run_folders
+    from featcache.runs.catalog import LATEST, run_folders
 
     folder = _folder(context, "runs_dir", None, "runs")
     names = [path.name for path in run_folders(folder)]
@@ -49,14 +49,14 @@ def runs_and_caches(context: typer.Context, incomplete: str) -> list[str]:
 
 def heads(incomplete: str) -> list[str]:
     """How each kind of head is written."""
-    from featcache.heads import head_names
+    from featcache.heads.architectures import head_names
 
     return _starting(head_names(), incomplete)
 
 
 def recipes(incomplete: str) -> list[str]:
     """The notebook's experiments."""
-    from featcache.heads import recipe_names
+    from featcache.notebook.recipes import recipe_names
 
     return _starting(recipe_names(), incomplete)
 

@@ -16,8 +16,8 @@ from featcache.errors import UnknownName
 
 if TYPE_CHECKING:
     from featcache.backbones.listing import LayerRow
-    from featcache.heads.recipes import Recipe
     from featcache.images.sources.torchvision_sets import NamedSet
+    from featcache.notebook.recipes import Recipe
 
 _SECTION = "What there is"
 _SHOWN = "Which are listed"
@@ -94,7 +94,7 @@ def register(app: typer.Typer) -> None:
 
         `featcache reproduce` runs them; `featcache train-head --recipe NAME` takes the settings of one.
         """
-        from featcache.heads.recipes import recipe, recipe_names
+        from featcache.notebook.recipes import recipe, recipe_names
 
         known = [recipe(name) for name in recipe_names()]
         if common.json:

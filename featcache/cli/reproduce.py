@@ -21,9 +21,9 @@ from featcache.errors import InvalidOption
 if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.request import Request
-    from featcache.heads import EpochRecord
-    from featcache.heads.recipes import Recipe
-    from featcache.heads.reproduction import Reproduction
+    from featcache.heads.records import EpochRecord
+    from featcache.notebook.recipes import Recipe
+    from featcache.notebook.reproduction import Reproduction
 
 _WHAT = "Which experiments"
 _RUN = "How they run"
@@ -109,7 +109,7 @@ def register(app: typer.Typer) -> None:
         Features are extracted unless they are cached. A recipe agrees when its last epoch's accuracy on val, the
         mean over the seeds, is within 1.5 points of the notebook's.
         """
-        from featcache.heads.recipes import recipe, recipe_names
+        from featcache.notebook.recipes import recipe, recipe_names
 
         chosen = [recipe(name) for name in dict.fromkeys(recipes or recipe_names())]
         if options.as_written:
@@ -175,8 +175,8 @@ def _reproductions(
 def _reproduced(
     recipe: Recipe, cache: FeatureCache, options: ReproduceOptions, common: Common, terminal: Terminal
 ) -> Reproduction:
-    from featcache.heads import fit_head
-    from featcache.heads.reproduction import Reproduction, comparison_doubts
+    from featcache.notebook.reproduction import Reproduction, comparison_doubts
+    from featcache.runs.fit import fit_head
 
     def progress(epoch: EpochRecord) -> None:
         terminal.advance("training", epoch.epoch, epoch.max_epochs)
@@ -375,7 +375,7 @@ def _markdown(rows: Sequence[Reproduction]) -> str:
 
 
 def _publish(rows: Sequence[Reproduction], folder: Path) -> None:
-    from featcache.heads.run_files import json_bytes
+    from featcache.runs.files import json_bytes
 
     markdown, answer = _FILES
     publish({markdown: _markdown(rows).encode(), answer: json_bytes(_answer(rows))}, folder)

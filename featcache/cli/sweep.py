@@ -21,7 +21,7 @@ from featcache.extraction.request import StorageOptions
 from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
-    from featcache.heads import Sweep
+    from featcache.sweep.records import Sweep
 
 _CACHE = "On which cache"
 _SWEEP = "The sweep"
@@ -115,8 +115,8 @@ def register(app: typer.Typer) -> None:
         is kept beside the runs, as JSON, CSV and Markdown.
         """
         from featcache.extraction import matching
-        from featcache.heads.grid import parse_grid
-        from featcache.heads.sweeping import sweep
+        from featcache.sweep.grid import parse_grid
+        from featcache.sweep.sweeping import sweep
 
         grid, shots = parse_grid(which.grid or ()), _whole_numbers(which.shots)
         options = asdict(head)
@@ -158,7 +158,7 @@ def _whole_numbers(text: str | None) -> tuple[int, ...]:
 
 
 def _show(done: Sweep) -> None:
-    from featcache.heads.sweep_tables import MARKDOWN_FILE, table_of
+    from featcache.sweep.tables import MARKDOWN_FILE, table_of
 
     table = table_of(done)
     print_table(table.rows[:_MOST_SHOWN], header=table.header)

@@ -18,13 +18,14 @@ from featcache.cli.printing import human_seconds, print_json, print_line, print_
 from featcache.cli.terminal import Terminal
 from featcache.config import options_of
 from featcache.extraction.request import Request, StorageOptions
-from featcache.heads.views import DEFAULT_TRAIN_VIEWS, seen_views
 from featcache.images.options import ImageOptions
+from featcache.rows.views import DEFAULT_TRAIN_VIEWS, seen_views
 
 if TYPE_CHECKING:
     from featcache.extraction.matching import Found
-    from featcache.heads import EpochRecord, Run
-    from featcache.heads.recipes import Recipe
+    from featcache.heads.records import EpochRecord
+    from featcache.notebook.recipes import Recipe
+    from featcache.runs.run import Run
 
 _HEAD = "The head"
 _CACHE = "On which cache"
@@ -254,14 +255,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _trained(options: dict[str, Any], common: Common, running: dict[str, Any]) -> Run:
-    from featcache.heads import train_head
+    from featcache.runs.fit import train_head
 
     return train_head(**options, **running, runs_dir=common.runs_dir)
 
 
 def _resumed(run: str, context: typer.Context, common: Common, running: dict[str, Any]) -> Run:
     """Goes on with a training; a usage error where anything is said that was settled when it began."""
-    from featcache.heads import resume_head
+    from featcache.runs.resuming import resume_head
 
     said = _said(context, context.params) - {"resume", "feature_memory", *(field.name for field in fields(Common))}
     if said:
@@ -344,7 +345,7 @@ def find(cache: str | None, wanted: Wanted, recipe: Recipe | None = None) -> Fou
 
 
 def _recipe(name: str) -> Recipe:
-    from featcache.heads.recipes import recipe
+    from featcache.notebook.recipes import recipe
 
     return recipe(name)
 
@@ -352,7 +353,7 @@ def _recipe(name: str) -> Recipe:
 def _width(options: Mapping[str, Any]) -> int:
     """D of the features that a head with these options is trained on."""
     from featcache.cache.reader import FeatureCache
-    from featcache.heads.joining import choose_columns
+    from featcache.rows.joining import choose_columns
 
     with ExitStack() as opened:
         caches = [opened.enter_context(FeatureCache.open(path)) for path in (options["cache"], *options["beside"])]

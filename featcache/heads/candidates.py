@@ -92,7 +92,7 @@ def _record(number: int, candidate: Candidate, seconds: float) -> EpochRecord:
         max_epochs=candidate.of,
         train_loss=candidate.train_loss,
         val_loss=candidate.val.loss,
-        val_accuracy=candidate.val.accuracy,
+        val_score=candidate.val.accuracy,
         seconds=seconds,
         candidate=candidate.name,
     )

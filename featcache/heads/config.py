@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.architectures import Architecture, check_activation, parse_head
-from featcache.heads.views import DEFAULT_TRAIN_VIEWS, DRAW, TRAIN_VIEWS
+from featcache.rows.views import DEFAULT_TRAIN_VIEWS, DRAW, TRAIN_VIEWS
 
 LARGEST_SEED = 2**32 - 1
 # With fewer rows batch norm has nothing to take a deviation of.
@@ -46,7 +46,10 @@ class HeadConfig:
     without augmented views, which takes nothing else.
     `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
     that counted by more than `min_delta`.
-    `val_fraction`, `val_seed`: how val is cut from train where the set has no val split of its own.
+    `target`: what is learned: a target of the cache, or several of numbers. `group`: the target of groups whose images
+    stay on one side of every cut. `loss`: what is made small for numbers.
+    `val_fraction`, `val_seed`, `val_cut`: how val is cut from train where the set has no val split of its own:
+    `stratified`, with every class (or stretch of numbers) in its share, or `random`, the notebook's permutation.
     `seed`: initial weights, order and dropout. A head that is solved (logreg, ridge, centroid, knn) draws nothing.
 
     What belongs to training by steps (STEP_OPTIONS) has to be left as it is for a head that is solved.
@@ -78,6 +81,10 @@ class HeadConfig:
     val_fraction: float = 0.2
     val_seed: int = 42
     seed: int = 0
+    target: tuple[str, ...] = ("label",)
+    group: str | None = None
+    val_cut: str = "stratified"
+    loss: str = "mse"
 
     def __post_init__(self) -> None:
         architecture = parse_head(self.head)
@@ -151,6 +158,7 @@ class HeadConfig:
         """All fields as JSON values."""
         values = asdict(self)
         values["layers"] = None if self.layers is None else list(self.layers)
+        values["target"] = list(self.target)
         return values
 
     @classmethod
@@ -161,6 +169,8 @@ class HeadConfig:
             raise InvalidOption(f"unknown options of a head: {', '.join(sorted(unknown))}")
         layers = values.get("layers")
         known = {**values, "layers": tuple(layers) if isinstance(layers, list) else None}
+        if isinstance(values.get("target"), list):
+            known["target"] = tuple(values["target"])
         return cls(**known)
 
 
@@ -205,6 +215,8 @@ _NAMES: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "cosine", "plateau"),
     "class_weights": ("none", "balanced"),
+    "val_cut": ("stratified", "random"),
+    "loss": ("mse", "l1", "huber"),
 }
 
 

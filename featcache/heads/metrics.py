@@ -16,8 +16,8 @@ from torchmetrics.functional.classification import (
     multiclass_stat_scores,
 )
 
-from featcache.heads.batches import Epochs
 from featcache.heads.records import Metrics, Score
+from featcache.rows.batches import Epochs
 
 CALIBRATION_BINS = 15
 BOOTSTRAP_DRAWS = 10_000
@@ -38,7 +38,7 @@ class Outcome:
         )
         # From the counts (right, ..., all), because torchmetrics' accuracy is a float32.
         right, everything = int(counts[0]), int(counts[-1])
-        return Score(accuracy=right / everything, loss=float(F.cross_entropy(self.logits, self.labels)))
+        return Score(value=right / everything, loss=float(F.cross_entropy(self.logits, self.labels)))
 
 
 def evaluate(head: nn.Module, batches: Epochs) -> Outcome:

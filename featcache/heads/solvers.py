@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from featcache.errors import HeadError
 from featcache.heads.architectures import HeadShape
-from featcache.heads.batches import Batches, FeatureRows, StreamedBatches, load_rows
 from featcache.heads.calibration import vote_smoothing
 from featcache.heads.candidates import Candidate, Choice, choose
 from featcache.heads.linear_solvers import LINEAR_SOLVERS, LinearProblem
 from featcache.heads.metrics import Outcome
 from featcache.heads.neighbours import Neighbours, Vote, count_votes
-from featcache.heads.placement import free_bytes
 from featcache.heads.records import Progress
 from featcache.heads.stopping import Interruption
+from featcache.rows.batches import Batches, FeatureRows, StreamedBatches, load_rows
+from featcache.rows.devices import free_bytes
 
 NEIGHBOUR_COUNTS = (1, 3, 5, 10, 20, 50, 100)
 _CPU = torch.device("cpu")
@@ -97,7 +97,7 @@ def _neighbours(train: FeatureRows, stored: list[Tensor], classes: int, cosine: 
     )
     state = {
         "features": features,
-        "labels": torch.from_numpy(train.labels),
+        "labels": torch.from_numpy(train.targets),
         "scale": scale,
         "offset": offset,
         "centre": torch.zeros_like(scale),
@@ -131,9 +131,9 @@ def _linear_problem(kind: str, train: FeatureRows, val: FeatureRows, classes: in
     _require_room(kind, size + 3 * 8 * side**2, _CPU)
     return LinearProblem(
         train=_values(train),
-        train_labels=torch.from_numpy(train.labels),
+        train_labels=torch.from_numpy(train.targets),
         val=_values(val),
-        val_labels=torch.from_numpy(val.labels),
+        val_labels=torch.from_numpy(val.targets),
         classes=classes,
     )
 

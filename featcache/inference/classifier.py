@@ -27,10 +27,10 @@ from featcache.extraction.execution import Execution
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Failure, Gathered, Pipeline
 from featcache.extraction.rebuild import rebuilt, require_same
-from featcache.heads.records import FeatureLayer, FeatureOrigin
-from featcache.heads.runs import Run
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource
+from featcache.rows.origins import FeatureLayer, FeatureOrigin
+from featcache.runs.run import Run
 
 # Images that are read, computed and answered for together: it bounds what is in memory.
 CHUNK = 256

@@ -23,14 +23,14 @@ from featcache.errors import ExportError, InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
 from featcache.files import file_aside
-from featcache.heads.runs import Run
-from featcache.heads.shelf import find_run
 from featcache.images import ArraySource, decode
 from featcache.inference.classifier import Classifier, Weights, spec_of
 from featcache.inference.formats import NETWORK_FORMATS, Ask, NetworkFormat
 from featcache.inference.network import WholeNetwork
 from featcache.inference.pictures import Images, opened
 from featcache.inference.witnesses import cached_images
+from featcache.runs.catalog import find_run
+from featcache.runs.run import Run
 
 TOLERANCE = 1e-3
 _BATCH = 8

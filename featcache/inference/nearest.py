@@ -14,13 +14,13 @@ from torch.nn import functional as F
 from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound
-from featcache.heads.batches import StreamedBatches
-from featcache.heads.cuts import SplitRows
-from featcache.heads.joining import CacheLayers, joined_rows
-from featcache.heads.records import FeatureOrigin
-from featcache.heads.runs import Run
 from featcache.inference.classifier import spec_of
 from featcache.inference.records import NearImage
+from featcache.rows.batches import StreamedBatches
+from featcache.rows.cuts import SplitRows
+from featcache.rows.joining import CacheLayers, joined_rows
+from featcache.rows.origins import FeatureOrigin
+from featcache.runs.run import Run
 
 
 class NearestImages:
@@ -35,7 +35,7 @@ class NearestImages:
             caches = [opened.enter_context(_opened(origin, data_dir)) for origin in origins]
             self._classes, self._split = caches[0].classes, caches[0]["train"]
             # A copy: torch warns of arrays that must not be written to.
-            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), labels=self._split.labels.copy())
+            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), targets=self._split.labels.copy())
             columns = [
                 CacheLayers(cache=cache, layers=tuple(layer.name for layer in origin.layers))
                 for cache, origin in zip(caches, origins, strict=True)

@@ -20,13 +20,13 @@ from featcache.backbones.network import Network
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
-from featcache.heads.runs import Run
-from featcache.heads.shelf import find_run
 from featcache.images.samples import Sample
 from featcache.inference.classifier import Answers, Classifier, Weights
 from featcache.inference.nearest import NearestImages
 from featcache.inference.pictures import Images, opened
 from featcache.inference.records import Guess, ImagePrediction, Predicted, Unread
+from featcache.runs.catalog import find_run
+from featcache.runs.run import Run
 
 
 def predict(

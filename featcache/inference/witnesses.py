@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheError, ExportError, FeatcacheError
-from featcache.heads.records import FeatureOrigin
-from featcache.heads.runs import Run
 from featcache.images import ImageSource, decode, open_images, select
+from featcache.rows.origins import FeatureOrigin
+from featcache.runs.run import Run
 
 _HINT = "name some: --verify-images, a folder, an archive or a file"
 

@@ -19,8 +19,8 @@ from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.errors import CacheError, CacheNotFound
-from featcache.heads.runs import Run
 from featcache.report.subjects import Subject
+from featcache.runs.run import Run
 
 MOST_IMAGES = 10_000
 """Images on a page, all albums together."""

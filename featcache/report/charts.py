@@ -52,7 +52,7 @@ def accuracies(subjects: Sequence[Subject]) -> Chart:
 def accuracy_by_epoch(subjects: Sequence[Subject]) -> Chart:
     """Val accuracy of each run, epoch by epoch; of trained heads alone, for solved ones have no epochs."""
     rows = [
-        {"run": one.name, "epoch": record.epoch, "val accuracy": record.val_accuracy}
+        {"run": one.name, "epoch": record.epoch, "val accuracy": record.val_score}
         for one in subjects
         for record in one.history
     ]
@@ -97,7 +97,7 @@ def learning_curve(subject: Subject) -> Chart:
 def candidates(subject: Subject) -> Chart:
     """Val accuracy of each candidate of a head that is solved, in the order in which they were tried."""
     rows = [
-        {"candidate": record.candidate or str(record.epoch), "val accuracy": record.val_accuracy}
+        {"candidate": record.candidate or str(record.epoch), "val accuracy": record.val_score}
         for record in subject.history
     ]
     drawn = (

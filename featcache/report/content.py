@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.heads.comparison import compare_runs
 from featcache.report.albums import Album
 from featcache.report.audited import Audited
 from featcache.report.charts import LARGEST_MATRIX
@@ -19,6 +18,7 @@ from featcache.report.page import per_cent
 from featcache.report.plane import UNITS, Plane
 from featcache.report.subjects import Subject
 from featcache.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails
+from featcache.runs.comparison import compare_runs
 
 MOST_CONFUSIONS = 60
 Values = dict[str, Any]

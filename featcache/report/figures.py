@@ -75,9 +75,7 @@ def _by_epoch(subjects: Sequence[Subject]) -> Figure:
         title="Val accuracy by epoch",
         described="Val accuracy of each run, epoch by epoch.",
         columns=("run", "epoch", "val accuracy"),
-        rows=[
-            [one.name, str(record.epoch), per_cent(record.val_accuracy)] for one in subjects for record in one.history
-        ],
+        rows=[[one.name, str(record.epoch), per_cent(record.val_score)] for one in subjects for record in one.history],
     )
 
 
@@ -108,7 +106,7 @@ def _candidates(subject: Subject) -> Figure:
 
 def _history_rows(history: Sequence[EpochRecord], name: Callable[[EpochRecord], str]) -> Table:
     return [
-        [name(record), _loss(record.train_loss), _loss(record.val_loss), per_cent(record.val_accuracy)]
+        [name(record), _loss(record.train_loss), _loss(record.val_loss), per_cent(record.val_score)]
         for record in history
     ]
 

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
-from featcache.heads.run_files import WEIGHTS_FILE
-from featcache.heads.runs import Run
-from featcache.heads.shelf import find_run, run_folders
+from featcache.runs.catalog import find_run, run_folders
+from featcache.runs.files import WEIGHTS_FILE
+from featcache.runs.run import Run
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,6 @@ import numpy as np
 
 from featcache.errors import CacheUnwritable, ReportError
 from featcache.files import publish_bytes
-from featcache.heads.runs import Run
 from featcache.report import content, figures, prints
 from featcache.report.albums import Album, Rows, albums_of, cache_of, worst_mistakes
 from featcache.report.audited import audited
@@ -22,6 +21,7 @@ from featcache.report.page import per_cent, rendered
 from featcache.report.plane import METHOD_NAMES, Plane, plane_of
 from featcache.report.subjects import Subject, read_subjects
 from featcache.report.thumbnails import Progress, no_thumbnails, packed, pictures_of
+from featcache.runs.run import Run
 
 if TYPE_CHECKING:
     from featcache.analysis import Audit

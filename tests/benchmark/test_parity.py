@@ -38,7 +38,7 @@ from featcache.extraction.forward import ForwardPass
 from featcache.extraction.images import select_samples
 from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.resolve import resolve
-from featcache.heads.fit import fit_head
+from featcache.runs.fit import fit_head
 
 # Small images, but with several positions left to pool.
 SIZES = {"resnet18": 64, "vgg16": 64, "inception_v3": 107}
@@ -82,7 +82,7 @@ def test_cached_losses_are_those_of_end_to_end_training(case: Case, from_cache: 
     trained = end_to_end(case, data_dir)
     assert len(trained.step_losses) == 9
     assert apart(trained, from_cache) <= TOLERANCE
-    assert [e.val_accuracy for e in trained.history] == [e.val_accuracy for e in from_cache.history]
+    assert [e.val_score for e in trained.history] == [e.val_score for e in from_cache.history]
     assert np.allclose([e.val_loss for e in trained.history], [e.val_loss for e in from_cache.history], atol=TOLERANCE)
     # They learn: equal losses of heads that stand still would say nothing.
     assert trained.history[-1].train_loss < trained.history[0].train_loss - 0.05
@@ -122,7 +122,7 @@ def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Pat
     with FeatureCache.open(path) as cache:
         run = fit_head(cache, CONFIG, runs_dir=tmp_path, device="cpu")
         again = train(cached_parts(cache, CONFIG, CPU), CONFIG)
-    for name in ("train_loss", "val_loss", "val_accuracy"):
+    for name in ("train_loss", "val_loss", "val_score"):
         assert [getattr(e, name) for e in run.history()] == [getattr(e, name) for e in recorded.history]
     assert run.training.val == recorded.val.score()
     assert again.step_losses.tolist() == recorded.step_losses.tolist()

@@ -8,7 +8,7 @@ from pathlib import Path
 from command_line import child, featcache
 
 from featcache.cache.reader import FeatureCache
-from featcache.heads.runs import Run
+from featcache.runs.run import Run
 
 SET = ("--dataset", "digits", "--backbone", "pixels")
 

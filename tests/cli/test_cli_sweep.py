@@ -88,7 +88,7 @@ def test_ctrl_c_tells_what_there_is_and_ends_with_130(cache: Path, monkeypatch: 
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Terminal, "advance", interrupt)
-    monkeypatch.setattr("featcache.heads.together.TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr("featcache.training.together.TOLD_EVERY_S", 0.0)
     words = ("--head", "linear", *GRID, "--max-epochs", "60", "--patience", "60")
     said = answer("sweep", *words, expect=130)
     assert said["interrupted"] is True and said["run"] is not None

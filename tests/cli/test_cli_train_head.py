@@ -12,9 +12,8 @@ import pytest
 from command_line import CLASSES, PIXELS, answer, complaint, featcache
 
 from featcache.cli.terminal import Terminal
-from featcache.heads import Run
-from featcache.heads.checkpoints import State, Unfinished
-from featcache.heads.runs import used_caches
+from featcache.runs.run import Run, used_caches
+from featcache.training.checkpoints import State, Unfinished
 
 QUICK = ("--head", "linear", "--max-epochs", "2")
 
@@ -227,7 +226,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
             raise CutOffError
 
     with monkeypatch.context() as patch, pytest.raises(CutOffError):
-        patch.setattr("featcache.heads.checkpoints.Unfinished.epoch_ended", _at_once(Unfinished.epoch_ended))
+        patch.setattr("featcache.training.checkpoints.Unfinished.epoch_ended", _at_once(Unfinished.epoch_ended))
         patch.setattr(Terminal, "advance", cut)
         featcache("train-head", *words)
 

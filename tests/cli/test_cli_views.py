@@ -15,7 +15,7 @@ from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
 from featcache.cache.targets import label_column
 from featcache.cache.writer import write_packed
-from featcache.heads.views import DEFAULT_TRAIN_VIEWS
+from featcache.rows.views import DEFAULT_TRAIN_VIEWS
 
 ALL_SEEN = "all of them in every epoch"
 DRAWN = "one of them drawn for each image in every epoch"

@@ -24,9 +24,12 @@ from sklearn.metrics import (
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
-from featcache.heads import Predictions, Run, compare_predictions, compare_runs, metrics, train_head
-from featcache.heads.comparison import mcnemar
+from featcache.heads import metrics
 from featcache.heads.metrics import Outcome, accuracy_interval, measure
+from featcache.heads.records import Predictions
+from featcache.runs.comparison import compare_predictions, compare_runs, mcnemar
+from featcache.runs.fit import train_head
+from featcache.runs.run import Run
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,16 @@ from sklearn.preprocessing import StandardScaler
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError, InvalidOption
-from featcache.heads import EpochRecord, HeadConfig, Run, fit_head, linear_solvers, neighbours, solvers, train_head
+from featcache.heads import linear_solvers, neighbours, solvers
 from featcache.heads.calibration import lowest, sharpness
 from featcache.heads.candidates import Candidate
-from featcache.heads.cuts import cut_cache
+from featcache.heads.config import HeadConfig
 from featcache.heads.linear_solvers import ridge_path
-from featcache.heads.records import Progress
+from featcache.heads.records import EpochRecord, Progress
 from featcache.heads.standardisation import Standardisation
+from featcache.rows.cuts import cut_cache
+from featcache.runs.fit import fit_head, train_head
+from featcache.runs.run import Run
 
 SOLVED = ("logreg", "ridge", "centroid", "knn")
 Part = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -66,7 +69,7 @@ def arrays(cache: FeatureCache) -> Mapping[str, Part]:
     assert cut.test is not None
     parts = {"train": cut.train, "val": cut.val, "test": cut.test}
     return {
-        name: (cache[part.source].layer(LAYER).gather(part.rows).astype(np.float32), part.labels)
+        name: (cache[part.source].layer(LAYER).gather(part.rows).astype(np.float32), part.targets)
         for name, part in parts.items()
     }
 
@@ -146,7 +149,7 @@ def test_knn_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.
     for record in run.history():
         k, metric = record.candidate.removeprefix("k=").split()
         model = KNeighborsClassifier(n_neighbors=int(k), metric=metric).fit(*parts["train"])
-        assert record.val_accuracy == pytest.approx(model.score(*parts["val"]), abs=0.0036), record.candidate
+        assert record.val_score == pytest.approx(model.score(*parts["val"]), abs=0.0036), record.candidate
         if record.candidate == chosen(run):
             assert (said(run, "test") == model.predict(parts["test"][0])).mean() > 0.997
 
@@ -209,7 +212,7 @@ def test_history_names_the_candidates(digits: FeatureCache, tmp_path: Path) -> N
     with (run.folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["candidate"] for row in rows][:2] == ["alpha=1e+07", "alpha=1e+06"]
-    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
+    best = max(rows, key=lambda row: (float(row["val_score"]), -float(row["val_loss"])))
     assert best["candidate"] == chosen(run)
     assert any(chosen(run) in note and "of 10 candidates" in note for note in run.training.notes)
     assert run.training.last == run.training.val

@@ -12,13 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.cache.reader import FeatureCache
-from featcache.heads import Run, fit_head, sweep, train_head
 from featcache.heads import standardisation as standardisation_module
-from featcache.heads.batches import FeatureRows, ResidentBatches, StreamedBatches
 from featcache.heads.config import HeadConfig
-from featcache.heads.cuts import cut_cache
-from featcache.heads.fitting import standardisation
 from featcache.heads.standardisation import EXACT_ROWS, SAMPLED_ROWS, sampled_rows, standardising_notes
+from featcache.rows.batches import FeatureRows, ResidentBatches, StreamedBatches
+from featcache.rows.cuts import cut_cache
+from featcache.runs.fit import fit_head, train_head
+from featcache.runs.run import Run
+from featcache.sweep.sweeping import sweep
+from featcache.training.fitting import standardisation
 
 CPU = torch.device("cpu")
 

@@ -17,12 +17,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "backbones": set(),
     "cache": set(),
     "extraction": {"images", "backbones", "cache"},
-    "heads": {"cache"},
-    "inference": {"images", "backbones", "cache", "extraction", "heads"},
+    "rows": {"cache"},
+    "heads": {"cache", "rows"},
+    "training": {"cache", "rows", "heads"},
+    "runs": {"cache", "rows", "heads", "training"},
+    "sweep": {"cache", "rows", "heads", "training", "runs"},
+    "notebook": {"heads", "runs"},
+    "inference": {"images", "backbones", "cache", "extraction", "rows", "heads", "runs"},
     "analysis": {"images", "cache", "heads"},
-    "benchmark": {"images", "backbones", "cache", "extraction", "heads", "inference", "analysis"},
+    "benchmark": {
+        *("images", "backbones", "cache", "extraction"),
+        *("rows", "heads", "training", "runs", "sweep", "inference", "analysis"),
+    },
     # Results only: a page is made anew where neither weights nor an accelerator are.
-    "report": {"images", "cache", "heads", "analysis"},
+    "report": {"images", "cache", "heads", "runs", "analysis"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules beside the packages that every package may import.
@@ -36,7 +44,7 @@ DOORS: dict[str, set[str]] = {
 }
 # What may ask for a public name of the package, when it is called and not before: `Run.report`, for notebooks. The
 # name is found then (PEP 562), so heads neither load the report nor know it.
-ASKS_THE_DOOR = {"featcache.heads.runs"}
+ASKS_THE_DOOR = {"featcache.runs.run"}
 TORCH = {"torch", "torchvision", "pytorch_lightning", "lightning", "torchmetrics"}
 
 

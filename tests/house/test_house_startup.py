@@ -42,7 +42,7 @@ def command(*words: str) -> str:
     [
         "import featcache",
         "import featcache.cli.app",
-        "import featcache.images, featcache.heads, featcache.backbones, featcache.extraction",
+        "import featcache.images, featcache.backbones, featcache.extraction, featcache.rows, featcache.heads",
         command("--help"),
         command("extract", "--help"),
         command("train-head", "--help"),

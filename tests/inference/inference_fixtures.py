@@ -8,7 +8,7 @@ import pytest
 import torch
 from trained import House, write_pictures
 
-from featcache.heads.runs import Run
+from featcache.runs.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -15,8 +15,8 @@ from PIL import Image
 from trained import CLASSES, House
 
 from featcache.errors import ExportError, ImageError, InvalidOption, MissingExtra, UnknownName, WeightsError
-from featcache.heads.runs import Run
 from featcache.inference import export_run, exporting, formats, predict
+from featcache.runs.run import Run
 
 
 def export(house: House, run: Run, path: Path, format: str = "onnx", **options: object) -> exporting.ExportedRun:

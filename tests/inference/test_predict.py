@@ -27,9 +27,9 @@ from featcache.errors import (
     WeightsError,
 )
 from featcache.extraction.run import Execution
-from featcache.heads.runs import Run
 from featcache.inference import Classifier, Predicted, predict
 from featcache.inference.pictures import opened
+from featcache.runs.run import Run
 
 
 def said(house: House, run: Run, **options: object) -> Predicted:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from featcache.api import extract
-from featcache.heads import train_head
-from featcache.heads.runs import Run
+from featcache.runs.fit import train_head
+from featcache.runs.run import Run
 
 CLASSES = ("cat", "dog", "eel")
 SIDE = 40

@@ -11,7 +11,7 @@ import pytest
 import torch
 from report_house import House
 
-from featcache.heads.runs import Run
+from featcache.runs.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -13,9 +13,9 @@ from PIL import Image
 
 from featcache.api import extract
 from featcache.cache.reader import FeatureCache
-from featcache.heads import train_head
-from featcache.heads.runs import Run
 from featcache.report import WrittenReport, write_report
+from featcache.runs.fit import train_head
+from featcache.runs.run import Run
 
 # What strangers may call a class.
 CLASSES = ("<img src=x onerror=alert(1)>", 'dog & "eel"', "emu")

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from report_house import CLASSES, House, data_of
 
-from featcache.heads.runs import Run
+from featcache.runs.run import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

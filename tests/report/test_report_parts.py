@@ -13,10 +13,10 @@ from PIL import Image
 from report_house import House
 
 from featcache.heads.records import Predictions
-from featcache.heads.runs import Run
 from featcache.report.page import json_for_page
 from featcache.report.reliability import calibration_error, reliability, tempered
 from featcache.report.thumbnails import COLUMNS, PER_SHEET, packed
+from featcache.runs.run import Run
 
 
 def predictions(seed: int, rows: int, classes: int) -> Predictions:

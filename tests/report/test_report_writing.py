@@ -23,10 +23,10 @@ from featcache import files
 from featcache.analysis import Audit, Finding, Section
 from featcache.errors import HeadError, ReportError, UnknownName
 from featcache.heads.records import Predictions
-from featcache.heads.run_files import predictions_bytes
-from featcache.heads.runs import Run
 from featcache.images import ArraySource, Sample
 from featcache.report import albums, write_report, writing
+from featcache.runs.files import predictions_bytes
+from featcache.runs.run import Run
 
 
 def text_of(page: Path) -> str:

@@ -1,0 +1,1 @@
+"""notebook: the notebook's nine experiments, and whether they come out alike."""

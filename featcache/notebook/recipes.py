@@ -1,0 +1,163 @@
+"""The notebook's nine experiments on CIFAR-10, as recipes: a named experiment is a record, not a script.
+
+A recipe says how features are made in plain fields, for heads know nothing of extraction; whoever has both rooms
+puts them together. `notebook` is what the original printed. It tested its last epoch, on the images that
+featcache calls val: 10,000 of the 50,000 train images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+from featcache.errors import InvalidOption, UnknownName
+from featcache.heads.config import HeadConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSettings:
+    """What an image becomes before the backbone sees it: a square of `image_size` pixels a side, scaled.
+
+    `normalize`: "weights" (their own mean and std) or "half" ((x-0.5)/0.5). None stands for the weights' own size.
+    """
+
+    image_size: int | None = None
+    normalize: Literal["weights", "half"] = "weights"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotebookResult:
+    """What the notebook says of an experiment; None where it says nothing.
+
+    `accuracy`: a fraction from 0 to 1; `loss`: mean cross-entropy; both of the last epoch, on val.
+    `minutes`: at least that long, the backbone computed anew in every epoch.
+    """
+
+    accuracy: float
+    loss: float
+    epochs: int | None = None
+    minutes: float | None = None
+    remark: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A named experiment: the last features of `backbone`, a head and its settings, and what the notebook got.
+
+    `input` is what the weights were trained for; `written` what the notebook did instead, where that differs.
+    `weights`: the backbone's weights as a cache records their source; None where it has none.
+    `feature_dim`: width D of the head's input.
+    """
+
+    name: str
+    backbone: str
+    input: InputSettings
+    feature_dim: int
+    head: HeadConfig
+    notebook: NotebookResult
+    weights: str | None = None
+    written: InputSettings | None = None
+
+    def as_written(self) -> Recipe:
+        """The same experiment with the notebook's own image size and normalisation."""
+        return self if self.written is None else replace(self, input=self.written)
+
+    def require_backbone(self, backbone: str) -> None:
+        """Raise InvalidOption unless features of `backbone` are what this recipe is made for."""
+        if backbone != self.backbone:
+            raise InvalidOption(
+                f"expected features of {self.backbone} for the recipe {self.name}, got those of {backbone}",
+                hint="another --recipe, or a cache of that backbone",
+            )
+
+    def width_doubt(self, feature_dim: int) -> str | None:
+        """What to know before training on features of this width D; None where it is the recipe's own."""
+        if feature_dim == self.feature_dim:
+            return None
+        size = "" if self.input.image_size is None else f" --image-size {self.input.image_size}"
+        return (
+            f"the recipe {self.name} is made for {self.feature_dim:,} features, got {feature_dim:,}: its settings are "
+            "used all the same, but the notebook's numbers are of another head; "
+            f"`featcache extract --backbone {self.backbone}{size}` makes the features it is made for"
+        )
+
+    def head_options(self) -> dict[str, Any]:
+        """The head's settings by name; the seed and the layers are no part of a recipe."""
+        options = asdict(self.head)
+        del options["seed"], options["layers"]
+        return options
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields as JSON values."""
+        return asdict(self) | {"head": self.head_options()}
+
+
+def recipe(name: str) -> Recipe:
+    """The recipe called `name`. Raises UnknownName, which offers the nearest."""
+    try:
+        return _RECIPES[name]
+    except KeyError:
+        raise UnknownName("recipe", name, _RECIPES, listed_by="featcache recipes") from None
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The names of all recipes, in the notebook's order."""
+    return tuple(_RECIPES)
+
+
+def _mlp(name: str, notebook: NotebookResult, *, hidden: str = "64,16", **settings: Any) -> Recipe:
+    """One of the perceptrons on raw pixels."""
+    return Recipe(
+        name=name,
+        backbone="pixels",
+        input=InputSettings(image_size=32, normalize="half"),
+        feature_dim=3 * 32 * 32,
+        head=HeadConfig(head=f"mlp:{hidden}", standardize=False, val_cut="random", **settings),
+        notebook=notebook,
+    )
+
+
+# The notebook gives no batch size for the two networks: that of its perceptrons stands in.
+_NETWORK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu", standardize=False, val_cut="random")
+
+_RECIPES: Mapping[str, Recipe] = {
+    one.name: one
+    for one in (
+        _mlp("mlp", NotebookResult(accuracy=0.5021, loss=1.4608, epochs=13)),
+        _mlp("mlp-l1", NotebookResult(accuracy=0.4976, loss=1.4784), l1=1e-5),
+        # How much weight decay is not written in the notebook.
+        _mlp("mlp-l2", NotebookResult(accuracy=0.4950, loss=1.5035, epochs=14), weight_decay=1e-4),
+        _mlp("mlp-leaky", NotebookResult(accuracy=0.5092, loss=1.4292, epochs=11), activation="leaky_relu"),
+        _mlp("mlp-dropout", NotebookResult(accuracy=0.4190, loss=1.6188, epochs=39), dropout=0.5),
+        _mlp("mlp-wide", NotebookResult(accuracy=0.5278, loss=1.4579, epochs=9), hidden="256,64"),
+        _mlp(
+            "mlp-best",
+            NotebookResult(accuracy=0.5250, loss=1.5264, epochs=11),
+            hidden="256,64",
+            activation="leaky_relu",
+        ),
+        Recipe(
+            name="vgg16",
+            backbone="vgg16",
+            input=InputSettings(),
+            feature_dim=512 * 7 * 7,
+            head=_NETWORK_HEAD,
+            notebook=NotebookResult(accuracy=0.8548, loss=0.7108, epochs=6, minutes=35),
+            weights="torchvision:VGG16_Weights.IMAGENET1K_V1",
+            written=InputSettings(image_size=244, normalize="half"),
+        ),
+        Recipe(
+            name="inception_v3",
+            backbone="inception_v3",
+            input=InputSettings(),
+            feature_dim=2048,
+            head=_NETWORK_HEAD,
+            notebook=NotebookResult(
+                accuracy=0.7819, loss=0.6332, epochs=22, minutes=60, remark="over an hour, stopped by hand"
+            ),
+            weights="torchvision:Inception_V3_Weights.IMAGENET1K_V1",
+            written=InputSettings(image_size=299, normalize="half"),
+        ),
+    )
+}

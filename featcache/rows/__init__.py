@@ -1,0 +1,1 @@
+"""rows: which rows of a cache, as batches: cuts, folds, draws, caches side by side."""

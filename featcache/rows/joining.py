@@ -1,0 +1,148 @@
+"""Several caches of the same images, side by side: what two backbones say of an image becomes one row.
+
+    columns = (CacheLayers(cache=vgg, layers=("avgpool",)), CacheLayers(cache=inception, layers=("avgpool",)))
+    rows = joined_rows(columns, cut.train)
+
+The first cache says which rows there are. A row of another one belongs to it if it shows the same image: the same
+sample id in the same split, the same digest of the image's bytes, the same label. Nothing is matched by position.
+View k of one cache stands beside view k of the others, so all of them have the same views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.reader import CachedSplit, FeatureCache
+from featcache.errors import HeadError, UnknownName
+from featcache.rows.batches import Column, FeatureRows, choose_layers
+from featcache.rows.cuts import Rows, SplitRows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CacheLayers:
+    """A cache, and which of its layers are read."""
+
+    cache: FeatureCache
+    layers: tuple[str, ...]
+
+
+def choose_columns(caches: Sequence[FeatureCache], asked: tuple[str, ...] | None) -> tuple[CacheLayers, ...]:
+    """The layers to read of each cache: those asked for that it has, else its only one.
+
+    A layer is asked for by its name, which means that of every cache that has one, or as `backbone/layer`.
+    Raises UnknownName for a layer that no cache has, InvalidOption where a cache has several and none was named.
+    """
+    if len(caches) == 1:
+        return (CacheLayers(cache=caches[0], layers=choose_layers(caches[0], asked)),)
+    known = {name: None for cache in caches for layer in cache.layers for name in _names(cache, layer)}
+    for name in asked or ():
+        if name not in known:
+            raise UnknownName("layer", name, known)
+    return tuple(CacheLayers(cache=cache, layers=choose_layers(cache, _asked_of(cache, asked))) for cache in caches)
+
+
+def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows, views: int = 1) -> FeatureRows:
+    """The rows `chosen` in the first cache, in so many views, with the layers of all caches side by side.
+
+    Raises HeadError naming the images that another cache lacks, or has with another content or label.
+    """
+    first = columns[0].cache
+    return FeatureRows(
+        chosen=chosen,
+        columns=tuple(
+            Column(array=split.layer(layer), rows=rows)
+            for column in columns
+            for split, rows in [_matched(first, column.cache, chosen)]
+            for layer in column.layers
+        ),
+        split=first[chosen.source],
+        views=views,
+    )
+
+
+def require_same_images(caches: Sequence[FeatureCache]) -> None:
+    """Raise HeadError unless the caches could be of the same images: classes and views must agree."""
+    first = caches[0]
+    for other in caches[1:]:
+        for what, this, that in (
+            ("classes", first.classes, other.classes),
+            ("views per image", first.spec.views, other.spec.views),
+            ("seed of the views", first.spec.view_seed, other.spec.view_seed),
+        ):
+            if this != that:
+                raise HeadError(
+                    f"{first.name} and {other.name} differ in {what}: {_short(this)} and {_short(that)}",
+                    hint="caches that are put side by side are extracted from the same images, with the same --views",
+                )
+
+
+def _names(cache: FeatureCache, layer: str) -> tuple[str, str]:
+    return layer, f"{cache.spec.backbone}/{layer}"
+
+
+def _asked_of(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    there = {name: layer for layer in cache.layers for name in _names(cache, layer)}
+    return tuple(dict.fromkeys(there[name] for name in asked or () if name in there)) or None
+
+
+def _matched(first: FeatureCache, other: FeatureCache, chosen: SplitRows) -> tuple[CachedSplit, Rows]:
+    """The split of `other` that shows the same images, and its rows in the order of `chosen`."""
+    if other is first:
+        return first[chosen.source], chosen.rows
+    if chosen.source not in other:
+        raise _different(first, other, f"{other.name} has no {chosen.source} split")
+    here, there = first[chosen.source], other[chosen.source]
+    found = _positions(first, other, here, there, chosen.rows)
+    _require_equal(first, other, here, chosen.rows, found, "image bytes", here.digests, there.digests)
+    _require_equal(first, other, here, chosen.rows, found, "labels", here.labels, there.labels)
+    return there, found
+
+
+def _positions(first: FeatureCache, other: FeatureCache, here: CachedSplit, there: CachedSplit, rows: Rows) -> Rows:
+    """Where the images of some rows of `here` stand in `there`, by sample id: int64 (n,)."""
+    place = {sample: number for number, sample in enumerate(there.ids)}
+    wanted = here.ids_at(rows)
+    missing = [sample for sample in wanted if sample not in place]
+    if missing:
+        raise _different(
+            first, other, f"{len(missing)} {here.name} images are missing in {other.name}: {_listed(missing)}"
+        )
+    return np.array([place[sample] for sample in wanted], np.int64)
+
+
+def _require_equal(
+    first: FeatureCache,
+    other: FeatureCache,
+    split: CachedSplit,
+    rows: Rows,
+    other_rows: Rows,
+    what: str,
+    here: NDArray[np.generic],
+    there: NDArray[np.generic],
+) -> None:
+    same = here[rows] == there[other_rows]
+    wrong = np.flatnonzero(~(same if same.ndim == 1 else same.all(axis=1)))
+    if len(wrong):
+        names = split.ids_at(rows[wrong])
+        raise _different(
+            first, other, f"{len(names)} {split.name} images have other {what} in {other.name}: {_listed(names)}"
+        )
+
+
+def _different(first: FeatureCache, other: FeatureCache, what: str) -> HeadError:
+    return HeadError(
+        f"{first.name} and {other.name} are not of the same images: {what}",
+        hint="extract both from the same images: the same --dataset, --limit and --select-seed",
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _short(value: object) -> str:
+    return _listed(value) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""sweep: many heads over the same rows: grid, trials, results."""

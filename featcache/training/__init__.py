@@ -1,0 +1,1 @@
+"""training: heads trained by steps, their checkpoints, their standardisation."""

@@ -1,0 +1,39 @@
+"""The file of a checkpoint, as far as it is read without torch: its name, and what its metadata say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from featcache.errors import HeadError
+
+CHECKPOINT_FILE = "checkpoint.safetensors"
+CHECKPOINT_FORMAT = 1
+# Of the folder of a training that has not ended.
+UNFINISHED_SUFFIX = ".unfinished"
+_CHECKPOINT_KEY = "featcache"
+
+
+def checkpoint_metadata(about: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
+    """What a checkpoint says beside its tensors (training/checkpoints.py), as the metadata of a safetensors file."""
+    told = {"format": CHECKPOINT_FORMAT, "about": dict(about), "progress": dict(progress)}
+    return {_CHECKPOINT_KEY: json.dumps(told, allow_nan=False)}
+
+
+def read_checkpoint_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """`about` and `progress` of a checkpoint; no tensor is read. Raises HeadError if there is none, or another file."""
+    try:
+        with safe_open(path, framework="np") as file:
+            told = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])
+        if told["format"] == CHECKPOINT_FORMAT:
+            return told["about"], told["progress"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise HeadError(f"{path} is no checkpoint of a training: {error}", hint="train again") from error
+    raise HeadError(
+        f"expected a checkpoint of format {CHECKPOINT_FORMAT} in {path}, got {told['format']!r}",
+        hint="a newer featcache wrote it: upgrade, or train again",
+    )

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from featcache.errors import InvalidOption, UnknownName
+from featcache.heads.config import HeadConfig
+from featcache.heads.records import Score
+from featcache.notebook.recipes import InputSettings, recipe, recipe_names
+from featcache.notebook.reproduction import Reproduction, agreement, comparison_doubts
+from featcache.runs.records import Training
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# Backbone, image size, normalisation, D.
+PIXELS = ("pixels", 32, "half", 3072)
+VGG16 = ("vgg16", None, "weights", 25088)
+INCEPTION = ("inception_v3", None, "weights", 2048)
+
+
+def head(hidden: str, activation: str = "relu", **penalties: float) -> HeadConfig:
+    return HeadConfig(
+        head=f"mlp:{hidden}",
+        standardize=False,
+        activation=activation,
+        lr=1e-3,
+        head_batch_size=64,
+        max_epochs=50,
+        patience=5,
+        min_delta=0.001,
+        val_fraction=0.2,
+        val_seed=42,
+        l1=penalties.get("l1", 0.0),
+        weight_decay=penalties.get("weight_decay", 0.0),
+        dropout=penalties.get("dropout", 0.0),
+    )
+
+
+# The features, the head; the notebook's accuracy, loss, epochs, minutes.
+TABLE = {
+    "mlp": (PIXELS, head("64,16"), (0.5021, 1.4608, 13, None)),
+    "mlp-l1": (PIXELS, head("64,16", l1=1e-5), (0.4976, 1.4784, None, None)),
+    "mlp-l2": (PIXELS, head("64,16", weight_decay=1e-4), (0.4950, 1.5035, 14, None)),
+    "mlp-leaky": (PIXELS, head("64,16", "leaky_relu"), (0.5092, 1.4292, 11, None)),
+    "mlp-dropout": (PIXELS, head("64,16", dropout=0.5), (0.4190, 1.6188, 39, None)),
+    "mlp-wide": (PIXELS, head("256,64"), (0.5278, 1.4579, 9, None)),
+    "mlp-best": (PIXELS, head("256,64", "leaky_relu"), (0.5250, 1.5264, 11, None)),
+    "vgg16": (VGG16, head("128,64", "leaky_relu"), (0.8548, 0.7108, 6, 35)),
+    "inception_v3": (INCEPTION, head("128,64", "leaky_relu"), (0.7819, 0.6332, 22, 60)),
+}
+
+
+def test_there_are_the_notebooks_nine_in_its_order() -> None:
+    assert recipe_names() == tuple(TABLE)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_recipe_is_what_the_notebook_did(name: str) -> None:
+    (backbone, size, normalize, dim), settings, printed = TABLE[name]
+    one = recipe(name)
+    assert (one.name, one.backbone, one.feature_dim) == (name, backbone, dim)
+    assert (one.input.image_size, one.input.normalize) == (size, normalize)
+    assert one.head == settings
+    notebook = one.notebook
+    assert (notebook.accuracy, notebook.loss, notebook.epochs, notebook.minutes) == printed
+    assert (one.weights is None) == (backbone == "pixels")
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg16", 244), ("inception_v3", 299)])
+def test_as_written_is_the_notebooks_size_and_scaling_and_nothing_else(name: str, size: int) -> None:
+    one = recipe(name)
+    written = one.as_written()
+    assert written.input == InputSettings(image_size=size, normalize="half")
+    assert dataclasses.replace(written, input=one.input) == one
+
+
+def test_pixels_are_as_written_already() -> None:
+    assert recipe("mlp").as_written() == recipe("mlp")
+
+
+def test_an_unknown_recipe_offers_the_nearest() -> None:
+    with pytest.raises(UnknownName) as raised:
+        recipe("mlp-wise")
+    assert "mlp-wide" in str(raised.value.hint)
+    assert "featcache recipes" in str(raised.value.hint)
+
+
+def test_a_recipe_refuses_features_of_another_backbone() -> None:
+    recipe("mlp").require_backbone("pixels")
+    with pytest.raises(InvalidOption, match="of pixels for the recipe mlp, got those of vgg16"):
+        recipe("mlp").require_backbone("vgg16")
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_recipe_is_plain_json(name: str) -> None:
+    said = json.loads(json.dumps(recipe(name).to_json()))
+    assert "seed" not in said["head"]
+    assert HeadConfig.from_json(said["head"]) == recipe(name).head
+
+
+# --- agreement ---------------------------------------------------------------------------------------------
+
+
+def training(last: float = 0.5, *, interrupted: bool = False, test: bool = True, **values: int) -> Training:
+    """A training on as many images as the notebook had, whose last epoch reached `last` on val."""
+    images = {"train": 40_000, "val": 10_000, "test": 10_000} | {
+        part: values.pop(part) for part in ("train", "val", "test") if part in values
+    }
+    return Training(
+        trainable=1,
+        frozen=0,
+        images=images,
+        epochs=values.get("epochs", 10),
+        best_epoch=5,
+        interrupted=interrupted,
+        seconds=2.0,
+        val=Score(value=0.5, loss=1.25),
+        last=Score(value=last, loss=1.5),
+        test=Score(value=0.25, loss=2.0) if test else None,
+        device="cpu",
+    )
+
+
+def reproduction(*trainings: Training, doubts: tuple[str, ...] = ()) -> Reproduction:
+    return Reproduction(
+        recipe=recipe("mlp"),
+        set_name="cifar10",
+        seeds=tuple(range(len(trainings))),
+        trainings=trainings,
+        doubts=doubts,
+    )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "agrees"),
+    [(0.5021, True), (0.5171, True), (0.4871, True), (0.5172, False), (0.4870, False), (0.1, False), (0.9, False)],
+)
+def test_agreement_is_within_one_point_and_a_half_on_either_side(accuracy: float, agrees: bool) -> None:
+    assert agreement(accuracy, 0.5021) is agrees
+    assert reproduction(training(accuracy)).agrees is agrees
+
+
+def test_agreement_is_judged_on_the_mean_of_the_seeds() -> None:
+    # Each alone is too far away.
+    low, high = training(0.48), training(0.53)
+    assert (reproduction(low).agrees, reproduction(high).agrees) == (False, False)
+    assert reproduction(low, high).agrees is True
+
+
+def test_what_cannot_be_compared_has_no_verdict() -> None:
+    assert reproduction(training(0.5021), doubts=("other weights",)).agrees is None
+
+
+def test_the_notebooks_images_and_weights_leave_no_doubt() -> None:
+    assert comparison_doubts(recipe("mlp"), [training()], classes=CIFAR10, weights=None) == ()
+    vgg = "torchvision:VGG16_Weights.IMAGENET1K_V1"
+    assert comparison_doubts(recipe("vgg16"), [training()], classes=CIFAR10, weights=vgg) == ()
+
+
+@pytest.mark.parametrize(
+    ("one", "classes", "weights", "expected"),
+    [
+        (training(train=160, val=40), CIFAR10, None, "160 train and 40 val images"),
+        (training(val=9_999), CIFAR10, None, "40,000 train and 9,999 val images"),
+        (training(), ("cat", "dog"), None, "other classes"),
+        (training(interrupted=True), CIFAR10, None, "interrupted"),
+        (training(), CIFAR10, "random:0", "random:0"),
+    ],
+)
+def test_what_differs_from_the_notebook_is_said(
+    one: Training, classes: tuple[str, ...], weights: str | None, expected: str
+) -> None:
+    (doubt,) = comparison_doubts(recipe("mlp"), [one], classes=classes, weights=weights)
+    assert expected in doubt
+
+
+def test_a_weights_file_is_named_without_its_folder() -> None:
+    (doubt,) = comparison_doubts(
+        recipe("vgg16"), [training()], classes=CIFAR10, weights="file:/somebodys/folder/vgg.safetensors"
+    )
+    assert doubt.endswith(": vgg.safetensors")
+
+
+def test_a_row_holds_the_means_and_every_seed() -> None:
+    row = reproduction(training(0.48, epochs=10), training(0.5, epochs=13)).to_json()
+    assert list(row) == ["recipe", "val", "last", "test", "epochs", "seconds", "agrees", "seeds"]
+    assert row["last"] == {"accuracy": pytest.approx(0.49), "loss": 1.5}
+    assert (row["epochs"], row["seconds"]) == (11.5, 2.0)
+    assert [(one["seed"], one["last"]["accuracy"], one["epochs"]) for one in row["seeds"]] == [
+        (0, 0.48, 10),
+        (1, 0.5, 13),
+    ]
+
+
+def test_one_seeds_epochs_are_a_whole_number() -> None:
+    assert json.dumps(reproduction(training()).to_json()["epochs"]) == "10"
+
+
+def test_a_set_without_test_images_has_no_test_score() -> None:
+    row = reproduction(training(test=False)).to_json()
+    assert row["test"] is None
+    assert row["seeds"][0]["test"] is None

@@ -1,0 +1,55 @@
+"""Trainings in a process of their own, which a test kills."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from featcache.cache.reader import FeatureCache
+from featcache.heads.config import HeadConfig
+from featcache.heads.records import EpochRecord
+from featcache.runs.fit import fit_head
+from featcache.runs.resuming import resume_head
+
+# A server that has imported everything and started no thread forks the children.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["killed_training", "featcache.runs.fit", "featcache.runs.resuming"])
+
+
+def _train(cache: Path | None, config: HeadConfig, runs_dir: Path, told: Connection) -> None:
+    torch.set_num_threads(1)
+
+    def progress(epoch: EpochRecord) -> None:
+        told.send(epoch.epoch)
+        time.sleep(0.02)
+
+    if cache is None:
+        resume_head(runs_dir=runs_dir, progress=progress, checkpoint_every_s=0.0)
+    else:
+        opened = FeatureCache.open(cache)
+        fit_head(opened, config, runs_dir=runs_dir, progress=progress, checkpoint_every_s=0.0)
+
+
+def killed_after(epoch: int, config: HeadConfig, runs_dir: Path, cache: Path | None = None) -> bool:
+    """Train on `cache`, or go on with the last training, until SIGKILL comes as soon as it tells of that epoch.
+
+    A checkpoint is written after every epoch. False where it ended before.
+    """
+    told, tells = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_train, args=(cache, config, runs_dir, tells))
+    child.start()
+    tells.close()
+    try:
+        while told.recv() < epoch:
+            pass
+        child.kill()
+    except EOFError:
+        pass
+    child.join()
+    assert child.exitcode in (0, -signal.SIGKILL), f"the child failed with {child.exitcode}"
+    return child.exitcode != 0

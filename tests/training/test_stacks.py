@@ -1,0 +1,295 @@
+"""Heads that train as one are the heads that would have been trained alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from head_caches import Blobs, blobs, write_cache
+from torch import Tensor
+from torch.nn import functional as F
+
+from featcache.cache.reader import FeatureCache
+from featcache.heads.config import HeadConfig
+from featcache.heads.stopping import Interruption
+from featcache.rows.batches import Batches, FeatureRows
+from featcache.training import stacking
+from featcache.training.course import Course, Source
+from featcache.training.fitted import Fitted
+from featcache.training.fitting import fit_batches, head_shape, standardisation
+from featcache.training.preparation import open_prepared, prepare
+from featcache.training.stacked import HeadStack, StackedHead
+from featcache.training.threads import training_threads
+from featcache.training.together import train_together
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """120 train images in three clouds that overlap, of which 20 are rare `cow`."""
+    plain = blobs(150, distance=0.7)
+    kept = np.flatnonzero((plain.labels < 2) | (np.arange(150) % 5 < 2))
+    train = Blobs(features=plain.features[kept], labels=plain.labels[kept])
+    return write_cache(tmp_path_factory.mktemp("stacks"), {"train": train})
+
+
+def fifty_steps(config: HeadConfig) -> HeadConfig:
+    """96 train rows in batches of 32 are 3 steps an epoch, and 51 in 17."""
+    return replace(config, max_epochs=17, patience=17, head_batch_size=32)
+
+
+def opened(cache: FeatureCache, config: HeadConfig, resident_bytes: int | None = None) -> tuple[Batches, Batches]:
+    return open_prepared(prepare(cache, config, place=CPU), config, resident_bytes=resident_bytes)
+
+
+def together(
+    cache: FeatureCache, configs: Sequence[HeadConfig], *, size: int | None = None, resident_bytes: int | None = None
+) -> tuple[list[Course], tuple[int, ...]]:
+    """Train all of them at once; all have one batch size and one view of standardising."""
+    train, val = opened(cache, configs[0], resident_bytes)
+    standard = standardisation(train) if configs[0].standardize else None
+    seeds = list(dict.fromkeys(config.seed for config in configs))
+    size_ = configs[0].head_batch_size
+    sources = [
+        Source(batches=train.reordered(draw=False, seed=seed, batch_size=size_), standard=standard) for seed in seeds
+    ]
+    courses = [Course(config, source=seeds.index(config.seed)) for config in configs]
+    sizes = train_together(courses, sources, val, classes=3, interruption=Interruption(), size=size)
+    return courses, sizes
+
+
+def alone(cache: FeatureCache, config: HeadConfig) -> Fitted:
+    return fit_batches(*opened(cache, config), 3, config)
+
+
+def assert_same(cache: FeatureCache, course: Course, fitted: Fitted) -> None:
+    """Epochs, losses and weights, within what rounding does."""
+    assert (len(course.history), course.best_epoch) == (len(fitted.history), fitted.best_epoch)
+    for name in ("train_loss", "val_loss", "lr"):
+        ours, theirs = ([getattr(epoch, name) for epoch in each.history] for each in (course, fitted))
+        assert ours == pytest.approx(theirs, rel=2e-4)
+    train, _ = opened(cache, course.config)
+    standard = standardisation(train) if course.config.standardize else None
+    head = course.head(head_shape(course.config, 16, 3), standard)
+    expected = fitted.head.state_dict()
+    assert list(head.state_dict()) == list(expected)
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    for name, tensor in head.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def singles() -> dict[HeadConfig, Fitted]:
+    """What has been trained alone already."""
+    return {}
+
+
+def mixed(base: HeadConfig) -> list[HeadConfig]:
+    """All that may differ inside a stack, on two seeds."""
+    varied = [
+        replace(base, lr=1e-2),
+        replace(base, lr=3e-3, weight_decay=0.1, label_smoothing=0.1),
+        replace(base, lr=1e-3, l1=1e-3, class_weights="balanced"),
+        replace(base, lr=2e-2, schedule="cosine", class_weights="balanced", label_smoothing=0.2),
+        replace(base, lr=5e-2, schedule="plateau", patience=4, l1=1e-4, weight_decay=1e-3),
+    ]
+    return [replace(one, seed=seed) for one in varied for seed in (0, 3)]
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+@pytest.mark.parametrize(
+    "base",
+    [
+        HeadConfig(head="linear"),
+        HeadConfig(head="mlp:8", standardize=False),
+        HeadConfig(head="mlp:8,4", activation="tanh"),
+        HeadConfig(head="mlp:8", optimizer="adamw"),
+        HeadConfig(head="linear", optimizer="sgd", momentum=0.8),
+    ],
+    ids=lambda base: f"{base.head} {base.optimizer} {base.standardize}",
+)
+def test_each_head_is_its_own_single_training(
+    cache: FeatureCache, base: HeadConfig, size: int, singles: dict[HeadConfig, Fitted]
+) -> None:
+    configs = mixed(fifty_steps(base))
+    courses, sizes = together(cache, configs, size=size)
+    assert max(sizes) == size and sum(sizes) == len(configs)
+    for course in courses:
+        if course.config not in singles:
+            singles[course.config] = alone(cache, course.config)
+        assert_same(cache, course, singles[course.config])
+
+
+def test_streamed_features_give_the_same_heads_to_the_bit(cache: FeatureCache) -> None:
+    configs = mixed(fifty_steps(HeadConfig(head="mlp:8")))
+    resident, _ = together(cache, configs, size=10)
+    streamed, _ = together(cache, configs, size=10, resident_bytes=0)
+    losses = [[[epoch.val_loss for epoch in one.history] for one in each] for each in (resident, streamed)]
+    assert losses[0] == losses[1]
+
+
+def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    reading = FeatureRows.read
+
+    def spy(rows: FeatureRows, positions: np.ndarray[tuple[int], np.dtype[np.int64]], out: Sequence[Tensor]) -> None:
+        read.append(len(positions))
+        reading(rows, positions, out)
+
+    monkeypatch.setattr(FeatureRows, "read", spy)
+    counts = []
+    for heads in (["linear"], ["linear", "mlp:8", "mlp:8,4", "mlp:16"]):
+        read.clear()
+        configs = [HeadConfig(head=head, lr=lr, max_epochs=4, patience=4) for head in heads for lr in (1e-2, 1e-3)]
+        together(cache, configs, resident_bytes=0, size=2)
+        counts.append(sum(read))
+    assert counts[0] == counts[1] > 0
+
+
+# --- stopping ----------------------------------------------------------------------------------------------
+
+
+def test_a_head_that_is_over_changes_no_more(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, {"train": blobs(150, distance=0.0)})
+    base = HeadConfig(head="mlp:32", patience=3, min_delta=0.0, max_epochs=30)
+    configs = [
+        replace(base, lr=lr, seed=seed, max_epochs=epochs)
+        for lr, epochs in ((0.03, 30), (0.01, 30), (1e-3, 30), (1e-4, 7))
+        for seed in (0, 1)
+    ]
+    courses, _ = together(cache, configs, size=8)
+    lengths = [len(course.history) for course in courses]
+    assert len(set(lengths)) > 2 and lengths[-1] == 7
+    for course in courses:
+        assert_same(cache, course, alone(cache, course.config))
+        assert not course.interrupted and course.val is not None
+        assert course.val.loss == min(epoch.val_loss for epoch in course.history)
+
+
+def test_a_head_that_diverges_disturbs_no_other(cache: FeatureCache) -> None:
+    base = fifty_steps(HeadConfig(head="mlp:8,8"))
+    courses, _ = together(cache, [replace(base, lr=1e30), base, replace(base, lr=1e37, optimizer="adamw")], size=3)
+    assert [course.trouble is None for course in courses] == [False, True, False]
+    assert "diverged" in str(courses[0].trouble) and "lr 1e+30" in str(courses[0].trouble)
+    assert courses[0].val is None and courses[0].over
+    assert_same(cache, courses[1], alone(cache, base))
+
+
+def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.training.together.TOLD_EVERY_S", 0.0)
+    interruption = Interruption()
+
+    def told(share: float) -> None:
+        interruption.requested = course.history != [] and share > 0
+
+    train, val = opened(cache, HeadConfig())
+    course = Course(HeadConfig(head="linear", max_epochs=400, patience=400))
+    with pytest.raises(KeyboardInterrupt):
+        train_together([course], [Source(batches=train)], val, classes=3, interruption=interruption, told=told)
+    assert course.interrupted and course.val is not None and 1 <= len(course.history) < 400
+
+
+# --- how many are stacked ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fastest", [1, 4, 16, 20])
+def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fastest: int
+) -> None:
+    tried: list[int] = []
+
+    def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
+        tried.append(stack.groups * stack.members)
+        assert features.shape == (1, 64, 16) and labels.shape == (1, 64)
+        assert torch.get_num_threads() == 1
+        return tried[-1] * (1.0 if tried[-1] == fastest else 1.1)
+
+    monkeypatch.setattr(stacking, "_step_seconds", seconds)
+    monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
+    configs = [HeadConfig(head="linear", lr=lr, max_epochs=1) for lr in np.geomspace(1e-4, 1e-1, 20).tolist()]
+    _, sizes = together(cache, configs)
+    assert tried == [1, 4, 16, 20]
+    assert max(sizes) == fastest and sum(sizes) == 20
+
+
+@pytest.mark.parametrize(("fast", "expected"), [(0.5, 2), (0.95, 1)])
+def test_all_threads_are_taken_where_they_are_clearly_faster(
+    cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fast: float, expected: int
+) -> None:
+    def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
+        return fast if torch.get_num_threads() == 2 else 1.0
+
+    monkeypatch.setattr(stacking, "_step_seconds", seconds)
+    monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
+    monkeypatch.setattr(stacking, "SMALL_STEP", 1)
+    with training_threads(2):
+        courses, _ = together(cache, [HeadConfig(head="linear", max_epochs=1)])
+        assert torch.get_num_threads() == 2
+    assert courses[0].threads == expected
+
+
+def test_a_trial_leaves_the_heads_as_they_were(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = mixed(fifty_steps(HeadConfig(head="mlp:8")))
+    plain, _ = together(cache, configs, size=10)
+    monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
+    tried, _ = together(cache, configs)
+    for one, other in zip(plain, tried, strict=True):
+        ours, theirs = ([epoch.val_loss for epoch in each.history] for each in (one, other))
+        assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+# --- arithmetic --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 4.0]])
+def test_loss_and_gradient_are_torch_s_cross_entropy(smoothing: float, weights: list[float] | None) -> None:
+    weight = None if weights is None else torch.tensor(weights)
+    layers = ((torch.randn(3, 4), torch.randn(3)),)
+    config = HeadConfig(head="linear", label_smoothing=smoothing)
+    stack = HeadStack([[StackedHead(config=config, layers=layers, class_weights=weight)]])
+    logits, labels = torch.randn(1, 7, 3), torch.randint(0, 3, (1, 7))
+    losses, gradient = stack._loss(logits, labels)
+    expected = logits[0].clone().requires_grad_()
+    loss = F.cross_entropy(expected, labels[0], weight=weight, label_smoothing=smoothing)
+    torch.autograd.backward(loss)
+    torch.testing.assert_close(losses[0], loss.detach())
+    torch.testing.assert_close(gradient[0], expected.grad)
+
+
+def test_dropout_differs_from_head_to_head_and_is_off_on_val(cache: FeatureCache) -> None:
+    base = fifty_steps(HeadConfig(head="mlp:32", dropout=0.5, lr=0.01))
+    courses, _ = together(cache, [base, replace(base, weight_decay=1e-9)], size=2)
+    losses = [[epoch.train_loss for epoch in course.history] for course in courses]
+    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    train, val = opened(cache, base)
+    head = courses[0].head(head_shape(base, 16, 3), standardisation(train)).eval()
+    features, labels = next(val.in_order())
+    assert courses[0].val is not None
+    assert float(F.cross_entropy(head(features), labels).detach()) == pytest.approx(courses[0].val.loss, rel=1e-3)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_gives_nearly_the_heads_of_the_cpu(cache: FeatureCache) -> None:
+    config = fifty_steps(HeadConfig(head="mlp:8"))
+    prepared = prepare(cache, config, place=torch.device("cuda:0"))
+    train, val = open_prepared(prepared, config)
+    course = Course(config)
+    source = Source(batches=train, standard=standardisation(train))
+    train_together([course], [source], val, classes=3, interruption=Interruption())
+    assert [epoch.val_loss for epoch in course.history] == pytest.approx(
+        [epoch.val_loss for epoch in alone(cache, config).history], rel=1e-3
+    )
