@@ -7,6 +7,7 @@ h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are random, images a
     resize     the device's resize against Pillow, byte for byte
     speed      images/s through the real pipeline from JPEGs in memory, over the bare forward pass; what bounds them;
                peak memory
+    head       the steps of a head's epoch over features that lie on the device, over a bare loop's; 64 heads at once
     memory     a batch that does not fit into the memory is halved until it does, and gives the same features
 
 `--device cpu --quick` runs the same with tiny sizes, to try the script. A part that fails is reported, and the script
@@ -49,9 +50,14 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.stages import Stages
+from featcache.heads.architectures import build_head
+from featcache.heads.config import HeadConfig
 from featcache.images.listing import Listing
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource, Stamp
+from featcache.rows.target import HeadTarget
+from featcache.training.stack import InitialHead, PerceptronStack
+from featcache.training.stacking import head_shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +73,7 @@ class Sizes:
         jpeg_sizes: Height and width in pixels.
         seconds: For how long a speed is measured.
         resized_to: Pixels a side.
+        head_rows: Rows of 2,048 features that a head's epoch has.
     """
 
     networks: dict[str, int | None]
@@ -77,6 +84,7 @@ class Sizes:
     jpeg_sizes: tuple[tuple[int, int], ...]
     seconds: float
     resized_to: tuple[int, ...]
+    head_rows: int
 
 
 WHOLE = Sizes(
@@ -88,6 +96,7 @@ WHOLE = Sizes(
     jpeg_sizes=((32, 32), (375, 500)),
     seconds=6.0,
     resized_to=(224, 299),
+    head_rows=40_000,
 )
 QUICK = Sizes(
     networks={"squeezenet1_1": 64},
@@ -98,6 +107,7 @@ QUICK = Sizes(
     jpeg_sizes=((32, 32), (48, 64)),
     seconds=0.3,
     resized_to=(64,),
+    head_rows=512,
 )
 # Smaller, larger, wide, tall, and so tall that columns come first.
 _RESIZED_FROM = ((32, 32), (225, 230), (375, 500), (500, 375), (480, 640), (601, 64))
@@ -304,6 +314,75 @@ def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) 
     }
 
 
+def head(setting: Setting) -> dict[str, Any]:
+    """Seconds of an epoch's steps of the notebook's head on 2,048 features, and of a bare loop over these batches."""
+    return {f"batch {size}": _head(setting, size) for size in (64, 1_024)}
+
+
+def _head(setting: Setting, batch_size: int) -> dict[str, Any]:
+    device = torch.device(setting.device)
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(setting.sizes.head_rows, _WIDE, generator=generator).half().to(device)
+    labels = torch.randint(10, (setting.sizes.head_rows,), generator=generator).to(device)
+    order = torch.split(torch.randperm(len(labels), generator=generator).to(device), batch_size)
+    ways = {
+        "bare": _bare_steps(device),
+        "one_head": _stack_steps(device, [1e-3]),
+        "64_heads": _stack_steps(device, [1e-4 * 2 ** (number % 8) for number in range(64)]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    # The first round pays for what is done once.
+    for _ in range(4):
+        for name, step in ways.items():
+            _wait(device)
+            began = time.perf_counter()
+            for chosen in order:
+                step(features.index_select(0, chosen).float(), labels.index_select(0, chosen))
+            _wait(device)
+            seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(some[1:]) for name, some in seconds.items()}
+    return {
+        **{f"{name}_s": round(value, 4) for name, value in medians.items()},
+        "one_head_over_bare": round(medians["one_head"] / medians["bare"], 2),
+        "64_heads_over_64_bare": round(medians["64_heads"] / (64 * medians["bare"]), 3),
+    }
+
+
+_WIDE = 2_048
+Step = Callable[[torch.Tensor, torch.Tensor], object]
+
+
+def _head_module(device: torch.device) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = HeadConfig(head="mlp:128,64", activation="leaky_relu")
+    return build_head(config.architecture, head_shape(config, _WIDE, 10)).to(device)
+
+
+def _bare_steps(device: torch.device) -> Step:
+    module = _head_module(device)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=True)
+
+    def step(features: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(torch.nn.functional.cross_entropy(module(features), labels))
+        optimizer.step()
+
+    return step
+
+
+def _stack_steps(device: torch.device, rates: Sequence[float]) -> Step:
+    tensors = {name: one.detach() for name, one in _head_module(device).state_dict().items()}
+    configs = [HeadConfig(head="mlp:128,64", activation="leaky_relu", lr=rate) for rate in rates]
+    heads = [InitialHead(config=config, tensors=tensors) for config in configs]
+    stack = PerceptronStack([heads], HeadTarget(kind="classes", columns=("label",), names=tuple("abcdefghij")))
+    return lambda features, labels: stack.step(features[None], labels[None], None)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 @contextmanager
 def _peak_memory(setting: Setting) -> Iterator[Callable[[], float]]:
     """Gives what tells the most memory in MB since: the device's, or on a CPU the process's since it began."""
@@ -360,6 +439,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "features": features,
     "resize": resize,
     "speed": speed,
+    "head": head,
     "memory": memory,
 }
 

@@ -27,13 +27,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.cache import FeatureCache
-from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.architectures import build_head
 from featcache.heads.config import HeadConfig
 from featcache.rows.batches import epoch_order
 from featcache.rows.cuts import cut_cache
 from featcache.runs.fit import fit_head
-from featcache.sweep.plan import SweepPlan
-from featcache.sweep.sweeping import sweep_heads
+from featcache.sweeps.plan import SweepPlan
+from featcache.sweeps.sweeping import sweep_heads
+from featcache.training.stacking import head_shape
 
 BATCH = 64
 
@@ -100,17 +101,26 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 def bare_single(rows: Rows, config: HeadConfig) -> float:
     """Seconds of one head, trained as one would in a notebook."""
     torch.manual_seed(config.seed)
-    hidden = config.architecture.hidden
-    head = build_head(config.architecture, HeadShape(in_features=rows.train.shape[1], classes=CLASSES, hidden=hidden))
+    head = build_head(config.architecture, head_shape(config, rows.train.shape[1], CLASSES))
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
     began = time.perf_counter()
     for epoch in range(config.max_epochs):
+        head.train()
         for features, labels in rows.epoch(epoch):
             optimizer.zero_grad()
-            torch.autograd.backward(_loss(head(features), labels))
+            torch.autograd.backward(_mixed_loss(head, features, labels, config.mixup))
             optimizer.step()
-        rows.judged(head)
+        rows.judged(head.eval())
     return time.perf_counter() - began
+
+
+def _mixed_loss(head: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor, mixup: float) -> Tensor:
+    """The loss of a batch, mixed with itself in another order where that is asked for."""
+    if not mixup:
+        return _loss(head(features), labels)
+    share, partner = float(torch.distributions.Beta(mixup, mixup).sample()), torch.randperm(len(labels))
+    logits = head(torch.lerp(features[partner], features, share))
+    return share * _loss(logits, labels) + (1 - share) * _loss(logits, labels[partner])
 
 
 def bare_stacked(rows: Rows, configs: Sequence[HeadConfig]) -> float:
@@ -123,10 +133,12 @@ def bare_stacked(rows: Rows, configs: Sequence[HeadConfig]) -> float:
     began = time.perf_counter()
     for epoch in range(configs[0].max_epochs):
         for features, labels in rows.epoch(epoch):
-            torch.autograd.backward(_loss(head(features), labels))
+            torch.autograd.backward(_mixed_loss(head, features, labels, configs[0].mixup))
             head.hand_over_gradients()
             optimizer.step()
+        head.training = False
         rows.judged(head)
+        head.training = True
     return time.perf_counter() - began
 
 
@@ -139,9 +151,15 @@ class _StackedHeads:
         self.decay = torch.tensor([config.weight_decay for config in configs])
         self.rates = [config.lr for config in configs]
         self.tensors: list[Tensor] = []
+        self.training, self.normed = True, configs[0].batch_norm
+        self.statistics = [(torch.zeros(self.heads * out), torch.ones(self.heads * out)) for out in sizes[1:-1]]
         for deep, out in itertools.pairwise(sizes):
             layer = nn.Linear(deep, out)
-            for tensor in (layer.weight, layer.bias):
+            # Gains and shifts of the norm that follows a hidden layer.
+            more = (
+                (torch.ones(out), torch.zeros(out)) if self.normed and len(self.tensors) < 4 * len(sizes[1:-1]) else ()
+            )
+            for tensor in (layer.weight, layer.bias, *more):
                 self.tensors.append(tensor.detach().repeat(self.heads, *(1,) * tensor.dim()).requires_grad_())
         starts = [number for number in range(self.heads) if number == 0 or self.rates[number] != self.rates[number - 1]]
         self.parts = [slice(a, b) for a, b in zip(starts, [*starts[1:], self.heads], strict=True)]
@@ -164,12 +182,22 @@ class _StackedHeads:
 
     def __call__(self, features: Tensor) -> Tensor:
         """(B, D) -> (H, B, C)."""
+        each = 4 if self.normed else 2
         weight, bias = self.tensors[0], self.tensors[1]
         values = F.linear(features, weight.flatten(0, 1), bias.flatten()).view(len(features), self.heads, -1)
         values = values.transpose(0, 1)
-        for deep, offset in zip(self.tensors[2::2], self.tensors[3::2], strict=True):
+        for number, at in enumerate(range(each, len(self.tensors), each)):
+            if self.normed:
+                values = self._norm(values, number, self.tensors[at - 2], self.tensors[at - 1])
+            deep, offset = self.tensors[at], self.tensors[at + 1]
             values = torch.baddbmm(offset[:, None], torch.relu(values), deep.transpose(1, 2))
         return values
+
+    def _norm(self, values: Tensor, number: int, gain: Tensor, shift: Tensor) -> Tensor:
+        flat = values.transpose(0, 1).flatten(1)
+        mean, variance = self.statistics[number]
+        normed = F.batch_norm(flat, mean, variance, gain.flatten(), shift.flatten(), training=self.training)
+        return normed.view(len(flat), self.heads, -1).transpose(0, 1)
 
 
 # --- parts -------------------------------------------------------------------------------------------------
@@ -187,16 +215,23 @@ class Size:
 
 def part_sweep(folder: Path, size: Size) -> dict[str, Any]:
     """A grid of heads in one sweep, against bare stacked tensors, bare loops head by head, and a run a head."""
+    cases: tuple[tuple[str, int, dict[str, Any]], ...] = (
+        ("linear", 64, {}),
+        ("linear", 2048, {}),
+        ("mlp:128,64", 2048, {}),
+        ("mlp:128,64", 2048, {"batch_norm": True}),
+        ("mlp:128,64", 2048, {"mixup": 0.2}),
+    )
     return {
-        f"{head} on {wide}": _swept(folder / f"{wide}-{head.partition(':')[0]}", head, wide, size)
-        for head, wide in (("linear", 64), ("linear", 2048), ("mlp:128,64", 2048))
+        " ".join([f"{head} on {wide}", *more]): _swept(folder / f"{wide}-{number}", head, wide, size, more)
+        for number, (head, wide, more) in enumerate(cases)
     }
 
 
-def _swept(folder: Path, head: str, wide: int, size: Size) -> dict[str, Any]:
+def _swept(folder: Path, head: str, wide: int, size: Size, more: Mapping[str, Any]) -> dict[str, Any]:
     rates = [1e-4 * 2**step for step in range(8)]
     decays = [0.0, *(1e-6 * 10**step for step in range(size.heads // 8 - 1))]
-    options = {"head": head, "max_epochs": size.epochs, "patience": size.epochs, "head_batch_size": BATCH}
+    options = {"head": head, "max_epochs": size.epochs, "patience": size.epochs, "head_batch_size": BATCH, **more}
     plan = SweepPlan.of(options, {"lr": rates, "weight_decay": decays})
     configs = [one.config for one in plan.combinations]
     some = configs[:: max(1, len(configs) // 4)][:4]

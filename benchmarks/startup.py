@@ -1,16 +1,23 @@
-"""How long commands take that compute nothing: `python benchmarks/startup.py ../shared`.
+"""How long commands take that compute little or nothing: `python benchmarks/startup.py ../shared`.
 
-    digits   a hit of `extract` on the digits, a set that comes with scikit-learn
-    folder   a hit on a folder of 2,000 images
-    zip      a hit on all 60,000 members of the CIFAR zip, at 8 pixels
-    ls       `ls` of 100 caches
+    digits            a hit of `extract` on the digits, a set that comes with scikit-learn
+    folder            a hit on a folder of 2,000 images
+    zip               a hit on all 60,000 members of the CIFAR zip, at 8 pixels
+    ls                `ls` of 100 caches
+    linear            `train-head --head linear --max-epochs 3` on the digits, against torch's import and its fit
+    ridge, centroid   heads that are solved, on the same
+    predict-mlp       `predict` of one image, by a head on pixels that was trained by steps
+    predict-solved    the same by one that was solved
 
-Each is a whole process, held against `python -c "import h5py, typer, rich"`: both run in turns, and the median of the
-ratios counts. Results are merged, part by part, into results/startup.json.
+Each is a whole process, held against one that only imports what cannot be done without: both run in turns, and the
+medians of the ratios count, of the time on the clock and of the processor's seconds. Results are merged, part by part,
+into results/startup.json.
 """
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 import statistics
 import subprocess
@@ -18,14 +25,30 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from parts import run_parts
+from PIL import Image
 
-FLOOR = (sys.executable, "-c", "import h5py, typer, rich")
+FLOOR = "import h5py, typer, rich"
+TORCH = "import torch"
+SOLVER = "import sklearn.linear_model"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """What a process took, in seconds: on the clock, and of the processor, in all its threads.
+
+    `work`: seconds of what is not start-up; whoever is compared is granted them too.
+    """
+
+    clock: float
+    processor: float
+    printed: bytes = b""
+    work: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,31 +100,90 @@ def _hit(setting: Setting, *options: str) -> dict[str, Any]:
     return _against_floor(setting, ["extract", *options])
 
 
+def linear(setting: Setting) -> dict[str, Any]:
+    """A head that is trained by steps, against importing torch plus the seconds that it says its fit took."""
+    return _trained(setting, "linear", TORCH, "--max-epochs", "3")
+
+
+def ridge(setting: Setting) -> dict[str, Any]:
+    """A head that is solved, against the import of the package that solves such heads."""
+    return _trained(setting, "ridge", SOLVER)
+
+
+def centroid(setting: Setting) -> dict[str, Any]:
+    """A head that needs no more than NumPy."""
+    return _trained(setting, "centroid", FLOOR)
+
+
+def predict_mlp(setting: Setting) -> dict[str, Any]:
+    """One image, by a head that torch computes."""
+    return _predicted(setting, "mlp:16", TORCH, "--max-epochs", "3")
+
+
+def predict_solved(setting: Setting) -> dict[str, Any]:
+    """One image, by a head that NumPy computes."""
+    return _predicted(setting, "centroid", FLOOR)
+
+
+def _trained(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
+    words = ["train-head", "--head", head, *options, "--runs-dir", str(setting.scratch / "runs")]
+    _featcache(setting, "extract", "-b", "pixels", "-d", "digits")
+
+    def ours() -> Taken:
+        taken = _featcache(setting, *words)
+        return replace(taken, work=json.loads(taken.printed)["seconds"]) if floor == TORCH else taken
+
+    return _compared(setting, ours, floor)
+
+
+def _predicted(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
+    runs = str(setting.scratch / "runs")
+    _featcache(setting, "extract", "-b", "pixels", "-d", "digits")
+    trained = _featcache(setting, "train-head", "--head", head, *options, "--runs-dir", runs)
+    image = setting.scratch / "image.png"
+    Image.new("RGB", (8, 8), "grey").save(image)
+    run = json.loads(trained.printed)["run"]
+    return _compared(setting, lambda: _featcache(setting, "predict", run, str(image)), floor)
+
+
 def _against_floor(setting: Setting, words: Sequence[str]) -> dict[str, Any]:
+    return _compared(setting, lambda: _featcache(setting, *words), FLOOR)
+
+
+def _compared(setting: Setting, ours: Callable[[], Taken], floor: str) -> dict[str, Any]:
+    """A command against a process that only imports, in turns."""
     pairs = []
     for turn in range(setting.rounds + 1):
-        ways: list[Callable[[], float]] = [lambda: _seconds(FLOOR), lambda: _featcache(setting, *words)]
+        ways: list[Callable[[], Taken]] = [lambda: _process([sys.executable, "-c", floor]), ours]
         taken = {number: ways[number]() for number in ((0, 1) if turn % 2 else (1, 0))}
-        pairs.append((taken[1], taken[0]))
+        mine, other = taken[1], taken[0]
+        granted = replace(other, clock=other.clock + mine.work, processor=other.processor + mine.work)
+        pairs.append((mine, granted))
     # The first pair finds the disk cold.
     del pairs[0]
     return {
-        "seconds": round(statistics.median(ours for ours, _ in pairs), 3),
-        "floor_seconds": round(statistics.median(floor for _, floor in pairs), 3),
-        "ratio": round(statistics.median(ours / floor for ours, floor in pairs), 2),
+        "floor": floor,
+        "seconds": round(statistics.median(mine.clock for mine, _ in pairs), 3),
+        "floor_seconds": round(statistics.median(other.clock for _, other in pairs), 3),
+        "ratio": round(statistics.median(mine.clock / other.clock for mine, other in pairs), 2),
+        "processor_seconds": round(statistics.median(mine.processor for mine, _ in pairs), 3),
+        "floor_processor_seconds": round(statistics.median(other.processor for _, other in pairs), 3),
+        "processor_ratio": round(statistics.median(mine.processor / other.processor for mine, other in pairs), 2),
     }
 
 
-def _featcache(setting: Setting, *words: str) -> float:
-    return _seconds(
+def _featcache(setting: Setting, *words: str) -> Taken:
+    return _process(
         [sys.executable, "-m", "featcache", *words, "--data-dir", str(setting.scratch / "data"), "--quiet", "--json"]
     )
 
 
-def _seconds(command: Sequence[str]) -> float:
-    began = time.perf_counter()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - began
+def _process(command: Sequence[str]) -> Taken:
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    printed = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
+    clock, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Taken(clock=clock, processor=spent, printed=printed)
 
 
 PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
@@ -109,6 +191,11 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "folder": folder,
     "zip": zip_members,
     "ls": listed,
+    "linear": linear,
+    "ridge": ridge,
+    "centroid": centroid,
+    "predict-mlp": predict_mlp,
+    "predict-solved": predict_solved,
 }
 
 

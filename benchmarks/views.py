@@ -19,7 +19,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import typer
@@ -29,11 +29,12 @@ from featcache.cache import FeatureCache
 from featcache.errors import InvalidOption
 from featcache.heads.config import HeadConfig
 from featcache.rows.cuts import cut_cache
-from featcache.rows.views import ALL, DRAW
+from featcache.rows.views import ALL, DRAW, TrainViews
 from featcache.runs.fit import fit_head
 
 PLAIN = "plain"
 WAYS = (PLAIN, ALL, DRAW)
+_SEEN: Mapping[str, TrainViews | None] = {PLAIN: None, ALL: ALL, DRAW: DRAW}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def measured(caches: Caches, config: HeadConfig, epochs: int, seeds: int) -> dic
         for seed in range(seeds):
             for way, one in configs.items():
                 # Equal trainings stand in several comparisons.
-                wanted = replace(one, seed=seed, train_views=None if way == PLAIN else way)
+                wanted = replace(one, seed=seed, train_views=_SEEN[way])
                 if wanted not in known:
                     known[wanted] = _trained(caches, way, wanted)
                 row, test = known[wanted]
@@ -151,7 +152,9 @@ def main(
     head: Annotated[str, typer.Option(help="A head that is trained by steps.")] = "mlp:128,64",
     layer: Annotated[str | None, typer.Option(help="Which layer, where there are several.")] = None,
     lr: Annotated[float, typer.Option(help="Learning rate.")] = HeadConfig.lr,
-    schedule: Annotated[str, typer.Option(help="constant, cosine or plateau.")] = HeadConfig.schedule,
+    schedule: Annotated[
+        Literal["constant", "cosine", "plateau"], typer.Option(help="How the rate falls.")
+    ] = HeadConfig.schedule,
     epochs: Annotated[int, typer.Option(help="Epochs of `all`.")] = 20,
     seeds: Annotated[int, typer.Option(help="Trainings of each way.")] = 5,
 ) -> None:

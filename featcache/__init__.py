@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from featcache.runs.fit import train_head
     from featcache.runs.resuming import resume_head
     from featcache.runs.run import Run
-    from featcache.sweep.sweeping import sweep
+    from featcache.sweeps.api import resume_sweep, sweep
     from featcache.training.reading import read_batches
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "predict",
     "read_batches",
     "resume_head",
+    "resume_sweep",
     "sweep",
     "train_head",
     "write_report",
@@ -58,7 +59,8 @@ _HOMES = {
     "predict": "featcache.inference.prediction",
     "read_batches": "featcache.training.reading",
     "resume_head": "featcache.runs.resuming",
-    "sweep": "featcache.sweep.sweeping",
+    "resume_sweep": "featcache.sweeps.api",
+    "sweep": "featcache.sweeps.api",
     "train_head": "featcache.runs.fit",
     "write_report": "featcache.report.writing",
 }

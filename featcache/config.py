@@ -18,6 +18,7 @@ Types that are expensive to import may stand under `if TYPE_CHECKING`: a value i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import math
@@ -49,6 +50,7 @@ class Option:
         default: What is used where the field is None or empty, in words, for help texts.
         unset: The word that stands for None on the command line.
         least, greatest: Bounds of a number, both allowed.
+        above, below: Bounds of a number, neither allowed.
         read: Makes the value from text, where the type alone does not say how. Raises InvalidOption.
         panel: The heading in the help, where it is not the record's `PANEL`.
         completion: The function of `cli.completion` that offers values.
@@ -64,6 +66,8 @@ class Option:
     unset: str | None = None
     least: float | None = None
     greatest: float | None = None
+    above: float | None = None
+    below: float | None = None
     read: Callable[[str], object] | None = None
     panel: str | None = None
     completion: str | None = None
@@ -116,6 +120,14 @@ class ConfigField:
         self._require_bounds(found)
         return found
 
+    def parsed(self, text: str) -> Any:
+        """The value that a word of the command line stands for. Raises InvalidOption, as `fitted` does."""
+        if self.kind is bool:
+            return self.fitted(_TRUTHS.get(text.lower(), text))
+        if text == self.option.unset or self.option.read is not None:
+            return self.fitted(text)
+        return self.fitted(_as_number(text) if {int, float} & {self.kind, *_alternatives(self.kind)} else text)
+
     def words(self, value: object) -> list[str]:
         """What the command line says for this value."""
         if isinstance(value, bool):
@@ -129,10 +141,10 @@ class ConfigField:
         return nearest(value, choices) if isinstance(value, str) and choices else None
 
     def _require_bounds(self, value: object) -> None:
-        least, greatest = self.option.least, self.option.greatest
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return
-        if not (-math.inf if least is None else least) <= value <= (math.inf if greatest is None else greatest):
+        if isinstance(value, tuple):
+            for one in value:
+                self._require_bounds(one)
+        elif isinstance(value, int | float) and not isinstance(value, bool) and not _within(self.option, value):
             raise InvalidOption(f"expected {self.flag}{_bounds_in_words(self.option)}, got {value}")
 
 
@@ -164,6 +176,12 @@ def check(record: Any) -> None:
 def merged(*records: Any) -> dict[str, Any]:
     """The fields of several records by name, to make one record of them all."""
     return {field.name: getattr(record, field.name) for record in records for field in fields(record)}
+
+
+def given_values(record: Any) -> dict[str, Any]:
+    """The options of a record by name whose values are not their defaults."""
+    kind: Any = type(record)
+    return {field.name: value for field in options_of(kind) if (value := getattr(record, field.name)) != field.default}
 
 
 def divided(
@@ -272,6 +290,13 @@ def _fitted_items(kind: Any, value: Any) -> Any:
     return _UNFIT if any(one is _UNFIT for one in items) else items
 
 
+def _as_number(text: str) -> float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
+
+
 def _is_bool(value: Any) -> bool:
     # NumPy's is not registered as a number.
     return type(value).__name__ in ("bool", "bool_")
@@ -281,11 +306,13 @@ _PLAIN: dict[Any, Callable[[Any], Any]] = {
     bool: lambda value: bool(value) if _is_bool(value) else _UNFIT,
     int: lambda value: int(value) if isinstance(value, Integral) and not _is_bool(value) else _UNFIT,
     float: lambda value: (
-        float(value) if isinstance(value, Real) and not (_is_bool(value) or value != value) else _UNFIT
+        float(value) if isinstance(value, Real) and not _is_bool(value) and math.isfinite(value) else _UNFIT
     ),
     str: lambda value: str(value) if isinstance(value, str) else _UNFIT,
     Path: lambda value: Path(value) if isinstance(value, str | os.PathLike) else _UNFIT,
 }
+_TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
+_PLURAL = {int: "whole numbers", float: "numbers"}
 _NAMED = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path"}
 
 
@@ -307,13 +334,27 @@ def _in_words(kind: Any) -> str:
         *others, last = typing.get_args(kind)
         return f"{', '.join(others)} or {last}" if others else str(last)
     if typing.get_origin(kind) is tuple:
-        return f"a list of {_in_words(typing.get_args(kind)[0])}"
+        return f"a list of {_PLURAL.get(typing.get_args(kind)[0]) or _in_words(typing.get_args(kind)[0])}"
     return _NAMED.get(kind) or f"{'an' if kind.__name__[0] in 'AEIO' else 'a'} {kind.__name__}"
+
+
+def _within(option: Option, value: float) -> bool:
+    return (
+        (option.least is None or value >= option.least)
+        and (option.greatest is None or value <= option.greatest)
+        and (option.above is None or value > option.above)
+        and (option.below is None or value < option.below)
+    )
 
 
 def _bounds_in_words(option: Option) -> str:
     if option.least is not None and option.greatest is not None:
         return f" between {option.least} and {option.greatest}"
-    if option.least is not None:
-        return f" of at least {option.least}"
-    return "" if option.greatest is None else f" of at most {option.greatest}"
+    bounds = (
+        ("of at least", option.least),
+        ("above", option.above),
+        ("of at most", option.greatest),
+        ("below", option.below),
+    )
+    told = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+    return f" {told}" if told else ""

@@ -16,7 +16,7 @@ from featcache.cache.info import CacheInfo
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import LayerSpec, Selection, Spec
 from featcache.cache.tables import SplitTable
-from featcache.cache.targets import label_column
+from featcache.cache.targets import Column, label_column
 from featcache.cache.writer import write_packed
 
 LAYER = "avgpool"
@@ -27,7 +27,7 @@ class Blobs:
     """The features and labels of one split; `more` holds further layers by name.
 
     `augmented`: the features of each further view, of the first layer alone. `ids`: the rows' names, if not their
-    numbers; `edited`: rows whose image has other bytes than its name says.
+    numbers; `edited`: rows whose image has other bytes than its name says. `targets`: the values of further targets.
     """
 
     features: NDArray[Any]
@@ -36,6 +36,7 @@ class Blobs:
     ids: tuple[str, ...] | None = None
     edited: tuple[int, ...] = ()
     augmented: tuple[NDArray[Any], ...] = ()
+    targets: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def layers(self) -> dict[str, NDArray[Any]]:
@@ -66,8 +67,12 @@ def write_cache(
     scaling: Mapping[str, tuple[float, float]] | None = None,
     provenance: Mapping[str, Any] | None = None,
     backbone: str = "toy",
+    columns: tuple[Column, ...] = (),
 ) -> FeatureCache:
-    """Write a cache file into `folder` and open it; train says how many views there are."""
+    """Write a cache file into `folder` and open it; train says how many views there are.
+
+    `columns`: what further targets are, beside the label.
+    """
     views = splits["train"].views if "train" in splits else 1
     layers = next(iter(splits.values())).layers
     spec = Spec(
@@ -95,7 +100,7 @@ def write_cache(
         spec=spec,
         selection=Selection(source="toy", splits=None, limit=None, select_seed=0),
         set_name="toy",
-        columns=(label_column(classes),),
+        columns=(label_column(classes), *columns),
         provenance=provenance or {},
     )
     path = write_packed(folder / f"{backbone}.h5", info, tables=tables, donors=Donors(donors), scaling=scaling)
@@ -106,4 +111,4 @@ def _table(split: str, rows: Blobs) -> SplitTable:
     ids = rows.ids or tuple(f"{split}/{row:05d}" for row in range(len(rows.labels)))
     contents = [sample + " edited" * (row in rows.edited) for row, sample in enumerate(ids)]
     digests = [np.frombuffer(hashlib.sha256(content.encode()).digest(), np.uint8) for content in contents]
-    return SplitTable(ids=ids, targets={"label": rows.labels}, digests=np.stack(digests))
+    return SplitTable(ids=ids, targets={"label": rows.labels, **rows.targets}, digests=np.stack(digests))

@@ -92,13 +92,11 @@ def _judge(
 
 
 def _factor(logits: Probabilities, labels: Rows) -> float:
-    import torch
-
     from featcache.heads.calibration import sharpness
 
     # A class that a fold never saw must not decide how sure the others are.
     known = np.isfinite(logits).all(axis=1)
-    return sharpness(torch.from_numpy(logits[known]), torch.from_numpy(labels[known])) if known.any() else 1.0
+    return sharpness(logits[known], labels[known]) if known.any() else 1.0
 
 
 def _softmax_(logits: Probabilities) -> None:

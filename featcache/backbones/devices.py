@@ -19,6 +19,8 @@ def resolve_device(said: str) -> str:
 
     Raises InvalidOption for a device that this machine does not have.
     """
+    if said == "cpu":
+        return said
     import torch
 
     if said == "auto":

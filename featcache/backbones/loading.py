@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from featcache.backbones import checks, devices
 from featcache.backbones.cutting import Build, Cut, cut
 from featcache.backbones.fp32 import ieee_fp32
-from featcache.backbones.network import Network, Rows
+from featcache.backbones.network import Network
+from featcache.backbones.normalised import Rows
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
 from featcache.backbones.stem import with_exact_stem

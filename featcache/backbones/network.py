@@ -7,35 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
 
 from featcache.backbones.program import Program
 from featcache.backbones.runners import require_usable, runner_of
-from featcache.backbones.spec import BackboneSpec, Layer
-from featcache.backbones.tapping import channels_last
-from featcache.backbones.transforms import Transform
+from featcache.backbones.spec import BackboneSpec
 from featcache.errors import RunnerUnsuitable
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.options import BackboneOptions
-
-
-class Rows(nn.Module):
-    """uint8 (N, 3, S, S) -> {layer: (N, D)} float32: normalisation, network and pooling.
-
-    Args:
-        part: float32 (N, 3, S, S) -> {layer: (N, ...)}.
-    """
-
-    def __init__(self, part: nn.Module, transform: Transform, layers: Sequence[Layer]) -> None:
-        super().__init__()
-        self.part = part
-        self.transform = transform
-        self.layers = tuple(layers)
-
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
-        outputs = self.part(self.transform.normalize(images))
-        return {layer.name: layer.pooling.rows(outputs[layer.name]).float() for layer in self.layers}
 
 
 class Network:
@@ -48,6 +30,9 @@ class Network:
     """
 
     def __init__(self, spec: BackboneSpec, rows: Rows, files: Sequence[Path] = ()) -> None:
+        # Pixels are a network too, and need no torch.
+        from featcache.backbones.tapping import channels_last
+
         self.spec = spec
         self.files = tuple(files)
         #: What it was opened by; None for a module of one's own.

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     #: uint8 (N, 3, S, S) on the program's device -> {layer: (N, D)}.
     Compute = Callable[[Tensor], Mapping[str, Tensor]]
+    #: uint8 (N, S, S, 3) -> {layer: (N, D)}, without torch.
+    Copy = Callable[[np.ndarray], Mapping[str, np.ndarray]]
 
 _LEAST_BATCH = 8
 
@@ -30,6 +32,7 @@ class Program:
         batch_size: The number of images of every batch where the program has one shape; None where it takes any.
         alone: Each image is computed by itself, so that no batch needs to be padded.
         resized: Gives the same program for batches of another size.
+        copy: The same on the host, without torch, where nothing is computed.
     """
 
     def __init__(
@@ -43,9 +46,10 @@ class Program:
         batch_size: int | None = None,
         alone: bool = False,
         resized: Callable[[int], Program] | None = None,
+        copy: Copy | None = None,
     ) -> None:
         self.spec, self.device, self.precision, self.runner = spec, device, precision, runner
-        self.batch_size, self.alone = batch_size, alone
+        self.batch_size, self.alone, self.copy = batch_size, alone, copy
         self._compute, self._resized = compute, resized
 
     def features(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:

@@ -155,3 +155,12 @@ def _layer(values: Mapping[str, Any]) -> Layer:
         prefix=values["pooling"]["prefix"],
     )
     return Layer(name=values["name"], shape=tuple(values["shape"]), pooling=pooling, weights=values["weights"])
+
+
+def outputs_in(provenance: Mapping[str, Any]) -> ProbeOutputs | None:
+    """The outputs on the probe images in a provenance; None where it has none."""
+    try:
+        found = provenance.get("probe")
+        return None if found is None else ProbeOutputs.from_json(found)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None

@@ -28,7 +28,7 @@ def compared(end_to_end: EndToEnd, twin: Twin) -> Agreement:
         logits=logit_difference(theirs.logits, ours.logits),
         same_answers=sum(same),
         answers=sum(len(first) for first, _ in pairs),
-        val_score=(_accuracy(theirs, "val"), _accuracy(ours, "val")),
+        val_accuracy=(_accuracy(theirs, "val"), _accuracy(ours, "val")),
         test_accuracy=(_accuracy(theirs, "test"), _accuracy(ours, "test")) if "test" in ours.logits else None,
         cached=ours.curve,
     )

@@ -27,8 +27,8 @@ def answers_of(trained: Trained) -> Answers:
     outcomes = {"val": trained.val} | ({} if trained.test is None else {"test": trained.test})
     return Answers(
         curve=curve_of(trained.history, trained.step_losses),
-        logits={part: outcome.logits.float().cpu().numpy() for part, outcome in outcomes.items()},
-        labels={part: outcome.labels.cpu().numpy() for part, outcome in outcomes.items()},
+        logits={part: outcome.outputs for part, outcome in outcomes.items()},
+        labels={part: outcome.targets for part, outcome in outcomes.items()},
     )
 
 
@@ -37,6 +37,6 @@ def curve_of(history: Sequence[EpochRecord], step_losses: NDArray[np.float32] | 
     return Curve(
         train_loss=tuple(epoch.train_loss for epoch in history),
         val_loss=tuple(epoch.val_loss for epoch in history),
-        val_score=tuple(epoch.val_score for epoch in history),
+        val_accuracy=tuple(epoch.val_score for epoch in history),
         step_losses=() if step_losses is None else tuple(round(float(loss), 7) for loss in step_losses),
     )

@@ -29,7 +29,8 @@ from featcache.heads.config import HeadConfig
 from featcache.images.samples import UNLABELLED, Sample
 from featcache.images.source import ImageSource
 from featcache.rows.batches import Batch, epoch_order
-from featcache.rows.cuts import cut_images
+from featcache.rows.cuts import cut_rows
+from featcache.rows.target import class_target
 
 Preset = Callable[[Image.Image], Tensor]  # one RGB image -> float32 (3, S, S)
 
@@ -202,7 +203,7 @@ class TunedForward:
 
 
 def cut_samples(chosen: Mapping[str, Sequence[Sample]], config: HeadConfig) -> dict[str, list[Sample]]:
-    """The samples of train, val and test (absent where there are none), as `heads.cuts` cuts a cache of them.
+    """The samples of train, val and test (absent where there are none), as `rows.cuts` cuts a cache of them.
 
     `chosen`: the samples of each split, in source order. Raises HeadError where train has no labelled image.
     """
@@ -212,7 +213,14 @@ def cut_samples(chosen: Mapping[str, Sequence[Sample]], config: HeadConfig) -> d
         raise HeadError("there are no labelled train images", hint="labels come from folders, one a class")
     if "val" not in known:
         train = known["train"]
-        first, second = cut_images(len(train), val_fraction=config.val_fraction, val_seed=config.val_seed)
+        labels = np.array([one.label for one in train], np.int64)
+        first, second = cut_rows(
+            labels,
+            class_target(map(str, range(int(labels.max()) + 1))),
+            val_fraction=config.val_fraction,
+            val_seed=config.val_seed,
+            val_cut=config.val_cut,
+        )
         known |= {"train": [train[row] for row in first], "val": [train[row] for row in second]}
     return known
 
@@ -222,7 +230,7 @@ def image_parts(
     forward: Forward,
     config: HeadConfig,
     *,
-    classes: int,
+    classes: Sequence[str],
     stored: str,
     seen: Callable[[int], None] = lambda images: None,
 ) -> Parts:
@@ -241,5 +249,5 @@ def image_parts(
         val=epochs("val"),
         test=epochs("test") if "test" in samples else None,
         feature_dim=forward.feature_dim,
-        classes=classes,
+        target=class_target(classes),
     )

@@ -33,7 +33,7 @@ class Curve:
 
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
-    val_score: tuple[float, ...]
+    val_accuracy: tuple[float, ...]
     step_losses: tuple[float, ...] = ()
 
 
@@ -45,7 +45,7 @@ class Way:
     compiles) the network, cold it extracts, warm it has nothing to do. `epoch_s`: every epoch of the first head, val
     included. `test_s`: one look at test, where that was timed alone. `heads_s`: how many heads
     were there when, in seconds from the beginning, imports aside; the first pair is that of one head.
-    `val_score`, `test_accuracy`: the first head's best epoch; fractions.
+    `val_accuracy`, `test_accuracy`: the first head's best epoch; fractions.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Way:
     epoch_s: tuple[float, ...]
     test_s: float
     heads_s: tuple[tuple[int, float], ...]
-    val_score: float
+    val_accuracy: float
     test_accuracy: float | None
     curve: Curve
     memory: Memory
@@ -101,7 +101,7 @@ class Agreement:
     logits: float
     same_answers: int
     answers: int
-    val_score: tuple[float, float]
+    val_accuracy: tuple[float, float]
     test_accuracy: tuple[float, float] | None
     cached: Curve
 
@@ -112,7 +112,7 @@ class Agreement:
         return cls(
             **{
                 **values,
-                "val_score": tuple(values["val_score"]),
+                "val_accuracy": tuple(values["val_accuracy"]),
                 "test_accuracy": None if test is None else tuple(test),
                 "cached": _curve(values["cached"]),
             }

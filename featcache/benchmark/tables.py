@@ -80,7 +80,7 @@ def _marked(seconds: float, scaled: bool) -> str:
 
 
 def _val(result: Result, name: str) -> str:
-    return per_cent(result.ways[name].val_score) if _saw_all(result, name) else "-"
+    return per_cent(result.ways[name].val_accuracy) if _saw_all(result, name) else "-"
 
 
 def _saw_all(result: Result, name: str) -> bool:
@@ -148,7 +148,7 @@ def agreement_table(agreements: Sequence[Agreement]) -> str:
             small(one.step_loss),
             small(one.logits),
             f"{one.same_answers:,} of {one.answers:,}",
-            _both(one.val_score),
+            _both(one.val_accuracy),
             "-" if one.test_accuracy is None else _both(one.test_accuracy),
         )
         for one in agreements
@@ -191,7 +191,7 @@ def streaming_cells(result: StreamingResult) -> list[tuple[str, ...]]:
             duration(way.all_heads_s),
             megabytes(way.memory.peak),
             megabytes(way.memory.peak - way.memory.libraries),
-            per_cent(way.val_score),
+            per_cent(way.val_accuracy),
         )
         for title, way in (("in memory, no limit", result.resident), ("streamed, limited", result.streamed))
     ]

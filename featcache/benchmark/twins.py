@@ -13,7 +13,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.extraction.reporting import Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
-from featcache.rows.cuts import cut_cache
+from featcache.training.preparation import cut_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ def _twin(baseline: str, request: Request, task: Task, reporter: Reporter) -> Tw
     extraction = extract(request, Execution(device=task.scenario.device), reporter=reporter)
     with FeatureCache.open(extraction.cache) as cache:
         trained = train(cached_parts(cache, task.sampled, task.place), task.sampled)
-        cut = cut_cache(cache, val_fraction=task.sampled.val_fraction, val_seed=task.sampled.val_seed)
+        cut = cut_of(cache, task.sampled)
         return Twin(
             baseline=baseline,
             precision=cache.spec.precision,

@@ -40,9 +40,10 @@ from featcache.images.samples import Sample
 from featcache.rows.devices import choose_device
 from featcache.runs.fit import fit_head
 from featcache.runs.run import Run
-from featcache.sweep.grid import Combination
-from featcache.sweep.plan import SweepPlan
-from featcache.sweep.sweeping import sweep_heads
+from featcache.sweeps.grid import Combination
+from featcache.sweeps.plan import SweepPlan
+from featcache.sweeps.sweeping import sweep_heads
+from featcache.training.options import TrainingOptions
 
 Dtype = Literal["float16", "float32"]
 
@@ -125,7 +126,9 @@ def cold(task: Task, reporter: Reporter) -> Cold:
 def _further(cache: FeatureCache, configs: Sequence[HeadConfig], task: Task) -> Iterator[int]:
     """Trains the other heads, and tells how many are there."""
     if task.scenario.together and configs:
-        found = sweep_heads([cache], _sweep_of(configs), runs_dir=task.runs_dir, device=task.scenario.device)
+        found = sweep_heads(
+            [cache], _sweep_of(configs), TrainingOptions(device=task.scenario.device), runs_dir=task.runs_dir
+        )
         if found.interrupted:
             raise KeyboardInterrupt
         yield len(configs)
@@ -136,10 +139,12 @@ def _further(cache: FeatureCache, configs: Sequence[HeadConfig], task: Task) -> 
 
 
 def _sweep_of(configs: Sequence[HeadConfig]) -> SweepPlan:
-    said = [{"lr": f"{config.lr:g}", "weight_decay": f"{config.weight_decay:g}"} for config in configs]
+    grid = [{"lr": f"{config.lr:g}", "weight_decay": f"{config.weight_decay:g}"} for config in configs]
     return SweepPlan(
-        combinations=tuple(Combination(said=words, config=config) for words, config in zip(said, configs, strict=True)),
-        grid={name: tuple(dict.fromkeys(words[name] for words in said)) for name in ("lr", "weight_decay")},
+        combinations=tuple(
+            Combination(values=words, config=config) for words, config in zip(grid, configs, strict=True)
+        ),
+        grid={name: tuple(dict.fromkeys(words[name] for words in grid)) for name in ("lr", "weight_decay")},
         seeds=(configs[0].seed,),
     )
 
@@ -154,7 +159,7 @@ def warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
 
 
 def _fitted(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
-    run = fit_head(cache, config, runs_dir=task.runs_dir, device=task.scenario.device)
+    run = fit_head(cache, config, device=task.scenario.device, runs_dir=task.runs_dir)
     if run.training.interrupted:
         # Half a measurement is none.
         raise KeyboardInterrupt
@@ -171,7 +176,7 @@ def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[i
         epoch_s=tuple(epoch.seconds for epoch in run.history()),
         test_s=0.0,
         heads_s=tuple(heads_s),
-        val_score=done.val.accuracy,
+        val_accuracy=done.val.accuracy,
         test_accuracy=None if done.test is None else done.test.accuracy,
         curve=curve_of(run.history()),
         memory=_UNKNOWN,
@@ -221,7 +226,7 @@ def notebook(task: Task, reporter: Reporter) -> EndToEnd:
         )
         samples = cut_samples(select_samples(source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
-        parts = image_parts(samples, forward, task.sampled, classes=len(source.classes), stored=EXACT_DTYPE, seen=seen)
+        parts = image_parts(samples, forward, task.sampled, classes=source.classes, stored=EXACT_DTYPE, seen=seen)
         setup_s = time.perf_counter() - began
         return _end_to_end(NOTEBOOK, samples, train(parts, task.sampled), setup_s)
 
@@ -238,7 +243,7 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
         samples = cut_samples(select_samples(job.source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
-            samples, forward, task.sampled, classes=len(job.source.classes), stored=job.spec.dtype, seen=seen
+            samples, forward, task.sampled, classes=job.source.classes, stored=job.spec.dtype, seen=seen
         )
         setup_s = time.perf_counter() - began
         return _end_to_end(TUNED, samples, train(parts, task.sampled), setup_s)
@@ -280,7 +285,7 @@ def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Tra
         epoch_s=epoch_s,
         test_s=trained.test_seconds,
         heads_s=((1, setup_s + sum(epoch_s) + trained.test_seconds),),
-        val_score=trained.val.score().accuracy,
+        val_accuracy=trained.val.score().accuracy,
         test_accuracy=None if trained.test is None else trained.test.score().accuracy,
         curve=answers.curve,
         memory=_UNKNOWN,

@@ -17,6 +17,7 @@ from featcache.cli import (
     audit,
     benchmark,
     caches,
+    clock,
     doctor,
     export,
     extract,
@@ -84,6 +85,7 @@ for group in _GROUPS:
 
 def main() -> None:
     """The console script `featcache`."""
+    clock.begin_process()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is no UTF-8 is shown with its bytes escaped.
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -325,7 +325,7 @@ def _verification(checked: Verification) -> dict[str, Any]:
 def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
     from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
-    from featcache.extraction.rebuild import recompute
+    from featcache.extraction.recomputation import recompute
 
     with FeatureCache.open(entry.require_complete()) as opened:
         again = recompute(opened, rows, seed=seed, data_dir=common.data_dir, device=resolve_device(device))

@@ -19,6 +19,7 @@ from typing import Any
 
 import typer
 
+from featcache.cli import clock
 from featcache.cli.groups import Group, group_of
 from featcache.cli.printing import flush
 from featcache.cli.sections import SectionedCommand
@@ -41,6 +42,7 @@ def command(app: typer.Typer, name: str, *, section: str) -> Callable[[Callable[
 
         @functools.wraps(function)
         def run(**values: Any) -> None:
+            clock.begin_command()
             with _translated(debug=bool(values.get("debug"))):
                 folded = {key: group.folded(values) for key, group in groups.items()}
                 function(**values, **folded)

@@ -34,12 +34,12 @@ def caches(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
-    """The runs in --runs-dir, `latest` where there are some, and paths."""
-    from featcache.runs.catalog import LATEST, run_folders
+    """The runs in --runs-dir, `latest` and `best` where there are some, and paths."""
+    from featcache.runs.catalog import BEST, LATEST, run_folders
 
     folder = _folder(context, "runs_dir", None, "runs")
     names = [path.name for path in run_folders(folder)]
-    return _starting([*names, LATEST] if names else [], incomplete) + _paths(incomplete)
+    return _starting([*names, BEST, LATEST] if names else [], incomplete) + _paths(incomplete)
 
 
 def runs_and_caches(context: typer.Context, incomplete: str) -> list[str]:

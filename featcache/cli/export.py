@@ -108,7 +108,7 @@ def register(app: typer.Typer) -> None:
             str,
             typer.Argument(
                 autocompletion=completion.runs_and_caches,
-                help="A run or a cache: its path, its name, or how that begins; of runs also latest.",
+                help="A run or a cache: its path, its name, or how that begins; of runs also latest and best.",
             ),
         ],
         *,
@@ -187,6 +187,9 @@ def _export_cache(cache: str, output: Path, format: str, options: CacheExportOpt
 
 
 def _show_run(exported: ExportedRun) -> None:
+    names, numbers = exported.target.names, exported.target.kind == "numbers"
+    what, columns = ("values", "columns") if numbers else ("probabilities", "classes")
+    same = "the same first class, " if exported.target.kind == "classes" else ""
     print_pairs(
         [
             ("file", str(exported.path)),
@@ -194,12 +197,11 @@ def _show_run(exported: ExportedRun) -> None:
             ("size", human_bytes(exported.nbytes)),
             ("run", exported.run),
             ("input", "images: uint8 (N, H, W, 3), RGB, of any size"),
-            ("output", f"probabilities: float32 (N, {len(exported.classes)}), in the order of the classes"),
-            ("classes", ", ".join(exported.classes[:10]) + (", ..." if len(exported.classes) > 10 else "")),
+            ("output", f"{what}: float32 (N, {len(names)}), in the order of the {columns}"),
+            (columns, ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")),
             (
                 "verified",
-                f"on {exported.images} images: the same first class, probabilities within "
-                f"{exported.greatest_difference:.1g} of featcache's",
+                f"on {exported.images} images: {same}{what} within {exported.greatest_difference:.1g} of featcache's",
             ),
         ]
     )

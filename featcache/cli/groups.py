@@ -4,9 +4,11 @@ What an option is called, what it takes and what its help says stands with the f
 
     def extract(what: list[BackboneOptions], images: ImageOptions, how: Execution) -> None: ...
     def assemble(what: BackboneOptions, how: Annotated[Execution, Without("shard")]) -> None: ...
+    def sweep(head: Annotated[dict[str, Any], Given(HeadConfig)]) -> None: ...
 
-`list[...]` is for several records: the option that names them may be repeated, and others say NAME=VALUE. A record
-whose fields are annotated for typer itself is unfolded as it is.
+`list[...]` is for several records: the option that names them may be repeated, and others say NAME=VALUE. `Given` is
+for a record that is made later, of what was given and something else. A record whose fields are annotated for typer
+itself is unfolded as it is.
 """
 
 from __future__ import annotations
@@ -15,9 +17,9 @@ import dataclasses
 import inspect
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import NoneType
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +33,17 @@ class Without:
 
     def __init__(self, *names: str) -> None:
         self.names = names
+
+
+class Given:
+    """In `Annotated[dict[str, Any], Given(Record)]`: the record's options that stand on the command line, by name.
+
+    An option that was given is there whatever its value, also where that is the default. The command's function has
+    a parameter `context: typer.Context`.
+    """
+
+    def __init__(self, record: type, *, without: Collection[str] = ()) -> None:
+        self.record, self.without = record, without
 
 
 class Group(ABC):
@@ -51,6 +64,10 @@ def group_of(annotation: Any) -> Group | None:
     left_out: tuple[str, ...] = ()
     if typing.get_origin(annotation) is Annotated:
         record, *notes = typing.get_args(annotation)
+        for note in notes:
+            if isinstance(note, Given):
+                fields = [field for field in options_of(note.record) if field.name not in note.without]
+                return _AsGiven(note.record, fields)
         left_out = tuple(name for note in notes if isinstance(note, Without) for name in note.names)
     several = typing.get_origin(record) is list
     record = typing.get_args(record)[0] if several else record
@@ -97,6 +114,15 @@ class _One(Group):
         return self._record(**{field.name: _value(field, values.pop(field.name)) for field in self._fields})
 
 
+class _AsGiven(_One):
+    """The options that were given."""
+
+    def folded(self, values: dict[str, Any]) -> Any:
+        found = {field.name: (field, values.pop(field.name)) for field in self._fields}
+        given = given_options(values["context"], found)
+        return {name: field.fitted(_value(field, value)) for name, (field, value) in found.items() if name in given}
+
+
 class _Several(_One):
     """One record for each name that is given."""
 
@@ -118,6 +144,12 @@ class _Several(_One):
             self._record(**{naming.name: name}, **alike, **{key: found[name] for key, found in each.items()})
             for name in names
         ]
+
+
+def given_options(context: typer.Context, names: Iterable[str]) -> set[str]:
+    """Which of these parameters of a command stand on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in names}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def _by_name(field: ConfigField, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, Any]:
@@ -177,19 +209,12 @@ def _reader(field: ConfigField) -> Callable[[str], Any]:
 
     def read(text: str) -> Any:
         try:
-            return field.fitted(text if text == unset or field.option.read else _as_number(text))
+            return field.parsed(text)
         except InvalidOption as error:
             expected = f"expected {unset} or {field.expected}, got {text!r}"
             raise typer.BadParameter(error.message if unset is None else expected) from None
 
     return read
-
-
-def _as_number(text: str) -> float | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
 
 
 def _value(field: ConfigField, value: Any) -> Any:
@@ -205,6 +230,9 @@ def _is_list(field: ConfigField) -> bool:
 
 
 def _as_text(kind: Any) -> Any:
-    """Of several types the one that the command line can say: text rather than an object."""
+    """Of several types the one that the command line can say: text, or choices, rather than an object."""
+    if typing.get_origin(kind) is Literal:
+        return kind
     alternatives = [one for one in typing.get_args(kind) if one is not NoneType]
-    return str if str in alternatives else kind
+    chosen = [one for one in alternatives if typing.get_origin(one) is Literal]
+    return str if str in alternatives else chosen[0] if len(alternatives) > 1 and chosen else kind

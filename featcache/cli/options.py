@@ -17,7 +17,6 @@ from featcache.config import merged
 from featcache.extraction.request import Request, StorageOptions
 from featcache.images.options import ImageOptions
 
-_RUN_OF_HEADS = "The run"
 _COMMON = "Common"
 
 
@@ -51,24 +50,6 @@ class Common:
     def features_dir(self) -> Path:
         """Where the caches lie."""
         return self.data_dir / "features"
-
-
-#: Of every command that trains heads.
-FeatureMemory = Annotated[
-    int | None,
-    typer.Option(
-        help="For a head that is trained by steps: megabytes that features may take in memory, a GPU's where it "
-        "trains; what is more is streamed, in the same order. [default: a share of what is free]",
-        metavar="<mb>",
-        min=0,
-        rich_help_panel=_RUN_OF_HEADS,
-    ),
-]
-
-
-def in_bytes(megabytes: int | None) -> int | None:
-    """Megabytes of 10^6 bytes; None stays."""
-    return None if megabytes is None else megabytes * 10**6
 
 
 def number_or_auto(text: str, option: str) -> int | None:

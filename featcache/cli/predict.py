@@ -17,13 +17,14 @@ from featcache.cli.commands import command
 from featcache.cli.options import Common, number_or_auto
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
+from featcache.columns import SEPARATOR
 
 if TYPE_CHECKING:
     from featcache.inference import ImagePrediction, NearImage, Predicted
 
 SECTION = "Using a head"
 RUN = typer.Argument(
-    autocompletion=completion.runs, help="Its path, its name in --runs-dir, how that begins, or latest."
+    autocompletion=completion.runs, help="Its path, its name in --runs-dir, how that begins, latest or best."
 )
 _WHAT = "What is shown"
 _HOW = "How it is computed"
@@ -147,20 +148,34 @@ def _from_stdin() -> Sequence[str | bytes]:
 
 
 def _print_table(predicted: Predicted) -> None:
-    header = ("image", "class", "probability")
-    others = ("then",) if any(len(image.top) > 1 for image in predicted) else ()
+    header = ("image", *_answer_names(predicted))
+    others = ("then",) if any(len(image.top) > 1 and image.labels is None for image in predicted) else ()
     near = ("most similar train images",) if any(image.neighbours for image in predicted) else ()
     rows = [
         (
             image.path,
-            image.label,
-            _percent(image.probability),
+            *_answer(image),
             *_others(image)[: len(others)],
             *_near(image)[: len(near)],
         )
         for image in predicted
     ]
     print_table(rows, header=(*header, *others, *near))
+
+
+def _answer_names(predicted: Predicted) -> tuple[str, ...]:
+    if predicted.target.kind == "numbers":
+        return predicted.target.names
+    return ("classes",) if predicted.target.kind == "lists" else ("class", "probability")
+
+
+def _answer(image: ImagePrediction) -> tuple[str, ...]:
+    """What is said of an image, in the cells of a table."""
+    if image.values is not None:
+        return tuple(f"{value:.4g}" for value in image.values.values())
+    if image.labels is not None:
+        return (", ".join(f"{guess.label} {_percent(guess.probability)}" for guess in image.labels) or "none",)
+    return image.label, _percent(image.probability)
 
 
 def _percent(share: float) -> str:
@@ -181,8 +196,12 @@ def _near(image: ImagePrediction) -> tuple[str, ...]:
 def _print_csv(predicted: Predicted) -> None:
     """A line an image, RFC 4180 but for its line ends."""
     guesses, near = (max(map(len, column)) for column in zip(*((i.top, i.neighbours) for i in predicted), strict=True))
-    header = ["path", "label", "probability"]
-    header += [f"{name}_{number}" for number in range(2, guesses + 1) for name in ("label", "probability")]
+    header = ["path"]
+    if predicted.target.kind == "classes":
+        header += ["label", "probability"]
+        header += [f"{name}_{number}" for number in range(2, guesses + 1) for name in ("label", "probability")]
+    else:
+        header += predicted.target.names if predicted.target.kind == "numbers" else ["labels", "probabilities"]
     for number in range(1, near + 1):
         header += [f"neighbour_{number}", f"neighbour_{number}_label", f"neighbour_{number}_similarity"]
     text = io.StringIO()
@@ -194,8 +213,14 @@ def _print_csv(predicted: Predicted) -> None:
 
 def _cells(image: ImagePrediction) -> list[str | float | None]:
     cells: list[str | float | None] = [image.path]
-    for guess in image.top:
-        cells += [guess.label, guess.probability]
+    if image.values is not None:
+        cells += image.values.values()
+    elif image.labels is not None:
+        cells.append(SEPARATOR.join(guess.label for guess in image.labels))
+        cells.append(SEPARATOR.join(str(guess.probability) for guess in image.labels))
+    else:
+        for guess in image.top:
+            cells += [guess.label, guess.probability]
     for near in image.neighbours:
         cells += [near.id, near.label, near.similarity]
     return cells

@@ -55,16 +55,19 @@ def print_pairs(pairs: Sequence[tuple[str, str]]) -> None:
         print_line(f"{name.ljust(width)}  {value}".rstrip())
 
 
-def print_table(rows: Sequence[Sequence[str]], *, header: Sequence[str], optional: int = 0) -> None:
+def print_table(
+    rows: Sequence[Sequence[str]], *, header: Sequence[str], optional: int = 0, line_after: int = 0
+) -> None:
     """Columns on stdout, as wide as their content; a column whose cells are all numbers stands to the right.
 
-    In a terminal that is too narrow, as many of the last `optional` columns are left out as must be.
+    In a terminal that is too narrow, as many of the last `optional` columns are left out as must be. `line_after`:
+    the number of rows after which a line stands, where others follow; 0 for none.
     """
     columns = [[name, *cells] for name, cells in zip(header, zip(*rows, strict=True), strict=True)]
     aligned = _fitting([_aligned(column) for column in columns], optional)
     for number, row in enumerate(zip(*aligned, strict=True)):
         print_line("  ".join(row).rstrip())
-        if number == 0:
+        if number == 0 or number == line_after < len(rows):
             print_line("  ".join("-" * len(cell) for cell in row))
 
 

@@ -57,7 +57,7 @@ def register(app: typer.Typer) -> None:
     def report(
         runs: Annotated[
             list[str] | None,
-            typer.Argument(help="Paths, names in --runs-dir, how these begin, or latest. [default: all]"),
+            typer.Argument(help="Paths, names in --runs-dir, how these begin, latest or best. [default: all]"),
         ] = None,
         *,
         options: ReportOptions,

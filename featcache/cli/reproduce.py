@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,78 +12,24 @@ import typer
 
 from featcache.cli import completion
 from featcache.cli.commands import INTERRUPTED, command
+from featcache.cli.groups import Without
 from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
+from featcache.config import given_values
 from featcache.errors import InvalidOption
+from featcache.images.options import ImageOptions
+from featcache.sweeps.options import SweepOptions
+from featcache.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from featcache.cache.reader import FeatureCache
     from featcache.extraction.request import Request
-    from featcache.heads.records import EpochRecord
     from featcache.notebook.recipes import Recipe
     from featcache.notebook.reproduction import Reproduction
 
 _WHAT = "Which experiments"
-_RUN = "How they run"
 _FILES = ("reproduce.md", "reproduce.json")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReproduceOptions:
-    """On what, and how often."""
-
-    dataset: Annotated[
-        str,
-        typer.Option(
-            "--dataset",
-            "-d",
-            help="A set of `featcache datasets`, or a folder, zip or tar of class/image.",
-            metavar="<name or path>",
-            rich_help_panel=_WHAT,
-        ),
-    ] = "cifar10"
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What --weights of extract takes. Where several networks are asked for, say which: vgg16=<source>; "
-            "may be repeated. [default: torchvision's]",
-            metavar="<source>",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None
-    as_written: Annotated[
-        bool,
-        typer.Option(
-            "--as-written",
-            help="Image size and normalisation as in the notebook, not as the weights were trained.",
-            rich_help_panel=_WHAT,
-        ),
-    ] = False
-    limit: Annotated[
-        int | None,
-        typer.Option(
-            help="So many images per split, balanced over the classes. [default: all]",
-            metavar="<images>",
-            rich_help_panel=_WHAT,
-        ),
-    ] = None
-    seeds: Annotated[
-        int,
-        typer.Option(help="Train so many heads each, and tell the mean.", metavar="<n>", min=1, rich_help_panel=_RUN),
-    ] = 1
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", rich_help_panel=_RUN)
-    ] = "auto"
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help=f"Also write the table there, as {' and '.join(_FILES)}, anew after every recipe.",
-            metavar="<folder>",
-            rich_help_panel=_RUN,
-        ),
-    ] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -100,26 +46,57 @@ def register(app: typer.Typer) -> None:
                 rich_help_panel=_WHAT,
             ),
         ] = None,
+        weights: Annotated[
+            list[str] | None,
+            typer.Option(
+                help="What --weights of extract takes. Of several networks: NETWORK=SOURCE; may be repeated. "
+                "[default: torchvision's]",
+                metavar="<source>",
+                rich_help_panel=_WHAT,
+            ),
+        ] = None,
+        as_written: Annotated[
+            bool,
+            typer.Option(
+                "--as-written",
+                help="Image size and normalisation as in the notebook, not as the weights were trained.",
+                rich_help_panel=_WHAT,
+            ),
+        ] = False,
+        output: Annotated[
+            Path | None,
+            typer.Option(
+                help=f"Also write the table there, as {' and '.join(_FILES)}, anew after every recipe.",
+                metavar="<folder>",
+                rich_help_panel=_WHAT,
+            ),
+        ] = None,
         *,
-        options: ReproduceOptions,
+        images: Annotated[ImageOptions, Without("split_by_folder", "splits", "select_seed")],
+        which: Annotated[SweepOptions, Without("folds", "shots", "draws")],
+        how: Annotated[TrainingOptions, Without("logger", "trainer")],
         common: Common,
     ) -> None:
         """Run the notebook's experiments and compare them with it.
 
-        Features are extracted unless they are cached. A recipe agrees when its last epoch's accuracy on val, the
-        mean over the seeds, is within 1.5 points of the notebook's.
+        Features are extracted unless they are cached. Recipes with the same features are one sweep, and the best head
+        of each becomes a run. A recipe agrees when its last epoch's accuracy on val, the mean over the seeds, is within
+        1.5 points of the notebook's.
         """
         from featcache.notebook.recipes import recipe, recipe_names
 
         chosen = [recipe(name) for name in dict.fromkeys(recipes or recipe_names())]
-        if options.as_written:
+        if as_written:
             chosen = [one.as_written() for one in chosen]
-        requests = _requests(chosen, options, common)
-        if options.output is not None:
-            prepare_folder(options.output)
+        sources = weights_by_backbone(weights or (), [one.backbone for one in chosen if one.weights is not None])
+        requests = [_request(one, images, sources, common) for one in chosen]
+        if output is not None:
+            prepare_folder(output)
         rows: list[Reproduction] = []
         with Terminal(quiet=common.quiet) as terminal:
-            interrupted = _collect(rows, _reproductions(chosen, requests, options, common, terminal), options.output)
+            training = _Training(seeds=which.seeds, how=how, runs_dir=common.runs_dir, terminal=terminal)
+            names = [one.name for one in chosen]
+            interrupted = _collect(rows, _reproductions(chosen, requests, training), names, output)
         if common.json:
             print_json(_answer(rows))
         else:
@@ -128,105 +105,90 @@ def register(app: typer.Typer) -> None:
             raise typer.Exit(INTERRUPTED)
 
 
-def _collect(rows: list[Reproduction], coming: Iterator[Reproduction], output: Path | None) -> bool:
-    """Takes the rows as they come, and keeps them in files; whether Ctrl-C ended it. What is finished is told."""
+def _collect(
+    rows: list[Reproduction], coming: Iterator[Reproduction], names: Sequence[str], output: Path | None
+) -> bool:
+    """Takes the rows as they come, in the order of `names`, and keeps them in files; whether Ctrl-C ended it."""
     try:
         for row in coming:
             rows.append(row)
+            rows.sort(key=lambda one: names.index(one.recipe.name))
             if output is not None:
                 _publish(rows, output)
     except KeyboardInterrupt:
         if not rows:
             raise
         return True
-    return rows[-1].interrupted
+    return False
 
 
 # --- extracting and training -------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """How every recipe is trained."""
+
+    seeds: int
+    how: TrainingOptions
+    runs_dir: Path
+    terminal: Terminal
+
+
 def _reproductions(
-    recipes: Sequence[Recipe],
-    requests: Sequence[Request],
-    options: ReproduceOptions,
-    common: Common,
-    terminal: Terminal,
+    recipes: Sequence[Recipe], requests: Sequence[Request], training: _Training
 ) -> Iterator[Reproduction]:
-    from featcache.cache.reader import FeatureCache
+    """The rows of the table, those of one cache together. Raises KeyboardInterrupt behind those that it cut short."""
     from featcache.extraction.resolve import resolve
     from featcache.extraction.run import Execution, carry_out
 
-    execution = Execution(device=options.device)
-    caches: dict[Request, Path] = {}
+    execution = Execution(device=training.how.device)
+    sharing: dict[Request, list[Recipe]] = {}
+    for recipe, request in zip(recipes, requests, strict=True):
+        sharing.setdefault(request, []).append(recipe)
     with ExitStack() as opened:
         # All of them before the first is run: weights that are missing show now, not after an hour.
-        jobs = {one: opened.enter_context(resolve([one], execution, terminal)) for one in dict.fromkeys(requests)}
-        for recipe, request in zip(recipes, requests, strict=True):
-            if request not in caches:
-                (done,) = carry_out(jobs[request])
-                caches[request] = done.cache
-            with FeatureCache.open(caches[request]) as cache:
-                row = _reproduced(recipe, cache, options, common, terminal)
-            yield row
-            if row.interrupted:
-                return
+        jobs = {one: opened.enter_context(resolve([one], execution, training.terminal)) for one in sharing}
+        # One sweep a cache: what is trained is kept when a Ctrl-C ends the extraction of the next one.
+        for request, several in sharing.items():
+            (done,) = carry_out(jobs[request])
+            yield from _reproduced(several, done.cache, training)
 
 
-def _reproduced(
-    recipe: Recipe, cache: FeatureCache, options: ReproduceOptions, common: Common, terminal: Terminal
-) -> Reproduction:
-    from featcache.notebook.reproduction import Reproduction, comparison_doubts
-    from featcache.runs.fit import fit_head
+def _reproduced(recipes: Sequence[Recipe], path: Path, training: _Training) -> Iterator[Reproduction]:
+    from featcache.cache.reader import FeatureCache
+    from featcache.notebook.reproducing import reproductions, sweep_recipes
 
-    def progress(epoch: EpochRecord) -> None:
-        terminal.advance("training", epoch.epoch, epoch.max_epochs)
-
-    trainings = []
-    for seed in range(options.seeds):
-        terminal.say(f"{recipe.name}, seed {seed}")
-        run = fit_head(
+    terminal = training.terminal
+    seeds = "one seed" if training.seeds == 1 else f"{training.seeds} seeds each"
+    terminal.say(f"training {', '.join(one.name for one in recipes)}: {seeds}")
+    with FeatureCache.open(path) as cache:
+        found = sweep_recipes(
             cache,
-            replace(recipe.head, seed=seed),
-            runs_dir=common.runs_dir,
-            device=options.device,
-            progress=progress,
-            # The same sentences for every seed.
-            report=terminal.say if seed == 0 else None,
+            recipes,
+            seeds=training.seeds,
+            runs_dir=training.runs_dir,
+            how=training.how,
+            progress=lambda epochs, total: terminal.advance("training", epochs, total),
+            report=terminal.say,
         )
-        # It may have stopped early: the next training begins a bar of its own.
-        terminal.advance("training", run.training.epochs, run.training.epochs)
-        trainings.append(run.training)
-        if run.training.interrupted:
-            break
-    weights = cache.provenance.get("weights")
-    return Reproduction(
-        recipe=recipe,
-        set_name=cache.set_name,
-        seeds=tuple(range(len(trainings))),
-        trainings=tuple(trainings),
-        doubts=comparison_doubts(
-            recipe, trainings, classes=cache.classes, weights=weights if isinstance(weights, str) else None
-        ),
-    )
+        yield from reproductions(found, recipes, cache, report=terminal.say)
+    if found.interrupted:
+        raise KeyboardInterrupt
 
 
-def _requests(recipes: Sequence[Recipe], options: ReproduceOptions, common: Common) -> list[Request]:
-    """The features that each recipe wants; recipes that share features have equal ones."""
+def _request(recipe: Recipe, images: ImageOptions, weights: dict[str, str], common: Common) -> Request:
+    """The features that a recipe wants; recipes that share features have equal ones."""
     from featcache.extraction.request import Request
 
-    weights = weights_by_backbone(options.weights or (), [one.backbone for one in recipes if one.weights is not None])
-    return [
-        Request(
-            dataset=options.dataset,
-            backbone=one.backbone,
-            image_size=one.input.image_size,
-            normalize=one.input.normalize,
-            weights=weights.get(one.backbone, "default"),
-            limit=options.limit,
-            data_dir=common.data_dir,
-        )
-        for one in recipes
-    ]
+    return Request(
+        **given_values(images),
+        backbone=recipe.backbone,
+        image_size=recipe.input.image_size,
+        normalize=recipe.input.normalize,
+        weights=weights.get(recipe.backbone, "default"),
+        data_dir=common.data_dir,
+    )
 
 
 def weights_by_backbone(said: Sequence[str], networks: Sequence[str]) -> dict[str, str]:

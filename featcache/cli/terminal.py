@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Whatever is over sooner needs no bar.
 _PATIENCE_S = 2.0
+WARNING = "warning: "
 _SLOWEST = {"decode": "decoding is slowest", "compute": "computing is slowest", "write": "the disk is slowest"}
 _COUNTED_IN = {
     "training": "epochs",
@@ -57,13 +58,13 @@ class Terminal:
         self._open.close()
 
     def say(self, text: str) -> None:
-        """One sentence that is worth reading."""
-        if not self._quiet:
+        """One sentence that is worth reading; a warning is never left out."""
+        if not self._quiet or text.startswith(WARNING):
             self._print(text)
 
     def warn(self, text: str) -> None:
         """One sentence that must not be overlooked."""
-        self._print(f"warning: {text}")
+        self._print(f"{WARNING}{text}")
 
     def _print(self, text: str) -> None:
         if self._progress is not None:

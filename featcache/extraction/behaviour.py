@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones.checks import same_function
-from featcache.backbones.spec import BackboneSpec, ProbeOutputs
+from featcache.backbones.spec import BackboneSpec, ProbeOutputs, outputs_in
 from featcache.cache.catalog import CacheEntry, candidates
 from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
@@ -96,15 +96,6 @@ def _provenances(entry: CacheEntry) -> Iterator[Mapping[str, Any]]:
     except CacheError:
         # It is reported where its rows are read.
         return
-
-
-def outputs_in(provenance: Mapping[str, Any]) -> ProbeOutputs | None:
-    """The outputs on the probe images in a provenance; None where it has none."""
-    try:
-        found = provenance.get("probe")
-        return None if found is None else ProbeOutputs.from_json(found)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return None
 
 
 def computes_the_same(backbone: BackboneSpec, provenance: Mapping[str, Any], names: tuple[str, ...]) -> bool:

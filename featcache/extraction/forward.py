@@ -20,7 +20,7 @@ from featcache.backbones.program import Program
 from featcache.errors import ExtractionError
 from featcache.extraction.resizing import HostResizing, Packed, Prepared, Resizing, join
 from featcache.extraction.stages import Stages
-from featcache.extraction.transfer import Returning, in_flight
+from featcache.extraction.transfer import Arrived, Returning, in_flight
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ class ForwardPass:
     stages: Stages = field(default_factory=Stages)
     before_first: Callable[[Packed], None] | None = None
     _waiting: Batch | None = field(default=None, init=False, repr=False)
-    _flying: deque[tuple[Batch, Returning]] = field(default_factory=deque, init=False, repr=False)
+    _flying: deque[tuple[Batch, Returning | Arrived]] = field(default_factory=deque, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.resizing = self.resizing or HostResizing(self.program.spec.transform)
@@ -169,17 +169,23 @@ class ForwardPass:
         with self.stages.measured("compute"):
             return Rows(images=batch.images, views=batch.views, features=returning.arrays())
 
-    def _returning(self, images: Packed, dtype: str) -> list[Returning]:
+    def _returning(self, images: Packed, dtype: str) -> list[Returning | Arrived]:
         """Give images to the device, in batches that fit into its memory."""
-        blocks: list[Returning] = []
+        blocks: list[Returning | Arrived] = []
         done = 0
         while done < len(images):
             batch = images[done : done + self.batch_size]
-            features = self._forward(batch, dtype)
+            features = self._copied(batch, dtype) if self.program.copy else self._forward(batch, dtype)
             if features is not None:
                 blocks.append(features)
                 done += len(batch)
         return blocks
+
+    def _copied(self, images: Packed, dtype: str) -> Arrived:
+        """The batch's features where nothing is computed, without torch."""
+        assert self.program.copy is not None
+        copied = self.program.copy(to_numpy(self.resizing.batch(images, len(images))))
+        return Arrived({name: value.astype(dtype, copy=False) for name, value in copied.items()})
 
     def _forward(self, images: Packed, dtype: str) -> Returning | None:
         """The batch's features, or None where memory did not suffice and the batch size was halved."""

@@ -8,46 +8,20 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featcache.backbones import describe as descriptions
 from featcache.backbones.describe import Choice
 from featcache.backbones.spec import BackboneSpec
-from featcache.cache.catalog import CacheEntry, candidates, find, list_caches
+from featcache.cache.catalog import CacheEntry, candidates
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
 from featcache.config import command_words
 from featcache.errors import CacheError, CacheIncomplete, CacheNotFound, FeatcacheError
+from featcache.extraction.named import Found
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import described_augmentation, differs_in_auto_alone, spec_of
-
-
-@dataclass(frozen=True, kw_only=True)
-class Found:
-    """A complete cache and, of its layers, those that were asked for (None: all it has)."""
-
-    path: Path
-    layers: tuple[str, ...] | None = None
-
-
-# --- a complete cache to read ------------------------------------------------------------------------------------
-
-
-def by_name(features_dir: Path, name: str) -> Found:
-    """The complete cache of that path, name or unique beginning of a name. Raises CacheError."""
-    return Found(path=find(features_dir, name).require_complete())
-
-
-def only_cache(features_dir: Path, backbone: str | None = None) -> Found | None:
-    """The only complete cache there is (of `backbone`, if given); None where there are none or several."""
-    complete = [
-        entry
-        for entry in list_caches(features_dir)
-        if entry.complete and (backbone is None or (entry.spec is not None and entry.spec.backbone == backbone))
-    ]
-    return Found(path=complete[0].path) if len(complete) == 1 else None
 
 
 def by_request(request: Request) -> Found:

@@ -27,13 +27,22 @@ def in_flight(device: str) -> int:
 
 def stacked(images: Sequence[Bytes], shape: tuple[int, ...], device: str) -> Bytes:
     """(n, *shape): copies of the images in memory that `device` copies from by itself."""
-    import torch
-
-    pinned = device.startswith("cuda")
-    batch: Bytes = torch.empty((len(images), *shape), dtype=torch.uint8, pin_memory=pinned).numpy()
+    batch = _pinned((len(images), *shape)) if device.startswith("cuda") else np.empty((len(images), *shape), np.uint8)
     for place, image in enumerate(images):
         batch[place] = image
     return batch
+
+
+class Arrived:
+    """Arrays that are on the host already, by name."""
+
+    def __init__(self, arrays: Mapping[str, npt.NDArray[np.generic]]) -> None:
+        self.count = len(next(iter(arrays.values())))
+        self._arrays = dict(arrays)
+
+    def arrays(self) -> dict[str, npt.NDArray[np.generic]]:
+        """They are there."""
+        return self._arrays
 
 
 class Returning:
@@ -49,6 +58,13 @@ class Returning:
         if self._arrived is not None:
             self._arrived.synchronize()
         return {name: tensor.numpy() for name, tensor in self._tensors.items()}
+
+
+def _pinned(shape: tuple[int, ...]) -> Bytes:
+    import torch
+
+    batch: Bytes = torch.empty(shape, dtype=torch.uint8, pin_memory=True).numpy()
+    return batch
 
 
 def _copied(tensor: Tensor) -> Tensor:

@@ -6,16 +6,23 @@ a new one is one entry. Parsing needs no torch; building imports it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from featcache.errors import InvalidOption, UnknownName
+from featcache.heads.own import OwnFactory, checked_path
 
 if TYPE_CHECKING:
     from torch import nn
 
-# The name on the command line, and torch.nn's class for it.
+    from featcache.rows.target import TargetKind
+
+Activation = Literal[
+    "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "hardswish", "softplus", "tanh", "sigmoid"
+]
+# What each is in torch.nn.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "ReLU",
     "leaky_relu": "LeakyReLU",
@@ -35,25 +42,33 @@ WIDEST_LAYER = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A parsed head: its kind, and the sizes of its hidden layers."""
+    """A parsed head: its kind, the sizes of its hidden layers, and where one of one's own is defined."""
 
     kind: str
     hidden: tuple[int, ...] = ()
+    path: str = ""
 
     @property
     def solved(self) -> bool:
         """Whether it is solved at once, and not trained by steps."""
         return HEAD_KINDS[self.kind].solved
 
+    @property
+    def own(self) -> bool:
+        """Whether it is a module of one's own."""
+        return HEAD_KINDS[self.kind].own
+
     def __str__(self) -> str:
-        return self.kind + (":" + ",".join(map(str, self.hidden)) if self.hidden else "")
+        what = self.path or ",".join(map(str, self.hidden))
+        return f"{self.kind}:{what}" if what else self.kind
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
     """All that building needs: `in_features` and `classes` come from the cache, the rest was asked for.
 
-    `rows`, `stored`: how many train rows a head that holds them has, and their dtype.
+    `classes`: how many outputs there are. `rows`, `stored`, `kind`: how many train rows a head that holds them has,
+    their dtype, and what kind of targets. `own`: what makes a head of one's own.
     """
 
     in_features: int
@@ -64,6 +79,8 @@ class HeadShape:
     batch_norm: bool = False
     rows: int = 0
     stored: str = "float32"
+    kind: TargetKind = "classes"
+    own: OwnFactory | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +89,7 @@ class HeadKind:
 
     `sized`: hidden sizes stand after its colon.
     `solved`: it is solved at once (heads/solvers.py), so nothing that belongs to steps applies to it.
+    `own`: it is a module of one's own (heads/own.py), and where that is defined stands after its colon.
     """
 
     name: str
@@ -79,10 +97,11 @@ class HeadKind:
     build: Callable[[HeadShape], nn.Module]
     sized: bool = False
     solved: bool = False
+    own: bool = False
 
 
 def parse_head(text: str) -> Architecture:
-    """Read `linear` or `mlp:128,64`.
+    """Read `linear`, `mlp:128,64`, `mlp:128-64` or `own:module:Class`.
 
     Raises UnknownName (offering the nearest) or InvalidOption.
     """
@@ -90,20 +109,16 @@ def parse_head(text: str) -> Architecture:
     kind = HEAD_KINDS.get(name)
     if kind is None:
         raise UnknownName("head", name, HEAD_KINDS)
+    if kind.own:
+        return Architecture(kind=name, path=checked_path(rest))
     if rest and not kind.sized:
         raise InvalidOption(f"the head {name} takes no sizes, got {rest!r}", hint=f"{name}, or mlp:128,64")
     return Architecture(kind=name, hidden=_hidden_sizes(rest) if kind.sized else ())
 
 
-def check_activation(name: str) -> None:
-    """Raise UnknownName unless `name` is one of ACTIVATIONS."""
-    if name not in ACTIVATIONS:
-        raise UnknownName("activation", name, ACTIVATIONS)
-
-
 def head_names() -> tuple[str, ...]:
-    """How each kind of head is written, as an example."""
-    return tuple(kind.usage for kind in HEAD_KINDS.values())
+    """How each kind of head that featcache has is written, as an example."""
+    return tuple(kind.usage for kind in HEAD_KINDS.values() if not kind.own)
 
 
 def build_head(architecture: Architecture, shape: HeadShape) -> nn.Module:
@@ -145,7 +160,7 @@ def _normed(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
 
 
 def _hidden_sizes(rest: str) -> tuple[int, ...]:
-    sizes = tuple(_hidden_size(size, rest) for size in rest.split(","))
+    sizes = tuple(_hidden_size(size, rest) for size in re.split("[,-]", rest))
     if not 1 <= len(sizes) <= 32:
         raise InvalidOption(f"expected 1 to 32 hidden layers, got {len(sizes)}", hint="for example mlp:128,64")
     return sizes
@@ -156,7 +171,7 @@ def _hidden_size(text: str, rest: str) -> int:
     if digits.isascii() and digits.isdecimal() and 1 <= int(digits[:9]) <= WIDEST_LAYER and len(digits) < 9:
         return int(digits)
     raise InvalidOption(
-        f"expected hidden sizes from 1 to {WIDEST_LAYER:,} separated by commas, got {rest!r}",
+        f"expected hidden sizes from 1 to {WIDEST_LAYER:,} separated by commas or -, got {rest!r}",
         hint="for example mlp:128,64",
     )
 
@@ -183,9 +198,15 @@ def _build_perceptron(shape: HeadShape) -> nn.Module:
 
 
 def _build_neighbours(shape: HeadShape) -> nn.Module:
-    from featcache.heads.neighbours import Neighbours
+    from featcache.heads.neighbour_module import Neighbours
 
     return Neighbours(shape)
+
+
+def _build_own(shape: HeadShape) -> nn.Module:
+    if shape.own is None:
+        raise ValueError("expected what makes the head")
+    return shape.own.build(shape.in_features, shape.classes)
 
 
 HEAD_KINDS: Mapping[str, HeadKind] = {
@@ -197,5 +218,6 @@ HEAD_KINDS: Mapping[str, HeadKind] = {
         HeadKind(name="ridge", usage="ridge", build=_build_perceptron, solved=True),
         HeadKind(name="centroid", usage="centroid", build=_build_perceptron, solved=True),
         HeadKind(name="knn", usage="knn", build=_build_neighbours, solved=True),
+        HeadKind(name="own", usage="own:module:Class", build=_build_own, own=True),
     )
 }

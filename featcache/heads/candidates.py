@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from torch import nn
-
 from featcache.errors import HeadError
 from featcache.heads.records import EpochRecord, Progress, Score
+from featcache.heads.solved import SolvedHead
 from featcache.heads.stopping import Interruption
 
 
@@ -25,7 +24,7 @@ class Candidate:
 
     name: str
     of: int
-    build: Callable[[], nn.Module]
+    build: Callable[[], SolvedHead]
     train_loss: float
     val: Score
     trouble: str | None = None
@@ -44,15 +43,15 @@ class Choice:
     def notes(self) -> tuple[str, ...]:
         """What has to be known of it, in sentences."""
         best, tried = self.candidate, len(self.history)
-        said = [] if best.of == 1 else [f"{best.name} was the best on val of {tried} candidates"]
+        sentences = [] if best.of == 1 else [f"{best.name} was the best on val of {tried} candidates"]
         if best.at_end and tried > 1:
-            said.append(f"{best.name} lies at the end of what was tried: beyond it may be better")
-        return tuple(said) if best.trouble is None else (*said, best.trouble)
+            sentences.append(f"{best.name} lies at the end of what was tried: beyond it may be better")
+        return tuple(sentences) if best.trouble is None else (*sentences, best.trouble)
 
 
 def is_better(one: Score, other: Score) -> bool:
-    """Whether `one` is: a higher accuracy or, of equals, a lower loss."""
-    return (one.accuracy, -one.loss) > (other.accuracy, -other.loss)
+    """Whether `one` is: a higher value or, of equals, a lower loss."""
+    return (one.value, -one.loss) > (other.value, -other.loss)
 
 
 def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progress: Progress | None) -> Choice:
@@ -92,7 +91,7 @@ def _record(number: int, candidate: Candidate, seconds: float) -> EpochRecord:
         max_epochs=candidate.of,
         train_loss=candidate.train_loss,
         val_loss=candidate.val.loss,
-        val_score=candidate.val.accuracy,
+        val_score=candidate.val.value,
         seconds=seconds,
         candidate=candidate.name,
     )

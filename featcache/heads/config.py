@@ -1,113 +1,178 @@
 """What can be asked of a head's training: one frozen record that checks itself.
 
-A recipe is such a record with a name; a sweep is many of them over one cache.
+Its fields are the command line's options, the arguments of `train_head` and `sweep`, and what a run stores. A recipe is
+such a record with a name; a sweep is many of them over one or several caches.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from featcache.errors import InvalidOption, UnknownName
-from featcache.heads.architectures import Architecture, check_activation, parse_head
-from featcache.rows.views import DEFAULT_TRAIN_VIEWS, DRAW, TRAIN_VIEWS
+from featcache.config import Option, options_of
+from featcache.errors import InvalidOption
+from featcache.heads.architectures import Activation, Architecture, parse_head
+from featcache.heads.own import Arguments, OwnFactory, own_path, read_arguments, stored_arguments
+from featcache.rows.options import LARGEST_SEED, RowOptions
+from featcache.rows.views import DEFAULT_TRAIN_VIEWS, DRAW
 
-LARGEST_SEED = 2**32 - 1
+if TYPE_CHECKING:
+    from featcache.rows.target import HeadTarget
+
 # With fewer rows batch norm has nothing to take a deviation of.
 SMALLEST_NORMED_BATCH = 8
 STEP_OPTIONS = (
     *("activation", "dropout", "batch_norm", "mixup", "noise", "lr", "weight_decay", "l1"),
-    *("optimizer", "momentum", "schedule", "label_smoothing", "class_weights", "standardize"),
+    *("optimizer", "momentum", "schedule", "label_smoothing", "class_weights", "loss", "standardize"),
     *("train_views", "head_batch_size", "max_epochs", "patience", "min_delta"),
 )
+# What a module of one's own has inside itself.
+PERCEPTRON_OPTIONS = ("activation", "dropout", "batch_norm")
+# What a loss of one's own does itself.
+LOSS_OPTIONS = ("loss", "label_smoothing", "class_weights")
+_HEAD = "The head"
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadConfig:
+class HeadConfig(RowOptions):
     """The options of one training. Equal configs on equal features give equal heads on one machine.
 
-    `layers`: the cache's layers to read, side by side; None for the only one there is.
-    `batch_norm`: normalise what each hidden layer gives, over the batch; folded into the layer before it is stored.
-    `mixup`: train on mixtures of two rows, whose share is drawn from Beta(mixup, mixup); 0 for none.
-    `noise`: deviation of Gaussian noise on the train features, standardised unless `standardize` is off; 0 for none.
-    `l1`: times the sum of absolute values of every trainable parameter, added to the loss.
-    `weight_decay`: the optimiser's own; AdamW takes it off the weights, the others add it to the gradient.
-    `optimizer`, `momentum` (SGD's alone), `schedule`: how a step is taken, and how lr falls: over `max_epochs` along a
-    cosine, or to a tenth whenever val loss stays on a plateau for more than half of `patience`.
-    `label_smoothing`: share of every label that is spread over all classes. `class_weights`: "balanced" lets every
-    class count the same in the loss, however many images it has.
-    `standardize`: train on features of mean 0 and deviation 1, as train has them; the stored head needs neither. On,
-    because one learning rate then suits small features and large ones; the notebook's recipes do without. Of more than
-    a million train rows a sample of 131,072 is looked at, and the run says so.
-    `train_views`: with "all" an epoch passes over every view of every train image; with "draw" over every image once,
-    in one of its views, drawn anew from `seed` (the plain one among them). None for the default, and for a cache
-    without augmented views, which takes nothing else.
-    `patience`, `min_delta`: training stops after that many epochs whose val loss is not lower than the lowest
-    that counted by more than `min_delta`.
-    `target`: what is learned: a target of the cache, or several of numbers. `group`: the target of groups whose images
-    stay on one side of every cut. `loss`: what is made small for numbers.
-    `val_fraction`, `val_seed`, `val_cut`: how val is cut from train where the set has no val split of its own:
-    `stratified`, with every class (or stretch of numbers) in its share, or `random`, the notebook's permutation.
-    `seed`: initial weights, order and dropout. A head that is solved (logreg, ridge, centroid, knn) draws nothing.
+    `loss` belongs to numbers; whether the target is numbers is known, and checked, when there is a cache.
+    `standardize` is on because one learning rate then suits small features and large ones; of more than a million train
+    rows a sample of 131,072 is looked at, and the run says so. `train_views` is None for a cache without augmented
+    views, and for a head without epochs.
 
-    What belongs to training by steps (STEP_OPTIONS) has to be left as it is for a head that is solved.
+    What belongs to training by steps (STEP_OPTIONS) has to be left as it is for a head that is solved (logreg, ridge,
+    centroid, knn), which draws nothing.
+
+    A head of one's own is a class or a function, and is written `own:` and its path; its arguments stand in
+    `head_arguments`, a mapping that is kept as JSON. `own_loss` is the path of a loss of one's own, which takes the
+    place of `loss` for training and for val_loss. Neither is an option of the command line (heads/own.py).
 
     Raises InvalidOption or UnknownName for a value that cannot be used.
     """
 
-    head: str = "mlp:128,64"
-    layers: tuple[str, ...] | None = None
-    activation: str = "relu"
-    dropout: float = 0.0
-    batch_norm: bool = False
-    mixup: float = 0.0
-    noise: float = 0.0
-    lr: float = 1e-3
-    weight_decay: float = 0.0
-    l1: float = 0.0
-    optimizer: str = "adam"
-    momentum: float = 0.9
-    schedule: str = "constant"
-    label_smoothing: float = 0.0
-    class_weights: str = "none"
-    standardize: bool = True
-    train_views: str | None = None
-    head_batch_size: int = 64
-    max_epochs: int = 50
-    patience: int = 5
-    min_delta: float = 0.001
-    val_fraction: float = 0.2
-    val_seed: int = 42
-    seed: int = 0
-    target: tuple[str, ...] = ("label",)
-    group: str | None = None
-    val_cut: str = "stratified"
-    loss: str = "mse"
+    PANEL: ClassVar[str] = "How it is trained"
+
+    head: Annotated[
+        str,
+        Option(
+            help="linear; mlp: and the sizes of hidden layers, as in mlp:128,64 or mlp:128-64; or solved at once: "
+            "logreg, ridge, centroid, knn.",
+            metavar="<head>",
+            completion="heads",
+            panel=_HEAD,
+        ),
+    ] = "mlp:128,64"
+    activation: Annotated[
+        Activation, Option(help="What follows each hidden layer: relu, leaky_relu, ...", metavar="<name>", panel=_HEAD)
+    ] = "relu"
+    dropout: Annotated[
+        float,
+        Option(
+            help="Probability with which an output of a hidden layer is set to 0 in training.",
+            metavar="<probability>",
+            least=0,
+            below=1,
+            panel=_HEAD,
+        ),
+    ] = 0.0
+    batch_norm: Annotated[
+        bool,
+        Option(help="Normalise each hidden layer over the batch; folded into the layer that is stored.", panel=_HEAD),
+    ] = False
+    mixup: Annotated[
+        float,
+        Option(
+            help="Train on mixtures of two rows, in proportions drawn from Beta(alpha, alpha); 0 for none.",
+            metavar="<alpha>",
+            least=0,
+        ),
+    ] = 0.0
+    noise: Annotated[
+        float,
+        Option(
+            help="Standard deviation of Gaussian noise on the train features, after standardising; 0 for none.",
+            metavar="<sigma>",
+            least=0,
+        ),
+    ] = 0.0
+    lr: Annotated[float, Option(help="Learning rate.", metavar="<rate>", above=0)] = 1e-3
+    weight_decay: Annotated[
+        float,
+        Option(
+            help="Weight decay: adamw takes it off the weights, the others add it to the gradient.",
+            metavar="<factor>",
+            least=0,
+        ),
+    ] = 0.0
+    l1: Annotated[
+        float,
+        Option(
+            help="Times the sum of absolute values of all weights and biases, added to the loss.",
+            metavar="<factor>",
+            least=0,
+        ),
+    ] = 0.0
+    optimizer: Annotated[Literal["adam", "adamw", "sgd"], Option(help="What takes the steps.")] = "adam"
+    momentum: Annotated[float, Option(help="Momentum, for sgd.", metavar="<factor>", least=0, below=1)] = 0.9
+    schedule: Annotated[
+        Literal["constant", "cosine", "plateau"],
+        Option(
+            help="How the learning rate falls. cosine: to 0 over --max-epochs. plateau: to a tenth where val loss has "
+            "not fallen for more than half of --patience."
+        ),
+    ] = "constant"
+    loss: Annotated[
+        Literal["mse", "l1", "huber"], Option(help="The loss for a target of numbers: squared, absolute, or Huber's.")
+    ] = "mse"
+    label_smoothing: Annotated[
+        float,
+        Option(help="Part of each label that is spread over all classes.", metavar="<fraction>", least=0, below=1),
+    ] = 0.0
+    class_weights: Annotated[
+        Literal["none", "balanced"],
+        Option(help="balanced: rare classes count as much in the loss as frequent ones."),
+    ] = "none"
+    standardize: Annotated[
+        bool,
+        Option(
+            help="Train on features of mean 0 and deviation 1, as train has them; the stored head needs neither.",
+            flags=("--standardize/--no-standardize",),
+        ),
+    ] = True
+    head_batch_size: Annotated[int, Option(help="Rows per step.", metavar="<rows>", least=1)] = 64
+    max_epochs: Annotated[int, Option(help="Largest number of epochs.", metavar="<epochs>", least=1)] = 50
+    patience: Annotated[
+        int, Option(help="Stop after this many epochs without a lower val loss.", metavar="<epochs>", least=1)
+    ] = 5
+    min_delta: Annotated[
+        float, Option(help="How much lower a val loss must be to count as lower.", metavar="<loss>", least=0)
+    ] = 0.001
+    seed: Annotated[
+        int,
+        Option(
+            help="Initial weights, order of the rows, dropout, mixup and noise.",
+            metavar="<seed>",
+            least=0,
+            greatest=LARGEST_SEED,
+        ),
+    ] = 0
+
+    head_arguments: Mapping[str, Any] | Arguments = ()
+    own_loss: str | None = None
 
     def __post_init__(self) -> None:
-        architecture = parse_head(self.head)
-        check_activation(self.activation)
-        for name, known in _NAMES.items():
-            if getattr(self, name) not in known:
-                raise UnknownName(name.replace("_", " "), str(getattr(self, name)), known)
-        if self.train_views not in (None, *TRAIN_VIEWS):
-            raise UnknownName("train views", str(self.train_views), TRAIN_VIEWS)
-        for name, rule in _NUMBERS.items():
-            rule.check(name, getattr(self, name))
-        for name in ("standardize", "batch_norm"):
-            if not isinstance(getattr(self, name), bool):
-                raise InvalidOption(f"expected {_option(name)} to be true or false, got {getattr(self, name)!r}")
-        if self.momentum != type(self).momentum and self.optimizer != "sgd":
-            raise InvalidOption(
-                f"--momentum belongs to sgd, and the optimizer is {self.optimizer}",
-                hint="--optimizer sgd, or leave it out",
-            )
-        if architecture.solved:
-            self._check_steps_untouched()
+        if callable(self.head):
+            object.__setattr__(self, "head", f"own:{own_path(self.head, 'head')}")
+        object.__setattr__(self, "head_arguments", stored_arguments(self.head_arguments))
+        super().__post_init__()
+        # One spelling of a head: mlp:8-4 is mlp:8,4.
+        object.__setattr__(self, "head", str(parse_head(self.head)))
+        self._require_effect([name for name, default in _defaults().items() if getattr(self, name) != default])
         between = [f"dropout {self.dropout}"] * (self.dropout > 0) + ["batch norm"] * self.batch_norm
-        if between and not architecture.hidden:
+        if between and not self.architecture.hidden:
             raise InvalidOption(
                 f"{' and '.join(between)} follows hidden layers, and the head {self.head} has none",
                 hint="leave it out, or take a head such as mlp:128,64",
@@ -118,17 +183,74 @@ class HeadConfig:
                 f"got {self.head_batch_size}",
                 hint="a batch's own mean and deviation say nothing for so few rows",
             )
-        if self.layers is not None:
-            _check_layers(self.layers)
 
-    def _check_steps_untouched(self) -> None:
-        defaults = {field.name: field.default for field in fields(self)}
-        changed = [_option(name) for name in STEP_OPTIONS if getattr(self, name) != defaults[name]]
-        if changed:
+    @classmethod
+    def of(cls, given: Mapping[str, Any], base: HeadConfig | None = None) -> HeadConfig:
+        """The config with the options that were given, and all others as `base` has them, or their defaults.
+
+        `loss` may be a function. Raises InvalidOption also for an option that was given and would do nothing, whatever
+        its value.
+        """
+        if callable(given.get("loss")):
+            given = {**given, "own_loss": own_path(given["loss"], "loss")}
+            del given["loss"]
+        config = cls(**given) if base is None else replace(base, **given)
+        config._require_effect(given)
+        return config
+
+    def _require_effect(self, changed: Collection[str]) -> None:
+        """Raises InvalidOption where one of these options does nothing for this head."""
+        idle = [_flag(name) for name in STEP_OPTIONS if name in changed]
+        if self.architecture.solved and idle:
             raise InvalidOption(
-                f"the head {self.head} is solved, not trained by steps: {', '.join(changed)} would do nothing",
-                hint=f"leave out {', '.join(changed)}, or take linear or mlp:128,64",
+                f"the head {self.head} is solved, not trained by steps: {', '.join(idle)} would do nothing",
+                hint=f"leave out {', '.join(idle)}, or take linear or mlp:128,64",
             )
+        self._require_own_effect(changed)
+        if "momentum" in changed and self.optimizer != "sgd":
+            raise InvalidOption(
+                f"--momentum belongs to sgd, and the optimizer is {self.optimizer}",
+                hint="--optimizer sgd, or leave it out",
+            )
+
+    def require_kind(self, target: HeadTarget) -> None:
+        """Raises InvalidOption for an option that does nothing for this kind of target."""
+        idle = {"classes": ("loss",), "lists": ("loss",), "numbers": ("class_weights", "label_smoothing")}[target.kind]
+        changed = [_flag(name) for name in idle if getattr(self, name) != _defaults()[name]]
+        if changed:
+            what = {"classes": "classes", "lists": "several classes an image", "numbers": "numbers"}[target.kind]
+            raise InvalidOption(
+                f"the target {' and '.join(target.columns)} is {what}, for which {', '.join(changed)} does nothing",
+                hint=f"leave out {', '.join(changed)}, or name another --target",
+            )
+
+    def _require_own_effect(self, changed: Collection[str]) -> None:
+        """The same of heads and losses of one's own."""
+        for unfit, what, options in (
+            (self.architecture.own, f"the head {self.head} has its own layers", PERCEPTRON_OPTIONS),
+            (self.own_loss is not None, f"the loss {self.own_loss} is one's own", LOSS_OPTIONS),
+        ):
+            if unfit and (idle := [_flag(name) for name in options if name in changed]):
+                raise InvalidOption(f"{what}: {', '.join(idle)} would do nothing", hint=f"leave out {', '.join(idle)}")
+        if self.head_arguments and not self.architecture.own:
+            raise InvalidOption(f"head_arguments are those of a head of one's own, and the head is {self.head}")
+        if self.own_loss is not None and self.architecture.solved:
+            raise InvalidOption(f"the head {self.head} is solved, and a loss of one's own would do nothing")
+
+    @property
+    def own(self) -> OwnFactory | None:
+        """What makes the head, where it is one's own."""
+        return self.own_by(None)
+
+    def own_by(self, given: Callable[..., Any] | None) -> OwnFactory | None:
+        """The same, made by what is given. Raises InvalidOption where the head is not one's own."""
+        architecture = self.architecture
+        if architecture.own:
+            assert isinstance(self.head_arguments, tuple)
+            return OwnFactory(path=architecture.path, arguments=read_arguments(self.head_arguments), given=given)
+        if given is not None:
+            raise InvalidOption(f"expected no factory for the head {self.head}, which featcache builds")
+        return None
 
     @property
     def draws_views(self) -> bool:
@@ -138,7 +260,7 @@ class HeadConfig:
     def for_views(self, views: int) -> HeadConfig:
         """The options on a cache with so many views of each train image: what was left to a default is filled in.
 
-        Raises InvalidOption where `train_views` is said and there is one view.
+        Raises InvalidOption where `train_views` is given and there is one view.
         """
         if views == 1 and self.train_views is not None:
             raise InvalidOption(
@@ -156,10 +278,9 @@ class HeadConfig:
 
     def to_json(self) -> dict[str, object]:
         """All fields as JSON values."""
-        values = asdict(self)
-        values["layers"] = None if self.layers is None else list(self.layers)
-        values["target"] = list(self.target)
-        return values
+        values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+        assert isinstance(self.head_arguments, tuple)
+        return values | {"head_arguments": read_arguments(self.head_arguments)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadConfig:
@@ -167,65 +288,12 @@ class HeadConfig:
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise InvalidOption(f"unknown options of a head: {', '.join(sorted(unknown))}")
-        layers = values.get("layers")
-        known = {**values, "layers": tuple(layers) if isinstance(layers, list) else None}
-        if isinstance(values.get("target"), list):
-            known["target"] = tuple(values["target"])
-        return cls(**known)
+        return cls(**values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Number:
-    """What a numeric option may be."""
-
-    kind: type[int] | type[float]
-    holds: Callable[[float], bool]
-    wanted: str
-
-    def check(self, name: str, value: object) -> None:
-        numeric = isinstance(value, int | float if self.kind is float else int) and not isinstance(value, bool)
-        if not (numeric and isinstance(value, int | float) and math.isfinite(value) and self.holds(value)):
-            raise InvalidOption(f"expected {_option(name)} to be {self.wanted}, got {value!r}")
+def _defaults() -> dict[str, Any]:
+    return {field.name: field.default for field in options_of(HeadConfig)}
 
 
-_POSITIVE = _Number(kind=float, holds=lambda value: value > 0, wanted="a number above 0")
-_NOT_NEGATIVE = _Number(kind=float, holds=lambda value: value >= 0, wanted="a number of at least 0")
-_COUNT = _Number(kind=int, holds=lambda value: value >= 1, wanted="a whole number of at least 1")
-_SEED = _Number(kind=int, holds=lambda value: 0 <= value <= LARGEST_SEED, wanted="a whole number from 0 to 2^32-1")
-
-_NUMBERS: Mapping[str, _Number] = {
-    "dropout": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
-    "mixup": _NOT_NEGATIVE,
-    "noise": _NOT_NEGATIVE,
-    "lr": _POSITIVE,
-    "weight_decay": _NOT_NEGATIVE,
-    "l1": _NOT_NEGATIVE,
-    "momentum": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
-    "label_smoothing": _Number(kind=float, holds=lambda value: 0 <= value < 1, wanted="at least 0 and below 1"),
-    "head_batch_size": _COUNT,
-    "max_epochs": _COUNT,
-    "patience": _COUNT,
-    "min_delta": _NOT_NEGATIVE,
-    "val_fraction": _Number(kind=float, holds=lambda value: 0 < value < 1, wanted="above 0 and below 1"),
-    "val_seed": _SEED,
-    "seed": _SEED,
-}
-
-_NAMES: Mapping[str, tuple[str, ...]] = {
-    "optimizer": ("adam", "adamw", "sgd"),
-    "schedule": ("constant", "cosine", "plateau"),
-    "class_weights": ("none", "balanced"),
-    "val_cut": ("stratified", "random"),
-    "loss": ("mse", "l1", "huber"),
-}
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _check_layers(layers: tuple[str, ...]) -> None:
-    if not layers or not all(isinstance(layer, str) and layer for layer in layers):
-        raise InvalidOption(f"expected the names of one or more layers, got {layers!r}")
-    if len(set(layers)) < len(layers):
-        raise InvalidOption(f"expected each layer once, got {', '.join(layers)}")
+def _flag(name: str) -> str:
+    return next(field.flag for field in options_of(HeadConfig) if field.name == name)

@@ -2,6 +2,11 @@
 
 Each takes train and val features as float32 arrays, offers candidates, and stores a plain linear layer on the
 features as they are: standardisation and calibration are folded into its weights.
+
+kind of target    logreg                 ridge                             centroid
+classes           multinomial            to +1 and -1, one factor on val   nearest mean, one factor on val
+lists             one class at a time    to +1 and -1, one factor on val   -
+numbers           -                      in deviations from their mean     -
 """
 
 from __future__ import annotations
@@ -9,20 +14,23 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 from featcache.errors import HeadError
-from featcache.heads.architectures import Architecture, HeadShape, build_head
-from featcache.heads.calibration import sharpness
+from featcache.heads.calibration import lowest, sharpness
 from featcache.heads.candidates import Candidate, is_better
+from featcache.heads.list_metrics import binary_cross_entropy
 from featcache.heads.metrics import Outcome
 from featcache.heads.records import Score
+from featcache.heads.solved import LinearHead
 from featcache.heads.standardisation import BLOCK_BYTES, Standardisation, blocks
+from featcache.heads.target_scale import TargetScale
+from featcache.rows.features import slices
+from featcache.rows.target import HeadTarget
 
 # scikit-learn's C: the weight of the summed loss against half the squared weights. From strong to weak penalties.
 LOGREG_PATH = tuple(10.0**exponent for exponent in range(-6, 4))
@@ -33,17 +41,34 @@ LOGREG_ITERATIONS = 1000
 LOGREG_TOLERANCE = 1e-5
 # The weight of the squared weights against the summed squared error.
 RIDGE_PATH = tuple(10.0**exponent for exponent in range(7, -3, -1))
+# The side of the largest Gram matrix that is decomposed by NumPy; larger ones are factorised by scipy.
+LARGEST_DECOMPOSED = 1024
+# How sharp the scores of several classes may become; they are about 1 for a class that is there, -1 for others.
+_SHARPEST = 100.0
+# How far below all other logits those of a class without train images lie.
+_BELOW = 10.0
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearProblem:
-    """`train`, `val`: float32 (N, D) on the CPU, which a solver may change; the labels are int64 (N,)."""
+    """What a linear head is solved from.
 
-    train: Tensor
-    train_labels: Tensor
-    val: Tensor
-    val_labels: Tensor
-    classes: int
+    Attributes:
+        train, val: float32 (N, D), which a solver may change.
+        train_targets, val_targets: As `FeatureRows.targets` has them.
+        target: What the head is to say.
+        scale: For numbers: mean and deviation of the train values.
+    """
+
+    train: Floats
+    train_targets: NDArray[Any]
+    val: Floats
+    val_targets: NDArray[Any]
+    target: HeadTarget
+    scale: TargetScale | None = None
 
     def candidate(
         self,
@@ -61,8 +86,8 @@ class LinearProblem:
             name=name,
             of=len(of),
             build=plain.head,
-            train_loss=Outcome(logits=layer.logits(self.train), labels=self.train_labels).score().loss,
-            val=Outcome(logits=layer.logits(self.val), labels=self.val_labels).score(),
+            train_loss=self._score(layer, self.train, self.train_targets).loss,
+            val=self._score(layer, self.val, self.val_targets),
             trouble=trouble,
             at_end=number in (0, len(of) - 1),
         )
@@ -74,20 +99,24 @@ class LinearProblem:
         standard.apply_(self.val)
         return standard
 
+    def _score(self, layer: Layer, features: Floats, targets: NDArray[Any]) -> Score:
+        scale = None if self.scale is None else self.scale.deviation
+        return Outcome(outputs=layer.outputs(features), targets=targets, target=self.target, scale=scale).score()
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Layer:
     """A linear layer: `weight` (C, D), `bias` (C,)."""
 
-    weight: Tensor
-    bias: Tensor
+    weight: Doubles
+    bias: Doubles
 
-    def logits(self, features: Tensor) -> Tensor:
+    def outputs(self, features: Floats) -> Floats:
         """float32 (N, D) -> float32 (N, C)."""
-        return torch.addmm(self.bias.float(), features, self.weight.float().T)
+        return self.head().outputs(features)
 
     def times(self, factor: float) -> Layer:
-        """The layer whose logits are `factor` times as large."""
+        """The layer whose outputs are `factor` times as large."""
         return Layer(weight=self.weight * factor, bias=self.bias * factor)
 
     def folded(self, standard: Standardisation) -> Layer:
@@ -95,33 +124,31 @@ class Layer:
         weight, bias = standard.folded(self.weight, self.bias)
         return Layer(weight=weight, bias=bias)
 
-    def head(self) -> nn.Module:
-        """It as a head, named and shaped as `linear` is."""
-        classes, features = self.weight.shape
-        with torch.device("meta"):
-            head = build_head(Architecture(kind="linear"), HeadShape(in_features=features, classes=classes))
-        state = {"output.weight": self.weight.float().contiguous(), "output.bias": self.bias.float()}
-        head.load_state_dict(state, assign=True)
-        return head
+    def in_units(self, scale: TargetScale | None) -> Layer:
+        """The layer that gives numbers as they are, for one that gives deviations from their mean."""
+        if scale is None:
+            return self
+        weight, bias = scale.folded(self.weight, self.bias)
+        return Layer(weight=weight, bias=bias)
+
+    def head(self) -> LinearHead:
+        """It as a head."""
+        return LinearHead(weight=np.ascontiguousarray(self.weight, np.float32), bias=self.bias.astype(np.float32))
 
 
 def logreg(problem: LinearProblem) -> Iterator[Candidate]:
-    """Multinomial logistic regression with an L2 penalty on the weights, by scikit-learn's L-BFGS.
+    """Logistic regression with an L2 penalty on the weights, by scikit-learn's L-BFGS: multinomial, or class by class.
 
     Each C starts from the solution before it. What does not converge says so.
     """
-    from sklearn.linear_model import LogisticRegression
-
     standard = problem.standardise_()
-    features, labels = problem.train.numpy(), problem.train_labels.numpy()
-    model = LogisticRegression(warm_start=True, max_iter=LOGREG_ITERATIONS, tol=LOGREG_TOLERANCE)
+    solved = _multinomial(problem) if problem.target.kind == "classes" else _one_versus_rest(problem)
     best: Score | None = None
     waited = 0
     for number, c in enumerate(LOGREG_PATH):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            model.set_params(C=c).fit(features, labels)
-        layer = _layer_of(model.coef_, model.intercept_)
+            layer = solved(c)
         trouble = _trouble(f"logreg at C={c:g}", caught)
         candidate = problem.candidate(f"C={c:g}", layer, standard, of=LOGREG_PATH, number=number, trouble=trouble)
         yield candidate
@@ -134,38 +161,17 @@ def logreg(problem: LinearProblem) -> Iterator[Candidate]:
 
 
 def ridge(problem: LinearProblem) -> Iterator[Candidate]:
-    """Least squares to +1 for the class and -1 for the others, with an L2 penalty on the weights.
+    """Least squares with an L2 penalty on the weights: to +1 and -1 for classes, to numbers in deviations.
 
-    One Gram matrix serves every alpha; the scores become logits by one factor, chosen on val.
+    One Gram matrix serves every alpha; the scores of classes become logits by one factor, chosen on val.
     """
     standard = problem.standardise_()
-    targets = F.one_hot(problem.train_labels, problem.classes).double() * 2 - 1
-    bias = targets.mean(dim=0)
+    targets = _regressed(problem)
+    bias = targets.mean(axis=0)
     weight_at = ridge_path(problem.train, targets - bias)
     for number, alpha in enumerate(RIDGE_PATH):
-        layer = Layer(weight=weight_at(alpha).T, bias=bias)
-        layer = layer.times(sharpness(layer.logits(problem.val), problem.val_labels))
+        layer = _calibrated(Layer(weight=weight_at(alpha).T, bias=bias).in_units(problem.scale), problem)
         yield problem.candidate(f"alpha={alpha:g}", layer, standard, of=RIDGE_PATH, number=number)
-
-
-def ridge_path(features: Tensor, targets: Tensor) -> Callable[[float], Tensor]:
-    """Weights float64 (D, C) for any alpha: features float32 (N, D) and targets float64 (N, C), both of mean 0.
-
-    The smaller of the two Gram matrices, (D, D) or (N, N), is computed once, and factorised for each alpha: ten
-    Cholesky factorisations take as long as one eigendecomposition, and suffer far less on a busy machine.
-    Raises HeadError for an alpha that rounding swallows.
-    """
-    rows, wide = features.shape
-    if wide <= rows:
-        gram = sum((block.T @ block for block in blocks(features)), torch.zeros((wide, wide), dtype=torch.float64))
-        right = _transposed_times(features, targets)
-        return lambda alpha: _solved(gram, alpha, right)
-    step = max(1, BLOCK_BYTES // (8 * rows))
-    gram = torch.zeros((rows, rows), dtype=torch.float64)
-    for start in range(0, wide, step):
-        columns = features[:, start : start + step].double()
-        gram.addmm_(columns, columns.T)
-    return lambda alpha: _transposed_times(features, _solved(gram, alpha, targets))
 
 
 def centroid(problem: LinearProblem) -> Iterator[Candidate]:
@@ -173,14 +179,14 @@ def centroid(problem: LinearProblem) -> Iterator[Candidate]:
 
     Its distances become logits by one factor, chosen on val.
     """
-    chosen = F.one_hot(problem.train_labels, problem.classes).double()
-    means = _transposed_times(problem.train, chosen).T / chosen.sum(dim=0)[:, None]
+    present = np.unique(problem.train_targets)
+    chosen = _one_hot(problem.train_targets, problem.target.outputs)[:, present]
+    means = _transposed_times(problem.train, chosen).T / chosen.sum(axis=0)[:, None]
     # Measured from the middle of all means, which changes no distance: the numbers stay small.
-    middle = means.mean(dim=0)
+    middle = means.mean(axis=0)
     apart = means - middle
-    layer = Layer(weight=2 * apart, bias=-(apart.square().sum(dim=1) + 2 * apart @ middle))
-    layer = layer.times(sharpness(layer.logits(problem.val), problem.val_labels))
-    yield problem.candidate("nearest mean", layer)
+    layer = Layer(weight=2 * apart, bias=-(np.square(apart).sum(axis=1) + 2 * apart @ middle))
+    yield problem.candidate("nearest mean", _calibrated(_for_all_classes(layer, present, problem), problem))
 
 
 LINEAR_SOLVERS: Mapping[str, Callable[[LinearProblem], Iterator[Candidate]]] = {
@@ -190,34 +196,164 @@ LINEAR_SOLVERS: Mapping[str, Callable[[LinearProblem], Iterator[Candidate]]] = {
 }
 
 
-def _layer_of(coefficients: NDArray[np.floating], intercepts: NDArray[np.floating]) -> Layer:
-    weight = torch.from_numpy(np.array(coefficients, dtype=np.float64))
-    bias = torch.from_numpy(np.array(intercepts, dtype=np.float64))
-    if len(weight) == 1:
-        # Of two classes scikit-learn keeps the second's advantage over the first.
-        weight, bias = torch.cat([torch.zeros_like(weight), weight]), torch.cat([torch.zeros_like(bias), bias])
+def ridge_path(features: Floats, targets: Doubles) -> Callable[[float], Doubles]:
+    """Weights float64 (D, C) for any alpha: features float32 (N, D) and targets float64 (N, C), both of mean 0.
+
+    The smaller of the two Gram matrices, (D, D) or (N, N), is computed once.
+    Raises HeadError for an alpha that rounding swallows.
+    """
+    rows, wide = features.shape
+    if wide <= rows:
+        gram = np.zeros((wide, wide))
+        for block in blocks(features):
+            gram += block.T @ block
+        return _shifted_solver(gram, _transposed_times(features, targets))
+    gram = np.zeros((rows, rows))
+    for part in slices(wide, max(1, BLOCK_BYTES // (8 * rows))):
+        columns = features[:, part].astype(np.float64)
+        gram += columns @ columns.T
+    solved = _shifted_solver(gram, targets)
+    return lambda alpha: _transposed_times(features, solved(alpha))
+
+
+def _multinomial(problem: LinearProblem) -> Callable[[float], Layer]:
+    model = _logistic_regression()
+
+    def solved(c: float) -> Layer:
+        model.set_params(C=c).fit(problem.train, problem.train_targets)
+        return _for_all_classes(_layer_of(model.coef_, model.intercept_), model.classes_, problem)
+
+    return solved
+
+
+def _for_all_classes(layer: Layer, present: NDArray[np.int64], problem: LinearProblem) -> Layer:
+    """A layer for the classes that train has, with outputs for the others too: lower than any on train."""
+    classes = problem.target.outputs
+    if len(present) == classes:
+        return layer
+    weight = np.zeros((classes, layer.weight.shape[1]))
+    bias = np.full(classes, float(layer.outputs(problem.train).min()) - _BELOW)
+    weight[present], bias[present] = layer.weight, layer.bias
     return Layer(weight=weight, bias=bias)
 
 
-def _solved(gram: Tensor, alpha: float, right: Tensor) -> Tensor:
-    # (gram + alpha I)^-1 right, all float64.
-    shifted = gram.clone()
-    shifted.diagonal().add_(alpha)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    if int(failed):
-        raise HeadError(
-            f"ridge cannot be solved at alpha={alpha:g}: the features are too large beside it",
-            hint="--head logreg, or --head linear",
-        )
-    return torch.cholesky_solve(right, factor)
+def _one_versus_rest(problem: LinearProblem) -> Callable[[float], Layer]:
+    columns = [_binary(problem.train, marks) for marks in problem.train_targets.T]
+
+    def solved(c: float) -> Layer:
+        weights, biases = zip(*(column(c) for column in columns), strict=True)
+        return Layer(weight=np.stack(weights), bias=np.array(biases))
+
+    return solved
 
 
-def _transposed_times(features: Tensor, columns: Tensor) -> Tensor:
+def _binary(features: Floats, marks: NDArray[np.int8]) -> Callable[[float], tuple[Doubles, float]]:
+    """The weights (D,) and the bias of one class, for any C."""
+    there = int(marks.sum())
+    if there in (0, len(marks)):
+        # Nothing tells images with it from others: as likely as it was, had there been half an image more of each.
+        bias = float(np.log((there + 0.5) / (len(marks) - there + 0.5)))
+        return lambda _: (np.zeros(features.shape[1]), bias)
+    model = _logistic_regression()
+
+    def solved(c: float) -> tuple[Doubles, float]:
+        model.set_params(C=c).fit(features, marks)
+        return model.coef_[0].astype(np.float64), float(model.intercept_[0])
+
+    return solved
+
+
+def _logistic_regression() -> Any:
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(warm_start=True, max_iter=LOGREG_ITERATIONS, tol=LOGREG_TOLERANCE)
+
+
+def _layer_of(coefficients: NDArray[np.floating], intercepts: NDArray[np.floating]) -> Layer:
+    weight, bias = np.array(coefficients, np.float64), np.array(intercepts, np.float64)
+    if len(weight) == 1:
+        # Of two classes scikit-learn keeps the second's advantage over the first.
+        weight, bias = np.concatenate([np.zeros_like(weight), weight]), np.concatenate([np.zeros_like(bias), bias])
+    return Layer(weight=weight, bias=bias)
+
+
+def _regressed(problem: LinearProblem) -> Doubles:
+    """What ridge is fitted to: float64 (N, C)."""
+    if problem.scale is not None:
+        return problem.scale.applied(problem.train_targets)
+    if problem.target.kind == "classes":
+        return _one_hot(problem.train_targets, problem.target.outputs) * 2 - 1
+    return problem.train_targets.astype(np.float64) * 2 - 1
+
+
+def _calibrated(layer: Layer, problem: LinearProblem) -> Layer:
+    """The layer whose outputs are logits, by one factor that is chosen on val; of numbers the layer itself."""
+    if problem.target.kind == "numbers":
+        return layer
+    scores, targets = layer.outputs(problem.val), problem.val_targets
+    if problem.target.kind == "classes":
+        return layer.times(sharpness(scores, targets))
+    loss = partial(_sharpened_loss, scores, targets)
+    return layer.times(lowest(loss, 1 / _SHARPEST, _SHARPEST))
+
+
+def _sharpened_loss(scores: Floats, marks: NDArray[np.int8], factor: float) -> float:
+    return binary_cross_entropy(scores * np.float32(factor), marks)
+
+
+def _one_hot(labels: NDArray[np.int64], classes: int) -> Doubles:
+    return np.eye(classes)[labels]
+
+
+def _shifted_solver(gram: Doubles, right: Doubles) -> Callable[[float], Doubles]:
+    """(gram + alpha I)^-1 right for any alpha, all float64.
+
+    One eigendecomposition serves every alpha, in less time than importing scipy takes. Of large matrices ten Cholesky
+    factorisations take half as long.
+    """
+    if len(gram) > LARGEST_DECOMPOSED:
+        return partial(_factorised, gram, right)
+    values, vectors = np.linalg.eigh(gram)
+    turned = vectors.T @ right
+
+    def solved(alpha: float) -> Doubles:
+        shifted = values + alpha
+        # What a Cholesky factorisation refuses: beside the largest value, the smallest is rounding.
+        if shifted[0] <= len(values) * np.finfo(np.float64).eps * shifted[-1]:
+            raise _swallowed(alpha)
+        return vectors @ (turned / shifted[:, None])
+
+    return solved
+
+
+def _factorised(gram: Doubles, right: Doubles, alpha: float) -> Doubles:
+    # NumPy has no solver for symmetric matrices, and takes twice as long.
+    from scipy.linalg import LinAlgError, cho_factor, cho_solve
+
+    shifted = gram.copy()
+    shifted[np.diag_indices_from(shifted)] += alpha
+    try:
+        # Symmetric, so its transpose is it: in the order that LAPACK wants without another copy.
+        factor = cho_factor(shifted.T, lower=True, overwrite_a=True, check_finite=False)
+    except LinAlgError as error:
+        raise _swallowed(alpha) from error
+    solution: Doubles = cho_solve(factor, right, check_finite=False)
+    return solution
+
+
+def _swallowed(alpha: float) -> HeadError:
+    return HeadError(
+        f"ridge cannot be solved at alpha={alpha:g}: the features are too large beside it",
+        hint="--head logreg, or --head linear",
+    )
+
+
+def _transposed_times(features: Floats, columns: Doubles) -> Doubles:
     # (N, D), float64 (N, C) -> float64 (D, C), without all of the features as float64.
-    total = torch.zeros((features.shape[1], columns.shape[1]), dtype=torch.float64)
+    total = np.zeros((features.shape[1], columns.shape[1]))
     start = 0
     for block in blocks(features):
-        total.addmm_(block.T, columns[start : start + len(block)])
+        total += block.T @ columns[start : start + len(block)]
         start += len(block)
     return total
 
@@ -225,5 +361,5 @@ def _transposed_times(features: Tensor, columns: Tensor) -> Tensor:
 def _trouble(what: str, caught: Sequence[warnings.WarningMessage]) -> str | None:
     if not caught:
         return None
-    said = str(caught[0].message).strip().splitlines()[0].rstrip(".:")
-    return f"{what} did not converge in {LOGREG_ITERATIONS} iterations or stopped early: {said}"
+    message = str(caught[0].message).strip().splitlines()[0].rstrip(".:")
+    return f"{what} did not converge in {LOGREG_ITERATIONS} iterations or stopped early: {message}"

@@ -1,109 +1,94 @@
-"""How good a head is: computed once over all logits of a part, never per batch."""
+"""How good a head is: computed once over all outputs of a part, never per batch. No torch here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torchmetrics.functional.classification import (
-    multiclass_accuracy,
-    multiclass_calibration_error,
-    multiclass_confusion_matrix,
-    multiclass_f1_score,
-    multiclass_stat_scores,
+from numpy.typing import NDArray
+
+from featcache.heads.calibration import sharpness
+from featcache.heads.class_metrics import class_score, measure_classes, softmax
+from featcache.heads.list_metrics import (
+    best_thresholds,
+    binary_cross_entropy,
+    mean_average_precision,
+    measure_lists,
+    sigmoid,
 )
-
-from featcache.heads.records import Metrics, Score
-from featcache.rows.batches import Epochs
-
-CALIBRATION_BINS = 15
-BOOTSTRAP_DRAWS = 10_000
-LARGEST_CONFUSION = 200
+from featcache.heads.metric_records import Metrics
+from featcache.heads.number_metrics import mean_r2, measure_numbers, number_loss
+from featcache.heads.records import Score
+from featcache.rows.target import HeadTarget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What a head says of some rows, in the order of the cache: logits float32 (N, C), labels int64 (N,)."""
+    """What a head gives for some rows, in the order of the cache.
 
-    logits: Tensor
-    labels: Tensor
+    Attributes:
+        outputs: float32 (N, C): logits for classes and lists, values in the targets' own units for numbers.
+        targets: What is right: int64 (N,) for classes, int8 (N, C) for lists, float64 (N, C) for numbers.
+        target: What the head is to say.
+        scale: float64 (C,), for numbers: the unit in which the loss is measured, the deviations of the train values;
+            None for the targets' own.
+        loss: For numbers: "mse", "l1" or "huber".
+    """
+
+    outputs: NDArray[np.float32]
+    targets: NDArray[Any]
+    target: HeadTarget
+    scale: NDArray[np.float64] | None = None
+    loss: str = "mse"
 
     def score(self) -> Score:
-        """Accuracy (a fraction) and mean cross-entropy (natural logarithm)."""
-        counts = multiclass_stat_scores(
-            self.logits, self.labels, num_classes=self.logits.shape[1], average="micro", validate_args=False
-        )
-        # From the counts (right, ..., all), because torchmetrics' accuracy is a float32.
-        right, everything = int(counts[0]), int(counts[-1])
-        return Score(value=right / everything, loss=float(F.cross_entropy(self.logits, self.labels)))
+        """The metric of the target's kind, and the mean loss."""
+        outputs, targets = self.outputs, self.targets
+        if self.target.kind == "classes":
+            return class_score(outputs, targets)
+        if self.target.kind == "lists":
+            value, loss = mean_average_precision(outputs, targets), binary_cross_entropy(outputs, targets)
+        else:
+            loss = number_loss(outputs, targets, loss=self.loss, scale=self.scale)
+            value = mean_r2(outputs, targets)
+        return Score(value=value, loss=loss, metric=self.target.metric)
 
 
-def evaluate(head: nn.Module, batches: Epochs) -> Outcome:
-    """The head's logits for all rows, in eval mode; the mode it was in is restored."""
-    training = head.training
-    head.eval()
-    try:
-        with torch.inference_mode():
-            pairs = [(head(features), labels) for features, labels in batches.in_order(reuse=True)]
-    finally:
-        head.train(training)
-    return Outcome(logits=torch.cat([logits for logits, _ in pairs]), labels=torch.cat([labels for _, labels in pairs]))
+def readable(outputs: NDArray[np.float32], target: HeadTarget) -> NDArray[np.float32]:
+    """What is shown and stored of outputs (N, C): probabilities for classes and lists, the values of numbers."""
+    if target.kind == "classes":
+        return softmax(outputs)
+    return sigmoid(outputs) if target.kind == "lists" else outputs
 
 
-def measure(outcome: Outcome, *, temperature: float, seed: int) -> Metrics:
-    """All that is said of one part.
+@dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What was chosen on val and is used on every part.
 
-    `temperature`: what val asks the logits to be divided by; `seed`: the bootstrap's.
+    Attributes:
+        temperature: For classes: what logits are divided by to be calibrated.
+        thresholds: For lists: the probability that each class needs to be said.
     """
-    logits, labels = outcome.logits.float().cpu(), outcome.labels.cpu()
-    classes = logits.shape[1]
-    confusion = multiclass_confusion_matrix(logits.argmax(dim=1), labels, num_classes=classes, validate_args=False)
-    right, there, said = confusion.diagonal().tolist(), confusion.sum(dim=1).tolist(), confusion.sum(dim=0).tolist()
-    recall = _shares(right, there)
-    present = [value for value in recall if value is not None]
-    return Metrics(
-        accuracy=sum(right) / len(labels),
-        accuracy_interval=accuracy_interval(sum(right), len(labels), seed=seed),
-        top5=_top5(logits, labels) if classes > 5 else None,
-        balanced_accuracy=sum(present) / len(present),
-        macro_f1=float(multiclass_f1_score(logits.argmax(dim=1), labels, num_classes=classes, validate_args=False)),
-        calibration_error=_calibration_error(logits, labels),
-        temperature=temperature,
-        scaled_calibration_error=_calibration_error(logits / temperature, labels),
-        recall=recall,
-        precision=_shares(right, said),
-        images=tuple(there),
-        confusion=tuple(map(tuple, confusion.tolist())) if classes <= LARGEST_CONFUSION else None,
-    )
+
+    temperature: float = 1.0
+    thresholds: tuple[float, ...] = ()
 
 
-def accuracy_interval(right: int, images: int, *, seed: int) -> tuple[float, float]:
-    """The 95 % percentile interval of accuracy when the images are drawn again, with replacement.
-
-    How many of such a draw are right is binomial: so it is drawn, which is the same and costs nothing.
-    """
-    drawn = np.random.default_rng(seed).binomial(images, right / images, size=BOOTSTRAP_DRAWS) / images
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def _shares(parts: list[int], wholes: list[int]) -> tuple[float | None, ...]:
-    return tuple(part / whole if whole else None for part, whole in zip(parts, wholes, strict=True))
+def tuned(val: Outcome) -> Tuning:
+    """What val asks for."""
+    if val.target.kind == "classes":
+        return Tuning(temperature=1 / sharpness(val.outputs, val.targets))
+    if val.target.kind == "lists":
+        return Tuning(thresholds=best_thresholds(val.outputs, val.targets))
+    return Tuning()
 
 
-def _top5(logits: Tensor, labels: Tensor) -> float:
-    classes = logits.shape[1]
-    share = multiclass_accuracy(logits, labels, num_classes=classes, average="micro", top_k=5, validate_args=False)
-    return float(share)
-
-
-def _calibration_error(logits: Tensor, labels: Tensor) -> float:
-    # As probabilities: torchmetrics takes logits that happen to lie in 0..1 for some.
-    shares = logits.softmax(dim=1)
-    error = multiclass_calibration_error(
-        shares, labels, num_classes=shares.shape[1], n_bins=CALIBRATION_BINS, validate_args=False
-    )
-    return float(error)
+def measure(outcome: Outcome, tuning: Tuning, *, seed: int) -> Metrics:
+    """All that is said of one part: a record of the target's kind. `seed`: the bootstrap's."""
+    outputs, targets = outcome.outputs, outcome.targets
+    if outcome.target.kind == "classes":
+        return measure_classes(outputs, targets, temperature=tuning.temperature)
+    if outcome.target.kind == "lists":
+        return measure_lists(outputs, targets, thresholds=tuning.thresholds, seed=seed)
+    return measure_numbers(outputs, targets, seed=seed)

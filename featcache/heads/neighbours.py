@@ -1,94 +1,35 @@
-"""The head `knn`: the nearest train features vote.
+"""The head `knn`: the nearest train features answer.
 
-Nothing is trained. The head holds the train features as the cache stores them, and their labels; nearness is a
+Nothing is trained. The head holds the train features as the cache stores them, and their targets; nearness is a
 matrix product, computed in blocks, so that neither all distances nor all features as float32 are ever in memory.
+
+kind      what k neighbours give (outputs)
+classes   log(votes + smoothing): the class with most votes wins, and of equals the first
+lists     the logit of the share of neighbours that have a class: log(with + smoothing) - log(without + smoothing)
+numbers   the mean of their numbers
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
-from featcache.heads.architectures import HeadShape
+from featcache.heads.solved import SolvedHead, Tensors
+from featcache.rows.scaling import scale_stored
+from featcache.rows.target import HeadTarget, TargetKind
 
 # What a block of features as float32, or of similarities, may take.
 BLOCK_BYTES = 128 << 20
+# Rows that are asked for at a time.
+ASKED_ROWS = 4096
 
-
-class Neighbours(nn.Module):
-    """Votes of the `k` nearest train rows: float32 (B, D) -> logits float32 (B, C), log(votes + smoothing).
-
-    The class with most votes wins, and of equals the first. A feature is stored x scale + offset. Distances are
-    taken from `centre`, which changes none of them, but keeps their differences from drowning in rounding; cosines
-    are taken from the origin, and `centre` is 0 then.
-    """
-
-    features: Tensor  # (N, D), as stored
-    labels: Tensor  # int64 (N,)
-    scale: Tensor  # float32 (D,)
-    offset: Tensor  # float32 (D,)
-    centre: Tensor  # float32 (D,)
-    k: Tensor  # int64 (1,)
-    cosine: Tensor  # bool (1,): cosine rather than Euclidean
-    smoothing: Tensor  # float32 (1,)
-
-    def __init__(self, shape: HeadShape) -> None:
-        super().__init__()
-        self.classes = shape.classes
-        wide = shape.in_features
-        self.register_buffer("features", torch.empty((shape.rows, wide), dtype=getattr(torch, shape.stored)))
-        self.register_buffer("labels", torch.empty(shape.rows, dtype=torch.int64))
-        for name in ("scale", "offset", "centre"):
-            self.register_buffer(name, torch.empty(wide))
-        self.register_buffer("k", torch.empty(1, dtype=torch.int64))
-        self.register_buffer("cosine", torch.empty(1, dtype=torch.bool))
-        self.register_buffer("smoothing", torch.empty(1))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """float32 (B, D) -> logits float32 (B, C)."""
-        labels = self.nearest_labels(features, int(self.k))
-        return (count_votes(labels, self.classes) + self.smoothing).log()
-
-    def nearest_labels(self, features: Tensor, k: int) -> Tensor:
-        """Labels of the `k` nearest train rows, nearest first: float32 (B, D) -> int64 (B, k)."""
-        cosine = bool(self.cosine)
-        asked = features - self.centre
-        best: tuple[Tensor, Tensor] | None = None
-        for start, known in self.blocks(len(features)):
-            nearness = _cosine(asked, known) if cosine else _minus_distance(asked, known)
-            near, where = nearness.topk(min(k, len(known)), dim=1)
-            labels = self.labels[start + where]
-            best = (near, labels) if best is None else _merged(best, (near, labels), k)
-        if best is None:
-            raise ValueError("expected at least one train row")
-        return best[1]
-
-    def blocks(self, asked: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """First row and values, float32 (n, D), of each block of train; of a size for `asked` rows to compare."""
-        rows = max(1, BLOCK_BYTES // (4 * max(asked, self.features.shape[1])))
-        for start in range(0, len(self.features), rows):
-            stored = self.features[start : start + rows].float()
-            yield start, torch.addcmul(self.offset, stored, self.scale).sub_(self.centre)
-
-
-class FixedNeighbours(nn.Module):
-    """The vote of a `Neighbours` whose k and metric are settled: all train rows at once, so that it can be exported."""
-
-    def __init__(self, head: Neighbours) -> None:
-        super().__init__()
-        self.neighbours = head
-        self.k = min(int(head.k), len(head.features))
-        self.nearness = _cosine if bool(head.cosine) else _minus_distance
-
-    def forward(self, features: Tensor) -> Tensor:
-        """float32 (B, D) -> logits float32 (B, C)."""
-        head = self.neighbours
-        known = torch.addcmul(head.offset, head.features.float(), head.scale) - head.centre
-        _, where = self.nearness(features - head.centre, known).topk(self.k, dim=1)
-        return (count_votes(head.labels[where], head.classes) + head.smoothing).log()
+Floats = NDArray[np.float32]
+# float32 (n, D), k -> the nearest k train rows, nearest first: int64 (n, k).
+Search = Callable[[Floats, int], NDArray[np.int64]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,23 +43,172 @@ class Vote:
         return f"k={self.k} {'cosine' if self.cosine else 'euclidean'}"
 
 
-def count_votes(labels: Tensor, classes: int) -> Tensor:
-    """Labels int64 (B, k) -> votes float32 (B, classes)."""
-    votes = torch.zeros((labels.shape[0], classes), device=labels.device)
-    return votes.scatter_add_(1, labels, torch.ones_like(labels, dtype=torch.float32))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class NeighbourHead(SolvedHead):
+    """The answer of the nearest train rows.
+
+    A feature is stored x scale + offset. Distances are taken from `centre`, which changes none of them, but keeps
+    their differences from drowning in rounding; cosines are taken from the origin, and `centre` is 0 then.
+
+    Attributes:
+        target: What it is to say.
+        features: (N, D) train features, as stored.
+        targets: int64 (N,), int8 (N, C) or float32 (N, C), by the target's kind.
+        scale, offset, centre: float32 (D,).
+        vote: k and the metric.
+        smoothing: What is added to votes; of no meaning for numbers.
+        search: Finds the nearest rows in place of NumPy (heads/neighbour_module.py).
+    """
+
+    target: HeadTarget
+    features: NDArray[Any]
+    targets: NDArray[Any]
+    scale: Floats
+    offset: Floats
+    centre: Floats
+    vote: Vote
+    smoothing: float = 1.0
+    search: Search | None = None
+
+    @classmethod
+    def of(cls, tensors: Tensors, target: HeadTarget) -> Self:
+        """That of stored tensors."""
+        return cls(
+            target=target,
+            features=tensors["features"],
+            targets=tensors[targets_name(target.kind)],
+            scale=tensors["scale"],
+            offset=tensors["offset"],
+            centre=tensors["centre"],
+            vote=Vote(k=int(tensors["k"][0]), cosine=bool(tensors["cosine"][0])),
+            smoothing=float(tensors["smoothing"][0]),
+        )
+
+    @classmethod
+    def remembering(
+        cls, features: NDArray[Any], targets: NDArray[Any], target: HeadTarget, *, scale: Floats, offset: Floats
+    ) -> Self:
+        """The head that holds these rows, by distance: its centre is their mean."""
+        if target.kind == "numbers":
+            targets = targets.astype(np.float32)
+        head = cls(
+            target=target,
+            features=features,
+            targets=targets,
+            scale=scale,
+            offset=offset,
+            centre=np.zeros_like(scale),
+            vote=Vote(k=1, cosine=False),
+        )
+        total = sum((block.sum(axis=0, dtype=np.float64) for _, block in head.blocks()), np.zeros(len(scale)))
+        return replace(head, centre=(total / len(features)).astype(np.float32))
+
+    def by(self, vote: Vote, smoothing: float = 1.0) -> Self:
+        """The same rows asked otherwise."""
+        centre = np.zeros_like(self.centre) if vote.cosine else self.centre
+        search = self.search if vote.cosine == self.vote.cosine else None
+        return replace(self, vote=vote, smoothing=smoothing, centre=centre, search=search)
+
+    def outputs(self, features: Floats) -> Floats:
+        return outputs_of(self.nearest(features, self.vote.k), self.targets, self.target, self.smoothing)
+
+    def tensors(self) -> dict[str, NDArray[Any]]:
+        """Features and targets as they are held, and what the answer depends on."""
+        return {
+            "features": self.features,
+            targets_name(self.target.kind): self.targets,
+            "scale": self.scale,
+            "offset": self.offset,
+            "centre": self.centre,
+            "k": np.array([self.vote.k], np.int64),
+            "cosine": np.array([self.vote.cosine]),
+            "smoothing": np.array([self.smoothing], np.float32),
+        }
+
+    @property
+    def learned(self) -> int:
+        return 0
+
+    def nearest(self, features: Floats, k: int) -> NDArray[np.int64]:
+        """The `k` nearest train rows, or all if there are fewer, nearest first: float32 (n, D) -> int64 (n, k)."""
+        search = self.search or self._nearest
+        parts = [search(features[start : start + ASKED_ROWS], k) for start in range(0, len(features), ASKED_ROWS)]
+        return np.concatenate(parts) if parts else np.empty((0, min(k, len(self.features))), np.int64)
+
+    def blocks(self, asked: int = 1) -> Iterator[tuple[int, Floats]]:
+        """First row and values, float32 (n, D), of each block of train; of a size for `asked` rows to compare."""
+        rows = max(1, BLOCK_BYTES // (4 * max(asked, self.features.shape[1])))
+        for start in range(0, len(self.features), rows):
+            values = scale_stored(self.features[start : start + rows].astype(np.float32), self.scale, self.offset)
+            values -= self.centre
+            yield start, values
+
+    def _nearest(self, features: Floats, k: int) -> NDArray[np.int64]:
+        asked = features - self.centre
+        near: Floats = np.empty((len(asked), 0), np.float32)
+        rows: NDArray[np.int64] = np.empty((len(asked), 0), np.int64)
+        for start, known in self.blocks(len(asked)):
+            nearness = _cosine(asked, known) if self.vote.cosine else _minus_distance(asked, known)
+            best = _largest(nearness, k)
+            near = np.concatenate([near, np.take_along_axis(nearness, best, axis=1)], axis=1)
+            rows = np.concatenate([rows, best + start], axis=1)
+            if near.shape[1] > k:
+                best = _largest(near, k)
+                near, rows = np.take_along_axis(near, best, axis=1), np.take_along_axis(rows, best, axis=1)
+        return np.take_along_axis(rows, np.argsort(-near, axis=1, kind="stable"), axis=1)
 
 
-def _cosine(asked: Tensor, known: Tensor) -> Tensor:
+def targets_name(kind: TargetKind) -> str:
+    """What the targets of the train rows are called among the tensors."""
+    return "labels" if kind == "classes" else "targets"
+
+
+def outputs_of(rows: NDArray[np.int64], targets: NDArray[Any], target: HeadTarget, smoothing: float) -> Floats:
+    """What neighbours give: train rows int64 (n, k), the targets of all of them -> float32 (n, C)."""
+    if target.kind == "numbers":
+        mean: Floats = targets[rows].mean(axis=1)
+        return mean
+    votes = count_votes(rows, targets, target)
+    if target.kind == "classes":
+        logits: Floats = np.log(votes + np.float32(smoothing))
+        return logits
+    return list_logits(votes, rows.shape[1], smoothing)
+
+
+def count_votes(rows: NDArray[np.int64], targets: NDArray[Any], target: HeadTarget) -> Floats:
+    """How many of the neighbours int64 (n, k) have each class: float32 (n, C)."""
+    if target.kind == "lists":
+        marked: Floats = targets[rows].sum(axis=1, dtype=np.float32)
+        return marked
+    classes = target.outputs
+    places = targets[rows] + classes * np.arange(len(rows))[:, None]
+    counts = np.bincount(places.ravel(), minlength=classes * len(rows))
+    return counts.reshape(len(rows), classes).astype(np.float32)
+
+
+def list_logits(votes: Floats, k: int, smoothing: float) -> Floats:
+    """The logits of shares of `k` votes, float32 (n, C), none of them infinite."""
+    added = np.float32(smoothing)
+    logits: Floats = np.log(votes + added) - np.log(np.float32(k) - votes + added)
+    return logits
+
+
+def _largest(values: Floats, k: int) -> NDArray[np.int64]:
+    """Where the `k` largest of each row stand, or all, in any order."""
+    if values.shape[1] <= k:
+        return np.broadcast_to(np.arange(values.shape[1]), values.shape)
+    return np.argpartition(values, -k, axis=1)[:, -k:]
+
+
+def _cosine(asked: Floats, known: Floats) -> Floats:
     # Without |a|, which is the same for all rows b. A row of zeros is near to none and far from none.
-    return (asked @ known.T).div_(torch.linalg.vector_norm(known, dim=1).clamp_(min=1e-12))
+    nearness: Floats = asked @ known.T
+    nearness /= np.maximum(np.linalg.norm(known, axis=1), 1e-12)
+    return nearness
 
 
-def _minus_distance(asked: Tensor, known: Tensor) -> Tensor:
+def _minus_distance(asked: Floats, known: Floats) -> Floats:
     # -|a - b|^2 without |a|^2, which is the same for all rows b.
-    return torch.addmm(-known.square().sum(dim=1), asked, known.T, alpha=2.0)
-
-
-def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    near, labels = (torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
-    best, where = near.topk(min(k, near.shape[1]), dim=1)
-    return best, labels.gather(1, where)
+    nearness: Floats = asked @ (2 * known).T
+    nearness -= np.einsum("nd,nd->n", known, known)
+    return nearness

@@ -11,11 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+import numpy as np
+from numpy.typing import NDArray
 
 from featcache.heads.config import HeadConfig
+from featcache.rows.features import slices
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 # Of more train rows, mean and deviation are those of a sample.
 EXACT_ROWS = 1_000_000
@@ -32,55 +37,60 @@ _SUMMED_BYTES = 16 << 20
 class Standardisation:
     """`mean`, `deviation`: float64 (D,), holding float32 values. A constant feature has the deviation 1."""
 
-    mean: Tensor
-    deviation: Tensor
+    mean: NDArray[np.float64]
+    deviation: NDArray[np.float64]
 
     @classmethod
-    def of(cls, features: Tensor) -> Standardisation:
+    def of(cls, features: NDArray[np.float32]) -> Standardisation:
         """That of float32 (N, D)."""
-        return cls.over(lambda: blocks(features), wide=features.shape[1])
+        return cls.over(lambda: [features], wide=features.shape[1])
 
     @classmethod
-    def over(cls, read: Callable[[], Iterable[Tensor]], *, wide: int) -> Standardisation:
+    def over(cls, read: Callable[[], Iterable[NDArray[np.float32] | Tensor]], *, wide: int) -> Standardisation:
         """That of all rows which `read` gives in blocks (n, `wide`): population deviation, summed in float64.
 
         Everything is read twice, so that a large mean does not swallow a small deviation.
         """
-        mean, squares, rows = torch.zeros(wide).double(), torch.zeros(wide).double(), 0
+        mean, squares, rows = np.zeros(wide), np.zeros(wide), 0
         for features in read():
-            for block in blocks(features.cpu(), _SUMMED_BYTES):
-                mean += block.sum(dim=0)
+            for block in blocks(_array(features), _SUMMED_BYTES):
+                mean += block.sum(axis=0)
             rows += len(features)
         mean /= rows
         for features in read():
-            for block in blocks(features.cpu(), _SUMMED_BYTES):
-                squares += block.sub_(mean).square_().sum(dim=0)
-        deviation = (squares / rows).sqrt()
+            for block in blocks(_array(features), _SUMMED_BYTES):
+                block -= mean
+                squares += np.einsum("nd,nd->d", block, block)
+        deviation = np.sqrt(squares / rows)
         # A constant that float16 cannot hold exactly is still a constant.
-        constant = deviation <= 1e-6 * mean.abs()
-        deviation[constant | (deviation == 0)] = 1.0
-        return cls(mean=mean.float().double(), deviation=deviation.float().double())
+        deviation[(deviation <= 1e-6 * np.abs(mean)) | (deviation == 0)] = 1.0
+        return cls(mean=_rounded(mean), deviation=_rounded(deviation))
 
-    def apply_(self, features: Tensor) -> Tensor:
+    def apply_(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise float32 (N, D) where it lies."""
-        return features.sub_(self.mean.float()).div_(self.deviation.float())
+        features -= self.mean.astype(np.float32)
+        features /= self.deviation.astype(np.float32)
+        return features
 
-    def folded(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def folded(
+        self, weight: NDArray[np.floating], bias: NDArray[np.floating]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """The layer (O, D), (O,) on features as they are, for one on standardised features; float64."""
-        plain = weight.double() / self.deviation
-        return plain, bias.double() - plain @ self.mean
+        plain = weight.astype(np.float64) / self.deviation
+        return plain, bias.astype(np.float64) - plain @ self.mean
 
     def fold_into(self, head: nn.Module) -> None:
         """Make of a head on standardised features one on features as they are: its first linear layer is changed."""
+        import torch
+        from torch import nn
+
         first = next(layer for layer in head.modules() if isinstance(layer, nn.Linear))
-        start = 0
+        step = max(1, _SUMMED_BYTES // (8 * len(self.mean)))
         with torch.no_grad():
-            for block in blocks(first.weight.cpu(), _SUMMED_BYTES):
-                part = slice(start, start + len(block))
-                weight, bias = self.folded(block, first.bias[part].cpu())
-                first.weight[part] = weight
-                first.bias[part] = bias
-                start = part.stop
+            for part in slices(len(first.weight), step):
+                weight, bias = self.folded(_array(first.weight[part]), _array(first.bias[part]))
+                first.weight[part] = torch.from_numpy(weight)
+                first.bias[part] = torch.from_numpy(bias)
 
 
 def sampled_rows(rows: int) -> Tensor | None:
@@ -91,6 +101,8 @@ def sampled_rows(rows: int) -> Tensor | None:
     """
     if rows <= EXACT_ROWS:
         return None
+    import torch
+
     runs = SAMPLED_ROWS // _RUN_ROWS
     bounds = torch.arange(runs + 1) * rows // runs
     drawn = torch.rand(runs, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -108,29 +120,15 @@ def standardising_notes(rows: int, config: HeadConfig) -> tuple[str, ...]:
     )
 
 
-def blocks(features: Tensor, block_bytes: int = BLOCK_BYTES) -> Iterator[Tensor]:
+def blocks(features: NDArray[np.float32], block_bytes: int = BLOCK_BYTES) -> Iterator[NDArray[np.float64]]:
     """The rows of (N, D) as float64, a block at a time."""
-    rows = max(1, block_bytes // (8 * features.shape[1]))
-    for start in range(0, len(features), rows):
-        yield features[start : start + rows].to(torch.float64, copy=True)
+    for part in slices(len(features), max(1, block_bytes // (8 * features.shape[1]))):
+        yield features[part].astype(np.float64)
 
 
-class StandardisedHead(nn.Module):
-    """A head while it is trained on standardised features: float32 (B, D) as they are -> logits (B, C).
+def _array(features: NDArray[np.float32] | Tensor) -> NDArray[np.float32]:
+    return features if isinstance(features, np.ndarray) else features.detach().cpu().numpy()
 
-    The features are standardised where they lie: for wide ones, memory for another copy costs more than that.
-    """
 
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, head: nn.Module, standard: Standardisation) -> None:
-        super().__init__()
-        self.head = head
-        self.register_buffer("mean", standard.mean.float())
-        self.register_buffer("scale", (1 / standard.deviation).float())
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Standardise, then the head."""
-        logits: Tensor = self.head(features.sub_(self.mean).mul_(self.scale))
-        return logits
+def _rounded(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return values.astype(np.float32).astype(np.float64)

@@ -1,32 +1,35 @@
-"""What a head was trained behind, rebuilt: images -> features -> probabilities.
+"""What a head was trained behind, rebuilt: images -> features -> what the head says.
 
 Everything comes from the run's record: backbone, layers, pooling and the transform's numbers. Weights are taken only if
 their bytes are those that the head was trained on. Features are computed in fp32 unless told otherwise, and never
-rounded to the type a cache stores.
+rounded to the type a cache stores. Torch is imported where a backbone computes, where the head was trained by steps,
+and for a device that is not the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from featcache.backbones import devices
 from featcache.backbones.network import Network
 from featcache.backbones.program import Program
+from featcache.backbones.spec import outputs_in
+from featcache.backbones.zoos.pixels import NAME as PIXELS
 from featcache.cache.spec import Spec
 from featcache.errors import InvalidOption
-from featcache.extraction.behaviour import outputs_in
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.execution import Execution
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Failure, Gathered, Pipeline
 from featcache.extraction.rebuild import rebuilt, require_same
+from featcache.heads.metrics import readable
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource
 from featcache.rows.origins import FeatureLayer, FeatureOrigin
@@ -34,6 +37,9 @@ from featcache.runs.run import Run
 
 # Images that are read, computed and answered for together: it bounds what is in memory.
 CHUNK = 256
+
+# float32 (n, D) -> float32 (n, C), what a head gives.
+Outputs = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 Weights = str | Path | Mapping[str, str | Path] | None
 
@@ -54,24 +60,33 @@ class Branch:
 class Answers:
     """What came out for some samples: `index` (n,) says which, in ascending order.
 
-    `features`: float32 (n, D), what the head was given; `probabilities`: float32 (n, C).
+    `features`: float32 (n, D), what the head was given; `outputs`: float32 (n, C).
     """
 
     index: NDArray[np.int64]
     features: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
+    outputs: NDArray[np.float32]
     failures: tuple[Failure, ...] = ()
 
 
 class Classifier:
-    """A run with its backbone on a device. `run.classes` names the columns of the probabilities."""
+    """A run with its backbone on a device. `run.target` names the columns of the outputs."""
 
-    def __init__(self, run: Run, branches: Sequence[Branch], *, device: str = "cpu", precision: str = "fp32") -> None:
+    def __init__(
+        self,
+        run: Run,
+        branches: Sequence[Branch],
+        *,
+        device: str = "cpu",
+        precision: str = "fp32",
+        head: Callable[..., Any] | None = None,
+    ) -> None:
         self.run = run
         self.branches = tuple(branches)
-        self.device = torch.device(device)
+        self.device = device
         self._programs: list[Program] = [_program(branch.backbone, device, precision) for branch in branches]
-        self.head = run.head().to(self.device)
+        self.own = head
+        self._outputs = _outputs_on(run, device, head)
 
     @classmethod
     def of(
@@ -80,6 +95,7 @@ class Classifier:
         *,
         weights: Weights = None,
         backbone: Network | None = None,
+        head: Callable[..., Any] | None = None,
         data_dir: Path = Path("data"),
         device: str = "auto",
         precision: str = "fp32",
@@ -87,17 +103,18 @@ class Classifier:
         """Rebuild what a run's record describes.
 
         `weights`: where they are now, if elsewhere than when the head was trained; of several backbones by name.
-        `backbone`: one's own, for a run whose backbone was a module. `data_dir` holds downloaded weights.
+        `backbone`: one's own, for a run whose backbone was a module; `head`: what makes the head, for a run whose head
+        is one's own and cannot be imported by its path. `data_dir` holds downloaded weights.
         Raises WeightsError where the weights are not there or are others, HeadError where the head is damaged,
         InvalidOption for weights of a backbone that the head does not read.
         """
-        place = devices.resolve_device(device)
         origins = run.features.origins
+        place = "cpu" if device == "auto" and not _needs_torch(run) else devices.resolve_device(device)
         branches = [
             Branch(backbone=_network(run, origin, where, backbone, data_dir), layers=origin.layers)
             for origin, where in zip(origins, _places(weights, origins), strict=True)
         ]
-        return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place))
+        return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place), head=head)
 
     def answers(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[Answers]:
         """Probabilities for `samples`, chunk by chunk, in order. Images that cannot be read are failures."""
@@ -110,20 +127,18 @@ class Classifier:
             ForwardPass(
                 program=program,
                 dtype="float32",
-                batch_size=how.batch_size or batch_size_for(program.spec, str(self.device)),
+                batch_size=how.batch_size or batch_size_for(program.spec, self.device),
             )
             for program in self._programs
         ]
-        workers = how.workers or max(decoding_threads_for(one.spec, str(self.device)) for one in self._programs)
+        workers = how.workers or max(decoding_threads_for(one.spec, self.device) for one in self._programs)
         return Pipeline(source=source, backbones=backbones, workers=workers)
 
     def _answers(self, found: Gathered, start: int) -> Answers:
         index, failures = found.rows[0].images + start, found.failures
         if not len(index):
             empty = np.empty((0, self.run.features.feature_dim), np.float32)
-            return Answers(
-                index=index, features=empty, probabilities=self.probabilities(empty), failures=_later(failures, start)
-            )
+            return Answers(index=index, features=empty, outputs=self.outputs(empty), failures=_later(failures, start))
         values = [
             part
             for branch, rows in zip(self.branches, found.rows, strict=True)
@@ -133,18 +148,37 @@ class Classifier:
         return Answers(
             index=index,
             features=features,
-            probabilities=self.probabilities(features),
+            outputs=self.outputs(features),
             failures=_later(failures, start),
         )
 
-    def probabilities(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The head's word on features float32 (n, D) -> float32 (n, C)."""
+    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Of features float32 (n, D): float32 (n, C), probabilities of classes, or numbers in their units."""
         if not len(features):
-            return np.empty((0, len(self.run.classes)), np.float32)
+            return np.empty((0, self.run.target.outputs), np.float32)
+        return readable(self._outputs(features), self.run.target)
+
+
+def _needs_torch(run: Run) -> bool:
+    """Whether anything is computed that a device could speed up."""
+    backbones = {origin.backbone for origin in run.features.origins}
+    return not run.config.architecture.solved or backbones != {PIXELS}
+
+
+def _outputs_on(run: Run, device: str, own: Callable[..., Any] | None) -> Outputs:
+    """What the head of a run gives, computed on a device; of a solved head on the CPU without torch."""
+    if run.config.architecture.solved and device == "cpu" and own is None:
+        return run.solved_head().outputs
+    import torch
+
+    head = run.head(own).to(device)
+
+    def outputs(features: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            logits = self.head(torch.from_numpy(features).to(self.device))
-            result: NDArray[np.float32] = logits.softmax(dim=1).cpu().numpy()
-        return result
+            given: NDArray[np.float32] = head(torch.from_numpy(features).to(device)).float().cpu().numpy()
+        return given
+
+    return outputs
 
 
 def _program(network: Network, device: str, precision: str) -> Program:

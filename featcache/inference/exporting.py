@@ -1,14 +1,14 @@
 """A run as one file that anyone can ask, published only after it has said what featcache says.
 
 The file is written beside its place, opened again by the runtime it is meant for, and asked about real images. Only if
-every probability is within `TOLERANCE` of featcache's own fp32 prediction, and every image's first class is the same,
-it takes its name.
+every number is within `TOLERANCE` of featcache's own fp32 prediction, and every image's first class is the same, it
+takes its name.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -28,7 +28,9 @@ from featcache.inference.classifier import Classifier, Weights, spec_of
 from featcache.inference.formats import NETWORK_FORMATS, Ask, NetworkFormat
 from featcache.inference.network import WholeNetwork
 from featcache.inference.pictures import Images, opened
+from featcache.inference.prediction import thresholds_of
 from featcache.inference.witnesses import cached_images
+from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import find_run
 from featcache.runs.run import Run
 
@@ -40,12 +42,15 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRun:
-    """A published file: on how many images it was checked, and the greatest difference of a probability there."""
+    """A published file: on how many images it was checked, and the greatest difference of an output there.
+
+    `target`: what it says. Differences of numbers are in parts of the largest of an image, if that is above 1.
+    """
 
     path: Path
     format: str
     run: str
-    classes: tuple[str, ...]
+    target: HeadTarget
     nbytes: int
     images: int
     greatest_difference: float
@@ -56,9 +61,11 @@ class ExportedRun:
             "path": str(self.path),
             "format": self.format,
             "run": self.run,
-            "classes": list(self.classes),
+            "classes": [] if self.target.kind == "numbers" else list(self.target.names),
+            "target": self.target.to_json(),
             "bytes": self.nbytes,
-            "verified": {"images": self.images, "greatest_difference": self.greatest_difference, "same_top1": True},
+            "verified": {"images": self.images, "greatest_difference": self.greatest_difference}
+            | ({"same_top1": True} if self.target.kind == "classes" else {}),
         }
 
 
@@ -71,14 +78,16 @@ def export_run(
     verify_limit: int = 32,
     weights: Weights = None,
     backbone: Network | None = None,
+    head: Callable[..., Any] | None = None,
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
     reporter: Reporter | None = None,
 ) -> ExportedRun:
-    """Write a run as one file from image to probabilities, `images` (N, H, W, 3) uint8 -> `probabilities` (N, C).
+    """Write a run as one file, `images` (N, H, W, 3) uint8 -> `probabilities` (N, C), or `values` of numbers.
 
     `format`: "onnx" or "pt2". `verify_images`: real images to check the file on, `verify_limit` of them; without them
-    those that the run's cache was extracted from. `weights`, `backbone`, `data_dir`, `runs_dir`: as for `predict`.
+    those that the run's cache was extracted from. `weights`, `backbone`, `head`, `data_dir`, `runs_dir`: as for
+    `predict`.
 
     Raises ExportError where the network cannot be exported, or what was written does not say what featcache says:
     nothing is left behind then, and what stood under the name before stands there still. Raises MissingExtra,
@@ -91,18 +100,18 @@ def export_run(
     run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     reporter, path, data_dir = reporter or LogReporter(), Path(path), Path(data_dir)
     images = _witnesses(run, verify_images, verify_limit, data_dir)
-    classifier = Classifier.of(run, weights=weights, backbone=backbone, data_dir=data_dir, device="cpu")
+    classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device="cpu")
     reporter.say(f"asking featcache about {len(images)} images")
     expected = _asked(classifier, images)
     with file_aside(path) as building:
         reporter.say(f"writing {path.name}")
-        kind.write(WholeNetwork(classifier), building, _metadata(run, classifier))
-        difference = _require_same(kind.open(building), images, expected, run.classes, kind.name, reporter)
+        kind.write(WholeNetwork(classifier), building, _metadata(run, classifier), _output(run.target))
+        difference = _require_same(kind.open(building), images, expected, run.target, kind.name, reporter)
     return ExportedRun(
         path=path,
         format=kind.name,
         run=str(run.folder),
-        classes=run.classes,
+        target=run.target,
         nbytes=path.stat().st_size,
         images=len(images),
         greatest_difference=difference,
@@ -134,30 +143,32 @@ def _witnesses(run: Run, images: Images | None, limit: int, data_dir: Path) -> l
 def _asked(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
     source = ArraySource(images, split="test")
     answers = classifier.answers(source, source.samples("test"), Execution(device="cpu"))
-    return np.concatenate([answer.probabilities for answer in answers])
+    return np.concatenate([answer.outputs for answer in answers])
 
 
 def _require_same(
     ask: Ask,
     images: Sequence[Pixels],
     expected: NDArray[np.float32],
-    classes: Sequence[str],
+    target: HeadTarget,
     format: str,
     reporter: Reporter,
 ) -> float:
-    """The greatest difference of a probability. Raises ExportError where it is too large, or a first class differs."""
+    """The greatest difference of an output. Raises ExportError where it is too large, or a first class differs."""
     greatest, done = 0.0, 0
     for rows in _batches(images):
         got, wanted = ask(np.stack([images[row] for row in rows])), expected[rows]
         if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise ExportError(f"the {format} file gives no probabilities {wanted.shape}: got {got.shape}")
-        differences = np.abs(got - wanted).max(axis=1)
-        wrong = (differences > TOLERANCE) | (got.argmax(axis=1) != wanted.argmax(axis=1))
+            raise ExportError(f"the {format} file gives no {_output(target)} {wanted.shape}: got {got.shape}")
+        differences = np.abs(got - wanted).max(axis=1) / np.maximum(1, np.abs(wanted).max(axis=1))
+        wrong = differences > TOLERANCE
+        if target.kind == "classes":
+            wrong |= got.argmax(axis=1) != wanted.argmax(axis=1)
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise ExportError(
                 f"the {format} file does not say what featcache says: on image {rows[row] + 1} of {len(images)} "
-                f"expected {_said(wanted[row], classes)}, got {_said(got[row], classes)}; the greatest difference is "
+                f"expected {_said(wanted[row], target)}, got {_said(got[row], target)}; the greatest difference is "
                 f"{differences.max():.2g}, {TOLERANCE:g} is allowed",
                 hint="nothing was written; another --format may do",
             )
@@ -166,8 +177,16 @@ def _require_same(
     return greatest
 
 
-def _said(row: NDArray[np.float32], classes: Sequence[str]) -> str:
-    return f"{classes[int(row.argmax())]} {float(row.max()):.4f}"
+def _said(row: NDArray[np.float32], target: HeadTarget) -> str:
+    """The first class, or the numbers."""
+    named = zip(target.names, row.tolist(), strict=True)
+    if target.kind == "numbers":
+        return ", ".join(f"{name} {value:.4g}" for name, value in named)
+    return "{} {:.4f}".format(*max(named, key=lambda pair: pair[1]))
+
+
+def _output(target: HeadTarget) -> str:
+    return "values" if target.kind == "numbers" else "probabilities"
 
 
 def _batches(images: Sequence[Pixels]) -> Iterator[list[int]]:
@@ -189,6 +208,8 @@ def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
         "created": run.created,
         "head": run.config.head,
         "classes": list(run.classes),
+        "target": run.target.to_json(),
+        **({"thresholds": list(thresholds_of(run))} if run.target.kind == "lists" else {}),
         "backbones": [
             {
                 "backbone": origin.backbone,
@@ -200,5 +221,5 @@ def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
             for origin in run.features.origins
         ],
         "input": "images: uint8 (N, H, W, 3), RGB, any N, H and W",
-        "output": "probabilities: float32 (N, classes)",
+        "output": f"{_output(run.target)}: float32 (N, {'columns' if run.target.kind == 'numbers' else 'classes'})",
     }

@@ -3,7 +3,8 @@
     onnx    for onnxruntime and whatever else reads ONNX; one file
     pt2     torch.export's own archive, for torch alone
 
-Both take `images` (N, H, W, 3) uint8 with any N, H and W, and give `probabilities` float32 (N, C).
+Both take `images` (N, H, W, 3) uint8 with any N, H and W, and give float32 (N, C): `probabilities`, or
+`values` where a head gives numbers.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class NetworkFormat(ABC):
         """Raises MissingExtra where a package is missing, before anything is computed."""
 
     @abstractmethod
-    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
-        """Write the network, and what is known of it as JSON under the name `featcache`. Raises ExportError."""
+    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any], output: str) -> None:
+        """Write the network, and what is known of it as JSON under the name `featcache`. Raises ExportError.
+
+        `output`: what the file calls what it gives.
+        """
 
     @abstractmethod
     def open(self, path: Path) -> Ask:
@@ -64,7 +68,7 @@ class Onnx(NetworkFormat):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             _import(package)
 
-    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
+    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any], output: str) -> None:
         size = sum(tensor.nbytes for tensor in network.state_dict().values())
         if size > _ONNX_BYTES:
             raise ExportError(
@@ -75,7 +79,7 @@ class Onnx(NetworkFormat):
             program = torch.onnx.export(
                 _traced(network),
                 input_names=["images"],
-                output_names=["probabilities"],
+                output_names=[output],
                 dynamic_shapes=_DYNAMIC,
                 opset_version=_OPSET,
                 verbose=False,
@@ -89,8 +93,8 @@ class Onnx(NetworkFormat):
         session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
         def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-            (probabilities,) = session.run(["probabilities"], {"images": images})
-            return np.asarray(probabilities)
+            (outputs,) = session.run(None, {"images": images})
+            return np.asarray(outputs)
 
         return ask
 
@@ -103,7 +107,7 @@ class Pt2(NetworkFormat):
     def require(self) -> None:
         """Torch is always there."""
 
-    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any]) -> None:
+    def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any], output: str) -> None:
         with _quiet(), path.open("wb") as file:
             torch.export.save(_traced(network), file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
 
@@ -113,8 +117,8 @@ class Pt2(NetworkFormat):
 
         def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
-                probabilities: NDArray[np.float32] = network(torch.tensor(images)).numpy()
-            return probabilities
+                outputs: NDArray[np.float32] = network(torch.tensor(images)).numpy()
+            return outputs
 
         return ask
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn import functional as F
 
 from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
+from featcache.columns import SEPARATOR
 from featcache.errors import CacheNotFound
 from featcache.inference.classifier import spec_of
 from featcache.inference.records import NearImage
-from featcache.rows.batches import StreamedBatches
 from featcache.rows.cuts import SplitRows
 from featcache.rows.joining import CacheLayers, joined_rows
 from featcache.rows.origins import FeatureOrigin
@@ -33,45 +32,59 @@ class NearestImages:
         with ExitStack() as opened:
             origins = run.features.origins
             caches = [opened.enter_context(_opened(origin, data_dir)) for origin in origins]
-            self._classes, self._split = caches[0].classes, caches[0]["train"]
-            # A copy: torch warns of arrays that must not be written to.
-            chosen = SplitRows(source="train", rows=np.arange(len(self._split)), targets=self._split.labels.copy())
+            self._split = caches[0]["train"]
+            self._targets = [self._split.target(name) for name in run.target.columns if name in caches[0].targets]
+            rows = np.arange(len(self._split))
+            # Nothing is learned from them.
+            chosen = SplitRows(source="train", rows=rows, targets=np.zeros(len(rows), np.int64))
             columns = [
                 CacheLayers(cache=cache, layers=tuple(layer.name for layer in origin.layers))
                 for cache, origin in zip(caches, origins, strict=True)
             ]
-            self._rows = joined_rows(columns, chosen)
+            self._rows = joined_rows(columns, chosen, None)
             self._open = opened.pop_all()
 
     def find(self, features: NDArray[np.float32], count: int) -> list[tuple[NearImage, ...]]:
         """The `count` nearest images of each row of float32 (n, D), nearest first. The whole split is read once."""
-        asked = F.normalize(torch.from_numpy(features), dim=1)
-        near, rows = torch.empty((len(asked), 0)), torch.empty((len(asked), 0), dtype=torch.int64)
-        for start, block in self._blocks():
-            near = torch.cat([near, asked @ F.normalize(block, dim=1).T], dim=1)
-            rows = torch.cat([rows, torch.arange(start, start + len(block)).expand(len(asked), -1)], dim=1)
-            near, best = near.topk(min(count, near.shape[1]), dim=1)
-            rows = rows.gather(1, best)
+        asked = _unit(features)
+        near: NDArray[np.float32] = np.empty((len(asked), 0), np.float32)
+        rows: NDArray[np.int64] = np.empty((len(asked), 0), np.int64)
+        start = 0
+        for block in self._rows.blocks():
+            numbers = np.broadcast_to(np.arange(start, start + len(block)), (len(asked), len(block)))
+            near, rows = np.hstack([near, asked @ _unit(block).T]), np.hstack([rows, numbers])
+            best = np.argsort(-near, axis=1, kind="stable")[:, :count]
+            near, rows = np.take_along_axis(near, best, axis=1), np.take_along_axis(rows, best, axis=1)
+            start += len(block)
         return [self._named(*pair) for pair in zip(near.tolist(), rows.tolist(), strict=True)]
 
-    def _blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """First position and features, float32 (n, D), of blocks of the train rows."""
-        start = 0
-        batches = StreamedBatches(self._rows, batch_size=1, seed=0, device=torch.device("cpu"))
-        for block, _ in batches.in_order():
-            yield start, block
-            start += len(block)
-
     def _named(self, similarities: Sequence[float], positions: Sequence[int]) -> tuple[NearImage, ...]:
-        rows, ids, labels = self._rows.chosen.rows[list(positions)], self._split.ids, self._split.labels
+        rows, ids = self._rows.chosen.rows[list(positions)], self._split.ids
+        labels = (
+            zip(*(one.at(rows).decoded() for one in self._targets), strict=True) if self._targets else [()] * len(rows)
+        )
         return tuple(
-            NearImage(id=ids[row], label=None if labels[row] < 0 else self._classes[labels[row]], similarity=similarity)
-            for row, similarity in zip(rows.tolist(), similarities, strict=True)
+            NearImage(id=ids[row], label=_shown(label), similarity=similarity)
+            for row, label, similarity in zip(rows.tolist(), labels, similarities, strict=True)
         )
 
     def close(self) -> None:
         """Close the caches."""
         self._open.close()
+
+
+def _unit(features: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Rows of length 1; rows of zeros stay."""
+    unit: NDArray[np.float32] = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    return unit
+
+
+def _shown(values: tuple[Any, ...]) -> str | None:
+    """What is right for an image, as text; None where nothing is known."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    return SEPARATOR.join(SEPARATOR.join(one) if isinstance(one, tuple) else str(one) for one in known)
 
 
 def _opened(origin: FeatureOrigin, data_dir: Path) -> FeatureCache:

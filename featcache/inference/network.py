@@ -1,20 +1,19 @@
-"""A whole classifier as one torch network, from an image's bytes to probabilities: what is exported."""
+"""A whole classifier as one torch network, from an image's bytes to what the head says: what is exported."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from featcache.heads.neighbours import FixedNeighbours, Neighbours
+from featcache.heads.neighbour_module import FixedNeighbours, Neighbours
 from featcache.inference.classifier import Classifier
 from featcache.inference.resizing import Resizer
 
 
 class WholeNetwork(nn.Module):
-    """(N, H, W, 3) uint8 RGB, of any size -> probabilities float32 (N, C).
+    """(N, H, W, 3) uint8 RGB, of any size -> float32 (N, C): probabilities, or values where a head gives numbers.
 
-    Resize, normalisation, backbones, pooling and head, in fp32 on the CPU. It takes the classifier along: nobody else
-    computes with that any more.
+    Resize, normalisation, backbones, pooling and head, in fp32 on the CPU.
     """
 
     def __init__(self, classifier: Classifier) -> None:
@@ -22,7 +21,8 @@ class WholeNetwork(nn.Module):
         self.layers = [branch.layers for branch in classifier.branches]
         self.resizers = nn.ModuleList(Resizer(branch.backbone.spec.transform) for branch in classifier.branches)
         self.backbones = nn.ModuleList(branch.backbone.module() for branch in classifier.branches)
-        head = classifier.head.cpu()
+        head = classifier.run.head(classifier.own)
+        self.kind = classifier.run.target.kind
         self.head = FixedNeighbours(head) if isinstance(head, Neighbours) else head
         self.eval().requires_grad_(False)
 
@@ -33,5 +33,7 @@ class WholeNetwork(nn.Module):
         for resizer, backbone, layers in zip(self.resizers, self.backbones, self.layers, strict=True):
             features = backbone(resizer(channels_first))
             values += [features[layer.name].float() * layer.scale + layer.offset for layer in layers]
-        logits: Tensor = self.head(torch.cat(values, dim=1))
-        return logits.softmax(dim=1)
+        outputs: Tensor = self.head(torch.cat(values, dim=1))
+        if self.kind == "classes":
+            return outputs.softmax(dim=1)
+        return outputs.sigmoid() if self.kind == "lists" else outputs

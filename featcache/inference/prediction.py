@@ -1,32 +1,36 @@
-"""A run and images in, classes out.
+"""A run and images in, classes or numbers out.
 
     predicted = predict("latest", "photos/")
-    predicted.images[0].label, predicted.probabilities
+    predicted.images[0].label, predicted.outputs
 
 What a table, JSON and CSV show is the same record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.network import Network
-from featcache.errors import InvalidOption, SourceError
+from featcache.errors import HeadError, InvalidOption, SourceError
+from featcache.extraction.execution import Execution
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.extraction.run import Execution
+from featcache.heads.metric_records import ListMetrics
 from featcache.images.samples import Sample
 from featcache.inference.classifier import Answers, Classifier, Weights
-from featcache.inference.nearest import NearestImages
 from featcache.inference.pictures import Images, opened
-from featcache.inference.records import Guess, ImagePrediction, Predicted, Unread
+from featcache.inference.records import Guess, ImagePrediction, NearImage, Predicted, Unread
+from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import find_run
 from featcache.runs.run import Run
+
+if TYPE_CHECKING:
+    from featcache.inference.nearest import NearestImages
 
 
 def predict(
@@ -37,6 +41,7 @@ def predict(
     neighbours: int = 0,
     weights: Weights = None,
     backbone: Network | None = None,
+    head: Callable[..., Any] | None = None,
     precision: Literal["fp32", "auto", "bf16", "fp16"] = "fp32",
     device: str = "auto",
     batch_size: int | None = None,
@@ -53,7 +58,8 @@ def predict(
     these, an ImageSource, or uint8 arrays (H, W, 3). `top`: how many classes are named for an image. `neighbours`:
     how many of the nearest cached train images are shown, by cosine; it needs the cache that the head was trained on.
     `weights`: where the backbone's weights are now, if elsewhere than when the head was trained; of several backbones
-    a mapping by name. `backbone`: one's own, where the run's was a module. `precision`: how features are computed.
+    a mapping by name. `backbone`: one's own, where the run's was a module. `head`: what makes
+    the head, where it is one's own and cannot be imported by its path. `precision`: how features are computed.
     `on_error`: "fail" at the first image that cannot be read, or "skip".
 
     Raises WeightsError where the weights are gone or are not those the head was trained on, HeadError or UnknownName
@@ -68,12 +74,24 @@ def predict(
         source, samples = opened(images)
         stack.enter_context(closing(source))
         # The cache is looked for before anything is computed.
-        nearest = stack.enter_context(closing(NearestImages(run, data_dir=Path(data_dir)))) if neighbours else None
+        nearest = stack.enter_context(closing(_train_images(run, Path(data_dir)))) if neighbours else None
         classifier = Classifier.of(
-            run, weights=weights, backbone=backbone, data_dir=Path(data_dir), device=device, precision=precision
+            run,
+            weights=weights,
+            backbone=backbone,
+            head=head,
+            data_dir=Path(data_dir),
+            device=device,
+            precision=precision,
         )
         answers = _accepted(classifier.answers(source, samples, how), how, reporter, len(samples))
         return _predicted(run, samples, answers, top, neighbours, nearest)
+
+
+def _train_images(run: Run, data_dir: Path) -> NearestImages:
+    from featcache.inference.nearest import NearestImages
+
+    return NearestImages(run, data_dir=data_dir)
 
 
 def _accepted(answers: Iterator[Answers], how: Execution, reporter: Reporter, total: int) -> Iterator[Answers]:
@@ -97,26 +115,56 @@ def _predicted(
     nearest: NearestImages | None,
 ) -> Predicted:
     images: list[ImagePrediction] = []
-    rows = [np.empty((0, len(run.classes)), np.float32)]
+    rows = [np.empty((0, run.target.outputs), np.float32)]
+    thresholds = thresholds_of(run) if run.target.kind == "lists" else ()
     unread: list[Unread] = []
     for answer in answers:
         near = [()] * len(answer.index) if nearest is None else nearest.find(answer.features, neighbours)
         names = [samples[row].id for row in answer.index]
         images += [
-            ImagePrediction(path=name, top=_best(run.classes, row, top), neighbours=found)
-            for name, row, found in zip(names, answer.probabilities, near, strict=True)
+            _said(run.target, name, row, top=top, thresholds=thresholds, neighbours=found)
+            for name, row, found in zip(names, answer.outputs, near, strict=True)
         ]
-        rows.append(answer.probabilities)
+        rows.append(answer.outputs)
         unread += [Unread(path=samples[one.image].id, reason=one.error.message) for one in answer.failures]
     if not images:
         raise SourceError(f"none of {len(samples)} images could be read: {unread[0].reason}")
     return Predicted(
         run=str(run.folder),
-        classes=run.classes,
+        target=run.target,
         images=tuple(images),
-        probabilities=np.concatenate(rows),
+        outputs=np.concatenate(rows),
         unread=tuple(unread),
     )
+
+
+def thresholds_of(run: Run) -> tuple[float, ...]:
+    """The probability that each of several classes needs to be said, chosen on val. Raises HeadError."""
+    measured = run.metrics("val")
+    if not isinstance(measured, ListMetrics):
+        raise HeadError(f"the metrics of the run {run.folder} are not of several classes", hint="train again")
+    return measured.thresholds
+
+
+def _said(
+    target: HeadTarget,
+    path: str,
+    row: NDArray[np.float32],
+    *,
+    top: int,
+    thresholds: Sequence[float],
+    neighbours: tuple[NearImage, ...],
+) -> ImagePrediction:
+    """What a head says of one image, of its outputs (C,)."""
+    if target.kind == "numbers":
+        values = dict(zip(target.names, row.tolist(), strict=True))
+        return ImagePrediction(path=path, values=values, neighbours=neighbours)
+    best = _best(target.names, row, len(row))
+    if target.kind == "classes":
+        return ImagePrediction(path=path, top=best[:top], neighbours=neighbours)
+    enough = dict(zip(target.names, thresholds, strict=True))
+    labels = tuple(guess for guess in best if guess.probability >= enough[guess.label])
+    return ImagePrediction(path=path, top=best[:top], labels=labels, neighbours=neighbours)
 
 
 def _best(classes: Sequence[str], probabilities: NDArray[np.float32], top: int) -> tuple[Guess, ...]:

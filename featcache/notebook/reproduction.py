@@ -1,7 +1,7 @@
 """What came out of a recipe, beside what the notebook got, and whether the two agree.
 
 Judged is the last epoch on val, as in the notebook, and the mean over the seeds: single seeds scatter by as much as
-the agreement allows. Whatever makes the comparison unfair is said instead of a verdict.
+the agreement allows. Whatever makes the comparison unfair stands in place of a verdict.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from featcache.heads.records import Score
 from featcache.notebook.recipes import Recipe
-from featcache.runs.records import Training
+from featcache.sweeps.records import SweepRow, TrialResult
 
 # In accuracy, a fraction: 1.5 points.
 TOLERANCE = 0.015
@@ -22,48 +22,81 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reproduction:
-    """A recipe, one training per seed, and why they cannot be compared with the notebook (empty: they can).
+class Features:
+    """What the heads of several recipes were trained on.
 
-    `set_name`: the short name of the images.
+    Attributes:
+        set_name: The short name of the images.
+        classes: The names of the classes.
+        images: How many images each part has.
+        weights: The source of the backbone's weights, as the cache records it; None where it has none.
+    """
+
+    set_name: str
+    classes: tuple[str, ...]
+    images: Mapping[str, int]
+    weights: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reproduction:
+    """A recipe, and its heads.
+
+    Attributes:
+        recipe: The recipe.
+        set_name: The short name of the images.
+        results: Those of its heads, one a seed; at least one. Each has a score on val.
+        doubts: Why they cannot be compared with the notebook, in sentences; empty where they can.
     """
 
     recipe: Recipe
     set_name: str
-    seeds: tuple[int, ...]
-    trainings: tuple[Training, ...]
+    results: tuple[TrialResult, ...]
     doubts: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, recipe: Recipe, row: SweepRow, features: Features) -> Reproduction | None:
+        """From the row of a recipe in a sweep; None where none of its heads could be trained."""
+        results = tuple(result for result in row.heads if result.val is not None)
+        if not results:
+            return None
+        return cls(
+            recipe=recipe,
+            set_name=features.set_name,
+            results=results,
+            doubts=comparison_doubts(recipe, row, features),
+        )
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Those of the heads."""
+        return tuple(result.seed for result in self.results)
 
     @property
     def val(self) -> Score:
         """Mean over the seeds, of the best epoch on val."""
-        return _mean_score([training.val for training in self.trainings])
+        return _mean_score([result.val for result in self.results])
 
     @property
     def last(self) -> Score:
         """Mean over the seeds, of the last epoch on val."""
-        return _mean_score([training.last for training in self.trainings])
+        return _mean_score([result.last for result in self.results])
 
     @property
     def test(self) -> Score | None:
         """Mean over the seeds, of the best epoch on test; None where the set has no test images."""
-        scores = [training.test for training in self.trainings if training.test is not None]
-        return _mean_score(scores) if scores else None
+        scores = [result.test for result in self.results]
+        return _mean_score(scores) if any(scores) else None
 
     @property
     def epochs(self) -> float:
         """Mean over the seeds."""
-        return self._mean(lambda training: training.epochs)
+        return self._mean(lambda result: result.epochs)
 
     @property
     def seconds(self) -> float:
-        """Mean over the seeds, of the fit alone."""
-        return self._mean(lambda training: training.seconds)
-
-    @property
-    def interrupted(self) -> bool:
-        """Whether somebody pressed Ctrl-C during the last training."""
-        return self.trainings[-1].interrupted
+        """Mean over the seeds, of each head's share of the training alone."""
+        return self._mean(lambda result: result.seconds)
 
     @property
     def agrees(self) -> bool | None:
@@ -81,12 +114,12 @@ class Reproduction:
             "epochs": self.epochs,
             "seconds": round(self.seconds, 3),
             "agrees": self.agrees,
-            "seeds": [_seed_json(seed, one) for seed, one in zip(self.seeds, self.trainings, strict=True)],
+            "seeds": [_seed_json(result) for result in self.results],
         }
 
-    def _mean(self, value: Callable[[Training], float]) -> float:
+    def _mean(self, value: Callable[[TrialResult], float]) -> float:
         # statistics.mean keeps whole numbers whole.
-        return statistics.mean(value(training) for training in self.trainings)
+        return statistics.mean(map(value, self.results))
 
 
 def agreement(accuracy: float, notebook: float) -> bool:
@@ -95,27 +128,23 @@ def agreement(accuracy: float, notebook: float) -> bool:
     return round(abs(accuracy - notebook), 9) <= TOLERANCE
 
 
-def comparison_doubts(
-    recipe: Recipe, trainings: Sequence[Training], *, classes: Sequence[str], weights: str | None
-) -> tuple[str, ...]:
-    """Why trainings of `recipe` cannot be compared with the notebook, as sentences; none where they can.
-
-    `weights`: the source of the backbone's weights, as the cache records it.
-    """
-    return tuple(_doubts(recipe, trainings, classes, weights))
+def comparison_doubts(recipe: Recipe, row: SweepRow, features: Features) -> tuple[str, ...]:
+    """Why the heads of a recipe cannot be compared with the notebook, in sentences; none where they can."""
+    return tuple(_doubts(recipe, row, features))
 
 
-def _doubts(
-    recipe: Recipe, trainings: Sequence[Training], classes: Sequence[str], weights: str | None
-) -> Iterator[str]:
-    if tuple(classes) != _CLASSES:
+def _doubts(recipe: Recipe, row: SweepRow, features: Features) -> Iterator[str]:
+    if features.classes != _CLASSES:
         yield "other classes than CIFAR-10's"
-    images = {part: count for part, count in trainings[0].images.items() if part in _IMAGES}
+    images = {part: count for part, count in features.images.items() if part in _IMAGES}
     if images != _IMAGES:
         yield f"{_counted(images)} images, the notebook had {_counted(_IMAGES)}"
-    if weights != recipe.weights:
-        yield f"other weights than the notebook's: {_short(weights)}"
-    if any(training.interrupted for training in trainings):
+    if features.weights != recipe.weights:
+        yield f"other weights than the notebook's: {_short(features.weights)}"
+    diverged = sum(result.trouble is not None for result in row.heads)
+    if diverged:
+        yield f"{diverged} of {row.wanted} seeds diverged"
+    if len(row.heads) < row.wanted or any(result.interrupted for result in row.heads):
         yield "interrupted"
 
 
@@ -124,24 +153,24 @@ def _counted(images: Mapping[str, int]) -> str:
 
 
 def _short(weights: str | None) -> str:
-    """A source without the folder it lies in, which means nothing to whoever reads the table elsewhere."""
+    """A source without the folder it lies in, which means nothing on another machine."""
     kind, _, where = (weights or "none").partition(":")
     return where.replace("\\", "/").rpartition("/")[2] if kind == "file" else weights or kind
 
 
-def _mean_score(scores: Sequence[Score]) -> Score:
+def _mean_score(scores: Sequence[Score | None]) -> Score:
+    known = [score for score in scores if score is not None]
     return Score(
-        value=statistics.fmean(score.accuracy for score in scores),
-        loss=statistics.fmean(score.loss for score in scores),
+        value=statistics.fmean(score.accuracy for score in known),
+        loss=statistics.fmean(score.loss for score in known),
     )
 
 
-def _seed_json(seed: int, training: Training) -> dict[str, Any]:
+def _seed_json(result: TrialResult) -> dict[str, Any]:
+    scores = {name: getattr(result, name) for name in ("val", "last", "test")}
     return {
-        "seed": seed,
-        "val": training.val.to_json(),
-        "last": training.last.to_json(),
-        "test": None if training.test is None else training.test.to_json(),
-        "epochs": training.epochs,
-        "seconds": round(training.seconds, 3),
+        "seed": result.seed,
+        **{name: None if score is None else score.to_json() for name, score in scores.items()},
+        "epochs": result.epochs,
+        "seconds": round(result.seconds, 3),
     }

@@ -77,7 +77,7 @@ class Album:
     @property
     def labels(self) -> Rows:
         """Their labels, as the runs knew them: int64 (n,)."""
-        found: Rows = self.subjects[0].said.labels[self.shown]
+        found: Rows = self.subjects[0].said.targets[self.shown]
         return found
 
     @property
@@ -96,7 +96,7 @@ def albums_of(subjects: Sequence[Subject], features_dir: Path) -> list[Album]:
 
 
 def _judged(subject: Subject) -> tuple[object, ...]:
-    return subject.part, subject.said.ids, subject.said.labels.tobytes()
+    return subject.part, subject.said.ids, subject.said.targets.tobytes()
 
 
 def _sites(subjects: Sequence[Subject], features_dir: Path) -> list[Site]:
@@ -168,13 +168,16 @@ def _changes(cache: FeatureCache, split: str, rows: Rows, subject: Subject) -> l
     there = rows >= 0
     if not there.all():
         notes.append(f"{int((~there).sum()):,} of {len(rows):,} images are no longer in the cache {cache.name}.")
-    if cache.classes != subject.run.classes:
+    (name,) = subject.run.target.columns
+    column = cache.targets.get(name)
+    names = () if column is None or column.kind != "classes" else column.names
+    if names != subject.run.classes:
         notes.append(
-            f"The cache {cache.name} has other classes now ({_few(cache.classes)}) than its runs were trained on "
+            f"The cache {cache.name} has other classes now ({_few(names)}) than its runs were trained on "
             f"({_few(subject.run.classes)}): labels are shown as the runs knew them."
         )
         return notes
-    relabelled = int((cache[split].labels[rows[there]] != subject.said.labels[there]).sum())
+    relabelled = int((cache[split].target(name).values[rows[there]] != subject.said.targets[there]).sum())
     if relabelled:
         notes.append(
             f"{relabelled:,} images have another label in the cache {cache.name} now: "
@@ -207,7 +210,7 @@ def _thinned(shown: int, of: int, part: str) -> str:
 
 def _chosen(subjects: Sequence[Subject], most: int) -> Rows:
     """Positions of the images to show, ascending."""
-    everything: Rows = np.arange(len(subjects[0].said.labels))
+    everything: Rows = np.arange(len(subjects[0].said.targets))
     if len(everything) <= most:
         return everything
     worst = np.unique(np.concatenate([worst_mistakes(one)[: most // len(subjects)] for one in subjects]))
@@ -218,6 +221,6 @@ def _chosen(subjects: Sequence[Subject], most: int) -> Rows:
 
 def worst_mistakes(subject: Subject) -> Rows:
     """Positions of the images that a run is surest of and wrong about, the surest first."""
-    sure = np.where(subject.answers == subject.said.labels, -1.0, subject.confidences)
+    sure = np.where(subject.answers == subject.said.targets, -1.0, subject.confidences)
     order: Rows = np.argsort(-sure, kind="stable")[:MOST_MISTAKES]
     return order[sure[order] >= 0]

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import altair as alt
 
-from featcache.report.reliability import Bin, reliability
+from featcache.heads.metric_records import Bin
 from featcache.report.subjects import Subject
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
@@ -116,8 +116,8 @@ def reliability_diagram(subject: Subject) -> Chart:
     """How often the head is right beside how sure it is, before and after the temperature chosen on val."""
     scaled = f"temperature {subject.measured.temperature:.2f}"
     rows = [
-        *_reliability_rows(reliability(subject.said), "as it is"),
-        *_reliability_rows(reliability(subject.said, temperature=subject.measured.temperature), scaled),
+        *_reliability_rows(subject.measured.bins, "as it is"),
+        *_reliability_rows(subject.measured.scaled_bins, scaled),
     ]
     x = alt.X("confidence:Q", title="how sure it is", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))
     y = alt.Y("accuracy:Q", title="how often it is right", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))

@@ -180,6 +180,8 @@ def _pair(reference: Subject, other: Subject) -> Values:
     except HeadError as error:
         return {"name": other.name, "problem": error.message}
     low, high = found.interval
+    # Subjects tell classes apart, so there is one.
+    p_value = found.p_value or 0.0
     return {
         "name": other.name,
         "problem": None,
@@ -188,8 +190,8 @@ def _pair(reference: Subject, other: Subject) -> Values:
         "interval": f"{100 * low:+.2f} to {100 * high:+.2f}",
         "only_this": found.only_first,
         "only_reference": found.only_second,
-        "p": found.p_value,
-        "p_text": "< 0.0001" if found.p_value < 1e-4 else f"{found.p_value:.4f}",
+        "p": p_value,
+        "p_text": "< 0.0001" if p_value < 1e-4 else f"{p_value:.4f}",
     }
 
 
@@ -234,7 +236,7 @@ def _matrix(subject: Subject) -> list[Values] | None:
 
 
 def _confused(subject: Subject) -> list[Values]:
-    labels, answers = subject.said.labels, subject.answers
+    labels, answers = subject.said.targets, subject.answers
     wrong = labels != answers
     kinds, counts = np.unique(np.stack([labels[wrong], answers[wrong]], axis=1), axis=0, return_counts=True)
     of_class = subject.measured.images

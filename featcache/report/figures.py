@@ -10,7 +10,6 @@ from featcache.report import charts
 from featcache.report.benchmark_file import Benchmark
 from featcache.report.charts import Chart
 from featcache.report.page import per_cent
-from featcache.report.reliability import reliability
 from featcache.report.subjects import Subject
 
 Table = list[list[str]]
@@ -122,7 +121,6 @@ def _train_loss_note(subject: Subject) -> str:
 
 def _reliability(subject: Subject) -> Figure:
     measured = subject.measured
-    bins = reliability(subject.said)
     return Figure(
         chart=charts.reliability_diagram(subject),
         title="Calibration",
@@ -138,7 +136,7 @@ def _reliability(subject: Subject) -> Figure:
                 f"{one.images:,}",
                 *map(per_cent, (one.confidence, one.accuracy)),
             ]
-            for one in bins
+            for one in measured.bins
         ],
         note=(
             f"Expected calibration error {per_cent(measured.calibration_error)}; with the temperature "

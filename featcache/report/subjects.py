@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.config import HeadConfig
-from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
+from featcache.heads.metric_records import ClassMetrics
+from featcache.heads.records import EpochRecord, Predictions, Score
 from featcache.runs.catalog import find_run, run_folders
 from featcache.runs.files import WEIGHTS_FILE
 from featcache.runs.run import Run
@@ -29,7 +30,7 @@ class Subject:
     run: Run
     name: str
     part: str
-    measured: Metrics
+    measured: ClassMetrics
     said: Predictions
     history: tuple[EpochRecord, ...]
     notes: tuple[str, ...] = ()
@@ -37,13 +38,13 @@ class Subject:
     @property
     def answers(self) -> NDArray[np.int64]:
         """The class that was said of each image: int64 (N,)."""
-        found: NDArray[np.int64] = self.said.probabilities.argmax(axis=1)
+        found: NDArray[np.int64] = self.said.outputs.argmax(axis=1)
         return found
 
     @property
     def confidences(self) -> NDArray[np.float32]:
         """Its probability: float32 (N,)."""
-        found: NDArray[np.float32] = self.said.probabilities.max(axis=1)
+        found: NDArray[np.float32] = self.said.outputs.max(axis=1)
         return found
 
     @property
@@ -89,13 +90,20 @@ def read_subjects(runs: Sequence[Run | Path | str], runs_dir: Path) -> tuple[lis
 
 def _subject(run: Run) -> Subject:
     part = "val" if run.training.test is None else "test"
+    measured = run.metrics(part)
+    if not isinstance(measured, ClassMetrics):
+        raise HeadError(
+            f"the page shows heads that tell classes apart, and the run {run.folder} learned "
+            f"{', '.join(run.config.target)}, which is something else",
+            hint="its metrics.json and predictions hold all numbers",
+        )
     said = run.predictions(part)
     _require_fitting(run, said)
     return Subject(
         run=run,
         name=run.config.head,
         part=part,
-        measured=run.metrics(part),
+        measured=measured,
         said=said,
         history=run.history(),
         notes=_head_notes(run),
@@ -104,12 +112,12 @@ def _subject(run: Run) -> Subject:
 
 def _require_fitting(run: Run, said: Predictions) -> None:
     rows, classes = len(said.ids), len(run.classes)
-    expected, labels = (rows, classes), said.labels
-    fits = said.probabilities.shape == expected and labels.shape == (rows,) and rows > 0
-    if not fits or not ((labels >= 0) & (labels < classes)).all() or not np.isfinite(said.probabilities).all():
+    expected, labels = (rows, classes), said.targets
+    fits = said.outputs.shape == expected and labels.shape == (rows,) and rows > 0
+    if not fits or not ((labels >= 0) & (labels < classes)).all() or not np.isfinite(said.outputs).all():
         raise HeadError(
             f"the predictions of the run {run.folder} are damaged: expected probabilities {expected} and a label of "
-            f"{classes} classes for each, got {said.probabilities.shape} and {labels.shape}",
+            f"{classes} classes for each, got {said.outputs.shape} and {labels.shape}",
             hint="train again",
         )
 

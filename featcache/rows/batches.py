@@ -2,7 +2,7 @@
 
     rows = FeatureRows.of(cache, cut.train, layers=("avgpool",))
     batches = open_batches(rows, batch_size=64, seed=0, device=device)
-    for features, labels in batches.epoch(0):    # float32 (B, D), int64 (B,), on the device
+    for features, targets in batches.epoch(0):    # float32 (B, D), and int64 (B,) or float32 (B, C), on the device
         ...
 
 The order of an epoch is a pure function of its number, the seed, the batch size and the width of a row; where the
@@ -21,23 +21,22 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import cycle, pairwise, tee
+from itertools import cycle, tee
 from mmap import ACCESS_COPY, mmap
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.cache.reader import CachedSplit, FeatureArray, FeatureCache
-from featcache.errors import HeadError, InvalidOption, UnknownName
-from featcache.rows.cuts import SplitRows
 from featcache.rows.devices import RESIDENT_SHARE, free_bytes
+from featcache.rows.features import FeatureRows, slices
 from featcache.rows.prefetch import read_ahead
+from featcache.rows.scaling import scale_stored
 
-Batch = tuple[Tensor, Tensor]  # features float32 (B, D), labels int64 (B,)
+# Features float32 (B, D), and targets: int64 (B,) for classes, float32 (B, C) for several classes and for numbers.
+Batch = tuple[Tensor, Tensor]
 
 # Neighbouring rows that stay together when a large set is shuffled: long enough to read at full speed.
 BLOCK_BYTES = 64 << 10
@@ -47,102 +46,8 @@ WINDOW_BYTES = 32 << 20
 WHOLE_BYTES = 128 << 20
 # What is read at a time of a batch that is larger than a window; again there are two.
 PIECE_BYTES = 8 << 20
-# What one evaluation batch may take as float32.
-EVALUATION_BYTES = 8 << 20
 # As stored, taken together on the way into a batch: it stays in the processor's cache.
 TAKEN_BYTES = 1 << 20
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Column:
-    """One layer, and the chosen rows in it: int64 (n,), in the order of the first cache's rows.
-
-    `array`: the plain images' layer.
-    """
-
-    array: FeatureArray
-    rows: NDArray[np.int64]
-
-    def of_view(self, view: int) -> FeatureArray:
-        """The layer in one view of the same rows."""
-        return self.array.split.layer(self.array.name, view) if view else self.array
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class FeatureRows:
-    """The chosen images of one split, several layers side by side, view after view.
-
-    `columns`: the layers, of one cache or of several (rows/joining.py). `split`: that of the first cache, whose rows
-    `chosen` means. `views`: how many views of each image there are, so there are `views` times as many rows. A row is
-    `feature_dim` values wide and `row_bytes` long as stored.
-    """
-
-    chosen: SplitRows
-    columns: tuple[Column, ...]
-    split: CachedSplit
-    views: int = 1
-
-    @classmethod
-    def of(cls, cache: FeatureCache, chosen: SplitRows, layers: tuple[str, ...], views: int = 1) -> FeatureRows:
-        """The rows `chosen` of the layers named, in their first `views` views."""
-        split = cache[chosen.source]
-        columns = tuple(Column(array=split.layer(layer), rows=chosen.rows) for layer in layers)
-        return cls(chosen=chosen, columns=columns, split=split, views=views)
-
-    def __len__(self) -> int:
-        return self.views * self.images
-
-    @property
-    def images(self) -> int:
-        """How many images the rows show."""
-        return len(self.chosen)
-
-    @property
-    def targets(self) -> NDArray[np.int64]:
-        """Labels of all rows: int64 (N,)."""
-        return self.chosen.targets if self.views == 1 else np.tile(self.chosen.targets, self.views)
-
-    @property
-    def arrays(self) -> tuple[FeatureArray, ...]:
-        """The layers on disk."""
-        return tuple(column.array for column in self.columns)
-
-    def ids(self) -> tuple[str, ...]:
-        """The sample ids of the images."""
-        return self.split.ids_at(self.chosen.rows)
-
-    @property
-    def feature_dim(self) -> int:
-        """Values a row has over all layers."""
-        return sum(int(array.shape[1]) for array in self.arrays)
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes a row has over all layers, as stored."""
-        return sum(int(array.shape[1]) * array.dtype.itemsize for array in self.arrays)
-
-    def empty(self, count: int) -> list[Tensor]:
-        """Room for `count` rows: one tensor (count, D) a layer, as stored, on the CPU."""
-        return [torch.from_numpy(np.empty((count, array.shape[1]), array.dtype)) for array in self.arrays]
-
-    def read(self, positions: NDArray[np.int64], out: Sequence[Tensor]) -> None:
-        """Fill `out`, one tensor (n, D) a layer, with the rows at ascending `positions`.
-
-        Raises HeadError naming rows with NaN or infinity, CacheDamaged for rows that are not those written.
-        """
-        for view, part in self._parts(positions):
-            images = positions[part] - view * self.images if view else positions[part]
-            for column, tensor in zip(self.columns, out, strict=True):
-                array, rows = column.of_view(view), column.rows[images]
-                array.gather(rows, out=tensor[part].numpy())
-                _require_finite(array, tensor[part], rows)
-
-    def _parts(self, positions: NDArray[np.int64]) -> Iterator[tuple[int, slice]]:
-        """Which of ascending `positions` lie in which view."""
-        ends = np.searchsorted(positions, np.arange(1, self.views + 1) * self.images).tolist()
-        for view, (start, end) in enumerate(pairwise([0, *ends])):
-            if start < end:
-                yield view, slice(start, end)
 
 
 class Memory:
@@ -183,7 +88,7 @@ class Epochs(Protocol):
 
 
 class Batches(ABC):
-    """Batches of features and labels on one device.
+    """Batches of features and targets on one device.
 
     `draw`: an epoch has every image once, in one of its views, instead of all views of all images.
     """
@@ -198,7 +103,7 @@ class Batches(ABC):
         self.device = device
         self._iterated = 0
         # Of the images: their views have the same.
-        self._targets = torch.from_numpy(rows.chosen.targets).to(device)
+        self._targets = _target_tensor(rows.chosen.targets).to(device)
 
     def __len__(self) -> int:
         """Batches an epoch has; the last may be short."""
@@ -222,8 +127,11 @@ class Batches(ABC):
 
     @property
     def targets(self) -> Tensor:
-        """Labels of all rows as they stand in the cache, view after view: int64 (N,), on the device."""
-        return self._targets if self.rows.views == 1 else self._targets.repeat(self.rows.views)
+        """Targets of all rows as they stand in the cache, view after view, on the device.
+
+        int64 (N,) for classes; float32 (N, C) for several classes and for numbers.
+        """
+        return self._targets if self.rows.views == 1 else torch.cat([self._targets] * self.rows.views)
 
     @property
     def resident_bytes(self) -> int:
@@ -238,7 +146,7 @@ class Batches(ABC):
 
     @abstractmethod
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
-        """The rows of epoch `number` in its order: float32 (B, D) and int64 (B,).
+        """The rows of epoch `number` in its order: features and targets.
 
         `reuse`: every batch of features is written over the one before. Fresh memory for large batches costs more
         than all that is done with it.
@@ -286,21 +194,15 @@ class Batches(ABC):
         return values
 
     def _fill(self, values: Tensor, stored: Sequence[Tensor]) -> Tensor:
-        # Scales belong to pixels: value = stored x scale + offset.
         start = 0
         for tensor, array in zip(stored, self.rows.arrays, strict=True):
             part = values[:, start : start + tensor.shape[1]]
-            part.copy_(tensor)
-            if (array.scale, array.offset) != (1.0, 0.0):
-                part.mul_(float(array.scale)).add_(float(array.offset))
+            scale_stored(part.copy_(tensor), float(array.scale), float(array.offset))
             start += tensor.shape[1]
         return values
 
     def _taken(self, rows: int) -> Iterator[slice]:
-        return _ranges(rows, max(1, TAKEN_BYTES // self.rows.row_bytes))
-
-    def _evaluation_rows(self) -> int:
-        return max(1, min(4096, EVALUATION_BYTES // (4 * self.feature_dim)))
+        return slices(rows, max(1, TAKEN_BYTES // self.rows.row_bytes))
 
 
 class ResidentBatches(Batches):
@@ -326,13 +228,13 @@ class ResidentBatches(Batches):
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        for part in _ranges(len(self.rows), self._evaluation_rows()):
+        for part in slices(len(self.rows), self.rows.block_rows):
             chosen = torch.arange(part.start, part.stop, device=self.device)
             yield self._values([tensor[part] for tensor in self._stored], memory), self._targets_of(chosen)
 
     def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
         memory = Memory(reuse=reuse)
-        for chosen in torch.split(positions, self._evaluation_rows()):
+        for chosen in torch.split(positions, self.rows.block_rows):
             yield self._selected(self._stored, chosen.to(self.device), memory)
 
 
@@ -346,7 +248,7 @@ class StreamedBatches(Batches):
         self, rows: FeatureRows, *, batch_size: int, seed: int, device: torch.device, draw: bool = False
     ) -> None:
         super().__init__(rows, batch_size=batch_size, seed=seed, device=device, draw=draw)
-        # What windows are read into, while nobody uses it: fresh memory costs as much as reading.
+        # What windows are read into, while it is not used: fresh memory costs as much as reading.
         self._rooms: list[list[Tensor]] = []
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
@@ -356,19 +258,19 @@ class StreamedBatches(Batches):
             yield from self._large_batches(number, memory)
             return
         for chosen, stored, place in self._windows(self._order(number), window):
-            for part in _ranges(len(chosen), self.batch_size):
+            for part in slices(len(chosen), self.batch_size):
                 yield self._selected(stored, place[part], memory), self._targets_of(chosen[part])
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
         memory = Memory(reuse=reuse)
-        window = self._evaluation_rows()
-        parts = _ranges(len(self.rows), window)
+        window = self.rows.block_rows
+        parts = slices(len(self.rows), window)
         for chosen, stored, _ in self._windows((torch.arange(part.start, part.stop) for part in parts), window):
             yield self._values(stored, memory), self._targets_of(chosen)
 
     def features_of(self, positions: Tensor, *, reuse: bool = False) -> Iterator[Tensor]:
         memory = Memory(reuse=reuse)
-        window = self._evaluation_rows()
+        window = self.rows.block_rows
         for _, stored, _ in self._windows(torch.split(positions, window), window):
             yield self._values(stored, memory)
 
@@ -398,7 +300,7 @@ class StreamedBatches(Batches):
         def read(chosen: Tensor) -> tuple[Tensor, list[Tensor], Tensor]:
             stored = [tensor[: len(chosen)] for tensor in next(turns)]
             order = np.argsort(chosen.numpy())
-            self.rows.read(chosen.numpy()[order], stored)
+            self.rows.read(chosen.numpy()[order], [tensor.numpy() for tensor in stored])
             place = np.empty_like(order)
             place[order] = np.arange(len(order))
             return chosen, stored, torch.from_numpy(place)
@@ -415,7 +317,7 @@ class StreamedBatches(Batches):
             if len(room[0]) >= rows:
                 return self._rooms.pop(number)
         self._rooms.clear()
-        return [_mapped(rows, tensor.shape[1], tensor.dtype) for tensor in self.rows.empty(0)]
+        return [_mapped(rows, one.shape[1], torch.from_numpy(one).dtype) for one in self.rows.empty(0)]
 
 
 def open_batches(
@@ -435,25 +337,6 @@ def open_batches(
     budget = int(free_bytes(device) * RESIDENT_SHARE) if resident_bytes is None else resident_bytes
     kind = ResidentBatches if len(rows) * rows.row_bytes <= budget else StreamedBatches
     return kind(rows, batch_size=batch_size, seed=seed, device=device, draw=draw)
-
-
-def choose_layers(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, ...]:
-    """The layers to read: those asked for, else the only one.
-
-    Raises UnknownName for a layer that the cache has not, InvalidOption where one must be named.
-    """
-    there = tuple(cache.layers)
-    if asked is None:
-        if len(there) != 1:
-            raise InvalidOption(
-                f"{cache.name} holds {len(there)} layers ({', '.join(there)}) and none was named",
-                hint=f"--layer {there[0]}, or --concat for all of them" if there else None,
-            )
-        return there
-    for layer in asked:
-        if layer not in there:
-            raise UnknownName("layer", layer, there)
-    return asked
 
 
 def epoch_order(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoch: int) -> Tensor:
@@ -476,7 +359,7 @@ def epoch_windows(rows: int, *, batch_size: int, row_bytes: int, seed: int, epoc
         return
     block = max(1, BLOCK_BYTES // row_bytes)
     blocks = torch.randperm(-(-rows // block), generator=generator)
-    for part in _ranges(rows, window):
+    for part in slices(rows, window):
         piece = _rows_of_blocks(blocks, block, rows, part)
         yield piece[torch.randperm(len(piece), generator=generator)]
 
@@ -515,19 +398,23 @@ def _epoch_seed(what: str, seed: int, epoch: int) -> int:
 
 def load_rows(rows: FeatureRows, device: torch.device) -> list[Tensor]:
     """All rows on `device`: one tensor (N, D) a layer, as stored. Raises what `FeatureRows.read` raises."""
+    if device.type == "cpu":
+        return [torch.from_numpy(one) for one in rows.stored()]
     step = max(1, WINDOW_BYTES // rows.row_bytes)
-    on_cpu = device.type == "cpu"
-    room = rows.empty(len(rows) if on_cpu else min(step, len(rows)))
-    stored = (
-        room if on_cpu else [torch.empty((len(rows), one.shape[1]), dtype=one.dtype, device=device) for one in room]
-    )
-    for part in _ranges(len(rows), step):
-        piece = [tensor[part] if on_cpu else tensor[: part.stop - part.start] for tensor in room]
+    room = rows.empty(min(step, len(rows)))
+    stored = [torch.empty((len(rows), one.shape[1]), dtype=torch.from_numpy(one).dtype, device=device) for one in room]
+    for part in slices(len(rows), step):
+        piece = [one[: part.stop - part.start] for one in room]
         rows.read(np.arange(part.start, part.stop), piece)
-        if not on_cpu:
-            for tensor, read in zip(stored, piece, strict=True):
-                tensor[part] = read.to(device)
+        for tensor, read in zip(stored, piece, strict=True):
+            tensor[part] = torch.from_numpy(read).to(device)
     return stored
+
+
+def _target_tensor(targets: NDArray[Any]) -> Tensor:
+    """int64 (n,) of classes as they are; what a loss compares outputs with, float32 (n, C), else."""
+    tensor = torch.from_numpy(targets)
+    return tensor if targets.ndim == 1 and targets.dtype.kind == "i" else tensor.float()
 
 
 def _mapped(rows: int, wide: int, dtype: torch.dtype) -> Tensor:
@@ -541,30 +428,3 @@ def _mapped(rows: int, wide: int, dtype: torch.dtype) -> Tensor:
     # A child that is forked has its own.
     mapped = mmap(-1, count * dtype.itemsize, access=ACCESS_COPY)
     return torch.frombuffer(mapped, dtype=dtype, count=count).reshape(rows, wide)
-
-
-def _ranges(length: int, step: int) -> Iterator[slice]:
-    for start in range(0, length, step):
-        yield slice(start, min(start + step, length))
-
-
-def _require_finite(array: FeatureArray, values: Tensor, rows: NDArray[np.int64]) -> None:
-    wrong = _rows_not_finite(values)
-    if not len(wrong):
-        return
-    numbers = [int(rows[row]) for row in wrong]
-    shown = ", ".join(map(str, numbers[:5])) + (f" and {len(numbers) - 5} more" if len(numbers) > 5 else "")
-    (first,) = array.split.ids_at(numbers[:1])
-    raise HeadError(
-        f"NaN or infinity in layer {array.name}{f', view {array.view}' if array.view else ''}, "
-        f"{array.split.name} rows {shown} (first: {first})",
-        hint="extract again; --dtype float32 keeps what is too large for float16",
-    )
-
-
-def _rows_not_finite(values: Tensor) -> NDArray[np.int64]:
-    if not values.is_floating_point():
-        return np.empty(0, np.int64)
-    # A row's extremes are finite exactly if all of it is; no copy of the rows is made.
-    finite = torch.isfinite(values.amax(dim=1)) & torch.isfinite(values.amin(dim=1))
-    return np.flatnonzero(~finite.numpy())

@@ -1,33 +1,41 @@
 """Which rows train a head, which choose its best epoch, which test it.
 
-A row is one image, so every cut is by image. Nothing here knows of augmented views: they lie beside the same rows.
+A row is one image, so every cut is by image, or by groups of images. Nothing here knows of augmented views: they lie
+beside the same rows.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.reader import FeatureCache
-from featcache.errors import HeadError
+from featcache.errors import HeadError, InvalidOption
+from featcache.rows.groups import group_codes, straddling_notes, units_of
+from featcache.rows.stratifying import Rows, marked, stratified_share
+from featcache.rows.target import HeadTarget, Values, head_target, read_targets
 
-Rows = NDArray[np.int64]
+MOST_NAMED = 5
+# A val that misses the share that was asked for by more than this is worth a note.
+_NOTED_MISS = 0.05
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SplitRows:
     """Labelled rows of one split of a cache, in ascending order.
 
-    `source`: the split of the cache that holds them (val rows may lie in its train split).
-    `rows`: int64 (n,) row numbers there, one an image; `targets`: what a head is
-    to learn, int64 (n,): indices into the classes.
+    Attributes:
+        source: The split of the cache that holds them (val rows may lie in its train split).
+        rows: int64 (n,) row numbers there, one an image.
+        targets: What a head is to learn, (n,) or (n, C); see rows/target.py.
     """
 
     source: str
     rows: Rows
-    targets: Rows
+    targets: Values
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -41,46 +49,121 @@ class SplitRows:
 class Cut:
     """The rows of train, val and test (None where the cache has no labelled test images).
 
-    `notes` says in sentences what was left out and where val came from.
+    Attributes:
+        target: What a head is to say of them.
+        notes: In sentences what was left out, what is missing, and where val came from.
     """
 
     train: SplitRows
     val: SplitRows
     test: SplitRows | None
+    target: HeadTarget
     notes: tuple[str, ...] = field(default=())
 
     def images(self) -> dict[str, int]:
         """How many images each part has."""
-        sizes = {"train": len(self.train), "val": len(self.val)}
-        return sizes | ({} if self.test is None else {"test": len(self.test)})
+        return {part: len(rows) for part, rows in self.parts().items()}
+
+    def parts(self) -> dict[str, SplitRows]:
+        """The rows of each part that there is."""
+        parts = {"train": self.train, "val": self.val}
+        return parts if self.test is None else parts | {"test": self.test}
 
 
-def cut_cache(cache: FeatureCache, *, val_fraction: float, val_seed: int) -> Cut:
+def cut_cache(
+    cache: FeatureCache,
+    *,
+    val_fraction: float,
+    val_seed: int,
+    target: HeadTarget | None = None,
+    group: str | None = None,
+    val_cut: str = "stratified",
+) -> Cut:
     """Cut a cache into train, val and test.
 
-    Val is the cache's own val split if it has labelled images, else cut from train by `cut_images`.
-    Raises HeadError where no head could be trained or chosen: no train split, no labels, a single class, too few
-    images, a class missing on one side.
+    Val is the cache's own val split if it has labelled images, else cut from train by `cut_rows`. Only train needs
+    what a head is to learn; what val or test lacks is a note.
+
+    Args:
+        cache: Its targets and splits are read, not its features.
+        val_fraction: The share of train that val has.
+        val_seed: For whatever order is random.
+        target: What a head is to say; None for the class in `label`.
+        group: The target that says which images must not be separated; None for none.
+        val_cut: "stratified" or "random".
+
+    Raises:
+        HeadError: No head could be trained or chosen: no train split, no value, a single class, too few images.
+        InvalidOption, UnknownName: The group cannot be used.
     """
-    _require_two_classes(cache)
+    target = target or head_target(cache, ("label",))
+    _require_learnable(cache, target)
     notes: list[str] = []
-    labels = {split: cache[split].read_labels() for split in cache.splits}
-    images = {split: _labelled_images(cache, split, labels[split], notes) for split in cache.splits}
-    val_source = "val" if len(images.get("val", ())) else "train"
-    if val_source == "val":
-        notes.append(f"val is the set's own split of {len(images['val'])} images")
+    parts = {split: _labelled(cache, split, target, notes) for split in cache.splits}
+    _require_something_to_tell(cache, parts["train"], target)
+    test = parts["test"] if len(parts.get("test", ())) else None
+    if len(parts.get("val", ())):
+        val = parts["val"]
+        notes.append(f"val is the set's own split of {len(val)} images")
+        cut = Cut(train=parts["train"], val=val, test=test, target=target)
     else:
-        images["train"], images["val"] = _cut_of(images.pop("train"), val_fraction=val_fraction, val_seed=val_seed)
-    train = _split_rows("train", images["train"], labels["train"])
-    val = _split_rows(val_source, images["val"], labels[val_source])
-    for name, part in (("train", train), ("val", val)):
-        _require_every_class(part, name, cache)
-    has_test = len(images.get("test", ())) > 0
-    test = _split_rows("test", images["test"], labels["test"]) if has_test else None
-    return Cut(train=train, val=val, test=test, notes=tuple(notes))
+        pool = parts.pop("train")
+        unit = None if group is None else _units(cache, pool, group, notes)
+        train, positions = cut_rows(
+            pool.targets, target, val_fraction=val_fraction, val_seed=val_seed, val_cut=val_cut, unit=unit
+        )
+        notes += _share_notes(len(positions) / len(pool), val_fraction)
+        cut = Cut(train=pool.at(train), val=pool.at(positions), test=test, target=target)
+    notes += lacking_notes(cut)
+    notes += straddling_notes(cache, cut.parts(), group)
+    return replace(cut, notes=tuple(notes))
 
 
-def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
+def cut_rows(
+    targets: Values,
+    target: HeadTarget,
+    *,
+    val_fraction: float,
+    val_seed: int,
+    val_cut: str = "stratified",
+    unit: Rows | None = None,
+) -> tuple[Rows, Rows]:
+    """Positions of train and val among some rows, each ascending, int64.
+
+    Args:
+        targets: (n,) or (n, C) what a head is to learn.
+        target: What that is.
+        val_fraction: The share of val.
+        val_seed: For whatever order is random.
+        val_cut: "stratified": every class with two images is on both sides, numbers are spread evenly; "random": the
+            permutation of `random_cut`.
+        unit: int64 (n,) rows with the same number stay together; None where all may be separated.
+
+    Raises:
+        HeadError: Either side would be empty.
+        InvalidOption: Groups were asked to stay together by a random cut.
+    """
+    if val_cut == "random":
+        if unit is not None:
+            raise InvalidOption(
+                "--val-cut random is a permutation of single images, and --group keeps images together",
+                hint="leave out one of them",
+            )
+        return random_cut(len(targets), val_fraction=val_fraction, val_seed=val_seed)
+    rows = marked(targets, target.kind, target.outputs, unit)
+    in_val = rows.of_rows(stratified_share(rows, val_fraction, seed=val_seed))
+    train, val = np.flatnonzero(~in_val), np.flatnonzero(in_val)
+    if not len(train) or not len(val):
+        what = "each class lies in one group" if unit is not None else "no class has two images"
+        raise HeadError(
+            f"{len(targets)} labelled train images leave {len(train)} for train and {len(val)} for val"
+            + (f": {what}" if target.kind == "classes" else ""),
+            hint="more images, or a val split of the set's own (val/<class>/...)",
+        )
+    return train, val
+
+
+def random_cut(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
     """Positions of train and val among `images`, each ascending, int64.
 
     `torch.randperm(images)` from a generator seeded with `val_seed`; the first `images * (1 - val_fraction)` of
@@ -102,65 +185,105 @@ def cut_images(images: int, *, val_fraction: float, val_seed: int) -> tuple[Rows
     return np.flatnonzero(~in_val), np.flatnonzero(in_val)
 
 
-def _cut_of(images: Rows, *, val_fraction: float, val_seed: int) -> tuple[Rows, Rows]:
-    count = len(images)
-    if images[-1] == count - 1:
-        # Every image has a label, so positions are images; of ten million, their numbers are 80 MB.
-        del images
-        return cut_images(count, val_fraction=val_fraction, val_seed=val_seed)
-    train, val = cut_images(count, val_fraction=val_fraction, val_seed=val_seed)
-    return images[train], images[val]
-
-
-def train_images(cache: FeatureCache) -> SplitRows:
+def train_images(cache: FeatureCache, target: HeadTarget) -> SplitRows:
     """All labelled train images. Raises HeadError where no head could be trained on them."""
-    _require_two_classes(cache)
-    labels = cache["train"].read_labels()
-    return _split_rows("train", _labelled_images(cache, "train", labels, []), labels)
+    _require_learnable(cache, target)
+    rows = _labelled(cache, "train", target, [])
+    _require_something_to_tell(cache, rows, target)
+    return rows
 
 
-def _require_two_classes(cache: FeatureCache) -> None:
+def few_names(names: Sequence[str]) -> str:
+    """Some of them, and how many more there are."""
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
+
+
+# --- what is there -----------------------------------------------------------------------------------------
+
+
+def _require_learnable(cache: FeatureCache, target: HeadTarget) -> None:
     if "train" not in cache.splits:
         raise HeadError(
             f"{cache.name} has no train split, only {', '.join(cache.splits) or 'no rows at all'}",
             hint="extract with --split train, or arrange the images as train/<class>/...",
         )
-    if len(cache.classes) < 2:
+    if target.kind == "classes" and target.outputs < 2:
         raise HeadError(
-            f"expected at least 2 classes, got {len(cache.classes)} ({', '.join(cache.classes) or 'none'})",
+            f"expected at least 2 classes, got {target.outputs} ({', '.join(target.names) or 'none'})",
             hint="one folder a class; a head tells classes apart",
         )
+    if not target.outputs:
+        raise HeadError(f"the target {target.columns[0]} has no class", hint="`featcache label` adds another")
 
 
-def _labelled_images(cache: FeatureCache, split: str, labels: Rows, notes: list[str]) -> Rows:
-    strange = np.flatnonzero((labels < -1) | (labels >= len(cache.classes)))
-    if len(strange):
+def _labelled(cache: FeatureCache, split: str, target: HeadTarget, notes: list[str]) -> SplitRows:
+    """The rows that have a value."""
+    values, known = read_targets(cache[split], target)
+    rows: Rows = np.flatnonzero(known)
+    what = "unlabelled" if target.columns == ("label",) else f"without a value of {', '.join(target.columns)}"
+    if split == "train" and not len(rows):
         raise HeadError(
-            f"expected labels from -1 to {len(cache.classes) - 1}, "
-            f"got {int(labels[strange[0]])} in {split} row {int(strange[0])}",
-            hint="extract again: the labels do not belong to these classes",
+            f"none of the {len(values)} train rows of {cache.name} has a value of {', '.join(target.columns)}",
+            hint="labels come from folders, one a class, or from a table: `featcache label CACHE table.csv`",
         )
-    images: Rows = np.flatnonzero(labels >= 0)
-    if split == "train" and len(images) == 0:
+    if len(rows) < len(values):
+        notes.append(f"{len(values) - len(rows)} of {len(values)} {split} images are {what} and left out")
+    # A copy: torch warns of arrays that must not be written to.
+    return SplitRows(source=split, rows=rows, targets=values[rows])
+
+
+def _require_something_to_tell(cache: FeatureCache, train: SplitRows, target: HeadTarget) -> None:
+    """Raise HeadError where all train images ask for the same answer."""
+    first = train.targets[:1]
+    if len(train) > 1 and (train.targets == first).all():
+        answer = target.names[int(first[0])] if target.kind == "classes" else "the same"
         raise HeadError(
-            f"none of the {len(labels)} train rows of {cache.name} has a label",
-            hint="labels come from folders, one a class",
+            f"all {len(train)} labelled train images of {cache.name} are {answer}: there is nothing to tell apart",
+            hint="images of another class (a higher --limit), or another --target",
         )
-    if len(images) < len(labels):
-        notes.append(f"{len(labels) - len(images)} of {len(labels)} {split} images are unlabelled and left out")
-    return images
 
 
-def _split_rows(source: str, rows: Rows, labels: Rows) -> SplitRows:
-    return SplitRows(source=source, rows=rows, targets=labels[rows].astype(np.int64, copy=False))
+def _units(cache: FeatureCache, pool: SplitRows, group: str, notes: list[str]) -> Rows:
+    codes = group_codes(cache, "train", group)[pool.rows]
+    alone = int(np.count_nonzero(codes < 0))
+    if alone:
+        notes.append(f"{alone} of {len(codes)} train images have no {group}: each is a group of its own")
+    return units_of(codes)
 
 
-def _require_every_class(part: SplitRows, name: str, cache: FeatureCache) -> None:
-    present = np.bincount(part.targets, minlength=len(cache.classes)) > 0
-    missing = [label for label, there in zip(cache.classes, present, strict=True) if not there]
-    if missing:
-        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-        raise HeadError(
-            f"expected every class in {name} ({len(part)} images), but found none of {shown} there in {cache.name}",
-            hint="more images a class (a higher --limit), or another --val-fraction or --val-seed",
-        )
+def _share_notes(share: float, wanted: float) -> list[str]:
+    if abs(share - wanted) <= _NOTED_MISS:
+        return []
+    return [f"val has {100 * share:.0f} % of the train images instead of {100 * wanted:.0f} %: there are few to cut"]
+
+
+# --- what is missing ---------------------------------------------------------------------------------------
+
+
+def lacking_notes(cut: Cut) -> list[str]:
+    """Which classes some part has no image of, in sentences."""
+    if cut.target.kind == "numbers":
+        return []
+    counts = {part: images_of_each(rows.targets, cut.target) for part, rows in cut.parts().items()}
+    unknown = counts["train"] == 0
+    notes = []
+    if unknown.any():
+        elsewhere = sum(int(count[unknown].sum()) for part, count in counts.items() if part != "train")
+        them = f"; {elsewhere} images of val and test have them: right by chance only" if elsewhere else ""
+        notes.append(f"train has no image of {_named(cut.target, unknown)}: never learned{them}")
+    for part, count in counts.items():
+        if part != "train" and (missing := (count == 0) & ~unknown).any():
+            notes.append(f"{part} has no image of {_named(cut.target, missing)}: it says nothing of them")
+    return notes
+
+
+def images_of_each(targets: Values, target: HeadTarget) -> Rows:
+    """How many images have each class: (C,)."""
+    if target.kind == "lists":
+        return np.asarray(targets.sum(axis=0, dtype=np.int64))
+    return np.bincount(targets, minlength=target.outputs)
+
+
+def _named(target: HeadTarget, chosen: NDArray[np.bool_]) -> str:
+    return few_names([target.names[number] for number in np.flatnonzero(chosen).tolist()])

@@ -1,4 +1,4 @@
-"""Where a head is trained, and whether its features fit there."""
+"""Where a head is trained, and whether its features fit there. Torch is imported where a device is not the CPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from featcache.errors import InvalidOption
 
-# What features may take of the memory that is free; the rest is for batches, the head and whoever else is there.
+if TYPE_CHECKING:
+    import torch
+
+# What features may take of the memory that is free; the rest is for batches, the head and other processes.
 RESIDENT_SHARE = 0.6
 # Where the system does not say what is free.
 ASSUMED_FREE_BYTES = 2 << 30
@@ -23,6 +25,8 @@ def choose_device(name: str) -> torch.device:
 
     Raises InvalidOption for a name that is none or a device that is not there.
     """
+    import torch
+
     if name == "auto":
         return torch.device(_best_device())
     try:
@@ -34,9 +38,23 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def free_bytes(device: torch.device) -> int:
-    """Bytes that could still be allocated on `device`, as far as the system says."""
-    if device.type == "cuda":
+def place_of(name: str, *, solved: bool) -> str:
+    """The device of a head by its name as torch has it: `cpu`, `cuda:0`, `mps`.
+
+    A head that is solved is quick on the CPU, so `auto` is the CPU for it: looking for another device imports torch,
+    which takes longer than most of them do.
+    Raises what `choose_device` raises.
+    """
+    if name == "cpu" or (solved and name == "auto"):
+        return "cpu"
+    return str(choose_device(name))
+
+
+def free_bytes(device: torch.device | str) -> int:
+    """Bytes that could still be allocated on a device, as far as the system says."""
+    if str(device).startswith("cuda"):
+        import torch
+
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_system_free(), _container_free())
 
@@ -44,6 +62,8 @@ def free_bytes(device: torch.device) -> int:
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Torch's global generators start from `seed` inside, and are as before outside."""
+    import torch
+
     cuda = [device.index or 0] if device.type == "cuda" else []
     mps_state = torch.mps.get_rng_state() if device.type == "mps" else None
     with torch.random.fork_rng(devices=cuda):
@@ -61,12 +81,16 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _best_device() -> str:
+    import torch
+
     if torch.cuda.is_available():
         return "cuda:0"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _is_there(device: torch.device) -> bool:
+    import torch
+
     if device.type == "cuda":
         return torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()
     if device.type == "mps":

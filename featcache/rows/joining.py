@@ -1,10 +1,10 @@
 """Several caches of the same images, side by side: what two backbones say of an image becomes one row.
 
     columns = (CacheLayers(cache=vgg, layers=("avgpool",)), CacheLayers(cache=inception, layers=("avgpool",)))
-    rows = joined_rows(columns, cut.train)
+    rows = joined_rows(columns, cut.train, cut.target)
 
 The first cache says which rows there are. A row of another one belongs to it if it shows the same image: the same
-sample id in the same split, the same digest of the image's bytes, the same label. Nothing is matched by position.
+sample id in the same split, the same digest of the image's bytes, the same target. Nothing is matched by position.
 View k of one cache stands beside view k of the others, so all of them have the same views.
 """
 
@@ -17,9 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.reader import CachedSplit, FeatureCache
+from featcache.columns import LABEL
 from featcache.errors import HeadError, UnknownName
-from featcache.rows.batches import Column, FeatureRows, choose_layers
-from featcache.rows.cuts import Rows, SplitRows
+from featcache.rows.cuts import SplitRows
+from featcache.rows.features import Column, FeatureRows, choose_layers
+from featcache.rows.stratifying import Rows
+from featcache.rows.target import HeadTarget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,10 +48,14 @@ def choose_columns(caches: Sequence[FeatureCache], asked: tuple[str, ...] | None
     return tuple(CacheLayers(cache=cache, layers=choose_layers(cache, _asked_of(cache, asked))) for cache in caches)
 
 
-def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows, views: int = 1) -> FeatureRows:
+def joined_rows(
+    columns: Sequence[CacheLayers], chosen: SplitRows, target: HeadTarget | None, views: int = 1
+) -> FeatureRows:
     """The rows `chosen` in the first cache, in so many views, with the layers of all caches side by side.
 
-    Raises HeadError naming the images that another cache lacks, or has with another content or label.
+    What a head learns is read from the first cache: its `target` has to be the same in others that have it, too; None
+    where nothing is learned.
+    Raises HeadError naming the images that another cache lacks, or has with another content or target.
     """
     first = columns[0].cache
     return FeatureRows(
@@ -56,7 +63,7 @@ def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows, views: int = 
         columns=tuple(
             Column(array=split.layer(layer), rows=rows)
             for column in columns
-            for split, rows in [_matched(first, column.cache, chosen)]
+            for split, rows in [_matched(first, column.cache, chosen, target)]
             for layer in column.layers
         ),
         split=first[chosen.source],
@@ -64,20 +71,28 @@ def joined_rows(columns: Sequence[CacheLayers], chosen: SplitRows, views: int = 
     )
 
 
-def require_same_images(caches: Sequence[FeatureCache]) -> None:
-    """Raise HeadError unless the caches could be of the same images: classes and views must agree."""
+def require_same_images(caches: Sequence[FeatureCache], target: HeadTarget) -> None:
+    """Raise HeadError unless the caches could be of the same images: views must agree, and the target of both."""
     first = caches[0]
     for other in caches[1:]:
+        for name in target.columns:
+            if name in other.targets:
+                _require_same(first, other, f"kind of {name}", first.targets[name].kind, other.targets[name].kind)
+                what = "classes" if name == LABEL else f"classes of {name}"
+                _require_same(first, other, what, first.targets[name].names, other.targets[name].names)
         for what, this, that in (
-            ("classes", first.classes, other.classes),
             ("views per image", first.spec.views, other.spec.views),
             ("seed of the views", first.spec.view_seed, other.spec.view_seed),
         ):
-            if this != that:
-                raise HeadError(
-                    f"{first.name} and {other.name} differ in {what}: {_short(this)} and {_short(that)}",
-                    hint="caches that are put side by side are extracted from the same images, with the same --views",
-                )
+            _require_same(first, other, what, this, that)
+
+
+def _require_same(first: FeatureCache, other: FeatureCache, what: str, this: object, that: object) -> None:
+    if this != that:
+        raise HeadError(
+            f"{first.name} and {other.name} differ in {what}: {_short(this)} and {_short(that)}",
+            hint="caches that are put side by side are extracted from the same images, with the same --views",
+        )
 
 
 def _names(cache: FeatureCache, layer: str) -> tuple[str, str]:
@@ -89,7 +104,9 @@ def _asked_of(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, 
     return tuple(dict.fromkeys(there[name] for name in asked or () if name in there)) or None
 
 
-def _matched(first: FeatureCache, other: FeatureCache, chosen: SplitRows) -> tuple[CachedSplit, Rows]:
+def _matched(
+    first: FeatureCache, other: FeatureCache, chosen: SplitRows, target: HeadTarget | None
+) -> tuple[CachedSplit, Rows]:
     """The split of `other` that shows the same images, and its rows in the order of `chosen`."""
     if other is first:
         return first[chosen.source], chosen.rows
@@ -98,7 +115,11 @@ def _matched(first: FeatureCache, other: FeatureCache, chosen: SplitRows) -> tup
     here, there = first[chosen.source], other[chosen.source]
     found = _positions(first, other, here, there, chosen.rows)
     _require_equal(first, other, here, chosen.rows, found, "image bytes", here.digests, there.digests)
-    _require_equal(first, other, here, chosen.rows, found, "labels", here.labels, there.labels)
+    for name in () if target is None else target.columns:
+        if name in other.targets:
+            what = "labels" if name == LABEL else name
+            values = here.target(name).values, there.target(name).values
+            _require_equal(first, other, here, chosen.rows, found, what, *values)
     return there, found
 
 

@@ -1,4 +1,4 @@
-"""Sentences about what was left out or decided, for whoever trains."""
+"""Sentences about what was left out or decided, for the person who trains."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.spec import Spec
+from featcache.rows.scaling import scale_stored
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +26,7 @@ class FeatureLayer:
 
     def values(self, stored: NDArray[Any]) -> NDArray[np.float32]:
         """Stored numbers of any type -> a float32 copy: what a head is given."""
-        values = np.array(stored, dtype=np.float32)
-        if (self.scale, self.offset) != (1.0, 0.0):
-            values *= np.float32(self.scale)
-            values += np.float32(self.offset)
-        return values
+        return scale_stored(np.array(stored, dtype=np.float32), self.scale, self.offset)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Two heads on the same images: is one better, or was it luck?
 
-Only images on which they disagree say anything about that. McNemar's test asks how likely so uneven a split of those
-is; the bootstrap draws the images again, for both heads the same ones, and says how far their accuracies differ.
+Only images on which they disagree say anything about that. Of classes McNemar's test asks how likely so uneven a split
+of those is. The bootstrap draws the images again, for both heads the same ones, and says how far their metrics differ.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
+from featcache.heads.bootstrap import middle_share
+from featcache.heads.list_metrics import map_draws, mean_average_precision
+from featcache.heads.number_metrics import mean_r2, r2_draws
 from featcache.heads.records import Predictions
 from featcache.runs.run import Run
 
@@ -21,44 +24,73 @@ BOOTSTRAP_DRAWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """`first` and `second`: accuracies on the same `images`; `difference`: first - second, with its 95 % interval.
+    """Two heads on the same images.
 
-    `only_first`, `only_second`: images that only one of them has right. `p_value`: McNemar's, exact and two-sided.
+    Attributes:
+        metric: What is compared: "accuracy", "map" or "r2".
+        images: How many there are.
+        first, second: The metric of each head.
+        difference: first - second.
+        interval: The 95 % interval of the difference, by bootstrap over the images.
+        only_first, only_second: Of classes: images that only one of them has right; else None.
+        p_value: Of classes: McNemar's, exact and two-sided; else None.
     """
 
+    metric: str
     images: int
     first: float
     second: float
     difference: float
     interval: tuple[float, float]
-    only_first: int
-    only_second: int
-    p_value: float
+    only_first: int | None = None
+    only_second: int | None = None
+    p_value: float | None = None
 
 
 def compare_runs(first: Run | Path | str, second: Run | Path | str, part: str = "test", *, seed: int = 0) -> Comparison:
     """Compare two runs, or the folders of two, on `val` or `test`.
 
-    Raises HeadError if they are of other classes or other images, or cannot be read.
+    Raises HeadError if they are of other targets or other images, or cannot be read.
     """
     one, other = (run if isinstance(run, Run) else Run.load(run) for run in (first, second))
-    if one.classes != other.classes:
+    if one.target != other.target:
+        same = one.target.names == other.target.names
+        found = [f"{', '.join(run.target.columns)} ({_few(run.target.names)})" for run in (one, other)]
         raise HeadError(
-            f"expected two runs on the same classes, got {_few(one.classes)} and {_few(other.classes)}",
-            hint="train both on caches of one data set",
+            f"expected two runs on the same {'target' if same else 'classes'}, got {found[0]} and {found[1]}",
+            hint="train both on caches of one data set, with the same --target",
         )
     return compare_predictions(one.predictions(part), other.predictions(part), seed=seed)
 
 
 def compare_predictions(first: Predictions, second: Predictions, *, seed: int = 0) -> Comparison:
-    """Compare what two heads said of the same images, in whatever order they stand. `seed`: the bootstrap's.
+    """Compare what two heads predicted of the same images, in whatever order they stand. `seed`: the bootstrap's.
 
-    Raises HeadError if the images or their labels differ, or there are none.
+    Raises HeadError if the images or what is right for them differ, or there are none.
     """
-    one, other = _right(first), _right(second)[_places(first, second)]
+    places = _places(first, second)
+    if first.kind == "classes":
+        return _compare_classes(_right(first), _right(second)[places], seed)
+    several = first.kind == "lists"
+    measured, drawn = (mean_average_precision, map_draws) if several else (mean_r2, r2_draws)
+    pairs = [(predicted, first.targets) for predicted in (first.outputs, second.outputs[places])]
+    one, other = (measured(*pair) for pair in pairs)
+    draws = [drawn(*pair, seed=seed) for pair in pairs]
+    return Comparison(
+        metric="map" if several else "r2",
+        images=len(places),
+        first=one,
+        second=other,
+        difference=one - other,
+        interval=middle_share(draws[0] - draws[1]),
+    )
+
+
+def _compare_classes(one: NDArray[np.bool_], other: NDArray[np.bool_], seed: int) -> Comparison:
     only_first, only_second = int((one & ~other).sum()), int((other & ~one).sum())
     images = len(one)
     return Comparison(
+        metric="accuracy",
         images=images,
         first=float(one.mean()),
         second=float(other.mean()),
@@ -72,26 +104,22 @@ def compare_predictions(first: Predictions, second: Predictions, *, seed: int = 
 
 def mcnemar(only_first: int, only_second: int) -> float:
     """How likely it is that fair coins split the disagreements at least so unevenly. 1.0 where there are none."""
-    tossed, fewer = only_first + only_second, min(only_first, only_second)
-    term = total = 1
-    for heads in range(1, fewer + 1):
-        term = term * (tossed - heads + 1) // heads
-        total += term
-    # Whole numbers up to here, so that many disagreements do not underflow.
-    likely: float = 2 * total / 2**tossed
-    return min(1.0, likely)
+    # Imported here, because it takes a second.
+    from scipy.stats import binomtest
+
+    together = only_first + only_second
+    return float(binomtest(only_first, together).pvalue) if together else 1.0
 
 
 def _interval(only_first: int, only_second: int, images: int, seed: int) -> tuple[float, float]:
     # Drawing images with replacement draws these counts from a multinomial distribution.
     shares = np.array([only_first, only_second, images - only_first - only_second]) / images
     drawn = np.random.default_rng(seed).multinomial(images, shares, size=BOOTSTRAP_DRAWS)
-    low, high = np.percentile((drawn[:, 0] - drawn[:, 1]) / images, [2.5, 97.5])
-    return float(low), float(high)
+    return middle_share((drawn[:, 0] - drawn[:, 1]) / images)
 
 
-def _right(said: Predictions) -> NDArray[np.bool_]:
-    right: NDArray[np.bool_] = said.probabilities.argmax(axis=1) == said.labels
+def _right(predicted: Predictions) -> NDArray[np.bool_]:
+    right: NDArray[np.bool_] = predicted.outputs.argmax(axis=1) == predicted.targets
     return right
 
 
@@ -108,7 +136,8 @@ def _places(first: Predictions, second: Predictions) -> NDArray[np.int64]:
             hint="the same --val-fraction and --val-seed give the same val images; test depends on the cache alone",
         )
     places = np.array([place[sample] for sample in first.ids], dtype=np.int64)
-    relabelled = np.flatnonzero(first.labels != second.labels[places])
+    other = first.targets != second.targets[places]
+    relabelled = np.flatnonzero(other if other.ndim == 1 else other.any(axis=1))
     if len(relabelled):
         raise HeadError(
             f"expected the same labels in both runs, but {len(relabelled)} images have another, "

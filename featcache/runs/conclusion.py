@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from torch import nn
-
 from featcache.cache.catalog import mark_used
-from featcache.rows.batches import FeatureRows, StreamedBatches
-from featcache.heads.calibration import sharpness
-from featcache.training.fitted import Fitted
 from featcache.heads.config import HeadConfig
-from featcache.heads.metrics import Outcome, evaluate, measure
-from featcache.training.preparation import Prepared
-from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
-from featcache.runs.records import Training
-from featcache.runs.run import Run, run_name, write_run
+from featcache.heads.metric_records import Metrics
+from featcache.heads.metrics import Outcome, measure, readable, tuned
+from featcache.heads.records import Predictions
+from featcache.heads.solved import SolvedHead, outcome_of
 from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
-from featcache.training.threads import training_threads
+from featcache.rows.features import FeatureRows
 from featcache.rows.views import views_notes
+from featcache.runs.records import Training
+from featcache.runs.run import Run, run_name, write_run
+from featcache.training.fitted import Fitted
+from featcache.training.preparation import Prepared
 
 
 def conclude(
@@ -36,19 +35,32 @@ def conclude(
     created: datetime | None = None,
     name: str | None = None,
     interruption: Interruption | None = None,
+    trainer: str = "featcache",
+    logger: str | None = None,
     more: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Look at test, now that everything has been decided, and write the run.
 
-    `created`: the time in UTC, None for now; `name`: the folder's, None for one made of time, backbone and head.
-    `more`: further files by name. A Ctrl-C meanwhile is recorded, and what is being done is finished.
+    A Ctrl-C meanwhile is recorded, and what is being done is finished.
+
+    Args:
+        prepared: The rows.
+        config: The head's options.
+        fitted: The head.
+        runs_dir: The folder that holds runs.
+        created: The time in UTC; None for now.
+        name: The folder's; None for one made of time, backbone and head.
+        interruption: How Ctrl-C arrives.
+        trainer: What trained a head that was trained by steps: "featcache" or "lightning".
+        logger: The logger that wrote its epochs; None for none.
+        more: Further files by name.
     """
     rows = prepared.rows
     outcomes = {"val": fitted.val}
     if "test" in rows:
-        test = StreamedBatches(rows["test"], batch_size=config.head_batch_size, seed=config.seed, device=prepared.place)
-        with training_threads(fitted.threads):
-            outcomes["test"] = evaluate(fitted.head, test)
+        outcomes["test"] = _tested(prepared, config, fitted)
+    # As the cache has them: training by steps holds numbers as float32.
+    outcomes = {part: replace(outcome, targets=rows[part].targets) for part, outcome in outcomes.items()}
     metrics = _measured(outcomes, config.seed)
     if interruption is not None:
         fitted = replace(fitted, interrupted=fitted.interrupted or interruption.requested)
@@ -61,15 +73,34 @@ def conclude(
         created=created,
         config=config,
         features=prepared.origins,
-        classes=prepared.cache.classes,
-        training=_training(prepared, config, fitted, outcomes),
+        target=prepared.target,
+        training=replace(
+            _training(prepared, config, fitted, outcomes),
+            trainer=None if config.architecture.solved else trainer,
+            logger=logger,
+        ),
         versions=_versions(),
-        weights={name: tensor.cpu().numpy() for name, tensor in fitted.head.state_dict().items()},
+        weights=fitted.tensors(),
         history=fitted.history,
         metrics=metrics,
         predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
         more=more or {},
     )
+
+
+def _tested(prepared: Prepared, config: HeadConfig, fitted: Fitted) -> Outcome:
+    """What the head gives for the test images; torch is imported for one that was trained by steps."""
+    rows, target, scale = prepared.rows["test"], prepared.target, fitted.val.scale
+    if isinstance(fitted.head, SolvedHead):
+        return outcome_of(fitted.head, rows, target, scale=scale)
+    from featcache.rows.batches import StreamedBatches
+    from featcache.training.evaluation import evaluate
+    from featcache.training.threads import training_threads
+
+    # Read once and in order: nothing is gained by holding it.
+    test = StreamedBatches(rows, batch_size=config.head_batch_size, seed=config.seed, device=prepared.device)
+    with training_threads(fitted.threads):
+        return evaluate(fitted.head, test, target, scale=scale, loss=fitted.val.loss)
 
 
 def _training(prepared: Prepared, config: HeadConfig, fitted: Fitted, outcomes: Mapping[str, Outcome]) -> Training:
@@ -81,10 +112,10 @@ def _training(prepared: Prepared, config: HeadConfig, fitted: Fitted, outcomes: 
         best_epoch=fitted.best_epoch,
         interrupted=fitted.interrupted,
         seconds=fitted.seconds,
-        val=fitted.val.score(),
+        val=outcomes["val"].score(),
         last=fitted.last,
         test=outcomes["test"].score() if "test" in outcomes else None,
-        device=str(prepared.place),
+        device=prepared.place,
         threads=fitted.threads,
         notes=(
             *prepared.cut.notes,
@@ -96,15 +127,16 @@ def _training(prepared: Prepared, config: HeadConfig, fitted: Fitted, outcomes: 
 
 
 def _measured(outcomes: Mapping[str, Outcome], seed: int) -> dict[str, Metrics]:
-    temperature = 1 / sharpness(outcomes["val"].logits, outcomes["val"].labels)
-    return {part: measure(outcome, temperature=temperature, seed=seed) for part, outcome in outcomes.items()}
+    tuning = tuned(outcomes["val"])
+    return {part: measure(outcome, tuning, seed=seed) for part, outcome in outcomes.items()}
 
 
 def _predictions(rows: FeatureRows, outcome: Outcome) -> Predictions:
     return Predictions(
         ids=rows.ids(),
-        labels=outcome.labels.cpu().numpy(),
-        probabilities=outcome.logits.softmax(dim=1).cpu().numpy(),
+        targets=outcome.targets,
+        outputs=readable(outcome.outputs, outcome.target),
+        kind=outcome.target.kind,
     )
 
 
@@ -115,6 +147,9 @@ def _versions() -> dict[str, str]:
 
 def _version(package: str) -> str:
     try:
-        return metadata.version(package)
+        described = metadata.distribution(package).read_text("METADATA") or ""
     except metadata.PackageNotFoundError:
         return "not installed"
+    # `metadata.version` reads all of it, as an e-mail, in ten times the time.
+    found = re.search(r"^Version: (.*)$", described, re.MULTILINE)
+    return metadata.version(package) if found is None else found[1].strip()

@@ -17,13 +17,17 @@ def run_html(run: Run) -> str:
     return (
         f"<p><strong>{escape(run.config.head)}</strong> on {escape(run.features.label)}, "
         f"{done.trainable:,} parameters, trained in {done.seconds:,.1f} s</p>"
-        "<table><thead><tr><th></th><th>accuracy</th><th>loss</th><th>images</th></tr></thead>"
+        f"<table><thead><tr><th></th><th>{escape(done.val.metric)}</th><th>loss</th><th>images</th></tr></thead>"
         f"<tbody>{''.join(scores)}</tbody></table>"
         f"<p><small>{escape(str(run.folder))}</small></p>"
     )
 
 
+def _shown(score: Score) -> str:
+    return f"{score.value:.3f}" if score.metric == "r2" else f"{100 * score.value:.2f} %"
+
+
 def _row(part: str, score: Score | None, images: int) -> str:
     if score is None:
         return ""
-    return f"<tr><th>{part}</th><td>{100 * score.accuracy:.2f} %</td><td>{score.loss:.4f}</td><td>{images:,}</td></tr>"
+    return f"<tr><th>{part}</th><td>{_shown(score)}</td><td>{score.loss:.4f}</td><td>{images:,}</td></tr>"

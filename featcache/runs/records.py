@@ -17,6 +17,7 @@ class Training:
     `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
     Of a head that is solved, `epochs` counts the candidates, `best_epoch` is the number of the chosen one, and `last`
     is `val`. `threads`: torch's while it was trained by steps on the CPU, else None.
+    `trainer`: "featcache" or "lightning"; None for a head that is solved. `logger`: as `--logger` has it.
     """
 
     trainable: int
@@ -32,3 +33,5 @@ class Training:
     device: str
     notes: tuple[str, ...] = field(default=())
     threads: int | None = None
+    trainer: str | None = None
+    logger: str | None = None

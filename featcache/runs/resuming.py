@@ -5,54 +5,79 @@ run = resume_head("last")
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
-from featcache.errors import HeadError
+from featcache.config import accepts, divided, options_of
+from featcache.errors import HeadError, InvalidOption
 from featcache.heads.config import HeadConfig
+from featcache.heads.own import own_loss, remember
 from featcache.heads.records import Progress
-from featcache.rows.devices import choose_device
+from featcache.rows.devices import place_of
 from featcache.rows.notes import Report, tell
-from featcache.runs.fit import fit_and_write
+from featcache.runs.fit import RUNS_DIR, fit_and_write
 from featcache.runs.run import Run, prepare_runs_dir, run_name
-from featcache.training.checkpoint_file import CHECKPOINT_FILE, UNFINISHED_SUFFIX
+from featcache.training.checkpoint_file import CHECKPOINT_FILE, UNFINISHED_SUFFIX, read_checkpoint_metadata
 from featcache.training.checkpoints import EVERY_S, Checkpoint, Unfinished, rows_digest
+from featcache.training.options import TrainingOptions
 from featcache.training.preparation import Prepared, prepare
 
 LAST = "last"
 
 
+# All other options are those that the training began with.
+SETTLED = tuple(field.name for field in options_of(TrainingOptions) if field.name != "resident_bytes")
+
+
+@accepts(TrainingOptions, without=SETTLED)
 def resume_head(
     run: str | Path = LAST,
     *,
-    runs_dir: Path | str = Path("runs"),
+    head: Callable[..., Any] | None = None,
+    loss: Callable[..., Any] | None = None,
+    runs_dir: Path | str = RUNS_DIR,
     progress: Progress | None = None,
     report: Report | None = None,
-    resident_bytes: int | None = None,
     checkpoint_every_s: float = EVERY_S,
+    **options: Any,
 ) -> Run:
     """Go on with a training that was killed, or that Ctrl-C ended, from its last checkpoint.
 
-    `run`: "last", a folder, or the name of one in `runs_dir` or how that begins. Everything else is as it was said at
-    first: the same options, caches, device and number of threads, and so bit for bit the same head as if it had never
-    stopped. `progress` is called for the new epochs. A run that Ctrl-C had ended stays as it is, and becomes another.
+    All options but those below are as they were at first: the same head, caches, device and number of threads, and so
+    bit for bit the same head as if it had never stopped. A run that Ctrl-C had ended stays as it is, and becomes
+    another.
 
-    Raises HeadError where there is nothing to go on with, or somebody is doing so already, or the caches hold other
-    rows now; CacheError for caches that cannot be used.
+    Args:
+        run: "last", a folder, or the name of one in `runs_dir` or how that begins.
+        head: What makes a head of one's own, where it cannot be imported by its path.
+        loss: The loss of one's own, where this process did not begin the training.
+        runs_dir: The folder that holds runs.
+        progress: Called with an EpochRecord after every new epoch.
+        report: Called with a sentence about whatever was left out.
+        checkpoint_every_s: Seconds between two checkpoints, at least.
+        {options}
+
+    Raises:
+        HeadError: There is nothing to go on with, another process is doing so already, or the caches hold other rows
+            now.
+        CacheError: A cache that cannot be used.
     """
+    (given,) = divided(options, "resume_head", TrainingOptions, without=SETTLED)
+    resident_bytes = TrainingOptions(**given).resident_bytes
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
-    folder = find_checkpoint(runs_dir, run)
+    folder = find_checkpoint(runs_dir, run, sweeps=False)
     checkpoint = Checkpoint.load(folder / CHECKPOINT_FILE)
     about = checkpoint.about
     config = HeadConfig.from_json(about["options"])
+    _take_own(config, head, loss)
     with ExitStack() as opened:
         first, *beside = (opened.enter_context(FeatureCache.open(path)) for path in about["caches"])
-        prepared = prepare(first, config, beside=beside, place=choose_device(about["device"]), report=report)
+        prepared = prepare(first, config, beside=beside, place=place_of(about["device"], solved=False), report=report)
         if rows_digest(prepared) != about["rows"]:
             raise HeadError(
                 f"the caches of {folder.name} hold other rows or labels than when its training began",
@@ -72,12 +97,25 @@ def resume_head(
         )
 
 
-def find_checkpoint(runs_dir: Path, run: str | Path) -> Path:
-    """The folder with the checkpoint that is meant. Raises HeadError where there is none, or several."""
+def find_checkpoint(runs_dir: Path, run: str | Path, *, sweeps: bool) -> Path:
+    """The folder with the checkpoint that is meant, of a sweep or of a single head.
+
+    Raises HeadError where there is none, or several.
+    """
+    found = _find_checkpoint(runs_dir, run, sweeps)
+    if _is_sweep(found) is not sweeps:
+        what, command = ("a sweep", "sweep") if _is_sweep(found) else ("a single training", "train-head")
+        raise HeadError(f"{found.name} is {what}", hint=f"featcache {command} --resume {run}")
+    return found
+
+
+def _find_checkpoint(runs_dir: Path, run: str | Path, sweeps: bool) -> Path:
     there = sorted((path.parent for path in runs_dir.glob(f"*/{CHECKPOINT_FILE}")), key=_written)
     if str(run) == LAST:
+        there = [folder for folder in there if _is_sweep(folder) is sweeps]
         if not there:
-            raise HeadError(f"no training in {runs_dir} can go on", hint="train-head begins one")
+            what, command = ("sweep", "sweep") if sweeps else ("training", "train-head")
+            raise HeadError(f"no {what} in {runs_dir} can go on", hint=f"{command} begins one")
         return there[-1]
     if Path(run).is_dir():
         return _with_checkpoint(Path(run))
@@ -94,12 +132,35 @@ def find_checkpoint(runs_dir: Path, run: str | Path) -> Path:
     )
 
 
+def _is_sweep(folder: Path) -> bool:
+    about, _ = read_checkpoint_metadata(folder / CHECKPOINT_FILE)
+    return "sweep" in about
+
+
 def _with_checkpoint(folder: Path) -> Path:
     if not (folder / CHECKPOINT_FILE).exists():
         raise HeadError(
             f"{folder} has no checkpoint: its training was done, or ended within its first seconds", hint="train again"
         )
     return folder
+
+
+def _take_own(config: HeadConfig, head: Callable[..., Any] | None, loss: Callable[..., Any] | None) -> None:
+    """Know what is given by the paths that the training began with.
+
+    Raises InvalidOption for what it has none of, HeadError for what is missing, before the checkpoint is touched.
+    """
+    if head is not None:
+        config.own_by(head)
+        remember("head", config.architecture.path, head)
+    if loss is not None:
+        if config.own_loss is None:
+            raise InvalidOption("expected no loss: this training has none of one's own")
+        remember("loss", config.own_loss, loss)
+    if config.own is not None:
+        config.own.found()
+    if config.own_loss is not None:
+        own_loss(config.own_loss)
 
 
 def _written(folder: Path) -> int:

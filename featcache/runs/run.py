@@ -2,10 +2,10 @@
 
     <runs_dir>/<UTC time>-<backbone>-<head>-<unique>/
         head.safetensors        the best epoch's weights, float32; knn: the train features as stored, and their labels
-        config.json             options, features, cache and its spec, classes, versions
+        config.json             options, features, cache and its spec, target, versions
         metrics.json            what `Run.to_json` gives, and under "metrics" what `Run.metrics` gives, of each part
         history.csv             a line an epoch; of a head that is solved, a line a candidate
-        predictions_val.npz     ids, labels, probabilities; likewise for test where there is one
+        predictions_val.npz     ids, targets, outputs; likewise for test where there is one
         checkpoint.safetensors  of a training that Ctrl-C ended: where it can go on
         events.out.tfevents.*   what TensorBoard shows, if that was asked for
 
@@ -32,20 +32,42 @@ from safetensors import SafetensorError
 
 from featcache.errors import FeatcacheError, HeadError
 from featcache.files import is_tmp
-from featcache.heads.architectures import HeadShape, build_head
+from featcache.heads.architectures import HeadShape
 from featcache.heads.config import HeadConfig
-from featcache.runs.html import run_html
-from featcache.heads.records import EpochRecord, Metrics, Predictions, Score
+from featcache.heads.metric_records import Metrics, metrics_from_json, metrics_to_json
+from featcache.heads.metrics import readable
+from featcache.heads.records import EpochRecord, Predictions, Score
+from featcache.heads.solved import SolvedHead
+from featcache.heads.stored import head_module, solved_head
 from featcache.rows.origins import FeatureOrigin
+from featcache.rows.target import HeadTarget
+from featcache.runs.catalog import CONFIG_FILE, METRICS_FILE, run_folders
+from featcache.runs.files import (
+    HISTORY_FILE,
+    SWEEP_FILE,
+    WEIGHTS_FILE,
+    history_bytes,
+    json_bytes,
+    predictions_bytes,
+    predictions_file,
+    publish_folder,
+    read_history,
+    read_json,
+    read_predictions,
+)
+from featcache.runs.html import run_html
 from featcache.runs.records import Training
-from featcache.training.checkpoint_file import CHECKPOINT_FILE, UNFINISHED_SUFFIX, read_checkpoint_metadata
-from featcache.runs.files import HISTORY_FILE, METRICS_FILE, SWEEP_FILE, WEIGHTS_FILE, history_bytes, json_bytes, predictions_bytes, predictions_file, publish_folder, read_history, read_json, read_predictions
-from featcache.runs.catalog import CONFIG_FILE, run_folders
+from featcache.training.checkpoint_file import (
+    CHECKPOINT_FILE,
+    UNFINISHED_SUFFIX,
+    other_version,
+    read_checkpoint_metadata,
+)
 
 if TYPE_CHECKING:
     from torch import nn
 
-RUN_FORMAT = 1
+RUN_FORMAT = 2
 REPORT_FILE = "report.html"
 
 
@@ -57,10 +79,15 @@ class Run:
     created: str
     config: HeadConfig
     features: FeatureOrigin
-    classes: tuple[str, ...]
+    target: HeadTarget
     training: Training
     versions: Mapping[str, str]
     weights_sha256: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, one or several of which an image has; none where the head gives numbers."""
+        return () if self.target.kind == "numbers" else self.target.names
 
     @classmethod
     def load(cls, folder: Path | str) -> Run:
@@ -70,7 +97,7 @@ class Run:
         if config.get("format") != RUN_FORMAT:
             raise HeadError(
                 f"expected a run of format {RUN_FORMAT} in {folder}, got {config.get('format')!r}",
-                hint="a newer featcache wrote it: upgrade",
+                hint=other_version(config.get("format"), RUN_FORMAT, "train again"),
             )
         try:
             return _run_from_json(folder, config, metrics)
@@ -102,7 +129,9 @@ class Run:
         Raises HeadError if the file is missing or damaged.
         """
         solved = self.config.architecture.solved
-        return read_history(self.folder / HISTORY_FILE, self.training.epochs if solved else self.config.max_epochs)
+        return read_history(
+            self.folder / HISTORY_FILE, self.training.epochs if solved else self.config.max_epochs, self.target.metric
+        )
 
     def metrics(self, part: str) -> Metrics:
         """How good the head is on `val` or `test`, in detail. Raises HeadError if that was not written down."""
@@ -111,66 +140,87 @@ class Run:
             there = ", ".join(kept) if isinstance(kept, dict) else "none"
             raise HeadError(f"the run {self.folder} has no metrics of {part!r}, only of: {there}", hint="train again")
         try:
-            return Metrics.from_json(kept[part])
-        except (TypeError, ValueError, AttributeError) as error:
+            return metrics_from_json(kept[part])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise HeadError(
                 f"the metrics of the run {self.folder} are damaged: {error!r}", hint="train again"
             ) from error
 
     def predictions(self, part: str) -> Predictions:
-        """What the head said of `val` or `test`. Raises HeadError if the file is missing or damaged."""
-        return read_predictions(self.folder / predictions_file(part))
+        """What the head predicted for `val` or `test`. Raises HeadError if the file is missing or damaged."""
+        return read_predictions(self.folder / predictions_file(part), self.target.kind)
 
-    def head(self) -> nn.Module:
-        """The trained head in eval mode on the CPU: float32 (N, D) -> logits float32 (N, C).
+    def head(self, own: Callable[..., Any] | None = None) -> nn.Module:
+        """The trained head as a torch module in eval mode on the CPU: float32 (N, D) -> outputs float32 (N, C).
+
+        Args:
+            own: What makes the module, for a head of one's own that cannot be imported by its path.
 
         Raises HeadError if the weights are missing, not those that were written, or do not fit the head.
         """
-        import torch
-
-        weights = self._weights()
-        # Only knn holds train rows.
-        known = weights.get("features", np.empty(0))
         shape = HeadShape(
             in_features=self.features.feature_dim,
-            classes=len(self.classes),
+            classes=self.target.outputs,
             hidden=self.config.architecture.hidden,
             activation=self.config.activation,
             dropout=self.config.dropout,
-            rows=known.shape[0] if known.ndim else 0,
-            stored=str(known.dtype),
+            kind=self.target.kind,
+            own=self.config.own_by(own),
         )
-        # Without initial weights: they would be thrown away, and drawn from the caller's random state.
-        with torch.device("meta"):
-            head = build_head(self.config.architecture, shape)
-        wanted = {name: tuple(tensor.shape) for name, tensor in head.state_dict().items()}
-        found = {name: tensor.shape for name, tensor in weights.items()}
-        for name in sorted(wanted.keys() | found.keys()):
-            if wanted.get(name) != found.get(name):
-                raise self._damaged(f"{name}: expected {wanted.get(name)}, got {found.get(name)}")
-        types = {name: str(tensor.dtype).removeprefix("torch.") for name, tensor in head.state_dict().items()}
-        head.load_state_dict(
-            {name: torch.from_numpy(tensor.astype(types[name])) for name, tensor in weights.items()}, assign=True
-        )
-        return head.eval()
+        try:
+            return head_module(self.config.architecture, self._weights(), shape)
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
 
-    def predict(self, features: ArrayLike | Sequence[NDArray[Any]], *, batch_rows: int = 4096) -> NDArray[np.float32]:
-        """Probabilities of the classes: features (N, D) -> float32 (N, C).
+    def solved_head(self) -> SolvedHead:
+        """The head of a kind that is solved, without torch.
+
+        Raises HeadError for a head that was trained by steps, and what `head` raises.
+        """
+        if not self.config.architecture.solved:
+            raise HeadError(f"expected a head that was solved, got {self.config.head}", hint="Run.head gives any")
+        try:
+            return solved_head(
+                self.config.architecture, self._weights(), in_features=self.features.feature_dim, target=self.target
+            )
+        except ValueError as error:
+            raise self._damaged(str(error)) from error
+
+    def predict(
+        self,
+        features: ArrayLike | Sequence[NDArray[Any]],
+        *,
+        batch_rows: int = 4096,
+        own: Callable[..., Any] | None = None,
+    ) -> NDArray[np.float32]:
+        """What the head says of features (N, D): float32 (N, C), probabilities of classes, or numbers in their units.
 
         A head of several layers also takes a list of arrays, (N, d) each, in the order of `features.columns`.
         Floats are taken as values. uint8 is taken as stored by a cache of pixels, and scaled as its cache says.
+        `own`: as `head` has it.
         Raises HeadError for another width, or a head that is damaged.
         """
+        columns = self._columns(features)
+        outputs = self._outputs(own)
+        parts = [np.empty((0, self.target.outputs), np.float32)]
+        for start in range(0, len(columns[0]), batch_rows):
+            values = self._values([column[start : start + batch_rows] for column in columns])
+            parts.append(readable(outputs(values), self.target))
+        return np.concatenate(parts)
+
+    def _outputs(self, own: Callable[..., Any] | None = None) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+        if self.config.architecture.solved:
+            return self.solved_head().outputs
         import torch
 
-        columns = self._columns(features)
-        head = self.head()
-        parts = [np.empty((0, len(self.classes)), np.float32)]
-        with torch.inference_mode():
-            for start in range(0, len(columns[0]), batch_rows):
-                values = self._values([column[start : start + batch_rows] for column in columns])
-                parts.append(head(torch.from_numpy(values)).softmax(dim=1).numpy())
-        return np.concatenate(parts)
+        head = self.head(own)
+
+        def outputs(features: NDArray[np.float32]) -> NDArray[np.float32]:
+            with torch.inference_mode():
+                given: NDArray[np.float32] = head(torch.from_numpy(features)).numpy()
+            return given
+
+        return outputs
 
     def report(self, path: Path | str | None = None, **options: Any) -> Path:
         """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
@@ -200,11 +250,10 @@ class Run:
         return columns
 
     def _values(self, columns: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        parts = [np.array(column, dtype=np.float32) for column in columns]
-        for part, column, layer in zip(parts, columns, self.features.columns, strict=True):
-            if column.dtype == np.uint8:
-                part *= np.float32(layer.scale)
-                part += np.float32(layer.offset)
+        parts = [
+            layer.values(column) if column.dtype == np.uint8 else column.astype(np.float32)
+            for column, layer in zip(columns, self.features.columns, strict=True)
+        ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def _weights(self) -> dict[str, NDArray[Any]]:
@@ -234,7 +283,7 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
 def used_caches(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
     """The caches that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
 
-    One that does not say which it read is passed over, and `report` is told.
+    One that does not say which it read is passed over, and `report` is called.
     """
     readers: list[tuple[Callable[[Path], Iterable[Path]], list[Path]]] = [
         (_used_caches, run_folders(runs_dir)),
@@ -293,7 +342,7 @@ def write_run(
     created: datetime,
     config: HeadConfig,
     features: FeatureOrigin,
-    classes: Sequence[str],
+    target: HeadTarget,
     training: Training,
     versions: Mapping[str, str],
     weights: Mapping[str, NDArray[Any]],
@@ -307,13 +356,13 @@ def write_run(
     `created` is in UTC; `weights` are the head's tensors by name; `more` are further files.
     Raises HeadError if it cannot be written.
     """
-    content = safetensors.numpy.save({name: np.ascontiguousarray(tensor) for name, tensor in weights.items()})
+    content = safetensors.numpy.save({name: np.asarray(tensor, order="C") for name, tensor in weights.items()})
     run = Run(
         folder=runs_dir / name,
         created=created.isoformat(timespec="seconds"),
         config=config,
         features=features,
-        classes=tuple(classes),
+        target=target,
         training=training,
         versions=dict(versions),
         weights_sha256=hashlib.sha256(content).hexdigest(),
@@ -322,10 +371,14 @@ def write_run(
         WEIGHTS_FILE: content,
         CONFIG_FILE: json_bytes(_config_json(run)),
         METRICS_FILE: json_bytes(
-            run.to_json() | {"metrics": {part: measured.to_json() for part, measured in metrics.items()}}
+            run.to_json()
+            | {
+                "target": run.target.to_json(),
+                "metrics": {part: metrics_to_json(measured) for part, measured in metrics.items()},
+            }
         ),
-        HISTORY_FILE: history_bytes(history),
-        **{predictions_file(part): predictions_bytes(said) for part, said in predictions.items()},
+        HISTORY_FILE: history_bytes(history, target.metric),
+        **{predictions_file(part): predictions_bytes(one) for part, one in predictions.items()},
         **more,
     }
     try:
@@ -354,10 +407,12 @@ def _config_json(run: Run) -> dict[str, Any]:
         "created": run.created,
         "options": run.config.to_json(),
         "features": run.features.to_json(),
-        "classes": list(run.classes),
+        "target": run.target.to_json(),
         "weights": {"file": WEIGHTS_FILE, "sha256": run.weights_sha256},
         "device": run.training.device,
         "threads": run.training.threads,
+        "trainer": run.training.trainer,
+        "logger": run.training.logger,
         "notes": list(run.training.notes),
         "versions": dict(run.versions),
     }
@@ -370,7 +425,7 @@ def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str
         created=config["created"],
         config=HeadConfig.from_json(config["options"]),
         features=FeatureOrigin.from_json(config["features"]),
-        classes=tuple(config["classes"]),
+        target=HeadTarget.from_json(config["target"]),
         training=Training(
             trainable=metrics["parameters"]["trainable"],
             frozen=metrics["parameters"]["frozen"],
@@ -384,8 +439,9 @@ def _run_from_json(folder: Path, config: Mapping[str, Any], metrics: Mapping[str
             test=None if test is None else Score.from_json(test),
             device=config["device"],
             notes=tuple(config["notes"]),
-            # Runs from before it was chosen do not say.
-            threads=config.get("threads"),
+            threads=config["threads"],
+            trainer=config["trainer"],
+            logger=config["logger"],
         ),
         versions=config["versions"],
         weights_sha256=config["weights"]["sha256"],

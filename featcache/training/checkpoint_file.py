@@ -12,28 +12,35 @@ from safetensors import SafetensorError, safe_open
 from featcache.errors import HeadError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
-CHECKPOINT_FORMAT = 1
+CHECKPOINT_FORMAT = 2
 # Of the folder of a training that has not ended.
 UNFINISHED_SUFFIX = ".unfinished"
 _CHECKPOINT_KEY = "featcache"
 
 
+def other_version(found: object, known: int, again: str) -> str:
+    """A hint for a file of another format than the known one. `again`: what makes a file of this version."""
+    if isinstance(found, int) and found < known:
+        return f"an earlier featcache wrote it: {again}"
+    return f"a newer featcache wrote it: upgrade, or {again}"
+
+
 def checkpoint_metadata(about: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
     """What a checkpoint says beside its tensors (training/checkpoints.py), as the metadata of a safetensors file."""
-    told = {"format": CHECKPOINT_FORMAT, "about": dict(about), "progress": dict(progress)}
-    return {_CHECKPOINT_KEY: json.dumps(told, allow_nan=False)}
+    content = {"format": CHECKPOINT_FORMAT, "about": dict(about), "progress": dict(progress)}
+    return {_CHECKPOINT_KEY: json.dumps(content, allow_nan=False)}
 
 
 def read_checkpoint_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """`about` and `progress` of a checkpoint; no tensor is read. Raises HeadError if there is none, or another file."""
     try:
         with safe_open(path, framework="np") as file:
-            told = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])
-        if told["format"] == CHECKPOINT_FORMAT:
-            return told["about"], told["progress"]
+            content = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])
+        if content["format"] == CHECKPOINT_FORMAT:
+            return content["about"], content["progress"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise HeadError(f"{path} is no checkpoint of a training: {error}", hint="train again") from error
     raise HeadError(
-        f"expected a checkpoint of format {CHECKPOINT_FORMAT} in {path}, got {told['format']!r}",
-        hint="a newer featcache wrote it: upgrade, or train again",
+        f"expected a checkpoint of format {CHECKPOINT_FORMAT} in {path}, got {content['format']!r}",
+        hint=other_version(content["format"], CHECKPOINT_FORMAT, "train again"),
     )

@@ -20,12 +20,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors.torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from featcache.cache.locks import locked
 from featcache.errors import CacheBusy, CacheUnwritable, HeadError
@@ -40,13 +38,16 @@ from featcache.training.checkpoint_file import (
 )
 from featcache.training.preparation import Prepared
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 EVERY_S = 5.0
 # Writing may take this share of the time that training takes.
 _SHARE = 0.02
 _ROWS_AT_ONCE = 1 << 20
 
 # Gives how far a training is, as JSON values, and its tensors.
-State = Callable[[], tuple[Mapping[str, Any], Mapping[str, Tensor]]]
+State = Callable[[], "tuple[Mapping[str, Any], Mapping[str, Tensor]]"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,6 +64,8 @@ class Checkpoint:
 
     def publish(self, path: Path) -> None:
         """Write a safetensors file, whole or not at all; no copy of the tensors is made. Raises CacheUnwritable."""
+        import safetensors.torch
+
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
         with file_aside(path) as building:
             try:
@@ -73,6 +76,8 @@ class Checkpoint:
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
         """Read such a file. Raises HeadError if there is none, or if it is another file."""
+        import safetensors.torch
+
         about, progress = read_checkpoint_metadata(path)
         try:
             return cls(about=about, progress=progress, tensors=safetensors.torch.load_file(path))
@@ -82,7 +87,7 @@ class Checkpoint:
     @property
     def history(self) -> tuple[EpochRecord, ...]:
         """The epochs that were finished."""
-        return tuple(EpochRecord(**record) for record in self.progress["history"])
+        return tuple(EpochRecord(**record) for trial in self.progress["trials"] for record in trial["history"])
 
     def part(self, name: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `name.`, without that."""
@@ -130,7 +135,7 @@ class Unfinished:
         return path.read_bytes() if path.exists() else None
 
     def claim(self) -> None:
-        """Make the folder, and keep others from going on with it. Raises HeadError where somebody does already."""
+        """Make the folder, and keep other processes from going on with it. Raises HeadError where one does already."""
         if self._claimed:
             return
         try:
@@ -176,7 +181,7 @@ class Unfinished:
 
 
 def about_training(
-    prepared: Prepared, config: HeadConfig, *, created: datetime, threads: int | None, tensorboard: bool
+    prepared: Prepared, config: HeadConfig, *, created: datetime, threads: int | None, logger: str | None
 ) -> dict[str, Any]:
     """What is trained on what: all that has to be the same for a training to go on, and its run's date."""
     return {
@@ -186,14 +191,14 @@ def about_training(
         "rows": rows_digest(prepared),
         "device": str(prepared.place),
         "threads": threads,
-        "tensorboard": tensorboard,
+        "logger": logger,
     }
 
 
-def rows_digest(prepared: Prepared) -> str:
-    """SHA-256 over the labels and the checksums of all rows that a training reads: other rows, another digest."""
+def rows_digest(*prepared: Prepared) -> str:
+    """SHA-256 over the targets and the checksums of all rows that a training reads: other rows, another digest."""
     seen = hashlib.sha256()
-    for part, rows in sorted(prepared.rows.items()):
+    for part, rows in (one for some in prepared for one in sorted(some.rows.items())):
         seen.update(part.encode())
         seen.update(np.ascontiguousarray(rows.chosen.targets).data)
         for column, view in itertools.product(rows.columns, range(rows.views)):

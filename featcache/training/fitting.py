@@ -1,4 +1,4 @@
-"""A head is fitted: by steps, or solved at once. Train teaches, val chooses; nothing here sees test."""
+"""One head is trained by steps. Train teaches, val chooses; nothing here sees test."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from dataclasses import replace
 
 from torch import Tensor, nn
 
-from featcache.heads.architectures import HeadShape, build_head, without_norms
 from featcache.heads.config import HeadConfig
-from featcache.heads.metrics import evaluate
-from featcache.heads.records import Progress, Score
-from featcache.heads.solvers import solve
-from featcache.heads.standardisation import (
-    Standardisation,
-    StandardisedHead,
-    sampled_rows,
-    standardising_notes,
-)
+from featcache.heads.records import EpochRecord, Progress
+from featcache.heads.standardisation import Standardisation, sampled_rows, standardising_notes
 from featcache.heads.stopping import Interruption
-from featcache.rows.batches import Batches, StreamedBatches
-from featcache.rows.devices import seeded
+from featcache.heads.target_scale import TargetScale
+from featcache.rows.batches import Batches
 from featcache.rows.notes import Report, tell
-from featcache.training.augmentation import NoisyHead
+from featcache.rows.target import HeadTarget
 from featcache.training.checkpoints import Checkpoint, Unfinished
+from featcache.training.engine import Engine
+from featcache.training.evaluation import evaluate
+from featcache.training.finished import finished_head, numbers_in
 from featcache.training.fitted import Fitted
-from featcache.training.lightning import HeadModule, balanced_weights, fit
 from featcache.training.preparation import Prepared, open_prepared
-from featcache.training.threads import choose_threads, training_threads
+from featcache.training.stacking import Setting
+from featcache.training.threads import training_threads
+from featcache.training.trial import Scaling, Source, Trial
+
+# What a batch norm has counted, not learned.
+_COUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def fit_prepared(
@@ -43,12 +42,10 @@ def fit_prepared(
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
 ) -> Fitted:
-    """Train or solve a head on train and val; the test rows are not touched.
+    """Train a head on train and val; the test rows are not touched.
 
     `resident_bytes`: as in `fit_head`; the other four: as in `fit_batches`.
     """
-    if config.architecture.solved:
-        return fit_solved(prepared, config, progress=progress, report=report, interruption=interruption)
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     reading = time.perf_counter() - began
@@ -56,7 +53,7 @@ def fit_prepared(
     fitted = fit_batches(
         train,
         val,
-        prepared.classes,
+        prepared.target,
         config,
         progress=progress,
         interruption=interruption,
@@ -67,42 +64,10 @@ def fit_prepared(
     return replace(fitted, seconds=reading + fitted.seconds)
 
 
-def fit_solved(
-    prepared: Prepared,
-    config: HeadConfig,
-    *,
-    progress: Progress | None = None,
-    report: Report | None = None,
-    interruption: Interruption | None = None,
-) -> Fitted:
-    """The best candidate of a head that is solved at once."""
-    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
-    interruption = interruption or Interruption()
-    began = time.perf_counter()
-    kind = config.architecture.kind
-    choice = solve(kind, train, val, prepared.classes, device=place, interruption=interruption, progress=progress)
-    head = choice.candidate.build().to(place)
-    seconds = time.perf_counter() - began
-    tell(report, choice.notes())
-    # Read once and in order: nothing is gained by holding it.
-    batches = StreamedBatches(val, batch_size=config.head_batch_size, seed=config.seed, device=place)
-    outcome = evaluate(head, batches)
-    return Fitted(
-        head=head,
-        val=outcome,
-        last=outcome.score(),
-        history=choice.history,
-        best_epoch=choice.number,
-        interrupted=choice.interrupted,
-        seconds=seconds,
-        notes=choice.notes(),
-    )
-
-
 def fit_batches(
     train: Batches,
     val: Batches,
-    classes: int,
+    target: HeadTarget,
     config: HeadConfig,
     *,
     progress: Progress | None = None,
@@ -113,62 +78,104 @@ def fit_batches(
 ) -> Fitted:
     """Train a head by steps, in the order that `train` has; the best epoch on val is kept.
 
-    `interruption`: how Ctrl-C arrives. `threads`: torch's, on the CPU; None for what training/threads.py chooses.
-    `unfinished`: where checkpoints go; None for nowhere. `resumed`: the checkpoint of the same training from which it
-    goes on.
+    Args:
+        train: What it learns from.
+        val: What chooses the epoch.
+        target: What it learns.
+        config: Its options.
+        progress: Called with every epoch.
+        interruption: How Ctrl-C arrives. It keeps the best epoch so far; before the first there is none.
+        threads: Torch's, on the CPU; None for what is measured to be fastest.
+        unfinished: Where checkpoints go; None for nowhere.
+        resumed: The checkpoint of the same training from which it goes on.
+
+    Raises:
+        KeyboardInterrupt: After a Ctrl-C before the first epoch was done, and after a second one.
+        HeadError: The loss stops being finite.
     """
     began = time.perf_counter()
-    place = train.device
     interruption = interruption or Interruption()
-    shape = head_shape(config, train.feature_dim, classes)
-    threads = threads or choose_threads(config, shape, place)
-    with training_threads(threads):
-        standard = standardisation(train) if config.standardize else None
-        weights = balanced_weights(train.targets, classes) if config.class_weights == "balanced" else None
-        with seeded(config.seed, place):
-            head = build_head(config.architecture, shape)
-            module = HeadModule(
-                _trained(head, config, standard),
-                config,
-                interruption=interruption,
-                progress=progress,
-                class_weights=weights,
-                epoch_ended=None if unfinished is None else unfinished.epoch_ended,
-            )
-            if resumed is not None:
-                module.resume(resumed)
-            past = sum(epoch.seconds for epoch in module.history)
-            interrupted = fit(module, train, val, interruption)
-        # The Trainer leaves the head on the CPU.
-        module.head.to(place)
-        learned = _numbers(head)
-        head = without_norms(head) if config.batch_norm else head
-        if standard is not None:
-            standard.fold_into(head)
-        seconds = past + time.perf_counter() - began
-        outcome = evaluate(head, val)
-    last = module.history[-1]
+    trial = Trial(config, metric=target.metric)
+    source = source_of(train, config, target)
+
+    def checkpoint() -> None:
+        if unfinished is not None:
+            unfinished.epoch_ended(engine.state)
+
+    def epoch_ended(_: Trial, record: EpochRecord) -> None:
+        if progress is not None:
+            progress(record)
+
+    engine = Engine(
+        [trial],
+        [source],
+        val,
+        target=target,
+        interruption=interruption,
+        epoch_ended=epoch_ended,
+        checkpoint=checkpoint,
+        setting=Setting(threads=threads),
+    )
+    if resumed is not None:
+        engine.restore(resumed.progress, resumed.tensors)
+    past = trial.seconds
+    with interruption:
+        try:
+            engine.train()
+        except KeyboardInterrupt:
+            if not trial.history or interruption.insisted:
+                raise
+    trial.require_sound()
+    head = finished_head(trial, source.scaling, target, train.feature_dim)
+    seconds = past + time.perf_counter() - began
+    return fitted_trial(trial, head, val, target, source.scaling, seconds=seconds)
+
+
+def fitted_trial(
+    trial: Trial, head: nn.Module, val: Batches, target: HeadTarget, scaling: Scaling, *, seconds: float
+) -> Fitted:
+    """The finished head of a trial, judged on val."""
+    with training_threads(trial.threads):
+        outcome = evaluate(head, val, target, scale=scaling.deviations, loss=trial.config.loss)
     return Fitted(
         head=head,
         val=outcome,
-        last=Score(value=last.val_score, loss=last.val_loss),
-        history=tuple(module.history),
-        best_epoch=module.best_epoch,
-        interrupted=interrupted,
+        last=trial.last,
+        history=tuple(trial.history),
+        best_epoch=trial.best_epoch,
+        interrupted=trial.interrupted,
         seconds=seconds,
-        folded=learned - _numbers(head),
-        threads=threads,
+        folded=0 if trial.config.architecture.own else learned_numbers(trial) - numbers_in(head),
+        notes=_loss_notes(trial.config),
+        threads=trial.threads,
     )
 
 
-def _trained(head: nn.Module, config: HeadConfig, standard: Standardisation | None) -> nn.Module:
-    """The head behind what happens to features in training alone."""
-    noisy = NoisyHead(head, config.noise) if config.noise else head
-    return noisy if standard is None else StandardisedHead(noisy, standard)
+def _loss_notes(config: HeadConfig) -> tuple[str, ...]:
+    if config.own_loss is None:
+        return ()
+    return (
+        f"epochs are trained and chosen by the loss {config.own_loss}; the losses of val and test are those that "
+        "featcache has for such a target",
+    )
 
 
-def _numbers(head: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in head.parameters())
+def learned_numbers(trial: Trial) -> int:
+    """How many numbers were trained."""
+    return sum(tensor.numel() for name, tensor in trial.best.items() if not name.endswith(_COUNTED))
+
+
+def source_of(train: Batches, config: HeadConfig, target: HeadTarget) -> Source:
+    """The batches of a training with what standardises them."""
+    return Source(batches=train, scaling=scaling_of(train, config, target))
+
+
+def scaling_of(train: Batches, config: HeadConfig, target: HeadTarget) -> Scaling:
+    """What standardises these rows for a head with these options."""
+    return Scaling(
+        features=standardisation(train) if config.standardize else None,
+        targets=TargetScale.of(train.rows.targets) if target.kind == "numbers" else None,
+    )
 
 
 def standardisation(batches: Batches) -> Standardisation:
@@ -181,15 +188,3 @@ def standardisation(batches: Batches) -> Standardisation:
         return batches.features_of(sample, reuse=True)
 
     return Standardisation.over(read, wide=batches.feature_dim)
-
-
-def head_shape(config: HeadConfig, in_features: int, classes: int) -> HeadShape:
-    """What building the head of `config` needs."""
-    return HeadShape(
-        in_features=in_features,
-        classes=classes,
-        hidden=config.architecture.hidden,
-        activation=config.activation,
-        dropout=config.dropout,
-        batch_norm=config.batch_norm,
-    )

@@ -1,370 +1,324 @@
-"""Training a head with Lightning's Trainer, at the speed of a bare loop.
+"""Heads for Lightning's Trainer: a LightningModule that is one, and a LightningDataModule over cached features.
 
-The Trainer gets one item an epoch: the batches themselves. So its own work (hooks, fetching, progress, closures)
-is done once an epoch, and the steps run inside one `training_step` with manual optimisation. Metrics are computed
-once an epoch over all val logits.
+    data = FeatureDataModule("digits-vgg16-....h5", "mlp:128,64", lr=1e-3)
+    module = HeadModule.of(data)
+    pl.Trainer(max_epochs=20, callbacks=[EarlyStopping("val_loss")]).fit(module, data)
+    module.finished()    # the head on features as they are
+
+    pl.Trainer().test(module, data)
+    HeadModule.load_from_checkpoint("....ckpt")
+
+They train the head that featcache's own engine trains (training/engine.py), batch by batch in the same order: take
+them for callbacks, strategies and loggers of Lightning, and the engine where time matters. Of several processes each
+sees all rows.
 """
 
 from __future__ import annotations
 
-import logging
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, replace
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+import torchmetrics
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from featcache.errors import HeadError
+from featcache.cache.reader import FeatureCache
+from featcache.errors import HeadError, InvalidOption
+from featcache.heads.architectures import build_head
 from featcache.heads.config import SMALLEST_NORMED_BATCH, HeadConfig
-from featcache.heads.metrics import evaluate
-from featcache.heads.records import EpochRecord, Progress
-from featcache.heads.stopping import Interruption, Patience, Plateau
-from featcache.rows.batches import Epochs
-from featcache.training.augmentation import mixed
-from featcache.training.checkpoints import Checkpoint, State
-from featcache.training.optimizer_state import optimizer_tensors, random_tensors, restore_optimizer, restore_random
+from featcache.heads.standardisation import Standardisation
+from featcache.heads.target_scale import TargetScale
+from featcache.rows.batches import Batch, Batches, Epochs, StreamedBatches
+from featcache.rows.devices import choose_device, seeded
+from featcache.rows.target import HeadTarget
+from featcache.training.augmentation import Mixture, StepRandom
+from featcache.training.finished import finished_head
+from featcache.training.fitting import source_of
+from featcache.training.losses import balanced_weights, losses_of
+from featcache.training.preparation import open_prepared, prepare
+from featcache.training.stack import is_own
+from featcache.training.stacking import head_shape
+from featcache.training.trial import Scaling, Source, Trial, scheduled_rate
+
+# What a checkpoint of Lightning's holds beside what is Lightning's.
+_SCALING = "featcache_scaling"
+_METRICS: Mapping[str, Callable[[int], torchmetrics.Metric]] = {
+    "classes": lambda outputs: torchmetrics.classification.MulticlassAccuracy(outputs, average="micro"),
+    "lists": lambda outputs: torchmetrics.classification.MultilabelAveragePrecision(outputs),
+    "numbers": lambda outputs: torchmetrics.R2Score(),
+}
 
 
 class HeadModule(pl.LightningModule):
-    """A head, its optimiser, and the memory of its best epoch (that of the lowest val loss).
+    """A head, its loss and its optimizer.
 
-    `history`: the finished epochs. `best_epoch`: 0 before the first. `class_weights`: float32 (C,), what an image of
-    each class counts in the loss. `epoch_ended` is given `state` after every epoch.
+    It logs `train_loss`, `val_loss` and `val_<metric>` (`val_accuracy`, `val_map` or `val_r2`) after every epoch, and
+    `test_loss` and `test_<metric>` where it is tested. Its checkpoints hold all that `load_from_checkpoint` needs: its
+    options as plain values, and what standardises its rows.
+
+    Args:
+        config: Its options, or what `HeadConfig.to_json` gave. `max_epochs` and `patience` are the Trainer's:
+            Trainer(max_epochs=...), EarlyStopping.
+        target: What it learns, or what `HeadTarget.to_json` gave.
+        in_features: Width D of its input.
+        scaling: What standardises rows while it learns; None for nothing.
+        class_weights: What each class counts in the loss, C numbers; None for equal weights.
     """
-
-    class_weights: Tensor | None
 
     def __init__(
         self,
-        head: nn.Module,
-        config: HeadConfig,
+        config: HeadConfig | Mapping[str, Any],
+        target: HeadTarget | Mapping[str, Any],
+        in_features: int,
         *,
-        interruption: Interruption | None = None,
-        progress: Progress | None = None,
-        class_weights: Tensor | None = None,
-        epoch_ended: Callable[[State], None] | None = None,
+        scaling: Scaling | None = None,
+        class_weights: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        self.automatic_optimization = False
-        # Not in the state: the head is what is kept.
-        self.register_buffer("class_weights", class_weights, persistent=False)
-        self.head = head
-        self.config = config
-        self.history: list[EpochRecord] = []
-        self.best_epoch = 0
-        self._best: dict[str, Tensor] = {}
-        self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
-        self._plateau = plateau_of(config)
-        self._interruption = interruption or Interruption()
-        self._progress = progress
-        self._epoch_ended = epoch_ended
-        self._resumed: Checkpoint | None = None
-        self._lr = config.lr
-        self._train_loss = float("nan")
-        self._began = 0.0
+        config = config if isinstance(config, HeadConfig) else HeadConfig.from_json(config)
+        target = target if isinstance(target, HeadTarget) else HeadTarget.from_json(target)
+        self.config, self.target, self.in_features = config, target, in_features
+        weights = None if class_weights is None else [float(weight) for weight in class_weights]
+        # Plain values: a checkpoint is read without running code.
+        self.save_hyperparameters(
+            {
+                "config": config.to_json(),
+                "target": target.to_json(),
+                "in_features": in_features,
+                "class_weights": weights,
+            }
+        )
+        self.scaling = scaling or Scaling()
+        with seeded(config.seed, torch.device("cpu")):
+            self.head = build_head(config.architecture, head_shape(config, in_features, target.outputs))
+        self._losses = losses_of([config], [None if weights is None else torch.tensor(weights)], target)
+        self._plain = self._losses.plain()
+        self.val_metric, self.test_metric = (_METRICS[target.kind](target.outputs) for _ in range(2))
+
+    @classmethod
+    def of(cls, data: FeatureDataModule) -> Self:
+        """The module for the options and rows of a data module."""
+        data.setup()
+        return cls.of_rows(data.config, data.source, data.target)
+
+    @classmethod
+    def of_rows(cls, config: HeadConfig, source: Source, target: HeadTarget) -> Self:
+        """The module for options and the rows it learns from."""
+        weights = balanced_weights(source.batches.targets.cpu(), target) if config.class_weights == "balanced" else None
+        return cls(
+            config,
+            target,
+            source.batches.feature_dim,
+            scaling=source.scaling,
+            class_weights=None if weights is None else weights.tolist(),
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        """float32 (B, D) -> logits float32 (B, C)."""
-        logits: Tensor = self.head(features)
-        return logits
+        """Features as they are, float32 (B, D) -> outputs float32 (B, C), of numbers in deviations."""
+        outputs: Tensor = self.head(self.scaling.standardised(features))
+        return outputs
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """The optimiser, as it was at the checkpoint that training goes on from."""
-        optimizer = self._new_optimizer()
-        if self._resumed is not None:
-            restore_optimizer(optimizer, self._resumed.part("optimizer"))
-        return optimizer
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor | None:
+        """The loss of a batch, with penalties; None for a last batch too short to be normalized over its rows."""
+        if batch_idx and len(batch[0]) < SMALLEST_NORMED_BATCH and self._normed:
+            return None
+        random = StepRandom([self.config.seed], self.current_epoch, batch_idx, self.device)
+        features, targets = self.scaling.standardised(batch[0])[None], self.scaling.scaled(batch[1])[None]
+        features, mixture = self._changed(features, targets, random)
+        outputs = self._outputs(features[0], random)[None]
+        losses = self._losses.to(self.device)
+        loss = losses(outputs, targets)[0]
+        if mixture is not None:
+            share = mixture.shares[0]
+            loss = share * loss + (1 - share) * losses(outputs, mixture.partners)[0]
+        self.log("train_loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(batch[0]))
+        if self.config.l1:
+            trained = (parameter for parameter in self.head.parameters() if parameter.requires_grad)
+            loss = loss + self.config.l1 * sum(parameter.abs().sum() for parameter in trained)
+        return loss
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
-        # As one fused operation over all parameters.
-        parameters, lr, weight_decay = self.head.parameters(), self.config.lr, self.config.weight_decay
-        if self.config.optimizer == "sgd":
-            momentum = self.config.momentum
-            return torch.optim.SGD(parameters, lr=lr, weight_decay=weight_decay, momentum=momentum, fused=True)
-        kind = torch.optim.AdamW if self.config.optimizer == "adamw" else torch.optim.Adam
-        return kind(parameters, lr=lr, weight_decay=weight_decay, fused=True)
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the plain loss and the metric of val."""
+        self._judge("val", self.val_metric, batch)
 
-    def on_train_epoch_start(self) -> None:
-        """Start the epoch's clock, and a resumed training's random numbers where they had been."""
-        self._began = time.perf_counter()
-        if self._resumed is not None:
-            restore_random(self._resumed.part("random"), self.device)
-            self._resumed = None
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Log the plain loss and the metric of test."""
+        self._judge("test", self.test_metric, batch)
 
-    def training_step(self, batches: Epochs, index: int) -> None:
-        """All steps of one epoch. Raises TrainingInterruptedError after the step in which a Ctrl-C came."""
-        with _interruptible():
-            self._train_epoch(batches)
-        self._require_finite("train loss", self._train_loss)
-
-    def _train_epoch(self, batches: Epochs) -> None:
-        optimizer = self._optimizer()
-        self._lr = epoch_lr(self.config, len(self.history)) * self._plateau.scale
-        for group in optimizer.param_groups:
-            group["lr"] = self._lr
-        parameters = list(self.head.parameters())
-        total, rows = torch.zeros((), device=self.device), 0
-        for features, labels in batches.epoch(len(self.history), reuse=True):
-            if self._is_left_out(len(labels), rows):
-                break
-            optimizer.zero_grad(set_to_none=True)
-            loss = self._loss(features, labels)
-            torch.autograd.backward(loss)
-            if self.config.l1:
-                add_l1_gradient(parameters, self.config.l1)
-            optimizer.step()
-            total += loss.detach() * len(labels)
-            rows += len(labels)
-            self._stop_if_asked()
-        self._train_loss = float(total) / rows
-
-    def _is_left_out(self, rows: int, trained: int) -> bool:
-        # The last rows of an epoch, too few to be normalised among each other: they come again in the next.
-        return self.config.batch_norm and trained > 0 and rows < SMALLEST_NORMED_BATCH
-
-    def _loss(self, features: Tensor, labels: Tensor) -> Tensor:
-        weight, smoothing = self.class_weights, self.config.label_smoothing
-        if not self.config.mixup:
-            return F.cross_entropy(self.head(features), labels, weight=weight, label_smoothing=smoothing)
-        mixture = mixed(features, labels, self.config.mixup)
-        return mixture.loss(self.head(mixture.features), weight=weight, label_smoothing=smoothing)
-
-    def validation_step(self, batches: Epochs, index: int) -> None:
-        """Judge the epoch on val, remember its weights if they are the best, stop when patience is over."""
-        with _interruptible():
-            score = evaluate(self.head, batches).score()
-        self._require_finite("val loss", score.loss)
-        record = EpochRecord(
-            epoch=len(self.history) + 1,
-            max_epochs=self.config.max_epochs,
-            train_loss=self._train_loss,
-            val_loss=score.loss,
-            val_score=score.accuracy,
-            seconds=time.perf_counter() - self._began,
-            lr=self._lr,
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the options, and the schedule of its rate."""
+        config = self.config
+        parameters = [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+        lr, decay = config.lr, config.weight_decay
+        optimizer: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimizer = torch.optim.SGD(parameters, lr=lr, weight_decay=decay, momentum=config.momentum)
+        else:
+            kind = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
+            optimizer = kind(parameters, lr=lr, weight_decay=decay)
+        if config.schedule == "plateau":
+            plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
+                optimizer, patience=config.patience // 2, threshold=config.min_delta, threshold_mode="abs"
+            )
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": plateau, "monitor": "val_loss"}}
+        falling = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda epoch: scheduled_rate(config, min(epoch, config.max_epochs)) / config.lr
         )
-        self._remember(record)
-        if self._patience.is_over(score.loss):
-            self.trainer.should_stop = True
-        if self.config.schedule == "plateau":
-            self._plateau.step(score.loss)
-        with _interruptible():
-            if self._epoch_ended is not None:
-                self._epoch_ended(self.state)
-            if self._progress is not None:
-                self._progress(record)
-            self._stop_if_asked()
+        return {"optimizer": optimizer, "lr_scheduler": falling}
 
-    def _stop_if_asked(self) -> None:
-        if self._interruption.requested:
-            raise KeyboardInterrupt
+    def finished(self) -> nn.Module:
+        """The head as it is now, on features as they are and, for numbers, in their units: in eval mode, a copy."""
+        trial = Trial(self.config, metric=self.target.metric)
+        trial.best = {name: tensor.detach().clone() for name, tensor in self.head.state_dict().items()}
+        return finished_head(trial, self.scaling, self.target, self.in_features)
 
-    def restore_best(self) -> None:
-        """Put the best epoch's weights back into the head."""
-        self.head.load_state_dict(self._best)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what standardises rows: tensors float64."""
+        parts = {"features": self.scaling.features, "targets": self.scaling.targets}
+        checkpoint[_SCALING] = {
+            name: [torch.from_numpy(part.mean), torch.from_numpy(part.deviation)]
+            for name, part in parts.items()
+            if part is not None
+        }
 
-    def _remember(self, record: EpochRecord) -> None:
-        if not self.history or record.val_loss < min(past.val_loss for past in self.history):
-            for name, tensor in self.head.state_dict().items():
-                self._best.setdefault(name, torch.empty_like(tensor)).copy_(tensor)
-            self.best_epoch = record.epoch
-        self.history.append(record)
-        self._interruption.keeping = True
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what standardises rows."""
+        found = {name: [part.cpu().numpy() for part in parts] for name, parts in checkpoint[_SCALING].items()}
+        features, targets = found.get("features"), found.get("targets")
+        self.scaling = Scaling(
+            features=None if features is None else Standardisation(mean=features[0], deviation=features[1]),
+            targets=None if targets is None else TargetScale(mean=targets[0], deviation=targets[1]),
+        )
 
     @property
-    def finished(self) -> bool:
-        """Whether patience or epochs have run out."""
-        return self._patience.over or len(self.history) >= self.config.max_epochs
+    def _normed(self) -> bool:
+        return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.head.modules())
 
-    def state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """All that the next epoch depends on, and all that is kept of the past ones: JSON values, and tensors."""
-        progress = {
-            "history": [asdict(record) for record in self.history],
-            "best_epoch": self.best_epoch,
-            "patience": {"best": self._patience.best, "waited": self._patience.waited},
-            "plateau": asdict(self._plateau) if self.config.schedule == "plateau" else None,
-        }
-        parts = {
-            "head": self.head.state_dict(),
-            "best": self._best,
-            "optimizer": optimizer_tensors(self._optimizer()),
-            "random": random_tensors(self.device),
-        }
-        return progress, {
-            f"{part}.{name}": one.cpu() for part, tensors in parts.items() for name, one in tensors.items()
-        }
+    def _judge(self, part: str, metric: torchmetrics.Metric, batch: Batch) -> None:
+        outputs, targets = self.forward(batch[0]), self.scaling.scaled(batch[1])
+        loss = self._plain.to(self.device)(outputs[None], targets[None])[0]
+        metric.update(outputs, targets if self.target.kind == "numbers" else targets.long())
+        self.log(f"{part}_loss", loss, on_epoch=True, batch_size=len(batch[0]))
+        self.log(f"{part}_{self.target.metric}", metric, on_epoch=True, batch_size=len(batch[0]))
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of the same training. Raises HeadError for one that does not fit."""
-        progress = checkpoint.progress
-        try:
-            self.head.load_state_dict(checkpoint.part("head"))
-            # Copied, for it will be written to, and lies in the file.
-            self._best = {name: tensor.clone() for name, tensor in checkpoint.part("best").items()}
-            self.history = list(checkpoint.history)
-            self.best_epoch = progress["best_epoch"]
-            self._patience = replace(self._patience, **progress["patience"])
-            if progress["plateau"] is not None:
-                self._plateau = Plateau(**progress["plateau"])
-        except (RuntimeError, KeyError, TypeError) as error:
-            raise HeadError(f"the checkpoint does not fit this training: {error}", hint="train again") from error
-        self._resumed = checkpoint
-        self._interruption.keeping = True
+    def _outputs(self, features: Tensor, random: StepRandom) -> Tensor:
+        """What the head gives in training, with the engine's random numbers."""
+        if is_own(self.config):
+            with random.global_generators():
+                given: Tensor = self.head(features)
+            return given
+        values = features
+        for layer in self.head.children():
+            dropped = isinstance(layer, nn.Dropout)
+            rows, wide = values.shape
+            values = values * random.kept(rows, wide, self.config.dropout)[0] if dropped else layer(values)
+        return values
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        # Lightning's wrapper would run its profiler and hooks at every step.
-        optimizer = self.optimizers(use_pl_optimizer=False)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"expected one optimiser, got {optimizer!r}")
-        return optimizer
+    def _changed(self, features: Tensor, targets: Tensor, random: StepRandom) -> tuple[Tensor, Mixture | None]:
+        config = self.config
+        if config.noise:
+            features = random.noisy(features, config.noise)
+        return random.mixed(features, targets, config.mixup) if config.mixup else (features, None)
 
-    def _require_finite(self, name: str, value: float) -> None:
-        if math.isfinite(value):
+
+class FeatureDataModule(pl.LightningDataModule):
+    """Train, val and test rows of a cache, cut and ordered as `train_head` cuts and orders them.
+
+    Args:
+        cache: An open cache, or the path of one.
+        config: The options of a head, whose batch size, seed, target and cuts say what the rows are; or how the head is
+            written (`mlp:128,64`) or what makes one of one's own, with further options by name.
+        beside: Further caches of the same images.
+        device: Where features lie: `cpu`, or that of the Trainer.
+        resident_bytes: The most that features may take there before they are streamed; None for a share of what is
+            free.
+        options: Of HeadConfig, where `config` is how the head is written.
+    """
+
+    def __init__(
+        self,
+        cache: FeatureCache | str | Path,
+        config: HeadConfig | str | Callable[..., Any] = "mlp:128,64",
+        *,
+        beside: Sequence[FeatureCache | str | Path] = (),
+        device: str = "cpu",
+        resident_bytes: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if isinstance(config, HeadConfig) and options:
+            raise InvalidOption(f"expected options in the HeadConfig alone, got {', '.join(options)} beside it")
+        self.config = config if isinstance(config, HeadConfig) else HeadConfig.of({"head": config, **options})
+        if self.config.architecture.solved:
+            raise InvalidOption(
+                f"the head {self.config.head} is solved, not trained by steps", hint="linear, mlp:128,64"
+            )
+        self._given, self._device, self._resident_bytes = (cache, *beside), device, resident_bytes
+        self._parts: dict[str, Batches] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the caches and cut the rows, once."""
+        if self._parts:
             return
-        epoch = len(self.history) + 1
-        before = f"; epoch {epoch - 1} still had val loss {self.history[-1].val_loss:.4g}" if self.history else ""
-        raise HeadError(
-            f"training diverged: {name} is {value} in epoch {epoch} with lr {self.config.lr:g}{before}",
-            hint=f"a lower --lr, for example {self.config.lr / 10:g}",
-        )
+        first, *others = (one if isinstance(one, FeatureCache) else FeatureCache.open(one) for one in self._given)
+        self.config = self.config.for_views(first.spec.views)
+        place = choose_device(self._device)
+        prepared = prepare(first, self.config, beside=others, place=place)
+        train, val = open_prepared(prepared, self.config, resident_bytes=self._resident_bytes)
+        self._parts = {"train": train, "val": val}
+        if "test" in prepared.rows:
+            self._parts["test"] = StreamedBatches(
+                prepared.rows["test"], batch_size=self.config.head_batch_size, seed=0, device=place
+            )
+        self.target = prepared.target
+        self.source = source_of(train, self.config, self.target)
+
+    def train_dataloader(self) -> NextEpoch:
+        """The batches of the Trainer's epoch; without a Trainer of one more epoch each time."""
+        trainer = self.trainer
+        return NextEpoch(self._parts["train"], None if trainer is None else lambda: trainer.current_epoch)
+
+    def val_dataloader(self) -> InOrder:
+        """All val rows, as they are in the cache."""
+        return InOrder(self._parts["val"])
+
+    def test_dataloader(self) -> InOrder:
+        """All test rows. Raises HeadError where the cache has no labelled test images."""
+        if "test" not in self._parts:
+            raise HeadError("the cache has no labelled test images", hint="extract with --split test as well")
+        return InOrder(self._parts["test"])
 
 
-class TrainingInterruptedError(Exception):
-    """A Ctrl-C on its way out of the Trainer, which would turn KeyboardInterrupt into SystemExit."""
-
-
-class OncePerEpoch:
-    """What the Trainer takes for a loader: the batches as its only item."""
+class InOrder:
+    """Batches as the Trainer takes them for val and test: all rows once, as they are in the cache."""
 
     def __init__(self, batches: Epochs) -> None:
-        self._items = [batches]
+        self._batches = batches
 
-    def __iter__(self) -> Iterator[Epochs]:
-        return iter(self._items)
+    def __iter__(self) -> Iterator[Batch]:
+        return self._batches.in_order()
+
+
+class NextEpoch:
+    """Epochs as the Trainer takes them for train.
+
+    Args:
+        epochs: Where the batches come from.
+        present: Gives the number of the epoch, also of one that goes on from a checkpoint; None for those of one more
+            epoch each time.
+    """
+
+    def __init__(self, epochs: Epochs, present: Callable[[], int] | None = None) -> None:
+        self._epochs, self._present, self._number = epochs, present, 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        # Asked when the first batch is taken: Lightning asks for iterators that it does not use.
+        number = self._number if self._present is None else self._present()
+        self._number = number + 1
+        yield from self._epochs.epoch(number)
 
     def __len__(self) -> int:
-        return len(self._items)
-
-    def let_go(self) -> None:
-        """Hold the batches no longer."""
-        self._items.clear()
-
-
-def fit(module: HeadModule, train: Epochs, val: Epochs, interruption: Interruption) -> bool:
-    """Train until patience, epochs or the user end it, and put the best epoch back into `module.head`.
-
-    Returns whether it was interrupted. Ctrl-C keeps the best epoch so far; before the first finished epoch there
-    is none, and KeyboardInterrupt is raised, as it is at a second Ctrl-C. Raises HeadError if the loss stops being
-    finite.
-    """
-    interrupted = False
-    with interruption, _quiet():
-        try:
-            if not module.finished:
-                _run(_trainer(module.config.max_epochs - len(module.history), train.device), module, train, val)
-        except (TrainingInterruptedError, KeyboardInterrupt):
-            interrupted = True
-        except SystemExit as stop:
-            # A KeyboardInterrupt inside the Trainer comes out as this.
-            if not isinstance(stop.__context__, KeyboardInterrupt):
-                raise
-            interrupted = True
-    if not module.history or interruption.insisted:
-        raise KeyboardInterrupt
-    module.restore_best()
-    return interrupted
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise TrainingInterruptedError from error
-
-
-def epoch_lr(config: HeadConfig, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0: a half cosine falls from lr towards 0 over `max_epochs`.
-
-    What a plateau takes off it depends on the losses (heads/stopping.py).
-    """
-    if config.schedule != "cosine":
-        return config.lr
-    return config.lr * 0.5 * (1 + math.cos(math.pi * epoch / config.max_epochs))
-
-
-def plateau_of(config: HeadConfig) -> Plateau:
-    """What takes the learning rate down: half the patience that ends a training, so that it still has its chance."""
-    return Plateau(patience=config.patience // 2, min_delta=config.min_delta)
-
-
-def balanced_weights(labels: Tensor, classes: int) -> Tensor:
-    """Weights float32 (C,) that let every class count the same: N / (C x its rows). Labels: int64 (N,)."""
-    return len(labels) / (classes * torch.bincount(labels, minlength=classes).float())
-
-
-def l1_norm(parameters: Iterable[Tensor]) -> float:
-    """Sum of absolute values of every parameter, weights and biases."""
-    return sum(float(parameter.detach().abs().sum()) for parameter in parameters)
-
-
-def add_l1_gradient(parameters: Iterable[Tensor], l1: float) -> None:
-    """Add the gradient of `l1 * l1_norm` to what `backward` left.
-
-    The sign is that gradient. Through autograd, the sum over millions of weights would cost as much as the head.
-    """
-    for parameter in parameters:
-        if parameter.grad is not None:
-            parameter.grad.add_(parameter.detach().sign(), alpha=l1)
-
-
-def _trainer(epochs: int, device: torch.device) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        # The best epoch's weights are copied during validation, and must be ordinary tensors.
-        inference_mode=False,
-        # Without this, Lightning takes a SLURM job for its own and waits for other ranks.
-        plugins=[LightningEnvironment()],
-    )
-
-
-def _run(trainer: pl.Trainer, module: HeadModule, train: Epochs, val: Epochs) -> None:
-    loaders = OncePerEpoch(train), OncePerEpoch(val)
-    try:
-        trainer.fit(module, *loaders)
-    finally:
-        # Trainer and module point at each other, and would keep windows and moments until garbage is collected.
-        trainer.strategy.optimizers = []
-        for loader in loaders:
-            loader.let_go()
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    # Lightning announces what hardware there is, on stderr, for every head. Its warnings still come through,
-    # but for these: an unused GPU was the user's choice, and the deprecation is between Lightning and torch.
-    announcer = logging.getLogger("pytorch_lightning.utilities.rank_zero")
-    level = announcer.level
-    announcer.setLevel(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=r".*\bavailable but not used")
-            warnings.filterwarnings("ignore", message=r".*LeafSpec")
-            yield
-    finally:
-        announcer.setLevel(level)
+        # Raises TypeError, as Lightning has it, where they cannot be counted.
+        return len(self._epochs)  # type: ignore[arg-type]

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-
-import torch
+from typing import TYPE_CHECKING
 
 from featcache.cache.reader import FeatureCache
 from featcache.heads.config import HeadConfig
-from featcache.rows.batches import WHOLE_BYTES, Batches, FeatureRows, open_batches
 from featcache.rows.cuts import Cut, SplitRows, cut_cache
+from featcache.rows.features import FeatureRows
 from featcache.rows.joining import CacheLayers, choose_columns, joined_rows, require_same_images
 from featcache.rows.notes import Report, tell
 from featcache.rows.origins import FeatureLayer, FeatureOrigin
+from featcache.rows.target import HeadTarget, head_target
 from featcache.rows.views import views_notes
+
+if TYPE_CHECKING:
+    import torch
+
+    from featcache.rows.batches import Batches
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -23,13 +28,26 @@ class Prepared:
     """The rows that one or many heads learn from, choose on and are tested on, and where that happens.
 
     `columns`: the caches and layers that are read; the first cache is `cache`, which says what the rows are.
-    `rows`: of "train", in all views, of "val" and, where there are labelled test images, "test".
+    `rows`: of "train", in all views, of "val" and, where there are labelled test images, "test". `place`: the device,
+    as torch calls it.
     """
 
     columns: tuple[CacheLayers, ...]
     cut: Cut
     rows: Mapping[str, FeatureRows]
-    place: torch.device
+    place: str
+
+    @property
+    def target(self) -> HeadTarget:
+        """What a head is to say."""
+        return self.cut.target
+
+    @property
+    def device(self) -> torch.device:
+        """The device, for what computes with torch."""
+        import torch
+
+        return torch.device(self.place)
 
     @property
     def cache(self) -> FeatureCache:
@@ -49,14 +67,9 @@ class Prepared:
         known = [count for count in counts if isinstance(count, int)]
         return sum(known) if len(known) == len(counts) else None
 
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.cache.classes)
-
     def of(self, chosen: SplitRows) -> FeatureRows:
         """The features of other rows, of plain images, from the same caches and layers."""
-        return joined_rows(self.columns, chosen)
+        return joined_rows(self.columns, chosen, self.target)
 
 
 def prepare(
@@ -64,18 +77,20 @@ def prepare(
     config: HeadConfig,
     *,
     beside: Sequence[FeatureCache] = (),
-    place: torch.device,
+    place: str | torch.device,
     report: Report | None = None,
     cut: Cut | None = None,
 ) -> Prepared:
     """Choose layers and rows, and read none of them yet. `cut`: which rows, if not those that `config` says."""
     caches = (cache, *beside)
-    require_same_images(caches)
+    target = head_target(cache, config.target) if cut is None else cut.target
+    config.require_kind(target)
+    require_same_images(caches, target)
     columns = choose_columns(caches, config.layers)
-    cut = cut or cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed)
+    cut = cut or cut_of(cache, config, target)
     tell(report, (*cut.notes, *views_notes(cache.spec, config.train_views)))
     rows = {
-        part: joined_rows(columns, chosen, views)
+        part: joined_rows(columns, chosen, target, views)
         for part, chosen, views in (
             ("train", cut.train, cache["train"].views),
             ("val", cut.val, 1),
@@ -83,7 +98,19 @@ def prepare(
         )
         if chosen is not None
     }
-    return Prepared(columns=columns, cut=cut, rows=rows, place=place)
+    return Prepared(columns=columns, cut=cut, rows=rows, place=str(place))
+
+
+def cut_of(cache: FeatureCache, config: HeadConfig, target: HeadTarget | None = None) -> Cut:
+    """The rows that the options say. `target`: what is learned, if it has been looked up already."""
+    return cut_cache(
+        cache,
+        val_fraction=config.val_fraction,
+        val_seed=config.val_seed,
+        target=target or head_target(cache, config.target),
+        group=config.group,
+        val_cut=config.val_cut,
+    )
 
 
 def open_prepared(
@@ -93,7 +120,9 @@ def open_prepared(
 
     Where train is streamed, memory is short, and a val of more than one window is streamed too.
     """
-    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.place
+    from featcache.rows.batches import WHOLE_BYTES, open_batches
+
+    train, val, place = prepared.rows["train"], prepared.rows["val"], prepared.device
     opened = partial(open_batches, batch_size=config.head_batch_size, seed=config.seed, device=place)
     train_batches = opened(train, resident_bytes=resident_bytes, draw=config.draws_views)
     if not train_batches.resident_bytes:

@@ -7,8 +7,8 @@ threads they train is measured with it (training/threads.py says why that matter
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -16,68 +16,140 @@ from torch import Tensor, nn
 
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
-from featcache.rows.batches import Batches
+from featcache.rows.batches import Batch, Batches
 from featcache.rows.devices import seeded
-from featcache.training.course import Course, Source, side_by_side
-from featcache.training.lightning import balanced_weights
-from featcache.training.stacked import HeadStack, Layer, StackedHead, StackShape
-from featcache.training.threads import SMALL_STEP, training_threads
+from featcache.rows.target import HeadTarget
+from featcache.training.augmentation import StepRandom
+from featcache.training.losses import balanced_weights
+from featcache.training.module_stack import ModuleStack
+from featcache.training.stack import InitialHead, PerceptronStack, Stack, StackShape, is_own
+from featcache.training.threads import training_threads
+from featcache.training.trial import Source, Trial, side_by_side
 
 STACK_SIZES = (1, 4, 16, 64, 256)
-# Without a trial, where all steps together take less time than one.
+# Without a trial step, where all steps together take less time than one.
 UNTRIED_SIZE = 64
 FEWEST_STEPS_TO_TRY = 100
 TRIAL_SECONDS = 0.2
 MOST_TRIAL_STEPS = 20
+# All threads have to be faster by this much, or one is taken.
 THREADS_GAIN = 0.9
-Stacked = tuple[list[list[Course]], HeadStack]
+# Multiplications of a forward pass below which a step never gains by sharing them.
+SMALL_STEP = 2_000_000
+Groups = list[list[Trial]]
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How heads of one shape train: so many in a stack, with so many threads. `seconds`: what a step took a head."""
+    """How heads of one shape train.
 
-    size: int
-    threads: int | None
+    Attributes:
+        size: So many in a stack at most; None for what is fastest.
+        threads: Torch's on the CPU; None for what is fastest, and on other devices.
+        seconds: What a step took a head when it was tried.
+    """
+
+    size: int | None = None
+    threads: int | None = None
     seconds: float = 0.0
 
 
-def stacked(
-    courses: Sequence[Course],
-    sources: Sequence[Source],
-    classes: int,
-    *,
-    size: int | None = None,
-    threads: int | None = None,
-) -> tuple[list[Stacked], int | None]:
-    """The heads of all courses in stacks of at most `size`, trained by `threads`; None for what is fastest.
+def formed(
+    trials: Sequence[Trial], sources: Sequence[Source], target: HeadTarget, setting: Setting
+) -> tuple[list[tuple[Groups, Stack]], int | None]:
+    """The heads of all trials in stacks, and the number of threads to train them with.
 
-    Each stack comes with the courses whose heads stand in it, as groups of one source each; then the number of
-    threads (None where it is not the CPU). Heads of several shapes train with that of those that take longest.
+    Each stack comes with the trials whose heads stand in it, as groups of one source each. Heads of several shapes
+    train with the threads of those that take longest; None where it is not the CPU.
     """
-    shapes: dict[StackShape, list[Course]] = {}
-    for course in courses:
-        shapes.setdefault(StackShape.of(course.config), []).append(course)
-    stacks: list[Stacked] = []
+    shapes: dict[StackShape, list[Trial]] = {}
+    for trial in trials:
+        shapes.setdefault(StackShape.of(trial.config), []).append(trial)
+    stacks: list[tuple[Groups, Stack]] = []
     settings = []
-    for alike in shapes.values():
-        starts = _starts(alike, sources, classes)
-        setting = Setting(size=size, threads=threads) if size else _fastest(alike, sources, starts, threads)
-        settings.append((setting.seconds * len(alike), setting.threads))
-        stacks += [(groups, _stack(groups, starts)) for groups in _rectangles(alike, setting.size)]
+    first: dict[int, Batch] = {}
+    for shape, alike in shapes.items():
+        starts = _Starts(sources, target, first)
+        chosen = _fastest(alike, starts, setting if shape.own is None else replace(setting, size=1))
+        settings.append((chosen.seconds * len(alike), chosen.threads))
+        stacks += [(groups, starts.stack(groups)) for groups in _rectangles(alike, chosen.size or len(alike))]
     return stacks, max(settings, key=lambda each: each[0])[1]
 
 
-def _stack(groups: Sequence[Sequence[Course]], starts: Mapping[Course, StackedHead]) -> HeadStack:
-    return HeadStack([[starts[course] for course in group] for group in groups])
+def stack_of(groups: Sequence[Sequence[Trial]], sources: Sequence[Source], target: HeadTarget) -> Stack:
+    """The stack of these trials' heads, before their first step."""
+    return _Starts(sources, target, {}).stack(groups)
 
 
-def _rectangles(courses: Sequence[Course], size: int) -> Iterator[list[list[Course]]]:
-    """The courses as groups of one source each, for stacks of at most `size` heads."""
-    by_source: dict[int, list[Course]] = {}
-    for course in courses:
-        by_source.setdefault(course.source, []).append(course)
+class _Starts:
+    """Heads before their first step: with the weights that each would have alone."""
+
+    def __init__(self, sources: Sequence[Source], target: HeadTarget, first: dict[int, Batch]) -> None:
+        self.sources, self._target, self._first = sources, target, first
+        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._weights: dict[int, Tensor] = {}
+
+    def stack(self, groups: Sequence[Sequence[Trial]]) -> Stack:
+        """A stack of them."""
+        kind = ModuleStack if is_own(groups[0][0].config) else PerceptronStack
+        return kind([[self._head(trial) for trial in group] for group in groups], self._target)
+
+    def first_batch(self, groups: Sequence[Sequence[Trial]]) -> Batch:
+        """The first batch of the first epoch, for heads in these groups."""
+        for source in {group[0].source for group in groups} - self._first.keys():
+            self._first[source] = next(self.sources[source].epoch(0))
+        return side_by_side([self._first[group[0].source] for group in groups])
+
+    def _head(self, trial: Trial) -> InitialHead:
+        config, batches = trial.config, self.sources[trial.source].batches
+        if is_own(config):
+            # A module is changed by its training: each stack has one of its own.
+            return InitialHead(config=config, tensors={}, module=initial_module(config, batches, self._target))
+        if config.seed not in self._tensors:
+            self._tensors[config.seed] = initial_tensors(config, batches, self._target)
+        weights = self._balanced(trial.source, batches) if config.class_weights == "balanced" else None
+        return InitialHead(config=config, tensors=self._tensors[config.seed], class_weights=weights)
+
+    def _balanced(self, source: int, batches: Batches) -> Tensor:
+        if source not in self._weights:
+            self._weights[source] = balanced_weights(batches.targets, self._target)
+        return self._weights[source]
+
+
+def initial_tensors(config: HeadConfig, batches: Batches, target: HeadTarget) -> dict[str, Tensor]:
+    """The initial tensors of a head by name, drawn from its seed, on the device of its batches."""
+    head = initial_module(config, batches, target)
+    state = {name: tensor.detach().to(batches.device) for name, tensor in head.state_dict().items()}
+    # A count of batches, which nothing depends on.
+    return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+
+
+def initial_module(config: HeadConfig, batches: Batches, target: HeadTarget) -> nn.Module:
+    """The head before its first step, its weights drawn from its seed, on the device of its batches."""
+    with seeded(config.seed, batches.device):
+        head = build_head(config.architecture, head_shape(config, batches.feature_dim, target.outputs))
+    return head.to(batches.device)
+
+
+def head_shape(config: HeadConfig, in_features: int, outputs: int) -> HeadShape:
+    """What building the head of `config` needs."""
+    return HeadShape(
+        in_features=in_features,
+        classes=outputs,
+        hidden=config.architecture.hidden,
+        activation=config.activation,
+        dropout=config.dropout,
+        batch_norm=config.batch_norm,
+        own=config.own,
+    )
+
+
+def _rectangles(trials: Sequence[Trial], size: int) -> Iterator[Groups]:
+    """The trials as groups of one source each, for stacks of at most `size` heads."""
+    by_source: dict[int, list[Trial]] = {}
+    for trial in trials:
+        by_source.setdefault(trial.source, []).append(trial)
     members = {len(group) for group in by_source.values()}
     together = size // max(members)
     if len(members) == 1 and together > 1:
@@ -91,63 +163,31 @@ def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
         yield items[start : start + size]
 
 
-def _starts(courses: Sequence[Course], sources: Sequence[Source], classes: int) -> dict[Course, StackedHead]:
-    """Initial weights: those that train_head would begin with."""
-    layers: dict[int, tuple[Layer, ...]] = {}
-    starts = {}
-    for course in courses:
-        config, batches = course.config, sources[course.source].batches
-        if config.seed not in layers:
-            layers[config.seed] = _initial_layers(config, batches, classes)
-        weights = balanced_weights(batches.targets, classes) if config.class_weights == "balanced" else None
-        starts[course] = StackedHead(config=config, layers=layers[config.seed], class_weights=weights)
-    return starts
-
-
-def _initial_layers(config: HeadConfig, batches: Batches, classes: int) -> tuple[Layer, ...]:
-    shape = HeadShape(in_features=batches.feature_dim, classes=classes, hidden=config.architecture.hidden)
-    with seeded(config.seed, batches.device):
-        head = build_head(config.architecture, shape)
-    linear = [layer for layer in head.modules() if isinstance(layer, nn.Linear)]
-    return tuple((one.weight.detach().to(batches.device), one.bias.detach().to(batches.device)) for one in linear)
-
-
-def _fastest(
-    courses: Sequence[Course], sources: Sequence[Source], starts: Mapping[Course, StackedHead], threads: int | None
-) -> Setting:
+def _fastest(trials: Sequence[Trial], starts: _Starts, setting: Setting) -> Setting:
     """By the seconds that steps take a head, on the first batch of the first epoch."""
-    steps = len(sources[0].batches) * max(course.config.max_epochs for course in courses)
-    sizes = [*(size for size in STACK_SIZES if size < len(courses)), len(courses)][: len(STACK_SIZES)]
-    if steps < FEWEST_STEPS_TO_TRY:
-        return _untried(courses, sources, starts, min(sizes[-1], UNTRIED_SIZE), threads)
-    first = {source: next(sources[source].epoch(0)) for source in {course.source for course in courses}}
+    sources = starts.sources
+    steps = len(sources[0].batches) * max(trial.config.max_epochs for trial in trials)
+    sizes = [*(size for size in STACK_SIZES if size < len(trials)), len(trials)][: len(STACK_SIZES)]
+    if setting.size is not None:
+        sizes = [setting.size]
+    elif steps < FEWEST_STEPS_TO_TRY:
+        sizes = [min(sizes[-1], UNTRIED_SIZE)]
     tried = []
     for size in sizes:
-        groups = next(_rectangles(courses, size))
-        stack = _stack(groups, starts)
-        batch = side_by_side([first[group[0].source] for group in groups])
-        for count in (threads,) if threads else _thread_counts(stack, len(batch[1][0])):
+        groups = next(_rectangles(trials, size))
+        stack = starts.stack(groups)
+        rows = min(sources[0].batches.batch_size, sources[0].batches.epoch_rows)
+        counts = (setting.threads,) if setting.threads else _thread_counts(stack, rows)
+        if len(sizes) == 1 and (len(counts) == 1 or steps < FEWEST_STEPS_TO_TRY):
+            return replace(setting, size=size, threads=counts[0])
+        for count in counts:
             with training_threads(count):
-                seconds = _step_seconds(stack, *batch) / (stack.groups * stack.members)
+                seconds = _step_seconds(stack, *starts.first_batch(groups)) / stack.heads
             tried.append(Setting(size=size, threads=count, seconds=seconds))
-    # All threads have to be clearly faster, or one is taken.
     return min(tried, key=lambda each: each.seconds / (THREADS_GAIN if (each.threads or 1) > 1 else 1))
 
 
-def _untried(
-    courses: Sequence[Course],
-    sources: Sequence[Source],
-    starts: Mapping[Course, StackedHead],
-    size: int,
-    threads: int | None,
-) -> Setting:
-    groups = next(_rectangles(courses, size))
-    stack = _stack(groups, starts)
-    counts = _thread_counts(stack, sources[0].batches.batch_size)
-    return Setting(size=size, threads=threads or counts[0])
-
-
-def _thread_counts(stack: HeadStack, rows: int) -> tuple[int | None, ...]:
+def _thread_counts(stack: Stack, rows: int) -> tuple[int | None, ...]:
     """What is worth trying: one thread, and all that torch has now where a step is large enough to share."""
     everything = torch.get_num_threads()
     if stack.device.type != "cpu":
@@ -155,11 +195,12 @@ def _thread_counts(stack: HeadStack, rows: int) -> tuple[int | None, ...]:
     return (1, everything) if everything > 1 and rows * stack.weights >= SMALL_STEP else (1,)
 
 
-def _step_seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
+def _step_seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
     """The mean of a few steps; the first is not counted."""
-    stack.step(features, labels)
+    random = StepRandom([0] * stack.groups, 0, 0, stack.device) if stack.draws else None
+    stack.step(features, targets, random)
     began, steps, passed = time.perf_counter(), 0, 0.0
     while steps < MOST_TRIAL_STEPS and passed < TRIAL_SECONDS:
-        float(stack.step(features, labels)[0])  # which waits for the device
+        float(stack.step(features, targets, random)[0])  # which waits for the device
         steps, passed = steps + 1, time.perf_counter() - began
     return passed / steps

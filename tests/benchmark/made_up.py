@@ -22,14 +22,14 @@ MACHINE = {
 
 def way(name: str, **said: Any) -> Way:
     """A way over all images for two epochs of one second."""
-    curve = Curve(train_loss=(2.0, 1.0), val_loss=(2.0, 1.0), val_score=(0.5, 0.6), step_losses=(2.5, 2.0, 1.5))
+    curve = Curve(train_loss=(2.0, 1.0), val_loss=(2.0, 1.0), val_accuracy=(0.5, 0.6), step_losses=(2.5, 2.0, 1.5))
     values: dict[str, Any] = {
         "images": FULL,
         "setup_s": 0.0,
         "epoch_s": (1.0, 1.0),
         "test_s": 0.0,
         "heads_s": ((1, 3.0),),
-        "val_score": 0.6,
+        "val_accuracy": 0.6,
         "test_accuracy": 0.7,
         "curve": curve,
         "memory": Memory(peak=500 * MB, libraries=400 * MB),
@@ -63,7 +63,7 @@ def result(chosen: Scenario | None = None, **ways: Way) -> Result:
         logits=1e-5,
         same_answers=70,
         answers=70,
-        val_score=(0.6, 0.6),
+        val_accuracy=(0.6, 0.6),
         test_accuracy=(0.5, 0.5),
         cached=measured[NOTEBOOK].curve,
     )

@@ -26,6 +26,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
 from featcache.images import open_images
+from featcache.rows.target import class_target
 
 CPU = torch.device("cpu")
 # Nine steps, large enough to carry any difference of features into the losses.
@@ -183,6 +184,6 @@ def end_to_end(
             val=ImageEpochs(samples["val"], forward, setup.ordering, lambda images: None),
             test=None,
             feature_dim=feature_dim,
-            classes=len(source.classes),
+            target=class_target(source.classes),
         )
         return train(parts, CONFIG)

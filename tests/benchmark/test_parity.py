@@ -107,13 +107,13 @@ def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, d
             cut_samples(select_samples(job.source, request(resnet, data_dir)), CONFIG),
             TunedForward(pipeline, device=CPU),
             CONFIG,
-            classes=len(job.source.classes),
+            classes=job.source.classes,
             stored="float32",
         )
         trained = train(parts, CONFIG)
         pipeline.close()
     assert trained.step_losses.tolist() == from_cache.step_losses.tolist()
-    assert torch.equal(trained.val.logits, from_cache.val.logits)
+    assert np.array_equal(trained.val.outputs, from_cache.val.outputs)
 
 
 def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Path, tmp_path: Path) -> None:
@@ -123,8 +123,10 @@ def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Pat
         run = fit_head(cache, CONFIG, runs_dir=tmp_path, device="cpu")
         again = train(cached_parts(cache, CONFIG, CPU), CONFIG)
     for name in ("train_loss", "val_loss", "val_score"):
-        assert [getattr(e, name) for e in run.history()] == [getattr(e, name) for e in recorded.history]
-    assert run.training.val == recorded.val.score()
+        # One is featcache's engine, the other Lightning's Trainer: only the order of sums differs.
+        expected = [getattr(e, name) for e in recorded.history]
+        assert [getattr(e, name) for e in run.history()] == pytest.approx(expected, rel=1e-5)
+    assert run.training.val.accuracy == recorded.val.score().accuracy
     assert again.step_losses.tolist() == recorded.step_losses.tolist()
     per_epoch = recorded.step_losses.reshape(CONFIG.max_epochs, -1)
     # The last batch of 20 rows is short: losses count by rows.

@@ -77,7 +77,10 @@ def test_the_common_options_are_accepted_after_any_command(name: str) -> None:
 def test_help_groups_options_in_sections() -> None:
     lines = featcache("train-head", "-h").stdout.splitlines()
     sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
-    assert sections == ["On which cache:", "The head:", "The run:", "Which features:", "Of which images:", "Common:"]
+    assert sections == [
+        *("On which cache:", "The run:", "What is learned from which rows:", "The head:", "How it is trained:"),
+        *("How it runs:", "Which features:", "Of which images:", "Common:"),
+    ]
     common = lines.index("Common:")
     assert lines[-1].split()[:2] == ["-h,", "--help"]
     assert "--json" in lines[common + 1]

@@ -57,8 +57,8 @@ def test_caches_and_runs_are_offered_from_their_folders(cache: Path, here: Path)
     (run,) = (here / "runs").iterdir()
     assert offered("featcache info pict", here) == [cache.stem]
     assert offered("featcache train-head pict", here) == [cache.stem]
-    assert offered("featcache predict ", here) == [run.name, "latest"]
-    assert offered("featcache export ", here) == [run.name, "latest", cache.stem]
+    assert offered("featcache predict ", here) == [run.name, "best", "latest"]
+    assert offered("featcache export ", here) == [run.name, "best", "latest", cache.stem]
     assert offered("featcache info --data-dir elsewhere pict", here) == []
     assert offered("featcache predict runs/", here) == [f"runs/{run.name}/"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -142,11 +143,12 @@ def test_heads_learn_a_label_that_a_table_brings(cache: Path, here: Path) -> Non
         assert opened.classes == ("furry", "wet")
 
 
-def test_a_label_that_is_no_class_is_said_so_when_a_head_is_trained(cache: Path, here: Path) -> None:
-    featcache("label", cache, written(here / "t.csv", "id,label\ntrain/cat/00.png,3\n"))
-    error, hint = complaint("train-head", cache.stem)
-    assert "holds numbers, expected classes" in error
-    assert "--kind label=classes" in hint
+def test_a_label_of_numbers_is_learned_as_numbers(cache: Path, here: Path) -> None:
+    ids = [sample for split in ("train", "test") for sample in FeatureCache.open(cache)[split].ids]
+    table = "id,label\n" + "".join(f"{sample},{number % 7 + 0.5}\n" for number, sample in enumerate(ids))
+    featcache("label", cache, written(here / "t.csv", table))
+    result = json.loads(featcache("train-head", cache.stem, "--head", "ridge", "--json").stdout)
+    assert set(result["val"]) == {"r2", "loss"}
 
 
 def test_readers_that_have_the_file_open_keep_what_was_there(one_class: Path, table: Path) -> None:

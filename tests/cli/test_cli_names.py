@@ -43,10 +43,6 @@ def test_a_name_that_needs_no_cache(words: tuple[str, ...], nearest: str) -> Non
     ("words", "nearest"),
     [
         ((*HEAD, "--head", "lgoreg"), "logreg"),
-        ((*HEAD, "--activation", "leaky_rleu"), "leaky_relu"),
-        ((*HEAD, "--optimizer", "admaw"), "adamw"),
-        ((*HEAD, "--schedule", "cosin"), "cosine"),
-        ((*HEAD, "--class-weights", "balancd"), "balanced"),
         ((*HEAD, "--recipe", "mlp-droput"), "mlp-dropout"),
         ((*HEAD, "--layer", "pixel"), "pixels"),
         (("sweep", "--grid", "wieght_decay=0,1"), "weight_decay"),
@@ -57,6 +53,20 @@ def test_a_name_that_needs_no_cache(words: tuple[str, ...], nearest: str) -> Non
 )
 def test_a_name_of_a_head(words: tuple[str, ...], nearest: str, cache: Path) -> None:
     assert nearest in complaint(*words)[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "choice"),
+    [
+        (("--activation", "leaky_rleu"), "leaky_relu"),
+        (("--optimizer", "admaw"), "adamw"),
+        (("--schedule", "cosin"), "cosine"),
+        (("--class-weights", "balancd"), "balanced"),
+    ],
+    ids=said,
+)
+def test_a_choice_of_a_head(words: tuple[str, ...], choice: str, cache: Path) -> None:
+    assert f"'{choice}'" in featcache(*HEAD, *words, expect=2).stderr
 
 
 @pytest.mark.parametrize("command", ["info", "verify", "rm", "train-head", "sweep", "audit"])

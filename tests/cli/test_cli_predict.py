@@ -102,7 +102,7 @@ def test_what_is_no_image_is_named_and_can_be_left_out(here: Path) -> None:
 
 def test_a_run_that_is_not_there_offers_the_nearest(run: Path) -> None:
     error, hint = complaint("predict", "lastest", TEST)
-    assert (error, hint) == ("unknown run 'lastest'", "did you mean latest?")
+    assert (error, hint) == ("unknown run 'lastest'", "did you mean latest, best?")
     error, hint = complaint("predict", f"{run.name}x", TEST)
     assert run.name in hint
     error, _ = complaint("predict", "runs/nothing", TEST)

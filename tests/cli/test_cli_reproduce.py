@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import json
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from command_line import PIXELS, answer, complaint, featcache
 
-from featcache import files
+from featcache import Run, files
 from featcache.cli.reproduce import weights_by_backbone
 from featcache.cli.terminal import Terminal
 from featcache.errors import InvalidOption
+from featcache.notebook.recipes import recipe
+from featcache.sweeps.records import Sweep
 
 ON_PICTURES = ("--dataset", "pictures")
 ROW = ["recipe", "val", "last", "test", "epochs", "seconds", "agrees", "seeds"]
@@ -52,7 +55,35 @@ def test_the_answer_has_exactly_the_promised_fields_and_the_seeds() -> None:
 def test_recipes_with_the_same_features_share_one_cache(here: Path) -> None:
     featcache("reproduce", "mlp", "mlp-leaky", *ON_PICTURES)
     assert len(list((here / "data" / "features").glob("*.h5"))) == 1
-    assert len(list((here / "runs").iterdir())) == 2
+
+
+def test_recipes_are_one_sweep_and_the_best_head_of_each_is_a_run(here: Path) -> None:
+    rows = {row["recipe"]: row for row in answer("reproduce", "mlp", "mlp-leaky", *ON_PICTURES, "--seeds", "3")["rows"]}
+    (folder,) = (path.parent for path in (here / "runs").glob("*/sweep.json"))
+    found = Sweep.load(folder)
+    assert found.stacks and max(found.stacks) > 1
+    runs = {row.values["recipe"]: Run.load(row.run or "") for row in found.rows}
+    assert set(runs) == {"mlp", "mlp-leaky"} and len(list((here / "runs").iterdir())) == 3
+    for name, run in runs.items():
+        seeds = {one["seed"]: one for one in rows[name]["seeds"]}
+        assert run.config == replace(recipe(name).head, seed=run.config.seed)
+        assert run.training.val.accuracy == max(one["val"]["accuracy"] for one in seeds.values())
+        for part in ("val", "last", "test"):
+            score = getattr(run.training, part)
+            assert score.to_json() == pytest.approx(seeds[run.config.seed][part])
+
+
+def test_a_recipe_gives_the_head_that_train_head_gives(here: Path) -> None:
+    (row,) = answer("reproduce", "mlp-leaky", *ON_PICTURES)["rows"]
+    alone = answer("train-head", "--recipe", "mlp-leaky", *ON_PICTURES)
+    for part, score in (("val", alone["val"]), ("last", alone["last"]["val"]), ("test", alone["test"])):
+        assert score == pytest.approx(row[part], rel=1e-4)
+    assert alone["epochs"] == row["epochs"]
+
+
+def test_rows_stand_in_the_order_in_which_recipes_were_asked_for() -> None:
+    rows = answer("reproduce", "mlp-wide", "mlp-l2", "mlp", *ON_PICTURES)["rows"]
+    assert [row["recipe"] for row in rows] == ["mlp-wide", "mlp-l2", "mlp"]
 
 
 def test_a_recipe_named_twice_runs_once() -> None:
@@ -113,14 +144,16 @@ def test_an_output_that_is_a_file_is_an_error_before_anything_is_computed(here: 
 
 def test_ctrl_c_tells_what_is_finished_and_ends_with_130(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Terminal, stage: str, done: int, total: int, **_: object) -> None:
-        if (stage, done, total) == ("training", 2, 50):
+        if stage == "training" and done >= 2 * 2 * 3:
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Terminal, "advance", interrupt)
+    monkeypatch.setattr("featcache.training.engine.ADVANCED_EVERY_S", 0.0)
     said = answer("reproduce", "mlp", "mlp-wide", *ON_PICTURES, "--seeds", "3", "--output", "out", expect=130)
-    (row,) = said["rows"]
-    assert (row["recipe"], row["epochs"], len(row["seeds"])) == ("mlp", 2, 1)
+    assert [row["recipe"] for row in said["rows"]] == ["mlp", "mlp-wide"]
+    assert all(0 < row["epochs"] <= 3 and len(row["seeds"]) == 3 for row in said["rows"])
     assert "interrupted" in (here / "out" / "reproduce.md").read_text()
+    assert len(list((here / "runs").glob("*/config.json"))) == 2
 
 
 # --- what is refused ---------------------------------------------------------------------------------------
@@ -143,8 +176,8 @@ def test_as_written_is_refused_for_weights_that_carry_their_own_mean(vgg_weights
     assert "half contradicts" in error
 
 
-def test_no_seed_at_all_is_wrong_usage() -> None:
-    assert "--seeds" in featcache("reproduce", "mlp", "--seeds", "0", expect=2).stderr
+def test_no_seed_at_all_is_refused() -> None:
+    assert "expected --seeds of at least 1" in complaint("reproduce", "mlp", "--seeds", "0")[0]
 
 
 NETWORKS = ("vgg16", "inception_v3")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import signal
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import CLASSES, PIXELS, answer, complaint, featcache
+from command_line import CLASSES, PIXELS, answer, child, complaint, featcache
 
 from featcache.cli.terminal import Terminal
 from featcache.runs.run import Run, used_caches
@@ -190,7 +191,6 @@ def test_images_of_one_class_are_no_ground_for_a_head(here: Path) -> None:
     ("words", "expected", "offered"),
     [
         (("--head", "mpl:64"), "unknown head 'mpl'", "mlp"),
-        (("--activation", "rleu"), "unknown activation 'rleu'", "relu"),
         (("--layer", "pixles"), "unknown layer 'pixles'", "pixels"),
         (("--dropout", "1.5"), "--dropout", ""),
         (("--val-fraction", "0"), "--val-fraction", ""),
@@ -203,6 +203,38 @@ def test_a_value_that_cannot_be_used_is_an_error(
     error, hint = complaint("train-head", *words)
     assert expected in error
     assert offered in error + hint
+
+
+@pytest.mark.parametrize(
+    "words", [("--activation", "rleu"), ("--optimizer", "adamv"), ("--trainer", "keras"), ("--feature-memory", "much")]
+)
+def test_a_choice_or_type_that_there_is_not_is_wrong_usage(cache: Path, words: tuple[str, ...]) -> None:
+    assert words[0] in featcache("train-head", *words, expect=2).stderr
+
+
+@pytest.mark.parametrize("words", [("--lr", "0.001"), ("--max-epochs", "50"), ("--standardize",), ("--threads", "2")])
+def test_an_option_that_is_given_counts_also_where_it_is_the_default(cache: Path, words: tuple[str, ...]) -> None:
+    assert words[0] in complaint("train-head", "--head", "ridge", *words)[0]
+
+
+def test_a_head_that_is_worse_than_a_constant_is_told_and_kept(cache: Path, here: Path) -> None:
+    result = featcache("train-head", "--head", "linear", "--lr", "1e6", "--max-epochs", "3", "--quiet")
+    (warning,) = [line for line in result.stderr.splitlines() if line.startswith("warning: ")]
+    assert "equal probabilities for all classes would have 1.099" in warning and "a lower learning rate" in warning
+    (run,) = (here / "runs").iterdir()
+    assert any("equal probabilities" in note for note in Run.load(run).training.notes)
+    assert "warning" not in featcache("train-head", *QUICK).stderr
+
+
+def test_took_counts_from_the_key_press_and_the_fit_stands_beside_it(cache: Path, here: Path) -> None:
+    began = time.monotonic()
+    with child("train-head", "--head", "linear", "--max-epochs", "2", cwd=here) as process:
+        stdout, _ = process.communicate(timeout=120)
+    whole = time.monotonic() - began
+    (took, fit) = re.search(r"took +([0-9.]+) s, fit ([0-9.]+) s", stdout).groups()  # type: ignore[union-attr]
+    assert float(fit) < float(took) <= whole + 0.1
+    # All but the end of the process, and what its parent does.
+    assert float(took) > 0.5 * whole
 
 
 def test_a_runs_folder_that_is_a_file_is_an_error_before_anything_is_trained(cache: Path, here: Path) -> None:
@@ -281,19 +313,21 @@ def test_the_caches_of_a_training_that_was_cut_off_are_no_garbage(
 def test_curves_are_written_for_tensorboard(cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    cut_off(monkeypatch, *LONG, "--tensorboard")
+    cut_off(monkeypatch, *LONG, "--logger", "tensorboard")
     said = answer("train-head", "--resume", "last")
     events = EventAccumulator(str(here / said["run"]))
     events.Reload()
-    assert sorted(events.Tags()["scalars"]) == ["accuracy/val", "loss/train", "loss/val", "lr"]
+    assert sorted(events.Tags()["scalars"]) == ["accuracy/val", "loss/train", "loss/val", "rate"]
     history = Run.load(here / said["run"]).history()
     points = [(point.step, point.value) for point in events.Scalars("loss/val")]
     assert points == [(epoch.epoch, pytest.approx(epoch.val_loss)) for epoch in history]
 
 
 def test_tensorboard_that_is_missing_is_named(cache: Path, monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.writer", None)
-    error, hint = complaint("train-head", *QUICK, "--tensorboard")
+    # Lightning looks for the packages once, when it is imported.
+    for package in ("TENSORBOARD", "TENSORBOARDX"):
+        monkeypatch.setattr(f"lightning_fabric.loggers.tensorboard._{package}_AVAILABLE", False)
+    error, hint = complaint("train-head", *QUICK, "--logger", "tensorboard")
     assert "tensorboard" in error and hint == "pip install 'featcache[tensorboard]'"
     assert list((here / "runs").iterdir()) == []
 

@@ -21,7 +21,7 @@ from featcache.backbones.transforms import Transform
 from featcache.backbones.zoos.modules import from_module
 from featcache.cache.reader import FeatureCache
 from featcache.errors import WeightsError
-from featcache.extraction.rebuild import recompute
+from featcache.extraction.recomputation import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 

@@ -16,7 +16,7 @@ from featcache.backbones.runners.compiled import compiler
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheNotFound, ExtractionError, InvalidOption
 from featcache.extraction import matching
-from featcache.extraction.rebuild import recompute
+from featcache.extraction.recomputation import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 

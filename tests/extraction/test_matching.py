@@ -12,6 +12,7 @@ from tiny import jpeg, random_squeezenet
 
 from featcache.errors import CacheIncomplete, CacheNotFound
 from featcache.extraction import matching
+from featcache.extraction.named import only_cache
 from featcache.extraction.request import Precision, Request
 from featcache.extraction.run import Execution, extract
 
@@ -129,10 +130,10 @@ def test_an_extraction_that_has_not_ended_is_refused_with_what_to_do(shelf: Path
 
 
 def test_the_only_cache_is_taken_when_nothing_is_said(shelf: Path, tmp_path: Path) -> None:
-    found = matching.only_cache(shelf / "data" / "features")
+    found = only_cache(shelf / "data" / "features")
     assert found is not None
     assert found.layers is None
-    assert matching.only_cache(tmp_path) is None
+    assert only_cache(tmp_path) is None
 
 
 def test_the_command_offered_makes_the_cache(shelf: Path) -> None:

@@ -20,7 +20,7 @@ from featcache.backbones.runners import openvino
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, MissingExtra
 from featcache.extraction import matching
-from featcache.extraction.rebuild import recompute
+from featcache.extraction.recomputation import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.images import open_images

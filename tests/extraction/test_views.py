@@ -21,7 +21,7 @@ from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.verification import verify
 from featcache.errors import CacheNotFound, InvalidOption
 from featcache.extraction import matching
-from featcache.extraction.rebuild import recompute
+from featcache.extraction.recomputation import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import augmentation_of

@@ -13,7 +13,7 @@ from tiny import jpeg, random_squeezenet, write_images
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import ExtractionError, WeightsError
-from featcache.extraction.rebuild import recompute
+from featcache.extraction.recomputation import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract

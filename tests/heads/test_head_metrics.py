@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,21 +17,38 @@ import torch
 from head_caches import Blobs, blobs, write_cache
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
-from scipy.stats import binomtest
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, softmax
+from scipy.stats import binomtest, spearmanr
 from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
     balanced_accuracy_score,
     confusion_matrix,
     f1_score,
+    log_loss,
+    mean_absolute_error,
     precision_recall_fscore_support,
+    r2_score,
+    root_mean_squared_error,
     top_k_accuracy_score,
 )
+from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
-from featcache.heads import metrics
-from featcache.heads.metrics import Outcome, accuracy_interval, measure
+from featcache.heads.calibration import confidence_bins
+from featcache.heads.class_metrics import wilson_interval
+from featcache.heads.metric_records import (
+    ClassMetrics,
+    ListMetrics,
+    NumberMetrics,
+    metrics_from_json,
+    metrics_to_json,
+)
+from featcache.heads.metrics import Outcome, Tuning, measure, readable, tuned
 from featcache.heads.records import Predictions
+from featcache.rows.target import HeadTarget, class_target
 from featcache.runs.comparison import compare_predictions, compare_runs, mcnemar
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
@@ -46,11 +68,50 @@ def run(cache: FeatureCache, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def outcome(classes: int, *, images: int = 400, seed: int = 0, absent: int = 0) -> Outcome:
     """Logits that are right more often than not; the last `absent` classes have no image."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.randint(0, classes - absent, (images,), generator=generator)
-    logits = torch.randn((images, classes), generator=generator)
-    logits[torch.arange(images), labels] += 1.5
-    return Outcome(logits=logits, labels=labels)
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, classes - absent, images)
+    logits = random.standard_normal((images, classes)).astype(np.float32)
+    logits[np.arange(images), labels] += 1.5
+    return of_classes(logits, labels)
+
+
+def of_classes(logits: ArrayLike, labels: ArrayLike) -> Outcome:
+    outputs = np.asarray(logits, np.float32)
+    target = class_target(map(str, range(outputs.shape[1])))
+    return Outcome(outputs=outputs, targets=np.asarray(labels, np.int64), target=target)
+
+
+def class_metrics(said: Outcome, temperature: float = 1.0) -> ClassMetrics:
+    found = measure(said, Tuning(temperature=temperature), seed=0)
+    assert isinstance(found, ClassMetrics)
+    return found
+
+
+def of_lists(logits: ArrayLike, targets: ArrayLike) -> Outcome:
+    outputs = np.asarray(logits, np.float32)
+    names = tuple(map(str, range(outputs.shape[1])))
+    target = HeadTarget(kind="lists", columns=("what",), names=names)
+    return Outcome(outputs=outputs, targets=np.asarray(targets, np.int8), target=target)
+
+
+def list_metrics(said: Outcome, thresholds: Sequence[float] | None = None) -> ListMetrics:
+    tuning = tuned(said) if thresholds is None else Tuning(thresholds=tuple(thresholds))
+    found = measure(said, tuning, seed=0)
+    assert isinstance(found, ListMetrics)
+    return found
+
+
+def of_numbers(values: ArrayLike, targets: ArrayLike, **more: Any) -> Outcome:
+    outputs = np.asarray(values, np.float32)
+    names = tuple(map(str, range(outputs.shape[1])))
+    target = HeadTarget(kind="numbers", columns=names, names=names)
+    return Outcome(outputs=outputs, targets=np.asarray(targets, np.float64), target=target, **more)
+
+
+def number_metrics(said: Outcome) -> NumberMetrics:
+    found = measure(said, tuned(said), seed=0)
+    assert isinstance(found, NumberMetrics)
+    return found
 
 
 def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
@@ -61,75 +122,283 @@ def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.in
     return float(sum(gaps) / len(labels))
 
 
-# --- one head ---------------------------------------------------------------------------------------------
+def plain(values: Sequence[float | None]) -> NDArray[np.float64]:
+    return np.array([np.nan if each is None else each for each in values])
+
+
+# --- classes ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, 0), (3, 0), (7, 0), (7, 2)])
 def test_metrics_are_those_of_scikit_learn(classes: int, absent: int) -> None:
     said = outcome(classes, absent=absent)
-    found = measure(said, temperature=2.0, seed=0)
-    labels, logits = said.labels.numpy(), said.logits.numpy()
+    found = class_metrics(said, 2.0)
+    labels, logits = said.targets, said.outputs
     guess = logits.argmax(axis=1)
     assert found.accuracy == said.score().accuracy == (guess == labels).mean()
-    present = np.isin(np.arange(classes), labels)
-    recalls = [float((guess[labels == label] == label).mean()) for label in np.flatnonzero(present)]
-    assert found.balanced_accuracy == pytest.approx(np.mean(recalls))
-    if not absent:
+    assert said.score().loss == pytest.approx(
+        log_loss(labels, softmax(logits.astype(np.float64), axis=1), labels=range(classes)), rel=1e-6
+    )
+    with warnings.catch_warnings():
+        # It warns of classes that were said and are not there.
+        warnings.simplefilter("ignore")
         assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, guess))
-    assert found.macro_f1 == pytest.approx(f1_score(labels, guess, average="macro"), abs=1e-6)
+    assert found.macro_f1 == pytest.approx(f1_score(labels, guess, average="macro"), abs=1e-12)
     precision, recall, _, images = precision_recall_fscore_support(
         labels, guess, labels=range(classes), zero_division=np.nan
     )
     assert found.images == tuple(images)
-    assert np.array([np.nan if each is None else each for each in found.recall]) == pytest.approx(recall, nan_ok=True)
-    assert np.array([np.nan if each is None else each for each in found.precision]) == pytest.approx(
-        precision, nan_ok=True
-    )
+    assert plain(found.recall) == pytest.approx(recall, nan_ok=True)
+    assert plain(found.precision) == pytest.approx(precision, nan_ok=True)
     assert found.confusion is not None
     assert np.array_equal(found.confusion, confusion_matrix(labels, guess, labels=range(classes)))
     if classes > 5:
-        top5 = top_k_accuracy_score(labels, logits, k=5, labels=range(classes))
-        assert found.top5 == pytest.approx(top5, abs=1e-6)
+        assert found.top5 == pytest.approx(top_k_accuracy_score(labels, logits, k=5, labels=range(classes)))
     else:
         assert found.top5 is None
-    probabilities = said.logits.double().softmax(dim=1).numpy()
-    assert found.calibration_error == pytest.approx(calibration_error(probabilities, labels), abs=1e-5)
-    cooler = (said.logits.double() / 2).softmax(dim=1).numpy()
-    assert found.scaled_calibration_error == pytest.approx(calibration_error(cooler, labels), abs=1e-5)
-
-
-def test_logits_between_0_and_1_are_not_taken_for_probabilities() -> None:
-    said = outcome(3)
-    squeezed = Outcome(logits=said.logits.sigmoid(), labels=said.labels)
-    expected = calibration_error(squeezed.logits.double().softmax(dim=1).numpy(), said.labels.numpy())
-    assert measure(squeezed, temperature=1.0, seed=0).calibration_error == pytest.approx(expected, abs=1e-5)
+    for temperature, error in ((1, found.calibration_error), (2, found.scaled_calibration_error)):
+        probabilities = softmax(logits.astype(np.float64) / temperature, axis=1)
+        assert error == pytest.approx(calibration_error(probabilities, labels), abs=1e-5)
 
 
 def test_confusion_of_very_many_classes_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "LARGEST_CONFUSION", 6)
-    assert measure(outcome(7), temperature=1.0, seed=0).confusion is None
-    assert measure(outcome(6), temperature=1.0, seed=0).confusion is not None
+    monkeypatch.setattr("featcache.heads.class_metrics.LARGEST_CONFUSION", 6)
+    assert class_metrics(outcome(7)).confusion is None
+    assert class_metrics(outcome(6)).confusion is not None
 
 
-def test_interval_is_that_of_drawing_images_again() -> None:
-    right = np.arange(300) < 240
-    generator = np.random.default_rng(5)
-    drawn = [right[generator.integers(0, 300, 300)].mean() for _ in range(4000)]
-    assert accuracy_interval(240, 300, seed=0) == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.007)
-    assert accuracy_interval(240, 300, seed=0) == accuracy_interval(240, 300, seed=0)
-    assert accuracy_interval(300, 300, seed=0) == (1.0, 1.0)
+def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = outcome(7)
+    whole = (said.score(), class_metrics(said, 3.0), tuned(said))
+    monkeypatch.setattr("featcache.heads.calibration.BLOCK_BYTES", 8 * 7 * 13)
+    score, found, tuning = said.score(), class_metrics(said, 3.0), tuned(said)
+    assert score.loss == pytest.approx(whole[0].loss, rel=1e-12)
+    assert found == whole[1]
+    assert tuning.temperature == pytest.approx(whole[2].temperature)
+
+
+def test_confidence_of_exactly_1_lies_in_the_last_bin() -> None:
+    # Four images of which the head is wholly sure, three of them right; torchmetrics 1.9 has a 16th bin for them.
+    sure = class_metrics(of_classes([[200, 0]] * 4, [0, 0, 0, 1]))
+    assert sure.calibration_error == pytest.approx(0.25)
+    (last,) = sure.bins
+    assert (last.low, last.high, last.images) == pytest.approx((14 / 15, 1.0, 4))
+    # Beside those of which it is nearly sure: one bin, one mean.
+    nearly = class_metrics(of_classes([[200, 0]] * 2 + [[np.log(19), 0]] * 2, [0, 0, 1, 1]))
+    assert nearly.calibration_error == pytest.approx(0.975 - 0.5)
+    # A confidence that is an edge belongs below it, and one of 1/C with C > 15 to the first bin.
+    assert [one.high for one in confidence_bins(np.array([3 / 15, 0.2000001]), np.array([True, True]))] == [
+        pytest.approx(3 / 15),
+        pytest.approx(4 / 15),
+    ]
+    assert [one.low for one in confidence_bins(np.array([0.0, 1 / 20]), np.array([False, False]))] == [0.0]
+
+
+def test_a_tie_is_not_among_the_top_5() -> None:
+    # Seven classes: those without a vote share the last place, and their order says nothing.
+    votes = [[9, 8, 0, 0, 0, 0, 0]] * 7
+    assert class_metrics(of_classes(votes, range(7))).top5 == pytest.approx(2 / 7)
+    assert class_metrics(of_classes([row[::-1] for row in votes], range(7))).top5 == pytest.approx(2 / 7)
+    assert class_metrics(of_classes([[1, 1, 1, 1, 1, 0, 0]], [4])).top5 == 1.0
+    assert class_metrics(of_classes([[1, 1, 1, 1, 1, 1, 0]], [4])).top5 == 0.0
+
+
+def test_one_image_and_an_absent_class_are_measured() -> None:
+    one = class_metrics(of_classes([[0, 3, 0]], [1]))
+    assert (one.accuracy, one.balanced_accuracy, one.macro_f1) == (1.0, 1.0, 1.0)
+    assert one.recall == (None, 1.0, None) and one.images == (0, 1, 0)
+    assert one.accuracy_interval == pytest.approx((0.2065, 1.0), abs=1e-4)
+
+
+@pytest.mark.parametrize(("right", "images"), [(10, 10), (0, 10), (1, 1), (0, 1), (90, 90), (7, 11), (8_123, 10_000)])
+def test_interval_is_wilsons(right: int, images: int) -> None:
+    expected = binomtest(right, images).proportion_ci(method="wilson")
+    assert wilson_interval(right, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    low, high = wilson_interval(right, images)
+    assert 0 <= low < high <= 1
+
+
+def test_interval_of_no_image_is_everything() -> None:
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+
+
+# --- several classes --------------------------------------------------------------------------------------
+
+
+def several(
+    images: int = 300, classes: int = 5, *, steps: int | None = None, absent: int = 0, seed: int = 0
+) -> Outcome:
+    """Logits that go with the targets; with `steps` they have that many different values only."""
+    random = np.random.default_rng(seed)
+    targets = (random.random((images, classes)) < np.linspace(0.05, 0.6, classes)).astype(np.int8)
+    targets[:, classes - absent :] = 0
+    logits = random.standard_normal((images, classes)) + 1.5 * targets
+    return of_lists(logits if steps is None else np.round(logits * steps / 6), targets)
+
+
+@pytest.mark.parametrize("said", [several(), several(steps=4), several(absent=2), several(1, seed=3), several(40, 2)])
+def test_metrics_of_several_classes_are_those_of_scikit_learn(said: Outcome) -> None:
+    found = list_metrics(said)
+    targets = said.targets
+    present = targets.any(axis=0)
+    each = [average_precision_score(targets[:, c], said.outputs[:, c]) for c in np.flatnonzero(present)]
+    assert plain(found.average_precision)[present] == pytest.approx(each)
+    assert all(found.average_precision[c] is None for c in np.flatnonzero(~present))
+    assert found.map == said.score().value == pytest.approx(np.mean(each) if len(each) else 0.0)
+    assert said.score().metric == "map"
+    guess = (expit(said.outputs.astype(np.float64)) >= np.array(found.thresholds)).astype(int)
+    assert found.micro_f1 == pytest.approx(f1_score(targets, guess, average="micro", zero_division=0))
+    known = present | guess.any(axis=0)
+    if known.any():
+        expected = f1_score(targets[:, known], guess[:, known], average="macro", zero_division=0)
+        assert found.macro_f1 == pytest.approx(expected)
+    assert found.exact_match == pytest.approx(accuracy_score(targets, guess))
+    precision, recall, _, images = precision_recall_fscore_support(targets, guess, zero_division=np.nan)
+    assert plain(found.recall) == pytest.approx(recall, nan_ok=True)
+    assert plain(found.precision) == pytest.approx(precision, nan_ok=True)
+    assert found.images == tuple(images)
+    shares = expit(said.outputs.astype(np.float64))
+    losses = -(targets * np.log(shares) + (1 - targets) * np.log1p(-shares))
+    assert said.score().loss == pytest.approx(losses.mean(), rel=1e-5)
+
+
+def test_thresholds_have_the_best_f1_and_are_used_on_other_images() -> None:
+    val, test = several(80), several(seed=1)
+    thresholds = tuned(val).thresholds
+    for c, threshold in enumerate(thresholds):
+        marks, shares = val.targets[:, c], expit(val.outputs[:, c].astype(np.float64))
+        best = max(f1_score(marks, shares >= one) for one in shares)
+        assert f1_score(marks, shares >= threshold) == pytest.approx(best)
+    found = list_metrics(test, thresholds)
+    guess = expit(test.outputs.astype(np.float64)) >= np.array(thresholds)
+    assert found.thresholds == thresholds
+    assert found.micro_f1 == pytest.approx(f1_score(test.targets, guess, average="micro"))
+
+
+def test_a_class_that_no_val_image_has_keeps_the_middle() -> None:
+    assert tuned(of_lists([[1.0, 2.0], [2.0, 3.0]], [[0, 0], [0, 1]])).thresholds[0] == 0.5
+    # All have it: it is said of all.
+    assert tuned(of_lists([[1.0], [2.0]], [[1], [1]])).thresholds[0] == pytest.approx(expit(1.0) / 2)
+
+
+def test_outputs_that_are_all_equal_are_no_order() -> None:
+    found = list_metrics(of_lists(np.zeros((10, 1)), [[1]] * 3 + [[0]] * 7))
+    assert plain(found.average_precision) == pytest.approx([0.3])
+
+
+def test_interval_of_map_is_that_of_drawing_images_again() -> None:
+    said = several(200, 4, steps=6)
+    random = np.random.default_rng(3)
+    drawn = []
+    for _ in range(600):
+        rows = random.integers(0, 200, 200)
+        drawn.append(average_precision_score(said.targets[rows], said.outputs[rows], average="macro"))
+    found = list_metrics(said)
+    assert found.map_interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.015)
+    assert list_metrics(said) == found
+
+
+# --- numbers ----------------------------------------------------------------------------------------------
+
+
+def numbers(images: int = 300, columns: int = 2, *, steps: int | None = None, seed: int = 0) -> Outcome:
+    random = np.random.default_rng(seed)
+    targets = random.standard_normal((images, columns)) * 10.0 ** np.arange(columns) + 1000
+    values = targets + random.standard_normal((images, columns)) * 10.0 ** np.arange(columns) / 2
+    return of_numbers(values, targets) if steps is None else of_numbers(np.round(values), np.round(targets))
+
+
+@pytest.mark.parametrize("said", [numbers(), numbers(steps=3), numbers(2), numbers(50, 1)])
+def test_metrics_of_numbers_are_those_of_scikit_learn(said: Outcome) -> None:
+    found = number_metrics(said)
+    targets, values = said.targets, said.outputs
+    for name, function in (("mae", mean_absolute_error), ("rmse", root_mean_squared_error), ("r2", r2_score)):
+        each = [getattr(one, name).value for one in found.columns]
+        assert each == pytest.approx(function(targets, values, multioutput="raw_values"), rel=1e-6)
+        assert getattr(found.overall, name).value == pytest.approx(function(targets, values), rel=1e-6)
+    for one, said_of, right in zip(found.columns, values.T, targets.T, strict=True):
+        assert one.spearman is not None
+        assert one.spearman.value == pytest.approx(spearmanr(said_of, right).statistic)
+    assert (said.score().value, said.score().metric) == (found.overall.r2.value, "r2")
+    assert found.images == len(targets)
+
+
+def test_constant_numbers_and_one_image_are_measured() -> None:
+    for targets in ([[5.0], [5.0], [5.0]], [[0.1], [0.1], [0.1]], [[1e9]]):
+        right, wrong = (
+            number_metrics(of_numbers(targets, np.array(targets, np.float32))),
+            number_metrics(of_numbers(np.array(targets) + 1e3, targets)),
+        )
+        assert (right.overall.r2.value, wrong.overall.r2.value) == (1.0, 0.0)
+        assert right.columns[0].spearman is None and wrong.overall.spearman is None
+    # scikit-learn agrees where the mean has no rounding (of 0.1 it says -5e39).
+    assert (r2_score([5, 5, 5], [5, 5, 5]), r2_score([5, 5, 5], [6, 6, 6])) == (1.0, 0.0)
+    # Equal values for different targets: nothing to rank either, and R2 as scikit-learn has it.
+    flat = number_metrics(of_numbers([[2.0]] * 3, [[1.0], [2.0], [3.0]]))
+    assert flat.columns[0].spearman is None and flat.columns[0].r2.value == pytest.approx(0.0)
+
+
+def test_intervals_of_numbers_are_those_of_drawing_images_again() -> None:
+    said = numbers(200, 1, steps=2)
+    random = np.random.default_rng(3)
+    drawn: dict[str, list[float]] = {"mae": [], "rmse": [], "r2": [], "spearman": []}
+    for _ in range(600):
+        rows = random.integers(0, 200, 200)
+        right, values = said.targets[rows, 0], said.outputs[rows, 0]
+        drawn["mae"].append(mean_absolute_error(right, values))
+        drawn["rmse"].append(root_mean_squared_error(right, values))
+        drawn["r2"].append(r2_score(right, values))
+        drawn["spearman"].append(spearmanr(right, values).statistic)
+    (found,) = number_metrics(said).columns
+    for name, values_drawn in drawn.items():
+        low, high = np.percentile(values_drawn, [2.5, 97.5])
+        width = high - low
+        assert getattr(found, name).interval == pytest.approx((low, high), abs=width / 6), name
+
+
+@pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
+def test_loss_of_numbers_is_torchs_in_deviations(loss: str) -> None:
+    said = numbers()
+    scale = np.array([0.3, 4.0])
+    functions: dict[str, Callable[..., torch.Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
+    function = functions[loss]
+    wanted = function(torch.from_numpy(said.outputs / scale), torch.from_numpy(said.targets / scale))
+    assert replace(said, loss=loss, scale=scale).score().loss == pytest.approx(float(wanted))
+
+
+# --- all kinds --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("said", [outcome(7, absent=2), several(absent=1), numbers(), numbers(1)])
+def test_metrics_survive_json(said: Outcome) -> None:
+    found = measure(said, tuned(said), seed=0)
+    values = json.loads(json.dumps(metrics_to_json(found), allow_nan=False))
+    assert values["kind"] == said.target.kind
+    assert metrics_from_json(values) == found
+
+
+def test_metrics_need_neither_torch_nor_scipy() -> None:
+    code = (
+        "import sys, featcache.heads.metrics, featcache.heads.records; "
+        "print(sorted({'torch', 'torchmetrics', 'scipy', 'sklearn'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# --- runs -------------------------------------------------------------------------------------------------
 
 
 def test_run_keeps_the_metrics_of_val_and_test(run: Run) -> None:
     for part, score in (("val", run.training.val), ("test", run.training.test)):
         kept = Run.load(run.folder).metrics(part)
+        assert isinstance(kept, ClassMetrics)
         assert score is not None and kept.accuracy == score.accuracy
         assert kept.accuracy_interval[0] < kept.accuracy < kept.accuracy_interval[1]
         assert sum(kept.images) == run.training.images[part]
         said = run.predictions(part)
-        assert kept.calibration_error == pytest.approx(calibration_error(said.probabilities, said.labels), abs=1e-5)
-    # Ridge's scores were made logits on val already.
-    assert run.metrics("test").temperature == pytest.approx(1.0, rel=0.05)
+        assert kept.calibration_error == pytest.approx(calibration_error(said.outputs, said.targets), abs=1e-5)
+        # Ridge's scores were made logits on val already.
+        assert kept.temperature == pytest.approx(1.0, rel=0.05)
 
 
 def test_metrics_that_are_not_there_are_an_error(run: Run, cache: FeatureCache, tmp_path: Path) -> None:
@@ -151,7 +420,7 @@ def predictions(right: list[bool], ids: list[str] | None = None) -> Predictions:
     labels = np.arange(len(right), dtype=np.int64) % 3
     guess = np.where(right, labels, (labels + 1) % 3)
     names = ids or [f"test/{row}" for row in range(len(right))]
-    return Predictions(ids=tuple(names), labels=labels, probabilities=np.eye(3, dtype=np.float32)[guess])
+    return Predictions(ids=tuple(names), targets=labels, outputs=np.eye(3, dtype=np.float32)[guess])
 
 
 @settings(max_examples=50, deadline=None)
@@ -180,11 +449,44 @@ def test_comparison_counts_what_only_one_has_right() -> None:
     assert compare_predictions(predictions(one), predictions(other)) == found
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(several(200, 4), several(200, 4, steps=2)), (numbers(200), numbers(200, steps=1))],
+    ids=["lists", "numbers"],
+)
+def test_heads_of_other_kinds_are_compared_on_the_same_draws(one: Outcome, other: Outcome) -> None:
+    other = replace(other, targets=one.targets)
+    kind, ids = one.target.kind, tuple(map(str, range(200)))
+    first, second = (
+        Predictions(ids=ids, targets=said.targets, outputs=readable(said.outputs, said.target), kind=kind)
+        for said in (one, other)
+    )
+    found = compare_predictions(first, second)
+    scores = one.score(), other.score()
+    assert (found.metric, found.images, found.p_value) == (scores[0].metric, 200, None)
+    assert (found.first, found.second) == pytest.approx([score.value for score in scores])
+    assert found.interval[0] <= found.difference == found.first - found.second <= found.interval[1]
+    # On the same draws the difference scatters less than each of both.
+    own = measure(one, tuned(one), seed=0)
+    wide = own.map_interval if isinstance(own, ListMetrics) else number_metrics(one).overall.r2.interval
+    assert found.interval[1] - found.interval[0] < 1.5 * (wide[1] - wide[0])
+    assert compare_predictions(first, first).interval == (0.0, 0.0)
+    order = np.random.default_rng(0).permutation(200)
+    turned = Predictions(
+        ids=tuple(ids[row] for row in order), targets=second.targets[order], outputs=second.outputs[order], kind=kind
+    )
+    assert compare_predictions(first, turned) == found
+    with pytest.raises(HeadError, match="1 images have another, the first 3"):
+        changed = first.targets.copy()
+        changed[3, 0] = 1 - changed[3, 0]
+        compare_predictions(first, replace(second, targets=changed))
+
+
 def test_order_of_the_images_does_not_matter() -> None:
     one, other = predictions([True, False, True, True]), predictions([True, True, False, True])
     order = [2, 0, 3, 1]
     turned = Predictions(
-        ids=tuple(other.ids[row] for row in order), labels=other.labels[order], probabilities=other.probabilities[order]
+        ids=tuple(other.ids[row] for row in order), targets=other.targets[order], outputs=other.outputs[order]
     )
     assert compare_predictions(one, turned) == compare_predictions(one, other)
 
@@ -201,7 +503,7 @@ def test_other_images_are_refused_and_named() -> None:
 def test_other_labels_are_refused() -> None:
     one = predictions([True] * 4)
     with pytest.raises(HeadError, match="1 images have another, the first test/2"):
-        compare_predictions(one, replace(one, labels=np.array([0, 1, 0, 0])))
+        compare_predictions(one, replace(one, targets=np.array([0, 1, 0, 0])))
 
 
 def test_runs_are_compared_by_their_folders(run: Run, cache: FeatureCache, tmp_path: Path) -> None:
@@ -218,5 +520,5 @@ def test_runs_are_compared_by_their_folders(run: Run, cache: FeatureCache, tmp_p
 def test_runs_on_other_classes_are_refused(run: Run, cache: FeatureCache, tmp_path: Path) -> None:
     train = Blobs(features=cache["train"].features[:], labels=np.asarray(cache["train"].labels))
     other = write_cache(tmp_path, {"train": train}, classes=("ant", "bee", "dog"))
-    with pytest.raises(HeadError, match="ant, bee, cow and ant, bee, dog"):
+    with pytest.raises(HeadError, match=r"label \(ant, bee, cow\) and label \(ant, bee, dog\)"):
         compare_runs(run, train_head(other, "centroid", runs_dir=tmp_path / "runs"), "val")

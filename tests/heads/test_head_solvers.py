@@ -79,7 +79,7 @@ def chosen(run: Run) -> str:
 
 
 def said(run: Run, part: str) -> NDArray[np.int64]:
-    classes: NDArray[np.int64] = run.predictions(part).probabilities.argmax(axis=1)
+    classes: NDArray[np.int64] = run.predictions(part).outputs.argmax(axis=1)
     return classes
 
 
@@ -102,7 +102,7 @@ def test_logreg_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pyte
     for part in ("val", "test"):
         accuracy = model.score(values[part], parts[part][1])
         assert (said(run, part) == parts[part][1]).mean() == pytest.approx(accuracy, abs=0.001)
-        assert run.predictions(part).probabilities == pytest.approx(model.predict_proba(values[part]), abs=0.02)
+        assert run.predictions(part).outputs == pytest.approx(model.predict_proba(values[part]), abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["digits", "wide"])
@@ -118,16 +118,27 @@ def test_ridge_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytes
 
 @pytest.mark.parametrize("shape", [(50, 20), (20, 50), (30, 30)])
 @pytest.mark.parametrize("alpha", [0.1, 10.0])
+@pytest.mark.parametrize("decomposed", [0, 1024], ids=["factorised", "decomposed"])
 def test_ridge_solves_the_normal_equations(
-    shape: tuple[int, int], alpha: float, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, int], alpha: float, decomposed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linear_solvers, "BLOCK_BYTES", 4096)
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn(shape, generator=generator)
-    targets = torch.randn((shape[0], 3), generator=generator, dtype=torch.float64)
+    monkeypatch.setattr(linear_solvers, "LARGEST_DECOMPOSED", decomposed)
+    generator = np.random.default_rng(0)
+    features = generator.standard_normal(shape, np.float32)
+    targets = generator.standard_normal((shape[0], 3))
     weights = ridge_path(features, targets)(alpha)
-    gram = features.double().T @ features.double() + alpha * torch.eye(shape[1], dtype=torch.float64)
-    torch.testing.assert_close(gram @ weights, features.double().T @ targets, rtol=1e-8, atol=1e-8)
+    exact = features.astype(np.float64)
+    gram = exact.T @ exact + alpha * np.eye(shape[1])
+    assert gram @ weights == pytest.approx(exact.T @ targets, rel=1e-8, abs=1e-8)
+
+
+@pytest.mark.parametrize("decomposed", [0, 1024], ids=["factorised", "decomposed"])
+def test_ridge_refuses_an_alpha_that_rounding_swallows(decomposed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_solvers, "LARGEST_DECOMPOSED", decomposed)
+    features = np.full((6, 4), 1e12, np.float32)
+    with pytest.raises(HeadError, match=r"alpha=0\.01"):
+        ridge_path(features, np.ones((6, 2)))(0.01)
 
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")
@@ -178,7 +189,7 @@ def test_stored_head_is_a_plain_linear_layer_on_plain_features(kind: str, wide: 
     logits = features @ tensors["output.weight"].T.astype(np.float64) + tensors["output.bias"]
     shares = np.exp(logits - logits.max(axis=1, keepdims=True))
     shares /= shares.sum(axis=1, keepdims=True)
-    assert run.predictions("test").probabilities == pytest.approx(shares, abs=1e-3)
+    assert run.predictions("test").outputs == pytest.approx(shares, abs=1e-3)
 
 
 def test_knn_keeps_train_features_as_stored_and_their_labels(digits: FeatureCache, tmp_path: Path) -> None:
@@ -197,7 +208,7 @@ def test_knn_on_pixels_and_several_layers_sees_values(tmp_path: Path) -> None:
     train = Blobs(features=pixels[0], labels=labels, more={"late": pixels[1]})
     scaling = {LAYER: (1 / 127.5, -1.0), "late": (1 / 25.5, -3.0)}
     cache = write_cache(tmp_path, {"train": train, "test": train}, scaling=scaling)
-    run = train_head(cache, "knn", layer=["late", LAYER], runs_dir=tmp_path / "runs")
+    run = train_head(cache, "knn", layers=["late", LAYER], runs_dir=tmp_path / "runs")
     values = np.concatenate([pixels[1] / 25.5 - 3, pixels[0] / 127.5 - 1], axis=1)
     rows = cut_cache(cache, val_fraction=0.2, val_seed=42).train.rows
     k, metric = chosen(run).removeprefix("k=").split()
@@ -212,7 +223,7 @@ def test_history_names_the_candidates(digits: FeatureCache, tmp_path: Path) -> N
     with (run.folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["candidate"] for row in rows][:2] == ["alpha=1e+07", "alpha=1e+06"]
-    best = max(rows, key=lambda row: (float(row["val_score"]), -float(row["val_loss"])))
+    best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
     assert best["candidate"] == chosen(run)
     assert any(chosen(run) in note and "of 10 candidates" in note for note in run.training.notes)
     assert run.training.last == run.training.val
@@ -221,7 +232,7 @@ def test_history_names_the_candidates(digits: FeatureCache, tmp_path: Path) -> N
 @pytest.mark.parametrize("kind", SOLVED)
 def test_probabilities_are_calibrated_on_val(kind: str, digits: FeatureCache, tmp_path: Path) -> None:
     run = train_head(digits, kind, runs_dir=tmp_path)
-    said, labels = run.predictions("val").probabilities, run.predictions("val").labels
+    said, labels = run.predictions("val").outputs, run.predictions("val").targets
     confidence, right = said.max(axis=1), said.argmax(axis=1) == labels
     assert confidence.mean() == pytest.approx(right.mean(), abs=0.05)
     assert run.training.test is not None and run.training.test.accuracy > 0.85
@@ -320,18 +331,19 @@ def test_solving_leaves_the_callers_random_state(digits: FeatureCache, tmp_path:
 
 
 def test_standardisation_is_folded_into_the_layer() -> None:
-    generator = torch.Generator().manual_seed(0)
-    features = torch.randn((500, 6), generator=generator) * torch.logspace(-3, 3, 6) + torch.linspace(-100, 100, 6)
-    features[:, 2] = 0.1
+    generator = np.random.default_rng(0)
+    moved = generator.standard_normal((500, 6)) * np.logspace(-3, 3, 6) + np.linspace(-100, 100, 6)
+    moved[:, 2] = 0.1
+    features = moved.astype(np.float32)
     standard = Standardisation.of(features)
     assert standard.deviation[2] == 1.0
-    weight, bias = torch.randn((3, 6), generator=generator), torch.randn(3, generator=generator)
-    plain, moved = standard.folded(weight, bias)
-    expected = ((features.double() - standard.mean) / standard.deviation) @ weight.double().T + bias
-    torch.testing.assert_close(features.double() @ plain.T + moved, expected, rtol=1e-9, atol=1e-6)
-    scaled = standard.apply_(features.clone())
-    assert scaled.mean(dim=0).abs().max() < 1e-2
-    assert scaled[:, 3:].std(dim=0, correction=0) == pytest.approx(1.0, abs=1e-3)
+    weight, bias = generator.standard_normal((3, 6)), generator.standard_normal(3)
+    plain, shift = standard.folded(weight, bias)
+    expected = ((features - standard.mean) / standard.deviation) @ weight.T + bias
+    assert features @ plain.T + shift == pytest.approx(expected, rel=1e-9, abs=1e-6)
+    scaled = standard.apply_(features.copy())
+    assert abs(scaled.mean(axis=0)).max() < 1e-2
+    assert scaled[:, 3:].std(axis=0) == pytest.approx(1.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("valley", [0.02, 1.0, 30.0])
@@ -343,4 +355,4 @@ def test_sharpness_makes_scores_the_logits_they_were() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn((20_000, 4), generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
-    assert sharpness(logits / 7, labels) == pytest.approx(7, rel=0.05)
+    assert sharpness((logits / 7).numpy(), labels.numpy()) == pytest.approx(7, rel=0.05)

@@ -21,13 +21,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "heads": {"cache", "rows"},
     "training": {"cache", "rows", "heads"},
     "runs": {"cache", "rows", "heads", "training"},
-    "sweep": {"cache", "rows", "heads", "training", "runs"},
-    "notebook": {"heads", "runs"},
+    "sweeps": {"cache", "rows", "heads", "training", "runs"},
+    "notebook": {"cache", "rows", "heads", "training", "runs", "sweeps"},
     "inference": {"images", "backbones", "cache", "extraction", "rows", "heads", "runs"},
     "analysis": {"images", "cache", "heads"},
     "benchmark": {
         *("images", "backbones", "cache", "extraction"),
-        *("rows", "heads", "training", "runs", "sweep", "inference", "analysis"),
+        *("rows", "heads", "training", "runs", "sweeps", "inference", "analysis"),
     },
     # Results only: a page is made anew where neither weights nor an accelerator are.
     "report": {"images", "cache", "heads", "runs", "analysis"},
@@ -39,6 +39,9 @@ GROUND = {"errors", "config", "columns", "files"}
 DOORS: dict[str, set[str]] = {
     **{module: set() for module in GROUND},
     "api": set(MAY_IMPORT) - {"cli"},
+    # Backbones and heads for those who use scikit-learn, heads for those who use Lightning.
+    "sklearn": {"api", "cache", "extraction", "rows", "heads", "training"},
+    "lightning": {"training"},
     "__init__": {"api", *MAY_IMPORT} - {"cli"},
     "__main__": {"cli"},
 }

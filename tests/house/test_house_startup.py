@@ -1,4 +1,4 @@
-"""What is quick stays quick: torch is imported by those commands only that compute."""
+"""What is quick stays quick: torch is imported by those commands only that compute, and nothing beside it."""
 
 from __future__ import annotations
 
@@ -8,20 +8,26 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 HEAVY = (
     "torch",
     "torchvision",
     "pytorch_lightning",
     "torchmetrics",
+    "torch._dynamo",
     "sklearn",
     "scipy",
+    "pandas",
+    "pyarrow",
     "h5py",
     "numpy",
     "PIL",
     "rich",
 )
 TORCH = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "sklearn", "scipy")
+# What training by steps does without.
+BESIDE_TORCH = ("torchvision", "pytorch_lightning", "torchmetrics", "torch._dynamo", "sklearn", "pandas", "pyarrow")
 
 
 def loaded_by(statement: str, cwd: Path) -> set[str]:
@@ -62,7 +68,8 @@ def test_what_there_is_is_told_without_torch(words: tuple[str, ...], tmp_path: P
 
 def test_public_names_are_loaded_when_they_are_used(tmp_path: Path) -> None:
     assert not loaded_by("import featcache; featcache.FeatureCache", tmp_path) & set(TORCH)
-    assert "torch" in loaded_by("import featcache; featcache.train_head", tmp_path)
+    assert not loaded_by("import featcache; featcache.train_head; featcache.predict", tmp_path) & set(TORCH)
+    assert "torch" in loaded_by("import featcache; featcache.read_batches; featcache.sweep", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +90,49 @@ def test_the_shelf_never_loads_torch(words: tuple[str, ...], shelf: Path) -> Non
 
 def test_ls_reads_the_shelf_without_numpy_and_h5py(shelf: Path) -> None:
     assert loaded_by(command("ls"), shelf) == set()
+
+
+def trained(shelf: Path, head: str) -> str:
+    """The name of a run of a head on the cache of the shelf."""
+    words = ["train-head", "--head", head, *STEPS.get(head, ()), "--quiet", "--json"]
+    ran = subprocess.run([sys.executable, "-m", "featcache", *words], cwd=shelf, check=True, capture_output=True)
+    return Path(json.loads(ran.stdout)["run"]).name
+
+
+STEPS = dict.fromkeys(("linear", "mlp:4"), ("--max-epochs", "1"))
+
+
+@pytest.mark.parametrize("head", ["ridge", "centroid", "knn", "logreg"])
+def test_a_head_is_solved_without_torch(head: str, digits: Path) -> None:
+    loaded = loaded_by(command("train-head", "--head", head, "--quiet"), digits)
+    assert not loaded & {"torch", "torchvision", "pytorch_lightning", "torchmetrics"}
+    # Only one of them is scikit-learn's, which brings scipy and pandas along; few features need no scipy.
+    assert head == "logreg" or not loaded & {"sklearn", "scipy", "pandas", "pyarrow"}
+
+
+@pytest.mark.parametrize("head", ["ridge", "centroid", "knn", "logreg"])
+def test_a_solved_run_on_pixels_predicts_without_torch(head: str, digits: Path) -> None:
+    loaded = loaded_by(command("predict", trained(digits, head), "image.png", "--quiet"), digits)
+    assert not loaded & {*TORCH, "h5py"}
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp:4"])
+def test_training_by_steps_imports_torch_and_nothing_beside_it(head: str, digits: Path) -> None:
+    loaded = loaded_by(command("train-head", "--head", head, *STEPS[head], "--quiet"), digits)
+    assert "torch" in loaded and not loaded & set(BESIDE_TORCH)
+
+
+@pytest.mark.parametrize("head", ["linear", "mlp:4"])
+def test_a_run_trained_by_steps_predicts_with_torch_and_nothing_beside_it(head: str, digits: Path) -> None:
+    loaded = loaded_by(command("predict", trained(digits, head), "image.png", "--quiet"), digits)
+    assert "torch" in loaded and not loaded & {*BESIDE_TORCH, "scipy", "h5py"}
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the digits' pixels in data/, and an image."""
+    folder = tmp_path_factory.mktemp("digits")
+    words = ["extract", "--backbone", "pixels", "--dataset", "digits", "--limit", "200", "--quiet"]
+    subprocess.run([sys.executable, "-m", "featcache", *words], cwd=folder, check=True, capture_output=True)
+    Image.new("RGB", (8, 8), "grey").save(folder / "image.png")
+    return folder

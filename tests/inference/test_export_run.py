@@ -12,10 +12,11 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from trained import CLASSES, House
+from trained import CLASSES, House, taken_for
 
 from featcache.errors import ExportError, ImageError, InvalidOption, MissingExtra, UnknownName, WeightsError
 from featcache.inference import export_run, exporting, formats, predict
+from featcache.rows.target import TargetKind
 from featcache.runs.run import Run
 
 
@@ -39,7 +40,7 @@ def test_the_file_says_what_featcache_says_of_images_of_any_size(
     assert (exported.images, exported.nbytes) == (14, exported.path.stat().st_size)
     assert exported.greatest_difference < 1e-5
     images = house.test_images()
-    expected = predict(run, images).probabilities
+    expected = predict(run, images).outputs
     ask = formats.NETWORK_FORMATS[format].open(exported.path)
     for path, row in zip(images, expected, strict=True):
         assert np.allclose(ask(np.asarray(Image.open(path))[None]), row, atol=1e-5)
@@ -96,10 +97,27 @@ def test_another_first_class_is_enough_to_refuse_it(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize(("kind", "output"), [("lists", "probabilities"), ("numbers", "values")])
+def test_heads_of_other_kinds_are_exported_as_what_they_say(
+    house: House, pixel_run: Run, tmp_path: Path, kind: TargetKind, output: str, format: str
+) -> None:
+    run = taken_for(pixel_run, tmp_path / kind, kind)
+    exported = export(house, run, tmp_path / f"head.{format}", format)
+    said = exported.to_json()
+    assert said["target"]["kind"] == kind and "same_top1" not in said["verified"]
+    assert said["classes"] == ([] if kind == "numbers" else list(CLASSES))
+    if format == "onnx":
+        model = onnx.load(exported.path)
+        assert [one.name for one in model.graph.output] == [output]
+        (told,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
+        assert told["output"].startswith(output) and ("thresholds" in told) == (kind == "lists")
+
+
 def test_nothing_is_left_when_writing_fails(
     house: House, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(self: object, network: object, path: Path, metadata: object) -> None:
+    def half(self: object, network: object, path: Path, *rest: object) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trained import CLASSES, House, random_tensors
+from trained import CLASSES, House, random_tensors, taken_for
 
 import featcache
 from featcache.backbones.network import Network
@@ -27,6 +27,7 @@ from featcache.errors import (
     WeightsError,
 )
 from featcache.extraction.run import Execution
+from featcache.heads.metric_records import ListMetrics
 from featcache.inference import Classifier, Predicted, predict
 from featcache.inference.pictures import opened
 from featcache.runs.run import Run
@@ -51,13 +52,13 @@ def test_every_head_says_what_it_said_of_the_cached_test_images(house: House, ba
     run = house.trained(head, backbone)
     predicted, kept = said(house, run), run.predictions("test")
     assert tuple(f"test/{Path(i.path).parent.name}/{Path(i.path).name}" for i in predicted) == kept.ids
-    assert np.allclose(predicted.probabilities, kept.probabilities, atol=1e-5)
-    assert [image.label for image in predicted] == [CLASSES[row.argmax()] for row in kept.probabilities]
+    assert np.allclose(predicted.outputs, kept.outputs, atol=1e-5)
+    assert [image.label for image in predicted] == [CLASSES[row.argmax()] for row in kept.outputs]
 
 
 def test_several_layers_stand_side_by_side_as_they_did(house: House, run: Run) -> None:
     assert [layer.name for layer in run.features.layers] == ["layer2", "pre_logits"]
-    assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
+    assert np.allclose(said(house, run).outputs, run.predictions("test").outputs, atol=1e-5)
 
 
 def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_path: Path) -> None:
@@ -67,7 +68,7 @@ def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_
     cache = featcache.extract(
         house.pictures, "resnet18", layers=("layer1", "layer3"), image_size=40, weights=weights, data_dir=tmp_path
     )
-    run = featcache.train_head(cache, "centroid", layer="layer1", runs_dir=tmp_path / "runs", val_fraction=0.5)
+    run = featcache.train_head(cache, "centroid", layers="layer1", runs_dir=tmp_path / "runs", val_fraction=0.5)
     early = {name: value for name, value in tensors.items() if name.startswith(("conv1", "bn1", "layer1"))}
     save_file(early, weights)
     assert len(predict(run, house.test_images(), data_dir=tmp_path)) == 12
@@ -82,7 +83,7 @@ def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: P
     run = featcache.train_head(deep[0], "ridge", beside=[pixels, deep[1]], runs_dir=tmp_path / "runs", val_fraction=0.5)
     kept = run.predictions("test")
     predicted = predict(run, house.test_images(), neighbours=1, data_dir=data)
-    assert np.allclose(predicted.probabilities, kept.probabilities, atol=1e-4)
+    assert np.allclose(predicted.outputs, kept.outputs, atol=1e-4)
     train = house.pictures / "train" / "cat" / "03.png"
     (image,) = predict(run, train, neighbours=1, data_dir=data)
     assert image.neighbours[0].id == "train/cat/03.png"
@@ -95,11 +96,11 @@ def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: P
 
 def test_crops_are_made_as_they_were(house: House) -> None:
     run = house.trained("ridge", resize="crop", normalize="half")
-    assert np.allclose(said(house, run).probabilities, run.predictions("test").probabilities, atol=1e-5)
+    assert np.allclose(said(house, run).outputs, run.predictions("test").outputs, atol=1e-5)
 
 
 def test_bf16_is_computed_when_it_is_asked_for(house: House, run: Run) -> None:
-    exact, rounded = said(house, run).probabilities, said(house, run, precision="bf16").probabilities
+    exact, rounded = said(house, run).outputs, said(house, run, precision="bf16").outputs
     assert not np.array_equal(exact, rounded)
     assert np.allclose(exact, rounded, atol=0.05)
 
@@ -107,7 +108,7 @@ def test_bf16_is_computed_when_it_is_asked_for(house: House, run: Run) -> None:
 def test_a_run_whose_cache_is_gone_still_predicts(house: House, run: Run, tmp_path: Path) -> None:
     gone = replace(run, features=replace(run.features, cache=str(tmp_path / "gone.h5")))
     predicted = predict(gone, house.test_images(), data_dir=tmp_path)
-    assert np.array_equal(predicted.probabilities, said(house, run).probabilities)
+    assert np.array_equal(predicted.outputs, said(house, run).outputs)
 
 
 # --- weights -----------------------------------------------------------------------------------------------
@@ -139,7 +140,7 @@ def test_weights_may_lie_elsewhere_now(house: House, of_file: tuple[Run, Path]) 
     with pytest.raises(WeightsError, match=r"no longer at .*w\.safetensors") as caught:
         said(house, run)
     assert "--weights" in str(caught.value.hint)
-    assert np.array_equal(said(house, run, weights=moved).probabilities, before.probabilities)
+    assert np.array_equal(said(house, run, weights=moved).outputs, before.outputs)
 
 
 def test_a_run_that_does_not_say_where_its_weights_came_from_asks_for_them(
@@ -152,9 +153,7 @@ def test_a_run_that_does_not_say_where_its_weights_came_from_asks_for_them(
     with pytest.raises(WeightsError, match="silent does not say where its weights came from") as told:
         said(house, Run.load(folder))
     assert "--weights" in str(told.value.hint)
-    assert np.array_equal(
-        said(house, Run.load(folder), weights="random:1").probabilities, said(house, run).probabilities
-    )
+    assert np.array_equal(said(house, Run.load(folder), weights="random:1").outputs, said(house, run).outputs)
 
 
 def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> None:
@@ -219,10 +218,10 @@ def test_images_folders_archives_and_arrays_give_the_same(house: House, pixel_ru
         for path in sorted(folder.iterdir()):
             archive.write(path, path.name)
     arrays = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
-    expected = said(house, pixel_run).probabilities[4:8]
+    expected = said(house, pixel_run).outputs[4:8]
     for images in (folder, str(folder), sorted(folder.iterdir()), tmp_path / "dogs.zip", arrays):
-        assert np.allclose(predict(pixel_run, images).probabilities, expected, atol=1e-6)
-    assert np.allclose(predict(pixel_run, arrays[0]).probabilities, expected[:1], atol=1e-6)
+        assert np.allclose(predict(pixel_run, images).outputs, expected, atol=1e-6)
+    assert np.allclose(predict(pixel_run, arrays[0]).outputs, expected[:1], atol=1e-6)
     assert predict(pixel_run, tmp_path / "dogs.zip").images[0].path == f"{tmp_path}/dogs.zip/00.png"
 
 
@@ -230,7 +229,7 @@ def test_images_are_answered_for_in_the_order_in_which_they_are_named(house: Hou
     dog, cat, eel = (house.pictures / "test" / name / "00.png" for name in ("dog", "cat", "eel"))
     predicted = predict(pixel_run, [eel, dog, cat, dog])
     assert [image.path for image in predicted] == [str(eel), str(dog), str(cat), str(dog)]
-    assert np.array_equal(predicted.probabilities[1], predicted.probabilities[3])
+    assert np.array_equal(predicted.outputs[1], predicted.outputs[3])
 
 
 def test_many_images_are_answered_chunk_by_chunk(house: House, pixel_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,7 +237,7 @@ def test_many_images_are_answered_chunk_by_chunk(house: House, pixel_run: Run, m
     monkeypatch.setattr("featcache.inference.classifier.CHUNK", 5)
     pieces = said(house, pixel_run)
     assert [image.path for image in pieces] == [image.path for image in whole]
-    assert np.array_equal(pieces.probabilities, whole.probabilities)
+    assert np.array_equal(pieces.outputs, whole.outputs)
 
 
 def test_what_is_no_image_is_an_error_that_names_it(house: House, pixel_run: Run, tmp_path: Path) -> None:
@@ -254,7 +253,7 @@ def test_what_is_no_image_can_be_left_out(house: House, pixel_run: Run, tmp_path
     first, second = house.test_images()[:2]
     predicted = predict(pixel_run, [first, tmp_path / "note.png", second], on_error="skip")
     assert [image.path for image in predicted] == [str(first), str(second)]
-    assert predicted.probabilities.shape == (2, 3)
+    assert predicted.outputs.shape == (2, 3)
     assert [Path(one.path).name for one in predicted.unread] == ["note.png"]
     assert predicted.to_json()["skipped"][0]["reason"].endswith("as text b'no image')")
     with pytest.raises(SourceError, match="none of 1 images could be read"):
@@ -273,11 +272,38 @@ def test_a_folder_without_images_is_an_error(pixel_run: Run, tmp_path: Path) -> 
 
 def test_the_first_classes_are_named_best_first(house: House, run: Run) -> None:
     predicted = said(house, run, top=2)
-    for image, row in zip(predicted, predicted.probabilities, strict=True):
+    for image, row in zip(predicted, predicted.outputs, strict=True):
         assert [guess.label for guess in image.top] == [CLASSES[number] for number in np.argsort(-row)[:2]]
         assert [guess.probability for guess in image.top] == sorted(row.tolist(), reverse=True)[:2]
     assert all(len(image.top) == 3 for image in said(house, run, top=99))
-    assert np.allclose(predicted.probabilities.sum(axis=1), 1.0, atol=1e-6)
+    assert np.allclose(predicted.outputs.sum(axis=1), 1.0, atol=1e-6)
+
+
+def test_of_several_classes_those_above_their_thresholds_are_said(house: House, pixel_run: Run, tmp_path: Path) -> None:
+    run = taken_for(pixel_run, tmp_path / "several", "lists")
+    measured = run.metrics("val")
+    assert isinstance(measured, ListMetrics)
+    predicted = said(house, run, neighbours=1)
+    single = np.log(said(house, pixel_run).outputs)
+    # A sigmoid of each logit: up to what all classes share, that is the logarithm of a softmax.
+    logits = np.log(predicted.outputs / (1 - predicted.outputs))
+    assert np.allclose(logits - logits[:, :1], single - single[:, :1], atol=1e-3)
+    for image, row in zip(predicted, predicted.outputs, strict=True):
+        assert image.labels is not None
+        wanted = {name for name, p, least in zip(CLASSES, row, measured.thresholds, strict=True) if p >= least}
+        assert {guess.label for guess in image.labels} == wanted
+        assert list(image.to_json()) == ["path", "labels", "top", "neighbours"]
+        assert image.neighbours[0].label in CLASSES
+    assert len({len(image.labels or ()) for image in predicted}) > 1
+
+
+def test_numbers_are_said_by_the_names_of_their_columns(house: House, pixel_run: Run, tmp_path: Path) -> None:
+    predicted = said(house, taken_for(pixel_run, tmp_path / "numbers", "numbers"), neighbours=1)
+    assert predicted.target.kind == "numbers"
+    for image, row in zip(predicted, predicted.outputs, strict=True):
+        assert image.to_json()["values"] == dict(zip(CLASSES, row.tolist(), strict=True))
+        assert list(image.to_json()) == ["path", "values", "neighbours"]
+    assert not np.allclose(predicted.outputs.sum(axis=1), 1.0)
 
 
 def test_the_nearest_train_images_are_those_of_the_greatest_cosine(house: House, run: Run) -> None:
@@ -367,4 +393,4 @@ def test_real_weights_and_images_say_what_they_said(vgg_weights: Path, cifar_zip
     kept = run.predictions("test")
     with zipfile.ZipFile(cifar_zip) as archive:
         paths = [Path(archive.extract(f"cifar10/{name}", tmp_path)) for name in kept.ids]
-    assert np.allclose(predict(run, paths).probabilities, kept.probabilities, atol=1e-4)
+    assert np.allclose(predict(run, paths).outputs, kept.outputs, atol=1e-4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shutil
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import torch
 from PIL import Image
 
 from featcache.api import extract
+from featcache.heads.metric_records import metrics_to_json
+from featcache.heads.metrics import Outcome, measure, tuned
+from featcache.rows.target import HeadTarget, TargetKind
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
 
@@ -58,7 +63,9 @@ class House:
         """The test images in the order in which a cache has them."""
         return sorted((self.pictures / "test").glob("*/*.png"))
 
-    def trained(self, head: str, backbone: str = "resnet18", layers: Sequence[str] = (), **options: Any) -> Run:
+    def trained(
+        self, head: str | Callable[..., Any], backbone: str = "resnet18", layers: Sequence[str] = (), **options: Any
+    ) -> Run:
         """A run of its own on features in fp32, stored as float32: nothing is rounded that prediction does not."""
         exact = {} if backbone == "pixels" else {"dtype": "float32", "precision": "fp32", "weights": "random:1"}
         cache = extract(
@@ -70,8 +77,23 @@ class House:
             runner="eager",
             **exact | options,
         )
-        epochs: dict[str, Any] = {"max_epochs": 3} if head.startswith(("mlp", "linear")) else {}
+        epochs: dict[str, Any] = {"max_epochs": 3} if callable(head) or head.startswith(("mlp", "linear")) else {}
         with cache:
             return train_head(
-                cache, head, layer=cache.layers, runs_dir=self.root / "runs", val_fraction=0.5, device="cpu", **epochs
+                cache, head, layers=cache.layers, runs_dir=self.root / "runs", val_fraction=0.5, device="cpu", **epochs
             )
+
+
+def taken_for(run: Run, folder: Path, kind: TargetKind) -> Run:
+    """A copy of a run of three classes whose head is taken for one of several classes, or of three numbers."""
+    shutil.copytree(run.folder, folder)
+    config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
+    config["target"] = {**config["target"], "kind": kind}
+    target = HeadTarget.from_json(config["target"])
+    random = np.random.default_rng(0)
+    targets = random.integers(0, 2, (20, 3)).astype(np.int8) if kind == "lists" else random.standard_normal((20, 3))
+    outcome = Outcome(outputs=random.standard_normal((20, 3)).astype(np.float32), targets=targets, target=target)
+    metrics["metrics"] = {"val": metrics_to_json(measure(outcome, tuned(outcome), seed=0))}
+    for name, content in (("config.json", config), ("metrics.json", metrics)):
+        (folder / name).write_text(json.dumps(content))
+    return Run.load(folder)

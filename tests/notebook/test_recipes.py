@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
 from featcache.errors import InvalidOption, UnknownName
+from featcache.heads.architectures import Activation
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import Score
 from featcache.notebook.recipes import InputSettings, recipe, recipe_names
-from featcache.notebook.reproduction import Reproduction, agreement, comparison_doubts
-from featcache.runs.records import Training
+from featcache.notebook.reproduction import Features, Reproduction, agreement, comparison_doubts
+from featcache.sweeps.records import SweepRow, TrialResult
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 # Backbone, image size, normalisation, D.
@@ -19,7 +21,7 @@ VGG16 = ("vgg16", None, "weights", 25088)
 INCEPTION = ("inception_v3", None, "weights", 2048)
 
 
-def head(hidden: str, activation: str = "relu", **penalties: float) -> HeadConfig:
+def head(hidden: str, activation: Activation = "relu", **penalties: Any) -> HeadConfig:
     return HeadConfig(
         head=f"mlp:{hidden}",
         standardize=False,
@@ -30,6 +32,7 @@ def head(hidden: str, activation: str = "relu", **penalties: float) -> HeadConfi
         patience=5,
         min_delta=0.001,
         val_fraction=0.2,
+        val_cut="random",
         val_seed=42,
         l1=penalties.get("l1", 0.0),
         weight_decay=penalties.get("weight_decay", 0.0),
@@ -102,34 +105,34 @@ def test_a_recipe_is_plain_json(name: str) -> None:
 # --- agreement ---------------------------------------------------------------------------------------------
 
 
-def training(last: float = 0.5, *, interrupted: bool = False, test: bool = True, **values: int) -> Training:
-    """A training on as many images as the notebook had, whose last epoch reached `last` on val."""
-    images = {"train": 40_000, "val": 10_000, "test": 10_000} | {
-        part: values.pop(part) for part in ("train", "val", "test") if part in values
-    }
-    return Training(
-        trainable=1,
-        frozen=0,
-        images=images,
-        epochs=values.get("epochs", 10),
-        best_epoch=5,
-        interrupted=interrupted,
-        seconds=2.0,
+def result(
+    last: float = 0.5, *, seed: int = 0, epochs: int = 10, interrupted: bool = False, test: bool = True
+) -> TrialResult:
+    """Of a head whose last epoch reached `last` on val."""
+    return TrialResult(
+        seed=seed,
         val=Score(value=0.5, loss=1.25),
         last=Score(value=last, loss=1.5),
         test=Score(value=0.25, loss=2.0) if test else None,
-        device="cpu",
+        epochs=epochs,
+        best_epoch=5,
+        seconds=2.0,
+        interrupted=interrupted,
     )
 
 
-def reproduction(*trainings: Training, doubts: tuple[str, ...] = ()) -> Reproduction:
-    return Reproduction(
-        recipe=recipe("mlp"),
-        set_name="cifar10",
-        seeds=tuple(range(len(trainings))),
-        trainings=trainings,
-        doubts=doubts,
-    )
+def features(*, weights: str | None = None, classes: tuple[str, ...] = CIFAR10, **images: int) -> Features:
+    """On as many images as the notebook had."""
+    counts = {"train": 40_000, "val": 10_000, "test": 10_000} | images
+    return Features(set_name="cifar10", classes=classes, images=counts, weights=weights)
+
+
+def row_of(*results: TrialResult, wanted: int | None = None) -> SweepRow:
+    return SweepRow(values={"recipe": "mlp"}, config=HeadConfig(), heads=results, wanted=wanted or len(results))
+
+
+def reproduction(*results: TrialResult, doubts: tuple[str, ...] = ()) -> Reproduction:
+    return Reproduction(recipe=recipe("mlp"), set_name="cifar10", results=results, doubts=doubts)
 
 
 @pytest.mark.parametrize(
@@ -138,52 +141,61 @@ def reproduction(*trainings: Training, doubts: tuple[str, ...] = ()) -> Reproduc
 )
 def test_agreement_is_within_one_point_and_a_half_on_either_side(accuracy: float, agrees: bool) -> None:
     assert agreement(accuracy, 0.5021) is agrees
-    assert reproduction(training(accuracy)).agrees is agrees
+    assert reproduction(result(accuracy)).agrees is agrees
 
 
 def test_agreement_is_judged_on_the_mean_of_the_seeds() -> None:
     # Each alone is too far away.
-    low, high = training(0.48), training(0.53)
+    low, high = result(0.48), result(0.53)
     assert (reproduction(low).agrees, reproduction(high).agrees) == (False, False)
     assert reproduction(low, high).agrees is True
 
 
 def test_what_cannot_be_compared_has_no_verdict() -> None:
-    assert reproduction(training(0.5021), doubts=("other weights",)).agrees is None
+    assert reproduction(result(0.5021), doubts=("other weights",)).agrees is None
 
 
 def test_the_notebooks_images_and_weights_leave_no_doubt() -> None:
-    assert comparison_doubts(recipe("mlp"), [training()], classes=CIFAR10, weights=None) == ()
+    assert comparison_doubts(recipe("mlp"), row_of(result()), features()) == ()
     vgg = "torchvision:VGG16_Weights.IMAGENET1K_V1"
-    assert comparison_doubts(recipe("vgg16"), [training()], classes=CIFAR10, weights=vgg) == ()
+    assert comparison_doubts(recipe("vgg16"), row_of(result()), features(weights=vgg)) == ()
 
 
 @pytest.mark.parametrize(
-    ("one", "classes", "weights", "expected"),
+    ("row", "on", "expected"),
     [
-        (training(train=160, val=40), CIFAR10, None, "160 train and 40 val images"),
-        (training(val=9_999), CIFAR10, None, "40,000 train and 9,999 val images"),
-        (training(), ("cat", "dog"), None, "other classes"),
-        (training(interrupted=True), CIFAR10, None, "interrupted"),
-        (training(), CIFAR10, "random:0", "random:0"),
+        (row_of(result()), features(train=160, val=40), "160 train and 40 val images"),
+        (row_of(result()), features(val=9_999), "40,000 train and 9,999 val images"),
+        (row_of(result()), features(classes=("cat", "dog")), "other classes"),
+        (row_of(result(interrupted=True)), features(), "interrupted"),
+        (row_of(result(), wanted=3), features(), "interrupted"),
+        (row_of(result(), TrialResult(seed=1, trouble="diverged")), features(), "1 of 2 seeds diverged"),
+        (row_of(result()), features(weights="random:0"), "random:0"),
     ],
 )
-def test_what_differs_from_the_notebook_is_said(
-    one: Training, classes: tuple[str, ...], weights: str | None, expected: str
-) -> None:
-    (doubt,) = comparison_doubts(recipe("mlp"), [one], classes=classes, weights=weights)
+def test_what_differs_from_the_notebook_is_reported(row: SweepRow, on: Features, expected: str) -> None:
+    (doubt,) = comparison_doubts(recipe("mlp"), row, on)
     assert expected in doubt
 
 
 def test_a_weights_file_is_named_without_its_folder() -> None:
-    (doubt,) = comparison_doubts(
-        recipe("vgg16"), [training()], classes=CIFAR10, weights="file:/somebodys/folder/vgg.safetensors"
-    )
+    on = features(weights="file:/a/deep/folder/vgg.safetensors")
+    (doubt,) = comparison_doubts(recipe("vgg16"), row_of(result()), on)
     assert doubt.endswith(": vgg.safetensors")
 
 
+def test_heads_without_a_score_are_left_out_of_the_means() -> None:
+    diverged = TrialResult(seed=1, trouble="diverged")
+    found = Reproduction.of(recipe("mlp"), row_of(result(0.48), diverged, result(0.5, seed=2)), features())
+    assert found is not None
+    assert found.seeds == (0, 2)
+    assert found.last.accuracy == pytest.approx(0.49)
+    assert found.agrees is None
+    assert Reproduction.of(recipe("mlp"), row_of(diverged), features()) is None
+
+
 def test_a_row_holds_the_means_and_every_seed() -> None:
-    row = reproduction(training(0.48, epochs=10), training(0.5, epochs=13)).to_json()
+    row = reproduction(result(0.48, epochs=10), result(0.5, seed=1, epochs=13)).to_json()
     assert list(row) == ["recipe", "val", "last", "test", "epochs", "seconds", "agrees", "seeds"]
     assert row["last"] == {"accuracy": pytest.approx(0.49), "loss": 1.5}
     assert (row["epochs"], row["seconds"]) == (11.5, 2.0)
@@ -194,10 +206,10 @@ def test_a_row_holds_the_means_and_every_seed() -> None:
 
 
 def test_one_seeds_epochs_are_a_whole_number() -> None:
-    assert json.dumps(reproduction(training()).to_json()["epochs"]) == "10"
+    assert json.dumps(reproduction(result()).to_json()["epochs"]) == "10"
 
 
 def test_a_set_without_test_images_has_no_test_score() -> None:
-    row = reproduction(training(test=False)).to_json()
+    row = reproduction(result(test=False)).to_json()
     assert row["test"] is None
     assert row["seeds"][0]["test"] is None

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from report_house import House
 
+from featcache.heads.calibration import calibration_error, confidence_bins
+from featcache.heads.metric_records import ClassMetrics
 from featcache.heads.records import Predictions
 from featcache.report.page import json_for_page
-from featcache.report.reliability import calibration_error, reliability, tempered
 from featcache.report.thumbnails import COLUMNS, PER_SHEET, packed
 from featcache.runs.run import Run
 
@@ -24,41 +25,21 @@ def predictions(seed: int, rows: int, classes: int) -> Predictions:
     random = np.random.default_rng(seed)
     return Predictions(
         ids=tuple(map(str, range(rows))),
-        labels=random.integers(0, classes, rows),
-        probabilities=random.dirichlet(np.full(classes, 0.3), rows).astype(np.float32),
+        targets=random.integers(0, classes, rows),
+        outputs=random.dirichlet(np.full(classes, 0.3), rows).astype(np.float32),
     )
 
 
-def test_the_calibration_error_is_the_one_that_training_measured(runs: tuple[Run, Run]) -> None:
+def test_the_page_draws_the_bins_that_were_measured(runs: tuple[Run, Run]) -> None:
     for run in runs:
         measured, said = run.metrics("test"), run.predictions("test")
-        assert calibration_error(reliability(said)) == pytest.approx(measured.calibration_error, abs=1e-5)
-        scaled = reliability(said, temperature=measured.temperature)
-        assert calibration_error(scaled) == pytest.approx(measured.scaled_calibration_error, abs=1e-4)
-
-
-@given(st.integers(0, 99), st.integers(1, 60), st.integers(2, 6))
-def test_every_image_is_in_one_bin(seed: int, rows: int, classes: int) -> None:
-    said = predictions(seed, rows, classes)
-    bins = reliability(said)
-    right = (said.probabilities.argmax(axis=1) == said.labels).sum()
-    assert sum(one.images for one in bins) == rows
-    assert sum(one.images * one.accuracy for one in bins) == pytest.approx(right)
-    assert all(one.low - 1e-6 <= one.confidence <= one.high + 1e-6 for one in bins)
-
-
-@given(st.integers(0, 99), st.floats(0.2, 5))
-def test_temperature_divides_the_logits(seed: int, temperature: float) -> None:
-    logits = np.random.default_rng(seed).normal(0, 2, (5, 4))
-
-    def softmax(
-        values: np.ndarray[tuple[int, ...], np.dtype[np.float64]],
-    ) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
-        powers = np.exp(values - values.max(axis=1, keepdims=True))
-        return np.asarray(powers / powers.sum(axis=1, keepdims=True))
-
-    found = tempered(softmax(logits).astype(np.float32), temperature)
-    assert np.allclose(found, softmax(logits / temperature), atol=1e-4)
+        assert isinstance(measured, ClassMetrics)
+        confidence, right = said.outputs.max(axis=1), said.outputs.argmax(axis=1) == said.targets
+        assert calibration_error(confidence_bins(confidence, right)) == pytest.approx(
+            measured.calibration_error, abs=1e-5
+        )
+        assert calibration_error(measured.bins) == measured.calibration_error
+        assert calibration_error(measured.scaled_bins) == measured.scaled_calibration_error
 
 
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=8), max_size=4))
@@ -113,5 +94,5 @@ def test_pictures_never_take_more_room_than_there_is(room: int) -> None:
 def test_a_house_is_as_the_tests_need_it(house: House, runs: tuple[Run, Run]) -> None:
     for run in runs:
         said = run.predictions("test")
-        assert 0 < (said.probabilities.argmax(axis=1) != said.labels).sum() < len(said.ids)
+        assert 0 < (said.outputs.argmax(axis=1) != said.targets).sum() < len(said.ids)
     assert len(set(house.colours.values())) == len(house.colours)

@@ -22,6 +22,7 @@ import featcache
 from featcache import files
 from featcache.analysis import Audit, Finding, Section
 from featcache.errors import HeadError, ReportError, UnknownName
+from featcache.heads.metric_records import ClassMetrics
 from featcache.heads.records import Predictions
 from featcache.images import ArraySource, Sample
 from featcache.report import albums, write_report, writing
@@ -74,6 +75,7 @@ def test_the_page_and_the_runs_say_the_same_numbers(house: House, runs: tuple[Ru
     page = text_of(house.reported(*runs, path=tmp_path / "report.html").path)
     for run in runs:
         measured = run.metrics("test")
+        assert isinstance(measured, ClassMetrics)
         assert f"{100 * measured.accuracy:.2f} %" in page
         assert f"{100 * measured.calibration_error:.1f} %" in page
         for value in measured.recall:
@@ -84,8 +86,8 @@ def test_answers_in_the_data_are_those_of_the_run(house: House, run: Run, tmp_pa
     data = data_of(house.reported(run, path=tmp_path / "report.html").path)
     said, album = run.predictions("test"), data["albums"][0]
     assert album["ids"] == list(said.ids)
-    assert album["labels"] == said.labels.tolist()
-    assert data["runs"][0]["answers"] == said.probabilities.argmax(axis=1).tolist()
+    assert album["labels"] == said.targets.tolist()
+    assert data["runs"][0]["answers"] == said.outputs.argmax(axis=1).tolist()
     assert album["classes"] == list(CLASSES)
 
 
@@ -271,7 +273,7 @@ def test_damaged_records_are_an_error_and_nothing_is_overwritten(
 @pytest.mark.parametrize("damage", ["rows", "classes", "labels", "nan"])
 def test_predictions_that_do_not_fit_are_refused(house: House, run: Run, tmp_path: Path, damage: str) -> None:
     said = run.predictions("test")
-    shares, labels = said.probabilities.copy(), said.labels.copy()
+    shares, labels = said.outputs.copy(), said.targets.copy()
     if damage == "rows":
         shares = shares[:-1]
     elif damage == "classes":
@@ -280,7 +282,7 @@ def test_predictions_that_do_not_fit_are_refused(house: House, run: Run, tmp_pat
         labels[0] = 3
     else:
         shares[0, 0] = np.nan
-    changed = Predictions(ids=said.ids, labels=labels, probabilities=shares)
+    changed = Predictions(ids=said.ids, targets=labels, outputs=shares)
     (run.folder / "predictions_test.npz").write_bytes(predictions_bytes(changed))
     with pytest.raises(HeadError, match=r"predictions of the run .* are damaged"):
         house.reported(run, path=tmp_path / "report.html")
@@ -330,7 +332,7 @@ def test_more_images_than_there_is_room_for_are_thinned_and_said(
     assert written.images == written.pictures == len(data["albums"][0]["ids"]) == 12
     assert written.notes[0].startswith("12 of 24 test images are shown")
     said = run.predictions("test")
-    sure = np.where(said.probabilities.argmax(axis=1) == said.labels, -1, said.probabilities.max(axis=1))
+    sure = np.where(said.outputs.argmax(axis=1) == said.targets, -1, said.outputs.max(axis=1))
     worst = {said.ids[row] for row in np.argsort(-sure)[:4] if sure[row] >= 0}
     assert worst <= set(data["albums"][0]["ids"])
     # The numbers still count every image.
@@ -344,7 +346,7 @@ def test_a_hundred_thousand_points_are_thinned(
     labels = random.integers(0, 3, 100_000)
     shares = random.dirichlet(np.ones(3), 100_000).astype(np.float32)
     ids = tuple(f"test/{number:06d}" for number in range(100_000))
-    many = Predictions(ids=ids, labels=labels, probabilities=shares)
+    many = Predictions(ids=ids, targets=labels, outputs=shares)
     (run.folder / "predictions_test.npz").write_bytes(predictions_bytes(many))
     written = house.reported(run, path=tmp_path / "report.html")
     assert written.images == albums.MOST_IMAGES

@@ -1,48 +1,240 @@
+"""Cuts: which rows teach, choose and test, for every kind of target and with groups."""
+
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from head_caches import Blobs, blobs, write_cache
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike, NDArray
 
-from featcache.cache.reader import CachedSplit
-from featcache.errors import HeadError
-from featcache.rows.cuts import cut_cache, cut_images
+from featcache.cache.reader import FeatureCache
+from featcache.cache.targets import Column
+from featcache.errors import FeatcacheError, HeadError, InvalidOption, UnknownName
+from featcache.rows.cuts import cut_cache, cut_rows, random_cut
+from featcache.rows.stratifying import Rows
+from featcache.rows.target import HeadTarget, class_target, head_target
 
 CLASSES = ("ant", "bee", "cow")
 
 
-def test_val_is_cut_by_the_designs_formula() -> None:
+def test_the_random_cut_is_the_designs_formula() -> None:
     order = torch.randperm(50, generator=torch.Generator().manual_seed(42)).tolist()
-    train, val = cut_images(50, val_fraction=0.2, val_seed=42)
+    train, val = random_cut(50, val_fraction=0.2, val_seed=42)
     assert train.tolist() == sorted(order[:40])
     assert val.tolist() == sorted(order[40:])
 
 
-def test_val_is_the_same_for_ever() -> None:
+def test_the_random_val_is_the_same_for_ever() -> None:
     # torch.randperm(10) under seed 42 is 2 6 1 8 4 5 0 9 3 7.
-    train, val = cut_images(10, val_fraction=0.2, val_seed=42)
+    train, val = random_cut(10, val_fraction=0.2, val_seed=42)
     assert (train.tolist(), val.tolist()) == ([0, 1, 2, 4, 5, 6, 8, 9], [3, 7])
 
 
 def test_cifar_is_cut_as_in_the_notebook() -> None:
-    train, val = cut_images(50_000, val_fraction=0.2, val_seed=42)
+    train, val = random_cut(50_000, val_fraction=0.2, val_seed=42)
     assert (len(train), len(val)) == (40_000, 10_000)
 
 
 @given(images=st.integers(2, 500), fraction=st.floats(0.01, 0.99), seed=st.integers(0, 2**32 - 1))
-def test_cut_sides_are_disjoint_and_complete(images: int, fraction: float, seed: int) -> None:
+def test_random_sides_are_disjoint_and_complete(images: int, fraction: float, seed: int) -> None:
     try:
-        train, val = cut_images(images, val_fraction=fraction, val_seed=seed)
+        train, val = random_cut(images, val_fraction=fraction, val_seed=seed)
     except HeadError:
         assert round(images * (1 - fraction)) in (0, images)
         return
     assert sorted([*train, *val]) == list(range(images))
     assert len(train) == round(images * (1 - fraction))
+
+
+# --- stratified -------------------------------------------------------------------------------------------
+
+
+def classes_of(labels: ArrayLike, classes: int | None = None) -> tuple[NDArray[np.int64], HeadTarget]:
+    codes = np.asarray(labels, np.int64)
+    return codes, class_target(map(str, range(classes or int(codes.max()) + 1)))
+
+
+def cut_labels(labels: ArrayLike, *, fraction: float = 0.2, seed: int = 42, **more: Any) -> tuple[Rows, Rows]:
+    codes, target = classes_of(labels)
+    return cut_rows(codes, target, val_fraction=fraction, val_seed=seed, **more)
+
+
+@given(
+    counts=st.lists(st.integers(0, 40), min_size=1, max_size=12),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_every_class_of_two_images_stands_on_both_sides(counts: list[int], fraction: float, seed: int) -> None:
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    if max(counts) < 2:
+        return
+    train, val = cut_labels(labels, fraction=fraction, seed=seed)
+    assert sorted([*train, *val]) == list(range(len(labels)))
+    assert np.all(np.diff(train) > 0) and np.all(np.diff(val) > 0)
+    there = np.bincount(labels, minlength=len(counts))
+    inside = [np.bincount(labels[rows], minlength=len(counts)) for rows in (train, val)]
+    assert (inside[0][there > 0] > 0).all()
+    assert (inside[1][there >= 2] > 0).all()
+    # Near its share of each class.
+    roomy = there * min(fraction, 1 - fraction) >= 1
+    assert (np.abs(inside[1] - there * fraction)[roomy] <= 1).all()
+
+
+@pytest.mark.parametrize(("classes", "images"), [(3, 20), (10, 10), (102, 10), (7, 15)])
+@pytest.mark.parametrize("seed", range(5))
+def test_small_sets_have_every_class_in_val_in_its_share(classes: int, images: int, seed: int) -> None:
+    _, val = cut_labels(np.arange(classes * images) % classes, seed=seed)
+    assert len(val) == round(classes * images * 0.2)
+    assert np.bincount(val % classes, minlength=classes).tolist() == [images // 5] * classes
+
+
+def test_a_stratified_cut_is_the_same_for_a_seed_and_random_in_it() -> None:
+    labels = np.arange(400) % 4
+    first, again, other = (cut_labels(labels, seed=seed)[1].tolist() for seed in (0, 0, 1))
+    assert first == again != other
+    # Neighbouring images are often near copies: they are not taken at equal distances.
+    assert len({b - a for a, b in pairwise(first)}) > 5
+
+
+def test_numbers_are_spread_evenly_and_equal_ones_do_no_harm() -> None:
+    target = HeadTarget(kind="numbers", columns=("x",), names=("x",))
+    values = np.random.default_rng(0).exponential(size=(200, 1))
+    _, val = cut_rows(values, target, val_fraction=0.2, val_seed=1)
+    assert len(val) == 40
+    edges = np.quantile(values, np.linspace(0, 1, 11)[1:-1])
+    assert np.bincount(np.searchsorted(edges, values[val, 0]), minlength=10).tolist() == [4] * 10
+    for flat in (np.zeros((30, 1)), np.repeat([[0.0], [1.0]], 15, axis=0)):
+        assert len(cut_rows(flat, target, val_fraction=0.2, val_seed=1)[1]) == 6
+    assert len(cut_rows(values[:2], target, val_fraction=0.2, val_seed=1)[1]) == 1
+
+
+def test_several_columns_of_numbers_are_each_spread() -> None:
+    target = HeadTarget(kind="numbers", columns=("x", "y"), names=("x", "y"))
+    values = np.random.default_rng(0).standard_normal((500, 2))
+    train, val = cut_rows(values, target, val_fraction=0.2, val_seed=1)
+    assert sorted([*train, *val]) == list(range(500)) and 80 <= len(val) <= 120
+    for column in values.T:
+        edges = np.quantile(column, np.linspace(0, 1, 11)[1:-1])
+        assert min(np.bincount(np.searchsorted(edges, column[val]), minlength=10)) >= 4
+
+
+@settings(max_examples=60)
+@given(rows=st.integers(12, 120), classes=st.integers(1, 8), rate=st.floats(0.02, 0.9), seed=st.integers(0, 2**32 - 1))
+def test_several_classes_stand_on_both_sides(rows: int, classes: int, rate: float, seed: int) -> None:
+    marks = (np.random.default_rng(seed).random((rows, classes)) < rate).astype(np.int8)
+    target = HeadTarget(kind="lists", columns=("what",), names=tuple(map(str, range(classes))))
+    train, val = cut_rows(marks, target, val_fraction=0.25, val_seed=seed)
+    assert sorted([*train, *val]) == list(range(rows)) and 0 < len(val) < rows
+    several = marks.sum(axis=0) >= 2
+    assert (marks[train].sum(axis=0)[several] > 0).all()
+    # Of val as far as single images allow it; train comes first.
+    if (marks.sum(axis=0) >= 6).all():
+        assert (marks[val].sum(axis=0) > 0).all()
+
+
+def test_tags_that_single_images_have_leave_a_val() -> None:
+    marks = np.concatenate([np.ones((20, 1), np.int8), np.eye(20, dtype=np.int8)], axis=1)
+    target = HeadTarget(kind="lists", columns=("what",), names=tuple(map(str, range(21))))
+    train, val = cut_rows(marks, target, val_fraction=0.2, val_seed=0)
+    assert (len(train), len(val)) == (16, 4)
+
+
+# --- groups -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(
+    groups=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=8, max_size=60),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_no_group_stands_on_both_sides(groups: list[tuple[int, int]], seed: int) -> None:
+    labels = np.concatenate([np.full(size, label) for label, size in groups])
+    unit = np.concatenate([np.full(size, number) for number, (_, size) in enumerate(groups)])
+    order = np.random.default_rng(seed).permutation(len(labels))
+    labels, unit = labels[order], unit[order]
+    of_class = np.bincount([label for label, _ in groups], minlength=4)
+    if of_class.max() < 2:
+        return
+    train, val = cut_labels(labels, unit=unit, seed=seed, fraction=0.25)
+    assert not set(unit[train]) & set(unit[val])
+    assert sorted([*train, *val]) == list(range(len(labels)))
+    inside = [set(labels[rows].tolist()) for rows in (train, val)]
+    assert inside[0] == set(labels.tolist())
+    assert inside[1] >= set(np.flatnonzero(of_class >= 2).tolist())
+
+
+def test_groups_of_mixed_classes_are_kept_whole() -> None:
+    # Every group has two classes; class 9 lies in one group alone, which has to teach it.
+    unit = np.repeat(np.arange(30), 4)
+    labels = np.stack([np.arange(30) % 3, (np.arange(30) + 1) % 3] * 2, axis=1).ravel()
+    labels[5] = 3
+    for seed in range(10):
+        train, val = cut_labels(labels, unit=unit, seed=seed)
+        assert not set(unit[train]) & set(unit[val]) and len(val) == 24
+        assert unit[5] in unit[train]
+        assert set(labels[val].tolist()) == {0, 1, 2}
+
+
+def test_near_copies_of_an_image_are_never_on_both_sides(tmp_path: Path) -> None:
+    copies = np.repeat(np.arange(30), 20)
+    train = Blobs(
+        features=blobs(600).features, labels=copies % 3, targets={"scene": np.where(copies == 29, -1, copies)}
+    )
+    column = Column(name="scene", kind="groups", names=tuple(f"s{number}" for number in range(29)))
+    cache = write_cache(tmp_path, {"train": train}, columns=(column,))
+    for seed in range(5):
+        cut = cut_cache(cache, val_fraction=0.2, val_seed=seed, group="scene")
+        scenes = [set(copies[rows.rows]) - {29} for rows in (cut.train, cut.val)]
+        assert not scenes[0] & scenes[1]
+        assert set(cut.val.targets.tolist()) == {0, 1, 2}
+        assert "20 of 600 train images have no scene: each is a group of its own" in cut.notes
+        assert not any("stand in" in note for note in cut.notes)
+    # Without --group they are, and that is said.
+    note = cut_cache(cache, val_fraction=0.2, val_seed=0).notes[-1]
+    assert "29 groups of scene stand in train and in val" in note and "--group scene" in note
+    with pytest.raises(InvalidOption, match="--val-cut random is a permutation"):
+        cut_cache(cache, val_fraction=0.2, val_seed=0, group="scene", val_cut="random")
+
+
+def test_groups_that_the_sets_own_splits_separate_not_are_said(tmp_path: Path) -> None:
+    column = Column(name="patient", kind="groups", names=("p0", "p1", "p2"))
+    splits = {
+        "train": replace(blobs(30), targets={"patient": np.arange(30) % 2}),
+        "val": replace(blobs(9, seed=1), targets={"patient": np.full(9, 2)}),
+        "test": replace(blobs(9, seed=2), targets={"patient": np.arange(9) % 3}),
+    }
+    cache = write_cache(tmp_path, splits, columns=(column,))
+    notes = cut_cache(cache, val_fraction=0.2, val_seed=0, group="patient").notes
+    assert [note.split(":")[0] for note in notes[1:]] == [
+        "2 groups of patient stand in train and in test (p0, p1)",
+        "1 groups of patient stand in val and in test (p2)",
+    ]
+    assert not any("--group" in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("group", "error", "message"),
+    [("pateint", UnknownName, "unknown group 'pateint'"), ("age", HeadError, "age holds numbers")],
+)
+def test_a_group_that_is_none_is_refused(tmp_path: Path, group: str, error: type[FeatcacheError], message: str) -> None:
+    columns = (Column(name="patient", kind="groups", names=("p",)), Column(name="age", kind="numbers"))
+    train = replace(blobs(30), targets={"patient": np.zeros(30, np.int64), "age": np.arange(30.0)})
+    cache = write_cache(tmp_path, {"train": train}, columns=columns)
+    with pytest.raises(error, match=message) as raised:
+        cut_cache(cache, val_fraction=0.2, val_seed=0, group=group)
+    assert raised.value.hint
+
+
+# --- caches -----------------------------------------------------------------------------------------------
 
 
 def test_own_val_split_is_used(tmp_path: Path) -> None:
@@ -84,7 +276,11 @@ def test_a_cache_with_views_is_cut_as_one_without(tmp_path: Path) -> None:
     ]
     assert [cut.images() for cut in cuts] == [{"train": 32, "val": 8}] * 2
     plain, viewed = ([cut.train.rows.tolist(), cut.val.rows.tolist()] for cut in cuts)
-    assert plain == viewed == [side.tolist() for side in cut_images(40, val_fraction=0.2, val_seed=42)]
+    assert plain == viewed
+    notebook = cut_cache(write_cache(tmp_path, {"train": blobs(40)}), val_fraction=0.2, val_seed=42, val_cut="random")
+    assert [notebook.train.rows.tolist(), notebook.val.rows.tolist()] == [
+        side.tolist() for side in random_cut(40, val_fraction=0.2, val_seed=42)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +288,9 @@ def test_a_cache_with_views_is_cut_as_one_without(tmp_path: Path) -> None:
     [
         ([-1] * 20, CLASSES, "none of the 20 train rows"),
         ([0] * 20, ("ant",), "at least 2 classes, got 1"),
-        ([0, 1] * 10, CLASSES, "found none of cow there"),
-        ([0] * 19 + [1], ("ant", "bee"), "found none of bee there"),
-        ([0, 1], ("ant", "bee"), "leave 2 for train and 0 for val"),
+        ([0] * 20, ("ant", "bee"), "all 20 labelled train images of toy are ant"),
+        ([0, 1], ("ant", "bee"), "leave 2 for train and 0 for val: no class has two images"),
+        ([0, 1, 2], CLASSES, "3 labelled train images leave 3 for train and 0 for val"),
         ([0], ("ant", "bee"), "1 labelled train images leave"),
     ],
 )
@@ -105,14 +301,124 @@ def test_labels_no_head_could_learn_are_refused(
     cache = write_cache(tmp_path, {"train": train}, classes=classes)
     with pytest.raises(HeadError, match=message) as raised:
         cut_cache(cache, val_fraction=0.2, val_seed=42)
+    assert raised.value.hint and "--val-seed" not in raised.value.hint
+
+
+def labelled(labels: ArrayLike, seed: int = 0) -> Blobs:
+    codes = np.asarray(labels, np.int64)
+    return Blobs(features=blobs(len(codes), seed=seed).features, labels=codes)
+
+
+@pytest.mark.parametrize(
+    ("splits", "notes"),
+    [
+        # A class with a single image, one without any, a val without one, a class only in test, and in val alone.
+        ({"train": [0] * 19 + [1] * 20 + [2]}, ["val has no image of cow: it says nothing of them"]),
+        ({"train": [0, 1] * 10}, ["train has no image of cow: never learned"]),
+        (
+            {"train": [0, 1, 2] * 9, "val": [0, 1] * 3},
+            ["val is the set's own split of 6 images", "val has no image of cow: it says nothing of them"],
+        ),
+        (
+            {"train": [0, 1] * 10, "test": [0, 1, 2, 2]},
+            ["train has no image of cow: never learned; 2 images of val and test have them: right by chance only"],
+        ),
+        (
+            {"train": [0, 1] * 10, "val": [0, 2], "test": [1, 1]},
+            [
+                "val is the set's own split of 2 images",
+                "train has no image of cow: never learned; 1 images of val and test have them: right by chance only",
+                "val has no image of bee: it says nothing of them",
+                "test has no image of ant: it says nothing of them",
+            ],
+        ),
+    ],
+)
+def test_what_a_part_lacks_is_a_note(tmp_path: Path, splits: dict[str, list[int]], notes: list[str]) -> None:
+    cache = write_cache(tmp_path, {name: labelled(labels) for name, labels in splits.items()}, classes=CLASSES)
+    assert list(cut_cache(cache, val_fraction=0.2, val_seed=42).notes) == notes
+
+
+def test_a_val_that_cannot_have_its_share_is_said(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, {"train": labelled([0, 0, 1, 1, 2, 2])}, classes=CLASSES)
+    cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
+    assert cut.images() == {"train": 3, "val": 3}
+    assert cut.notes == ("val has 50 % of the train images instead of 20 %: there are few to cut",)
+
+
+# --- other targets ----------------------------------------------------------------------------------------
+
+OTHERS = (
+    Column(name="what", kind="lists", names=("fur", "wings", "fins")),
+    Column(name="age", kind="numbers"),
+    Column(name="size", kind="numbers"),
+    Column(name="remark", kind="text"),
+    Column(name="patient", kind="groups", names=("p",)),
+)
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
+    """60 images with a target of each kind; some have none of some."""
+    random = np.random.default_rng(0)
+    what = (random.random((60, 3)) < 0.4).astype(np.int8)
+    what[:5] = -1
+    age, size = random.standard_normal(60), random.standard_normal(60)
+    age[:3], size[2:4] = np.nan, np.nan
+    targets: dict[str, NDArray[Any]] = {
+        "what": what,
+        "age": age,
+        "size": size,
+        "remark": np.array([b"x"] * 60),
+        "patient": np.zeros(60, np.int64),
+    }
+    return write_cache(tmp_path_factory.mktemp("known"), {"train": replace(blobs(60), targets=targets)}, columns=OTHERS)
+
+
+@pytest.mark.parametrize(
+    ("names", "kind", "outputs", "images"),
+    [
+        (("label",), "classes", ("ant", "bee", "cow"), 60),
+        (("what",), "lists", ("fur", "wings", "fins"), 55),
+        (("age",), "numbers", ("age",), 57),
+        (("size", "age"), "numbers", ("size", "age"), 56),
+    ],
+)
+def test_a_target_is_read_as_what_it_is(
+    known: FeatureCache, names: tuple[str, ...], kind: str, outputs: tuple[str, ...], images: int
+) -> None:
+    target = head_target(known, names)
+    assert (target.kind, target.columns, target.names) == (kind, names, outputs)
+    assert HeadTarget.from_json(json.loads(json.dumps(target.to_json()))) == target
+    cut = cut_cache(known, val_fraction=0.2, val_seed=0, target=target)
+    assert sum(cut.images().values()) == images and cut.target == target
+    assert [f"{60 - images} of 60 train images are without a value of {', '.join(names)} and left out"] * (
+        images < 60
+    ) == [note for note in cut.notes if "left out" in note]
+    for part in (cut.train, cut.val):
+        assert part.targets.shape == (len(part), len(outputs))[: 1 if kind == "classes" else 2]
+        assert str(part.targets.dtype) == {"classes": "int64", "lists": "int8", "numbers": "float64"}[kind]
+        whole = [known["train"].target(name).values[part.rows] for name in names]
+        assert np.array_equal(part.targets, np.stack(whole, axis=1) if kind == "numbers" else whole[0])
+
+
+@pytest.mark.parametrize(
+    ("names", "error", "message"),
+    [
+        (("labels",), UnknownName, "unknown target 'labels'"),
+        (("remark",), HeadError, "cannot learn remark: it holds text"),
+        (("patient",), HeadError, "cannot learn patient: it holds groups"),
+        (("age", "label"), InvalidOption, r"several of numbers, each once, got age \(numbers\), label \(classes\)"),
+        (("age", "age"), InvalidOption, "each once"),
+        ((), InvalidOption, "expected one target"),
+    ],
+)
+def test_a_target_that_no_head_can_learn_is_refused(
+    known: FeatureCache, names: tuple[str, ...], error: type[FeatcacheError], message: str
+) -> None:
+    with pytest.raises(error, match=message) as raised:
+        head_target(known, names)
     assert raised.value.hint
-
-
-def test_label_of_no_class_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cache = write_cache(tmp_path, {"train": blobs(20)}, classes=CLASSES)
-    monkeypatch.setattr(CachedSplit, "read_labels", lambda split: np.array([0, 1, 2, 3, 0] * 4))
-    with pytest.raises(HeadError, match="labels from -1 to 2, got 3 in train row 3"):
-        cut_cache(cache, val_fraction=0.2, val_seed=42)
 
 
 def test_cache_without_train_split_is_refused(tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_two_caches_train_as_one_that_holds_both(
 ) -> None:
     config = HeadConfig(head=head) if head != "mlp:8" else HeadConfig(head=head, max_epochs=4)
     runs = tmp_path / "runs"
-    joined = fit_head(first, config, beside=[second], runs_dir=runs, resident_bytes=resident_bytes)
+    memory: dict[str, Any] = {} if config.architecture.solved else {"resident_bytes": resident_bytes}
+    joined = fit_head(first, config, beside=[second], runs_dir=runs, **memory)
     whole = fit_head(side_by_side(tmp_path), config, runs_dir=runs)
     assert joined.training.val == whole.training.val
     assert joined.training.test == whole.training.test
@@ -91,7 +92,7 @@ def test_a_run_of_two_caches_predicts_from_both(first: FeatureCache, second: Fea
     place = {sample: row for row, sample in enumerate(second["test"].ids)}
     rows = [place[sample] for sample in first["test"].ids]
     columns = [first["test"].features[:], second["test"].features[rows]]
-    said = run.predictions("test").probabilities
+    said = run.predictions("test").outputs
     assert np.array_equal(run.predict(columns), said)
     assert np.array_equal(run.predict(np.concatenate(columns, axis=1)), said)
     with pytest.raises(HeadError, match=r"expected features \(N, 21\) of one/avgpool \+ two/avgpool"):
@@ -108,7 +109,7 @@ def test_pixels_beside_features_are_scaled_where_they_are_pixels(first: FeatureC
     for head in ("linear", "knn"):
         run = train_head(first, head, beside=[pixels], runs_dir=tmp_path / "runs")
         columns = [first["test"].features[:], pixels["test"].features[:]]
-        assert np.array_equal(run.predict(columns), run.predictions("test").probabilities)
+        assert np.array_equal(run.predict(columns), run.predictions("test").outputs)
 
 
 @pytest.mark.parametrize("resident_bytes", [None, 0])
@@ -129,7 +130,8 @@ def test_a_view_stands_beside_the_same_view_of_the_same_image(
         augmented=tuple(np.concatenate(pair, axis=1) for pair in zip(here.augmented, there.augmented, strict=True)),
     )
     both = write_cache(tmp_path, {"train": whole}, backbone="both")
-    joined = fit_head(one, config, beside=[two], runs_dir=tmp_path / "runs", resident_bytes=resident_bytes)
+    memory: dict[str, Any] = {} if config.architecture.solved else {"resident_bytes": resident_bytes}
+    joined = fit_head(one, config, beside=[two], runs_dir=tmp_path / "runs", **memory)
     assert joined.weights_sha256 == fit_head(both, config, runs_dir=tmp_path / "runs").weights_sha256
 
 

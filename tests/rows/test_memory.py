@@ -14,8 +14,8 @@ from featcache.cache.reader import FeatureCache
 from featcache.extraction.processes import peak_bytes, run_apart
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads.config import HeadConfig
-from featcache.rows import batches
-from featcache.rows.views import TRAIN_VIEWS
+from featcache.rows import batches, features
+from featcache.rows.views import TRAIN_VIEWS, TrainViews
 from featcache.runs.fit import fit_head
 
 DIM = 8192
@@ -30,7 +30,7 @@ TRAININGS = (("small", 0), ("large", 0), ("large", FEATURES_BYTES))
 class Task:
     caches: dict[str, Path]
     head_batch_size: int
-    train_views: str | None
+    train_views: TrainViews | None
     runs_dir: Path
 
 
@@ -38,8 +38,9 @@ def peaks(task: Task, _: Reporter) -> list[int]:
     """After each of TRAININGS."""
     torch.set_num_threads(1)
     # A sixteenth of what they are, for the cache is a sixteenth of one that has to be streamed.
-    for name in ("WINDOW_BYTES", "WHOLE_BYTES", "PIECE_BYTES", "EVALUATION_BYTES", "TAKEN_BYTES"):
-        setattr(batches, name, getattr(batches, name) >> 4)
+    names = ("WINDOW_BYTES", "WHOLE_BYTES", "PIECE_BYTES", "TAKEN_BYTES")
+    for module, name in [*((batches, name) for name in names), (features, "BLOCK_BYTES")]:
+        setattr(module, name, getattr(module, name) >> 4)
     config = HeadConfig(head="linear", lr=1e-3, max_epochs=2, patience=2, head_batch_size=task.head_batch_size)
     config = replace(config, train_views=task.train_views)
     found = []
@@ -53,7 +54,9 @@ def peaks(task: Task, _: Reporter) -> list[int]:
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is the kernel's")
 @pytest.mark.parametrize("train_views", [None, *TRAIN_VIEWS])
 @pytest.mark.parametrize("head_batch_size", [16, 256], ids=["batches in windows", "batches in pieces"])
-def test_a_streamed_cache_is_not_in_memory(tmp_path: Path, head_batch_size: int, train_views: str | None) -> None:
+def test_a_streamed_cache_is_not_in_memory(
+    tmp_path: Path, head_batch_size: int, train_views: TrainViews | None
+) -> None:
     views = 1 if train_views is None else VIEWS
     caches = {
         name: write_cache(tmp_path / name, {"train": blobs(rows // views, dim=DIM, views=views)}).path

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,18 +21,16 @@ from featcache.rows import batches as batches_module
 from featcache.rows.batches import (
     Batch,
     Batches,
-    FeatureRows,
     ResidentBatches,
     StreamedBatches,
-    choose_layers,
     epoch_order,
     epoch_windows,
     open_batches,
     window_rows,
 )
 from featcache.rows.cuts import SplitRows, cut_cache
+from featcache.rows.features import FeatureRows, choose_layers
 from featcache.rows.prefetch import read_ahead
-from featcache.training import preparation
 from featcache.training.preparation import open_prepared, prepare
 
 CPU = torch.device("cpu")
@@ -167,7 +166,7 @@ def test_batches_larger_than_a_window_are_read_in_pieces(tmp_path: Path, monkeyp
     asked: list[int] = []
     read = FeatureRows.read
 
-    def spy(self: FeatureRows, positions: NDArray[np.int64], out: Sequence[torch.Tensor]) -> None:
+    def spy(self: FeatureRows, positions: NDArray[np.int64], out: Sequence[NDArray[Any]]) -> None:
         asked.append(len(positions))
         assert np.all(np.diff(positions) > 0)
         read(self, positions, out)
@@ -324,7 +323,7 @@ def test_a_large_val_is_streamed_where_train_is(
     whole_bytes: int,
     kinds: tuple[type[Batches], type[Batches]],
 ) -> None:
-    monkeypatch.setattr(preparation, "WHOLE_BYTES", whole_bytes)
+    monkeypatch.setattr(batches_module, "WHOLE_BYTES", whole_bytes)
     config = HeadConfig(head="linear")
     prepared = prepare(write_cache(tmp_path, {"train": blobs(200)}), config, place=CPU)
     train, val = open_prepared(prepared, config, resident_bytes=resident_bytes)

@@ -91,7 +91,7 @@ def test_val_has_every_class_in_every_fold(tmp_path: Path, val_seed: int) -> Non
 def test_a_draw_has_so_many_images_a_class_and_nothing_of_val(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     for shots in (1, 5):
-        for drawn in draw_cuts(cache, cut, shots, 4, seed=3):
+        for drawn in draw_cuts(cut, shots, 4, seed=3):
             assert drawn.val is cut.val and drawn.test is cut.test
             assert images(drawn.train) < images(cut.train)
             assert not images(drawn.train) & images(cut.val)
@@ -100,18 +100,18 @@ def test_a_draw_has_so_many_images_a_class_and_nothing_of_val(cache: FeatureCach
 
 def test_more_shots_contain_fewer_and_draws_differ(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
-    few, many = ([images(one.train) for one in draw_cuts(cache, cut, shots, 5, seed=0)] for shots in (2, 9))
+    few, many = ([images(one.train) for one in draw_cuts(cut, shots, 5, seed=0)] for shots in (2, 9))
     assert all(small < large for small, large in zip(few, many, strict=True))
     assert len(set(map(frozenset, few))) == 5
-    assert few == [images(one.train) for one in draw_cuts(cache, cut, 2, 5, seed=0)]
-    assert few != [images(one.train) for one in draw_cuts(cache, cut, 2, 5, seed=1)]
+    assert few == [images(one.train) for one in draw_cuts(cut, 2, 5, seed=0)]
+    assert few != [images(one.train) for one in draw_cuts(cut, 2, 5, seed=1)]
 
 
 def test_a_class_with_fewer_images_than_shots_is_named(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     left = np.bincount(cut.train.targets).tolist()
     with pytest.raises(HeadError, match=rf"at least 29 train images .*29 shots.*ant \({left[0]}\)") as raised:
-        draw_cuts(cache, cut, 29, 1, seed=0)
+        draw_cuts(cut, 29, 1, seed=0)
     assert "--shots" in str(raised.value.hint)
 
 

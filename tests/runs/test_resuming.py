@@ -8,28 +8,30 @@ import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from head_caches import Blobs, blobs, write_cache
 from killed_training import killed_after
-from torch import nn
+from torch import Tensor, nn
 
 from featcache import files
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheUnwritable, HeadError
 from featcache.heads.config import HeadConfig
-from featcache.heads.metrics import Outcome, evaluate
+from featcache.heads.metrics import Outcome
 from featcache.heads.records import EpochRecord
 from featcache.rows.batches import Batches
-from featcache.rows.views import TRAIN_VIEWS
+from featcache.rows.views import TRAIN_VIEWS, TrainViews
 from featcache.runs.files import publish_folder
 from featcache.runs.fit import fit_head
 from featcache.runs.resuming import resume_head
 from featcache.runs.run import Run
 from featcache.training.checkpoint_file import CHECKPOINT_FILE
 from featcache.training.checkpoints import Checkpoint, Unfinished
+from featcache.training.evaluation import evaluate
 
 CONFIG = HeadConfig(head="mlp:16", lr=0.003, max_epochs=12, patience=12, dropout=0.3, head_batch_size=32)
 
@@ -105,7 +107,9 @@ def test_resumed_training_ends_bit_for_bit_as_one_that_never_stopped(
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["resident", "streamed"])
 @pytest.mark.parametrize("train_views", TRAIN_VIEWS)
-def test_resumed_training_sees_the_views_it_would_have_seen(tmp_path: Path, train_views: str, streamed: bool) -> None:
+def test_resumed_training_sees_the_views_it_would_have_seen(
+    tmp_path: Path, train_views: TrainViews, streamed: bool
+) -> None:
     cache = write_cache(tmp_path, {"train": blobs(120, distance=0.4, views=3)})
     config = replace(CONFIG, train_views=train_views)
     whole = fit_head(cache, config, runs_dir=tmp_path / "whole")
@@ -178,8 +182,9 @@ def test_checkpoint_is_read_without_executing_anything(cache: FeatureCache, tmp_
     content = (folder / CHECKPOINT_FILE).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     told = json.loads(header["__metadata__"]["featcache"])
-    assert told["about"]["options"]["head"] == "mlp:16" and len(told["progress"]["history"]) == 2
-    assert {name.split(".")[0] for name in header} == {"__metadata__", "head", "best", "optimizer", "random"}
+    assert told["about"]["options"]["head"] == "mlp:16"
+    assert [len(trial["history"]) for trial in told["progress"]["trials"]] == [2]
+    assert {name.split(".")[0] for name in header} == {"__metadata__", "stack", "best"}
 
 
 def test_full_disk_leaves_the_checkpoint_before(
@@ -238,17 +243,18 @@ def test_interrupted_run_can_go_on(cache: FeatureCache, tmp_path: Path) -> None:
 def test_resumed_training_that_is_interrupted_at_once_has_the_best_so_far(cache: FeatureCache, tmp_path: Path) -> None:
     cut_off(cache, CONFIG, tmp_path, 4)
 
-    def interrupt(text: str) -> None:
-        # Before any new epoch is done.
-        if "going on" in text:
-            raise_when_training.append(text)
+    spoken: list[str] = []
 
-    raise_when_training: list[str] = []
+    def interrupted(*_: object) -> Tensor:
+        os.kill(os.getpid(), signal.SIGINT)
+        return torch.zeros(1)
+
     four = fit_head(cache, replace(CONFIG, max_epochs=4, patience=12), runs_dir=tmp_path / "four")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("featcache.training.lightning.restore_random", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-        run = resume_head(runs_dir=tmp_path, report=interrupt)
-    assert raise_when_training == ["going on after epoch 4 of at most 12"]
+        # Before any new epoch is done.
+        patch.setattr("featcache.training.stack.PerceptronStack.step", interrupted)
+        run = resume_head(runs_dir=tmp_path, report=spoken.append)
+    assert spoken[:1] == ["going on after epoch 4 of at most 12"]
     assert run.training.interrupted and run.training.epochs == 4
     assert run.weights_sha256 == four.weights_sha256
 
@@ -258,11 +264,11 @@ def test_ctrl_c_while_the_best_is_tested_keeps_it(
 ) -> None:
     whole = fit_head(cache, CONFIG, runs_dir=tmp_path / "whole")
 
-    def interrupted(head: nn.Module, batches: Batches) -> Outcome:
+    def interrupted(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
         os.kill(os.getpid(), signal.SIGINT)
-        return evaluate(head, batches)
+        return evaluate(head, batches, *rest, **more)
 
-    monkeypatch.setattr("featcache.runs.conclusion.evaluate", interrupted)
+    monkeypatch.setattr("featcache.training.evaluation.evaluate", interrupted)
     run = fit_head(cache, CONFIG, runs_dir=tmp_path)
     assert run.training.interrupted
     assert numbers(run) == numbers(whole)
@@ -292,11 +298,11 @@ def test_second_ctrl_c_ends_at_once_and_leaves_the_checkpoint(
         if record.epoch == 3:
             os.kill(os.getpid(), signal.SIGINT)
 
-    def impatient(head: nn.Module, batches: Batches) -> Outcome:
+    def impatient(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
         os.kill(os.getpid(), signal.SIGINT)
         raise AssertionError("it should have ended")
 
-    monkeypatch.setattr("featcache.runs.conclusion.evaluate", impatient)
+    monkeypatch.setattr("featcache.training.evaluation.evaluate", impatient)
     with pytest.raises(KeyboardInterrupt):
         fit_head(cache, CONFIG, runs_dir=tmp_path, progress=interrupt, checkpoint_every_s=0.0)
     monkeypatch.undo()

@@ -65,6 +65,7 @@ def test_json_has_the_fields_of_the_command(run: Run, cache: FeatureCache) -> No
     result = json.loads(json.dumps(run.to_json()))
     kept = json.loads((run.folder / "metrics.json").read_text())
     assert set(kept.pop("metrics")) == {"val", "test"}
+    assert kept.pop("target") == run.target.to_json()
     assert result == kept
     assert list(result) == [
         *("run", "cache", "head", "parameters", "n", "epochs", "seconds", "val", "last", "test"),
@@ -100,7 +101,8 @@ def test_config_is_enough_to_repeat_the_run(run: Run, cache: FeatureCache, tmp_p
         assert json.loads(again.spec.to_json()) == config["features"]["spec"]
         repeated = fit_head(again, HeadConfig.from_json(config["options"]), runs_dir=tmp_path)
     assert repeated.weights_sha256 == run.weights_sha256 == config["weights"]["sha256"]
-    assert config["classes"] == ["ant", "bee", "cow"]
+    assert config["target"] == {"kind": "classes", "columns": ["label"], "names": ["ant", "bee", "cow"]}
+    assert (config["trainer"], config["logger"]) == ("featcache", None)
     assert config["versions"]["torch"] == torch.__version__.partition("+")[0] or "+" in torch.__version__
     assert Run.load(run.folder).features.spec == cache.spec.to_json()
 
@@ -108,7 +110,7 @@ def test_config_is_enough_to_repeat_the_run(run: Run, cache: FeatureCache, tmp_p
 def test_history_is_a_plain_csv(run: Run) -> None:
     with (run.folder / "history.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_score", "seconds", "lr"]
+    assert list(rows[0]) == ["epoch", "train_loss", "val_loss", "val_accuracy", "seconds", "rate"]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["val_loss"]) == run.training.last.loss
 
@@ -116,12 +118,12 @@ def test_history_is_a_plain_csv(run: Run) -> None:
 def test_predictions_are_those_behind_the_scores(run: Run, cache: FeatureCache) -> None:
     said = run.predictions("test")
     assert said.ids == cache["test"].ids
-    assert said.probabilities.dtype == np.float32 and said.probabilities.shape == (60, 3)
-    assert said.probabilities.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-6)
-    right = said.probabilities.argmax(axis=1) == said.labels
+    assert said.outputs.dtype == np.float32 and said.outputs.shape == (60, 3)
+    assert said.outputs.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-6)
+    right = said.outputs.argmax(axis=1) == said.targets
     assert run.training.test is not None and right.mean() == run.training.test.accuracy
     val = run.predictions("val")
-    loss = -np.log(val.probabilities[np.arange(24), val.labels]).mean()
+    loss = -np.log(val.outputs[np.arange(24), val.targets]).mean()
     assert loss == pytest.approx(run.training.val.loss, rel=1e-5)
     assert set(val.ids) < set(cache["train"].ids)
     with pytest.raises(HeadError, match="predictions_train"):
@@ -141,7 +143,7 @@ def test_head_is_readable_without_featcache(run: Run) -> None:
 
 def test_predict_gives_probabilities(run: Run, cache: FeatureCache) -> None:
     features = cache["test"].features[:]
-    assert np.array_equal(run.predict(features), run.predictions("test").probabilities)
+    assert np.array_equal(run.predict(features), run.predictions("test").outputs)
     assert run.predict(features, batch_rows=7) == pytest.approx(run.predict(features), abs=1e-6)
     assert run.predict(np.empty((0, 16))).shape == (0, 3)
 
@@ -288,8 +290,8 @@ def test_runs_dir_that_is_a_file_is_refused_before_training(cache: FeatureCache,
 def test_ids_that_are_no_text_survive(cache: FeatureCache, tmp_path: Path) -> None:
     said = Predictions(
         ids=("train/a\udcff.jpg", "train/ä.jpg"),
-        labels=np.zeros(2, np.int64),
-        probabilities=np.ones((2, 1), np.float32),
+        targets=np.zeros(2, np.int64),
+        outputs=np.ones((2, 1), np.float32),
     )
     run = train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path)
     (run.folder / "predictions_val.npz").write_bytes(run_files.predictions_bytes(said))
@@ -298,7 +300,7 @@ def test_ids_that_are_no_text_survive(cache: FeatureCache, tmp_path: Path) -> No
 
 def test_runs_are_read_without_torch(run: Run) -> None:
     code = (
-        "import sys; from featcache.heads import HeadConfig, Run, head_names; "
+        "import sys; from featcache.heads.config import HeadConfig; from featcache.runs.run import Run; "
         f"run = Run.load({str(run.folder)!r}); run.history(); run.predictions('val'); "
         "assert not {'torch', 'pytorch_lightning'} & set(sys.modules), 'torch was imported'"
     )

@@ -22,7 +22,10 @@ from featcache.rows.batches import epoch_order
 from featcache.rows.cuts import cut_cache
 from featcache.runs.fit import fit_head
 from featcache.runs.run import Run
-from featcache.training.augmentation import NoisyHead, mixed
+from featcache.training.augmentation import StepRandom
+from featcache.training.stack import PerceptronStack
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def test_trained_head_is_stored_without_its_norms(cache: FeatureCache, tmp_path:
     names = [f"{layer}.{kind}" for layer in ("hidden1", "hidden2", "output") for kind in ("weight", "bias")]
     assert list(run.head().state_dict()) == names
     assert run.training.val.loss == pytest.approx(run.history()[run.training.best_epoch - 1].val_loss, rel=1e-4)
-    assert np.array_equal(run.predict(cache["test"].features[:]), run.predictions("test").probabilities)
+    assert np.array_equal(run.predict(cache["test"].features[:]), run.predictions("test").outputs)
     # A hidden unit has a gain and a shift, and no bias.
     assert run.training.trainable == 16 * 8 + 8 * 4 + 2 * (8 + 4) + 5 * 3
 
@@ -108,15 +111,14 @@ def test_last_rows_too_few_to_be_normalised_are_left_out(
 ) -> None:
     """96 rows: of a last batch of 1 or 3 nothing could be said, of 8 it can."""
     seen: list[int] = []
-    forward = nn.BatchNorm1d.forward
+    step = PerceptronStack.step
 
-    def spy(self: nn.BatchNorm1d, values: Tensor) -> Tensor:
-        if self.training:
-            seen.append(len(values))
-        return forward(self, values)
+    def spy(stack: PerceptronStack, features: Tensor, targets: Tensor, random: StepRandom | None) -> Tensor:
+        seen.append(features.shape[1])
+        return step(stack, features, targets, random)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(nn.BatchNorm1d, "forward", spy)
+        patch.setattr(PerceptronStack, "step", spy)
         config = HeadConfig(head="mlp:8", batch_norm=True, max_epochs=2, head_batch_size=batch_size)
         fit_head(cache, config, runs_dir=tmp_path)
     assert len(seen) == 2 * steps and min(seen) >= 8
@@ -133,7 +135,7 @@ def test_few_rows_are_trained_on_all_the_same(tmp_path: Path) -> None:
     [
         ({"head": "linear", "batch_norm": True}, "batch norm follows hidden layers"),
         ({"batch_norm": True, "head_batch_size": 4}, "--head-batch-size of at least 8 with --batch-norm"),
-        ({"batch_norm": 1}, "--batch-norm to be true or false"),
+        ({"batch_norm": 1}, "--batch-norm True or False"),
         ({"mixup": -0.1}, "--mixup"),
         ({"noise": float("nan")}, "--noise"),
         ({"head": "logreg", "mixup": 0.2, "noise": 0.1}, "--mixup, --noise would do nothing"),
@@ -149,23 +151,19 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], said: s
 
 @given(seed=st.integers(0, 2**31), alpha=st.floats(0.05, 5), rows=st.integers(1, 20))
 def test_mixtures_are_of_two_rows_and_their_labels(seed: int, alpha: float, rows: int) -> None:
-    torch.manual_seed(seed)
     labels = torch.arange(rows)
-    # A row tells its label.
-    mixture = mixed(F.one_hot(labels, rows).float(), labels, alpha)
-    assert 0 <= mixture.share <= 1
-    expected = mixture.share * F.one_hot(labels, rows) + (1 - mixture.share) * F.one_hot(mixture.partners, rows)
-    torch.testing.assert_close(mixture.features, expected)
-    assert sorted(mixture.partners.tolist()) == labels.tolist()
-    logits = torch.randn(rows, rows)
-    soft = F.cross_entropy(logits, expected)
-    torch.testing.assert_close(mixture.loss(logits, weight=None, label_smoothing=0.0), soft, rtol=1e-4, atol=1e-5)
+    # A row shows its label.
+    features, mixture = StepRandom([seed], 0, 0, CPU).mixed(F.one_hot(labels, rows).float()[None], labels[None], alpha)
+    (share,) = mixture.shares.tolist()
+    assert 0 <= share <= 1
+    expected = share * F.one_hot(labels, rows) + (1 - share) * F.one_hot(mixture.partners[0], rows)
+    torch.testing.assert_close(features[0], expected)
+    assert sorted(mixture.partners[0].tolist()) == labels.tolist()
 
 
 def test_shares_are_beta_distributed() -> None:
-    torch.manual_seed(0)
-    batch = torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64)
-    shares = np.array([mixed(*batch, 0.4).share for _ in range(4000)])
+    batch = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64)
+    shares = np.array([float(StepRandom([0], 0, step, CPU).mixed(*batch, 0.4)[1].shares) for step in range(4000)])
     # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     assert shares.var() == pytest.approx(1 / (4 * 1.8), rel=0.06)
@@ -174,14 +172,12 @@ def test_shares_are_beta_distributed() -> None:
 # --- noise ------------------------------------------------------------------------------------------------
 
 
-def test_noise_is_there_in_training_only() -> None:
-    head = NoisyHead(nn.Identity(), 0.5)
-    torch.manual_seed(0)
-    noisy = head(torch.full((2000, 4), 3.0))
+def test_noise_has_the_deviation_that_was_asked_for() -> None:
+    features = torch.full((1, 2000, 4), 3.0)
+    noisy = StepRandom([0], 0, 0, CPU).noisy(features, 0.5)
     assert float(noisy.mean()) == pytest.approx(3.0, abs=0.03)
     assert float(noisy.std()) == pytest.approx(0.5, rel=0.03)
-    head.eval()
-    assert torch.equal(head(torch.full((5, 4), 3.0)), torch.full((5, 4), 3.0))
+    assert torch.equal(features, torch.full((1, 2000, 4), 3.0))
 
 
 def test_noise_is_of_one_size_for_all_standardised_features(tmp_path: Path) -> None:
@@ -197,7 +193,7 @@ def test_noise_is_of_one_size_for_all_standardised_features(tmp_path: Path) -> N
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
     quiet = fit_head(caches[0], replace(config, noise=0.0), runs_dir=tmp_path / "runs").history()
-    assert [epoch.train_loss for epoch in quiet] != pytest.approx(losses[0], rel=1e-2)
+    assert [epoch.train_loss for epoch in quiet] != pytest.approx(losses[0], rel=1e-3)
 
 
 def losses(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> list[float]:
@@ -224,5 +220,5 @@ def test_same_seed_gives_the_same_numbers_resident_and_streamed(
     streamed = fit_head(cache, config, runs_dir=tmp_path, resident_bytes=0)
     other = fit_head(cache, replace(config, seed=1), runs_dir=tmp_path)
     assert numbers(resident) == numbers(streamed) != numbers(other)
-    assert np.array_equal(resident.predict(cache["test"].features[:]), resident.predictions("test").probabilities)
+    assert np.array_equal(resident.predict(cache["test"].features[:]), resident.predictions("test").outputs)
     assert resident.training.val.accuracy > 0.5

@@ -5,28 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from head_caches import Blobs, blobs, write_cache
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.heads.config import HeadConfig
 from featcache.heads.stopping import Interruption
-from featcache.rows.batches import Batches, FeatureRows
+from featcache.rows.batches import Batches
+from featcache.rows.features import FeatureRows
+from featcache.rows.target import HeadTarget
 from featcache.training import stacking
-from featcache.training.course import Course, Source
+from featcache.training.engine import Engine
+from featcache.training.finished import finished_head
 from featcache.training.fitted import Fitted
-from featcache.training.fitting import fit_batches, head_shape, standardisation
+from featcache.training.fitting import fit_batches, scaling_of
 from featcache.training.preparation import open_prepared, prepare
-from featcache.training.stacked import HeadStack, StackedHead
+from featcache.training.stack import Stack
+from featcache.training.stacking import Setting
 from featcache.training.threads import training_threads
-from featcache.training.together import train_together
+from featcache.training.trial import Source, Trial
 
 CPU = torch.device("cpu")
+TARGET = HeadTarget(kind="classes", columns=("label",), names=("ant", "bee", "cow"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,33 +63,33 @@ def opened(cache: FeatureCache, config: HeadConfig, resident_bytes: int | None =
 
 def together(
     cache: FeatureCache, configs: Sequence[HeadConfig], *, size: int | None = None, resident_bytes: int | None = None
-) -> tuple[list[Course], tuple[int, ...]]:
-    """Train all of them at once; all have one batch size and one view of standardising."""
+) -> tuple[list[Trial], tuple[int, ...]]:
+    """Train all of them at once; all have one batch size and one kind of standardising."""
     train, val = opened(cache, configs[0], resident_bytes)
-    standard = standardisation(train) if configs[0].standardize else None
+    scaling = scaling_of(train, configs[0], TARGET)
     seeds = list(dict.fromkeys(config.seed for config in configs))
-    size_ = configs[0].head_batch_size
+    rows = configs[0].head_batch_size
     sources = [
-        Source(batches=train.reordered(draw=False, seed=seed, batch_size=size_), standard=standard) for seed in seeds
+        Source(batches=train.reordered(draw=False, seed=seed, batch_size=rows), scaling=scaling) for seed in seeds
     ]
-    courses = [Course(config, source=seeds.index(config.seed)) for config in configs]
-    sizes = train_together(courses, sources, val, classes=3, interruption=Interruption(), size=size)
-    return courses, sizes
+    trials = [Trial(config, source=seeds.index(config.seed)) for config in configs]
+    engine = Engine(trials, sources, val, target=TARGET, interruption=Interruption(), setting=Setting(size=size))
+    return trials, engine.train()
 
 
 def alone(cache: FeatureCache, config: HeadConfig) -> Fitted:
-    return fit_batches(*opened(cache, config), 3, config)
+    return fit_batches(*opened(cache, config), TARGET, config)
 
 
-def assert_same(cache: FeatureCache, course: Course, fitted: Fitted) -> None:
+def assert_same(cache: FeatureCache, trial: Trial, fitted: Fitted) -> None:
     """Epochs, losses and weights, within what rounding does."""
-    assert (len(course.history), course.best_epoch) == (len(fitted.history), fitted.best_epoch)
-    for name in ("train_loss", "val_loss", "lr"):
-        ours, theirs = ([getattr(epoch, name) for epoch in each.history] for each in (course, fitted))
+    assert (len(trial.history), trial.best_epoch) == (len(fitted.history), fitted.best_epoch)
+    for name in ("train_loss", "val_loss", "rate"):
+        ours, theirs = ([getattr(epoch, name) for epoch in each.history] for each in (trial, fitted))
         assert ours == pytest.approx(theirs, rel=2e-4)
-    train, _ = opened(cache, course.config)
-    standard = standardisation(train) if course.config.standardize else None
-    head = course.head(head_shape(course.config, 16, 3), standard)
+    train, _ = opened(cache, trial.config)
+    head = finished_head(trial, scaling_of(train, trial.config, TARGET), TARGET, 16)
+    assert isinstance(fitted.head, nn.Module)
     expected = fitted.head.state_dict()
     assert list(head.state_dict()) == list(expected)
     assert all(parameter.requires_grad for parameter in head.parameters())
@@ -118,19 +124,21 @@ def mixed(base: HeadConfig) -> list[HeadConfig]:
         HeadConfig(head="mlp:8,4", activation="tanh"),
         HeadConfig(head="mlp:8", optimizer="adamw"),
         HeadConfig(head="linear", optimizer="sgd", momentum=0.8),
+        HeadConfig(head="mlp:8", batch_norm=True),
+        HeadConfig(head="mlp:16", dropout=0.4, mixup=0.3, noise=0.2),
     ],
-    ids=lambda base: f"{base.head} {base.optimizer} {base.standardize}",
+    ids=lambda base: f"{base.head} {base.optimizer} {base.standardize} {base.batch_norm} {base.dropout}",
 )
 def test_each_head_is_its_own_single_training(
     cache: FeatureCache, base: HeadConfig, size: int, singles: dict[HeadConfig, Fitted]
 ) -> None:
     configs = mixed(fifty_steps(base))
-    courses, sizes = together(cache, configs, size=size)
+    trials, sizes = together(cache, configs, size=size)
     assert max(sizes) == size and sum(sizes) == len(configs)
-    for course in courses:
-        if course.config not in singles:
-            singles[course.config] = alone(cache, course.config)
-        assert_same(cache, course, singles[course.config])
+    for trial in trials:
+        if trial.config not in singles:
+            singles[trial.config] = alone(cache, trial.config)
+        assert_same(cache, trial, singles[trial.config])
 
 
 def test_streamed_features_give_the_same_heads_to_the_bit(cache: FeatureCache) -> None:
@@ -145,7 +153,7 @@ def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monke
     read: list[int] = []
     reading = FeatureRows.read
 
-    def spy(rows: FeatureRows, positions: np.ndarray[tuple[int], np.dtype[np.int64]], out: Sequence[Tensor]) -> None:
+    def spy(rows: FeatureRows, positions: np.ndarray[tuple[int], np.dtype[np.int64]], out: Sequence[Any]) -> None:
         read.append(len(positions))
         reading(rows, positions, out)
 
@@ -170,36 +178,37 @@ def test_a_head_that_is_over_changes_no_more(tmp_path: Path) -> None:
         for lr, epochs in ((0.03, 30), (0.01, 30), (1e-3, 30), (1e-4, 7))
         for seed in (0, 1)
     ]
-    courses, _ = together(cache, configs, size=8)
-    lengths = [len(course.history) for course in courses]
+    trials, _ = together(cache, configs, size=8)
+    lengths = [len(trial.history) for trial in trials]
     assert len(set(lengths)) > 2 and lengths[-1] == 7
-    for course in courses:
-        assert_same(cache, course, alone(cache, course.config))
-        assert not course.interrupted and course.val is not None
-        assert course.val.loss == min(epoch.val_loss for epoch in course.history)
+    for trial in trials:
+        assert_same(cache, trial, alone(cache, trial.config))
+        assert not trial.interrupted and trial.val is not None
+        assert trial.val.loss == min(epoch.val_loss for epoch in trial.history)
 
 
 def test_a_head_that_diverges_disturbs_no_other(cache: FeatureCache) -> None:
     base = fifty_steps(HeadConfig(head="mlp:8,8"))
-    courses, _ = together(cache, [replace(base, lr=1e30), base, replace(base, lr=1e37, optimizer="adamw")], size=3)
-    assert [course.trouble is None for course in courses] == [False, True, False]
-    assert "diverged" in str(courses[0].trouble) and "lr 1e+30" in str(courses[0].trouble)
-    assert courses[0].val is None and courses[0].over
-    assert_same(cache, courses[1], alone(cache, base))
+    trials, _ = together(cache, [replace(base, lr=1e30), base, replace(base, lr=1e37, optimizer="adamw")], size=3)
+    assert [trial.trouble is None for trial in trials] == [False, True, False]
+    assert "diverged" in str(trials[0].trouble) and "lr 1e+30" in str(trials[0].trouble)
+    assert trials[0].val is None and trials[0].over
+    assert_same(cache, trials[1], alone(cache, base))
 
 
 def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.training.together.TOLD_EVERY_S", 0.0)
+    monkeypatch.setattr("featcache.training.engine.ADVANCED_EVERY_S", 0.0)
     interruption = Interruption()
 
-    def told(share: float) -> None:
-        interruption.requested = course.history != [] and share > 0
+    def advance(share: float) -> None:
+        interruption.requested = trial.history != [] and share > 0
 
     train, val = opened(cache, HeadConfig())
-    course = Course(HeadConfig(head="linear", max_epochs=400, patience=400))
+    trial = Trial(HeadConfig(head="linear", max_epochs=400, patience=400))
+    engine = Engine([trial], [Source(batches=train)], val, target=TARGET, interruption=interruption, advance=advance)
     with pytest.raises(KeyboardInterrupt):
-        train_together([course], [Source(batches=train)], val, classes=3, interruption=interruption, told=told)
-    assert course.interrupted and course.val is not None and 1 <= len(course.history) < 400
+        engine.train()
+    assert trial.interrupted and trial.val is not None and 1 <= len(trial.history) < 400
 
 
 # --- how many are stacked ----------------------------------------------------------------------------------
@@ -211,9 +220,9 @@ def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
 ) -> None:
     tried: list[int] = []
 
-    def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
-        tried.append(stack.groups * stack.members)
-        assert features.shape == (1, 64, 16) and labels.shape == (1, 64)
+    def seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
+        tried.append(stack.heads)
+        assert features.shape == (1, 64, 16) and targets.shape == (1, 64)
         assert torch.get_num_threads() == 1
         return tried[-1] * (1.0 if tried[-1] == fastest else 1.1)
 
@@ -229,16 +238,16 @@ def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
 def test_all_threads_are_taken_where_they_are_clearly_faster(
     cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fast: float, expected: int
 ) -> None:
-    def seconds(stack: HeadStack, features: Tensor, labels: Tensor) -> float:
+    def seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
         return fast if torch.get_num_threads() == 2 else 1.0
 
     monkeypatch.setattr(stacking, "_step_seconds", seconds)
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
     monkeypatch.setattr(stacking, "SMALL_STEP", 1)
     with training_threads(2):
-        courses, _ = together(cache, [HeadConfig(head="linear", max_epochs=1)])
+        trials, _ = together(cache, [HeadConfig(head="linear", max_epochs=1)])
         assert torch.get_num_threads() == 2
-    assert courses[0].threads == expected
+    assert trials[0].threads == expected
 
 
 def test_a_trial_leaves_the_heads_as_they_were(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,35 +260,14 @@ def test_a_trial_leaves_the_heads_as_they_were(cache: FeatureCache, monkeypatch:
         assert ours == pytest.approx(theirs, rel=1e-3)
 
 
-# --- arithmetic --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 4.0]])
-def test_loss_and_gradient_are_torch_s_cross_entropy(smoothing: float, weights: list[float] | None) -> None:
-    weight = None if weights is None else torch.tensor(weights)
-    layers = ((torch.randn(3, 4), torch.randn(3)),)
-    config = HeadConfig(head="linear", label_smoothing=smoothing)
-    stack = HeadStack([[StackedHead(config=config, layers=layers, class_weights=weight)]])
-    logits, labels = torch.randn(1, 7, 3), torch.randint(0, 3, (1, 7))
-    losses, gradient = stack._loss(logits, labels)
-    expected = logits[0].clone().requires_grad_()
-    loss = F.cross_entropy(expected, labels[0], weight=weight, label_smoothing=smoothing)
-    torch.autograd.backward(loss)
-    torch.testing.assert_close(losses[0], loss.detach())
-    torch.testing.assert_close(gradient[0], expected.grad)
-
-
-def test_dropout_differs_from_head_to_head_and_is_off_on_val(cache: FeatureCache) -> None:
+def test_dropout_is_off_on_val(cache: FeatureCache) -> None:
     base = fifty_steps(HeadConfig(head="mlp:32", dropout=0.5, lr=0.01))
-    courses, _ = together(cache, [base, replace(base, weight_decay=1e-9)], size=2)
-    losses = [[epoch.train_loss for epoch in course.history] for course in courses]
-    assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+    trials, _ = together(cache, [base, replace(base, weight_decay=1e-9)], size=2)
     train, val = opened(cache, base)
-    head = courses[0].head(head_shape(base, 16, 3), standardisation(train)).eval()
+    head = finished_head(trials[0], scaling_of(train, base, TARGET), TARGET, 16)
     features, labels = next(val.in_order())
-    assert courses[0].val is not None
-    assert float(F.cross_entropy(head(features), labels).detach()) == pytest.approx(courses[0].val.loss, rel=1e-3)
+    assert trials[0].val is not None
+    assert float(F.cross_entropy(head(features), labels).detach()) == pytest.approx(trials[0].val.loss, rel=1e-3)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -287,9 +275,9 @@ def test_gpu_gives_nearly_the_heads_of_the_cpu(cache: FeatureCache) -> None:
     config = fifty_steps(HeadConfig(head="mlp:8"))
     prepared = prepare(cache, config, place=torch.device("cuda:0"))
     train, val = open_prepared(prepared, config)
-    course = Course(config)
-    source = Source(batches=train, standard=standardisation(train))
-    train_together([course], [source], val, classes=3, interruption=Interruption())
-    assert [epoch.val_loss for epoch in course.history] == pytest.approx(
+    trial = Trial(config)
+    source = Source(batches=train, scaling=scaling_of(train, config, TARGET))
+    Engine([trial], [source], val, target=TARGET, interruption=Interruption()).train()
+    assert [epoch.val_loss for epoch in trial.history] == pytest.approx(
         [epoch.val_loss for epoch in alone(cache, config).history], rel=1e-3
     )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from featcache.errors import InvalidOption, UnknownName
 
 if TYPE_CHECKING:
-    from featcache.backbones.network import Rows
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.program import Compute
 
 RUNNERS = ("eager", "compiled", "openvino", "ncnn")

@@ -16,7 +16,7 @@ from featcache.errors import InvalidOption
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featcache.backbones.network import Rows
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.program import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

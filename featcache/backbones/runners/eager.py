@@ -12,7 +12,7 @@ from featcache.backbones.tapping import channels_last, copied
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featcache.backbones.network import Rows
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.program import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}

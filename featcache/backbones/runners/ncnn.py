@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from featcache.backbones.network import Rows
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.program import Compute
 
 #: Largest norm of an output's difference to torch's, over the norm of torch's. fp32 gives 1e-7 to 1e-5.

@@ -17,7 +17,7 @@ from featcache.errors import MissingExtra, RunnerUnsuitable, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featcache.backbones.network import Rows
+    from featcache.backbones.normalised import Rows
     from featcache.backbones.program import Compute
 
 # Precisions, in OpenVINO's words.
@@ -37,7 +37,7 @@ class _OpenVino:
 
     def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
         """See Runner. It is converted when it first runs, which takes seconds."""
-        from featcache.backbones.network import Rows
+        from featcache.backbones.normalised import Rows
 
         part = in_one_precision(rows.part, precision)
         network = Rows(part, rows.transform, rows.layers).eval()

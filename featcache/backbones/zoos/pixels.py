@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from featcache.backbones.spec import BackboneSpec, Layer
 from featcache.backbones.transforms import HALF, Transform
 from featcache.errors import InvalidOption
@@ -56,14 +58,8 @@ def pixels_transform(options: BackboneOptions) -> Transform:
 
 def pixels_network(spec: BackboneSpec) -> Network:
     """The backbone as a network: its program gives the bytes back."""
-    from torch import nn
-
     from featcache.backbones.network import Network
     from featcache.backbones.program import Program
-
-    class Bytes(nn.Module):
-        def forward(self, images: Tensor) -> dict[str, Tensor]:
-            return {NAME: images.flatten(start_dim=1)}
 
     class Pixels(Network):
         def __init__(self) -> None:
@@ -75,9 +71,27 @@ def pixels_network(spec: BackboneSpec) -> Network:
             self, device: str = "cpu", precision: str = "uint8", runner: str = "eager", *, batch_size: int = 32
         ) -> Program:
             """Bytes are copied on the CPU, whatever is asked."""
-            return Program(spec, self.module(), device="cpu", precision="uint8", runner="eager", alone=True)
+            return Program(
+                spec, _flattened, device="cpu", precision="uint8", runner="eager", alone=True, copy=_flattened_array
+            )
 
         def module(self) -> nn.Module:
+            from torch import nn
+
+            class Bytes(nn.Module):
+                def forward(self, images: Tensor) -> dict[str, Tensor]:
+                    return _flattened(images)
+
             return Bytes()
 
     return Pixels()
+
+
+def _flattened(images: Tensor) -> dict[str, Tensor]:
+    """uint8 (N, 3, S, S) -> (N, 3 * S * S)."""
+    return {NAME: images.flatten(start_dim=1)}
+
+
+def _flattened_array(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The same of arrays: uint8 (N, S, S, 3) -> (N, 3 * S * S), channels first."""
+    return {NAME: images.transpose(0, 3, 1, 2).reshape(len(images), -1)}

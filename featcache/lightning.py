@@ -1,0 +1,13 @@
+"""featcache's heads for a Lightning Trainer of one's own.
+
+data = FeatureDataModule("digits-vgg16-....h5", "mlp:128,64", lr=1e-3)
+module = HeadModule.of(data)
+pl.Trainer(max_epochs=20, callbacks=[EarlyStopping("val_loss")]).fit(module, data)
+module.finished()    # a plain torch module on features as they are
+"""
+
+from __future__ import annotations
+
+from featcache.training.lightning import FeatureDataModule, HeadModule
+
+__all__ = ["FeatureDataModule", "HeadModule"]

@@ -1,0 +1,85 @@
+"""Groups: images that must not be separated, because they show the same patient, scene or object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.cache.reader import FeatureCache
+from featcache.errors import HeadError, UnknownName
+
+if TYPE_CHECKING:
+    from featcache.rows.cuts import SplitRows
+
+_KINDS = ("groups", "classes")
+_NAMED = 3
+
+Codes = NDArray[np.int64]
+
+
+def group_codes(cache: FeatureCache, split: str, group: str) -> Codes:
+    """The group of each row of a split, (N,); -1 for a row without one.
+
+    Raises:
+        UnknownName: The cache has no such target.
+        HeadError: It holds neither groups nor classes.
+    """
+    known = cache.targets
+    if group not in known:
+        raise UnknownName("group", group, [name for name, column in known.items() if column.kind in _KINDS])
+    if known[group].kind not in _KINDS:
+        raise HeadError(
+            f"{group} holds {known[group].kind}, which is no group of images",
+            hint=f"add it again as groups: `featcache label ... --kind {group}=groups`",
+        )
+    codes: Codes = cache[split].target(group).values
+    return codes
+
+
+def units_of(codes: Codes) -> Codes:
+    """Numbers from 0 without gaps: one for each group, and one for each row without a group (-1)."""
+    known, unit = np.unique(codes, return_inverse=True)
+    alone = codes < 0
+    if not alone.any():
+        return unit
+    unit = unit - 1
+    unit[alone] = len(known) - 1 + np.arange(np.count_nonzero(alone))
+    return unit
+
+
+def straddling_notes(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str | None) -> list[str]:
+    """Sentences about groups that stand in two parts, so that what one part says of another is too good.
+
+    Args:
+        cache: It has the groups.
+        parts: The rows of train, val and test.
+        group: Those that were kept together; None for none. Others of the cache are looked at too.
+    """
+    columns = [name for name, column in cache.targets.items() if column.kind == "groups" or name == group]
+    return [note for name in columns for note in _straddling(cache, parts, name, kept=name == group)]
+
+
+def _straddling(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str, *, kept: bool) -> list[str]:
+    names, notes = cache.targets[group].names, []
+    there = {part: _groups_there(cache, rows, group) for part, rows in parts.items()}
+    for one, other in combinations(parts, 2):
+        both = np.flatnonzero(there[one] & there[other]).tolist()
+        if both:
+            shown = ", ".join(names[code] for code in both[:_NAMED]) + (", ..." if both[_NAMED:] else "")
+            from_one = parts[one].source == parts[other].source
+            advice = f"; --group {group} keeps them together" if from_one and not kept else ""
+            notes.append(
+                f"{len(both)} groups of {group} stand in {one} and in {other} ({shown}): "
+                f"what {other} says may be too good{advice}"
+            )
+    return notes
+
+
+def _groups_there(cache: FeatureCache, rows: SplitRows, group: str) -> NDArray[np.bool_]:
+    """Which groups have an image among some rows: (groups,)."""
+    codes = group_codes(cache, rows.source, group)[rows.rows]
+    return np.bincount(codes[codes >= 0], minlength=len(cache.targets[group].names)) > 0

@@ -1,1 +1,0 @@
-"""sweep: many heads over the same rows: grid, trials, results."""

@@ -1,0 +1,1 @@
+"""sweeps: many heads over the same rows: grid, trials, results."""

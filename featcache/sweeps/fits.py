@@ -1,0 +1,438 @@
+"""Fitting the heads of one round: those trained by steps share stacks (training/engine.py), others are solved.
+
+Features are read once for all heads of a round that want the same layers. Heads come out as they are finished, with
+a way to build them; their test rows are not touched.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from featcache.cache.reader import FeatureCache
+from featcache.errors import HeadError
+from featcache.heads.config import HeadConfig
+from featcache.heads.solved import SolvedHead
+from featcache.heads.standardisation import standardising_notes
+from featcache.heads.stopping import Interruption
+from featcache.rows.batches import Batches, StreamedBatches, open_batches
+from featcache.rows.devices import free_bytes
+from featcache.rows.features import FeatureRows
+from featcache.rows.notes import Report, tell
+from featcache.rows.target import HeadTarget
+from featcache.sweeps.keeping import TrialKeeper, TrialKey
+from featcache.sweeps.plan import Case, Round
+from featcache.sweeps.records import TrialResult
+from featcache.training.engine import Engine
+from featcache.training.evaluation import evaluate
+from featcache.training.finished import finished_head, numbers_in
+from featcache.training.fitted import Fitted
+from featcache.training.fitting import fitted_trial, scaling_of
+from featcache.training.preparation import Prepared, open_prepared, prepare
+from featcache.training.solving import fit_solved
+from featcache.training.stacking import Setting, initial_module
+from featcache.training.trial import Scaling, Source, Trial
+
+# What weights, gradients, optimiser, best epoch and a trial take, in numbers a weight.
+NUMBERS_A_WEIGHT = 7
+# What heads in training may take of the memory that is free once features are resident.
+STACKS_SHARE = 0.5
+
+Advance = Callable[[float], None]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepTrial:
+    """One head that a sweep has trained: its result, and how to build it.
+
+    Attributes:
+        number: Of its combination in the plan, counted from 0.
+        record: What is known of it.
+        config: Its options, with its own seed.
+        prepared: The rows that it was trained on.
+        head: Builds the head; None where there is none, or where it can no longer be chosen.
+        fitted: Builds the head with its outputs for val; None as for `head`.
+        trial: The trial of a head that was trained by steps; else None.
+        scale: The unit in which the loss of numbers is measured, float64 (C,); None for other targets.
+    """
+
+    number: int
+    record: TrialResult
+    config: HeadConfig
+    prepared: Prepared
+    head: Callable[[], nn.Module | SolvedHead] | None = None
+    fitted: Callable[[], Fitted] | None = None
+    trial: Trial | None = None
+    scale: NDArray[np.float64] | None = None
+
+    def forgotten(self) -> SweepTrial:
+        """The record alone."""
+        if self.trial is not None:
+            # It may be in a checkpoint: without tensors that will not be needed.
+            self.trial.best = {}
+        return replace(self, head=None, fitted=None, trial=None)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SweepContext:
+    """Where and how the heads of a sweep are trained on one of its caches.
+
+    Attributes:
+        caches: The cache, and those whose features stand beside its own.
+        place: The device.
+        interruption: How Ctrl-C arrives.
+        report: Called with a sentence about whatever was left out.
+        threads: Torch's while heads are trained by steps on the CPU; None for what is measured to be fastest.
+        resident_bytes: The most that features may take on the device; None for a share of what is free.
+        stack_bytes: The most that heads in training may take there; None for a share of what is free.
+        stacks: The sizes of the stacks so far.
+        keeper: Of what goes into checkpoints; None for no checkpoints.
+    """
+
+    caches: tuple[FeatureCache, ...]
+    place: torch.device
+    interruption: Interruption
+    report: Report | None = None
+    threads: int | None = None
+    resident_bytes: int | None = None
+    stack_bytes: int | None = None
+    stacks: list[int] = field(default_factory=list)
+    keeper: TrialKeeper | None = None
+
+    def prepared(self, config: HeadConfig, case: Case) -> Prepared:
+        """The rows of a case, none of them read."""
+        return prepare(self.caches[0], config, beside=self.caches[1:], place=self.place, cut=case.cut)
+
+    def stop_if_asked(self) -> None:
+        """Raise KeyboardInterrupt after a Ctrl-C."""
+        if self.interruption.requested:
+            raise KeyboardInterrupt
+
+
+def fit_round(
+    context: SweepContext, configs: Sequence[tuple[int, HeadConfig]], round_: Round, advance: Advance
+) -> Iterator[SweepTrial]:
+    """Every combination, given with its number and of the same layers, in every case of a round.
+
+    `advance` is called with what has been done since its last call, in epochs; a head that is over has done all it
+    might. Raises KeyboardInterrupt after a Ctrl-C, when what was finished or has a best epoch has come out.
+    """
+    solved = [(number, config) for number, config in configs if config.architecture.solved]
+    trained = [(number, config) for number, config in configs if not config.architecture.solved]
+    if trained:
+        yield from _fit_trained(context, trained, _RoundRows(context, trained[0][1], round_), advance)
+    for number, config in solved:
+        yield from _fit_solved(context, number, config, round_, advance)
+
+
+class _RoundRows:
+    """The features of a round, read once: train rows a cut, val rows and standardisation for all of them."""
+
+    def __init__(self, context: SweepContext, config: HeadConfig, round_: Round) -> None:
+        self.cases, self.number = round_.cases, round_.number
+        self.prepared: list[Prepared] = []
+        self.train: list[Batches] = []
+        first = context.prepared(config, self.cases[0])
+        self.target = first.target
+        train, self.val = open_prepared(first, config, report=context.report, resident_bytes=context.resident_bytes)
+        # The budget holds for all that is open at a time.
+        self._left = context.resident_bytes
+        self._spend(train, self.val)
+        tell(context.report, standardising_notes(len(train.rows), config))
+        for case in self.cases:
+            if case.cut is self.cases[0].cut:
+                self._take(first, train)
+            else:
+                prepared = context.prepared(config, case)
+                self._take(prepared, self._opened(prepared.rows["train"], config.head_batch_size, config.seed))
+        self._scalings: dict[tuple[int, bool], Scaling] = {}
+        self._held: dict[int, Batches] = {}
+
+    def _take(self, prepared: Prepared, train: Batches) -> None:
+        self.prepared.append(prepared)
+        self.train.append(train)
+
+    def _opened(self, rows: FeatureRows, batch_size: int, seed: int) -> Batches:
+        """Rows as batches: resident where they fit into what others leave of the budget, else streamed."""
+        batches = open_batches(
+            rows, batch_size=batch_size, seed=seed, device=self.val.device, resident_bytes=self._left
+        )
+        self._spend(batches)
+        return batches
+
+    def _spend(self, *opened: Batches) -> None:
+        if self._left is not None:
+            self._left -= sum(batches.resident_bytes for batches in opened)
+
+    def source(self, number: int, config: HeadConfig) -> Source:
+        """What heads of a case learn from, in the order of its seed."""
+        batches = self.train[number].reordered(
+            seed=self.cases[number].seed, batch_size=config.head_batch_size, draw=config.draws_views
+        )
+        return Source(batches=batches, scaling=self._scaling(number, config))
+
+    def held(self, number: int) -> Batches | None:
+        """The rows of the fold that a case leaves out; None where there are no folds."""
+        chosen = self.cases[number].held
+        if chosen is not None and number not in self._held:
+            self._held[number] = self._opened(self.prepared[number].of(chosen), self.val.batch_size, 0)
+        return self._held.get(number)
+
+    def _scaling(self, number: int, config: HeadConfig) -> Scaling:
+        train = self.train[number]
+        key = (id(train), config.standardize)
+        if key not in self._scalings:
+            self._scalings[key] = scaling_of(train, config, self.target)
+        return self._scalings[key]
+
+
+# --- heads that train together -----------------------------------------------------------------------------
+
+
+def _fit_trained(
+    context: SweepContext, configs: Sequence[tuple[int, HeadConfig]], rows: _RoundRows, advance: Advance
+) -> Iterator[SweepTrial]:
+    alike: dict[tuple[int, bool, bool], list[tuple[int, HeadConfig]]] = {}
+    for number, config in configs:
+        kind = (config.head_batch_size, config.standardize, config.draws_views)
+        alike.setdefault(kind, []).append((number, config))
+    for several in alike.values():
+        sources = [rows.source(number, several[0][1]) for number in range(len(rows.cases))]
+        left: list[tuple[TrialKey, Trial]] = []
+        for key, trial in _trials(several, rows):
+            if context.keeper is not None and context.keeper.restored(key, trial):
+                advance(trial.config.max_epochs)
+                yield _restored(key, trial, rows, sources[trial.source], context.keeper)
+            else:
+                left.append((key, trial))
+        begun = [] if context.keeper is None else context.keeper.begun()
+        going_on = [(key, trial) for key, trial in left if key in begun]
+        if going_on:
+            going_on.sort(key=lambda one: begun.index(one[0]))
+            yield from _fit_wave(context, going_on, rows, sources, advance, resumed=True)
+        for wave in _waves([one for one in left if one[0] not in begun], rows, context):
+            yield from _fit_wave(context, wave, rows, sources, advance)
+
+
+def _trials(configs: Sequence[tuple[int, HeadConfig]], rows: _RoundRows) -> Iterator[tuple[TrialKey, Trial]]:
+    """A trial for each combination in each case, all cases of a combination behind each other."""
+    for number, config in configs:
+        for source, case in enumerate(rows.cases):
+            key = TrialKey(combination=number, round=rows.number, case=source)
+            yield key, Trial(replace(config, seed=case.seed), source=source, metric=rows.target.metric)
+
+
+def _waves(
+    trials: Sequence[tuple[TrialKey, Trial]], rows: _RoundRows, context: SweepContext
+) -> Iterator[list[tuple[TrialKey, Trial]]]:
+    """Heads that fit in memory at once, all cases of a combination together where that is possible."""
+    budget = int(free_bytes(context.place) * STACKS_SHARE) if context.stack_bytes is None else context.stack_bytes
+    target = rows.target
+    wave: list[tuple[TrialKey, Trial]] = []
+    taken = 0
+    for _, several in itertools.groupby(trials, key=lambda one: one[0].combination):
+        cases = list(several)
+        config = cases[0][1].config
+        size = 4 * NUMBERS_A_WEIGHT * _weights(config, rows.val, target)
+        # Of several classes the outputs for val are kept.
+        size += 4 * len(rows.val.rows) * target.outputs if target.kind == "lists" else 0
+        if wave and taken + size * len(cases) > budget:
+            yield wave
+            wave, taken = [], 0
+        for one in cases:
+            if wave and taken + size > budget:
+                yield wave
+                wave, taken = [], 0
+            wave.append(one)
+            taken += size
+    if wave:
+        yield wave
+
+
+def _fit_wave(
+    context: SweepContext,
+    wave: Sequence[tuple[TrialKey, Trial]],
+    rows: _RoundRows,
+    sources: Sequence[Source],
+    advance: Advance,
+    *,
+    resumed: bool = False,
+) -> Iterator[SweepTrial]:
+    keys, trials = [key for key, _ in wave], [trial for _, trial in wave]
+    progress = _Progress(trials, advance)
+
+    def checkpoint() -> None:
+        if context.keeper is not None:
+            context.keeper.epoch_ended(keys, engine)
+
+    engine = Engine(
+        trials,
+        sources,
+        rows.val,
+        target=rows.target,
+        interruption=context.interruption,
+        advance=progress.tell,
+        checkpoint=checkpoint,
+        setting=Setting(threads=context.threads),
+    )
+    if resumed and context.keeper is not None:
+        context.keeper.restore(engine)
+    interrupted = False
+    # From here on a Ctrl-C is looked at where nothing is half done.
+    context.interruption.keeping = True
+    try:
+        context.stacks.extend(engine.train())
+    except KeyboardInterrupt:
+        interrupted = True
+    if context.keeper is not None and not interrupted:
+        context.keeper.finish(keys, trials)
+    for key, trial in wave:
+        if trial.over or trial.history:
+            finished = _sweep_trial(key.combination, trial, rows, sources[trial.source])
+            if context.keeper is not None and trial.over:
+                context.keeper.judge(key, finished.record)
+            yield finished
+    if interrupted:
+        raise KeyboardInterrupt
+    progress.tell(0.0)
+
+
+class _Progress:
+    """What trials have done, given as what came since the last time."""
+
+    def __init__(self, trials: Sequence[Trial], advance: Advance) -> None:
+        self._trials, self._advance, self._told = trials, advance, 0.0
+
+    def tell(self, share: float) -> None:
+        """`share` of the present epoch is done."""
+        done = sum(
+            trial.config.max_epochs if trial.over else min(len(trial.history) + share, trial.config.max_epochs)
+            for trial in self._trials
+        )
+        # Stacks on other sources may be an epoch apart from what was guessed.
+        self._advance(max(0.0, done - self._told))
+        self._told = max(done, self._told)
+
+
+def _restored(key: TrialKey, trial: Trial, rows: _RoundRows, source: Source, keeper: TrialKeeper) -> SweepTrial:
+    """A trial that was finished before the sweep went on; one that was beaten then is only a record."""
+    result = keeper.result(key)
+    if trial.best or result is None:
+        return _sweep_trial(key.combination, trial, rows, source)
+    keeper.judge(key, result)
+    prepared = rows.prepared[trial.source]
+    return SweepTrial(number=key.combination, record=result, config=trial.config, prepared=prepared)
+
+
+def _sweep_trial(number: int, trial: Trial, rows: _RoundRows, source: Source) -> SweepTrial:
+    case, prepared = rows.cases[trial.source], rows.prepared[trial.source]
+    there = trial.val is not None
+    # Neither holds the features that it was trained on.
+    head = partial(_trial_head, trial, prepared, source.scaling) if there else None
+    record = TrialResult(
+        seed=case.seed,
+        val=trial.val,
+        last=trial.last if there else None,
+        epochs=len(trial.history),
+        best_epoch=trial.best_epoch if there else 0,
+        seconds=trial.seconds,
+        interrupted=trial.interrupted,
+        trouble=trial.trouble,
+    )
+    mine = SweepTrial(
+        number=number,
+        record=record,
+        config=trial.config,
+        prepared=prepared,
+        head=head,
+        trial=trial,
+        scale=source.scaling.deviations,
+        fitted=None if head is None else partial(_fitted_trial, trial, prepared, head, source.scaling),
+    )
+    return _judged(mine, case, rows.held(trial.source))
+
+
+def _trial_head(trial: Trial, prepared: Prepared, scaling: Scaling) -> nn.Module:
+    return finished_head(trial, scaling, prepared.target, prepared.rows["val"].feature_dim).to(prepared.device)
+
+
+def _fitted_trial(trial: Trial, prepared: Prepared, built: Callable[[], nn.Module], scaling: Scaling) -> Fitted:
+    val = _streamed(prepared.rows["val"], prepared)
+    return fitted_trial(trial, built(), val, prepared.target, scaling, seconds=trial.seconds)
+
+
+def _weights(config: HeadConfig, val: Batches, target: HeadTarget) -> int:
+    if config.architecture.own:
+        return numbers_in(initial_module(config, val, target))
+    sizes = (val.feature_dim, *config.architecture.hidden, target.outputs)
+    return sum((deep + 1) * out for deep, out in itertools.pairwise(sizes))
+
+
+# --- heads that are fitted alone ---------------------------------------------------------------------------
+
+
+def _fit_solved(
+    context: SweepContext, number: int, config: HeadConfig, round_: Round, advance: Advance
+) -> Iterator[SweepTrial]:
+    cuts: list[object] = []
+    for case in round_.cases:
+        # It draws nothing: another seed on the same rows would be the same head.
+        if case.cut not in cuts:
+            cuts.append(case.cut)
+            prepared, mine = context.prepared(config, case), replace(config, seed=case.seed)
+            fit = partial(fit_solved, prepared, mine, interruption=context.interruption)
+            yield _judged(_fitted_alone(number, mine, prepared, fit), case, _streamed_fold(prepared, case))
+            context.stop_if_asked()
+        advance(config.max_epochs)
+
+
+def _fitted_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Callable[[], Fitted]) -> SweepTrial:
+    """A head by itself. What makes it impossible is its own trouble, and no other head's."""
+    try:
+        fitted = fit()
+    except HeadError as error:
+        record = TrialResult(seed=config.seed, trouble=error.message)
+        return SweepTrial(number=number, record=record, config=config, prepared=prepared)
+    record = TrialResult(
+        seed=config.seed,
+        val=fitted.val.score(),
+        last=fitted.last,
+        epochs=len(fitted.history),
+        best_epoch=fitted.best_epoch,
+        seconds=fitted.seconds,
+        candidate=fitted.history[fitted.best_epoch - 1].candidate,
+        interrupted=fitted.interrupted,
+    )
+    return SweepTrial(
+        number=number,
+        record=record,
+        config=config,
+        prepared=prepared,
+        head=lambda: fitted.head,
+        fitted=lambda: fitted,
+        scale=fitted.val.scale,
+    )
+
+
+def _streamed_fold(prepared: Prepared, case: Case) -> Batches | None:
+    return None if case.held is None else _streamed(prepared.of(case.held), prepared)
+
+
+def _streamed(rows: FeatureRows, prepared: Prepared) -> Batches:
+    return StreamedBatches(rows, batch_size=1, seed=0, device=prepared.device)
+
+
+def _judged(one: SweepTrial, case: Case, held: Batches | None) -> SweepTrial:
+    """With what the case adds. A head of a fold is judged on its images now, and not kept: no fold's head is chosen."""
+    record = replace(one.record, fold=case.fold, draw=case.draw)
+    if held is None or one.head is None:
+        return replace(one, record=record)
+    score = evaluate(one.head(), held, one.prepared.target, scale=one.scale, loss=one.config.loss).score()
+    return replace(one.forgotten(), record=replace(record, held=score, held_images=len(held.rows)))

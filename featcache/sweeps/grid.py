@@ -1,0 +1,197 @@
+"""Many heads from a few words: `dropout=0,0.5` and `head=mlp:64,mlp:128-64` become every combination of them.
+
+    grid = parse_grid(["dropout=0,0.5", "head=mlp:64,mlp:128-64"])
+    for one in combinations({"batch_norm": True}, grid):
+        one.values, one.config        # {"dropout": "0", "head": "mlp:64"}, HeadConfig(...)
+
+Every option of a head may be varied, but for those that say what is learned and which images are val: heads that
+are chosen on different images cannot be ranked. Where there are several caches, they are values of the grid too. What
+means nothing to a head (a learning rate to `knn`, an activation to `linear`) is left out of it where the grid mixes
+kinds of heads, and combinations that come out equal stand once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featcache.config import ConfigField, options_of
+from featcache.errors import InvalidOption, UnknownName, nearest
+from featcache.heads.architectures import parse_head
+from featcache.heads.config import PERCEPTRON_OPTIONS, STEP_OPTIONS, HeadConfig
+from featcache.heads.own import own_path
+from featcache.rows.options import RowOptions
+
+CACHE, LAYER, SEED = "cache", "layer", "seed"
+_VARIED_ROWS = ("layers", "train_views")
+_FIXED = tuple(one.name for one in options_of(RowOptions) if one.name not in _VARIED_ROWS)
+_FIELDS: Mapping[str, ConfigField] = {
+    # As the command line calls it.
+    LAYER if one.name == "layers" else one.name: one
+    for one in options_of(HeadConfig)
+    if one.name not in _FIXED
+}
+GRID_OPTIONS = tuple(_FIELDS)
+
+Grid = Mapping[str, Sequence[object]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Combination:
+    """One point of a grid.
+
+    Attributes:
+        values: By the option's name, as a person would write them.
+        config: The options of its head.
+        cache: The number of its cache, counted from 0.
+    """
+
+    values: Mapping[str, str]
+    config: HeadConfig
+    cache: int = 0
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.values.items()) or self.config.head
+
+
+def parse_grid(texts: Sequence[str]) -> dict[str, tuple[object, ...]]:
+    """Read `name=value,value`, one text an option; sizes of hidden layers are joined by `-`, layers by `+`.
+
+    Raises UnknownName or InvalidOption.
+    """
+    grid: dict[str, tuple[object, ...]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = _name(name)
+        if not equals or not all(part.strip() for part in values.split(",")):
+            raise InvalidOption(f"expected --grid name=value,value, got {text!r}", hint="for example dropout=0,0.5")
+        if name in grid:
+            raise InvalidOption(f"expected --grid {name} once, got it twice", hint=f"{name}=value,value")
+        grid[name] = tuple(_parsed(name, part.strip()) for part in values.split(","))
+    return grid
+
+
+def combinations(options: Mapping[str, Any], grid: Grid, caches: Sequence[str] = ()) -> tuple[Combination, ...]:
+    """Every combination of the grid's values, on top of the `options` that were given; `seed` is left to the caller.
+
+    Equal ones stand once.
+
+    Args:
+        options: Options of a HeadConfig by name.
+        grid: Lists of values by name.
+        caches: What the caches are called, where there are several.
+
+    Raises:
+        UnknownName, InvalidOption: Values that cannot be used.
+    """
+    varied = _checked(grid)
+    varied.pop(SEED, None)
+    numbers = {CACHE: tuple(range(len(caches)))} if len(caches) > 1 else {}
+    found: dict[tuple[HeadConfig, int], Combination] = {}
+    for values in itertools.product(*(numbers | varied).values()):
+        one = _combination(options, dict(zip(numbers | varied, values, strict=True)), caches)
+        found.setdefault((one.config, one.cache), one)
+    return tuple(found.values())
+
+
+def written_grid(grid: Grid, caches: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The values of a grid as a person would write them; of `caches` where there are several."""
+    several = {CACHE: tuple(caches)} if len(caches) > 1 else {}
+    return several | {name: tuple(_written(name, value) for value in values) for name, values in _checked(grid).items()}
+
+
+def seeds_of(options: Mapping[str, Any], grid: Grid, count: int) -> tuple[int, ...]:
+    """The seeds that every combination is trained with: those of the grid, else `count` from the option `seed` on."""
+    if SEED in grid and count > 1:
+        raise InvalidOption("--seeds and --grid seed=... both say which seeds there are", hint="leave one of them out")
+    if SEED in grid:
+        return tuple(dict.fromkeys(_checked(grid)[SEED]))
+    first = HeadConfig(seed=options.get(SEED, HeadConfig.seed)).seed
+    return tuple(HeadConfig(seed=first + number).seed for number in range(count))
+
+
+def _combination(options: Mapping[str, Any], values: Mapping[str, Any], caches: Sequence[str]) -> Combination:
+    cache = values.get(CACHE, 0)
+    written = {name: caches[cache] if name == CACHE else _written(name, value) for name, value in values.items()}
+    chosen = {**options, **{_FIELDS[name].name: value for name, value in values.items() if name != CACHE}}
+    for name in _meaningless(chosen, values):
+        chosen.pop(name, None)
+        if name in written:
+            written[name] = "-"
+    return Combination(values=written, config=HeadConfig.of(chosen), cache=cache)
+
+
+def _meaningless(chosen: Mapping[str, Any], varied: Mapping[str, object]) -> Iterator[str]:
+    """Options that say nothing to this head, where other heads of the grid are why they were given."""
+    head = parse_head(chosen.get("head", HeadConfig.head))
+    if "head" in varied:
+        yield from STEP_OPTIONS if head.solved else ()
+        yield from () if head.hidden else PERCEPTRON_OPTIONS
+        yield from () if head.own else ("head_arguments",)
+    if "optimizer" in varied and chosen["optimizer"] != "sgd":
+        yield "momentum"
+
+
+def _checked(grid: Grid) -> dict[str, tuple[Any, ...]]:
+    """Names and values as options of a head have them."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for key, values in grid.items():
+        name = _name(key)
+        if isinstance(values, str) or not isinstance(values, Sequence) or not values:
+            raise InvalidOption(f"expected a list of values for {name}, got {values!r}", hint=f"{name}=[value, value]")
+        values = _own_heads(values) if name == "head" else values
+        found[name] = tuple(_FIELDS[name].fitted(value) for value in values)
+    return found
+
+
+def _own_heads(values: Sequence[object]) -> list[object]:
+    """Heads as they are written; raises InvalidOption where two of one's own would be written alike."""
+    written: list[object] = [f"own:{own_path(one, 'head')}" if callable(one) else one for one in values]
+    for number, (one, text) in enumerate(zip(values, written, strict=True)):
+        before = written.index(text)
+        if callable(one) and before < number and values[before] is not one:
+            raise InvalidOption(
+                f"expected heads of different names, got two that are {text}",
+                hint="one function each, with a name of its own; or one, and head_arguments",
+            )
+    return written
+
+
+def _name(text: str) -> str:
+    name = text.strip().removeprefix("--").replace("-", "_")
+    name = LAYER if name == "layers" else name
+    if name in _FIXED:
+        raise InvalidOption(
+            f"{name} cannot be varied: heads that are chosen on different images cannot be ranked",
+            hint="--folds says how much the choice of images matters",
+        )
+    if name in GRID_OPTIONS:
+        return name
+    described = [one for one, field in _FIELDS.items() if name.replace("_", " ") in field.option.help.lower()]
+    known = described if described and not nearest(name, GRID_OPTIONS) else GRID_OPTIONS
+    raise UnknownName("option of a grid", name, known)
+
+
+def _parsed(name: str, text: str) -> object:
+    """A value of the command line, as its option has it."""
+    if name == LAYER:
+        return tuple(text.split("+"))
+    if name == "head" and text.replace("-", "").isdecimal():
+        raise InvalidOption(
+            f"expected heads in --grid head=..., got {text!r}",
+            hint="the sizes of one head are joined by -: head=mlp:128-64,mlp:64",
+        )
+    return _FIELDS[name].parsed(text)
+
+
+def _written(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return "+".join(map(str, value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    # Commas separate values.
+    return str(value).replace(",", "-") if name == "head" else str(value)

@@ -1,0 +1,174 @@
+"""A sweep as files and as a table: a folder beside the runs.
+
+    <runs_dir>/<UTC time>-<backbone>-sweep-<unique>/
+        sweep.json      what `Sweep.to_json` gives
+        table.csv       a line a row of the table, numbers as they are
+        table.md        the table as a person reads it
+
+Each chosen head is a run of its own, in a folder beside this one.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from featcache.errors import HeadError
+from featcache.runs.files import SWEEP_FILE, json_bytes, publish_folder
+from featcache.sweeps.records import Estimate, Sweep, SweepRow
+from featcache.training.checkpoint_file import CHECKPOINT_FILE
+
+CSV_FILE, MARKDOWN_FILE = "table.csv", "table.md"
+IN_WORDS = {"accuracy": "accuracy in per cent", "map": "mean average precision", "r2": "R2"}
+_CSV_COLUMNS = ("metric", "value", "spread", "low", "high", "loss", "test", "epochs", "seconds", "heads", "remark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells for people: accuracies in per cent, a row a combination.
+
+    `tied`: after how many rows a line stands, above which no row can be told apart from the best; 0 for none. `legend`:
+    what it all means, in sentences.
+    """
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    tied: int
+    legend: tuple[str, ...]
+
+
+def write_sweep(sweep: Sweep, checkpoint: bytes | None = None) -> None:
+    """Write its folder, whole or not at all. Raises HeadError if it cannot be written.
+
+    `checkpoint`: of a sweep that Ctrl-C ended: where it can go on.
+    """
+    files = {
+        SWEEP_FILE: json_bytes(sweep.to_json()),
+        CSV_FILE: csv_text(sweep).encode(),
+        MARKDOWN_FILE: markdown(sweep).encode(),
+    } | ({} if checkpoint is None else {CHECKPOINT_FILE: checkpoint})
+    try:
+        publish_folder(sweep.folder, files)
+    except OSError as error:
+        raise HeadError(
+            f"cannot write the sweep {sweep.folder}: {error}", hint="free space, or another --runs-dir"
+        ) from error
+
+
+def csv_text(sweep: Sweep) -> str:
+    """The table for programs: accuracies as fractions, empty where there is nothing."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    options = [name for name in sweep.options if name != "head"]
+    writer.writerow(("rank", "head", *options, "shots", *_CSV_COLUMNS))
+    for number, row in enumerate(sweep.rows, start=1):
+        values = [row.values.get(name, "") for name in options]
+        writer.writerow((number, row.config.head, *values, row.shots or "", *_csv_cells(row)))
+    return text.getvalue()
+
+
+def markdown(sweep: Sweep) -> str:
+    """The table for people as a page."""
+    table = table_of(sweep)
+    lines = [table.header, ("---",) * len(table.header), *table.rows]
+    paragraphs = [
+        "# Sweep" + (", interrupted" if sweep.interrupted else ""),
+        "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines),
+        "\n".join(table.legend),
+        "\n".join(f"- {note}" for note in sweep.notes),
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
+
+
+def table_of(sweep: Sweep) -> Table:
+    """The rows of a sweep in their order."""
+    columns = _Columns(
+        sweep=sweep,
+        intervals=any(row.estimate is not None and row.estimate.interval is not None for row in sweep.rows),
+        tests=any(row.test is not None for row in sweep.rows),
+        remarks=any(row.remark for row in sweep.rows),
+    )
+    rows = [tuple(columns.cells(number, row)) for number, row in enumerate(sweep.rows, start=1)]
+    return Table(header=tuple(columns.header()), rows=tuple(rows), tied=sweep.tied, legend=tuple(_legend(sweep)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Columns:
+    """Which columns a table has: none that would be empty."""
+
+    sweep: Sweep
+    intervals: bool
+    tests: bool
+    remarks: bool
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.sweep.options or ("head",)
+
+    def header(self) -> Iterator[str]:
+        yield "#"
+        yield from ("shots",) if self.sweep.shots else ()
+        yield from self.names
+        yield from (self.sweep.judge, "+-")
+        yield from ("95 %",) if self.intervals else ()
+        yield from ("test", "95 %") if self.tests else ()
+        yield from ("loss", "epochs", "seconds")
+        yield from ("",) if self.remarks else ()
+
+    def cells(self, number: int, row: SweepRow) -> Iterator[str]:
+        one = row.estimate
+        yield str(number)
+        yield from (str(row.shots),) if self.sweep.shots else ()
+        yield from (row.values.get(name, row.config.head if name == "head" else "-") for name in self.names)
+        yield from (_value(one), _spread(one))
+        yield from (_interval(one),) if self.intervals else ()
+        yield from (_value(row.test), _interval(row.test)) if self.tests else ()
+        yield from ("-" if one is None else f"{one.loss:.4f}", f"{row.epochs:.3g}", f"{row.seconds:.2f}")
+        yield from (row.remark,) if self.remarks else ()
+
+
+def _legend(sweep: Sweep) -> Iterator[str]:
+    count = max(row.wanted for row in sweep.rows)
+    means = "one head a row" if count == 1 else f"means over {count} heads a row; +-: their standard deviation"
+    metric = next((row.estimate.metric for row in sweep.rows if row.estimate is not None), "accuracy")
+    yield f"{sweep.judge}: {IN_WORDS[metric]}, {means}."
+    if sweep.folds:
+        yield f"Each of {sweep.folds} folds was held out once: it neither taught nor chose."
+    if sweep.shots:
+        yield f"{sweep.draws} draws of that many images a class; val was cut off before."
+    if sweep.best.estimate is not None and sweep.best.estimate.interval is not None:
+        yield f"95 %: the interval over the {'draws' if sweep.shots else f'images of {sweep.judge}'}."
+    if sweep.tied > 1:
+        yield f"Rows 1 to {sweep.tied} cannot be told apart: their intervals overlap that of row 1."
+
+
+def _csv_cells(row: SweepRow) -> tuple[object, ...]:
+    one = row.estimate
+    found: tuple[object, ...] = ("",) * 6
+    if one is not None:
+        low, high = one.interval or ("", "")
+        found = (one.metric, one.value, "" if one.spread is None else one.spread, low, high, one.loss)
+    tested = "" if row.test is None else row.test.value
+    return (*found, tested, row.epochs, round(row.seconds, 3), len(row.heads), row.remark)
+
+
+def score_text(value: float, metric: str) -> str:
+    """A metric for people: accuracies in per cent, others as they are."""
+    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def _interval(one: Estimate | None) -> str:
+    if one is None or one.interval is None:
+        return "-"
+    low, high = (score_text(bound, one.metric) for bound in one.interval)
+    return f"{low} to {high}"
+
+
+def _value(one: Estimate | None) -> str:
+    return "-" if one is None else score_text(one.value, one.metric)
+
+
+def _spread(one: Estimate | None) -> str:
+    return "-" if one is None or one.spread is None else score_text(one.spread, one.metric)
