@@ -278,7 +278,7 @@ def _fit_wave(
         rows.val,
         target=rows.target,
         interruption=context.interruption,
-        advance=progress.tell,
+        advance=progress.advance,
         checkpoint=checkpoint,
         setting=Setting(threads=context.threads),
     )
@@ -301,31 +301,34 @@ def _fit_wave(
             yield finished
     if interrupted:
         raise KeyboardInterrupt
-    progress.tell(0.0)
+    progress.advance(0.0)
 
 
 class _Progress:
     """What trials have done, given as what came since the last time."""
 
     def __init__(self, trials: Sequence[Trial], advance: Advance) -> None:
-        self._trials, self._advance, self._told = trials, advance, 0.0
+        self._trials, self._advance, self._reported = trials, advance, 0.0
 
-    def tell(self, share: float) -> None:
+    def advance(self, share: float) -> None:
         """`share` of the present epoch is done."""
         done = sum(
             trial.config.max_epochs if trial.over else min(len(trial.history) + share, trial.config.max_epochs)
             for trial in self._trials
         )
         # Stacks on other sources may be an epoch apart from what was guessed.
-        self._advance(max(0.0, done - self._told))
-        self._told = max(done, self._told)
+        self._advance(max(0.0, done - self._reported))
+        self._reported = max(done, self._reported)
 
 
 def _restored(key: TrialKey, trial: Trial, rows: _RoundRows, source: Source, keeper: TrialKeeper) -> SweepTrial:
     """A trial that was finished before the sweep went on; one that was beaten then is only a record."""
     result = keeper.result(key)
     if trial.best or result is None:
-        return _sweep_trial(key.combination, trial, rows, source)
+        finished = _sweep_trial(key.combination, trial, rows, source)
+        # The next checkpoint has the result of every finished trial, as it has in a sweep that was not cut off.
+        keeper.judge(key, finished.record)
+        return finished
     keeper.judge(key, result)
     prepared = rows.prepared[trial.source]
     return SweepTrial(number=key.combination, record=result, config=trial.config, prepared=prepared)

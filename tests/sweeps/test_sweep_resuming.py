@@ -59,7 +59,7 @@ def swept(cache: FeatureCache, runs_dir: Path, **options: Any) -> Sweep:
 
 
 def _checkpointing(*given: Any, **options: Any) -> Sweep:
-    return sweep_heads(*given, **options, checkpoint_every_s=0.0)
+    return sweep_heads(*given, **{**options, "checkpoint_every_s": 0.0})
 
 
 def cut_off(cache: FeatureCache, runs_dir: Path, epochs: int, **options: Any) -> Path:
@@ -100,6 +100,20 @@ def test_a_resumed_sweep_ends_to_the_bit_as_one_that_never_stopped(
     assert numbers(resumed) == numbers(whole)
     assert resumed.folder.name == folder.name.removesuffix(".unfinished")
     assert not folder.exists() and not resumed.interrupted
+
+
+@pytest.mark.parametrize("epochs", [(15, 21), (15, 33), (27, 39), (21, 45)])
+def test_a_sweep_that_is_cut_off_twice_ends_as_one_that_never_stopped(
+    cache: FeatureCache, tmp_path: Path, epochs: tuple[int, int]
+) -> None:
+    # Each wave is better than the one before: what was best when the sweep was cut off is beaten afterwards.
+    options = {"grid": grid(head=["linear"], lr=[1e-4, 3e-4], head_batch_size=[128, 64, 32, 16])}
+    whole = swept(cache, tmp_path / "whole", **options)
+    cut_off(cache, tmp_path / "cut", epochs[0], **options)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(CutOffError):
+        patch.setattr("featcache.sweeps.api.sweep_heads", _checkpointing)
+        resume_sweep(runs_dir=tmp_path / "cut", progress=after(epochs[1]))
+    assert numbers(resume_sweep(runs_dir=tmp_path / "cut")) == numbers(whole)
 
 
 def test_finished_heads_are_not_trained_again(cache: FeatureCache, tmp_path: Path) -> None:
