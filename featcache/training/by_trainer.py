@@ -27,6 +27,7 @@ from featcache.training.fitted import Fitted
 from featcache.training.fitting import fitted_trial, source_of
 from featcache.training.lightning import HeadModule, InOrder, NextEpoch
 from featcache.training.preparation import Prepared, open_prepared
+from featcache.training.threads import training_threads
 from featcache.training.trial import Trial
 
 
@@ -39,6 +40,7 @@ def fit_by_trainer(
     report: Report | None = None,
     resident_bytes: int | None = None,
     interruption: Interruption | None = None,
+    threads: int | None = None,
 ) -> Fitted:
     """Train a head by Lightning's Trainer, step by step, and keep its best epoch. There are no checkpoints.
 
@@ -51,6 +53,7 @@ def fit_by_trainer(
         report: Called with a sentence about whatever was left out.
         resident_bytes: The most that features may take on the device before they are streamed.
         interruption: How Ctrl-C arrives.
+        threads: Torch's, on the CPU; None for as many as torch has.
 
     Raises:
         KeyboardInterrupt: After a Ctrl-C before the first epoch was done, and after a second one.
@@ -61,14 +64,16 @@ def fit_by_trainer(
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     tell(report, standardising_notes(len(train.rows), config))
     target, source = prepared.target, source_of(train, config, prepared.target)
-    trial = train_module(
-        HeadModule.of_rows(config, source, target),
-        train,
-        val,
-        trainer or _quiet_trainer(config, train.device),
-        progress=progress,
-        interruption=interruption,
-    )
+    with training_threads(threads):
+        trial = train_module(
+            HeadModule.of_rows(config, source, target),
+            train,
+            val,
+            trainer or _quiet_trainer(config, train.device),
+            progress=progress,
+            interruption=interruption,
+        )
+    trial.threads = threads
     head = finished_head(trial, source.scaling, target, train.feature_dim).to(train.device)
     seconds = time.perf_counter() - began
     return fitted_trial(trial, head, val, target, source.scaling, seconds=seconds)

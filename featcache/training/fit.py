@@ -62,6 +62,7 @@ def fit(
             report=report,
             resident_bytes=resident_bytes,
             interruption=interruption,
+            threads=threads,
         )
     from featcache.training.fitting import fit_prepared
 

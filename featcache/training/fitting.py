@@ -42,9 +42,9 @@ def fit_prepared(
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
 ) -> Fitted:
-    """Train a head on train and val; the test rows are not touched.
+    """Train a head by steps on the rows of train and val, which are opened first.
 
-    `resident_bytes`: as in `fit_head`; the other four: as in `fit_batches`.
+    `fit` (training/fit.py) has the same arguments and explains them. Raises what `fit_batches` raises.
     """
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)

@@ -58,7 +58,10 @@ class TrainingOptions:
     ] = None
     trainer: Annotated[
         Literal["featcache", "lightning"] | Trainer,
-        Option(help="featcache's own loop, or Lightning's Trainer, to the same head; from Python also a Trainer."),
+        Option(
+            help="featcache's own loop, or Lightning's Trainer, to the same head but without checkpoints; from Python "
+            "also a Trainer."
+        ),
     ] = "featcache"
 
     def __post_init__(self) -> None:

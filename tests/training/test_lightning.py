@@ -195,6 +195,20 @@ def test_a_trainer_that_does_not_judge_val_is_refused(
 # --- what may happen ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processor cores")
+def test_the_number_of_threads_holds_under_a_trainer_too(cache: FeatureCache, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def epoch_ended(_: EpochRecord) -> None:
+        seen.append(torch.get_num_threads())
+
+    run = train_head(
+        cache, "linear", trainer="lightning", threads=2, max_epochs=2, progress=epoch_ended, runs_dir=tmp_path
+    )
+    assert seen == [2, 2] and torch.get_num_threads() == 1
+    assert run.training.threads == 2
+
+
 def test_ctrl_c_under_the_trainer_keeps_the_best_epoch(cache: FeatureCache, tmp_path: Path) -> None:
     def pressed(epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
