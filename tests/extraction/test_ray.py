@@ -139,10 +139,13 @@ def test_a_killed_worker_and_a_removed_node_cost_nothing(
         request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, max_parallel=16), reporter=told
     )
     assert not told.at
-    assert (done.computed, done.reused, done.complete) == (108, 0, True)
+    assert done.complete
+    assert done.computed + done.reused == 108
+    # A worker that dies between the publishing of its segment and its answer leaves a segment that is reused.
+    assert done.reused in (0, SEGMENT_ROWS, 2 * SEGMENT_ROWS)
     assert arrays(done.cache) == alone
     assert not list(tmp_path.glob("features/*/"))
-    assert sum(int(sentence.split()[-2]) for sentence in told.sentences if sentence.endswith(" images")) == 108
+    assert sum(int(sentence.split()[-2]) for sentence in told.sentences if sentence.endswith(" images")) == done.computed
     again = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
     assert again.computed == 0
     cluster.remove_node(nodes[1])
