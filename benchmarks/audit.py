@@ -1,11 +1,11 @@
-"""Does the audit find what was planted: `python benchmarks/audit.py ../shared [--per-class N] [--data-dir DIR]`.
+"""Measures whether the audit finds planted faults: `python benchmarks/audit.py ../shared [--per-class N]`.
 
-A zip of all CIFAR-10 images, into whose train split copies of 250 test images are put, 50 of each kind (the file
-itself, mirrored, recompressed, brighter, moved by two pixels), 250 images are put under a wrong class, and 20 that are
-no photographs. VGG16 with its ImageNet weights at 64 pixels, pooled to 512 features; then `featcache audit`, with and
-without a look at the pixels. Writes results/audit.json, and results/audit_pairs.csv: the leaks beyond the planted ones,
-which are CIFAR-10's own; `--sheet FILE.png` draws them, for judging by eye. The extraction takes some
-six minutes on 2 cores, an audit one; `--data-dir` keeps the features for the next time.
+The data are all CIFAR-10 images in a zip. Added to train: copies of 250 test images, 50 of each kind (the same file,
+mirrored, recompressed, brighter, moved by two pixels), 250 images under a wrong class, and 20 images that are no
+photographs. Features: VGG16 with its ImageNet weights at 64 pixels, pooled to 512 values; then `featcache audit`, with
+and without comparing pixels. Writes results/audit.json, and results/audit_pairs.csv: the leaks that were not planted,
+which are CIFAR-10's own; `--sheet FILE.png` draws them, to check them by eye. The extraction takes about six minutes on
+2 cores, an audit about one; `--data-dir` keeps the features for the next time.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ _COLUMNS = 14
 _SHOWN = 280
 
 
-def recompressed(picture: Picture) -> Picture:
-    """As it comes back from JPEG at quality 70."""
+def recompress(picture: Picture) -> Picture:
+    """The picture after JPEG compression at quality 70."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=70)
     return Image.open(file).convert("RGB")
 
 
-def moved(picture: Picture) -> Picture:
-    """By two pixels to the right, edges repeated."""
+def move(picture: Picture) -> Picture:
+    """The picture moved by two pixels to the right, with repeated edges."""
     shifted = ImageChops.offset(picture, 2, 0)
     shifted.paste(picture.crop((0, 0, 1, picture.height)).resize((2, picture.height)), (0, 0))
     return shifted
@@ -57,21 +57,21 @@ def moved(picture: Picture) -> Picture:
 
 CHANGES: Mapping[str, Callable[[Picture], Picture]] = {
     "mirrored": ImageOps.mirror,
-    "recompressed": recompressed,
+    "recompressed": recompress,
     "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),
-    "moved": moved,
+    "moved": move,
 }
 
 
-def encoded(picture: Picture) -> bytes:
-    """As JPEG of quality 95, much as CIFAR-10 was."""
+def encode_jpeg(picture: Picture) -> bytes:
+    """The picture as JPEG of quality 95, similar to the CIFAR-10 files."""
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=95)
     return file.getvalue()
 
 
 def foreign(number: int) -> Picture:
-    """No photograph: noise, or a coarse pattern."""
+    """An image that is no photograph: noise, or a coarse pattern."""
     generator = np.random.default_rng(number)
     side = 32 if number % 2 else 4
     pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
@@ -79,7 +79,7 @@ def foreign(number: int) -> Picture:
 
 
 def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> Planted:
-    """Write the zip. What was planted, by kind: the id in train, and the id of its origin (or its true class)."""
+    """Write the zip; returns what was planted, by kind: ids in train, each with its origin's id (or true class)."""
     chooser = random.Random(seed)
     with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as made:
         names = [name for name in sorted(source.namelist()) if name.endswith(".jpg")]
@@ -93,7 +93,7 @@ def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> 
 def write_originals(
     names: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, classes: list[str], chooser: random.Random
 ) -> dict[str, str]:
-    """All images, some of train under another class: {id: its true class}."""
+    """Write all images, some of train under another class; returns {id: its true class} of these."""
     train = [name for name in names if "/train/" in name]
     chosen = set(chooser.sample(train, min(_WRONG, len(train) // 50)))
     wrong = {}
@@ -108,13 +108,13 @@ def write_originals(
 
 
 def write_copies(test: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, chooser: random.Random) -> Planted:
-    """Copies of test images in train: {kind: {id: the id of its origin}}."""
+    """Write copies of test images into train; returns {kind: {id: the id of its origin}}."""
     kinds = ("plain", *CHANGES)
     planted: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
     for number, name in enumerate(chooser.sample(test, _EACH * len(kinds))):
         kind, content = kinds[number % len(kinds)], source.read(name)
         if kind != "plain":
-            content = encoded(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
+            content = encode_jpeg(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
         path = f"train/{name.split('/')[2]}/planted-{kind}-{number}.jpg"
         made.writestr(path, content)
         planted[kind][path] = name.removeprefix("cifar10/")
@@ -122,10 +122,10 @@ def write_copies(test: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile
 
 
 def write_foreign(made: zipfile.ZipFile, classes: list[str]) -> dict[str, str]:
-    """Images that are no photographs, in train: {id: ""}."""
+    """Write images that are no photographs into train; returns {id: ""}."""
     paths = [f"train/{classes[number % len(classes)]}/foreign-{number}.jpg" for number in range(_FOREIGN)]
     for number, path in enumerate(paths):
-        made.writestr(path, encoded(foreign(number)))
+        made.writestr(path, encode_jpeg(foreign(number)))
     return dict.fromkeys(paths, "")
 
 
@@ -137,12 +137,12 @@ def findings(audit: dict[str, Any], kind: str) -> list[Finding]:
 
 
 def ids(finding: Finding) -> list[str]:
-    """The images it names."""
+    """The ids of the images of a finding."""
     return [sample["id"] for sample in finding["samples"]]
 
 
-def judged(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
-    """Recall of each kind, and how many findings there are beyond the planted ones."""
+def score_audit(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
+    """Recall of each kind, and the number of findings that were not planted."""
     leaks = [set(ids(finding)) for finding in findings(audit, "leak")]
     recall = {
         kind: sum(any({copy, origin} <= leak for leak in leaks) for copy, origin in planted[kind].items())
@@ -176,7 +176,7 @@ def judged(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
 
 
 def own_pairs(audit: dict[str, Any]) -> list[OwnPair]:
-    """The linked pairs of the leaks without planted images: strength, how, ids; the strongest first."""
+    """The linked pairs of leaks without planted images, the strongest first: strength, how, ids."""
     pairs = []
     for finding in findings(audit, "leak"):
         names = ids(finding)
@@ -188,7 +188,7 @@ def own_pairs(audit: dict[str, Any]) -> list[OwnPair]:
 
 
 def write_pairs(pairs: list[OwnPair], target: Path) -> None:
-    """List them: the strongest first."""
+    """Write pairs as CSV, the strongest first."""
     with target.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("strength", "how", "first", "second"))
@@ -196,7 +196,7 @@ def write_pairs(pairs: list[OwnPair], target: Path) -> None:
 
 
 def draw_pairs(pairs: list[OwnPair], archive: Path, target: Path) -> None:
-    """Draw them, an even choice where they are many."""
+    """Draw pairs as a contact sheet; if there are too many, an even selection."""
     shown = pairs if len(pairs) <= _SHOWN else [pairs[n * len(pairs) // _SHOWN] for n in range(_SHOWN)]
     with zipfile.ZipFile(archive) as images:
         tiles = [
@@ -231,7 +231,7 @@ def main(shared: Path, per_class: int | None = None, data_dir: Path | None = Non
         results = {
             "rows": extracted["rows"],
             "feature_dim": extracted["feature_dim"],
-            "audits": {name: judged(audit, planted) for name, audit in audits.items()},
+            "audits": {name: score_audit(audit, planted) for name, audit in audits.items()},
             "pairs_beyond_planted": len(pairs),
         }
         print(write("audit", results))

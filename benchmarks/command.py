@@ -1,4 +1,4 @@
-"""Running featcache as a person would, and keeping what it prints."""
+"""Runs the featcache command in a new process and returns the JSON that it prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def run(words: list[str]) -> dict[str, Any]:
-    """What `featcache WORDS --json` prints, and its whole time."""
+    """Run `featcache WORDS --json`; returns the printed JSON, with the duration as "wall_seconds"."""
     print("$ featcache", *words, flush=True)
     began = time.monotonic()
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""End to end against cached: `python benchmarks/end_to_end.py ../shared --scenario cifar10-vgg16`.
+"""Measures end to end against cached: `python benchmarks/end_to_end.py ../shared --scenario cifar10-vgg16`.
 
-The scenarios of `featcache benchmark` on the real images and weights beside the project. Each writes
+Runs scenarios of `featcache benchmark` on the real images and weights in `../shared`. Each writes
 `results/end_to_end_<scenario>` as JSON, Markdown and charts (SVG, light and dark).
 """
 
@@ -25,30 +25,30 @@ _KEPT = (".json", ".md", ".svg")
 
 
 class _Printed:
-    """A Reporter that prints sentences; they are flushed, so that a log can be watched."""
+    """A Reporter that prints messages at once, so that a log can be watched."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         print(text, flush=True)
 
     def warn(self, text: str) -> None:
         print(f"warning: {text}", flush=True)
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        """No progress in a log."""
+        """Do nothing: a log needs no progress."""
 
 
 def on_shared(one: Scenario, shared: Path) -> Scenario:
-    """The scenario on the images and weights in `shared`; one that needs no download stays as it is."""
+    """The scenario with the images and weights in `shared`; unchanged if it needs no download."""
     if one.backbone not in _WEIGHTS:
         return one
     images, weights = shared / "data" / "cifar10-images.zip", shared / "weights" / _WEIGHTS[one.backbone]
-    # Relative: a result is read on other machines.
+    # Relative paths, because a result is read on other machines.
     return replace(one, dataset=os.path.relpath(images), weights=os.path.relpath(weights))
 
 
 def main(
     shared: Path,
-    name: list[str] = typer.Option(["cifar10-vgg16"], "--scenario"),  # noqa: B008 - how typer is told
+    name: list[str] = typer.Option(["cifar10-vgg16"], "--scenario"),  # noqa: B008 - typer needs it as a default
     images: int | None = None,
     epochs: int | None = None,
     heads: int | None = None,
@@ -56,17 +56,17 @@ def main(
     sample_epochs: int | None = None,
     data_dir: Path | None = None,
 ) -> None:
-    """Measure scenarios, as they are or changed by what is said, and write their results."""
+    """Measure scenarios, with the given changes, and write their results."""
     changes: dict[str, Any] = {
         "images": images, "epochs": epochs, "heads": heads, "sample": sample, "sample_epochs": sample_epochs
     }  # fmt: skip
-    said = {option: value for option, value in changes.items() if value is not None}
+    given = {option: value for option, value in changes.items() if value is not None}
     reporter: Reporter = _Printed()
     RESULTS.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         for each in name:
             result = measure(
-                replace(on_shared(scenario(each), shared), **said),
+                replace(on_shared(scenario(each), shared), **given),
                 data_dir=data_dir or Path(scratch),
                 command=command(),
                 today=datetime.now(UTC).date(),
@@ -78,7 +78,7 @@ def main(
 
 
 def write(name: str, made: dict[str, bytes]) -> None:
-    """Keep the result, its page and its charts beside the other results."""
+    """Write the result, its page and its charts into the folder of results."""
     for file, content in made.items():
         path = Path(file)
         if path.suffix in _KEPT and not file.endswith(".vl.json"):

@@ -1,8 +1,8 @@
-"""An exported head against featcache, on real JPEG files: `python benchmarks/exported.py ../shared [--data-dir DIR]`.
+"""Compares an exported head with featcache on JPEG files: `python benchmarks/exported.py ../shared [--data-dir DIR]`.
 
-VGG16's features of some CIFAR-10 images, the notebook's head on them, `featcache export` to ONNX; then test images go
-through `featcache predict` and, in a process that imports onnxruntime and no featcache, through the file. With a data
-folder that holds the cache already (`--limit` as it was extracted), about four minutes for 500 images on 2 cores.
+Trains the notebook's head on VGG16's features of some CIFAR-10 images and exports it to ONNX. Then predicts test images
+with `featcache predict`, and with the exported file in a process that imports onnxruntime but not featcache. Takes
+about four minutes for 500 images on 2 cores, if the data folder already holds the cache (with the same `--limit`).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import typer
 from command import run
 from machine import write
 
-# Nothing of featcache: what docs/export.md shows, with all probabilities.
+# Uses nothing of featcache: the example of docs/export.md, with all probabilities.
 _ELSEWHERE = """
 import json, os, sys
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 import numpy as np, onnxruntime
 from PIL import Image
 session = onnxruntime.InferenceSession(sys.argv[1])
-said = []
+probabilities = []
 for path in sys.stdin.read().splitlines():
     image = np.asarray(Image.open(path).convert("RGB"))[None]
-    said.append(session.run(None, {"images": image})[0][0].tolist())
+    probabilities.append(session.run(None, {"images": image})[0][0].tolist())
 assert not any(name.startswith("featcache") for name in sys.modules)
 json.dump({"classes": json.loads(session.get_modelmeta().custom_metadata_map["featcache"])["classes"],
-           "probabilities": said}, sys.stdout)
+           "probabilities": probabilities}, sys.stdout)
 """
 
 
 def main(shared: Path, images: int = 500, limit: int = 2000, data_dir: Path | None = None) -> None:
-    """Compare on so many test `images`, spread over the classes, and write results/exported.json."""
+    """Compare on `images` test images, spread over the classes, and write results/exported.json."""
     shared = shared.resolve()
     features = ["-b", "vgg16", "-d", str(shared / "data" / "cifar10-images.zip"), "--limit", str(limit)]
     features += ["--weights", str(shared / "weights" / "vgg16_imagenet_features.safetensors")]
@@ -49,7 +49,7 @@ def main(shared: Path, images: int = 500, limit: int = 2000, data_dir: Path | No
         head = ["--head", "mlp:128,64", "--activation", "leaky_relu"]
         trained = run(["train-head", *features, *head, *where])
         exported = run(["export", "latest", "-o", str(scratch / "head.onnx"), *where])
-        paths = _unpacked(shared / "data" / "cifar10-images.zip", images, scratch / "images")
+        paths = _unpack(shared / "data" / "cifar10-images.zip", images, scratch / "images")
         here = run(["predict", "latest", str(scratch / "images"), "--top", "10", *where])
         began = time.monotonic()
         elsewhere = _elsewhere(scratch / "head.onnx", paths)
@@ -61,14 +61,14 @@ def main(shared: Path, images: int = 500, limit: int = 2000, data_dir: Path | No
             "export_seconds": exported["wall_seconds"],
             "predict_seconds": here["wall_seconds"],
             "onnxruntime_seconds": round(seconds, 2),
-            **_compared(here["images"], elsewhere),
+            **_compare(here["images"], elsewhere),
         }
         print(json.dumps(result, indent=1))
         print(write("exported", result))
 
 
-def _unpacked(archive: Path, count: int, folder: Path) -> list[str]:
-    """The first test images of each class, in a flat folder; their paths, sorted."""
+def _unpack(archive: Path, count: int, folder: Path) -> list[str]:
+    """Write the first test images of each class into a flat folder; returns their paths, sorted."""
     folder.mkdir()
     with zipfile.ZipFile(archive) as file:
         names = sorted(name for name in file.namelist() if "/test/" in name and name.endswith(".jpg"))
@@ -91,8 +91,8 @@ def _elsewhere(model: Path, paths: list[str]) -> dict[str, Any]:
     return answer
 
 
-def _compared(here: list[dict[str, Any]], elsewhere: dict[str, Any]) -> dict[str, Any]:
-    """How many first classes are the same, and the greatest difference of a probability."""
+def _compare(here: list[dict[str, Any]], elsewhere: dict[str, Any]) -> dict[str, Any]:
+    """The number of images with the same first class, and the greatest difference of a probability."""
     same, greatest = 0, 0.0
     for image, probabilities in zip(here, elsewhere["probabilities"], strict=True):
         of_class = dict(zip(elsewhere["classes"], probabilities, strict=True))

@@ -1,16 +1,16 @@
-"""What extraction must show, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
+"""Measures extraction, in parts that can be run one at a time: `python benchmarks/extraction.py ../shared`.
 
-    speed:NETWORK  every runner by hand and `auto`: against its own bare forward pass, the notebook's loop and a good
-                   script, in turns
-    precision      what bf16 costs: least cosine to fp32, and a head's test accuracy, on the same real images
-    jpeg           640x480 photographs: what bounds the run, told by the run and measured apart
+    speed:NETWORK  every runner, and `auto`, against its own bare forward pass, the notebook's loop and a good script,
+                   in turns
+    precision      the effect of bf16: least cosine to fp32, and a head's test accuracy, on the same real images
+    jpeg           640x480 photographs: which stage limits the speed, as reported by the run and as measured separately
     pixels         all images of the zip at 32x32
     memory         RSS after a tenth of the images, and after all
-    growth         N, 2N and 4N images: the cost of an image, and what is paid once
+    growth         N, 2N and 4N images: the cost per image, and the fixed cost
     interrupt      how long Ctrl-C takes, while reading, compiling and computing
 
-`--quick` tries the parts with tiny sizes and keeps nothing. Ratios count: everything of a part runs on the same images
-on the same machine. Results are merged, part by part, into results/extraction.json.
+`--quick` tries the parts with tiny sizes and writes no result. Compare ratios: everything in a part runs on the same
+images and the same machine. Results are merged, part by part, into results/extraction.json.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from featcache.backbones.program import Program
 from featcache.backbones.runners import RUNNERS, obstacle
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, MissingExtra
-from featcache.extraction.drift import measured
+from featcache.extraction.drift import compare
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import extract
@@ -57,7 +57,7 @@ from featcache.runs.fit import train_head
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How many images, and how often."""
+    """Numbers of images and of rounds."""
 
     images: int
     rounds: int
@@ -78,7 +78,7 @@ QUICK = Sizes(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where the real images and weights lie."""
+    """The folders of the real images and weights, and the sizes."""
 
     shared: Path
     sizes: Sizes
@@ -92,7 +92,7 @@ class Setting:
         return str(self.shared / "weights" / WEIGHTS[network]) if network in WEIGHTS else "random:0"
 
     def request(self, network: str, **changes: Any) -> Request:
-        """An extraction from nothing: a data folder of its own."""
+        """The request for an extraction into a new data folder."""
         folder = Path(tempfile.mkdtemp(dir=self.scratch))
         plain = Request(dataset=self.archive, backbone=network, weights=self.weights(network), data_dir=folder)
         return replace(plain, **changes)
@@ -102,7 +102,7 @@ class Setting:
 
 
 def speed(setting: Setting, network: str) -> dict[str, Any]:
-    """Turns of all ways; medians of the ratios turn by turn."""
+    """Measure all ways in turns; the ratios are medians of the ratios in each turn."""
     sizes, size = setting.sizes, setting.sizes.image_size
     loaded = load_backbone(network, weights=setting.weights(network), image_size=size, data_dir=setting.scratch)
     with closing(open_images(setting.archive, datasets_dir=setting.scratch)) as source:
@@ -132,7 +132,7 @@ def _usual() -> str:
 
 
 def _programs(network: Network, batch: np.ndarray) -> tuple[dict[str, Program], dict[str, str]]:
-    """Each runner's program, ready, in the precision that it has where none is named; and why others cannot run."""
+    """Each runner's program, compiled, in its default precision; and why other runners cannot run."""
     programs, not_run = {}, {}
     for runner in RUNNERS:
         precision = _usual() if obstacle(runner, "cpu", _usual()) is None else "fp32"
@@ -146,21 +146,21 @@ def _programs(network: Network, batch: np.ndarray) -> tuple[dict[str, Program], 
 
 
 def _turn(setting: Setting, network: str, programs: dict[str, Program], batch: np.ndarray) -> dict[str, Any]:
-    """Every runner by hand with its bare forward pass before and after, and `auto`."""
+    """Every runner, with its bare forward pass before and after, and `auto`."""
     taken: dict[str, Any] = {}
     for runner, program in programs.items():
         alone = bare(program, batch)
-        taken |= _extracted(setting, network, runner)
+        taken |= _measure_extraction(setting, network, runner)
         taken[f"{runner}_bare"] = statistics.mean([alone, bare(program, batch)])
-    return taken | _extracted(setting, network, "auto")
+    return taken | _measure_extraction(setting, network, "auto")
 
 
-def _extracted(setting: Setting, network: str, runner: str) -> dict[str, Any]:
+def _measure_extraction(setting: Setting, network: str, runner: str) -> dict[str, Any]:
     sizes = setting.sizes
     request = setting.request(network, splits=("test",), limit=sizes.images, runner=runner, image_size=sizes.image_size)
     measured_before = setting.scratch / "speeds.json"
     if runner == "auto" and measured_before.exists():
-        # Measured once on a machine, as for everyone who extracts twice.
+        # Speeds are measured once per machine and reused by later extractions, as in normal use.
         shutil.copy(measured_before, request.data_dir)
     done = featcache(request)
     with FeatureCache.open(done.cache) as cache:
@@ -203,7 +203,7 @@ def _precisions(setting: Setting, network: str) -> dict[str, Any]:
             (layer,) = cache.layers
             features = cache["test"].features[:]
         exact = features if exact is None else exact
-        drift = measured(name, {layer: exact}, {layer: features}).layers[layer]
+        drift = compare(name, {layer: exact}, {layer: features}).layers[layer]
         run = train_head(done.cache, "logreg", runs_dir=setting.scratch / "runs")
         results[name] = {
             "images_per_s": done.images_per_s,
@@ -216,7 +216,7 @@ def _precisions(setting: Setting, network: str) -> dict[str, Any]:
 
 
 def jpeg(setting: Setting) -> dict[str, Any]:
-    """Photographs of 640x480, made of real images: the bound that a run tells, against what was measured apart."""
+    """Photographs of 640x480, made of real images: the limiting stage as reported, and as measured separately."""
     folder = _photographs(setting)
     results: dict[str, Any] = {}
     for network, size in (("vgg16", 224), ("inception_v3", 299), ("squeezenet1_1", 64), ("pixels", 64)):
@@ -250,7 +250,7 @@ def _photographs(setting: Setting) -> Path:
 
 
 def _apart(setting: Setting, request: Request, folder: Path) -> tuple[float, float]:
-    """Images a second of decoding and resizing alone, in one thread a core, and of the forward pass alone."""
+    """Images per second of decoding and resizing alone, with one thread per core, and of the forward pass alone."""
     network = load_backbone(
         str(request.backbone), weights=request.weights, image_size=request.image_size, data_dir=setting.scratch
     )
@@ -262,7 +262,7 @@ def _apart(setting: Setting, request: Request, folder: Path) -> tuple[float, flo
 
 
 def pixels(setting: Setting) -> dict[str, Any]:
-    """All images of the zip at 32x32: from nothing, and once more, when all is there."""
+    """All images of the zip at 32x32: into an empty data folder, and again with the cache present."""
     request = setting.request("pixels", weights="default", image_size=32)
     first, again = extract(request), extract(request)
     return {
@@ -274,7 +274,7 @@ def pixels(setting: Setting) -> dict[str, Any]:
 
 
 class _Memory(LogReporter):
-    """Notes the resident memory when a tenth, and when all of the images are through."""
+    """Records the resident memory after a tenth of the images, and after all."""
 
     def __init__(self) -> None:
         self.after: dict[int, float] = {}
@@ -291,7 +291,7 @@ def _rss_mb() -> float:
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """A small network over many images."""
+    """Memory of a small network on many images."""
     reporter = _Memory()
     request = setting.request("squeezenet1_1", image_size=64, limit=setting.sizes.memory // 2, runner="eager")
     extract(request, reporter=reporter)
@@ -301,10 +301,10 @@ def memory(setting: Setting) -> dict[str, Any]:
 
 
 def growth(setting: Setting) -> dict[str, Any]:
-    """The whole wall time over N, 2N and 4N images, and the line through it."""
+    """The wall time for N, 2N and 4N images, and the line fitted to it."""
     counts = [setting.sizes.growth * factor for factor in (1, 2, 4)]
     network = setting.sizes.growth_network
-    # Once before, so that the first does not pay for what a process pays once.
+    # A warm-up, so that the first measurement does not include the start-up cost of the process.
     featcache(setting.request(network, splits=("train",), limit=BATCH, runner="eager"))
     seconds = []
     for count in counts:
@@ -330,19 +330,20 @@ def interrupt(setting: Setting) -> dict[str, Any]:
         "compiling": ([*network, "--runner", "compiled"], "compiling vgg16", 6.0),
         "computing": ([*network, "--limit", "2000", "--runner", "eager"], "bf16 against fp32", 4.0),
     }
-    return {stage: _interrupted(setting, *told) for stage, told in stages.items()}
+    return {stage: _interrupt_command(setting, *arguments) for stage, arguments in stages.items()}
 
 
-def _interrupted(setting: Setting, words: list[str], said: str, later_s: float) -> dict[str, Any]:
+def _interrupt_command(setting: Setting, words: list[str], message: str, later_s: float) -> dict[str, Any]:
+    """Send Ctrl-C `later_s` seconds after the command has printed `message`, or after its start if that is empty."""
     folder = tempfile.mkdtemp(dir=setting.scratch)
     command = [sys.executable, "-m", "featcache", "extract", "-d", str(setting.archive), "--data-dir", folder, *words]
-    # Who was started in the background ignores Ctrl-C, and so would his children.
+    # A process started in the background ignores Ctrl-C, and so would its children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    # A group of its own: Ctrl-C reaches compilers too.
+    # Its own process group, so that Ctrl-C reaches compilers too.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    if said:
-        next(line for line in process.stderr if said in line)
+    if message:
+        next(line for line in process.stderr if message in line)
     rest = threading.Thread(target=process.stderr.read)
     rest.start()
     time.sleep(later_s)
@@ -369,15 +370,15 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 def main(
     shared: Path,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
-    images: Annotated[int, typer.Option(help="Of a turn of speed.")] = 1024,
+    images: Annotated[int, typer.Option(help="Images per turn of speed.")] = 1024,
     rounds: int = 3,
     notebook_images: int = 192,
-    precision: Annotated[int, typer.Option(help="Images a split.")] = 1000,
+    precision: Annotated[int, typer.Option(help="Images per split.")] = 1000,
     jpegs: int = 384,
     memory: int = 20_000,
     growth: Annotated[int, typer.Option(help="N; 2N and 4N follow.")] = 2000,
     growth_network: str = "resnet18",
-    quick: Annotated[bool, typer.Option(help="Tiny sizes, nothing kept: to try it, not to measure.")] = False,
+    quick: Annotated[bool, typer.Option(help="Tiny sizes, no result written: to try the script.")] = False,
 ) -> None:
     """Measure the parts and merge them into results/extraction.json."""
     torch.set_num_threads(os.cpu_count() or 1)

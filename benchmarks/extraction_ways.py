@@ -1,4 +1,4 @@
-"""Four ways of getting the same features from the same images: featcache's, and three to hold it against."""
+"""Four ways to compute the same features of the same images: featcache's, and three for comparison."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def network_of(name: str, weights: str, image_size: int | None = None) -> nn.Mod
     return frozen
 
 
-# Its auxiliary classifier serves training; mean and std are the transform's.
+# The auxiliary classifier is for training only; the transform normalises already.
 _NO_EXTRAS: dict[str, dict[str, Any]] = {
     "inception_v3": {"init_weights": False, "aux_logits": False, "transform_input": False}
 }
@@ -62,7 +62,7 @@ def _read(source: ImageSource, sample: Sample) -> Image.Image:
 
 
 class _Pictures(Dataset[tuple[torch.Tensor, int]]):
-    """What ImageFolder would be: one image at a time, through the notebook's transform."""
+    """A dataset like ImageFolder: one image at a time, with the notebook's transform."""
 
     def __init__(self, source: ImageSource, samples: Sequence[Sample], transform: Transform) -> None:
         side = transform.image_size
@@ -83,7 +83,7 @@ class _Pictures(Dataset[tuple[torch.Tensor, int]]):
 
 
 def notebook(network: nn.Module, source: ImageSource, samples: Sequence[Sample], transform: Transform) -> float:
-    """Images a second of the notebook's loop: Pillow and ToTensor per image, a DataLoader, eager fp32 in NCHW."""
+    """Images per second of the notebook's loop: Pillow and ToTensor per image, a DataLoader, eager fp32 in NCHW."""
     pictures = _Pictures(source, samples, transform)
     began = time.perf_counter()
     with torch.no_grad():
@@ -93,11 +93,11 @@ def notebook(network: nn.Module, source: ImageSource, samples: Sequence[Sample],
 
 
 class Plain:
-    """The best script that plain PyTorch allows, written with care.
+    """A carefully written, fast script in plain PyTorch.
 
-    Two threads decode and resize ahead (Pillow, which releases the interpreter), batches travel as uint8 in
-    channels-last, normalisation and network are one graph, compiled with frozen weights under bf16's autocast, in
-    inference mode; rows land in one float16 array. It checks nothing, resumes nothing, and stores nothing.
+    Two threads prefetch decoded and resized images (Pillow releases the GIL). Batches are uint8 in channels-last.
+    Normalisation and network are one graph, compiled with frozen weights, under bf16 autocast, in inference mode. Rows
+    are written into one float16 array. The script checks nothing, cannot resume, and stores nothing.
     """
 
     def __init__(self, network: nn.Module, transform: Transform, precision: str) -> None:
@@ -119,16 +119,16 @@ class Plain:
             return result
 
     def run(self, source: ImageSource, samples: Sequence[Sample]) -> float:
-        """Images a second; the compilation is done."""
+        """Images per second, without the compilation."""
 
-        def decoded(start: int) -> np.ndarray:
+        def decode_batch(start: int) -> np.ndarray:
             some = [_read(source, sample) for sample in samples[start : start + BATCH]]
             return np.stack([np.asarray(one.resize((self.side, self.side), Image.Resampling.BILINEAR)) for one in some])
 
         starts = range(0, len(samples) - len(samples) % BATCH, BATCH)
         features: np.ndarray | None = None
         began = time.perf_counter()
-        for start, images in zip(starts, _ahead(decoded, starts), strict=True):
+        for start, images in zip(starts, _ahead(decode_batch, starts), strict=True):
             rows = self._forward(images).numpy()
             if features is None:
                 features = np.empty((starts.stop, rows.shape[1]), np.float16)
@@ -146,7 +146,7 @@ def _ahead(work: Any, starts: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def bare(program: Program, batch: np.ndarray, rounds: int = 3) -> float:
-    """Images a second of a program of featcache's on one batch that stays in memory: the median of rounds."""
+    """Images per second of a featcache program on one batch in memory: the median of rounds."""
     program.features(batch)
     times = []
     for _ in range(rounds):
@@ -157,5 +157,5 @@ def bare(program: Program, batch: np.ndarray, rounds: int = 3) -> float:
 
 
 def featcache(request: Request) -> Extraction:
-    """An extraction from nothing."""
+    """Run an extraction on the CPU."""
     return extract(request, Execution(device="cpu"))

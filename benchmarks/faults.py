@@ -1,13 +1,14 @@
-"""A system call that fails, at every call in turn: `python benchmarks/faults.py [--sample 100] [--only extract]`.
+"""Lets each system call fail in turn: `python benchmarks/faults.py [--sample 100] [--only extract]`.
 
-Each action runs in a child of its own, forked from a process that has imported everything. In the child the n-th call
-on a file under the data folder fails with EIO, ENOSPC, EINTR or EMFILE, or does less than it was asked for. Then:
+Each action runs in its own child process, forked from a process that has imported everything. In the child, the n-th
+call on a file under the data folder fails with EIO, ENOSPC, EINTR or EMFILE, or reads or writes less than requested.
+Then checks that:
 
-    - the child ended with success or with an error of featcache's own, never with another exception;
-    - every file under a final name is whole, and nothing was called damaged;
-    - the same action, run again without a fault, ends well and leaves the rows that it leaves without any fault.
+    - the child ended with success or with an error of featcache, never with another exception;
+    - every file with a final name is complete, and no complete file was reported as damaged;
+    - the same action, run again without a fault, succeeds and gives the same rows as without any fault.
 
-The whole of it is counted into results/faults.json; a test runs a sample.
+Counts go to results/faults.json; a test runs a sample.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ import typer
 from PIL import Image
 
 from featcache import files
-from featcache.cache.catalog import describe, discard, garbage, list_caches
+from featcache.cache.catalog import describe, garbage, list_caches, remove_garbage
 from featcache.cache.manifest import TARGETS_FILES
 from featcache.cache.reader import FeatureCache
 from featcache.cache.verification import verify
@@ -51,7 +52,7 @@ from featcache.extraction.run import assemble, extract
 SHORT = "short"
 OK, REFUSED, CRASHED = 0, 1, 2
 _PATIENCE_S = 30
-# By module: calls whose first argument is a path, or a descriptor.
+# By module: functions whose first argument is a path or a file descriptor.
 _CALLS: dict[Any, tuple[str, ...]] = {
     os: (
         "open", "pwrite", "write", "preadv", "read", "fsync", "close", "replace", "rename", "unlink", "remove", "mkdir",
@@ -61,7 +62,8 @@ _CALLS: dict[Any, tuple[str, ...]] = {
     builtins: ("open",),
     fcntl: ("flock",),
 }  # fmt: skip
-# What a call may answer. Python itself repeats most calls that a signal interrupts; these it does not, or not all.
+# The errors that each call may raise. Python repeats most calls that a signal interrupts; under EINTR stand those that
+# it does not always repeat.
 _ERRORS: dict[int, set[str]] = {
     errno.EIO: {
         "open",
@@ -102,11 +104,11 @@ class Faults:
         self._inside = False
 
     def install(self) -> None:
-        """From now on, in this process."""
+        """Replace the system calls in this process."""
         for module, names in _CALLS.items():
             for name in names:
                 if hasattr(module, name):
-                    setattr(module, name, self._wrapped(name, getattr(module, name)))
+                    setattr(module, name, self._wrap(name, getattr(module, name)))
         system = files.system
         for field, name in (
             ("pwrite", "pwrite"), ("preadv", "preadv"), ("fallocate", "posix_fallocate"), ("fsync", "fsync"),
@@ -114,9 +116,9 @@ class Faults:
         ):  # fmt: skip
             setattr(system, field, getattr(os, name))
 
-    def _wrapped(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(call)
-        def counted(*arguments: Any, **options: Any) -> Any:
+        def call_counting(*arguments: Any, **options: Any) -> Any:
             if self._inside or not self._concerns(arguments):
                 return call(*arguments, **options)
             self.count += 1
@@ -125,7 +127,7 @@ class Faults:
                 return call(*arguments, **options)
             return self._failing(name, call, arguments, options)
 
-        return counted
+        return call_counting
 
     def _concerns(self, arguments: tuple[Any, ...]) -> bool:
         self._inside = True
@@ -141,7 +143,7 @@ class Faults:
 
     def _failing(self, name: str, call: Callable[..., Any], arguments: Any, options: Any) -> Any:
         if not fits(name, self.fault):
-            # Threads take turns as they like: another call has this number now.
+            # Threads run in another order each time: another call has this number now.
             return call(*arguments, **options)
         if isinstance(self.fault, int):
             if name == "close":
@@ -155,27 +157,27 @@ class Faults:
 
 
 def in_child(work: Callable[[], Any], faults: Faults | None = None) -> tuple[int, Any]:
-    """The code with which a forked child ends, and what it says: the calls it made, or its error."""
+    """Run `work` in a forked child; returns its exit code, and the names of its calls or its error."""
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
         write, leave = os.write, os._exit
-        code, said = CRASHED, ""
+        code, answer = CRASHED, ""
         try:
-            # One that hangs is a fault too.
+            # A child that hangs is a failure too.
             faulthandler.dump_traceback_later(_PATIENCE_S - 5)
             signal.alarm(_PATIENCE_S)
             if faults is not None:
                 faults.install()
             work()
-            code, said = OK, json.dumps(faults.names if faults is not None else [])
+            code, answer = OK, json.dumps(faults.names if faults is not None else [])
         except FeatcacheError as error:
-            code, said = REFUSED, json.dumps(f"{type(error).__name__}: {error.message}")
+            code, answer = REFUSED, json.dumps(f"{type(error).__name__}: {error.message}")
         except BaseException:
-            said = json.dumps(traceback.format_exc())
+            answer = json.dumps(traceback.format_exc())
         finally:
-            data = said.encode()
+            data = answer.encode()
             while data:
                 data = data[write(writing, data) :]
             leave(code)
@@ -185,12 +187,12 @@ def in_child(work: Callable[[], Any], faults: Faults | None = None) -> tuple[int
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), json.loads(text or "null")
 
 
-# --- what is done ------------------------------------------------------------------------------------------
+# --- actions -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
 class Action:
-    """Something that is done in a data folder. `before`: done without faults, to have something to work on."""
+    """An action in a data folder. `before`: prepares the data folder, without faults."""
 
     before: Callable[[Path, Path], object]
     work: Callable[[Path, Path], object]
@@ -223,7 +225,7 @@ def _gc(images: Path, data_dir: Path) -> None:
     with files.disk_errors(data_dir):
         (cache,) = list_caches(data_dir / "features")
         for piece in garbage(data_dir / "features", used=[cache.path], now=time.time()):
-            discard(piece)
+            remove_garbage(piece)
 
 
 def _labels(images: Path) -> Path:
@@ -255,27 +257,27 @@ ACTIONS = {
 
 
 class WrongEnd(Exception):
-    """After a fault something is not as it must be."""
+    """A check after a fault failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ground:
-    """Images, a data folder as it is before an action, and the rows that the action leaves."""
+class Context:
+    """Images, a data folder as it is before an action, and the rows that the action gives."""
 
     images: Path
     before: Path
     expected: bytes
 
     @classmethod
-    def of(cls, action: Action, images: Path, scratch: Path) -> tuple[Ground, list[str]]:
-        """Where an action is tried, and the calls that it makes without a fault."""
-        before, tried = scratch / "before" / "data", scratch / "whole" / "data"
+    def of(cls, action: Action, images: Path, scratch: Path) -> tuple[Context, list[str]]:
+        """The context of an action, and the names of the calls that it makes without a fault."""
+        before, after = scratch / "before" / "data", scratch / "whole" / "data"
         before.mkdir(parents=True)
         _require_ok(in_child(lambda: action.before(images, before)))
-        shutil.copytree(before, tried)
-        code, calls = in_child(lambda: action.work(images, tried), Faults(tried, None, SHORT))
+        shutil.copytree(before, after)
+        code, calls = in_child(lambda: action.work(images, after), Faults(after, None, SHORT))
         _require_ok((code, calls))
-        return cls(images=images, before=before, expected=rows_of(tried)), calls
+        return cls(images=images, before=before, expected=rows_of(after)), calls
 
 
 def _require_ok(ended: tuple[int, Any]) -> None:
@@ -300,50 +302,51 @@ def rows_of(data_dir: Path) -> bytes:
     return b"".join(pieces)
 
 
-def tried(action: Action, ground: Ground, number: int, fault: int | str, scratch: Path) -> int:
-    """Do an action whose call `number` fails, look at what is there, and do it again; how the first time ended."""
+def try_fault(action: Action, context: Context, number: int, fault: int | str, scratch: Path) -> int:
+    """Run an action whose call `number` fails, check the data folder, and run it again; returns the first exit code."""
     data_dir = scratch / "data"
-    shutil.copytree(ground.before, data_dir)
+    shutil.copytree(context.before, data_dir)
     try:
-        code, said = in_child(lambda: action.work(ground.images, data_dir), Faults(data_dir, number, fault))
+        code, answer = in_child(lambda: action.work(context.images, data_dir), Faults(data_dir, number, fault))
         if code not in (OK, REFUSED):
-            raise WrongEnd(f"it ended with {code}:\n{said}")
-        if code == REFUSED and "damaged" in str(said).lower():
-            raise WrongEnd(f"something sound was called damaged: {said}")
+            raise WrongEnd(f"it ended with {code}:\n{answer}")
+        if code == REFUSED and "damaged" in str(answer).lower():
+            raise WrongEnd(f"a complete file was reported as damaged: {answer}")
         require_whole(data_dir)
-        _require_ok(in_child(lambda: action.work(ground.images, data_dir)))
-        if rows_of(data_dir) != ground.expected:
-            raise WrongEnd("the second time left other rows")
+        _require_ok(in_child(lambda: action.work(context.images, data_dir)))
+        if rows_of(data_dir) != context.expected:
+            raise WrongEnd("the second run gave other rows")
         return code
     finally:
         shutil.rmtree(data_dir)
 
 
 def require_whole(data_dir: Path) -> None:
-    # The file of targets is looked at with the manifest that names it.
+    """Raise WrongEnd unless all files with final names are complete."""
+    # The file of targets is verified together with its manifest.
     for path in (one for one in data_dir.rglob("*.h5") if one.name not in TARGETS_FILES):
         if not verify(path, full=True).sound:
-            raise WrongEnd(f"{path.name} is not whole: {verify(path, full=True).findings}")
+            raise WrongEnd(f"{path.name} is not complete: {verify(path, full=True).findings}")
     for manifest in data_dir.rglob("manifest.json"):
         with suppress(CacheIncomplete):
             if not verify(manifest.parent, full=True).sound:
-                raise WrongEnd(f"{manifest} names what is not there: {describe(manifest.parent).problem}")
+                raise WrongEnd(f"{manifest} names files that are missing: {describe(manifest.parent).problem}")
 
 
 def faults_of(calls: list[str]) -> Iterator[tuple[int, int | str]]:
-    """Every call with every fault that it may have."""
+    """Every call (its number, from 1) with every fault that it can have."""
     kinds: tuple[int | str, ...] = (*_ERRORS, SHORT)
     for number, name in enumerate(calls, start=1):
         yield from ((number, fault) for fault in kinds if fits(name, fault))
 
 
 def fits(name: str, fault: int | str) -> bool:
-    """Whether a call may fail like that."""
+    """Whether a call can have this fault."""
     return name in (_ERRORS[fault] if isinstance(fault, int) else _SHORTENED)
 
 
 def import_everything(images: Path, data_dir: Path) -> None:
-    """Do in this process what the children will do, so that they find everything imported, and no threads."""
+    """Run all actions in this process once, so that its children need no imports, and start no threads."""
     import torch
 
     torch.set_num_threads(1)
@@ -353,30 +356,30 @@ def import_everything(images: Path, data_dir: Path) -> None:
 
 
 def make_images(folder: Path) -> Path:
-    """Sixteen small images in two classes, train and test."""
-    drawn = np.random.default_rng(0)
+    """Write sixteen small images in two classes, train and test."""
+    random_numbers = np.random.default_rng(0)
     for split, name, number in itertools.product(("train", "test"), ("cat", "dog"), range(4)):
         path = folder / split / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(drawn.integers(0, 256, (9, 9, 3), np.uint8)).save(path)
+        Image.fromarray(random_numbers.integers(0, 256, (9, 9, 3), np.uint8)).save(path)
     return folder
 
 
 def run(names: list[str], sample: int | None, scratch: Path, seed: int = 0) -> dict[str, Any]:
-    """All faults of these actions, or a sample over all of them; raises WrongEnd at the first that ends wrongly."""
+    """Try all faults of these actions, or a sample of them. Raises WrongEnd at the first failed check."""
     images = make_images(scratch / "images")
     import_everything(images, scratch / "first")
-    grounds = {name: Ground.of(ACTIONS[name], images, scratch / name.replace(" ", "_")) for name in names}
-    planned = [(name, *fault) for name, (_, calls) in grounds.items() for fault in faults_of(calls)]
+    contexts = {name: Context.of(ACTIONS[name], images, scratch / name.replace(" ", "_")) for name in names}
+    planned = [(name, *fault) for name, (_, calls) in contexts.items() for fault in faults_of(calls)]
     if sample is not None:
         planned = random.Random(seed).sample(planned, min(sample, len(planned)))
     result: dict[str, Any] = {
-        name: {"calls": len(calls), "ok": 0, "refused": 0} for name, (_, calls) in grounds.items()
+        name: {"calls": len(calls), "ok": 0, "refused": 0} for name, (_, calls) in contexts.items()
     }
     for name, number, fault in planned:
-        ground, calls = grounds[name]
+        context, calls = contexts[name]
         try:
-            code = tried(ACTIONS[name], ground, number, fault, scratch / "tried")
+            code = try_fault(ACTIONS[name], context, number, fault, scratch / "tried")
         except WrongEnd as error:
             what = fault if isinstance(fault, str) else errno.errorcode[fault]
             raise WrongEnd(f"{name}, call {number} of {len(calls)} ({calls[number - 1]}), {what}: {error}") from error
@@ -386,9 +389,9 @@ def run(names: list[str], sample: int | None, scratch: Path, seed: int = 0) -> d
 
 def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Actions: {', '.join(ACTIONS)}.")] = None,
-    sample: Annotated[int | None, typer.Option(help="So many faults at random; none: all.")] = None,
+    sample: Annotated[int | None, typer.Option(help="Number of random faults; all if not given.")] = None,
 ) -> None:
-    """Tries the faults and writes results/faults.json."""
+    """Try the faults and write results/faults.json."""
     from machine import write
 
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,4 +1,4 @@
-"""Caches of clouds, as large as a benchmark wants them."""
+"""Writes caches of random features, of any size, for benchmarks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ _SEGMENT_BYTES = 128 << 20
 
 
 def write_features(folder: Path, rows: Mapping[str, int], wide: int, views: int = 1) -> FeatureCache:
-    """A cache of clouds, a class each, float16: so many rows a split, `wide` values a row, train in so many views."""
+    """Write a cache with one Gaussian cloud per class, float16: `rows` per split, `wide` values per row.
+
+    `views`: views of each train image.
+    """
     rng = np.random.default_rng(0)
     centres = 0.1 * rng.standard_normal((CLASSES, wide), np.float32)
     layer = LayerSpec(name="avgpool", weights="0" * 64, shape=(wide,))
@@ -41,7 +44,7 @@ def write_features(folder: Path, rows: Mapping[str, int], wide: int, views: int 
         tables[split] = SplitTable(ids=ids, targets={"label": labels}, digests=digests)
         for first in range(0, count, block):
             table = tables[split].take(slice(first, first + block))
-            path = folder / "segments" / Segment.planned(split, first, len(table)).file
+            path = folder / "segments" / Segment.plan(split, first, len(table)).file
             draft = SegmentDraft(path, info, split=split, ids=table.ids)
             for view in range(views if split == "train" else 1):
                 features = centres[table.targets["label"]] + rng.standard_normal((len(table), wide), np.float32)

@@ -1,17 +1,17 @@
-"""What a GPU must show, in under five minutes: `python benchmarks/gpu.py [--json PATH]`.
+"""Checks and measures featcache on a GPU in under five minutes: `python benchmarks/gpu.py [--json PATH]`.
 
 Runs from a checkout that is not installed, and imports only what extraction needs: torch 2.9 or newer, torchvision,
-h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are random, images are noise over slopes. Parts:
+h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are random; images are noise on gradients. Parts:
 
     features   fp32 and bf16 on the device against fp32 on the CPU: least cosine, greatest relative error
     resize     the device's resize against Pillow, byte for byte
-    speed      images/s through the real pipeline from JPEGs in memory, over the bare forward pass; what bounds them;
-               peak memory
-    head       the steps of a head's epoch over features that lie on the device, over a bare loop's; 64 heads at once
-    memory     a batch that does not fit into the memory is halved until it does, and gives the same features
+    speed      images/s of the real pipeline, from JPEGs in memory, relative to the bare forward pass; the limiting
+               stage; peak memory
+    head       the time of a head's epoch on features in device memory, relative to a bare loop; 64 heads in one batch
+    memory     a batch that does not fit into memory is halved until it fits, and gives the same features
 
-`--device cpu --quick` runs the same with tiny sizes, to try the script. A part that fails is reported, and the script
-ends with 1.
+`--device cpu --quick` runs the same with tiny sizes, to try the script. A part that fails is reported, and the exit
+code is then 1.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
-from machine import described
+from machine import with_machine
 from PIL import Image
 
 from featcache.backbones import checks, devices
@@ -62,18 +62,18 @@ from featcache.training.stacking import head_shape
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """How much is measured.
+    """The sizes of the measurements.
 
     Args:
-        networks: Backbones and their image sizes; None for a network's own.
-        compared: Images whose features are compared with the CPU's.
-        batch_size: None for the device's usual one.
-        jpegs: Different JPEGs of each size.
-        samples: How many images there are at the most: the JPEGs again and again.
+        networks: Backbones and their image sizes; None for a network's own size.
+        compared: Number of images whose features are compared with those of the CPU.
+        batch_size: None for the device's default.
+        jpegs: Number of different JPEGs of each size.
+        samples: The greatest number of images, which repeat the JPEGs.
         jpeg_sizes: Height and width in pixels.
-        seconds: For how long a speed is measured.
-        resized_to: Pixels a side.
-        head_rows: Rows of 2,048 features that a head's epoch has.
+        seconds: Duration of one measurement of speed.
+        resized_to: Target sizes, in pixels a side.
+        head_rows: Rows of 2,048 features per epoch of a head.
     """
 
     networks: dict[str, int | None]
@@ -109,33 +109,33 @@ QUICK = Sizes(
     resized_to=(64,),
     head_rows=512,
 )
-# Smaller, larger, wide, tall, and so tall that columns come first.
+# Smaller, larger, wide, tall, and so tall that columns are resized first.
 _RESIZED_FROM = ((32, 32), (225, 230), (375, 500), (500, 375), (480, 640), (601, 64))
-# Memory that the process may have, and a batch that no network computes in it.
+# A memory limit for the process, and a batch size that does not fit into it.
 _CAP_BYTES, _TOO_MANY = 4 << 30, 4096
 
 
 @dataclass(kw_only=True, eq=False)
 class Setting:
-    """The device, and how much is measured on it."""
+    """The device and the sizes of the measurements."""
 
     device: str
     sizes: Sizes
 
     def network(self, name: str) -> Network:
-        """The network with random weights. It is loaded anew: a kept one would count in the next one's memory."""
+        """The network with random weights, loaded again each time: a kept one would count in the next one's memory."""
         options = BackboneOptions(backbone=name, image_size=self.sizes.networks[name], weights="random:0")
         return load(options, weights_dir=Path())
 
     @property
     def precision(self) -> str:
-        """What featcache computes in here where nothing is asked."""
+        """The default precision of the device."""
         return devices.resolve_precision("auto", self.device)
 
     def pipeline(
         self, program: Program, source: ImageSource, batch_size: int, stages: Stages | None = None
     ) -> Pipeline:
-        """The pipeline that extraction has."""
+        """The pipeline of an extraction."""
         forward = ForwardPass(
             program=program,
             dtype="float16",
@@ -150,13 +150,13 @@ class Setting:
         return self.device.startswith("cuda")
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished all work."""
         if self.is_cuda:
             torch.cuda.synchronize(self.device)
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
-    """uint8 (count, height, width, 3): slopes of different directions with noise."""
+    """Images uint8 (count, height, width, 3): gradients of different directions, with noise."""
     random = np.random.default_rng(0)
     slopes = np.linspace(0, 1, height)[:, None] * random.random((count, 1, 1)) + np.linspace(0, 1, width)
     smooth = 100 * slopes[..., None] * random.random((count, 1, 1, 3))
@@ -165,23 +165,23 @@ def pictures(count: int, height: int, width: int) -> np.ndarray:
 
 
 class Jpegs(ImageSource):
-    """So many samples over a few JPEGs that lie in memory."""
+    """An image source of many samples that repeat a few JPEGs in memory."""
 
     def __init__(self, images: np.ndarray, samples: int) -> None:
-        self._encoded = [_encoded(image) for image in images]
+        self._encoded = [_encode_jpeg(image) for image in images]
         rows = (("test", f"test/{number:08d}", 0) for number in range(samples))
         super().__init__(name="jpegs", origin="memory", listing=Listing.of_rows(rows, ["all"]))
 
     def read(self, sample: Sample) -> bytes:
-        """One of the few."""
+        """The JPEG of a sample."""
         return self._encoded[int(sample.id.rpartition("/")[2]) % len(self._encoded)]
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None: nothing is looked for in a cache."""
+        """None, so that nothing is looked up in a cache."""
         return None
 
 
-def _encoded(image: np.ndarray) -> bytes:
+def _encode_jpeg(image: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=90)
     return file.getvalue()
@@ -191,11 +191,11 @@ def _encoded(image: np.ndarray) -> bytes:
 
 
 def features(setting: Setting) -> dict[str, Any]:
-    """Each network in fp32 and bf16 on the device against fp32 on the CPU, over the same resized images."""
-    return {name: _compared(setting, name) for name in setting.sizes.networks}
+    """Each network in fp32 and bf16 on the device against fp32 on the CPU, on the same resized images."""
+    return {name: _compare(setting, name) for name in setting.sizes.networks}
 
 
-def _compared(setting: Setting, name: str) -> dict[str, Any]:
+def _compare(setting: Setting, name: str) -> dict[str, Any]:
     network = setting.network(name)
     side = network.spec.transform.image_size
     images = pictures(setting.sizes.compared, side, side)
@@ -211,18 +211,20 @@ def _compared(setting: Setting, name: str) -> dict[str, Any]:
 
 
 def _rows(program: Program, images: np.ndarray) -> np.ndarray:
-    """float32 (N, D) of the only layer."""
+    """Features of the only layer: float32 (N, D)."""
     (rows,) = program.features(images).values()
     found: np.ndarray = rows.float().cpu().numpy()
     return found
 
 
 def resize(setting: Setting) -> dict[str, Any]:
-    """Images of several sizes, in both interpolations, squashed and cropped: bytes that differ from Pillow's."""
+    """Resize images of several sizes, in both interpolations, squashed and cropped, and count bytes that differ from
+    Pillow's.
+    """
     interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic")
     ways: tuple[Resize, ...] = ("squash", "crop")
     cases = [
-        _resized(setting.device, size, side, interpolation, way)
+        _compare_resize(setting.device, size, side, interpolation, way)
         for size in _RESIZED_FROM
         for side in setting.sizes.resized_to
         for interpolation in interpolations
@@ -232,14 +234,14 @@ def resize(setting: Setting) -> dict[str, Any]:
     return {"cases": len(cases), "equal": len(cases) - len(different), "different": different}
 
 
-def _resized(
+def _compare_resize(
     device: str, size: tuple[int, int], side: int, interpolation: Interpolation, way: Resize
 ) -> dict[str, Any]:
     crop = round(side * 256 / 224) if way == "crop" else None
     transform = Transform(image_size=side, resize=way, resize_size=crop, interpolation=interpolation)
     images = pictures(3, *size)
     resampler = Resampler(transform=transform, device=torch.device(device))
-    here = resampler.resized(torch.from_numpy(images).to(device)).cpu().numpy()
+    here = resampler.resize(torch.from_numpy(images).to(device)).cpu().numpy()
     pillow = np.stack([transform.resize_image(image) for image in images])
     return {
         "from": list(size),
@@ -251,7 +253,7 @@ def _resized(
 
 
 def speed(setting: Setting) -> dict[str, Any]:
-    """Each network in the device's usual precision."""
+    """Measure each network in the device's default precision."""
     sizes = setting.sizes
     sources = {
         f"{height}x{width}": Jpegs(pictures(sizes.jpegs, height, width), sizes.samples)
@@ -266,17 +268,17 @@ def _speed(setting: Setting, name: str, sources: dict[str, Jpegs]) -> dict[str, 
     batch_size = setting.sizes.batch_size or batch_size_for(network.spec, setting.device)
     with _peak_memory(setting) as peak:
         alone = _bare(setting, program, batch_size)
-    told = {"precision": setting.precision, "batch_size": batch_size, "bare_images_per_s": round(alone, 1)}
-    told |= {"bare_peak_mb": peak()}
+    found = {"precision": setting.precision, "batch_size": batch_size, "bare_images_per_s": round(alone, 1)}
+    found |= {"bare_peak_mb": peak()}
     for size, source in sources.items():
         with _peak_memory(setting) as peak:
             steady = _steady(setting, program, source, batch_size)
-        told[size] = {**steady, "of_bare": round(steady["images_per_s"] / alone, 3), "peak_mb": peak()}
-    return told
+        found[size] = {**steady, "of_bare": round(steady["images_per_s"] / alone, 3), "peak_mb": peak()}
+    return found
 
 
 def _bare(setting: Setting, program: Program, batch_size: int) -> float:
-    """Images a second of the forward pass on one batch that lies on the device: the median of rounds."""
+    """Images per second of the forward pass on one batch in device memory: the median of rounds."""
     side = program.spec.transform.image_size
     batch = torch.from_numpy(pictures(batch_size, side, side)).to(setting.device)
     times: list[float] = []
@@ -286,18 +288,18 @@ def _bare(setting: Setting, program: Program, batch_size: int) -> float:
         program.features(batch)
         setting.wait()
         times.append(time.perf_counter() - start)
-    # The first one chooses algorithms.
+    # The first round includes the choice of algorithms.
     return batch_size / statistics.median(times[1:])
 
 
 def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) -> dict[str, Any]:
-    """Images a second of the pipeline, its first batches left out, and what bounds it."""
+    """Images per second of the pipeline without its first batches, and the limiting stage."""
     stages = Stages()
-    # Until every thread has decoded a batch, and what they were ahead by is used up.
-    before_that = 2 + decoding_threads_for(program.spec, setting.device) // 2
+    # Skipped: until every thread has decoded a batch, and the prefetched batches are used up.
+    skipped = 2 + decoding_threads_for(program.spec, setting.device) // 2
     with closing(setting.pipeline(program, source, batch_size, stages)) as pipeline:
         blocks = pipeline.run(source.samples("test"))
-        for _ in islice(blocks, before_that):
+        for _ in islice(blocks, skipped):
             pass
         before, began, images = stages.seconds, time.perf_counter(), 0
         for block in blocks:
@@ -315,7 +317,7 @@ def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) 
 
 
 def head(setting: Setting) -> dict[str, Any]:
-    """Seconds of an epoch's steps of the notebook's head on 2,048 features, and of a bare loop over these batches."""
+    """Seconds of an epoch of the notebook's head on 2,048 features, and of a bare loop over the same batches."""
     return {f"batch {size}": _head(setting, size) for size in (64, 1_024)}
 
 
@@ -331,7 +333,7 @@ def _head(setting: Setting, batch_size: int) -> dict[str, Any]:
         "64_heads": _stack_steps(device, [1e-4 * 2 ** (number % 8) for number in range(64)]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    # The first round pays for what is done once.
+    # The first round includes the start-up costs and is not counted.
     for _ in range(4):
         for name, step in ways.items():
             _wait(device)
@@ -385,7 +387,7 @@ def _wait(device: torch.device) -> None:
 
 @contextmanager
 def _peak_memory(setting: Setting) -> Iterator[Callable[[], float]]:
-    """Gives what tells the most memory in MB since: the device's, or on a CPU the process's since it began."""
+    """Give a function that returns the peak memory in MB: of the device from here, or of the process from its start."""
 
     def peak() -> float:
         if setting.is_cuda:
@@ -399,7 +401,7 @@ def _peak_memory(setting: Setting) -> Iterator[Callable[[], float]]:
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """The first network with a batch that does not fit: the size it is halved to, and the features it gives then."""
+    """Run the first network with a batch that does not fit, and check the halved batch size and the features."""
     if not setting.is_cuda:
         return {"not_measured": f"the memory of {setting.device} cannot be capped"}
     name = next(iter(setting.sizes.networks))
@@ -407,13 +409,13 @@ def memory(setting: Setting) -> dict[str, Any]:
     side = program.spec.transform.image_size
     source = Jpegs(pictures(8, side, side), 64)
     samples = source.samples("test")
-    expected = _extracted(setting, program, source, samples, 32)[0]
+    expected = _extract(setting, program, source, samples, 32)[0]
     total = torch.cuda.get_device_properties(setting.device).total_memory
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(_CAP_BYTES / total, setting.device)
     try:
         many = Jpegs(pictures(8, side, side), _TOO_MANY)
-        halved, batch_size = _extracted(setting, program, many, many.samples("test"), _TOO_MANY)
+        halved, batch_size = _extract(setting, program, many, many.samples("test"), _TOO_MANY)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
     return {
@@ -426,10 +428,10 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _extracted(
+def _extract(
     setting: Setting, program: Program, source: Jpegs, samples: Sequence[Sample], batch_size: int
 ) -> tuple[np.ndarray, int]:
-    """The features of all samples, and the batch size at the end."""
+    """The features of all samples, and the final batch size."""
     with closing(setting.pipeline(program, source, batch_size)) as pipeline:
         (rows,) = pipeline.gather(samples).rows
         return next(iter(rows.features.values())), pipeline.backbones[0].batch_size
@@ -447,8 +449,8 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 # --- all of them -------------------------------------------------------------------------------------------
 
 
-def measured(device: str, sizes: Sizes, parts: Sequence[str]) -> dict[str, Any]:
-    """The parts, one after the other; what one raises stands in its place."""
+def measure(device: str, sizes: Sizes, parts: Sequence[str]) -> dict[str, Any]:
+    """Run the parts one after another; the result of a part that raises is its error."""
     setting = Setting(device=device, sizes=sizes)
     name = torch.cuda.get_device_name(device) if setting.is_cuda else device
     result: dict[str, Any] = {"device": name, "quick": sizes is QUICK}
@@ -465,14 +467,14 @@ def measured(device: str, sizes: Sizes, parts: Sequence[str]) -> dict[str, Any]:
 
 def main() -> int:
     """Measure, and print or write one JSON object. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="What a GPU must show.")
+    parser = argparse.ArgumentParser(description="Check and measure featcache on a GPU.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps or cpu")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: to try the script, not to measure")
     parser.add_argument("--only", action="append", choices=tuple(PARTS), help="one part; may be repeated")
     parser.add_argument("--json", type=Path, help="write the result there, not to stdout")
     chosen = parser.parse_args()
     device = devices.resolve_device(chosen.device)
-    result = described(measured(device, QUICK if chosen.quick else WHOLE, chosen.only or tuple(PARTS)))
+    result = with_machine(measure(device, QUICK if chosen.quick else WHOLE, chosen.only or tuple(PARTS)))
     text = json.dumps(result, indent=2)
     if chosen.json is None:
         print(text)

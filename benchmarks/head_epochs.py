@@ -1,4 +1,4 @@
-"""Parts of `benchmarks/heads.py`: what an epoch costs, resident and streamed, and logreg against scikit-learn."""
+"""Parts of `benchmarks/heads.py`: the time of an epoch, resident and streamed, and logreg against scikit-learn."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _MIB = 1 << 20
 
 
 class BareLoop:
-    """The notebook's head as one would train it on tensors in memory: float16, converted a batch at a time."""
+    """The notebook's head in a plain loop on float16 tensors in memory, each batch converted to float32."""
 
     def __init__(self, cache: FeatureCache, config: HeadConfig) -> None:
         self.config = config
@@ -79,7 +79,7 @@ class BareLoop:
 
 
 def part_epochs(folder: Path, rows: int, rounds: int) -> dict[str, Any]:
-    """Epochs of the notebook's head in turns with a bare loop's; the ratio is the median of the pairs'."""
+    """Epochs of the notebook's head alternating with a bare loop's; the ratio is the median over the pairs."""
     measured: dict[str, Any] = {}
     for wide in (2_048, 25_088):
         with write_features(folder / str(wide), {"train": rows, "val": VAL_ROWS}, wide) as cache:
@@ -106,18 +106,18 @@ def notebook_head(batch_size: int, epochs: int, *, standardize: bool) -> HeadCon
 
 
 def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[str, Any]:
-    """After each epoch of featcache's one of the bare loop, with torch's own number of threads and with featcache's."""
+    """After each featcache epoch, run one of the bare loop, with torch's number of threads and with featcache's."""
     bare = BareLoop(cache, config)
     everything = torch.get_num_threads()
     pairs: list[tuple[float, float]] = []
 
     def turn(record: EpochRecord) -> None:
-        # The first of each pays for what is done once.
+        # The first epoch of each includes start-up costs and is not counted.
         chosen = torch.get_num_threads()
         seconds = []
         for threads in sorted({everything, chosen}):
             torch.set_num_threads(threads)
-            # Lightning validates without gradients, and this is called there.
+            # This function is called during validation, where gradients are disabled.
             with torch.enable_grad():
                 seconds.append(bare.epoch())
         torch.set_num_threads(chosen)
@@ -126,10 +126,10 @@ def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[st
 
     run = fit_head(cache, config, runs_dir=runs_dir, progress=turn, resident_bytes=1 << 40)
     return {
-        "ratio": round(statistics.median(ours / theirs for ours, theirs in pairs), 3),
-        "ratios": [round(ours / theirs, 2) for ours, theirs in pairs],
-        "featcache_s": round(statistics.median(ours for ours, _ in pairs), 3),
-        "bare_s": round(statistics.median(theirs for _, theirs in pairs), 3),
+        "ratio": round(statistics.median(featcache / bare for featcache, bare in pairs), 3),
+        "ratios": [round(featcache / bare, 2) for featcache, bare in pairs],
+        "featcache_s": round(statistics.median(featcache for featcache, _ in pairs), 3),
+        "bare_s": round(statistics.median(bare for _, bare in pairs), 3),
         "threads": run.training.threads,
     }
 
@@ -138,21 +138,21 @@ def in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> dict[st
 
 
 def part_streaming(folder: Path, rows: int, epochs: int) -> dict[str, Any]:
-    """Resident, streamed, and streamed from a disk whose pages nobody holds: a training each, in a process of its own.
+    """Train with resident features, streamed, and streamed with a cold page cache, each in a new process.
 
-    `rows` of the widest features; of narrower ones as many as make the same bytes.
+    `rows`: number of rows of the widest features; narrower features get more rows, for the same number of bytes.
     """
     measured: dict[str, Any] = {}
     for wide in (25_088, 2_048):
         count = rows * 25_088 // wide
         with write_features(folder / str(wide), {"train": count, "val": VAL_ROWS}, wide) as cache:
             for batch_size in (64, 1_024):
-                said = {way: _in_a_child(cache.path, way, batch_size, epochs) for way in WAYS}
+                printed = {way: _in_a_child(cache.path, way, batch_size, epochs) for way in WAYS}
                 measured[name := f"{count} x {wide}, batch {batch_size}"] = {
                     "features_mib": count * wide * 2 // _MIB,
-                    **said,
-                    "speed": round(said["resident"]["epoch_s"] / said["streamed"]["epoch_s"], 3),
-                    "speed_cold": round(said["resident"]["epoch_s"] / said["streamed_cold"]["epoch_s"], 3),
+                    **printed,
+                    "speed": round(printed["resident"]["epoch_s"] / printed["streamed"]["epoch_s"], 3),
+                    "speed_cold": round(printed["resident"]["epoch_s"] / printed["streamed_cold"]["epoch_s"], 3),
                 }
                 print(name, measured[name], flush=True)
         shutil.rmtree(folder / str(wide))
@@ -162,12 +162,12 @@ def part_streaming(folder: Path, rows: int, epochs: int) -> dict[str, Any]:
 def _in_a_child(cache: Path, way: str, batch_size: int, epochs: int) -> dict[str, Any]:
     words = [sys.executable, __file__, str(cache), way, str(batch_size), str(epochs)]
     done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 def train_in_this_process(path: Path, way: str, batch_size: int, epochs: int) -> dict[str, Any]:
-    """The median epoch but for the first, and the process's memory in MiB: `peak` is the kernel's VmHWM."""
+    """The median time of an epoch, without the first, and the memory of the process in MiB (`peak`: VmHWM)."""
     seconds: list[float] = []
 
     def forget(record: EpochRecord) -> None:
@@ -194,7 +194,7 @@ def train_in_this_process(path: Path, way: str, batch_size: int, epochs: int) ->
 
 
 class _Watch:
-    """Asks again and again what the process holds: `most` of each, in MiB. Pages of mapped libraries are RssFile."""
+    """Samples the memory of the process; `most`: the maximum of each kind in MiB. Mapped libraries count as RssFile."""
 
     def __init__(self) -> None:
         self.most = _memory()
@@ -224,9 +224,9 @@ def _memory() -> dict[str, int]:
 
 
 def part_logreg(folder: Path, cache: Path | None) -> dict[str, Any]:
-    """featcache's logreg on a real cache, and scikit-learn's on the arrays that h5py reads from it."""
+    """featcache's logreg on a real cache, against scikit-learn's on the same arrays, read with h5py."""
     if cache is None:
-        raise typer.BadParameter("logreg wants real features: the path of a cache", param_hint="--cache")
+        raise typer.BadParameter("logreg needs real features: the path of a cache", param_hint="--cache")
     import h5py
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

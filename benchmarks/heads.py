@@ -1,8 +1,7 @@
-"""Heads against bare PyTorch: `python benchmarks/heads.py [--only sweep] [--cache CACHE]`.
+"""Compares heads with bare PyTorch: `python benchmarks/heads.py [--only sweep] [--cache CACHE]`.
 
-One function a part; each compares what featcache does with loops that do the same arithmetic and nothing else, side
-by side in one run. Ratios are featcache's seconds over the other's: below 1, featcache was quicker. Parts that are not
-run keep the results they have.
+Each part compares featcache with loops that do the same arithmetic and nothing else, in one run. Ratios are featcache's
+seconds over those of the loop: below 1, featcache is faster. Parts that are not run keep their results.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rows:
-    """Train and val, resident as float16, and what standardises them."""
+    """Train and val in memory as float16, with mean and scale for standardisation."""
 
     train: Tensor
     train_labels: Tensor
@@ -55,7 +54,7 @@ class Rows:
 
     @classmethod
     def of(cls, cache: FeatureCache) -> Rows:
-        """Those that train_head would use."""
+        """The rows that train_head would use."""
         cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
         train, val = (
             torch.from_numpy(np.asarray(cache[part.source].features.gather(part.rows))) for part in (cut.train, cut.val)
@@ -72,17 +71,17 @@ class Rows:
         row_bytes = 2 * self.train.shape[1]
         order = epoch_order(len(self.train), batch_size=BATCH, row_bytes=row_bytes, seed=0, epoch=number)
         for chosen in torch.split(order, BATCH):
-            yield self.standardised(self.train.index_select(0, chosen)), self.train_labels.index_select(0, chosen)
+            yield self.standardise(self.train.index_select(0, chosen)), self.train_labels.index_select(0, chosen)
 
-    def standardised(self, stored: Tensor) -> Tensor:
-        """float16 -> float32 of mean 0 and deviation 1."""
+    def standardise(self, stored: Tensor) -> Tensor:
+        """float16 -> float32 with mean 0 and standard deviation 1."""
         return (stored.float() - self.mean).mul_(self.scale)
 
-    def judged(self, logits: Callable[[Tensor], Tensor]) -> float:
-        """The loss on val, of one head or of the sum of many."""
+    def val_loss(self, logits: Callable[[Tensor], Tensor]) -> float:
+        """The loss on val, of one head, or the sum over several heads."""
         with torch.inference_mode():
             losses = [
-                _loss(logits(self.standardised(features)), labels)
+                _loss(logits(self.standardise(features)), labels)
                 for features, labels in zip(
                     torch.split(self.val, 4096), torch.split(self.val_labels, 4096), strict=True
                 )
@@ -99,7 +98,7 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def bare_single(rows: Rows, config: HeadConfig) -> float:
-    """Seconds of one head, trained as one would in a notebook."""
+    """Seconds to train one head in a plain loop, as in a notebook."""
     torch.manual_seed(config.seed)
     head = build_head(config.architecture, head_shape(config, rows.train.shape[1], CLASSES))
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr, weight_decay=config.weight_decay, fused=True)
@@ -108,14 +107,14 @@ def bare_single(rows: Rows, config: HeadConfig) -> float:
         head.train()
         for features, labels in rows.epoch(epoch):
             optimizer.zero_grad()
-            torch.autograd.backward(_mixed_loss(head, features, labels, config.mixup))
+            torch.autograd.backward(_mixup_loss(head, features, labels, config.mixup))
             optimizer.step()
-        rows.judged(head.eval())
+        rows.val_loss(head.eval())
     return time.perf_counter() - began
 
 
-def _mixed_loss(head: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor, mixup: float) -> Tensor:
-    """The loss of a batch, mixed with itself in another order where that is asked for."""
+def _mixup_loss(head: Callable[[Tensor], Tensor], features: Tensor, labels: Tensor, mixup: float) -> Tensor:
+    """The loss of a batch; with mixup, of the batch mixed with itself in another order."""
     if not mixup:
         return _loss(head(features), labels)
     share, partner = float(torch.distributions.Beta(mixup, mixup).sample()), torch.randperm(len(labels))
@@ -124,26 +123,26 @@ def _mixed_loss(head: Callable[[Tensor], Tensor], features: Tensor, labels: Tens
 
 
 def bare_stacked(rows: Rows, configs: Sequence[HeadConfig]) -> float:
-    """Seconds of all heads as stacked tensors (H, O, I), with one parameter group a learning rate.
+    """Seconds to train all heads as stacked tensors (H, O, I), with one parameter group per learning rate.
 
-    `configs` of one learning rate stand behind each other. Weight decay is added to the gradients.
+    `configs` with the same learning rate must be adjacent. Weight decay is added to the gradients.
     """
     head = _StackedHeads(configs, rows.train.shape[1])
     optimizer = torch.optim.Adam(head.groups(), fused=True)
     began = time.perf_counter()
     for epoch in range(configs[0].max_epochs):
         for features, labels in rows.epoch(epoch):
-            torch.autograd.backward(_mixed_loss(head, features, labels, configs[0].mixup))
-            head.hand_over_gradients()
+            torch.autograd.backward(_mixup_loss(head, features, labels, configs[0].mixup))
+            head.split_gradients()
             optimizer.step()
         head.training = False
-        rows.judged(head)
+        rows.val_loss(head)
         head.training = True
     return time.perf_counter() - began
 
 
 class _StackedHeads:
-    """One tensor a layer for all heads; the optimiser gets a view of it for every learning rate."""
+    """One tensor per layer for all heads; the optimiser gets a view of it for every learning rate."""
 
     def __init__(self, configs: Sequence[HeadConfig], wide: int) -> None:
         sizes = (wide, *configs[0].architecture.hidden, CLASSES)
@@ -155,7 +154,7 @@ class _StackedHeads:
         self.statistics = [(torch.zeros(self.heads * out), torch.ones(self.heads * out)) for out in sizes[1:-1]]
         for deep, out in itertools.pairwise(sizes):
             layer = nn.Linear(deep, out)
-            # Gains and shifts of the norm that follows a hidden layer.
+            # Gains and shifts of the batch norm after a hidden layer.
             more = (
                 (torch.ones(out), torch.zeros(out)) if self.normed and len(self.tensors) < 4 * len(sizes[1:-1]) else ()
             )
@@ -166,13 +165,13 @@ class _StackedHeads:
         self.views = [[tensor.detach()[part] for tensor in self.tensors] for part in self.parts]
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups."""
+        """The parameter groups of the optimiser, one per learning rate."""
         return [
             {"params": views, "lr": self.rates[part.start]} for part, views in zip(self.parts, self.views, strict=True)
         ]
 
-    def hand_over_gradients(self) -> None:
-        """To the views; those of the tensors are cleared."""
+    def split_gradients(self) -> None:
+        """Move the gradients of the tensors to their views, with weight decay added."""
         for number, tensor in enumerate(self.tensors):
             assert tensor.grad is not None
             tensor.grad.addcmul_(tensor.detach(), self.decay.view(-1, *(1,) * (tensor.dim() - 1)))
@@ -205,7 +204,7 @@ class _StackedHeads:
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much is measured; `cache`: real features, for the part that needs them."""
+    """The sizes of a part; `cache`: real features, for the part that needs them."""
 
     rows: int
     heads: int
@@ -214,7 +213,7 @@ class Size:
 
 
 def part_sweep(folder: Path, size: Size) -> dict[str, Any]:
-    """A grid of heads in one sweep, against bare stacked tensors, bare loops head by head, and a run a head."""
+    """A grid of heads in one sweep, against bare stacked tensors, bare loops per head, and one run per head."""
     cases: tuple[tuple[str, int, dict[str, Any]], ...] = (
         ("linear", 64, {}),
         ("linear", 2048, {}),
@@ -223,12 +222,12 @@ def part_sweep(folder: Path, size: Size) -> dict[str, Any]:
         ("mlp:128,64", 2048, {"mixup": 0.2}),
     )
     return {
-        " ".join([f"{head} on {wide}", *more]): _swept(folder / f"{wide}-{number}", head, wide, size, more)
+        " ".join([f"{head} on {wide}", *more]): _measure_sweep(folder / f"{wide}-{number}", head, wide, size, more)
         for number, (head, wide, more) in enumerate(cases)
     }
 
 
-def _swept(folder: Path, head: str, wide: int, size: Size, more: Mapping[str, Any]) -> dict[str, Any]:
+def _measure_sweep(folder: Path, head: str, wide: int, size: Size, more: Mapping[str, Any]) -> dict[str, Any]:
     rates = [1e-4 * 2**step for step in range(8)]
     decays = [0.0, *(1e-6 * 10**step for step in range(size.heads // 8 - 1))]
     options = {"head": head, "max_epochs": size.epochs, "patience": size.epochs, "head_batch_size": BATCH, **more}
@@ -259,7 +258,7 @@ def _swept(folder: Path, head: str, wide: int, size: Size, more: Mapping[str, An
     }
 
 
-# Each part, its rows and its epochs, unless they are said.
+# Each part with its default rows and epochs.
 PARTS: Mapping[str, tuple[Callable[[Path, Size], dict[str, Any]], int, int]] = {
     "epochs": (lambda folder, size: part_epochs(folder, size.rows, size.epochs), 40_000, 6),
     "sweep": (part_sweep, 10_000, 3),

@@ -1,8 +1,8 @@
-"""What a change costs: `python benchmarks/increments.py ../shared`.
+"""Measures the cost of a change: `python benchmarks/increments.py ../shared`.
 
-2,000 real CIFAR-10 images in a folder, VGG16 with real weights at 32 pixels. Ten images are edited, then one bit of
-one weight: the first must cost ten rows, the second must be a miss that is named. A hit on all 60,000 images of the
-zip is timed with `pixels`.
+Uses 2,000 real CIFAR-10 images in a folder, and VGG16 with real weights at 32 pixels. After ten images are edited, only
+ten rows must be computed. After one bit of one weight is changed, `why` must report the difference. Also times `pixels`
+on all 60,000 images of the zip, without and with the cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EDITED = 10
 
 
 def unpack(archive: Path, folder: Path, per_class: int) -> list[Path]:
-    """The first images of each class as files, `train/class/NNNN.jpg`."""
+    """Write the first images of each class as files `train/class/NNNN.jpg`; returns their paths."""
     paths = []
     with zipfile.ZipFile(archive) as source:
         for name in sorted(source.namelist()):
@@ -36,18 +36,18 @@ def unpack(archive: Path, folder: Path, per_class: int) -> list[Path]:
 
 
 def edit(path: Path) -> None:
-    """Mirrors an image and writes it again."""
+    """Mirror an image and overwrite its file."""
     encoded = io.BytesIO()
     ImageOps.mirror(Image.open(path)).save(encoded, "JPEG")
     path.write_bytes(encoded.getvalue())
 
 
-def kept(printed: dict[str, Any]) -> dict[str, Any]:
+def select(printed: dict[str, Any]) -> dict[str, Any]:
     return {name: printed[name] for name in ("computed", "reused", "seconds", "wall_seconds")}
 
 
 def main(shared: Path) -> None:
-    """Run it in a temporary folder and write results/increments.json."""
+    """Measure in a temporary folder and write results/increments.json."""
     weights = shared / "weights" / "vgg16_imagenet_features.safetensors"
     archive = shared / "data" / "cifar10-images.zip"
     with tempfile.TemporaryDirectory() as scratch:
@@ -58,23 +58,24 @@ def main(shared: Path) -> None:
         first = run(["extract", *options, "--weights", str(weights)])
         for path in images[:: len(images) // _EDITED][:_EDITED]:
             edit(path)
-        told = run(["why", *options, "--weights", str(weights)])
+        why_edited = run(["why", *options, "--weights", str(weights)])
         edited = run(["extract", *options, "--weights", str(weights)])
         flipped = root / "flipped.safetensors"
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         flipped.write_bytes(content)
-        why = run(["why", *options, "--weights", str(flipped)])
+        why_flipped = run(["why", *options, "--weights", str(flipped)])
         pixels = ["extract", "-b", "pixels", "-d", str(archive), "--image-size", "32", *where]
         result = {
-            "extract_2000": kept(first),
-            "ten_edited": kept(edited) | {"why_state": told["state"], "why_changed": len(told["changed"])},
+            "extract_2000": select(first),
+            "ten_edited": select(edited)
+            | {"why_state": why_edited["state"], "why_changed": len(why_edited["changed"])},
             "one_bit_of_one_weight": {
-                "why_state": why["state"],
-                "differences": [difference["field"] for difference in why["nearest"][0]["differences"]],
+                "why_state": why_flipped["state"],
+                "differences": [difference["field"] for difference in why_flipped["nearest"][0]["differences"]],
             },
-            "pixels_60000": kept(run(pixels)),
-            "pixels_60000_again": kept(run(pixels)),
+            "pixels_60000": select(run(pixels)),
+            "pixels_60000_again": select(run(pixels)),
         }
     print(write("increments", result).read_text())
 

@@ -1,14 +1,14 @@
-"""SIGKILL at random moments: `python benchmarks/kills.py --kills 500`.
+"""Kills extractions with SIGKILL at random moments: `python benchmarks/kills.py --kills 500`.
 
     extract    an extraction that ends in one packed file
     segments   the same with --no-pack
-    shards     three shards, one after the other, each killed until it is done
+    shards     three shards, one after another, each killed until it is complete
     packing    `assemble --pack` of a cache in segments
 
-Children are forked from a process that has imported everything; pixels at 8 px. Each is killed and begun again until it
-ends by itself, and then the next one begins with an empty folder. After each kill every file under its final name must
-be whole, and no segment that was published may be gone; at the end the arrays must be those of an extraction that was
-never killed. The result goes to results/kills.json.
+Children are forked from a process that has imported everything; the backbone is `pixels` at 8 px. Each child is killed
+and started again until it ends by itself; then the next kind begins with an empty folder. After each kill, every file
+with a final name must be complete, and no published segment may be missing; at the end the arrays must equal those of
+an extraction that was never killed. The result goes to results/kills.json.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Step = Callable[[], object]
 
 @dataclass(kw_only=True)
 class Tally:
-    """What was done of one kind of work."""
+    """The counts of one kind of work; `rows_standing_at_kills`: the published rows after each kill."""
 
     kills: int = 0
     runs: int = 0
@@ -64,7 +64,7 @@ def steps(kind: str, images: Path, data_dir: Path) -> Sequence[Step]:
 
 
 def killed_after(step: Step, seconds: float) -> bool:
-    """Whether a child that does the step was killed after so long; False where it had ended by itself."""
+    """Run the step in a child and kill it after `seconds`; returns False if it had ended by itself."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -90,7 +90,7 @@ def killed_after(step: Step, seconds: float) -> bool:
 
 
 def work_through(kind: str, images: Path, scratch: Path, tally: Tally, draws: random.Random, kills: int) -> None:
-    """Do one kind of work once, killed again and again, at most `kills` times."""
+    """Do one kind of work once, with repeated kills, at most `kills` in total."""
     reference, data_dir = scratch / "reference", scratch / "killed"
     for folder in (reference, data_dir):
         shutil.rmtree(folder, ignore_errors=True)
@@ -98,9 +98,9 @@ def work_through(kind: str, images: Path, scratch: Path, tally: Tally, draws: ra
     took = []
     for step in steps(kind, images, reference):
         began = time.monotonic()
-        code, said = in_child(step)
+        code, answer = in_child(step)
         if code:
-            raise WrongEnd(f"without a kill it ended with {code}: {said}")
+            raise WrongEnd(f"without a kill it ended with {code}: {answer}")
         took.append(time.monotonic() - began)
     for step, whole_s in zip(steps(kind, images, data_dir), took, strict=True):
         standing = segments(data_dir)
@@ -110,7 +110,7 @@ def work_through(kind: str, images: Path, scratch: Path, tally: Tally, draws: ra
             now = segments(data_dir)
             complete = any(one.complete for one in list_caches(data_dir / "features"))
             if not (standing <= now or complete):
-                raise WrongEnd(f"segments are gone: {sorted(standing - now)}")
+                raise WrongEnd(f"segments are missing: {sorted(standing - now)}")
             standing = now
             tally.rows_standing_at_kills.append(SEGMENT_ROWS * len(now))
         else:
@@ -118,7 +118,7 @@ def work_through(kind: str, images: Path, scratch: Path, tally: Tally, draws: ra
                 raise WrongEnd(f"after the last kill it ended with {ended}")
     tally.runs += 1
     if rows_of(data_dir) != rows_of(reference):
-        raise WrongEnd("the rows are others than without kills")
+        raise WrongEnd("the rows differ from those without kills")
 
 
 def segments(data_dir: Path) -> set[str]:
@@ -127,11 +127,11 @@ def segments(data_dir: Path) -> set[str]:
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="In all, over all kinds of work.")] = 500,
+    kills: Annotated[int, typer.Option(help="In total, over all kinds of work.")] = 500,
     seed: int = 0,
     keep: Annotated[bool, typer.Option(help="Whether the result is written.")] = True,
 ) -> None:
-    """Kill, look, go on; write results/kills.json."""
+    """Kill, check and continue; write results/kills.json."""
     kinds = ("extract", "segments", "shards", "packing")
     draws, found, began = random.Random(seed), {}, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +142,7 @@ def main(
             while tally.kills < kills // len(kinds):
                 work_through(kind, images, Path(folder), tally, draws, kills // len(kinds))
             print(f"{kind}: {tally.kills} kills over {tally.runs} runs, none lost a segment or a row", flush=True)
-    result = {
+    counts = {
         kind: {
             "kills": tally.kills,
             "runs": tally.runs,
@@ -150,10 +150,10 @@ def main(
         }
         for kind, tally in found.items()
     }
-    told = {"kills": sum(one.kills for one in found.values()), "seconds": round(time.monotonic() - began), **result}
-    print(told)
+    result = {"kills": sum(one.kills for one in found.values()), "seconds": round(time.monotonic() - began), **counts}
+    print(result)
     if keep:
-        write("kills", told)
+        write("kills", result)
 
 
 if __name__ == "__main__":

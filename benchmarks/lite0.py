@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0's real weights on CIFAR-10: `python benchmarks/lite0.py ../shared`.
+"""Checks EfficientNet-Lite0 with its real weights on CIFAR-10: `python benchmarks/lite0.py ../shared`.
 
-The first 40 images of each class by name, in train and in test, at 224 pixels. The same logistic regression is fitted
-on featcache's `pre_logits` and on timm's own, computed by hand from the same pixels. Takes about three minutes on 2
+Uses the first 40 images of each class by name, in train and in test, at 224 pixels. Fits the same logistic regression
+on featcache's `pre_logits` and on timm's own, computed directly from the same pixels. Takes about three minutes on 2
 cores. Needs a package index, for the weights.
 """
 
@@ -32,13 +32,13 @@ def main(shared: Path) -> None:
         )
         ours = {split: (features_of(cache, split), np.asarray(cache[split].labels)) for split in ("train", "test")}
         ids = {split: list(cache[split].ids) for split in ours}
-        theirs = {split: by_hand(data_dir, [folder / one for one in ids[split]]) for split in ours}
+        timm_rows = {split: timm_features(data_dir, [folder / one for one in ids[split]]) for split in ours}
         run = featcache.train_head(cache, head="logreg", runs_dir=Path(scratch) / "runs")
-    differences = {split: relative(ours[split][0], theirs[split]) for split in ours}
+    differences = {split: relative(ours[split][0], timm_rows[split]) for split in ours}
     scores = {
         strength: {
             "featcache": accuracy(ours["train"], ours["test"], strength),
-            "timm": accuracy((theirs["train"], ours["train"][1]), (theirs["test"], ours["test"][1]), strength),
+            "timm": accuracy((timm_rows["train"], ours["train"][1]), (timm_rows["test"], ours["test"][1]), strength),
         }
         for strength in (0.001, 0.01, 0.1)
     }
@@ -54,7 +54,7 @@ def main(shared: Path) -> None:
 
 
 def images_of(archive: Path, folder: Path) -> Path:
-    """The first images of each class and split by name, as files."""
+    """Write the first images of each class and split, by name, as files; returns the folder."""
     with zipfile.ZipFile(archive) as file:
         members = sorted(name for name in file.namelist() if name.endswith(".jpg"))
         kept: dict[str, int] = {}
@@ -69,12 +69,12 @@ def images_of(archive: Path, folder: Path) -> Path:
 
 
 def features_of(cache: Any, split: str) -> np.ndarray:
-    """float32 (N, 1280)."""
+    """The features of a split: float32 (N, 1280)."""
     return np.asarray(cache[split].features[:], np.float32)
 
 
-def by_hand(data_dir: Path, paths: list[Path]) -> np.ndarray:
-    """timm's own pre-logits of these files, squashed to 224 pixels by Pillow: float32 (N, 1280)."""
+def timm_features(data_dir: Path, paths: list[Path]) -> np.ndarray:
+    """timm's own pre-logits of these files, resized to 224x224 by Pillow: float32 (N, 1280)."""
     import timm
     import torch
     from PIL import Image
@@ -98,12 +98,12 @@ def by_hand(data_dir: Path, paths: list[Path]) -> np.ndarray:
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:
-    """The greatest norm of a row's difference over the norm of the expected row."""
+    """The greatest relative difference of a row: the norm of the difference over the norm of the expected row."""
     return float((np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)).max())
 
 
 def accuracy(train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], strength: float) -> float:
-    """Of a logistic regression on standardised features, on test."""
+    """The test accuracy of a logistic regression on standardised features."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler

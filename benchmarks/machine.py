@@ -1,4 +1,4 @@
-"""What a result was measured on, and where results go."""
+"""Writes results into `benchmarks/results/`, together with the machine and the command that made them."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def machine() -> dict[str, Any]:
 
 def _versions() -> Iterator[tuple[str, str]]:
     for package in _PACKAGES:
-        # A checkout need not be installed, nor every package that some part needs.
+        # The checkout may not be installed, and some packages are optional.
         with suppress(PackageNotFoundError):
             yield package, version(package)
 
 
 def _commit() -> str | None:
-    """The checkout's commit, with a plus behind it where files differ from it; None without git."""
+    """The checkout's commit, followed by a plus if files differ from it; None without git."""
     try:
-        told = [
+        outputs = [
             subprocess.run(["git", *words], cwd=RESULTS.parent, check=True, capture_output=True, text=True).stdout
             for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         ]
     except (OSError, subprocess.CalledProcessError):
         return None
-    return told[0].strip() + ("+" if told[1].strip() else "")
+    return outputs[0].strip() + ("+" if outputs[1].strip() else "")
 
 
 def _processor() -> str:
@@ -59,26 +59,26 @@ def _processor() -> str:
 
 
 def command() -> str:
-    """What was typed, with relative paths: a result is read on other machines."""
+    """The command that was typed, with relative paths, because a result is read on other machines."""
     words = [os.path.relpath(word) if Path(word).is_absolute() else word for word in sys.argv[1:]]
     return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *words])
 
 
-def described(result: dict[str, Any]) -> dict[str, Any]:
+def with_machine(result: dict[str, Any]) -> dict[str, Any]:
     """The result with its machine and the command that made it."""
     return {"command": command(), "machine": machine(), **result}
 
 
 def write(name: str, result: dict[str, Any]) -> Path:
-    """`results/<name>.json`: the result, described."""
-    return _write(name, described(result))
+    """Write the result, with its machine and command, to `results/<name>.json`; returns the path."""
+    return _write(name, with_machine(result))
 
 
 def merge(name: str, part: str, result: dict[str, Any]) -> Path:
-    """The same for one part of `results/<name>.json`: the others stay, each with its own machine and command."""
+    """Write one part of `results/<name>.json`; other parts stay, each with its own machine and command."""
     path = RESULTS / f"{name}.json"
     parts = json.loads(path.read_text()) if path.exists() else {}
-    return _write(name, parts | {part: described(result)})
+    return _write(name, parts | {part: with_machine(result)})
 
 
 def _write(name: str, content: dict[str, Any]) -> Path:

@@ -1,8 +1,8 @@
-"""The main job on real images and weights: `python benchmarks/main_job.py ../shared [--data-dir DIR]`.
+"""Measures the main task on real images and weights: `python benchmarks/main_job.py ../shared [--data-dir DIR]`.
 
-Runs the commands as a person would, on an empty data folder, and keeps what they print: VGG16 on 2,000 CIFAR-10
-images a split and the notebook's head on it, Inception v3 on 500, and the notebook's MLP on the pixels of all
-60,000. Takes about ten minutes on 2 cores.
+Runs the commands with an empty data folder and stores their results: VGG16 on 2,000 CIFAR-10 images per split with the
+notebook's head, Inception v3 on 500 per split, and the notebook's MLP on the pixels of all 60,000 images. Takes about
+ten minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEAD = ["--head", "mlp:128,64", "--activation", "leaky_relu"]
 
 
 def experiments(shared: Path) -> dict[str, tuple[list[str], list[str]]]:
-    """Name -> (options of the features, options of the head)."""
+    """The experiments by name: (options of the features, options of the head)."""
     images = ["-d", str(shared / "data" / "cifar10-images.zip")]
     vgg = ["-b", "vgg16", *images, "--weights", str(shared / "weights" / "vgg16_imagenet_features.safetensors")]
     inception = [
@@ -50,15 +50,17 @@ def main(shared: Path, only: list[str] | None = None, data_dir: Path | None = No
             trained = run(["train-head", *features, *head, *where, "--runs-dir", str(Path(scratch) / "runs")])
             hit = run(["extract", *features, *where])
             results[name] = {
-                "extract": _kept(extracted, "rows feature_dim computed reused seconds images_per_s wall_seconds"),
-                "train_head": _kept(trained, "head parameters n epochs best_epoch seconds val last test wall_seconds"),
-                "extract_again": _kept(hit, "computed reused seconds wall_seconds"),
+                "extract": _select(extracted, "rows feature_dim computed reused seconds images_per_s wall_seconds"),
+                "train_head": _select(
+                    trained, "head parameters n epochs best_epoch seconds val last test wall_seconds"
+                ),
+                "extract_again": _select(hit, "computed reused seconds wall_seconds"),
             }
             print(json.dumps(results[name], indent=1), flush=True)
         print(write("main_job", results))
 
 
-def _kept(printed: dict[str, Any], names: str) -> dict[str, Any]:
+def _select(printed: dict[str, Any], names: str) -> dict[str, Any]:
     return {name: printed[name] for name in names.split()}
 
 

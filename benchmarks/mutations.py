@@ -1,13 +1,13 @@
-"""Files with random damage: `python benchmarks/mutations.py [--count 10000] [--kind zip] [--seed 0]`.
+"""Reads files with random damage: `python benchmarks/mutations.py [--count 10000] [--kind zip] [--seed 0]`.
 
-A sound file of each kind is damaged in one of several ways (bits, runs of bytes, a cut, a part twice or gone, an
-extreme integer), opened and listed, and up to three of its images are read and decoded. Checksums that would stop all
-damage at the door, those of tar headers and PNG chunks, are made right again half of the time. Each of two child
-processes does one file after the other; one that takes longer than ten seconds, or a gigabyte more than it held,
-is replaced.
+A sound file of each kind is damaged in one of several ways (bits, runs of bytes, a cut, a repeated or missing part, an
+extreme integer). Then it is opened and listed, and up to three of its images are read and decoded. Half of the time,
+the checksums of tar headers and PNG chunks are corrected, because they would detect all damage before it is parsed. Two
+child processes work through the files; a child that needs more than ten seconds, or one more gigabyte of memory, for a
+file is replaced.
 
-Every file must end well or with an error of featcache's own. The counts go to results/mutations.json, with the first
-traceback of each other error; the exit code is 1 where there is one, or a file that hangs, crashes or eats memory.
+Every file must be read, or give an error of featcache. The counts go to results/mutations.json, with the first
+traceback of each other error. The exit code is 1 if there is such an error, or a hang, a crash or excessive memory.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ _EXTREMES = (
 
 
 def damage(content: bytes, kind: str, draws: random.Random) -> bytes:
-    """The file with one kind of damage, at one place or some; half of it near its ends, where the structure stands."""
+    """The file with one kind of damage, in one or several places; mostly near its ends, where its structure is."""
     changed = bytearray(content)
     way = draws.choice((_flip_bits, _overwrite, _cut, _repeat, _delete, _put_integer, _put_integer))
     way(changed, draws)
@@ -144,7 +144,7 @@ _REPAIRS: Mapping[str, Callable[[bytearray], None]] = {
 
 
 def use(kind: str, content: bytes, folder: Path) -> str:
-    """Open, list and read one file; how it ended. Raises what is no error of featcache's."""
+    """Open, list and read one file; returns the outcome. Errors that are not featcache's are raised."""
     name = SOUND[kind].name
     if not SOUND[kind].is_set:
         try:
@@ -176,15 +176,15 @@ def _read(source: Any) -> str:
 
 
 def work(pipe: Connection, folder: Path, seed: int) -> None:
-    """Answer each (kind, number) with how that file ended, until there is no more."""
+    """Receive pairs (kind, number), and send the outcome of each file, until None is received."""
     warnings.simplefilter("ignore")
-    # Decoders write complaints there.
+    # Decoders write warnings to stderr.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     folder.mkdir(parents=True, exist_ok=True)
     sound = {kind: one.make(folder) for kind, one in SOUND.items()}
     for kind, content in sound.items():
         pipe.send((kind, _try_to_use(kind, content, folder)))
-    # Memory that is asked for and never touched shows in no peak.
+    # Memory that is allocated but never used does not show in the peak: limit the address space too.
     limit = _address_bytes() + 2 * MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     while (task := pipe.recv()) is not None:
@@ -205,10 +205,10 @@ def _try_to_use(kind: str, content: bytes, folder: Path) -> tuple[str, str]:
 
 
 def _reset_peak() -> int:
-    """From here on the peak is that of what comes; the memory that is held now, in bytes.
+    """Reset the peak of the process's memory; returns the memory held now, in bytes.
 
-    A process that was forked begins with more than it needs, and may give some back: measured against that peak, a
-    file could take as much again unseen.
+    A forked process begins with more memory than it needs and may release some. Without the reset, a file could use
+    that amount without raising the peak.
     """
     Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes()
@@ -227,7 +227,7 @@ def _address_bytes() -> int:
 
 
 class Child:
-    """A process that works through files, replaced where it does not answer. `sound`: how the sound files ended."""
+    """A process that reads files, replaced when it does not answer. `sound`: the outcomes of the undamaged files."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self._folder, self._seed = folder, seed
@@ -235,14 +235,14 @@ class Child:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("fork")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs, self._folder, self._seed), daemon=True)
+        self._pipe, child_pipe = context.Pipe()
+        self._process = context.Process(target=work, args=(child_pipe, self._folder, self._seed), daemon=True)
         self._process.start()
-        theirs.close()
+        child_pipe.close()
         self.sound = dict(self._pipe.recv() for _ in SOUND)
 
     def try_file(self, kind: str, number: int) -> tuple[str, str]:
-        """How it ended, and a traceback where there is one."""
+        """The outcome of one file, and the traceback of an error."""
         self._pipe.send((kind, number))
         began = time.monotonic()
         try:
@@ -271,7 +271,7 @@ class Child:
 
 @dataclass(kw_only=True)
 class Tally:
-    """What became of the files of one kind."""
+    """The outcomes of the files of one kind."""
 
     ended: Counter[str] = field(default_factory=Counter)
     first: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -279,7 +279,7 @@ class Tally:
     slowest_s: float = 0.0
 
     def add(self, number: int, ended: str, trace: str, seconds: float) -> None:
-        """One more."""
+        """Count one file."""
         self.ended[ended] += 1
         self.seconds += seconds
         self.slowest_s = max(self.slowest_s, seconds)
@@ -290,7 +290,7 @@ class Tally:
 
 
 def _place(trace: str) -> str:
-    """The error of a traceback without its numbers, and the last of featcache's lines that it names."""
+    """The error of a traceback without its numbers, and the last line of featcache in it."""
     errors = re.findall(r"^[\w.]+(?:Error|Exception|Failed)\b.*$", trace, re.MULTILINE)
     lines = re.findall(r'File "[^"]*/featcache/([^"]+)", line (\d+)', trace)
     error = re.sub(r"0x[0-9a-f]+|\d+", "N", errors[-1] if errors else "")[:120]
@@ -302,7 +302,7 @@ def _portable(trace: str) -> list[str]:
 
 
 def run(kinds: Iterable[str], count: int, seed: int, folder: Path) -> dict[str, Any]:
-    """`count` files of each kind, over `WORKERS` children. Kinds whose sound file is refused are only named."""
+    """Read `count` files of each kind with `WORKERS` children. Kinds whose undamaged file is refused are skipped."""
     tasks: Iterator[tuple[str, int]] = iter([(kind, number) for number in range(count) for kind in kinds])
     children = [Child(folder / str(number), seed) for number in range(WORKERS)]
     unread = {kind for kind, (ended, _) in children[0].sound.items() if ended != FINE}
@@ -338,17 +338,17 @@ def _summary(tally: Tally) -> dict[str, Any]:
 
 
 def bad_ends(result: Mapping[str, Any]) -> int:
-    """How many files ended otherwise than well or with an error of featcache's."""
+    """The number of files that were neither read nor gave an error of featcache."""
     return sum(counts[name] for counts in result["kinds"].values() for name in BAD)
 
 
 def main(
     count: Annotated[int, typer.Option(help="Files of each kind.")] = 10_000,
-    kind: Annotated[list[str] | None, typer.Option(help=f"Of these only: {', '.join(SOUND)}.")] = None,
+    kind: Annotated[list[str] | None, typer.Option(help=f"Only these kinds: {', '.join(SOUND)}.")] = None,
     seed: int = 0,
     keep: Annotated[bool, typer.Option(help="Whether the result is written.")] = True,
 ) -> None:
-    """Damage, open, count; write results/mutations.json."""
+    """Damage files, open them and count outcomes; write results/mutations.json."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         result = run(kind or list(SOUND), count, seed, Path(folder))

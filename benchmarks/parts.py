@@ -1,4 +1,4 @@
-"""A benchmark of several parts, which can be run one at a time: each is measured and merged into the result."""
+"""Runs the parts of a benchmark, all or some, and merges each into the result."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def run_parts(
     *,
     keep: bool = True,
 ) -> None:
-    """Measure the parts (all, or `only` these), each in a scratch folder of its own, into `results/<name>.json`.
+    """Measure the parts (all, or `only` these), each in a new temporary folder, into `results/<name>.json`.
 
-    `setting` makes of the folder what a part is given. Without `keep` results are only printed. Raises
-    typer.BadParameter for a part that is not there.
+    `setting` makes the argument of a part from the folder. Without `keep`, results are only printed. Raises
+    typer.BadParameter for an unknown part.
     """
     if unknown := set(only or ()) - set(parts):
         raise typer.BadParameter(f"unknown parts {', '.join(sorted(unknown))}; known: {', '.join(parts)}")
@@ -34,7 +34,7 @@ def run_parts(
         load, began = os.getloadavg(), time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             result = parts[part](setting(Path(scratch)))
-        told = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
-        print(part, told, flush=True)
+        measured = {"load_before": load, "took_s": round(time.perf_counter() - began, 1), **result}
+        print(part, measured, flush=True)
         if keep:
-            merge(name, part, told)
+            merge(name, part, measured)

@@ -1,8 +1,8 @@
-"""What resizing and augmenting an image cost: `python benchmarks/preprocessing.py [--device cuda]`.
+"""Measures the time to resize and to augment an image: `python benchmarks/preprocessing.py [--device cuda]`.
 
-Pillow, one image after the other as decoding threads do it, against the matrix products of `backbones.resampling` on
-batches that lie on the device already; and a view of `backbones.augmentation`. Noise: neither depends on what there is
-to be seen. On a CPU it is processor time that counts, for both share its cores with the forward pass.
+Compares Pillow, image by image as in the decoding threads, with the matrix products of `backbones.resampling` on
+batches in device memory; and measures a view of `backbones.augmentation`. The images are noise, because the time does
+not depend on the content. On a CPU processor time is measured, because both share its cores with the forward pass.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SIZES = ((32, 32), (375, 500), (480, 640))
 
 
 def milliseconds(work: Callable[[], object], images: int, clock: Callable[[], float], rounds: int = 5) -> float:
-    """Per image, the median of `rounds`, after one that does not count."""
+    """Milliseconds per image: the median of `rounds`, after one round that is not counted."""
     work()
     times = []
     for _ in range(rounds):
@@ -35,8 +35,8 @@ def milliseconds(work: Callable[[], object], images: int, clock: Callable[[], fl
     return round(1000 * statistics.median(times) / images, 4)
 
 
-def measured(height: int, width: int, side: int, interpolation: Interpolation, device: str) -> dict[str, Any]:
-    """One size of image, one of network."""
+def measure(height: int, width: int, side: int, interpolation: Interpolation, device: str) -> dict[str, Any]:
+    """Measure one size of images and one size of network."""
     count = 64 if height * width < 10_000 else 8
     images = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
     transform = Transform(image_size=side, interpolation=interpolation)
@@ -44,12 +44,12 @@ def measured(height: int, width: int, side: int, interpolation: Interpolation, d
     there = torch.from_numpy(images).to(device)
 
     def on_device() -> None:
-        resampler.resized(there)
+        resampler.resize(there)
         if device.startswith("cuda"):
             torch.cuda.synchronize(device)
 
     clock = time.process_time if device == "cpu" else time.perf_counter
-    assert np.array_equal(resampler.resized(there).cpu().numpy()[0], transform.resize_image(images[0]))
+    assert np.array_equal(resampler.resize(there).cpu().numpy()[0], transform.resize_image(images[0]))
     return {
         "image": [height, width],
         "side": side,
@@ -62,7 +62,7 @@ def measured(height: int, width: int, side: int, interpolation: Interpolation, d
 
 
 def view(height: int, width: int) -> dict[str, Any]:
-    """One augmented view, before it is resized."""
+    """Measure one augmented view, without its resize."""
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
     augmentation = Augmentation()
 
@@ -79,7 +79,7 @@ def main(device: str = "cpu") -> None:
     results = {
         "device": device,
         "resizing": [
-            measured(*size, side, interpolation, device)
+            measure(*size, side, interpolation, device)
             for size in _SIZES
             for side in (224, 299)
             for interpolation in interpolations

@@ -1,13 +1,15 @@
-"""The first extraction of 2,000 photographs of 640x480: `python benchmarks/reading.py ../shared --against CHECKOUT`.
+"""Measures a first extraction of 2,000 photographs: `python benchmarks/reading.py ../shared --against CHECKOUT`.
 
-    pixels      at 64 pixels: decoding bounds it
-    resnet18    with random weights at 64 pixels, two backbones' worth of work on the same images
+The photographs have 640x480 pixels. Parts:
+
+    pixels      at 64 pixels: limited by decoding
+    resnet18    with random weights at 64 pixels: computing takes about as long as decoding
     two         pixels and squeezenet1_1 in one command
     archive     all 60,000 images of CIFAR-10 from their zip, as pixels at 32
 
 Each runs from this checkout and from another one (the commit before), in turns, each time in a new process and with the
-images out of the system's cache. Noted are the seconds of the whole process and the bytes that it read: the images take
-so many, and an image that is read twice shows. The photographs are CIFAR's images enlarged, with noise.
+images dropped from the page cache. Recorded are the seconds of the whole process and the bytes that it read; these show
+whether an image was read twice. The photographs are enlarged CIFAR images with noise.
 
 Results are merged, part by part, into results/reading.json.
 """
@@ -35,7 +37,7 @@ from PIL import Image
 
 PHOTOGRAPHS = 2000
 SIZE = (640, 480)
-# A command, and what this process has read when it is done.
+# Runs a featcache command and prints the number of bytes that the process has read.
 _MEASURED = """
 import re, sys
 from featcache.cli.app import main
@@ -48,7 +50,7 @@ finally:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where the images lie, what is compared, and how often everything is run."""
+    """The images, the other checkout, and the number of rounds."""
 
     shared: Path
     scratch: Path
@@ -57,12 +59,12 @@ class Setting:
 
     @property
     def archive(self) -> Path:
-        """CIFAR-10 as it lies beside the project."""
+        """The zip of CIFAR-10."""
         return self.shared / "data" / "cifar10-images.zip"
 
     @property
     def images(self) -> Path:
-        """The photographs; they are made where they are not there yet."""
+        """The folder of photographs, made at the first call."""
         folder = self.scratch / "photographs"
         if not folder.exists():
             _make_photographs(self.archive, folder)
@@ -83,12 +85,12 @@ def _make_photographs(archive: Path, folder: Path) -> None:
 
 
 def pixels(setting: Setting) -> dict[str, Any]:
-    """Decoding bounds it."""
+    """Limited by decoding."""
     return _in_turns(setting, "-b", "pixels", "--image-size", "64")
 
 
 def resnet18(setting: Setting) -> dict[str, Any]:
-    """A network that computes about as fast as images are decoded."""
+    """A network that computes about as fast as the images are decoded."""
     options = ("--weights", "random:0", "--image-size", "64", "--runner", "eager", "--precision", "fp32")
     return _in_turns(setting, "-b", "resnet18", *options)
 
@@ -151,7 +153,7 @@ def _extract(setting: Setting, images: Path, checkout: Path, options: Sequence[s
     seconds = time.perf_counter() - began
     found = json.loads(ran.stdout)
     computing_s = sum(one["seconds"] for one in found.get("extractions", [found]))
-    # Libraries are read as well: the same by both.
+    # The bytes include the libraries, which are the same for both checkouts.
     return {
         "seconds": round(seconds, 2),
         "extract_s": round(computing_s, 2),
@@ -169,11 +171,11 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 def main(
     shared: Path,
-    against: Annotated[Path, typer.Option(help="A checkout of the commit before.")],
+    against: Annotated[Path, typer.Option(help="A checkout of the previous commit.")],
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
     rounds: int = 5,
 ) -> None:
-    """Measures the parts and merges them into results/reading.json."""
+    """Measure the parts and merge them into results/reading.json."""
     run_parts(
         "reading",
         PARTS,

@@ -1,30 +1,32 @@
-"""The README's tables and its picture, from `results/`: `python benchmarks/readme_table.py` puts them there.
+"""Writes the README's numbers, tables and picture from `results/`: `python benchmarks/readme_table.py`.
 
-A test compares the two, so that no number in the README is older than its result.
+A test compares the two, so that the README always shows the current results.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from featcache.benchmark import Result
-from featcache.benchmark.arithmetic import summarised
-from featcache.benchmark.records import NOTEBOOK
+from featcache.benchmark.arithmetic import summarise
+from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM
 from featcache.benchmark.tables import times_table
-from featcache.benchmark.wording import findings, how_it_was_scaled, times, what_was_measured
+from featcache.benchmark.wording import duration, findings, how_it_was_scaled, times, what_was_measured
+from featcache.notebook.recipes import Recipe, recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "main_job.json"
-BEGIN, END = "<!-- results: benchmarks/results/main_job.json -->\n", "<!-- end of results -->"
 COMPARISON = ROOT / "benchmarks" / "results" / "end_to_end_cifar10-vgg16.json"
-COMPARED, END_COMPARED = f"<!-- comparison: benchmarks/results/{COMPARISON.name} -->\n", "<!-- end of comparison -->"
+REPRODUCED = ROOT / "benchmarks" / "results" / "reproduce_mlp.json"
 _TITLES = {"vgg16": "VGG16 at 224", "inception_v3": "Inception v3 at 299", "pixels": "raw pixels, 32x32"}
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown: a row an experiment."""
+    """The table of the main job as Markdown, one row per experiment."""
     lines = [
         "| features | images | extracted once | the same again | head | trained in | test accuracy |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -40,9 +42,9 @@ def table(result: dict[str, Any]) -> str:
 
 
 def comparison(result: Result) -> str:
-    """The README's first picture and first table: the four ways, and what follows."""
+    """The README's first picture and first table: the four ways, and the findings."""
     picture = f"benchmarks/results/{COMPARISON.stem}-ways"
-    gains = summarised(result).comparisons[NOTEBOOK]
+    gains = summarise(result).comparisons[NOTEBOOK]
     lines = [
         "<picture>",
         f'  <source media="(prefers-color-scheme: dark)" srcset="{picture}-dark.svg">',
@@ -59,24 +61,78 @@ def comparison(result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def rendered(readme: str, result: dict[str, Any], compared: Result | None = None) -> str:
-    """The README with the tables between their marks; the comparison goes before the first one where it is new."""
-    before, rest = readme.split(BEGIN)
-    page = f"{before}{BEGIN}\n{table(result)}\n{END}{rest.split(END, 1)[1]}"
-    if compared is None:
-        return page
-    if COMPARED not in page:
-        page = page.replace(BEGIN, f"{COMPARED}{END_COMPARED}\n\n{BEGIN}")
-    before, rest = page.split(COMPARED)
-    return f"{before}{COMPARED}\n{comparison(compared)}\n{END_COMPARED}{rest.split(END_COMPARED, 1)[1]}"
+def headline(result: Result) -> str:
+    """The speed-up of a single head, extraction included, over end to end with featcache's speed, as one paragraph."""
+    summary = summarise(result)
+    cached, end_to_end = summary.totals[COLD].one_head_s, summary.totals[TUNED].one_head_s
+    return (
+        f"**{times(summary.comparisons[TUNED].cold_one_head)} times faster, extraction included.** One head, "
+        f"{result.scenario.epochs} epochs on VGG16's {result.features.feature_dim:,} features: {duration(cached)} "
+        f"instead of ≈ {duration(end_to_end)}. The baseline trains the same head end to end, and computes the "
+        "backbone exactly as the extraction does (same runner, same precision). Each further head takes "
+        f"{duration(summary.totals[WARM].one_head_s)}. "
+        "[Measured](#measured) has the details and the weaker baselines.\n"
+    )
 
 
-def measured() -> tuple[dict[str, Any], Result | None]:
-    """The results that the README quotes; None for a comparison that was not measured yet."""
-    compared = Result.from_json(json.loads(COMPARISON.read_text())) if COMPARISON.exists() else None
-    return json.loads(RESULT.read_text()), compared
+def recipes(result: dict[str, Any]) -> str:
+    """A Markdown table with one row per recipe: the notebook's result and featcache's."""
+    rows = {row["recipe"]: row for row in result["rows"]}
+    lines = [
+        "| recipe | backbone, input | head | notebook: accuracy, epochs | featcache: accuracy, epochs |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for name in recipe_names():
+        one = recipe(name)
+        notebook, row = one.notebook, rows.get(name)
+        measured = "-" if row is None else f"{100 * row['last']['accuracy']:.1f} %, {row['epochs']:.0f}"
+        lines.append(
+            f"| `{name}` | {_input(one)} | {_head(one)} | {100 * notebook.accuracy:.1f} %, {notebook.epochs or '-'} "
+            f"| {measured} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _input(one: Recipe) -> str:
+    size = one.input.image_size or {"vgg16": 224, "inception_v3": 299}[one.backbone]
+    return f"{one.backbone}, {size}x{size}"
+
+
+def _head(one: Recipe) -> str:
+    head = one.head
+    extras = [
+        *([head.activation] if head.activation != "relu" else []),
+        *([f"L1 {head.l1:g}"] if head.l1 else []),
+        *([f"weight decay {head.weight_decay:g}"] if head.weight_decay else []),
+        *([f"dropout {head.dropout:g}"] if head.dropout else []),
+    ]
+    return ", ".join([f"`{head.head}`", *extras])
+
+
+def _between_marks(text: str, match: re.Match[str]) -> str:
+    return f"{match[1]}\n{text}\n{match[2]}"
+
+
+def render(readme: str, numbers: dict[str, str]) -> str:
+    """The README with each text written between its marks, `<!-- NAME: source -->` and `<!-- end of NAME -->`."""
+    for name, text in numbers.items():
+        pattern = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        readme, count = pattern.subn(functools.partial(_between_marks, text), readme)
+        assert count == 1, f"expected one pair of marks for {name}, got {count}"
+    return readme
+
+
+def read_numbers() -> dict[str, str]:
+    """The texts between the marks of the README, by name, from the stored results."""
+    compared = Result.from_json(json.loads(COMPARISON.read_text()))
+    return {
+        "headline": headline(compared),
+        "comparison": comparison(compared),
+        "results": table(json.loads(RESULT.read_text())),
+        "recipes": recipes(json.loads(REPRODUCED.read_text())),
+    }
 
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(rendered(path.read_text(), *measured()))
+    path.write_text(render(path.read_text(), read_numbers()))

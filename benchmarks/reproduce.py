@@ -1,8 +1,8 @@
-"""The notebook's seven perceptrons on all 60,000 images: `python benchmarks/reproduce.py ../shared [--seeds 3]`.
+"""Trains the notebook's seven perceptrons on all 60,000 images: `python benchmarks/reproduce.py ../shared [--seeds 3]`.
 
-Runs `featcache reproduce` as a person would, on an empty data folder (or the one of `--data-dir`), and keeps what it
-prints. `fit_seconds_by_seed` are the fits of all seven together, for each seed; `wall_seconds` counts everything. A
-busy machine shows in `load`, the runnable processes at the beginning and at the end.
+Runs `featcache reproduce` with an empty data folder (or that of `--data-dir`) and stores its result.
+`fit_seconds_by_seed`: the time of all seven fits, for each seed; `wall_seconds`: the whole command; `load`: the load
+of the system at the beginning and at the end, which shows whether the machine was busy.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ def main(shared: Path, seeds: int = 3, data_dir: Path | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         images = ["-d", str(shared.resolve() / "data" / "cifar10-images.zip")]
         where = ["--data-dir", str(data_dir or Path(scratch) / "data"), "--runs-dir", str(Path(scratch) / "runs")]
-        said = run(["reproduce", *_RECIPES, *images, *where, "--seeds", str(seeds)])
+        printed = run(["reproduce", *_RECIPES, *images, *where, "--seeds", str(seeds)])
     result = {
         "threads": os.environ.get("OMP_NUM_THREADS", "all"),
         "load": [*load, round(os.getloadavg()[0], 2)],
         "seeds": seeds,
-        "wall_seconds": said["wall_seconds"],
+        "wall_seconds": printed["wall_seconds"],
         "fit_seconds_by_seed": [
-            round(sum(row["seeds"][seed]["seconds"] for row in said["rows"]), 2) for seed in range(seeds)
+            round(sum(row["seeds"][seed]["seconds"] for row in printed["rows"]), 2) for seed in range(seeds)
         ],
-        "rows": said["rows"],
+        "rows": printed["rows"],
     }
     print(write("reproduce_mlp", result).read_text())
 

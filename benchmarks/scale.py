@@ -1,11 +1,11 @@
-"""What large sets cost, in parts that can be run one at a time: `python benchmarks/scale.py ../shared`.
+"""Measures large sets, in parts that can be run one at a time: `python benchmarks/scale.py ../shared`.
 
     training   a head on a simulated cache of ten million rows in segments: listing, opening, cutting, the first batch
-    listing    ten million simulated images: what a driver holds, and shards that read their own; completing
-    table      a Parquet table that names ten million images: what a driver holds in all
-    workers    two processes of one thread each against one of two, on the same images (VGG16, eager, bf16)
+    listing    ten million simulated images: memory of a driver and of shards that read their own images; completing
+    table      a Parquet table that lists ten million images: memory of a driver
+    workers    two processes of one thread each, against one process of two, on the same images (VGG16, eager, bf16)
 
-Results are merged, part by part, into results/scale.json; `scale_page.py` puts the tables into docs/scale.md.
+Results are merged, part by part, into results/scale.json; `scale_page.py` writes the tables into docs/scale.md.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _CHILDREN = Path(__file__).parent / "scale_children.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where the real images and weights lie, and how much of each."""
+    """The folders of the real images and weights, and the sizes."""
 
     shared: Path
     scratch: Path
@@ -50,17 +50,17 @@ class Setting:
 
 
 def child(name: str, *words: str) -> dict[str, Any]:
-    """What a child process of `scale_children.py` prints."""
+    """Run a measurement of `scale_children.py` in a child process; returns the JSON that it prints."""
     done = subprocess.run([sys.executable, str(_CHILDREN), name, *words], check=True, stdout=subprocess.PIPE, text=True)
-    said: dict[str, Any] = json.loads(done.stdout)
-    return said
+    printed: dict[str, Any] = json.loads(done.stdout)
+    return printed
 
 
 # --- the parts ---------------------------------------------------------------------------------------------
 
 
 def training(setting: Setting) -> dict[str, Any]:
-    """Everything but the bytes of the rows is real: they lie in holes."""
+    """Measure a cache in which everything is real except the bytes of the rows, which are holes of a sparse file."""
     folder = setting.scratch / "features"
     folder.mkdir()
     path = sparse_cache(folder / "simulated", {"train": setting.rows}, segment_rows=max(1, setting.rows // 200))
@@ -74,7 +74,7 @@ def training(setting: Setting) -> dict[str, Any]:
 
 
 def listing(setting: Setting) -> dict[str, Any]:
-    """What a driver of tasks holds, and one shard of 200 and of 20, which read and digest their own images."""
+    """Memory of a driver, and of one shard of 200 and of 20, which read and digest their own images."""
     shares = {
         share: child("listing", str(setting.images), str(setting.scratch / f"data-{number}"), share)
         for number, share in enumerate(("driver", "0/200", "0/20"))
@@ -87,7 +87,7 @@ def listing(setting: Setting) -> dict[str, Any]:
 
 
 def table(setting: Setting) -> dict[str, Any]:
-    """Listing a table with and without a column of numbers, cutting it into segments, and its targets."""
+    """List a table with and without a column of numbers, plan its segments, and read its targets."""
     found = {}
     for columns in ("label", "label,weight"):
         path = setting.scratch / f"{columns.replace(',', '-')}.parquet"
@@ -97,7 +97,7 @@ def table(setting: Setting) -> dict[str, Any]:
 
 
 def workers(setting: Setting) -> dict[str, Any]:
-    """Rounds of both, alternating. Ratios of throughput: steady images per second, and whole wall times."""
+    """Alternate both ways. Ratios of throughput: steady images per second, and images per second of wall time."""
     rounds = []
     for number in range(setting.rounds):
         ways: list[Callable[[Setting], dict[str, float]]] = [_one_process, _two_processes]
@@ -115,15 +115,15 @@ def workers(setting: Setting) -> dict[str, Any]:
 
 
 def _one_process(setting: Setting) -> dict[str, float]:
-    return _extracted(setting, [[]], threads=2)
+    return _extract(setting, [[]], threads=2)
 
 
 def _two_processes(setting: Setting) -> dict[str, float]:
-    return _extracted(setting, [["--shard", "0/2"], ["--shard", "1/2"]], threads=1)
+    return _extract(setting, [["--shard", "0/2"], ["--shard", "1/2"]], threads=1)
 
 
-def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict[str, float]:
-    """Processes at once, from nothing; packing, which the last process does for both, is counted."""
+def _extract(setting: Setting, each: list[list[str]], *, threads: int) -> dict[str, float]:
+    """Run the processes at the same time, into an empty data folder; packing by the last process is included."""
     words = [sys.executable, "-m", "featcache", "extract", "-b", "vgg16", "-d", str(setting.archive)]
     words += ["--weights", str(setting.weights), "--split", "test", "--limit", str(setting.worker_images)]
     words += ["--precision", "bf16", "--runner", "eager", "--batch-size", "32", "--json", "--quiet"]
@@ -131,10 +131,10 @@ def _extracted(setting: Setting, each: list[list[str]], *, threads: int) -> dict
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     began = time.perf_counter()
     running = [subprocess.Popen([*words, *more], env=environment, stdout=subprocess.PIPE, text=True) for more in each]
-    said = [json.loads(process.communicate()[0]) for process in running]
+    printed = [json.loads(process.communicate()[0]) for process in running]
     wall_s = time.perf_counter() - began
     return {
-        "images_per_s": round(sum(one["images_per_s"] for one in said), 2),
+        "images_per_s": round(sum(one["images_per_s"] for one in printed), 2),
         "images_per_s_wall": round(setting.worker_images / wall_s, 2),
         "wall_s": round(wall_s, 2),
     }
@@ -151,12 +151,12 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 def main(
     shared: Path,
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
-    rows: Annotated[int, typer.Option(help="Of the simulated cache.")] = 10_000_000,
-    images: Annotated[int, typer.Option(help="That are listed.")] = 10_000_000,
-    worker_images: Annotated[int, typer.Option(help="A multiple of 128 gives both shards as many.")] = 384,
+    rows: Annotated[int, typer.Option(help="Rows of the simulated cache.")] = 10_000_000,
+    images: Annotated[int, typer.Option(help="Images that are listed.")] = 10_000_000,
+    worker_images: Annotated[int, typer.Option(help="With a multiple of 128, both shards get the same number.")] = 384,
     rounds: int = 3,
 ) -> None:
-    """Measures the parts and merges them into results/scale.json."""
+    """Measure the parts and merge them into results/scale.json."""
 
     def setting(scratch: Path) -> Setting:
         return Setting(

@@ -1,4 +1,4 @@
-"""Measured in processes of their own, so that memory is nobody else's: `python benchmarks/scale_children.py NAME ...`.
+"""Measurements that run in new processes, to measure memory separately: `python benchmarks/scale_children.py NAME ...`.
 
 Each prints one JSON object. `scale.py` starts them.
 """
@@ -28,13 +28,13 @@ _ROWS_AT_ONCE = 100_000
 
 
 def memory(which: str) -> int:
-    """Bytes of this process now (VmRSS) or at most so far (VmHWM)."""
+    """Memory of this process in bytes: now (VmRSS) or its peak (VmHWM)."""
     (kilobytes,) = re.findall(rf"{which}:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kilobytes) * 1024
 
 
-class Timed:
-    """Seconds from one call to the next."""
+class Timer:
+    """Each call returns the seconds since the previous call."""
 
     def __init__(self) -> None:
         self._last = time.perf_counter()
@@ -48,26 +48,26 @@ class Timed:
 
 
 def catalogue(folder: str) -> dict[str, Any]:
-    """What `featcache ls` does."""
+    """List caches, as `featcache ls` does."""
     from featcache.cache.catalog import list_caches
 
-    timed = Timed()
+    timed = Timer()
     (entry,) = list_caches(Path(folder))
     return {"listing_s": timed(), "state": entry.state, "peak_mib": memory("VmHWM") // _MIB}
 
 
 def first_batch(path: str, batch_size: str) -> dict[str, Any]:
-    """From nothing to the first batch, as whoever reads batches has it; then a thousand more."""
+    """Open the cache and read the first batch, as any reader of batches does; then a thousand more."""
     import torch
 
     from featcache.cache.reader import FeatureCache
     from featcache.training.preparation import open_prepared, prepare
 
-    found, config = _trained_with(batch_size)
-    began, timed = time.perf_counter(), Timed()
+    found, config = _training_config(batch_size)
+    began, timed = time.perf_counter(), Timer()
     with FeatureCache.open(path) as cache:
         found["open_s"] = timed()
-        prepared = prepare(cache, config, place=torch.device("cpu"))
+        prepared = prepare(cache, config, device=torch.device("cpu"))
         found["cut_s"] = timed()
         train, _val = open_prepared(prepared, config)
         batches = train.epoch(0, reuse=True)
@@ -81,7 +81,7 @@ def first_batch(path: str, batch_size: str) -> dict[str, Any]:
 
 
 def first_step(path: str, batch_size: str) -> dict[str, Any]:
-    """From nothing to a training's first batch: its rows are digested and standardised before."""
+    """Prepare a training up to its first batch; its rows are digested and standardised first."""
     import torch
 
     from featcache.cache.reader import FeatureCache
@@ -89,10 +89,10 @@ def first_step(path: str, batch_size: str) -> dict[str, Any]:
     from featcache.training.fitting import standardisation
     from featcache.training.preparation import open_prepared, prepare
 
-    found, config = _trained_with(batch_size)
-    began, timed = time.perf_counter(), Timed()
+    found, config = _training_config(batch_size)
+    began, timed = time.perf_counter(), Timer()
     with FeatureCache.open(path) as cache:
-        prepared = prepare(cache, config, place=torch.device("cpu"))
+        prepared = prepare(cache, config, device=torch.device("cpu"))
         timed()
         rows_digest(prepared)
         found["identity_s"] = timed()
@@ -103,10 +103,10 @@ def first_step(path: str, batch_size: str) -> dict[str, Any]:
         return found | {"seconds": round(time.perf_counter() - began, 3), "peak_mib": memory("VmHWM") // _MIB}
 
 
-def _trained_with(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
+def _training_config(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
     from featcache.heads.config import HeadConfig
 
-    # All that a training imports, whatever is done with it here.
+    # Imports everything that a training imports, so that memory is comparable.
     importlib.import_module("featcache.runs.fit")
     return {"imports_mib": memory("VmRSS") // _MIB}, HeadConfig(head="linear", head_batch_size=int(batch_size))
 
@@ -115,7 +115,7 @@ def _trained_with(batch_size: str) -> tuple[dict[str, Any], HeadConfig]:
 
 
 def names(images: int) -> Samples:
-    """`train/000000000.jpg` and so on, in ten classes; made a piece at a time."""
+    """Samples `train/000000000.jpg` and so on, in ten classes; built in pieces, to save memory."""
     text = bytearray()
     for start in range(0, images, _ROWS_AT_ONCE):
         numbers = range(start, min(start + _ROWS_AT_ONCE, images))
@@ -125,7 +125,7 @@ def names(images: int) -> Samples:
 
 
 class Simulated(ImageSource):
-    """Images that are their own names: all that a plan costs but reading from a disk."""
+    """Images whose bytes are their names: measures the cost of planning without reading a disk."""
 
     def __init__(self, images: int) -> None:
         classes = [f"class {number}" for number in range(10)]
@@ -143,13 +143,13 @@ class Simulated(ImageSource):
 
 
 def listing(images: str, data_dir: str, share: str) -> dict[str, Any]:
-    """So many images, and one share of them read and digested; the driver has the share 0/1 without reading."""
+    """List images and plan segments; then read and digest the images of one share. `driver`: reads none."""
     from featcache.extraction.images import Images
     from featcache.extraction.reporting import LogReporter
     from featcache.extraction.request import Request
     from featcache.extraction.units import Shard, segment_rows_for, units_in, units_of
 
-    before, timed = memory("VmRSS"), Timed()
+    before, timed = memory("VmRSS"), Timer()
     source = Simulated(int(images))
     found: dict[str, Any] = {"listing_s": timed(), "listing_bytes": memory("VmHWM") - before}
     request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
@@ -165,7 +165,7 @@ def listing(images: str, data_dir: str, share: str) -> dict[str, Any]:
 
 
 def write_table(path: str, images: str, columns: str) -> dict[str, Any]:
-    """A Parquet table that names images, none of which is there, with labels and perhaps numbers."""
+    """Write a Parquet table of images that do not exist, with labels and, if requested, numbers."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -184,7 +184,7 @@ def write_table(path: str, images: str, columns: str) -> dict[str, Any]:
 
 
 def table(path: str, data_dir: str) -> dict[str, Any]:
-    """What a driver holds of a table: its listing, segments, and the targets that are written in the end."""
+    """Memory of a driver for a table: its listing, segments, and the targets that are written at the end."""
     from featcache.columns import ColumnOptions
     from featcache.extraction.images import Images
     from featcache.extraction.reporting import LogReporter
@@ -192,7 +192,7 @@ def table(path: str, data_dir: str) -> dict[str, Any]:
     from featcache.extraction.units import segment_rows_for, units_of
     from featcache.images.location import open_images
 
-    libraries, timed = memory("VmRSS"), Timed()
+    libraries, timed = memory("VmRSS"), Timer()
     source = open_images(path, columns=ColumnOptions())
     found: dict[str, Any] = {"listing_s": timed(), "libraries_mib": libraries // _MIB}
     request = Request(dataset=source, backbone="pixels", data_dir=Path(data_dir))
@@ -204,7 +204,7 @@ def table(path: str, data_dir: str) -> dict[str, Any]:
 
 
 def completing(folder: str) -> dict[str, Any]:
-    """From segments that are all written to a cache that can be opened: its time does not grow with their bytes."""
+    """Complete a cache whose segments are all written, and open it; the time does not depend on the rows' bytes."""
     from sparse_cache import info_of
 
     from featcache.cache.manifest import Manifest
@@ -215,11 +215,11 @@ def completing(folder: str) -> dict[str, Any]:
     path = Path(folder)
     manifest = Manifest.read(path)
     info, rows = info_of(manifest.spec, "simulated"), manifest.rows["train"]
-    # As an extraction has them: names as columns.
+    # Ids in the compact form that an extraction uses.
     ids = SampleIds(names(rows))
     digests, labels = np.zeros((rows, 32), np.uint8), np.arange(rows) % 10
     tables = {"train": SplitTable(ids=ids, digests=digests, targets={"label": labels})}
-    before, timed = memory("VmRSS"), Timed()
+    before, timed = memory("VmRSS"), Timer()
     complete_manifest(path, manifest, info, tables).write(path)
     found: dict[str, Any] = {"completing_s": timed()}
     with FeatureCache.open(path) as cache:

@@ -1,6 +1,6 @@
-"""The tables of docs/scale.md, from `results/scale.json`: `python benchmarks/scale_page.py` puts them there.
+"""Writes the tables of docs/scale.md from `results/scale.json`: `python benchmarks/scale_page.py`.
 
-A test compares the two, so that no number on the page is older than its result.
+A test compares the two, so that the page always shows the current results.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MIB = 1 << 20
 
 
 def training(result: dict[str, Any]) -> str:
-    """What was measured of ten million rows."""
+    """The measurements with ten million rows."""
     listed, batch, step = (result["training"][name] for name in ("catalogue", "first_batch", "first_step"))
     rows = [
         ("listing it (`featcache ls`)", f"{1000 * listed['listing_s']:.0f} ms", f"{listed['peak_mib']:,} MiB"),
@@ -27,11 +27,11 @@ def training(result: dict[str, Any]) -> str:
         ("standardising, by a sample", f"{step['standardising_s']:.2f} s", ""),
         ("from nothing to a training's first step", f"{step['seconds']:.2f} s", _memory(step)),
     ]
-    return _table(("what", "time", "memory at most"), rows) + _measured_on(result["training"])
+    return _table(("what", "time", "memory at most"), rows) + _machine_line(result["training"])
 
 
 def workers(result: dict[str, Any]) -> str:
-    """Two processes of one thread against one of two."""
+    """Two processes of one thread each, against one process of two threads."""
     if "workers" not in result:
         return "Not measured yet: `python benchmarks/scale.py ../shared --only workers`.\n"
     found = result["workers"]
@@ -44,7 +44,7 @@ def workers(result: dict[str, Any]) -> str:
     return (
         _table(heads, rows)
         + f"\nMedian of the rounds' ratios: {steady:.2f} of the throughput, {wall:.2f} with start and end.\n"
-        + _measured_on(found)
+        + _machine_line(found)
     )
 
 
@@ -52,8 +52,8 @@ _WAYS = ("one_process", "two_processes")
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {table.__name__: table for table in (workers, training)}
 
 
-def rendered(page: str, result: dict[str, Any]) -> str:
-    """The page with every table between its marks."""
+def render(page: str, result: dict[str, Any]) -> str:
+    """The page with every table written between its marks."""
     for name, table in TABLES.items():
         begin, end = f"<!-- scale: {name} -->\n", "<!-- end of scale -->"
         before, rest = page.split(begin)
@@ -61,8 +61,8 @@ def rendered(page: str, result: dict[str, Any]) -> str:
     return page
 
 
-def measured() -> dict[str, Any]:
-    """The results that the page quotes."""
+def read_results() -> dict[str, Any]:
+    """Read the results that the page shows."""
     found: dict[str, Any] = json.loads(RESULT.read_text())
     return found
 
@@ -71,7 +71,7 @@ def _memory(child: dict[str, Any]) -> str:
     return f"{child['peak_mib']:,} MiB, {child['imports_mib']:,} of them imports"
 
 
-def _measured_on(part: dict[str, Any]) -> str:
+def _machine_line(part: dict[str, Any]) -> str:
     machine, load = part["machine"], part["load_before"][0]
     return (
         f"\n{machine['processor']}, {machine['cores']} cores, PyTorch {machine['versions']['torch']}, "
@@ -85,4 +85,4 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(rendered(PAGE.read_text(), measured()))
+    PAGE.write_text(render(PAGE.read_text(), read_results()))

@@ -1,4 +1,4 @@
-"""A small sound file of every kind that featcache reads, the same at every call: what `mutations.py` damages."""
+"""Small undamaged files of every kind that featcache reads, the same at every call. `mutations.py` damages them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 
 @dataclass(frozen=True, kw_only=True)
 class Sound:
-    """A kind of file: its name, how its bytes are made in a folder, and whether it is a set or one image."""
+    """A kind of file: its name, a function that makes its bytes in a folder, and whether it is a set or one image."""
 
     name: str
     make: Callable[[Path], bytes]
@@ -57,7 +57,7 @@ def _tar(files: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def _tar_of_images(_: Path) -> bytes:
-    # A long name has an extended header, of each of the two forms.
+    # A long name needs an extended header; both formats are used.
     long_names = _tar({f"cat/{'long' * 40}.png": image(7), **_images()}, tarfile.GNU_FORMAT).rstrip(b"\0")
     long_names += bytes(-len(long_names) % 512)
     return long_names + _tar({f"dog/{'ü' * 80}.png": image(8)})
@@ -104,7 +104,7 @@ def _parquet(columns: dict[str, list[object]]) -> bytes:
     import pyarrow
     from pyarrow import parquet
 
-    # Its threads would take address space that is counted.
+    # Its threads would use address space, which is limited.
     pyarrow.set_cpu_count(1)
     pyarrow.set_io_thread_count(1)
     file = io.BytesIO()

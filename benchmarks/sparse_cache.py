@@ -1,6 +1,6 @@
-"""A cache of many millions of rows in segments that takes little disk: its rows are zeros, and lie in holes.
+"""Writes a cache of many millions of rows in segments that needs little disk space: its rows are holes, read as zeros.
 
-Tables (ids, targets, digests, checksums) are real, so everything but the bytes of the rows costs what it would cost.
+Tables (ids, targets, digests, checksums) are real, so everything except reading rows costs as much as in a real cache.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CLASSES = tuple(f"class {number}" for number in range(10))
 
 
 def spec_of(feature_dim: int) -> Spec:
-    """One layer of so many values."""
+    """The spec of a cache with one layer of `feature_dim` values."""
     return Spec(
         backbone="simulated",
         layers=(LayerSpec(name="avgpool", weights="0" * 64, shape=(feature_dim,)),),
@@ -46,16 +46,16 @@ def sparse_cache(
     feature_dim: int = FEATURE_DIM,
     complete: bool = True,
 ) -> Path:
-    """Writes `<folder>` with `splits` rows each: (N, feature_dim) float16 zeros, ten classes in turn.
+    """Write the cache `folder` with the given rows per split: float16 zeros (N, feature_dim), ten classes in turn.
 
-    `complete`: whether the manifest says so; the segments are all there.
+    `complete`: whether the manifest is complete; all segments are written in any case.
     """
     spec = spec_of(feature_dim)
     folder.mkdir(parents=True)
     segments = []
     for split, rows in splits.items():
         for first in range(0, rows, segment_rows):
-            segment = Segment.planned(split, first, min(segment_rows, rows - first))
+            segment = Segment.plan(split, first, min(segment_rows, rows - first))
             segments.append(segment)
             _write(folder / segment.file, info_of(spec, f"simulated#{segment.file}"), split, first, segment.rows)
     info = info_of(spec, "simulated")
@@ -67,7 +67,7 @@ def sparse_cache(
 
 
 def info_of(spec: Spec, source: str) -> CacheInfo:
-    """What the cache, or one of its segments, says of itself."""
+    """The information that the cache, or one of its segments, stores about itself."""
     return CacheInfo(
         spec=spec,
         selection=Selection(source=source, splits=None, limit=None, select_seed=0),
@@ -78,7 +78,7 @@ def info_of(spec: Spec, source: str) -> CacheInfo:
 
 
 def _write(path: Path, info: CacheInfo, split: str, first: int, rows: int) -> None:
-    # Targets stand beside segments.
+    # Segments hold no targets: they are in a file of their own.
     info = replace(info, columns=())
     tables = _tables(info.spec, split, np.arange(first, first + rows))
     ids = tables[f"{split}/ids"]
@@ -113,7 +113,7 @@ def _ids(split: str, numbers: np.ndarray) -> np.ndarray:
 
 
 def split_tables(splits: dict[str, int]) -> dict[str, SplitTable]:
-    """The rows with their targets; digests are not written with these."""
+    """The tables of ids and targets; their digests are zeros, because completing does not write them."""
     return {
         split: SplitTable(
             ids=[one.decode() for one in _ids(split, np.arange(rows)).tolist()],

@@ -1,17 +1,17 @@
-"""How long commands take that compute little or nothing: `python benchmarks/startup.py ../shared`.
+"""Measures commands that compute little or nothing: `python benchmarks/startup.py ../shared`.
 
     digits            a hit of `extract` on the digits, a set that comes with scikit-learn
     folder            a hit on a folder of 2,000 images
     zip               a hit on all 60,000 members of the CIFAR zip, at 8 pixels
     ls                `ls` of 100 caches
-    linear            `train-head --head linear --max-epochs 3` on the digits, against torch's import and its fit
-    ridge, centroid   heads that are solved, on the same
-    predict-mlp       `predict` of one image, by a head on pixels that was trained by steps
-    predict-solved    the same by one that was solved
+    linear            `train-head --head linear --max-epochs 3` on the digits, against the import of torch plus the fit
+    ridge, centroid   heads that are solved, on the same cache
+    predict-mlp       `predict` for one image, with a head on pixels that was trained by steps
+    predict-solved    the same with a head that was solved
 
-Each is a whole process, held against one that only imports what cannot be done without: both run in turns, and the
-medians of the ratios count, of the time on the clock and of the processor's seconds. Results are merged, part by part,
-into results/startup.json.
+Each is a whole process, compared with a process that only imports the necessary libraries. Both run in turns; the
+results are medians of the ratios of wall time and of processor time. Results are merged, part by part, into
+results/startup.json.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ SOLVER = "import sklearn.linear_model"
 
 @dataclass(frozen=True, kw_only=True)
 class Taken:
-    """What a process took, in seconds: on the clock, and of the processor, in all its threads.
+    """The time of a process, in seconds: wall time, and processor time of all its threads.
 
-    `work`: seconds of what is not start-up; whoever is compared is granted them too.
+    `work`: seconds that are not start-up; they are added to the time of the process it is compared with.
     """
 
     clock: float
@@ -53,7 +53,7 @@ class Taken:
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """Where the images lie, and how often everything is run."""
+    """The folders, and the number of rounds."""
 
     shared: Path
     scratch: Path
@@ -86,7 +86,7 @@ def zip_members(setting: Setting) -> dict[str, Any]:
     return _hit(setting, "-b", "pixels", "--image-size", "8", "-d", str(setting.archive))
 
 
-def listed(setting: Setting) -> dict[str, Any]:
+def ls(setting: Setting) -> dict[str, Any]:
     """A hundred caches."""
     _featcache(setting, "extract", "-b", "pixels", "-d", "digits", "--limit", "10")
     (cache,) = (setting.scratch / "data" / "features").glob("*.h5")
@@ -101,31 +101,31 @@ def _hit(setting: Setting, *options: str) -> dict[str, Any]:
 
 
 def linear(setting: Setting) -> dict[str, Any]:
-    """A head that is trained by steps, against importing torch plus the seconds that it says its fit took."""
-    return _trained(setting, "linear", TORCH, "--max-epochs", "3")
+    """A head that is trained by steps, against the import of torch plus the reported seconds of its fit."""
+    return _measure_training(setting, "linear", TORCH, "--max-epochs", "3")
 
 
 def ridge(setting: Setting) -> dict[str, Any]:
-    """A head that is solved, against the import of the package that solves such heads."""
-    return _trained(setting, "ridge", SOLVER)
+    """A head that is solved, against the import of the package that solves it."""
+    return _measure_training(setting, "ridge", SOLVER)
 
 
 def centroid(setting: Setting) -> dict[str, Any]:
-    """A head that needs no more than NumPy."""
-    return _trained(setting, "centroid", FLOOR)
+    """A head that needs only NumPy."""
+    return _measure_training(setting, "centroid", FLOOR)
 
 
 def predict_mlp(setting: Setting) -> dict[str, Any]:
-    """One image, by a head that torch computes."""
-    return _predicted(setting, "mlp:16", TORCH, "--max-epochs", "3")
+    """Predict one image with a head that torch computes."""
+    return _measure_prediction(setting, "mlp:16", TORCH, "--max-epochs", "3")
 
 
 def predict_solved(setting: Setting) -> dict[str, Any]:
-    """One image, by a head that NumPy computes."""
-    return _predicted(setting, "centroid", FLOOR)
+    """Predict one image with a head that NumPy computes."""
+    return _measure_prediction(setting, "centroid", FLOOR)
 
 
-def _trained(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
+def _measure_training(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
     words = ["train-head", "--head", head, *options, "--runs-dir", str(setting.scratch / "runs")]
     _featcache(setting, "extract", "-b", "pixels", "-d", "digits")
 
@@ -133,25 +133,25 @@ def _trained(setting: Setting, head: str, floor: str, *options: str) -> dict[str
         taken = _featcache(setting, *words)
         return replace(taken, work=json.loads(taken.printed)["seconds"]) if floor == TORCH else taken
 
-    return _compared(setting, ours, floor)
+    return _compare(setting, ours, floor)
 
 
-def _predicted(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
+def _measure_prediction(setting: Setting, head: str, floor: str, *options: str) -> dict[str, Any]:
     runs = str(setting.scratch / "runs")
     _featcache(setting, "extract", "-b", "pixels", "-d", "digits")
     trained = _featcache(setting, "train-head", "--head", head, *options, "--runs-dir", runs)
     image = setting.scratch / "image.png"
     Image.new("RGB", (8, 8), "grey").save(image)
     run = json.loads(trained.printed)["run"]
-    return _compared(setting, lambda: _featcache(setting, "predict", run, str(image)), floor)
+    return _compare(setting, lambda: _featcache(setting, "predict", run, str(image)), floor)
 
 
 def _against_floor(setting: Setting, words: Sequence[str]) -> dict[str, Any]:
-    return _compared(setting, lambda: _featcache(setting, *words), FLOOR)
+    return _compare(setting, lambda: _featcache(setting, *words), FLOOR)
 
 
-def _compared(setting: Setting, ours: Callable[[], Taken], floor: str) -> dict[str, Any]:
-    """A command against a process that only imports, in turns."""
+def _compare(setting: Setting, ours: Callable[[], Taken], floor: str) -> dict[str, Any]:
+    """Compare a command with a process that only imports, in turns."""
     pairs = []
     for turn in range(setting.rounds + 1):
         ways: list[Callable[[], Taken]] = [lambda: _process([sys.executable, "-c", floor]), ours]
@@ -159,7 +159,7 @@ def _compared(setting: Setting, ours: Callable[[], Taken], floor: str) -> dict[s
         mine, other = taken[1], taken[0]
         granted = replace(other, clock=other.clock + mine.work, processor=other.processor + mine.work)
         pairs.append((mine, granted))
-    # The first pair finds the disk cold.
+    # The first pair reads from a cold disk and is not counted.
     del pairs[0]
     return {
         "floor": floor,
@@ -190,7 +190,7 @@ PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
     "digits": digits,
     "folder": folder,
     "zip": zip_members,
-    "ls": listed,
+    "ls": ls,
     "linear": linear,
     "ridge": ridge,
     "centroid": centroid,
@@ -204,7 +204,7 @@ def main(
     only: Annotated[list[str] | None, typer.Option(help=f"Parts: {', '.join(PARTS)}.")] = None,
     rounds: int = 7,
 ) -> None:
-    """Measures the parts and merges them into results/startup.json."""
+    """Measure the parts and merge them into results/startup.json."""
     run_parts("startup", PARTS, only, lambda scratch: Setting(shared=shared.resolve(), scratch=scratch, rounds=rounds))
 
 

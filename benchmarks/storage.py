@@ -1,8 +1,7 @@
-"""The cache file against the raw file: `python benchmarks/storage.py [--gigabytes 6]`.
+"""Compares reading a cache with reading the raw file: `python benchmarks/storage.py [--gigabytes 6]`.
 
-Cold means that the pages were dropped from the system's cache first (posix_fadvise on the file itself, which needs
-no rights). Every ratio is taken side by side in this one run: the two ways alternate, and the median of the pairs'
-ratios counts.
+Cold: the file's pages were dropped from the page cache first (by posix_fadvise on the file, which needs no special
+rights). For every ratio the two ways alternate in the same run; the result is the median of the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ def spec() -> Spec:
 
 
 def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
-    """A cache of `rows` x 4,096 float16: packed, and in segments as an extraction writes them; seconds of both."""
+    """Write a cache of `rows` x 4,096 float16, in segments and packed; returns both paths and the seconds of each."""
     rng = np.random.default_rng(0)
     block = rng.standard_normal((SEGMENT_ROWS, DIM), np.float32).astype(np.float16)
     digests = rng.integers(0, 256, (rows, 32), dtype=np.uint8)
@@ -60,7 +59,7 @@ def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
     segments = []
     for start in range(0, rows, SEGMENT_ROWS):
         some = table.take(slice(start, start + SEGMENT_ROWS))
-        segments.append(Segment.planned("train", start, len(some)))
+        segments.append(Segment.plan("train", start, len(some)))
         draft = SegmentDraft(folder / "b" / segments[-1].file, info, split="train", ids=some.ids)
         draft.put(np.arange(len(some)), {"avgpool": block[: len(some)]})
         draft.publish(some.digests)
@@ -73,7 +72,7 @@ def build(folder: Path, rows: int) -> tuple[Path, Path, dict[str, float]]:
 
 
 def drop(path: Path) -> None:
-    """The file's pages leave the system's cache."""
+    """Drop the file's pages from the page cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -86,18 +85,18 @@ def place(array: FeatureArray, path: Path) -> int:
         return int(file["train/features/avgpool"].id.get_offset())
 
 
-def paired(ours: Callable[[], None], theirs: Callable[[], None], before: Callable[[], None]) -> dict[str, float]:
-    """Medians of both and of the pairs' ratios (ours / theirs), in seconds."""
+def measure_pairs(ours: Callable[[], None], raw: Callable[[], None], before: Callable[[], None]) -> dict[str, float]:
+    """The median seconds of both, and the median of the ratios of the pairs (ours / raw)."""
     pairs = []
     for turn in range(ROUNDS + 1):
         pair = {}
-        # Who goes first alternates, so that neither always finds the disk warm.
-        for way in (ours, theirs) if turn % 2 else (theirs, ours):
+        # The order alternates, so that neither always finds the disk warm.
+        for way in (ours, raw) if turn % 2 else (raw, ours):
             before()
             began = time.perf_counter()
             way()
             pair[way] = time.perf_counter() - began
-        pairs.append((pair[ours], pair[theirs]))
+        pairs.append((pair[ours], pair[raw]))
     del pairs[0]
     return {
         "featcache_s": statistics.median(a for a, _ in pairs),
@@ -107,7 +106,7 @@ def paired(ours: Callable[[], None], theirs: Callable[[], None], before: Callabl
 
 
 def sequential(path: Path, array: FeatureArray) -> dict[str, Any]:
-    """All rows in blocks of 8 MB, cold: ours with and without row checks against preadv into one buffer."""
+    """All rows in blocks of 8 MB, cold: featcache with and without row checks, against preadv into one buffer."""
     offset, total, rows = place(array, path), array.nbytes, (8 << 20) // (2 * DIM)
     fd = os.open(path, os.O_RDONLY)
     buffer = bytearray(8 << 20)
@@ -124,15 +123,15 @@ def sequential(path: Path, array: FeatureArray) -> dict[str, Any]:
         return read
 
     result = {
-        "unchecked": paired(ours(False), raw, lambda: drop(path)),
-        "checked": paired(ours(True), raw, lambda: drop(path)),
+        "unchecked": measure_pairs(ours(False), raw, lambda: drop(path)),
+        "checked": measure_pairs(ours(True), raw, lambda: drop(path)),
     }
     os.close(fd)
     return result
 
 
 def gathers(path: Path, array: FeatureArray) -> dict[str, Any]:
-    """256 random rows, warm, a hundred times: ours against a sorted preadv a row into place."""
+    """256 random rows, warm, a hundred times: featcache against one preadv per row, in sorted order."""
     offset, row_bytes = place(array, path), 2 * DIM
     fd = os.open(path, os.O_RDONLY)
     rng = np.random.default_rng(1)
@@ -155,20 +154,20 @@ def gathers(path: Path, array: FeatureArray) -> dict[str, Any]:
         return read
 
     result = {
-        "unchecked": paired(ours(False), raw, lambda: None),
-        "checked": paired(ours(True), raw, lambda: None),
+        "unchecked": measure_pairs(ours(False), raw, lambda: None),
+        "checked": measure_pairs(ours(True), raw, lambda: None),
     }
     os.close(fd)
     return result
 
 
 def from_segments(packed: FeatureArray, path: Path, array: FeatureArray, folder: Path) -> dict[str, Any]:
-    """The same rows from segments against one file, checked: all of them cold, and 256 at random warm."""
+    """The same rows from segments against one file, with row checks: all rows cold, and 256 random rows warm."""
     rows = (8 << 20) // (2 * DIM)
     rng = np.random.default_rng(1)
     batches = [rng.choice(min(len(array), 20_000), 256, replace=False) for _ in range(100)]
 
-    def dropped() -> None:
+    def drop_all() -> None:
         for file in [path, *folder.glob("*.h5")]:
             drop(file)
 
@@ -187,13 +186,13 @@ def from_segments(packed: FeatureArray, path: Path, array: FeatureArray, folder:
         return work
 
     return {
-        "cold_sequential": paired(read(array), read(packed), dropped),
-        "warm_gather_of_256": paired(gather(array), gather(packed), lambda: None),
+        "cold_sequential": measure_pairs(read(array), read(packed), drop_all),
+        "warm_gather_of_256": measure_pairs(gather(array), gather(packed), lambda: None),
     }
 
 
 def opening(path: Path) -> dict[str, float]:
-    """Milliseconds to open, and to refuse the same file cut short at every kind of place."""
+    """Milliseconds to open a file, and to refuse the same file truncated at several positions."""
     times = []
     for _ in range(50):
         began = time.perf_counter()
@@ -206,22 +205,22 @@ def opening(path: Path) -> dict[str, float]:
         copy.write_bytes(b"")
         os.truncate(copy, size)
         with path.open("rb") as source, copy.open("r+b") as target:
-            # A sparse copy: header and trailer are the real ones, rows are holes.
+            # A sparse copy: header and trailer are real, the rows are holes.
             target.write(source.read(1 << 20))
             source.seek(size - (1 << 20))
             target.seek(size - (1 << 20))
             target.write(source.read())
         for length in [size - 1, size - 7, size - 40, size - 500, size - (1 << 16), size // 2, 5000, 100, 1, 0]:
             os.truncate(copy, length)
-            refusals.append(statistics.median(refused_s(copy) for _ in range(5)))
+            refusals.append(statistics.median(refusal_s(copy) for _ in range(5)))
     return {
         "open_ms": round(1000 * statistics.median(times), 2),
         "refuse_truncated_ms_most": round(1000 * max(refusals), 2),
     }
 
 
-def refused_s(path: Path) -> float:
-    """Seconds until a damaged file is refused."""
+def refusal_s(path: Path) -> float:
+    """Seconds to refuse a damaged file."""
     began = time.perf_counter()
     try:
         FeatureCache.open(path)

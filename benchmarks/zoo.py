@@ -1,10 +1,10 @@
-"""Which networks of torchvision and timm extract: `python benchmarks/zoo.py [--json benchmarks/results/zoo.json]`.
+"""Tests which networks can be extracted: `python benchmarks/zoo.py [--json benchmarks/results/zoo.json]`.
 
-Every classification network of torchvision, and of each timm model file the network with the fewest parameters (equal
-numbers: the first by name). Random weights, two images, the first of `SIZES` that the network takes. `pre_logits` must
-be as wide as torchvision's facts table or timm's `head_hidden_size` (else `num_features`) has it, finite, other for the
-other image, and not the logits. A network with more than `MOST_PARAMETERS` is cut on the meta device alone, and nothing
-is computed.
+Tests every classification network of torchvision, and of each timm model file the network with the fewest parameters
+(if equal, the first by name), with random weights, two images, and the first of `SIZES` that the network accepts.
+`pre_logits` must have the width given in torchvision's facts table or by timm's `head_hidden_size` (else
+`num_features`), must be finite, differ between the two images, and differ from the logits. A network with more than
+`MOST_PARAMETERS` is only cut on the meta device; its features are not computed.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import typer
-from machine import RESULTS, described
+from machine import RESULTS, with_machine
 
 from featcache.backbones import checks
-from featcache.backbones.cutting import cut, empty
+from featcache.backbones.cutting import build_on_meta, cut
 from featcache.backbones.loading import load
 from featcache.backbones.network import Network
 from featcache.backbones.options import BackboneOptions
@@ -45,17 +45,17 @@ MOST_PARAMETERS = 400_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one network.
+    """The outcome for one network.
 
     Args:
         name: The backbone's name.
         file: timm's model file; "torchvision" for torchvision's networks.
-        image_size: Pixels a side: the size that was taken, or the last one that was tried.
-        feature_dim: D of `pre_logits`; 0 where it was refused.
-        parameters: Of the whole network; 0 where it could not be built.
-        computed: Whether features were computed; False where it was cut on the meta device alone.
-        seconds: For all sizes that were tried.
-        refusal: Why it does not extract, in one line; None where it does.
+        image_size: Pixels a side: the accepted size, or the last size that was tried.
+        feature_dim: Width D of `pre_logits`; 0 if the network was refused.
+        parameters: Number of parameters of the whole network; 0 if it could not be built.
+        computed: Whether features were computed; False if it was only cut on the meta device.
+        seconds: Time for all sizes that were tried.
+        refusal: Why it cannot be extracted, in one line; None if it can.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Outcome:
     refusal: str | None = None
 
     def line(self) -> str:
-        """One line for people."""
+        """The outcome as one line of text."""
         if self.refusal is not None:
             return f"{self.name:<46} REFUSED at {self.image_size}: {self.refusal}"
         how = "" if self.computed else "  (cut on the meta device, nothing computed: too large)"
@@ -79,24 +79,27 @@ class Outcome:
 
 
 class WrongFeatures(Exception):
-    """A network extracts, but not what it should."""
+    """A network can be extracted, but its features are wrong."""
 
 
 # --- one network -----------------------------------------------------------------------------------------------
 
 
-def tried(name: str, file: str = "torchvision", sizes: Sequence[int] = SIZES) -> Outcome:
-    """Extract two images with a network at the first size that it takes.
+def try_network(name: str, file: str = "torchvision", sizes: Sequence[int] = SIZES) -> Outcome:
+    """Extract two images with a network at the first size that it accepts.
 
     Args:
         name: The backbone's name.
-        file: For the outcome.
+        file: The model file, for the outcome.
         sizes: Pixels a side, in the order in which they are tried; the network's own size is the last.
+
+    Returns:
+        The outcome.
     """
     began, size, refusal = time.perf_counter(), 0, "no size was tried"
     for size in _sizes(name, sizes):
         try:
-            found = extracted(name, file, size)
+            found = check_features(name, file, size)
             return Outcome(**{**asdict(found), "seconds": round(time.perf_counter() - began, 1)})
         except InvalidOption as error:
             refusal = error.message
@@ -104,7 +107,7 @@ def tried(name: str, file: str = "torchvision", sizes: Sequence[int] = SIZES) ->
             refusal = str(error)
             break
         except Exception as error:
-            # What is no error of featcache's own is a fault, whatever it is.
+            # Any error that is not featcache's own is a fault of featcache.
             refusal = f"a fault of featcache: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             break
         finally:
@@ -123,41 +126,41 @@ def _sizes(name: str, sizes: Sequence[int]) -> Iterator[int]:
         yield own
 
 
-def extracted(name: str, file: str, size: int) -> Outcome:
+def check_features(name: str, file: str, size: int) -> Outcome:
     """Compute `pre_logits` of two images, and check it.
 
     Raises:
         FeatcacheError: The network cannot be extracted at this size.
-        WrongFeatures: It can, but the features are not those that its classifier is given.
+        WrongFeatures: The features are not the input of its classifier.
     """
     build = partial(zoo_of(name).build, name)
-    root: Any = empty(build, size).root
+    root: Any = build_on_meta(build, size).root
     parameters = sum(parameter.numel() for parameter in root.parameters())
     computed = parameters <= MOST_PARAMETERS
-    network = _loaded(name, size, ()) if computed else None
+    network = _load(name, size, ()) if computed else None
     (layer,) = network.spec.layers if network else cut(name, build, size, (), None).layers
     _require(layer.name == PRE_LOGITS, f"the default layer is {layer.name}")
-    expected = _expected_width(name, root.network)
+    expected = _width_of(name, root.network)
     _require(layer.feature_dim == expected, f"pre_logits is {layer.feature_dim} wide, expected {expected}")
     if network is not None:
         features = _features(network)
         _require_sound(features, layer.feature_dim)
-        # A network without a classifier gives its features as logits.
+        # The logits of a network without a classifier are its features.
         classes = 1000 if name in TORCHVISION else int(root.network.num_classes)
         if classes == layer.feature_dim:
-            _require_no_logits(features, _features(_loaded(name, size, (LOGITS,))))
+            _require_no_logits(features, _features(_load(name, size, (LOGITS,))))
     return Outcome(
         name=name, file=file, image_size=size, feature_dim=expected, parameters=parameters, computed=computed
     )
 
 
-def _expected_width(name: str, network: Any) -> int:
+def _width_of(name: str, network: Any) -> int:
     if name in TORCHVISION:
         return TORCHVISION[name].costs.feature_dim
     return int(getattr(network, "head_hidden_size", None) or network.num_features)
 
 
-def _loaded(name: str, size: int, layers: tuple[str, ...]) -> Network:
+def _load(name: str, size: int, layers: tuple[str, ...]) -> Network:
     options = BackboneOptions(backbone=name, layers=layers, image_size=size, weights="random:0")
     return load(options, weights_dir=Path(tempfile.gettempdir()))
 
@@ -187,20 +190,20 @@ def _require(right: bool, otherwise: str) -> None:
 
 
 def smallest_of_each_file() -> dict[str, str]:
-    """timm's model files and the network with the fewest parameters in each; files without networks are left out.
+    """timm's model files, each with its network with the fewest parameters; files without networks are left out.
 
-    Counting them takes minutes: what the stored result has is taken where it was made with the same timm.
+    Counting takes minutes, so the choice of the stored result is used if it was made with the same version of timm.
     """
     import timm
 
-    known = _known_choice(timm.__version__)
+    known = _last_choice(timm.__version__)
     if known is not None:
         return known
     counted = {file: _smallest(timm.list_models(module=file)) for file in timm.list_modules()}
     return {file: name for file, name in counted.items() if name is not None}
 
 
-def _known_choice(version: str) -> dict[str, str] | None:
+def _last_choice(version: str) -> dict[str, str] | None:
     path = RESULTS / "zoo.json"
     if not path.is_file():
         return None
@@ -218,9 +221,9 @@ def _smallest(names: Sequence[str]) -> str | None:
 def _parameters(name: str) -> int | None:
     try:
         size = zoo_of(name).transform(name).image_size
-        root = empty(partial(zoo_of(name).build, name), size).root
+        root = build_on_meta(partial(zoo_of(name).build, name), size).root
     except Exception:
-        # One that cannot be built at its own size, or takes no square images, is not what stands for its file.
+        # A network that cannot be built at its own size, or takes no square images, does not represent its file.
         return None
     return sum(parameter.numel() for parameter in root.parameters())
 
@@ -233,7 +236,7 @@ def main(
     only: Annotated[Literal["torchvision", "timm"] | None, typer.Option(help="Networks of one zoo.")] = None,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
 ) -> None:
-    """Try the networks one after the other, a line each, and count."""
+    """Try the networks one after another, print one line for each, and count."""
     warnings.simplefilter("ignore")
     smallest = smallest_of_each_file() if only != "torchvision" and not names else {}
     listed = [(name, "torchvision") for name in TORCHVISION if only != "timm"]
@@ -242,7 +245,7 @@ def main(
         listed = [(name, "torchvision" if name in TORCHVISION else "") for name in names]
     began, outcomes = time.perf_counter(), []
     for name, file in listed:
-        outcomes.append(tried(name, file))
+        outcomes.append(try_network(name, file))
         print(outcomes[-1].line(), flush=True)
     refused = [outcome for outcome in outcomes if outcome.refusal is not None]
     print(f"{len(outcomes) - len(refused)} of {len(outcomes)} extract")
@@ -257,7 +260,7 @@ def main(
             "smallest": smallest,
             "outcomes": [asdict(outcome) for outcome in outcomes],
         }
-        json_path.write_text(json.dumps(described(result), indent=2) + "\n")
+        json_path.write_text(json.dumps(with_machine(result), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@
     run = featcache.train_head(cache, head="mlp:128,64")
     featcache.predict(run, "photos/new/")
 
-The public names are those of `__all__`; they are resolved when they are first used, so that `import featcache`
-costs next to nothing and never imports torch.
+The public names are those of `__all__`. Each is imported at its first use, so that `import featcache` is fast and
+never imports torch.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from featcache.api import extract
     from featcache.backbones import load_backbone
     from featcache.backbones.zoos.modules import from_module
@@ -69,8 +70,12 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("featcache")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted([*__all__, "__version__"])

@@ -1,13 +1,13 @@
-"""Columns of values beside images: which are asked for, and what kind of values a column holds.
+"""Columns of a table of images: which ones become targets, and what kind of values each holds.
 
     kind      a cell holds
     classes   a name
-    lists     names between `;`: several classes, or none of them
+    lists     names separated by `;`: several classes, or none
     numbers   a number
     groups    a name; images of one group must not be separated
     text      any text
 
-A cell that is empty, blank or `nan` holds nothing: the image is unlabelled for that column.
+A cell that is empty, blank or `nan` has no value: the image is unlabelled for that column.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from featcache.config import Option, check
 from featcache.errors import InvalidOption, UnknownName, nearest
 
 KINDS: Final = ("classes", "lists", "numbers", "groups", "text")
-#: The target that folders' names, a table's label and a data set's classes are.
+#: The name of the main target: classes from folder names, from a table's label column or from a data set.
 LABEL: Final = "label"
-#: Separates the classes of one image in a cell.
+#: Separates the class names of one image within a cell.
 SEPARATOR: Final = ";"
-#: A column of texts is one of classes if it has at most so many different ones, or each twice on average ...
+#: A column of text holds classes if it has at most this many different values, or each occurs twice on average ...
 FEW_CLASSES: Final = 20
-#: ... and never more than this.
+#: ... and never more different values than this.
 MOST_CLASSES: Final = 100_000
-#: Of a table that names no columns, so many are taken; of one with more none but the label.
+#: By default all columns of a table become targets if it has at most this many; else only the label.
 MOST_DEFAULT_COLUMNS: Final = 12
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GROUP_NAME = re.compile(r"(group|patient|subject|participant)s?[ _-]?(id|no|number)?", re.IGNORECASE)
@@ -40,18 +40,27 @@ _PATTERN: Final = "*"
 
 @dataclass(frozen=True, kw_only=True)
 class ColumnOptions:
-    """Which columns of a table become targets, and what they hold. Raises InvalidOption."""
+    """Which columns of a table become targets, and what they hold.
+
+    Args:
+        columns: Columns to keep as targets: NAME, a pattern `NAME_*`, or TARGET=PATTERN.
+        kinds: NAME=KIND for columns whose kind should not be inferred; KIND is one of `KINDS`.
+
+    Raises:
+        InvalidOption: A kind that is unknown, or a text without a name.
+    """
 
     PANEL: ClassVar[str] = "Which columns"
 
     columns: Annotated[
         tuple[str, ...],
         Option(
-            help="A column to keep as a target; may be repeated. `NAME_*` makes one target of several columns of 0 "
-            "and 1, TARGET=PATTERN names it.",
+            help="A column to keep as a target. May be repeated; without it the label is kept, and all other columns "
+            "if there are at most 12. `NAME_*` makes one target of several columns of 0 and 1; TARGET=PATTERN names "
+            "it.",
             flags=("--column",),
             metavar="<name>",
-            default="the label and all others, if they are a dozen at most",
+            default="label, and others if few",
         ),
     ] = ()
     kinds: Annotated[
@@ -61,7 +70,8 @@ class ColumnOptions:
             "repeated.",
             flags=("--kind",),
             metavar="<name>=<kind>",
-            default="found by its cells",
+            default="inferred from its cells",
+            advanced=True,
         ),
     ] = ()
 
@@ -83,7 +93,7 @@ class ColumnOptions:
         return {name: kind for name, _, kind in pairs}
 
     def without(self, name: str) -> ColumnOptions:
-        """The same without one column."""
+        """A copy of these options without one column."""
         return ColumnOptions(
             columns=tuple(one for one in self.columns if one != name),
             kinds=tuple(text for text in self.kinds if text.rpartition("=")[0] != name),
@@ -92,12 +102,12 @@ class ColumnOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """One target and the columns of a table that it is made of.
+    """One target and the columns of a table that it is made from.
 
     Args:
-        name: What the target is called.
+        name: The name of the target.
         columns: The columns: one, or several that hold 0 and 1.
-        names: Of several columns the class that each stands for.
+        names: The class that each column stands for, if there are several.
     """
 
     name: str
@@ -105,13 +115,13 @@ class Choice:
     names: tuple[str, ...] = ()
 
     def cell(self, cells: Sequence[str | None]) -> str | None:
-        """The cell of the target, made of those of its columns. Raises InvalidOption for one that is not 0 or 1."""
+        """Combine the cells of the columns into the target's cell. Raises InvalidOption for one that is not 0 or 1."""
         if not self.names:
             return cells[0]
         marks = [_mark(self.name, column, cell) for column, cell in zip(self.columns, cells, strict=True)]
         if all(mark is None for mark in marks):
             return None
-        # Not empty where no class is marked: that is an answer too.
+        # The leading separator keeps the cell from being empty if no class is marked: "no class" is a value too.
         return SEPARATOR + SEPARATOR.join(name for name, mark in zip(self.names, marks, strict=True) if mark)
 
 
@@ -128,46 +138,49 @@ def _mark(target: str, column: str, cell: str | None) -> bool | None:
     if text.lower() not in _MARKS:
         raise InvalidOption(
             f"target {target}: expected 0 or 1 in the column {column}, got {text!r}",
-            hint="a pattern makes one target of columns that say yes or no",
+            hint="a pattern joins columns of 0 and 1 into one target",
         )
     return _MARKS[text.lower()]
 
 
 def is_target_name(name: str) -> bool:
-    """Whether a target can be called so, and a link in an HDF5 file: 1 to 200 printable characters, no slash."""
+    """Whether a name is valid for a target and an HDF5 link: 1 to 200 printable characters, no slash."""
     return 0 < len(name) <= 200 and name.isprintable() and "/" not in name and name not in (".", "..")
 
 
 def choose(table: str, names: Sequence[str], options: ColumnOptions, *, default: Sequence[str]) -> tuple[Choice, ...]:
-    """The targets that are asked for.
+    """The targets that the options request.
 
     Args:
-        table: Named in messages.
-        names: The columns that it has.
-        options: What is asked for.
-        default: The columns that are meant where none is asked for.
+        table: The name of the table, for messages.
+        names: The names of its columns.
+        options: The requested columns and kinds.
+        default: The columns to use if none is requested.
+
+    Returns:
+        The requested targets, in the order of the options.
 
     Raises:
-        UnknownName: A column that there is not.
-        InvalidOption: A pattern that fits none, or a kind of a column that is not taken.
+        UnknownName: A requested column does not exist.
+        InvalidOption: A pattern matches no column, or a kind is given for a column that is not a target.
     """
     for name in options.kind_of:
         if name not in names and not any(name == _target_of(text)[0] for text in options.columns):
             raise UnknownName(f"column of {table}", name, names)
-    wanted = options.columns or tuple(default)
+    requested = options.columns or tuple(default)
     chosen: dict[str, Choice] = {}
-    for choice in (_choice(table, names, text) for text in wanted):
+    for choice in (_choice(table, names, text) for text in requested):
         if chosen.setdefault(choice.name, choice) != choice:
-            raise InvalidOption(f"two targets are called {choice.name}", hint="name one of them: TARGET=COLUMN")
+            raise InvalidOption(f"two targets are named {choice.name}", hint="name one of them: TARGET=COLUMN")
         _require_fitting(choice, options)
-    stray = sorted(set(options.kind_of) - set(chosen))
-    if stray:
-        raise InvalidOption(f"--kind is given for {', '.join(stray)}, which is not taken", hint="add --column for it")
+    unused = sorted(set(options.kind_of) - set(chosen))
+    if unused:
+        raise InvalidOption(f"--kind is given for {', '.join(unused)}, which is no target", hint="add --column for it")
     return tuple(chosen.values())
 
 
 def _require_fitting(choice: Choice, options: ColumnOptions) -> None:
-    """Raises InvalidOption for a target that cannot be called so, or of several columns as anything but lists."""
+    """Raises InvalidOption for an invalid target name, or if several columns become anything but lists."""
     if not is_target_name(choice.name):
         raise InvalidOption(f"a target cannot be called {choice.name!r}", hint=f"--column NAME={choice.columns[0]}")
     kind = options.kind_of.get(choice.name, "lists")
@@ -201,7 +214,7 @@ def _target_of(text: str) -> tuple[str, str]:
 
 
 def cell_text(cell: object) -> str | None:
-    """A cell as text without the blanks around it; None where it holds nothing."""
+    """A cell as text without surrounding blanks; None if it has no value."""
     if cell is None:
         return None
     text = str(cell).strip()
@@ -209,21 +222,21 @@ def cell_text(cell: object) -> str | None:
 
 
 def number_in(text: str) -> float | None:
-    """The finite number that a text is; None where it is none."""
+    """The finite number that a text represents; None if it is not a number."""
     number = float(text) if _NUMBER.fullmatch(text) else math.inf
     return number if math.isfinite(number) else None
 
 
-def found_kind(name: str, cells: Iterable[object]) -> str:
-    """The kind that a column means.
+def infer_kind(name: str, cells: Iterable[object]) -> str:
+    """Infer the kind of a column from its name and cells.
 
-    Groups where it is called group, patient, subject or participant (also with `_id`); numbers where all cells are
-    numbers; lists where one holds a `;`; classes where there are at most 20 different ones, or each stands twice on
-    average; else text.
+    Groups if it is named group, patient, subject or participant (also with `_id`); numbers if all cells are numbers;
+    lists if a cell contains `;`; classes if there are at most 20 different values, or each occurs twice on average;
+    else text.
 
     Args:
-        name: Of the column.
-        cells: Read once, one after the other.
+        name: The name of the column.
+        cells: Its cells; read once, in order.
     """
     if is_group_name(name):
         return "groups"
@@ -245,12 +258,12 @@ def found_kind(name: str, cells: Iterable[object]) -> str:
 
 
 def is_group_name(name: str) -> bool:
-    """Whether a column is one of groups by its name."""
+    """Whether the name of a column says that it holds groups."""
     return _GROUP_NAME.fullmatch(name.strip()) is not None
 
 
-def found_label_kind(names: Iterable[str]) -> str:
-    """The kind of a column called label, by its different cells: classes, unless it holds lists or fractions."""
+def infer_label_kind(names: Iterable[str]) -> str:
+    """Infer the kind of a label column from its different values: classes, unless some are lists or fractions."""
     texts = list(names)
     if any(SEPARATOR in text for text in texts):
         return "lists"

@@ -2,7 +2,7 @@
 
     @dataclass(frozen=True, kw_only=True)
     class ImageOptions:
-        PANEL: ClassVar[str] = "Of which images"
+        PANEL: ClassVar[str] = "Images"
 
         limit: Annotated[int | None, Option("Images per split.", metavar="<images>", least=1)] = None
 
@@ -26,7 +26,7 @@ import os
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from numbers import Integral, Real
 from pathlib import Path
@@ -35,17 +35,18 @@ from typing import Any, Literal, TypeVar
 from featcache.errors import InvalidOption, nearest
 
 Function = TypeVar("Function", bound=Callable[..., Any])
+Record = TypeVar("Record")
 _UNFIT: Any = object()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What a field's type does not say of its option.
+    """The properties of a field's option that its type does not state.
 
     Attributes:
         help: One or two sentences for people.
         flags: How the command line spells it, as in `("--backbone", "-b")`; without any, after the field's name.
-            `("--yes/--no",)` for both values of a switch, `("--no-wait",)` for one that is on unless it is said.
+            `("--yes/--no",)` for both values of a switch, `("--no-wait",)` for one that is on by default.
         metavar: What stands for the value in help texts.
         default: What is used where the field is None or empty, in words, for help texts.
         unset: The word that stands for None on the command line.
@@ -57,6 +58,9 @@ class Option:
         several: What to add to the help where a command takes several records. "NAME=VALUE" options then say which
             record they belong to.
         names: Whether the field names each of several records.
+        advanced: Whether `--help` leaves it to `--help-all`.
+        python_only: Whether it is an argument in Python and a name of a grid, but no option on the command line.
+        variable: The environment variable that gives its value where the command line does not.
     """
 
     help: str
@@ -73,6 +77,9 @@ class Option:
     completion: str | None = None
     several: str | None = None
     names: bool = False
+    advanced: bool = False
+    python_only: bool = False
+    variable: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +100,17 @@ class ConfigField:
     @property
     def flag(self) -> str:
         """The spelling that messages use."""
-        return self.flags[0].partition("/")[0]
+        return self.name if self.option.python_only else self.flags[0].partition("/")[0]
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether it stands on the command line without a value."""
+        return self.kind is bool or bool in _alternatives(self.kind)
+
+    @property
+    def is_list(self) -> bool:
+        """Whether it holds several values."""
+        return any(typing.get_origin(kind) is tuple for kind in (_alternatives(self.kind) or (self.kind,)))
 
     @property
     def switches_off(self) -> bool:
@@ -101,11 +118,16 @@ class ConfigField:
         return self.kind is bool and self.default is True and "/" not in self.flags[0]
 
     @property
+    def choices(self) -> tuple[str, ...]:
+        """The choices of a `Literal`, also where None or another type may stand for it."""
+        return _choices(self.kind)
+
+    @property
     def expected(self) -> str:
         """Its type, choices and bounds in words."""
         return _in_words(self.kind) + _bounds_in_words(self.option)
 
-    def fitted(self, value: object) -> Any:
+    def fit(self, value: object) -> Any:
         """The value as a plain Python value of the field's type: a NumPy number is a number, a list a tuple.
 
         Raises InvalidOption for another type, another choice, or a number out of bounds.
@@ -114,19 +136,19 @@ class ConfigField:
             return None
         if isinstance(value, str) and self.option.read is not None:
             return self.option.read(value)
-        found = _fitted(self.kind, value)
+        found = _fit(self.kind, value)
         if found is _UNFIT:
             raise InvalidOption(f"expected {self.flag} {self.expected}, got {value!r}", hint=self._hint(value))
         self._require_bounds(found)
         return found
 
-    def parsed(self, text: str) -> Any:
-        """The value that a word of the command line stands for. Raises InvalidOption, as `fitted` does."""
+    def parse(self, text: str) -> Any:
+        """The value that a word of the command line stands for. Raises InvalidOption, as `fit` does."""
         if self.kind is bool:
-            return self.fitted(_TRUTHS.get(text.lower(), text))
+            return self.fit(_TRUTHS.get(text.lower(), text))
         if text == self.option.unset or self.option.read is not None:
-            return self.fitted(text)
-        return self.fitted(_as_number(text) if {int, float} & {self.kind, *_alternatives(self.kind)} else text)
+            return self.fit(text)
+        return self.fit(_as_number(text) if {int, float} & {self.kind, *_alternatives(self.kind)} else text)
 
     def words(self, value: object) -> list[str]:
         """What the command line says for this value."""
@@ -137,8 +159,7 @@ class ConfigField:
         return [word for one in values for word in (self.flag, self.option.unset or "" if one is None else str(one))]
 
     def _hint(self, value: object) -> str | None:
-        choices = _choices(self.kind)
-        return nearest(value, choices) if isinstance(value, str) and choices else None
+        return nearest(value, self.choices) if isinstance(value, str) and self.choices else None
 
     def _require_bounds(self, value: object) -> None:
         if isinstance(value, tuple):
@@ -170,21 +191,21 @@ def check(record: Any) -> None:
     """
     kind: Any = type(record)
     for field in options_of(kind):
-        object.__setattr__(record, field.name, field.fitted(getattr(record, field.name)))
+        object.__setattr__(record, field.name, field.fit(getattr(record, field.name)))
 
 
-def merged(*records: Any) -> dict[str, Any]:
+def merge_fields(*records: Any) -> dict[str, Any]:
     """The fields of several records by name, to make one record of them all."""
     return {field.name: getattr(record, field.name) for record in records for field in fields(record)}
 
 
-def given_values(record: Any) -> dict[str, Any]:
+def non_default_options(record: Any) -> dict[str, Any]:
     """The options of a record by name whose values are not their defaults."""
     kind: Any = type(record)
     return {field.name: value for field in options_of(kind) if (value := getattr(record, field.name)) != field.default}
 
 
-def divided(
+def divide_options(
     options: Mapping[str, Any], function: str, *records: type, without: Collection[str] = (), also: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """Keyword arguments of `function`, divided by the record that has them as options.
@@ -206,9 +227,40 @@ def command_words(record: Any, *, without: Collection[str] = ()) -> list[str]:
     kind: Any = type(record)
     for field in options_of(kind):
         value = getattr(record, field.name)
-        if field.name not in without and value != field.default:
+        if field.name not in without and not field.option.python_only and value != field.default:
             words += field.words(value)
     return words
+
+
+def from_command_words(record: type[Record], words: Sequence[str], **values: object) -> Record:
+    """The record that `command_words` has written, with some further fields; other words are left out.
+
+    Raises InvalidOption for a value that does not fit.
+    """
+    kind: Any = record
+    by_flag = {flag: (field, value) for field in options_of(kind) for flag, value in _spellings(field)}
+    found: dict[str, Any] = {}
+    following = iter(words)
+    for word in following:
+        if word not in by_flag:
+            continue
+        field, value = by_flag[word]
+        if value is not None:
+            found[field.name] = value
+        elif field.is_list and field.option.read is None:
+            found[field.name] = (*found.get(field.name, ()), next(following, ""))
+        else:
+            found[field.name] = field.parse(next(following, ""))
+    return record(**(found | values))
+
+
+def _spellings(field: ConfigField) -> Iterator[tuple[str, bool | None]]:
+    """Each spelling of an option, with the value that it stands for; None where a value follows."""
+    for flag in field.flags:
+        positive, _, negative = flag.partition("/")
+        yield positive, (not field.switches_off) if field.is_switch else None
+        if negative:
+            yield negative, False
 
 
 def accepts(*records: type, without: Collection[str] = ()) -> Callable[[Function], Function]:
@@ -236,11 +288,11 @@ def _with_options(text: str, known: Sequence[ConfigField]) -> str:
     lines = []
     for line in text.splitlines():
         indent = line.removesuffix("{options}")
-        lines += [line] if indent == line else [_explained(one, indent) for one in known]
+        lines += [line] if indent == line else [_explain_option(one, indent) for one in known]
     return "\n".join(lines)
 
 
-def _explained(field: ConfigField, indent: str) -> str:
+def _explain_option(field: ConfigField, indent: str) -> str:
     default = f" [default: {field.option.default}]" if field.option.default else ""
     text = f"{field.name} ({field.expected}): {field.option.help}{default}"
     return textwrap.fill(text, 120, initial_indent=indent, subsequent_indent=f"{indent}    ")
@@ -265,28 +317,28 @@ def _home(record: type, name: str) -> type:
     return next(one for one in record.__mro__ if name in vars(one).get("__annotations__", {}))
 
 
-def _fitted(kind: Any, value: Any) -> Any:
+def _fit(kind: Any, value: Any) -> Any:
     """The value as one of this type; _UNFIT where it is none."""
     if kind in (None, types.NoneType):
         return None if value is None else _UNFIT
     if _alternatives(kind):
-        found = (_fitted(one, value) for one in _alternatives(kind))
+        found = (_fit(one, value) for one in _alternatives(kind))
         return next((one for one in found if one is not _UNFIT), _UNFIT)
     if typing.get_origin(kind) is Literal:
         return next((one for one in typing.get_args(kind) if isinstance(value, str) and one == value), _UNFIT)
     if typing.get_origin(kind) is tuple:
-        return _fitted_items(typing.get_args(kind)[0], value)
+        return _fit_items(typing.get_args(kind)[0], value)
     if kind in _PLAIN:
         return _PLAIN[kind](value)
     return value if kind.__name__ in {one.__name__ for one in type(value).__mro__} else _UNFIT
 
 
-def _fitted_items(kind: Any, value: Any) -> Any:
+def _fit_items(kind: Any, value: Any) -> Any:
     if isinstance(value, str):
         value = (value,)
     if not isinstance(value, Sequence):
         return _UNFIT
-    items = tuple(_fitted(kind, one) for one in value)
+    items = tuple(_fit(kind, one) for one in value)
     return _UNFIT if any(one is _UNFIT for one in items) else items
 
 
@@ -313,7 +365,7 @@ _PLAIN: dict[Any, Callable[[Any], Any]] = {
 }
 _TRUTHS = {"true": True, "yes": True, "false": False, "no": False}
 _PLURAL = {int: "whole numbers", float: "numbers"}
-_NAMED = {bool: "True or False", int: "a whole number", float: "a number", str: "text", Path: "a path"}
+_NAMED = {bool: "True or False", int: "a whole number", float: "a number such as 1e-3", str: "text", Path: "a path"}
 
 
 def _alternatives(kind: Any) -> tuple[Any, ...]:
@@ -356,5 +408,5 @@ def _bounds_in_words(option: Option) -> str:
         ("of at most", option.greatest),
         ("below", option.below),
     )
-    told = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
-    return f" {told}" if told else ""
+    text = " and ".join(f"{words} {bound}" for words, bound in bounds if bound is not None)
+    return f" {text}" if text else ""

@@ -2,29 +2,30 @@
 
     FeatcacheError
     ├── UnknownName           a backbone, layer, data set, head, ... that does not exist; offers the nearest
+    │   └── UnknownKey        a split that a cache does not hold; a KeyError too
     ├── InvalidOption         a value that cannot be used, or two that contradict each other
-    │   └── RunnerUnsuitable  a runner cannot run this network, or computes other numbers
+    │   └── RunnerUnsuitable  a runner cannot run this network, or computes different numbers
     ├── MissingExtra          an optional package is not installed
-    ├── DownloadError         no network, or what came does not match its digest
+    ├── DownloadError         no network, or the downloaded file does not match its digest
     ├── SourceError           the images cannot be listed
     │   └── ImageError        one image cannot be read or decoded
     ├── WeightsError          weights are absent, incomplete or of the wrong shape
-    ├── CacheError            anything about a cache file
-    │   ├── CacheNotFound     there is none, or several and none was named
+    ├── CacheError            a problem with a cache file
+    │   ├── CacheNotFound     there is no such cache, or several fit
     │   ├── CacheIncomplete   its extraction has not been finished
     │   ├── CacheDamaged      its bytes are not those that were written
-    │   ├── CacheForeign      it is no featcache file, or one that must not be trusted
+    │   ├── CacheForeign      it is not a featcache file, or one that must not be trusted
     │   │   └── CacheOutdated it was made by an earlier featcache
     │   ├── CacheUnreadable   it cannot be opened or read now: permissions, too many open files, a failing disk
     │   ├── CacheBusy         another process is writing it
-    │   └── CacheUnwritable   the disk refused it: full, read-only, failing
+    │   └── CacheUnwritable   it cannot be written: the disk is full, read-only or failing
     ├── ExtractionError       features could not be computed or stored
-    ├── HeadError             a head cannot be trained on, or applied to, what was given
-    ├── ExportError           something cannot be exported, or what was exported says something else
-    └── ReportError           a report cannot be made of what was given, or cannot be written
+    ├── HeadError             a head cannot be trained on, or applied to, the given data
+    ├── ExportError           something cannot be exported, or the exported file gives other results
+    └── ReportError           a report cannot be made of the given data, or cannot be written
 
-A message says what was expected and what was got; the hint says what to do. The command line translates
-them once, into two lines on stderr and exit code 1.
+The message states what was expected and what was found; the hint what to do. The command line prints both, as two
+lines on stderr, and ends with exit code 1.
 """
 
 from __future__ import annotations
@@ -35,9 +36,11 @@ from collections.abc import Iterable, Sequence
 
 
 class FeatcacheError(Exception):
-    """Root of all errors a user can act on.
+    """The base class of all errors that a user can act on.
 
-    `message` says what, expected, got; `hint` says what to do about it (None where there is nothing to say).
+    Args:
+        message: What is wrong: what was expected, and what was found instead.
+        hint: What to do about it, if there is something; it is also a note of the exception, shown in tracebacks.
     """
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
@@ -45,9 +48,24 @@ class FeatcacheError(Exception):
         self.message = message
         self.hint = hint
 
+    @property
+    def hint(self) -> str | None:
+        """What to do about it; None if there is nothing to advise."""
+        return self._hint
+
+    @hint.setter
+    def hint(self, hint: str | None) -> None:
+        # A hint may be set later: its note replaces the earlier one.
+        earlier = f"hint: {getattr(self, '_hint', None)}"
+        self.__notes__ = [note for note in getattr(self, "__notes__", ()) if note != earlier]
+        self._hint = hint
+        if hint:
+            self.add_note(f"hint: {hint}")
+
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors cross process borders (decoding workers); keyword-only arguments do not pickle by themselves.
-        return (_rebuild, (type(self), self.message, self.hint))
+        # Errors cross process borders (decoding workers); keyword-only arguments do not pickle by themselves. The
+        # state carries the notes, and replaces the note that `_rebuild` adds.
+        return (_rebuild, (type(self), self.message, self.hint), dict(vars(self)))
 
 
 def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> FeatcacheError:
@@ -57,20 +75,20 @@ def _rebuild(kind: type[FeatcacheError], message: str, hint: str | None) -> Feat
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of a library's error, without terminal escape codes; its type where it has no text."""
+    """The first line of a library's error, without terminal escape codes; the name of its type where it has no text."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
     return text.splitlines()[0] if text else type(error).__name__
 
 
 class UnknownName(FeatcacheError):
-    """A name that is not among the known ones; the hint offers the nearest."""
+    """A name that does not exist; the hint offers the nearest names."""
 
     def __init__(self, kind: str, name: str, known: Iterable[str], *, listed_by: str | None = None) -> None:
         super().__init__(f"unknown {kind} {name!r}", hint=nearest(name, sorted(known), listed_by=listed_by))
 
 
 def nearest(name: str, known: Sequence[str], *, listed_by: str | None = None) -> str | None:
-    """A hint for a name that is not among the known ones: the nearest, or all where there are few."""
+    """A hint for an unknown name: the nearest known names, or all if there are few."""
     lowered = {candidate.lower(): candidate for candidate in reversed(known)}
     close = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=4, cutoff=0.5)]
     if close:
@@ -83,12 +101,19 @@ def nearest(name: str, known: Sequence[str], *, listed_by: str | None = None) ->
     return " ".join(part for part in (offer, listed) if part) or None
 
 
+class UnknownKey(UnknownName, KeyError):
+    """A name that a mapping does not have, such as a split that a cache does not hold."""
+
+    # KeyError would show the message in quotes.
+    __str__ = Exception.__str__
+
+
 class InvalidOption(FeatcacheError):
     """A value that cannot be used here, or two that contradict each other."""
 
 
 class RunnerUnsuitable(InvalidOption):
-    """A runner cannot convert, load or run a network, or computes other numbers than torch does."""
+    """A runner cannot convert, load or run a network, or its numbers differ from those of torch."""
 
     def __init__(self, runner: str, network: str, reason: str) -> None:
         super().__init__(
@@ -98,7 +123,7 @@ class RunnerUnsuitable(InvalidOption):
 
 
 class MissingExtra(FeatcacheError):
-    """An optional package is needed and not installed."""
+    """An optional package is needed, and not installed."""
 
     def __init__(self, what: str, *, package: str, extra: str) -> None:
         super().__init__(
@@ -108,7 +133,7 @@ class MissingExtra(FeatcacheError):
 
 
 class DownloadError(FeatcacheError):
-    """Nothing could be downloaded, or what came does not match its digest."""
+    """A download failed, or the downloaded file does not match its digest."""
 
 
 class SourceError(FeatcacheError):
@@ -124,11 +149,11 @@ class WeightsError(FeatcacheError):
 
 
 class CacheError(FeatcacheError):
-    """Anything about a cache file."""
+    """A problem with a cache file."""
 
 
 class CacheNotFound(CacheError):
-    """There is no such cache, or several fit and none was named."""
+    """There is no such cache, or several caches fit."""
 
 
 class CacheIncomplete(CacheError):
@@ -140,26 +165,30 @@ class CacheDamaged(CacheError):
 
 
 class CacheUnreadable(CacheError):
-    """The file cannot be opened or read now, whatever its bytes are."""
+    """The file cannot be opened or read now; its bytes may be correct."""
 
 
 class CacheForeign(CacheError):
-    """The file is no featcache file, or one that must not be trusted."""
+    """The file is not a featcache file, or one that must not be trusted."""
 
 
 class CacheOutdated(CacheForeign):
-    """The file was made by an earlier featcache, in a format that this one does not read. `what` names it."""
+    """The file was made by an earlier featcache, in a format that is no longer read.
+
+    Args:
+        what: The name of the file, for the message.
+    """
 
     def __init__(self, what: str) -> None:
         super().__init__(f"{what} was made by an earlier featcache; extract again")
 
 
 class CacheBusy(CacheError):
-    """Somebody else is writing this cache."""
+    """Another process is writing this cache."""
 
 
 class CacheUnwritable(CacheError):
-    """The disk refused to store it: full, read-only, failing. Nothing was published under a final name."""
+    """The file could not be written: the disk is full, read-only or failing. No file has its final name."""
 
 
 class ExtractionError(FeatcacheError):
@@ -167,12 +196,12 @@ class ExtractionError(FeatcacheError):
 
 
 class HeadError(FeatcacheError):
-    """A head cannot be trained on, or applied to, what was given."""
+    """A head cannot be trained on, or applied to, the given data."""
 
 
 class ExportError(FeatcacheError):
-    """Something cannot be exported, or the exported file says something else. Nothing was published."""
+    """Something cannot be exported, or the exported file gives other results. No file was written."""
 
 
 class ReportError(FeatcacheError):
-    """A report cannot be made of what was given, or cannot be written."""
+    """A report cannot be made of the given data, or cannot be written."""

@@ -1,9 +1,10 @@
-"""Atomic file writes and positional reads, on every operating system.
+"""Atomic file writes, and reads at a given offset without a file position, on every operating system.
 
-A file is written under `<name>.tmp-<unique>`, with its full size reserved first, fsynced and then renamed; so a
-final name only ever holds a whole file. Where the operating system lacks preadv, pwrite, posix_fallocate or the
-fsync of a directory, this module does the same by other means. Every call that can fail goes through `system`, where
-tests make it fail or hide it.
+A file is written under `<name>.tmp-<unique>`, with its full size reserved first, then fsynced and renamed. So a file
+with its final name is always complete. Where the operating system lacks preadv, pwrite, posix_fallocate or the fsync
+of a directory, this module does the same by other means. A draft (`begin_draft`) is a file that has only its temporary
+name yet; `is_abandoned` says whether the process that wrote a temporary file has ended. Every call that can fail goes
+through `system`, where tests replace it.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ _ABANDONED_AFTER_S = 24 * 3600.0
 # One system call takes at most this many buffers.
 _BUFFERS_PER_CALL = 1024
 _F_FULLFSYNC = 51
-# What a file system answers to a call that it does not know.
+# The error numbers of a file system for a call that it does not support.
 _CANNOT = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)
 
 
 @dataclass
 class System:
-    """The operating system's calls. None: this one has no such call."""
+    """The calls of the operating system. None: it has no such call."""
 
     pwrite: Callable[[int, Buffer, int], int] | None
     preadv: Callable[[int, Sequence[memoryview], int], int] | None
@@ -50,7 +51,7 @@ class System:
 
 
 def _full_fsync(fd: int) -> None:
-    # macOS' fsync leaves the bytes in the drive's own cache.
+    # On macOS fsync leaves the bytes in the cache of the drive.
     import fcntl
 
     fcntl.fcntl(fd, _F_FULLFSYNC)
@@ -71,7 +72,7 @@ system = System(
 
 
 class Draft:
-    """A file of known size that is being written beside its final name."""
+    """A file of known size that is being written under a temporary name in its final folder."""
 
     def __init__(self, path: Path, size: int) -> None:
         self.path = path
@@ -85,7 +86,7 @@ class Draft:
         view = memoryview(data).cast("B")
         if offset + len(view) > self.size:
             raise ValueError(f"{self.path.name}: {len(view)} bytes at {offset} do not fit into {self.size}")
-        with self._translated():
+        with self._translate_errors():
             self._write_all(view, offset)
 
     def _write_all(self, view: memoryview, offset: int) -> None:
@@ -106,13 +107,13 @@ class Draft:
         """Claim the full size now, so that a full disk is found before any work is done. Raises CacheUnwritable."""
         if not self.size:
             return
-        with self._translated():
-            if system.fallocate is None or not self._allocated(system.fallocate):
+        with self._translate_errors():
+            if system.fallocate is None or not self._try_fallocate(system.fallocate):
                 os.ftruncate(self._fd, self.size)
                 for offset in range(0, self.size, len(_ZEROS)):
                     self._write_all(memoryview(_ZEROS)[: self.size - offset], offset)
 
-    def _allocated(self, fallocate: Callable[[int, int, int], None]) -> bool:
+    def _try_fallocate(self, fallocate: Callable[[int, int, int], None]) -> bool:
         while True:
             try:
                 fallocate(self._fd, 0, self.size)
@@ -126,18 +127,18 @@ class Draft:
                 raise
 
     def publish(self) -> None:
-        """Make it durable and give it its final name. Raises CacheUnwritable."""
-        with self._translated():
-            # Never again after a failure: the kernel may have dropped the pages and would then report success.
+        """Sync the file to disk and give it its final name. Raises CacheUnwritable."""
+        with self._translate_errors():
+            # Not repeated after a failure: the kernel may have dropped the pages, and would then report success.
             system.fsync(self._fd)
-            # Whatever a signal does to the call, the descriptor is gone, and the bytes are on the disk.
+            # Even if a signal interrupts the call, the descriptor is closed and the bytes are on the disk.
             with contextlib.suppress(InterruptedError):
                 os.close(self._release())
             system.replace(self.tmp_path, self.path)
             fsync_folder(self.path.parent)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Close and remove the unfinished file."""
         if self._fd >= 0:
             with contextlib.suppress(OSError):
                 os.close(self._release())
@@ -145,7 +146,7 @@ class Draft:
             self.tmp_path.unlink()
 
     @contextlib.contextmanager
-    def _translated(self) -> Iterator[None]:
+    def _translate_errors(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -157,9 +158,9 @@ class Draft:
 
 
 def begin_draft(path: Path, size: int) -> Draft:
-    """Begin a file of `size` bytes beside `path`, with its room reserved; the caller publishes or discards it.
+    """Begin the file `path` of `size` bytes and reserve its disk space; the caller publishes or discards it.
 
-    Raises CacheUnwritable where the disk refuses.
+    Raises CacheUnwritable where the file cannot be created.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -176,9 +177,9 @@ def begin_draft(path: Path, size: int) -> Draft:
 
 @contextlib.contextmanager
 def publishing(path: Path, size: int) -> Iterator[Draft]:
-    """Write a file of `size` bytes that appears under `path` whole, when the block ends, or not at all.
+    """Write a file of `size` bytes, which gets the name `path` when the block ends. After an error it is removed.
 
-    Raises CacheUnwritable where the disk refuses; the unfinished file is removed then, as after any error.
+    Raises CacheUnwritable where it cannot be written.
     """
     draft = begin_draft(path, size)
     try:
@@ -190,16 +191,17 @@ def publishing(path: Path, size: int) -> Iterator[Draft]:
 
 
 def publish_bytes(path: Path, data: bytes) -> None:
-    """Write a small file, whole or not at all. Raises CacheUnwritable."""
+    """Write a small file atomically. Raises CacheUnwritable."""
     with publishing(path, len(data)) as draft:
         draft.write(data, 0)
 
 
 @contextlib.contextmanager
-def file_aside(path: Path) -> Iterator[Path]:
-    """Where a library may write what will be the file `path`: it takes that name when the block ends, or is removed.
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path at which a library writes the file; it is renamed to `path` when the block ends.
 
-    Where the size is known beforehand, `publishing` reserves it. Raises CacheUnwritable.
+    After an error the file is removed. If the size is known, use `publishing`, which reserves it. Raises
+    CacheUnwritable.
     """
     building = path.with_name(tmp_name(path.name))
     try:
@@ -217,10 +219,11 @@ def file_aside(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def folder_aside(folder: Path) -> Iterator[Path]:
-    """A new folder that will be called `folder` when the block ends, or is removed with all in it.
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Give a new temporary folder, which is renamed to `folder` when the block ends.
 
-    Its files must be durable by then. Raises OSError, also where `folder` is there already.
+    After an error it is removed with its files. The caller syncs the files to disk. Raises OSError, also where
+    `folder` exists already.
     """
     building = folder.with_name(tmp_name(folder.name))
     building.mkdir(parents=True)
@@ -235,13 +238,13 @@ def folder_aside(folder: Path) -> Iterator[Path]:
 
 
 def fsync_file(path: Path) -> None:
-    """Wait until the disk has a file that a library wrote. Raises OSError."""
+    """Sync a file that a library wrote to disk. Raises OSError."""
     with path.open("rb+") as file:
         system.fsync(file.fileno())
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the operating system can."""
+    """Sync the names in a folder to disk, where the operating system supports it."""
     if system.fsync_folder is None:
         return
     fd = os.open(folder, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
@@ -255,35 +258,38 @@ def fsync_folder(folder: Path) -> None:
 
 
 def unwritable(path: Path, error: OSError, *, needed: int | None = None) -> CacheUnwritable:
-    """The error that says why a file could not be written, and what to do."""
+    """The error for a file that could not be written, with a hint what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        room = "" if needed is None else f": it needs {needed:,} bytes, {free_bytes(path.parent):,} are free"
+        space = "" if needed is None else f": it needs {needed:,} bytes, {free_bytes(path.parent):,} are free"
         if error.errno == errno.EFBIG:
-            room = f": {needed or 0:,} bytes are more than this process or file system may write to one file"
+            space = f": {needed or 0:,} bytes are more than this process or file system may write to one file"
         return CacheUnwritable(
-            f"no room for {path}{room}", hint="free some space, or pass a --data-dir on another disk"
+            f"no space for {path}{space}", hint="free some space, or pass a --data-dir on another disk"
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return CacheUnwritable(
             f"{path} cannot be written: {error.strerror}",
-            hint="give yourself write permission there, or pass another --data-dir",
+            hint="allow writing to it, or pass another --data-dir",
         )
     if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENOENT):
         return CacheUnwritable(
-            f"{path} cannot be written: expected the folder {path.parent}, got something else there ({error.strerror})",
-            hint="move what stands in the way, or pass another --data-dir",
+            f"{path} cannot be written: expected the folder {path.parent}, found something else ({error.strerror})",
+            hint="move the file that is in the way, or pass another --data-dir",
         )
     return CacheUnwritable(
         f"{path} could not be written: {error.strerror or error}",
-        hint="what stood there before is untouched; if running it again fails again, check the disk",
+        hint="an earlier file there is unchanged; try again, and if it fails again, check the disk",
     )
 
 
 def unreadable(path: Path, error: OSError) -> CacheUnreadable:
-    """The error for a file that cannot be opened or read now. It says nothing about the file's bytes."""
+    """The error to raise after an OSError while a file was opened or read: CacheUnreadable, with a hint.
+
+    It says nothing about the file's content; wrong bytes are CacheDamaged.
+    """
     hints = {
-        errno.EACCES: "give yourself permission to read it",
-        errno.EPERM: "give yourself permission to read it",
+        errno.EACCES: "allow reading it",
+        errno.EPERM: "allow reading it",
         errno.EMFILE: "close other files, or raise the limit: ulimit -n",
         errno.ENFILE: "close other programs: the system has too many open files",
     }
@@ -295,9 +301,9 @@ def unreadable(path: Path, error: OSError) -> CacheUnreadable:
 
 @contextlib.contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Raises CacheUnreadable for an error of the disk that has not been translated where it came from.
+    """Convert an OSError of the disk to CacheUnreadable, where it has not been converted before.
 
-    `folder` is named where the error names no file. Errors of connections and pipes pass.
+    `folder` is named where the error names no file. Errors of connections and pipes are not converted.
     """
     try:
         yield
@@ -308,7 +314,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
 
 
 def free_bytes(folder: Path) -> int:
-    """Bytes that may still be written where `folder` is, or will be."""
+    """The free bytes of the disk of a folder, which need not exist yet; 0 where that is not known."""
     try:
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
@@ -321,7 +327,7 @@ def free_bytes(folder: Path) -> int:
 
 
 def tmp_name(name: str) -> str:
-    """A name beside `name` that no other process uses, and that names this one."""
+    """A temporary name for the file `name`, unique, with host and pid of this process."""
     return f"{name}.tmp-{_host_tag()}-{os.getpid()}-{secrets.token_hex(4)}"
 
 
@@ -331,10 +337,10 @@ def is_tmp(path: Path) -> bool:
 
 
 def is_abandoned(path: Path, *, now: float) -> bool:
-    """Whether an unfinished file has no living writer.
+    """Whether no process writes an unfinished file any more.
 
-    Its process is gone from this host; or, where that cannot be known, nothing was written to it for a day.
-    `now` is in seconds since the epoch.
+    Its process has ended on this host; or, where that cannot be known, nothing was written to it for a day. `now` is
+    in seconds since the epoch.
     """
     found = _TMP_NAME.search(path.name)
     if found is None:
@@ -348,7 +354,7 @@ def is_abandoned(path: Path, *, now: float) -> bool:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process of this host exists. Unknown counts as alive."""
+    """Whether a process of this host exists; True where that cannot be known."""
     if os.name != "posix":
         # Windows' os.kill would end it.
         return True
@@ -369,26 +375,26 @@ def _host_tag() -> str:
 
 
 class ReadableFile:
-    """A file read at offsets, by several threads at once, and by forked children too.
+    """A file that is read at offsets, by several threads at once and by forked children.
 
-    No position is shared, so there is nothing to lock. Raises FileNotFoundError and other OSErrors at opening.
+    There is no shared position, so no lock is needed. Opening raises FileNotFoundError and other OSErrors.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd = -1
         self._map: mmap.mmap | None = None
-        # Asked first, for opening a pipe would wait for its other end.
+        # Checked first, because opening a pipe would wait for its other end.
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
+            raise OSError(errno.EINVAL, "it is not a regular file")
         self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
         self.size = os.fstat(self._fd).st_size
 
     def read(self, offset: int, count: int) -> bytearray:
-        """`count` bytes from `offset`. Raises CacheDamaged where the file ends before, CacheUnreadable."""
+        """Read `count` bytes from `offset`. Raises CacheDamaged where the file ends too early, CacheUnreadable."""
         data = bytearray(count)
         self.read_into([memoryview(data)], offset)
         return data
@@ -396,7 +402,7 @@ class ReadableFile:
     def read_into(self, buffers: Sequence[memoryview], offset: int) -> None:
         """Fill the byte buffers, one after the other, from `offset` on.
 
-        Raises CacheDamaged where the file ends before, CacheUnreadable where it cannot be read now.
+        Raises CacheDamaged where the file ends too early, CacheUnreadable where it cannot be read now.
         """
         for first in range(0, len(buffers), _BUFFERS_PER_CALL):
             some = buffers[first : first + _BUFFERS_PER_CALL]
@@ -410,7 +416,7 @@ class ReadableFile:
         preadv, fd = system.preadv, self._fd
         for buffer, offset in zip(buffers, offsets, strict=True):
             try:
-                # Inlined, for a random gather is bound by what happens between two system calls.
+                # Inlined, because the time of a random read is spent between the system calls.
                 whole = preadv is not None and preadv(fd, (buffer,), offset) == len(buffer)
             except OSError:
                 whole = False
@@ -430,14 +436,14 @@ class ReadableFile:
             raise unreadable(self.path, error) from error
 
     def _read_slowly(self, buffers: Sequence[memoryview], offset: int) -> None:
-        # A call may return less than it was asked for, at a signal or above 2 GiB.
+        # A call may return less than requested, after a signal or above 2 GiB.
         for buffer in buffers:
             while len(buffer):
                 got = self._read_some([buffer], offset)
                 if got <= 0 and offset >= os.fstat(self._fd).st_size:
                     raise CacheDamaged(
                         f"{self.path} ends at byte {os.fstat(self._fd).st_size}, expected more",
-                        hint="it was cut short while in use; extract again",
+                        hint="it was truncated while in use; extract again",
                     )
                 buffer, offset = buffer[got:], offset + got
 
@@ -453,7 +459,7 @@ class ReadableFile:
         return copied
 
     def close(self) -> None:
-        """Give the descriptor back; twice is fine."""
+        """Close the file; it may be closed already."""
         if self._map is not None:
             self._map.close()
             self._map = None
@@ -473,5 +479,5 @@ class ReadableFile:
         try:
             self.close()
         except Exception:
-            # When the interpreter ends, the modules that close needs may be gone; the file is closed all the same.
+            # At the end of the interpreter the modules that `close` needs may be gone; the system closes the file.
             return

@@ -1,9 +1,9 @@
-"""featcache's heads for a Lightning Trainer of one's own.
+"""featcache's heads and cached features for your own Lightning Trainer.
 
 data = FeatureDataModule("digits-vgg16-....h5", "mlp:128,64", lr=1e-3)
 module = HeadModule.of(data)
 pl.Trainer(max_epochs=20, callbacks=[EarlyStopping("val_loss")]).fit(module, data)
-module.finished()    # a plain torch module on features as they are
+module.plain_head()    # a torch module on plain features
 """
 
 from __future__ import annotations

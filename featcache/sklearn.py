@@ -1,10 +1,10 @@
-"""featcache for scikit-learn: a frozen backbone as a transformer, heads as a classifier and a regressor.
+"""scikit-learn estimators: a frozen backbone as a transformer, heads as a classifier and a regressor.
 
     model = make_pipeline(FeatureExtractor("vgg16"), HeadClassifier("mlp:128,64", lr=1e-2))
     model.fit(paths, labels).predict(others)
 
-Heads are those of `train_head`, on features that lie in memory: val is cut from what `fit` is given, as featcache cuts
-it, and chooses the epoch. scikit-learn's own names for such things (`random_state`) are featcache's here (`seed`).
+Heads are trained as by `train_head`, but on features in memory: val is split off from the rows that `fit` gets, and
+chooses the epoch. Options have featcache's names (`seed`), not scikit-learn's (`random_state`).
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_dat
 
 from featcache.api import extract
 from featcache.cache.reader import FeatureCache
-from featcache.config import accepts, divided, options_of
+from featcache.config import accepts, divide_options, options_of
 from featcache.errors import InvalidOption
 from featcache.extraction.execution import Execution
 from featcache.extraction.request import Request
 from featcache.heads.config import HeadConfig
-from featcache.heads.metrics import readable
+from featcache.heads.metrics import to_predictions
 from featcache.heads.solved import SolvedHead
 from featcache.rows.cuts import Cut, SplitRows, cut_rows
-from featcache.rows.devices import place_of
+from featcache.rows.devices import resolve_device_name
 from featcache.rows.features import FeatureRows
 from featcache.rows.memory import memory_rows
 from featcache.rows.target import HeadTarget
@@ -40,43 +40,55 @@ from featcache.training.preparation import Prepared
 
 __all__ = ["FeatureExtractor", "HeadClassifier", "HeadRegressor"]
 
-# A transformer is given the images, and gives a row for each of them.
+# Options of extraction that do not apply: a transformer gets the images as an argument, and returns one row for each.
 _NOT_OF_IMAGES = (
     *("dataset", "columns", "kinds", "split_by_folder", "splits", "limit", "select_seed", "backbone"),
     *("views", "view_seed", "view_flip", "on_error", "shard", "wait"),
 )
-# An estimator is given the rows and what they teach.
+# Options of heads that do not apply: an estimator gets rows and targets as arguments.
 _NOT_OF_ROWS = ("head", "layers", "target", "group", "train_views")
 _PREDICTED_ROWS = 4096
 
 
 class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """Images -> features of a frozen backbone, float32 (N, D); layers stand side by side.
+    """Transformer from images to features of a frozen backbone, float32 (N, D); several layers are concatenated.
 
-    What was computed is kept in `data_dir`: the same images are not computed twice, by this or any other extraction.
-    It learns nothing, so `fit` only looks at what it is given.
+    Features are cached in `data_dir`: no extraction computes the same images twice. The transformer learns nothing;
+    `fit` only checks its argument.
     """
 
     @accepts(Request, Execution, without=_NOT_OF_IMAGES)
     def __init__(self, backbone: Any = "vgg16", *, data_dir: str | Path = "data", **options: Any) -> None:
-        """
+        """Set the options.
+
         Args:
             backbone: The name of a network, "pixels", or a Network (`load_backbone`, `from_module`).
             data_dir: The folder of weights and caches.
             {options}
         """
         own = ("backbone", "data_dir")
-        divided(options, "FeatureExtractor", Request, Execution, without=_NOT_OF_IMAGES, also=own)
+        divide_options(options, "FeatureExtractor", Request, Execution, without=_NOT_OF_IMAGES, also=own)
         self.backbone, self.data_dir = backbone, data_dir
         _keep(self, options, Request, Execution, without=_NOT_OF_IMAGES)
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Look at the images. Raises InvalidOption for what is neither an array of images nor a list of paths."""
+        """Check the images; nothing is learned.
+
+        Args:
+            X: An array uint8 (N, H, W) or (N, H, W, C), or N paths.
+            y: Ignored.
+
+        Returns:
+            The transformer itself.
+
+        Raises:
+            InvalidOption: `X` is neither an array of images nor a list of paths.
+        """
         _images(X)
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
-        """The features of images.
+        """Compute the features of images, or read them from the cache.
 
         Args:
             X: An array uint8 (N, H, W) or (N, H, W, C), or N paths.
@@ -85,21 +97,31 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             float32 (N, D).
 
         Raises:
-            InvalidOption: `X` is neither.
-            SourceError, WeightsError, ExtractionError, CacheError: As `featcache.extract` does.
+            InvalidOption: `X` is neither an array of images nor a list of paths.
+            SourceError, WeightsError, ExtractionError, CacheError: As in `featcache.extract`.
         """
         images, order = _images(X)
-        given = _changed(self, Request, Execution, without=_NOT_OF_IMAGES)
-        with extract(images, self.backbone, data_dir=self.data_dir, **given) as cache:
+        given = _non_defaults(self, Request, Execution, without=_NOT_OF_IMAGES)
+        with extract(images, self.backbone, data_dir=self.data_dir, progress=False, **given) as cache:
             if order is not None:
                 _require_order(cache, images)
             features = self._features(cache, len(images))
         return features if order is None else features[order]
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
-        """`<layer><number>` for each column. Raises NotFittedError before anything was transformed."""
+        """The name of each column, `<layer><number>`.
+
+        Args:
+            input_features: Ignored.
+
+        Returns:
+            An array of strings (D,).
+
+        Raises:
+            NotFittedError: `transform` was not called before.
+        """
         if not hasattr(self, "layer_widths_"):
-            raise NotFittedError("how wide features are is known after `transform`")
+            raise NotFittedError("the number of features is known after `transform` only")
         names = [f"{name}{number}" for name, width in self.layer_widths_.items() for number in range(width)]
         return np.array(names, dtype=object)
 
@@ -118,7 +140,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 class _HeadEstimator(BaseEstimator):  # type: ignore[misc]
-    """What both have in common: a head trained on rows in memory."""
+    """Base of the estimators: a head that is trained on rows in memory."""
 
     @accepts(HeadConfig, without=_NOT_OF_ROWS)
     def __init__(
@@ -130,22 +152,24 @@ class _HeadEstimator(BaseEstimator):  # type: ignore[misc]
         threads: int | None = None,
         **options: Any,
     ) -> None:
-        """
+        """Set the options.
+
         Args:
             head: As in `featcache.train_head`.
-            head_arguments: Those of a head of one's own.
+            head_arguments: Arguments of a custom head.
             device: auto, cpu, mps, cuda or cuda:N.
-            threads: Torch's, for a head that is trained by steps on the CPU; None for what is measured to be fastest.
+            threads: Torch's threads for a head that is trained by steps on the CPU; None for the fastest number by
+                measurement.
             {options}
         """
         own = ("head", "head_arguments", "device", "threads")
-        divided(options, type(self).__name__, HeadConfig, without=_NOT_OF_ROWS, also=own)
+        divide_options(options, type(self).__name__, HeadConfig, without=_NOT_OF_ROWS, also=own)
         self.head, self.head_arguments = head, head_arguments
         self.device, self.threads = device, threads
         _keep(self, options, HeadConfig, without=_NOT_OF_ROWS)
 
     def _config(self) -> HeadConfig:
-        given = _changed(self, HeadConfig, without=_NOT_OF_ROWS)
+        given = _non_defaults(self, HeadConfig, without=_NOT_OF_ROWS)
         return HeadConfig.of({"head": self.head, "head_arguments": self.head_arguments or {}, **given})
 
     def _fit(self, features: NDArray[np.float32], targets: NDArray[Any], target: HeadTarget) -> None:
@@ -161,11 +185,11 @@ class _HeadEstimator(BaseEstimator):  # type: ignore[misc]
             columns=(),
             cut=Cut(train=parts["train"], val=parts["val"], test=None, target=target),
             rows={name: memory_rows(features, chosen) for name, chosen in parts.items()},
-            place=place_of(self.device, solved=config.architecture.solved),
+            device_name=resolve_device_name(self.device, solved=config.architecture.solved),
         )
         fitted = fit(prepared, config, threads=self.threads)
         if fitted.interrupted:
-            # A search over estimators has to stop too.
+            # A search over estimators must stop too.
             raise KeyboardInterrupt
         self.head_ = fitted.head if isinstance(fitted.head, SolvedHead) else fitted.head.cpu()
         self.target_, self.history_, self.n_iter_ = target, fitted.history, len(fitted.history)
@@ -174,9 +198,9 @@ class _HeadEstimator(BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self)
         features = validate_data(self, X, dtype=np.float32, reset=False)
         parts = range(0, len(features), _PREDICTED_ROWS)
-        return np.concatenate([self._asked(features[start : start + _PREDICTED_ROWS]) for start in parts])
+        return np.concatenate([self._run_head(features[start : start + _PREDICTED_ROWS]) for start in parts])
 
-    def _asked(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run_head(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
         if isinstance(self.head_, SolvedHead):
             return self.head_.outputs(features)
         import torch
@@ -187,18 +211,21 @@ class _HeadEstimator(BaseEstimator):  # type: ignore[misc]
 
 
 class HeadClassifier(ClassifierMixin, _HeadEstimator):  # type: ignore[misc]
-    """A head that says classes: of each row one, or, for `y` of 0 and 1 in several columns, any number of them."""
+    """A head as a classifier: one class per row, or several if `y` has several columns of 0 and 1."""
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train.
+        """Train the head on rows, some of which become val.
 
         Args:
             X: Features (N, D).
-            y: Labels (N,) of any kind, or 0 and 1 (N, C).
+            y: Labels (N,) of any type, or 0 and 1 (N, C).
+
+        Returns:
+            The estimator itself.
 
         Raises:
-            ValueError: Rows that cannot be learned from.
-            InvalidOption, UnknownName: Options that cannot be used.
+            ValueError: `X` or `y` is not valid.
+            InvalidOption, UnknownName: An option cannot be used.
             HeadError: No head can be trained.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, multi_output=True, ensure_min_samples=2)
@@ -214,11 +241,33 @@ class HeadClassifier(ClassifierMixin, _HeadEstimator):  # type: ignore[misc]
         return self
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
-        """Probabilities float32 (N, C), in the order of `classes_`; of several classes each by itself."""
-        return readable(self._outputs(X), self.target_)
+        """Predict probabilities.
+
+        Args:
+            X: Features (N, D).
+
+        Returns:
+            float32 (N, C), in the order of `classes_`. They sum to 1 for one class per row; for several, each
+            probability is independent.
+
+        Raises:
+            NotFittedError: `fit` was not called before.
+        """
+        return to_predictions(self._outputs(X), self.target_)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """The most probable class (N,); of several classes those that are more probable than not, (N, C)."""
+        """Predict classes.
+
+        Args:
+            X: Features (N, D).
+
+        Returns:
+            The most probable class of each row (N,); for several classes per row, int64 (N, C) with 1 where the
+            probability is above 0.5.
+
+        Raises:
+            NotFittedError: `fit` was not called before.
+        """
         outputs = self._outputs(X)
         if self.target_.kind == "lists":
             return (outputs > 0).astype(np.int64)
@@ -232,18 +281,21 @@ class HeadClassifier(ClassifierMixin, _HeadEstimator):  # type: ignore[misc]
 
 
 class HeadRegressor(RegressorMixin, _HeadEstimator):  # type: ignore[misc]
-    """A head that says numbers."""
+    """A head as a regressor, for one or several numbers per row."""
 
     def fit(self, X: Any, y: Any) -> Self:
-        """Train.
+        """Train the head on rows, some of which become val.
 
         Args:
             X: Features (N, D).
             y: Numbers (N,) or (N, C).
 
+        Returns:
+            The estimator itself.
+
         Raises:
-            ValueError: Rows that cannot be learned from.
-            InvalidOption, UnknownName: Options that cannot be used.
+            ValueError: `X` or `y` is not valid.
+            InvalidOption, UnknownName: An option cannot be used.
             HeadError: No head can be trained.
         """
         X, y = validate_data(self, X, y, dtype=np.float32, multi_output=True, y_numeric=True, ensure_min_samples=2)
@@ -253,7 +305,17 @@ class HeadRegressor(RegressorMixin, _HeadEstimator):  # type: ignore[misc]
         return self
 
     def predict(self, X: Any) -> NDArray[np.float64]:
-        """Numbers (N,), or (N, C) where it was fitted to several."""
+        """Predict numbers.
+
+        Args:
+            X: Features (N, D).
+
+        Returns:
+            float64 (N,), or (N, C) if `fit` got several columns.
+
+        Raises:
+            NotFittedError: `fit` was not called before.
+        """
         outputs = self._outputs(X).astype(np.float64)
         return outputs[:, 0] if self._single else outputs
 
@@ -267,15 +329,15 @@ class HeadRegressor(RegressorMixin, _HeadEstimator):  # type: ignore[misc]
 
 
 def _keep(estimator: Any, given: Mapping[str, Any], *records: Any, without: Sequence[str]) -> None:
-    """Every option as an attribute, as scikit-learn wants it: what was given, else its default."""
+    """Set every option as an attribute, as scikit-learn requires: the given value, else its default."""
     for record in records:
         for field in options_of(record):
             if field.name not in without:
                 setattr(estimator, field.name, given.get(field.name, field.default))
 
 
-def _changed(estimator: Any, *records: Any, without: Sequence[str]) -> dict[str, Any]:
-    """The options that are not their defaults."""
+def _non_defaults(estimator: Any, *records: Any, without: Sequence[str]) -> dict[str, Any]:
+    """The options that differ from their defaults."""
     known = [field for record in records for field in options_of(record) if field.name not in without]
     values = {field.name: getattr(estimator, field.name) for field in known}
     defaults = {field.name: field.default for field in known}
@@ -287,22 +349,22 @@ def _target(kind: Any, names: Any) -> HeadTarget:
 
 
 def _require_order(cache: FeatureCache, paths: Sequence[str]) -> None:
-    """Raises InvalidOption unless the cache has one row for each path, in their order."""
+    """Raise InvalidOption unless the cache has one row for each path, in the same order."""
     ids = [name for split in cache.splits for name in cache[split].ids_at(np.arange(len(paths)))]
     if len(cache.splits) != 1 or not all(path.endswith(name) for path, name in zip(paths, ids, strict=True)):
         raise InvalidOption(
-            f"the images of {cache.name} do not stand in the order of their paths", hint="give arrays, or train_head"
+            f"the images of {cache.name} are not in the order of their paths", hint="pass arrays, or use train_head"
         )
 
 
 def _images(given: Any) -> tuple[Any, NDArray[np.int64] | None]:
-    """Images as `extract` takes them, and which row of theirs each of those given has; None for the same order."""
+    """The images as `extract` takes them, and the row of each given image among them; None if the order is the same."""
     if isinstance(given, np.ndarray) and given.dtype == np.uint8 and given.ndim in (3, 4):
         return given, None
     paths = np.asarray(given).ravel().tolist() if isinstance(given, np.ndarray) else given
     several = isinstance(paths, Sequence) and not isinstance(paths, str) and len(paths) > 0
     if several and all(isinstance(path, str | os.PathLike) for path in paths):
-        # A cache has images once, in the order of their names.
+        # A cache has each image once, in the order of their names.
         unique, order = np.unique([str(Path(path).absolute()) for path in paths], return_inverse=True)
         return unique.tolist(), order.astype(np.int64)
     got = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else f"a {type(given).__name__}"

@@ -1,4 +1,4 @@
-"""Files of `benchmarks/`, which is no package, as modules: what tests of the house and of the benchmark share."""
+"""Loads scripts of `benchmarks/`, which is not a package, as modules, for tests."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 def benchmark_module(name: str) -> ModuleType:
-    """`benchmarks/NAME.py` as a module."""
+    """Import `benchmarks/NAME.py` as a module."""
     spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # They import each other as scripts do, from the folder in which they lie.
+    # The scripts import each other from their own folder.
     if str(BENCHMARKS) not in sys.path:
         sys.path.append(str(BENCHMARKS))
-    # A dataclass looks itself up there.
+    # Dataclasses look up their module there.
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests share: where the real images and weights lie."""
+"""Fixtures that every package's tests share: where the real images and weights lie."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small cache files for the tests of heads: clouds of points, written and read through featcache.cache."""
+"""Small caches for the tests of heads: clouds of points, written and read with featcache.cache."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ LAYER = "avgpool"
 class Blobs:
     """The features and labels of one split; `more` holds further layers by name.
 
-    `augmented`: the features of each further view, of the first layer alone. `ids`: the rows' names, if not their
-    numbers; `edited`: rows whose image has other bytes than its name says. `targets`: the values of further targets.
+    `augmented`: the features of each further view, of the first layer only. `ids`: the sample ids of the rows; None for
+    their numbers. `edited`: rows whose image bytes do not belong to their ids. `targets`: values of further targets.
     """
 
     features: NDArray[Any]
@@ -50,7 +50,7 @@ class Blobs:
 def blobs(
     images: int, *, dim: int = 16, classes: int = 3, seed: int = 0, distance: float = 2.0, views: int = 1
 ) -> Blobs:
-    """A cloud a class, float16, sorted by class as a set of folders is. All seeds share the clouds' centres."""
+    """One cloud of points per class, float16, sorted by class. The centres are the same for all seeds."""
     centres = np.random.default_rng(1234).standard_normal((classes, dim)) * distance
     labels, random = np.sort(np.arange(images) % classes), np.random.default_rng(seed)
     plain, *augmented = (
@@ -69,9 +69,9 @@ def write_cache(
     backbone: str = "toy",
     columns: tuple[Column, ...] = (),
 ) -> FeatureCache:
-    """Write a cache file into `folder` and open it; train says how many views there are.
+    """Write a cache file into `folder` and open it, with as many views as train has.
 
-    `columns`: what further targets are, beside the label.
+    `columns`: further targets besides the label.
     """
     views = splits["train"].views if "train" in splits else 1
     layers = next(iter(splits.values())).layers

@@ -1,11 +1,11 @@
-"""Findings: what stands in a cache that should not, and what its features look like on a plane.
+"""Audits of a cache (leaks, duplicates, label errors, outliers) and 2-D maps of its features.
 
     audit = audit_cache(cache)                      # leaks, label errors, duplicates, outliers, splits
     points = project(cache["test"].features, labels=cache["test"].labels)
 
-`records` says what an audit finds, `audit` joins what finds it: `directions`, `pairs`, `pictures` and `duplicates` the
-same picture twice, `folds` and `label_errors` wrong labels, `outliers` and `makeup` the rest. `projection`
-draws the map. Names are imported when they are first used.
+`records` defines the results, and `audit` runs all checks: `directions`, `pairs`, `pictures` and `duplicates` find
+pictures that occur twice, `folds` and `label_errors` find wrong labels, `outliers` and `split_checks` do the rest.
+`projection` computes the map. Names are imported when they are first used.
 """
 
 from __future__ import annotations

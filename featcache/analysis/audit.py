@@ -1,10 +1,10 @@
-"""`audit_cache`: everything that is looked for, in one walk over a cache.
+"""`audit_cache`: runs all checks on one cache and collects their findings.
 
     features -> directions -> pairs -> pictures -> leaks and duplicates;  -> folds -> label errors
-             -> compositions -> class distances -> outliers;  labels and ids -> splits, balance
+             -> root_directions -> class distances -> outliers;  labels and ids -> splits, balance
 
-Memory stays at directions and compositions (512 values an image each; beyond 1 GiB in a temporary file) and a block of
-each step.
+Memory is bounded by `directions` and `root_directions` (at most 512 values per image each; beyond 1 GiB in a temporary
+file) and one block per step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from featcache.analysis.directions import WIDEST, compositions, directions
+from featcache.analysis.directions import WIDEST, directions, root_directions
 from featcache.analysis.duplicates import (
     FEATURES_ALONE,
     LEAST_OUTLINES,
@@ -23,16 +23,16 @@ from featcache.analysis.duplicates import (
     Group,
     duplicate_findings,
     first_of_bytes,
-    grouped,
+    group_matches,
     same_bytes,
     same_pictures,
 )
 from featcache.analysis.label_errors import label_errors
-from featcache.analysis.makeup import balance_section, counts, split_section, unlabelled_section
 from featcache.analysis.outliers import outliers
 from featcache.analysis.pairs import Pairs, near_pairs
 from featcache.analysis.pictures import Pictures
 from featcache.analysis.records import KINDS, Audit, Section
+from featcache.analysis.split_checks import balance_section, counts, missing_labels_section, split_section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.cache.reader import FeatureCache
@@ -51,14 +51,27 @@ def audit_cache(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Audit:
-    """What stands in a cache that should not.
+    """Find leaks, duplicates, label errors, outliers and problems of the splits in a cache.
 
-    `layer`: whose features are used (None: the first). `source`: the images the cache was made from; without it, near
-    duplicates are found by their features alone, which finds fewer. `device`: where torch multiplies. `workers`:
-    threads that decode images. `progress` is called with (stage, images done, images in all).
+    The cache is only read.
 
-    Raises UnknownName for another layer, HeadError for features that are not finite, CacheDamaged for rows that are not
-    those that were written.
+    Args:
+        cache: An open cache.
+        layer: The layer whose features are used; None: the first.
+        source: The images from which the cache was made. Without them, near duplicates are found by their features
+            alone, which finds fewer.
+        device: The torch device that computes the cosines, such as "cpu" or "cuda".
+        workers: Threads that decode images.
+        seed: Seed of the folds, samples and random projections.
+        progress: Called with (stage, steps done, steps in all).
+
+    Returns:
+        The findings, one section per kind, the most serious kind first.
+
+    Raises:
+        UnknownName: The cache has no such layer.
+        HeadError: A feature is NaN or infinite.
+        CacheDamaged: Rows are not those that were written.
     """
     began = time.perf_counter()
     table = ImageTable.of(cache, layer)
@@ -66,46 +79,46 @@ def audit_cache(
     first = first_of_bytes(table.digests)
     pairs = near_pairs(rows, device=device, progress=progress)
     pairs = pairs.where(first[pairs.first] != first[pairs.second])
-    pictures = None if source is None else _pictures(source, table, pairs, workers, progress)
-    groups = grouped(len(table), [*same_bytes(first), *same_pictures(pairs, pictures)])
-    found = counts(table)
+    pictures = None if source is None else _read_pictures(source, table, pairs, workers, progress)
+    groups = group_matches(len(table), [*same_bytes(first), *same_pictures(pairs, pictures)])
+    images = counts(table)
     sections = [
-        *_twice(table, groups, pairs, pictures),
+        *_duplicate_sections(table, groups, pairs, pictures),
         label_errors(table, rows, groups=_group_numbers(len(table), groups), seed=seed, progress=progress),
-        outliers(table, compositions(table, seed=seed, progress=progress)),
+        outliers(table, root_directions(table, seed=seed, progress=progress)),
         split_section(table, rows, seed=seed),
-        unlabelled_section(table),
-        balance_section(found),
+        missing_labels_section(table),
+        balance_section(images),
     ]
     order = list(KINDS)
     return Audit(
         cache=cache.name,
         layer=table.layer,
         classes=table.classes,
-        counts=found,
+        counts=images,
         sections=tuple(sorted(sections, key=lambda section: order.index(section.kind))),
         seconds=time.perf_counter() - began,
     )
 
 
-def _pictures(
+def _read_pictures(
     source: ImageSource, table: ImageTable, pairs: Pairs, workers: int, progress: Progress | None
 ) -> Pictures:
     wanted = np.unique(np.concatenate([pairs.first, pairs.second]))
     return Pictures.read(source, table, wanted, workers=workers, progress=progress)
 
 
-def _twice(
+def _duplicate_sections(
     table: ImageTable, groups: Sequence[Group], pairs: Pairs, pictures: Pictures | None
 ) -> tuple[Section, Section]:
     leaks, within = duplicate_findings(table, groups)
     return (
-        Section(kind="leak", findings=tuple(leaks), note=_how(table, pairs, pictures)),
-        Section(kind="duplicate", findings=tuple(within), note="found as leaks are"),
+        Section(kind="leak", findings=tuple(leaks), note=_method_note(table, pairs, pictures)),
+        Section(kind="duplicate", findings=tuple(within), note="found in the same way as leaks"),
     )
 
 
-def _how(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> str:
+def _method_note(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> str:
     reduced = f", of {table.feature_dim:,} features projected to {WIDEST}" if table.feature_dim > WIDEST else ""
     compared = f"same bytes; of {len(pairs):,} pairs with a cosine of at least {pairs.floor:.2f}{reduced}, those "
     if pictures is None or not len(pictures):
@@ -117,7 +130,7 @@ def _how(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> str:
 
 
 def _group_numbers(count: int, groups: Sequence[Group]) -> Rows:
-    """The lowest number of each image's group, its own where it stands alone: int64 (count,)."""
+    """The lowest image number in each image's group, its own number without a group: int64 (count,)."""
     numbers = np.arange(count)
     for group in groups:
         numbers[group.numbers] = group.numbers[0]

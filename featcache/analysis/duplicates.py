@@ -1,11 +1,11 @@
-"""The same picture twice: in train and test, where it makes a head look better than it is, or within a split.
+"""Finds pictures that occur twice: in several splits (a leak, which inflates test accuracy) or within one split.
 
-Three kinds of evidence, each enough by itself:
+Three kinds of evidence, each sufficient by itself:
     exact       the images' bytes have the same digest
-    pixels      where the images can be read: outlines that agree, the more the less their features do
-    features    where they cannot: a cosine that different pictures hardly reach
-Images that are linked stand in one finding; its links are the strongest that join them. docs/audit.md shows how the
-thresholds were found on CIFAR-10.
+    pixels      if the images can be read: their outlines agree; the lower the cosine, the more they must agree
+    features    if they cannot be read: a cosine that different pictures rarely reach
+Linked images form one finding, with the strongest links that connect them. docs/audit.md shows how the thresholds were
+found on CIFAR-10.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from featcache.analysis.thinning import Rows
 from featcache.images.options import SPLITS
 from featcache.images.samples import Sample
 
-Chosen = npt.NDArray[np.bool_]
+Mask = npt.NDArray[np.bool_]
 
-# Outlines and features together: correlation + cosine, and a correlation below which nothing counts.
+# With support from features: the least correlation + cosine, and the least correlation.
 LEAST_SUM: Final = 1.5
 LEAST_OUTLINES: Final = 0.6
-# Outlines that need no support from features, which a change of colour moves far.
+# Outlines alone: a change of colour can change features a lot.
 OUTLINES_ALONE: Final = 0.88
 # Features alone.
 FEATURES_ALONE: Final = 0.9
@@ -45,7 +45,10 @@ _PHRASES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Match:
-    """Images `first` < `second` of a table show the same picture; `strength` orders matches, the rest as in Link."""
+    """Images number `first` < `second` of a table show the same picture.
+
+    `strength` is the sort key of matches, the strongest first; the other fields are those of `Link`.
+    """
 
     first: int
     second: int
@@ -56,13 +59,13 @@ class Match:
 
 
 def first_of_bytes(digests: npt.NDArray[np.uint8]) -> Rows:
-    """For each of (N, 32) digests the number of the first that is the same: int64 (N,)."""
+    """For each of (N, 32) digests the index of its first occurrence: int64 (N,)."""
     _, first, group = np.unique(digests, axis=0, return_index=True, return_inverse=True)
     return first.astype(np.int64)[group.reshape(-1)]
 
 
 def same_bytes(first: Rows) -> list[Match]:
-    """Images with the same digest, each with the first of them: `first` as `first_of_bytes` gives it."""
+    """One match for each image with the digest of an earlier image; `first` is the result of `first_of_bytes`."""
     return [
         Match(first=int(first[n]), second=int(n), how="exact", cosine=1.0, pixels=None, strength=1.0)
         for n in np.flatnonzero(first != np.arange(len(first)))
@@ -70,11 +73,11 @@ def same_bytes(first: Rows) -> list[Match]:
 
 
 def same_pictures(pairs: Pairs, pictures: Pictures | None) -> list[Match]:
-    """Which pairs of different bytes show the same picture."""
+    """Matches for the pairs (of images with different bytes) that show the same picture."""
     outlines = np.full((2, len(pairs)), np.nan, np.float32)
     if pictures is not None:
         outlines = np.stack(pictures.correlate(pairs.first, pairs.second))
-    seen: Chosen = ~np.isnan(outlines[0] + outlines[1])
+    seen: Mask = ~np.isnan(outlines[0] + outlines[1])
     plain, mirrored = np.nan_to_num(outlines, nan=-1)
     best = np.maximum(plain, mirrored)
     how = np.where(~seen, "features", np.where(mirrored > plain, "mirrored", "copy"))
@@ -93,21 +96,21 @@ def same_pictures(pairs: Pairs, pictures: Pictures | None) -> list[Match]:
     ]
 
 
-def _agree(outlines: npt.NDArray[np.float32], cosine: npt.NDArray[np.float32]) -> Chosen:
+def _agree(outlines: npt.NDArray[np.float32], cosine: npt.NDArray[np.float32]) -> Mask:
     supported = (outlines >= LEAST_OUTLINES) & (outlines + cosine >= LEAST_SUM)
     return supported | (outlines >= OUTLINES_ALONE)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Group:
-    """Images that show one picture: `numbers` ascending, and the matches that join them, the strongest first."""
+    """Images that show one picture: `numbers` ascending, and the matches that connect them, the strongest first."""
 
     numbers: Rows
     matches: tuple[Match, ...]
 
 
-def grouped(count: int, matches: Sequence[Match]) -> list[Group]:
-    """The matches of `count` images as groups, joined by the strongest (Kruskal's spanning trees)."""
+def group_matches(count: int, matches: Sequence[Match]) -> list[Group]:
+    """Groups of connected images among `count` images; each keeps its strongest matches (Kruskal's algorithm)."""
     parent = list(range(count))
 
     def root(number: int) -> int:
@@ -137,13 +140,13 @@ def duplicate_findings(table: ImageTable, groups: Sequence[Group]) -> tuple[list
     Leaks between train and test come before others; then those whose images have different labels; then the
     strongest.
     """
-    found = [_finding(table, group) for group in groups]
-    leaks = [finding for finding in found if finding.kind == "leak"]
-    within = [finding for finding in found if finding.kind == "duplicate"]
-    return sorted(leaks, key=_gravity), sorted(within, key=_gravity)
+    findings = [_finding(table, group) for group in groups]
+    leaks = [finding for finding in findings if finding.kind == "leak"]
+    within = [finding for finding in findings if finding.kind == "duplicate"]
+    return sorted(leaks, key=_severity), sorted(within, key=_severity)
 
 
-def _gravity(finding: Finding) -> tuple[bool, bool, float, str]:
+def _severity(finding: Finding) -> tuple[bool, bool, float, str]:
     splits = {sample.split for sample in finding.samples}
     return (
         not {"train", "test"} <= splits,

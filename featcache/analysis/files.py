@@ -1,4 +1,4 @@
-"""An audit as a file: JSON with everything, or CSV with a line for each image of each finding."""
+"""Writes an audit to a JSON file (everything) or a CSV file (one line per image of each finding)."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ HEADER: Final = ("kind", "finding", "score", "id", "split", "label", "suggested"
 
 
 def check_name(path: Path) -> None:
-    """InvalidOption for a file that is neither JSON nor CSV."""
+    """Raises InvalidOption unless the name ends in .json or .csv."""
     if path.suffix.lower() not in SUFFIXES:
         raise InvalidOption(f"expected a .json or .csv file, got {path.name!r}")
 
 
 def write_audit(path: Path, audit: Audit) -> None:
-    """Write all findings: under the final name only when all is written. Raises InvalidOption, CacheUnwritable."""
+    """Write all findings atomically. Raises InvalidOption, CacheUnwritable."""
     check_name(path)
     text = as_csv(audit) if path.suffix.lower() == ".csv" else json.dumps(audit.to_json(), indent=1, allow_nan=False)
     publish_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def as_csv(audit: Audit) -> str:
-    """HEADER and a line for each image of each finding; one without an image for findings that name none."""
+    """CSV text: HEADER, then one line per image of each finding; a finding without images has one line."""
     lines = io.StringIO()
     writer = csv.writer(lines, lineterminator="\n")
     writer.writerow(HEADER)

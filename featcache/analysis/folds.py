@@ -1,4 +1,4 @@
-"""Out-of-fold probabilities: what a linear head says of each image after it was fitted on others."""
+"""Out-of-fold probabilities: a linear head's prediction for each image, fitted without that image."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Probabilities = npt.NDArray[np.float32]
 Progress = Callable[[str, int, int], None]
 
 FOLDS: Final = 5
-# Rows a fold is fitted on: more make little difference to a linear head, and cost memory and time.
+# Rows on which a fold is fitted: more change a linear head little, and cost memory and time.
 MOST_FITTED: Final = 20_000
-# scikit-learn's C, on values of variance 1: what was best calibrated on CIFAR-10 of 0.0001 to 0.1 (docs/audit.md).
+# scikit-learn's C, for values of variance 1: the best calibrated on CIFAR-10, of 0.0001 to 0.1 (docs/audit.md).
 PENALTY: Final = 0.01
 _STEPS: Final = 200
 _BLOCK: Final = 8192
@@ -33,12 +33,19 @@ def out_of_fold(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Probabilities:
-    """Float32 (n, C): the probability of each class for `numbers` of `directions` (N, d), whose labels are `labels`.
+    """Out-of-fold class probabilities: float32 (n, C), where C is the greatest label + 1.
 
-    Multinomial logistic regression in five folds: an image is judged by the one that has not seen it, nor any image of
-    its group, int64 (n,), where groups are given. C is the greatest label + 1; a class that a fold has not seen has
-    the probability 0 there. The probabilities are made to fit the labels by one factor on the logits (Guo et al.,
-    2017). `progress` is called with ("judging", folds done, 5).
+    Multinomial logistic regression in five folds. An image's probabilities come from the fold that was fitted without
+    it, and without all other images of its group. They are calibrated by one factor on the logits (Guo et al., 2017).
+    A class that is missing from a fold's training rows has the probability 0 there.
+
+    Args:
+        directions: Features of all images, float32 (N, d), of length 1.
+        numbers: Indices into `directions` of the images to predict, int64 (n,).
+        labels: Labels of these images, int64 (n,).
+        groups: Group of each of these images, int64 (n,); None: every image is its own group.
+        seed: Seed of the folds and of the choice of rows.
+        progress: Called with ("judging", folds done, 5).
     """
     present, codes = np.unique(labels, return_inverse=True)
     logits = np.full((len(numbers), len(present)), -np.inf, np.float32)
@@ -46,16 +53,16 @@ def out_of_fold(
     for number in range(FOLDS):
         seen, unseen = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         if len(np.unique(codes[seen])) > 1 and len(unseen):
-            _judge(directions, numbers, codes, seen, unseen, logits, seed)
+            _predict_fold(directions, numbers, codes, seen, unseen, logits, seed)
         if progress is not None:
             progress("judging", number + 1, FOLDS)
     logits *= np.float32(_factor(logits, codes))
     _softmax_(logits)
     if len(present) == int(labels.max()) + 1:
         return logits
-    said = np.zeros((len(numbers), int(labels.max()) + 1), np.float32)
-    said[:, present] = logits
-    return said
+    probabilities = np.zeros((len(numbers), int(labels.max()) + 1), np.float32)
+    probabilities[:, present] = logits
+    return probabilities
 
 
 def _fold_of(groups: Rows | int, seed: int) -> Rows:
@@ -64,7 +71,7 @@ def _fold_of(groups: Rows | int, seed: int) -> Rows:
     return (order % FOLDS)[ids]
 
 
-def _judge(
+def _predict_fold(
     directions: Values,
     numbers: Rows,
     labels: Rows,
@@ -81,28 +88,29 @@ def _judge(
     fitted = seen[thin(len(seen), MOST_FITTED, labels=labels[seen], seed=seed)]
     head = LogisticRegression(C=PENALTY, max_iter=_STEPS, tol=1e-3)
     with warnings.catch_warnings():
-        # It is asked for an opinion, not for the last digit.
+        # Approximate probabilities are sufficient here.
         warnings.simplefilter("ignore", ConvergenceWarning)
         head.fit(directions[numbers[fitted]] * scale, labels[fitted])
     for start in range(0, len(unseen), _BLOCK):
         some = unseen[start : start + _BLOCK]
-        said = head.decision_function(directions[numbers[some]] * scale)
-        # Of two classes scikit-learn gives one column.
-        logits[some[:, None], head.classes_] = said if said.ndim == 2 else np.stack([-said / 2, said / 2], axis=1)
+        scores = head.decision_function(directions[numbers[some]] * scale)
+        # For two classes scikit-learn returns one column.
+        columns = scores if scores.ndim == 2 else np.stack([-scores / 2, scores / 2], axis=1)
+        logits[some[:, None], head.classes_] = columns
 
 
 def _factor(logits: Probabilities, labels: Rows) -> float:
-    from featcache.heads.calibration import sharpness
+    from featcache.heads.calibration import best_factor
 
-    # A class that a fold never saw must not decide how sure the others are.
+    # Rows of a fold that lacks a class are left out: their -inf would distort the factor.
     known = np.isfinite(logits).all(axis=1)
-    return sharpness(logits[known], labels[known]) if known.any() else 1.0
+    return best_factor(logits[known], labels[known]) if known.any() else 1.0
 
 
 def _softmax_(logits: Probabilities) -> None:
-    """Where they lie: many images of many classes are held once."""
+    """Softmax in place, because a copy of many images times many classes is large."""
     highest = logits.max(axis=1, keepdims=True)
-    # A fold that could not be fitted says nothing.
+    # A fold that could not be fitted gives all classes the same probability.
     logits[~np.isfinite(highest[:, 0])] = 0.0
     logits -= np.where(np.isfinite(highest), highest, 0.0)
     np.exp(logits, out=logits)

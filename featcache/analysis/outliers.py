@@ -1,9 +1,9 @@
-"""Images that are like no class: broken, empty or foreign ones, or merely odd ones.
+"""Finds images that are like no class: broken, empty, foreign or unusual ones.
 
-How far an image is from its nearest class is measured by Mahalanobis distance, with one covariance for all classes
-(Lee et al., NeurIPS 2018), on features of length 1 (Mueller & Hein, ICML 2025) whose roots were taken first. Most of
-the covariance is replaced by a sphere: it is taken from the very images that are judged, and foreign ones hide in it.
-docs/audit.md has the figures on CIFAR-10 that decided.
+The score is the Mahalanobis distance to the nearest class mean, with one covariance for all classes (Lee et al.,
+NeurIPS 2018), on signed square roots of the features, scaled to length 1 (Mueller & Hein, ICML 2025). The covariance
+is shrunk strongly towards a sphere, because it is estimated on the same images: outliers would enlarge it and so hide
+themselves. docs/audit.md has the measurements on CIFAR-10 behind these choices.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from featcache.images.samples import UNLABELLED
 
 Distances = npt.NDArray[np.float64]
 
-# Tukey's fence (1977): so many interquartile ranges above the upper quartile.
+# Tukey's fence (1977): this many interquartile ranges above the upper quartile.
 FENCE: Final = 1.5
-# Of the covariance, what is replaced by a sphere.
+# The share of the covariance that is replaced by a sphere.
 SHRINKAGE: Final = 0.9
 LEAST_IMAGES: Final = 50
 _BLOCK: Final = 8192
 
 
-def outliers(table: ImageTable, compositions: Values) -> Section:
-    """The section of outliers, the farthest first."""
+def outliers(table: ImageTable, root_directions: Values) -> Section:
+    """The section of outliers, the farthest first. `root_directions`: float32 (N, d), of all images."""
     if len(table) < LEAST_IMAGES:
         return Section(kind="outlier", findings=(), note=f"not looked for: {len(table)} images are too few")
-    distances, nearest = class_distances(compositions, table.labels)
+    distances, nearest = class_distances(root_directions, table.labels)
     low, middle, high = np.quantile(distances, [0.25, 0.5, 0.75])
     fence = high + FENCE * (high - low)
     beyond = np.flatnonzero(distances > fence)
@@ -42,23 +42,23 @@ def outliers(table: ImageTable, compositions: Values) -> Section:
             kind="outlier",
             samples=table.samples(np.array([n])),
             score=float(1 - fence / distances[n]),
-            reason=f"distance {distances[n]:.1f} from {_named(table, int(nearest[n]))}, "
+            reason=f"distance {distances[n]:.1f} from {_class_label(table, int(nearest[n]))}, "
             f"half of all images are within {middle:.1f}",
         )
         for n in beyond[np.argsort(-distances[beyond], kind="stable")]
     ]
-    note = f"Mahalanobis distance to the nearest class; named are images beyond {fence:.1f}, Tukey's fence"
+    note = f"Mahalanobis distance to the nearest class; listed are images beyond {fence:.1f}, Tukey's fence"
     return Section(kind="outlier", findings=tuple(findings), note=note)
 
 
-def _named(table: ImageTable, label: int) -> str:
-    return "the unlabelled ones" if label == UNLABELLED else table.classes[label]
+def _class_label(table: ImageTable, label: int) -> str:
+    return "the unlabelled images" if label == UNLABELLED else table.classes[label]
 
 
 def class_distances(features: Values, labels: Rows) -> tuple[Distances, Rows]:
-    """How far each row (N, d) is from the nearest class mean, and which class that is: float64 (N,), int64 (N,).
+    """The distance of each row (N, d) to the nearest class mean, and that class: float64 (N,), int64 (N,).
 
-    Unlabelled rows count as a class only where nothing is labelled.
+    Unlabelled rows form a class only if no row has a label.
     """
     known = labels >= 0 if (labels >= 0).any() else np.ones(len(labels), np.bool_)
     names = np.unique(labels[known])

@@ -1,8 +1,8 @@
-"""Which images may be the same picture: pairs whose directions are nearest, among all pairs there are.
+"""Finds candidates for duplicates: the pairs of images with the highest cosine.
 
-All pairs are compared by matrix products, a block of rows against all rows after it, so memory stays at one block.
-Which cosine makes a pair is settled by the features themselves, for it differs from backbone to backbone: the
-threshold is where an image has 20 pairs on average, found on a sample of rows.
+All pairs are compared by matrix products, a block of rows with all rows after it, so memory is bounded by one block.
+The least cosine of a pair is estimated from the features, because it differs between backbones: it is the cosine at
+which an image has 20 pairs on average, on a sample of rows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 PAIRS_PER_IMAGE: Final = 20
 LEAST_COSINE: Final = 0.4
-# Where everything is near to everything, an image keeps so many pairs with those after it.
+# The most pairs that an image keeps with later images, if nearly all images are similar.
 MOST_PAIRS: Final = 64
 _SAMPLED: Final = 256
 _BLOCK_BYTES: Final = 128 << 20
@@ -32,7 +32,7 @@ _BLOCK_BYTES: Final = 128 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs:
-    """`first` < `second`: int64 (P,) numbers of images; `cosine`: float32 (P,); `floor`: the least one that counts."""
+    """Image numbers `first` < `second`, int64 (P,), and their `cosine`, float32 (P,), which is at least `floor`."""
 
     first: Rows
     second: Rows
@@ -43,26 +43,27 @@ class Pairs:
         return len(self.first)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
-        """Some of them."""
+        """The pairs where the mask `chosen`, bool (P,), is true."""
         return Pairs(first=self.first[chosen], second=self.second[chosen], cosine=self.cosine[chosen], floor=self.floor)
 
 
 def near_pairs(directions: Values, *, device: str = "cpu", progress: Progress | None = None) -> Pairs:
-    """The nearest pairs of rows: float32 (N, d) of length 1, as `directions` gives them.
+    """The nearest pairs of rows of `directions`, float32 (N, d), of length 1.
 
-    `device`: where torch multiplies. `progress` is called with ("comparing", images done, images in all).
+    `device`: the torch device of the matrix products. `progress` is called with ("comparing", images done, images in
+    all).
     """
     import torch
 
     rows = torch.from_numpy(directions).to(device)
     floor = _floor(rows)
     step = max(1, min(1024, _BLOCK_BYTES // (4 * max(1, len(rows)))))
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     for start in range(0, len(rows), step):
-        found.append(_block(rows, start, step, floor))
+        blocks.append(_block(rows, start, step, floor))
         if progress is not None:
             progress("comparing", min(start + step, len(rows)), len(rows))
-    columns = [torch.cat(column).cpu().numpy() for column in zip(*found, strict=True)] if found else [np.empty(0)] * 3
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*blocks, strict=True)] if blocks else [np.empty(0)] * 3
     return Pairs(
         first=columns[0].astype(np.int64),
         second=columns[1].astype(np.int64),
@@ -77,7 +78,7 @@ def _floor(rows: Tensor) -> float:
     if len(rows) <= PAIRS_PER_IMAGE + 1:
         return LEAST_COSINE
     nearness = rows[sample] @ rows.T
-    # An image is no pair with itself.
+    # An image does not form a pair with itself.
     nearness[range(len(sample)), sample] = -1
     return max(LEAST_COSINE, float(nearness.flatten().topk(wanted).values[-1]))
 
@@ -87,7 +88,7 @@ def _block(rows: Tensor, start: int, step: int, floor: float) -> tuple[Tensor, T
 
     some = rows[start : start + step]
     nearness = some @ rows[start:].T
-    # Only what lies after a row: each pair once.
+    # Only later rows, so that each pair is compared once.
     nearness[:, : len(some)].triu_(1)
     near = nearness >= floor
     if int(near.count_nonzero()) > MOST_PAIRS * len(some):

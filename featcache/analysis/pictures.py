@@ -1,9 +1,9 @@
-"""Are two images the same picture? Their outlines say, however they were recompressed, recoloured or mirrored.
+"""Decides whether two images are the same picture, even recompressed, recoloured or mirrored, by their outlines.
 
-An image becomes 16x16 gray pixels. Two of them are compared by the correlation of their gradients (the differences of
-neighbouring pixels, in both directions), which brightness, contrast and colour leave alone, and which does not take
-two seas under two skies for one picture, as a correlation of the pixels does. A border of two pixels is left out, for
-frames look alike; the second image may be moved by a pixel in any direction; and it is compared mirrored too.
+An image is reduced to 16x16 gray pixels. Two images are compared by the correlation of their gradients (differences of
+neighbouring pixels, in both directions). Brightness, contrast and colour do not change it, and unlike a correlation of
+the pixels it separates two different pictures of the sea under the sky. A border of two pixels is left out, because
+frames look alike. The second image is also compared shifted by a pixel in each direction, and mirrored.
 """
 
 from __future__ import annotations
@@ -37,9 +37,10 @@ _PAIRS: Final = 4096
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pictures:
-    """Some images of a table, small and gray. `place`: int64 (N,), where in `pixels` an image is, -1: not there.
+    """Some images of a table as small gray images.
 
-    `pixels`: uint8 (n, 16, 16). An image is there if it could be read, and is the one whose features were cached.
+    `place`: int64 (N,), the index of each image in `pixels`, -1 if it is absent. `pixels`: uint8 (n, 16, 16). An image
+    is absent if it cannot be read, or if its bytes are not those whose features were cached.
     """
 
     place: Rows
@@ -55,7 +56,10 @@ class Pictures:
         workers: int = 2,
         progress: Progress | None = None,
     ) -> Pictures:
-        """The images of these numbers. `progress` is called with ("looking", images done, images in all)."""
+        """Read the images with these `numbers`, int64 (n,).
+
+        `progress` is called with ("looking", images done, images in all).
+        """
         place = np.full(len(table), -1, np.int64)
         kept: list[Small] = []
         chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
@@ -75,9 +79,9 @@ class Pictures:
         return len(self.pixels)
 
     def correlate(self, first: Rows, second: Rows) -> tuple[Values, Values]:
-        """The correlation of each pair of images, as they are and mirrored: float32 (P,), (P,), -1 to 1.
+        """The correlation of each pair of images, unchanged and mirrored: float32 (P,), (P,), -1 to 1.
 
-        NaN where one of them is not there, or has no outlines at all.
+        NaN if an image of the pair is absent or has no outlines.
         """
         a, b = self.place[first], self.place[second]
         plain, mirrored = np.full((2, len(a)), np.nan, np.float32)
@@ -91,7 +95,7 @@ class Pictures:
 
 
 def gradient_correlation(one: Values, other: Values) -> Values:
-    """Of each pair of images, float32 (P, 16, 16) twice -> float32 (P,): the best over all shifts by a pixel."""
+    """The highest correlation of each pair over all shifts by a pixel: float32 (P, 16, 16) twice -> float32 (P,)."""
     inner = SIDE - 2 * BORDER
     outlines = _outlines(one[:, BORDER : BORDER + inner, BORDER : BORDER + inner])
     best: Values = np.full(len(one), np.nan, np.float32)
@@ -103,13 +107,13 @@ def gradient_correlation(one: Values, other: Values) -> Values:
 
 
 def _outlines(pixels: Values) -> Values:
-    """Gradients of length 1: (P, s, s) -> (P, 2 s (s - 1)); NaN where there are none."""
+    """Gradients scaled to length 1: (P, s, s) -> (P, 2 s (s - 1)); NaN for a uniform image."""
     count = len(pixels)
-    found = np.concatenate(
+    gradients = np.concatenate(
         [np.diff(pixels, axis=2).reshape(count, -1), np.diff(pixels, axis=1).reshape(count, -1)], axis=1
     )
-    length = np.linalg.norm(found, axis=1, keepdims=True)
-    return (found / np.where(length > 0, length, np.nan)).astype(np.float32, copy=False)
+    length = np.linalg.norm(gradients, axis=1, keepdims=True)
+    return (gradients / np.where(length > 0, length, np.nan)).astype(np.float32, copy=False)
 
 
 def _look(source: ImageSource, table: ImageTable, numbers: Rows) -> list[Small | None]:
@@ -123,6 +127,6 @@ def _small(source: ImageSource, sample: Sample, expected: bytes) -> Small | None
             return None
         gray = Image.fromarray(decode(payload, sample.id)).convert("L")
     except SourceError:
-        # Gone or damaged since its features were cached: features have to do.
+        # Removed or damaged since its features were cached: only its features can be compared.
         return None
     return np.asarray(gray.resize((SIDE, SIDE), Image.Resampling.BOX))

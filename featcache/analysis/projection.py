@@ -1,9 +1,9 @@
-"""Features on a plane: a map on which near images lie near each other.
+"""Projects features to two dimensions by PCA, t-SNE or UMAP.
 
-PCA shows the two directions in which features differ most; t-SNE (van der Maaten & Hinton, 2008) and UMAP (McInnes
-et al., 2018) keep neighbours together instead, and say nothing of distances across the map. All see the same rows:
-a choice of at most `limit`, because no page shows more and t-SNE's time grows with them. Wide rows become 50 principal
-components before t-SNE and UMAP, as their authors advise.
+PCA shows the two directions with the most variance. t-SNE (van der Maaten & Hinton, 2008) and UMAP (McInnes et al.,
+2018) keep neighbours together instead; large distances on their maps have no meaning. All use the same choice of at
+most `limit` rows, because a page cannot show more and the time of t-SNE grows with them. Rows are reduced to 50
+principal components before t-SNE and UMAP, as their authors advise.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Method = Literal["pca", "tsne", "umap"]
 METHODS: Final = get_args(Method)
 
 MOST_POINTS: Final[Mapping[str, int]] = {"pca": 10_000, "tsne": 5_000, "umap": 10_000}
-"""Points of a map unless told otherwise: t-SNE takes half a minute for 5,000 on 2 cores."""
+"""The default number of points of a map; t-SNE takes half a minute for 5,000 points on 2 cores."""
 
 COMPONENTS: Final = 50
-# Rows that principal components are found on; more change two directions of a map by less than a pixel.
+# Rows on which principal components are fitted; more rows change a map by less than a pixel.
 FIT_ROWS: Final = 4_000
 _LEAST_ROWS: Final = 5
 _PERPLEXITY: Final = 30.0
@@ -36,9 +36,10 @@ _NEIGHBOURS: Final = 15
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Projection:
-    """A map of features. `points`: float32 (n, 2); `rows`: int64 (n,), ascending, whose points they are.
+    """Features projected to two dimensions.
 
-    `explained`: the share of the features' variance along each axis, for PCA. `note`: what was left out, else None.
+    `points`: float32 (n, 2). `rows`: int64 (n,), ascending, the row of each point. `explained`: for PCA the share of
+    variance along each axis, else None. `note`: how many rows were left out, None if all are shown.
     """
 
     points: Points
@@ -56,13 +57,24 @@ def project(
     limit: int | None = None,
     labels: npt.NDArray[np.int64] | None = None,
 ) -> Projection:
-    """Map features (N, D) of any dtype to the plane.
+    """Project features to two dimensions.
 
-    `limit`: at most so many points (None: MOST_POINTS of the method), chosen by `seed` and, where `labels` int64
-    (N,) are given, by label in equal shares. Memory stays at a block of rows, the components, and n rows of 50.
+    Memory: one block of rows, the components, and n rows of 50 values.
 
-    Raises InvalidOption for another method or shape, HeadError for NaN or infinity, MissingExtra where UMAP is not
-    installed.
+    Args:
+        features: Shape (N, D), any dtype: an array, or a cache's `FeatureArray`.
+        method: "pca", "tsne" or "umap".
+        seed: Seed of the choice of rows and of the method.
+        limit: The largest number of points; None: the default of the method (10,000, for t-SNE 5,000).
+        labels: int64 (N,). With labels, every label keeps its share among the chosen points.
+
+    Returns:
+        The points, float32 (n, 2), and the rows that they belong to.
+
+    Raises:
+        InvalidOption: The method is unknown, the features are not (N, D), or fewer than 5 rows remain.
+        HeadError: A feature is NaN or infinite.
+        MissingExtra: The method is "umap", and UMAP is not installed.
     """
     if method not in METHODS:
         raise InvalidOption(f"expected a map by {', '.join(METHODS)}, got {method!r}")
@@ -76,7 +88,7 @@ def project(
         reduced, explained = principal(features, rows, 2, seed=seed)
         return Projection(points=reduced, rows=rows, method=method, explained=(explained[0], explained[1]), note=note)
     reduced, _ = principal(features, rows, COMPONENTS, seed=seed)
-    # scikit-learn's t-SNE ends the process on points that are all the same.
+    # scikit-learn's t-SNE ends the process if all points are identical.
     points = _NEIGHBOURLY[method](reduced, seed) if np.ptp(reduced, axis=0).any() else reduced[:, :2]
     return Projection(points=points, rows=rows, method=method, note=note)
 
@@ -88,18 +100,18 @@ def _count(features: FeatureRows) -> int:
 
 
 def principal(features: FeatureRows, rows: Rows, components: int, *, seed: int) -> tuple[Points, tuple[float, ...]]:
-    """The first principal components of `rows`: float32 (n, k) and the share of variance along each.
+    """The first principal components of `rows`: float32 (n, k), and the share of variance along each.
 
-    k is `components`, or as many as there can be, and at least 2 (further ones are 0). The directions are found on
-    at most 4,000 of the rows by a randomised decomposition (Halko, Martinsson & Tropp, 2011), whose memory is that
-    of these rows; then all rows are read in blocks. Signs are settled, so the same features give the same map.
+    k is `components`, or the largest possible number, but at least 2 (missing components are 0). The directions are
+    fitted on at most 4,000 rows by a randomised decomposition (Halko, Martinsson & Tropp, 2011), with the memory of
+    these rows; then all rows are read in blocks. Signs are fixed, so the same features give the same map.
     """
     from sklearn.decomposition import PCA
 
-    fitted = rows[thin(len(rows), _fit_rows(features.shape[1]), seed=seed)]
-    sample = read_values(features, fitted)
+    sampled = rows[thin(len(rows), _fit_rows(features.shape[1]), seed=seed)]
+    sample = read_values(features, sampled)
     k = min(components, *sample.shape)
-    # Features that do not vary have no shares.
+    # Constant features have no variance: their shares are 0 / 0.
     with np.errstate(invalid="ignore"):
         pca = PCA(n_components=k, svd_solver="randomized", random_state=seed).fit(sample)
     del sample
@@ -111,17 +123,17 @@ def principal(features: FeatureRows, rows: Rows, components: int, *, seed: int) 
 
 
 def _fit_rows(wide: int) -> int:
-    # A float32 copy of the rows and its centred copy are held at once.
+    # A float32 copy of the rows and its centred copy are in memory at the same time.
     return int(np.clip((256 << 20) // (4 * wide), 500, FIT_ROWS))
 
 
 def _tsne(reduced: Points, seed: int) -> Points:
     from sklearn.manifold import TSNE
 
-    # As in openTSNE and scikit-learn: the map begins as the first two components, so it looks alike on every run.
+    # Initialised with the first two components, as in openTSNE and scikit-learn, so that runs give similar maps.
     perplexity = min(_PERPLEXITY, (len(reduced) - 1) / 3)
-    found: Points = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(reduced)
-    return found.astype(np.float32)
+    points: Points = TSNE(init="pca", perplexity=perplexity, random_state=seed).fit_transform(reduced)
+    return points.astype(np.float32)
 
 
 def _umap(reduced: Points, seed: int) -> Points:
@@ -130,8 +142,8 @@ def _umap(reduced: Points, seed: int) -> Points:
     except ImportError as error:
         raise MissingExtra("a map by UMAP", package=error.name or "umap-learn", extra="umap") from error
     neighbours = min(_NEIGHBOURS, len(reduced) - 1)
-    found: Points = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
-    return found.astype(np.float32)
+    points: Points = UMAP(n_neighbors=neighbours, random_state=seed, n_jobs=1).fit_transform(reduced)
+    return points.astype(np.float32)
 
 
 _NEIGHBOURLY: Final[Mapping[str, Callable[[Points, int], Points]]] = {"tsne": _tsne, "umap": _umap}

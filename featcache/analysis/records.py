@@ -1,7 +1,7 @@
-"""What an audit found, as records: they know how to become JSON and nothing of how they were found.
+"""The results of an audit as records that convert themselves to JSON.
 
-An audit has sections, one a kind of finding, the gravest kind first; a section has findings, the worst first; a
-finding names the images it is about, if it is about some.
+An audit has one section per kind of finding, the most serious kind first. A section has findings, the worst first. A
+finding lists the images that it is about, if any.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from featcache.images.samples import UNLABELLED, Sample
 
 KINDS: Final = {
     "leak": "Leaks: the same picture in several splits",
-    "split": "Splits that do not fit each other or their names",
+    "split": "Splits that do not match each other or their names",
     "label_error": "Labels that are likely wrong",
     "duplicate": "Duplicates within a split",
     "unlabelled": "Images without a label",
     "balance": "Class balance",
     "outlier": "Outliers: far from everything else",
 }
-"""Kinds of findings and what a section of them is called, the gravest first."""
+"""Kinds of findings and the titles of their sections, the most serious first."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Two images of a finding, `first` and `second` of its samples, show the same picture.
+    """Two images of a finding that show the same picture.
 
-    `how`: "exact" (the same bytes), "copy" (their pixels agree), "mirrored" (they agree when one is turned left to
-    right) or "features" (their features agree, and pixels were not compared). `cosine`: of their centred features,
-    1.0 for the same bytes. `pixels`: the correlation of their pixels, -1 to 1; None where they were not compared.
+    `first` and `second`: their indices in the finding's samples. `how`: "exact" (the same bytes), "copy" (their pixels
+    agree), "mirrored" (their pixels agree if one is mirrored) or "features" (their features agree, and pixels were not
+    compared). `cosine`: of their centred features, 1.0 for the same bytes. `pixels`: the correlation of their outlines,
+    -1 to 1; None if they were not compared.
     """
 
     first: int
@@ -40,7 +41,7 @@ class Link:
     pixels: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Its fields."""
+        """The fields as JSON values, numbers rounded to 4 digits."""
         return {
             "first": self.first,
             "second": self.second,
@@ -52,12 +53,12 @@ class Link:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something that a person should look at.
+    """One possible problem of a cache, to be checked by a person.
 
-    `kind`: a key of KINDS. `samples`: the images it is about, as the cache names them; none where it is about a
-    split or a class. `score`: how strong the evidence is, 0 to 1, comparable within a kind. `reason`: one sentence.
-    `suggested`: the label that the features speak for (label_error), an index into the classes. `links`: which of
-    the samples are the same picture (leak, duplicate).
+    `kind`: a key of KINDS. `samples`: the images it is about, as the cache names them; empty if it is about a split or
+    a class. `score`: the strength of the evidence, 0 to 1, comparable within a kind. `reason`: a short explanation.
+    `suggested`: for a label_error, the label that the features support, an index into the classes. `links`: for a leak
+    or duplicate, the samples that show the same picture.
     """
 
     kind: str
@@ -68,7 +69,14 @@ class Finding:
     links: tuple[Link, ...] = ()
 
     def to_json(self, classes: Sequence[str]) -> dict[str, Any]:
-        """Its fields; labels by name, None for an image without one."""
+        """The fields as JSON values.
+
+        Args:
+            classes: The names of the classes, in the order of the labels.
+
+        Returns:
+            A dict with labels as class names, None for an image without a label.
+        """
         return {
             "kind": self.kind,
             "samples": [
@@ -83,7 +91,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """All findings of one kind, the worst first. `note`: how they were looked for; why not, where they were not."""
+    """All findings of one kind, the worst first. `note`: how they were searched, or why they were not."""
 
     kind: str
     findings: tuple[Finding, ...]
@@ -91,13 +99,16 @@ class Section:
 
     @property
     def title(self) -> str:
-        """What a person reads above it."""
+        """The heading of the section."""
         return KINDS[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """What an audit of one layer of one cache found. `counts`: images by split and class, "" for unlabelled."""
+    """The result of an audit of one layer of one cache.
+
+    `counts`: the number of images by split and class, "" for unlabelled images. `seconds`: the duration of the audit.
+    """
 
     cache: str
     layer: str
@@ -107,11 +118,18 @@ class Audit:
     seconds: float
 
     def section(self, kind: str) -> Section:
-        """The section of a kind. Raises KeyError."""
+        """The section of one kind.
+
+        Args:
+            kind: A key of `records.KINDS`, such as "leak".
+
+        Raises:
+            KeyError: There is no section of this kind.
+        """
         return {one.kind: one for one in self.sections}[kind]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything, with labels by name."""
+        """The whole audit as JSON values, with labels as class names."""
         return {
             "cache": self.cache,
             "layer": self.layer,
@@ -133,5 +151,5 @@ class Audit:
 
 
 def class_name(label: int, classes: Sequence[str]) -> str | None:
-    """A label's class, None for unlabelled."""
+    """The name of a label's class, None for an unlabelled image."""
     return None if label == UNLABELLED else classes[label]

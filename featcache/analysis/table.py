@@ -1,4 +1,4 @@
-"""All images of a cache in one row each, split after split: what an audit walks over."""
+"""A table of all images of a cache, one row per image, split after split; the input of an audit."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from featcache.images.samples import Sample
 class ImageTable:
     """The images of a cache, numbered 0 to N-1 over all splits in their order.
 
-    `split`: int64 (N,), which of `splits`; `row`: int64 (N,), the row there that holds the image; `labels`: int64 (N,),
-    -1 for unlabelled; `digests`: (N, 32) uint8, of the images' bytes. Augmented views are no images of their own.
+    `split`: int64 (N,), an index into `splits`. `row`: int64 (N,), the image's row in its split. `labels`: int64 (N,),
+    -1 for unlabelled. `digests`: uint8 (N, 32), SHA-256 of the images' bytes. Augmented views are not included.
     """
 
     layer: str
@@ -52,25 +52,25 @@ class ImageTable:
 
     @property
     def feature_dim(self) -> int:
-        """Values of one image's feature."""
+        """The number of values of one image's feature."""
         return self._arrays[0].shape[1]
 
     def of_split(self, split: str) -> Rows:
-        """The numbers of one split's images, ascending."""
+        """The numbers of the images of one split, ascending: int64 (n,)."""
         return np.flatnonzero(self.split == self.splits.index(split))
 
     def sample(self, number: int) -> Sample:
-        """An image as its cache and its source name it."""
+        """The id, split and label of one image."""
         array = self._arrays[self.split[number]]
         sample_id = array.split.ids[int(self.row[number])]
         return Sample(id=sample_id, split=array.split.name, label=int(self.labels[number]))
 
     def samples(self, numbers: Rows) -> tuple[Sample, ...]:
-        """`sample` of each."""
+        """`sample` for each of `numbers`, int64 (n,)."""
         return tuple(self.sample(int(number)) for number in numbers)
 
     def blocks(self) -> Iterator[tuple[int, Values]]:
-        """The features of all images, a block at a time: (number of the first, float32 (n, D)).
+        """The features of all images in blocks: (number of the block's first image, float32 (n, D)).
 
         Raises HeadError for NaN or infinity, CacheDamaged for rows that are not those that were written.
         """

@@ -1,4 +1,4 @@
-"""Features as float32 values, read in blocks: what every finding begins with."""
+"""Reads features as float32, in blocks, and checks that they are finite."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from featcache.errors import HeadError
 
 Values = npt.NDArray[np.float32]
 
-# What a block may take as float32.
+# The largest size of a block as float32.
 BLOCK_BYTES: Final = 32 << 20
 
 
@@ -27,7 +27,7 @@ class FeatureRows(Protocol):
 
 
 def read_values(features: FeatureRows, rows: Rows) -> Values:
-    """Rows as float32 (n, D), a stored scale and offset applied.
+    """Read `rows` as float32 (n, D), with a stored scale and offset applied.
 
     Raises HeadError for NaN or infinity, CacheDamaged for rows that are not those that were written.
     """
@@ -45,7 +45,7 @@ def read_values(features: FeatureRows, rows: Rows) -> Values:
 
 
 def blocks(features: FeatureRows, rows: Rows) -> Iterator[tuple[int, Values]]:
-    """`read_values` of neighbouring `rows` at a time: (position of the first, float32 (n, D))."""
+    """`read_values` in blocks: (position of the block's first row in `rows`, float32 (n, D))."""
     step = max(1, BLOCK_BYTES // (4 * int(features.shape[1])))
     for start in range(0, len(rows), step):
         yield start, read_values(features, rows[start : start + step])

@@ -1,7 +1,8 @@
-"""A backbone must be a function of one image, and the same function tomorrow.
+"""Checks that a backbone's features depend on one image only, and that they have not changed since they were cached.
 
-Two probe images go through the network alone, together and twice. What depends on the company or on chance is refused,
-with the layer where it begins. The outputs are kept as sketches, and compared before stored rows are used again.
+The network computes two probe images alone, together and twice. It is refused if the features of an image depend on
+the rest of the batch or on chance; the error names the module where this begins. The outputs are stored as sketches and
+compared before stored rows are reused.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ if TYPE_CHECKING:
     from featcache.backbones.spec import ProbeOutputs
 
 _SKETCH = 64
-# A row alone and in company may be rounded differently; the same batch twice may not.
+# Rounding may differ between a batch of one image and a larger batch, but not between two equal batches.
 ALONE_TOLERANCE, TWICE_TOLERANCE = 1e-4, 1e-6
-#: Between two versions or devices: as much as a precision below fp32 may drift.
+#: The least cosine between two versions or devices, as for a precision below fp32.
 OTHER_COSINE = 0.999
 
 
 def probe_images(side: int) -> npt.NDArray[np.uint8]:
-    """The two probe images, the same for ever: uint8 (2, side, side, 3). Smooth slopes with noise, as photographs."""
+    """The two fixed probe images: uint8 (2, side, side, 3). Smooth slopes with noise, similar to photographs."""
     slope = np.linspace(0.0, 1.0, side)
     random = np.random.Generator(np.random.PCG64(20261128))
     first = 160 * slope[:, None, None] * np.array([1.0, 0.6, 0.3]) + 40
@@ -38,7 +39,7 @@ def probe_images(side: int) -> npt.NDArray[np.uint8]:
 
 
 def sketch(row: npt.NDArray[Any]) -> list[float]:
-    """At most 64 sums that stand for a row (D,): lengths and angles of sketches are about those of the rows.
+    """A count sketch of a row (D,): at most 64 sums that approximately preserve lengths and angles.
 
     Each value is added, with a fixed sign, to one of the sums. Source: M. Charikar, K. Chen, M. Farach-Colton,
     "Finding frequent items in data streams" (2002).
@@ -53,45 +54,56 @@ def sketch(row: npt.NDArray[Any]) -> list[float]:
 
 
 def relative_difference(these: npt.ArrayLike, those: npt.ArrayLike) -> float:
-    """The greatest |a - b| / |b| over rows, in Euclidean norms; infinity where shapes, or places of NaN, differ."""
+    """The greatest |a - b| / |b| over rows, in Euclidean norms.
+
+    NaN, and infinities of one sign, count as equal to each other at the same position; where only one array has them,
+    and for other shapes, the difference is infinite.
+    """
     a, b = np.asarray(these, np.float64), np.asarray(those, np.float64)
-    if a.shape != b.shape or not np.array_equal(np.isfinite(a), np.isfinite(b)):
+    if a.shape != b.shape:
+        return float("inf")
+    special = [np.where(np.isfinite(values), 0.0, values) for values in (a, b)]
+    if not np.array_equal(special[0], special[1], equal_nan=True):
         return float("inf")
     a, b = (np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) for values in (a, b))
     with np.errstate(all="ignore"):
         norms = np.linalg.norm(b, axis=-1)
-        found = np.linalg.norm(a - b, axis=-1) / np.where(norms > 0, norms, 1.0)
-    return float(np.max(found, initial=0.0))
+        differences = np.linalg.norm(a - b, axis=-1) / np.where(norms > 0, norms, 1.0)
+    return float(np.max(np.nan_to_num(differences, nan=np.inf, posinf=np.inf), initial=0.0))
 
 
 def least_cosine(these: npt.ArrayLike, those: npt.ArrayLike) -> float:
-    """The least cosine between rows of the same number; two rows of zeros have 1, a row that is no number -1."""
+    """The least cosine between row i of one array and row i of the other, both (n, D).
+
+    Two rows of zeros count as 1, one row of zeros as 0. A row with NaN or infinity counts as -1, as do arrays of
+    different shapes.
+    """
     a, b = np.asarray(these, np.float64), np.asarray(those, np.float64)
     if a.shape != b.shape:
         return -1.0
     with np.errstate(all="ignore"):
-        lengths = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-        cosines = np.where(lengths > 0, (a * b).sum(axis=-1) / np.where(lengths > 0, lengths, 1.0), 1.0)
-    zero = (np.linalg.norm(a, axis=-1) == 0) != (np.linalg.norm(b, axis=-1) == 0)
-    cosines = np.where(zero, 0.0, np.nan_to_num(cosines, nan=-1.0))
-    return float(np.min(cosines, initial=1.0))
+        first, second = np.linalg.norm(a, axis=-1), np.linalg.norm(b, axis=-1)
+        products = (a * b).sum(axis=-1) / np.where((first == 0) | (second == 0), 1.0, first * second)
+    finite = np.isfinite(first) & np.isfinite(second) & np.isfinite(products)
+    cosines = np.where((first == 0) & (second == 0), 1.0, products)
+    return float(np.min(np.where(finite, cosines, -1.0), initial=1.0))
 
 
 # --- the same function as before -----------------------------------------------------------------------------
 
 
 def same_function(now: ProbeOutputs, before: ProbeOutputs, names: Sequence[str]) -> tuple[bool, str | None]:
-    """Whether a network computes what it computed before, and a sentence where that is only nearly so.
+    """Whether a network computes the same features as before, and a message if there is any difference.
 
-    With the same versions, processor and threads rows are equal to 1e-6 relative; else as near as a precision below
-    fp32 may be (cosine 0.999).
+    With the same versions, processor and threads, rows must be equal to 1e-6 relative; otherwise their cosine must be
+    at least 0.999, as for a precision below fp32.
     """
     difference = max(
         (relative_difference(now.sketches[name], before.sketches.get(name, ())) for name in names), default=0.0
     )
     if difference <= TWICE_TOLERANCE:
         return True, None
-    changed = _changed(now.environment, before.environment)
+    changed = _differences(now.environment, before.environment)
     cosine = min(least_cosine(now.sketches[name], before.sketches.get(name, ())) for name in names)
     if changed and cosine >= OTHER_COSINE:
         return True, (
@@ -105,8 +117,8 @@ def same_function(now: ProbeOutputs, before: ProbeOutputs, names: Sequence[str])
     )
 
 
-def _changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
-    """What was different before: `torch 2.13.0 (now 2.14.1), 4 threads (now 2)`."""
+def _differences(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """The differences as text: `torch 2.13.0 (now 2.14.1), threads 4 (now 2)`."""
     different = [name for name in sorted({*now, *before}) if now.get(name) != before.get(name)]
     return ", ".join(f"{name} {before.get(name, 'unknown')} (now {now.get(name, 'unknown')})" for name in different)
 
@@ -116,19 +128,19 @@ def _changed(now: Mapping[str, Any], before: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Dependence:
-    """What else than the image a layer depends on: its "company" in the batch, or "chance"."""
+    """A dependence of a layer on something other than its image: on the rest of the "batch", or on "chance"."""
 
     layer: str
-    on: Literal["company", "chance"]
+    on: Literal["batch", "chance"]
 
 
 def dependence(part: nn.Module, images: Tensor, together: Mapping[str, Tensor]) -> Dependence | None:
-    """Run two images a second time, and each alone, and compare.
+    """Compare two images in one batch with a second run of the same batch, and with each image alone.
 
     Args:
         part: float32 (N, 3, S, S) -> {layer: (N, ...)}, in eval mode.
         images: float32 (2, 3, S, S).
-        together: What the part gave for both.
+        together: The outputs for both images in one batch.
     """
     import torch
 
@@ -140,7 +152,7 @@ def dependence(part: nn.Module, images: Tensor, together: Mapping[str, Tensor]) 
         alone = [part(images[:1]), part(images[1:])]
         for layer, rows in together.items():
             if _differs(torch.cat([one[layer] for one in alone]), rows, ALONE_TOLERANCE):
-                return Dependence(layer=layer, on="company")
+                return Dependence(layer=layer, on="batch")
     return None
 
 
@@ -149,11 +161,11 @@ def _differs(these: Tensor, those: Tensor, tolerance: float) -> bool:
     return relative_difference(flat[0], flat[1]) > tolerance
 
 
-def begins_at(root: nn.Module, images: Tensor, found: Dependence) -> str | None:
-    """The module, in the order of computing, whose output first depends on the company or on chance."""
-    by_chance = found.on == "chance"
+def first_dependent_module(root: nn.Module, images: Tensor, dependence: Dependence) -> str | None:
+    """The path of the first module, in the order of computation, whose output has this dependence."""
+    by_chance = dependence.on == "chance"
     whole = _outputs(root, images)
-    other = _outputs(root, images) if by_chance else _joined(_outputs(root, images[:1]), _outputs(root, images[1:]))
+    other = _outputs(root, images) if by_chance else _join(_outputs(root, images[:1]), _outputs(root, images[1:]))
     for (path, rows), (_, others) in zip(whole, other, strict=False):
         comparable = rows.shape == others.shape and rows.dim() > 1
         if comparable and _differs(others, rows, TWICE_TOLERANCE if by_chance else ALONE_TOLERANCE):
@@ -166,13 +178,13 @@ def _outputs(root: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
 
     from featcache.backbones.probing import first_tensor
 
-    found: list[tuple[str, Tensor]] = []
+    outputs: list[tuple[str, Tensor]] = []
 
     def note(path: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, arguments: Any, output: Any) -> None:
             tensor = first_tensor(output)
             if tensor is not None and tensor.is_floating_point():
-                found.append((path, tensor.detach().clone()))
+                outputs.append((path, tensor.detach().clone()))
 
         return hook
 
@@ -183,10 +195,10 @@ def _outputs(root: nn.Module, images: Tensor) -> list[tuple[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return outputs
 
 
-def _joined(first: list[tuple[str, Tensor]], second: list[tuple[str, Tensor]]) -> list[tuple[str, torch.Tensor]]:
+def _join(first: list[tuple[str, Tensor]], second: list[tuple[str, Tensor]]) -> list[tuple[str, torch.Tensor]]:
     import torch
 
     return [(path, torch.cat([a, b])) for (path, a), (_, b) in zip(first, second, strict=False)]

@@ -1,4 +1,4 @@
-"""Which layers are asked of a network, what each gives, and which weights they need: told on the meta device."""
+"""Chooses the layers of a network, and finds their shapes and the weights they need, on the meta device."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from featcache.errors import InvalidOption, UnknownName
 
 #: A pooling for all layers, one for each by name, or None for each layer's default.
 Pools = str | Mapping[str, str] | None
-#: Pixels a side -> the network for images of that size, where the caller says.
+#: Pixels a side -> the network for images of that size, on the current default device.
 Build = Callable[[int], Architecture]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cut:
-    """An architecture on the meta device, and the layers that are asked of it."""
+    """An architecture on the meta device, and its requested layers."""
 
     name: str
     architecture: Architecture
@@ -59,46 +59,46 @@ def cut(name: str, build: Build, image_size: int, layers: Sequence[str], pool: P
     Raises:
         UnknownName, InvalidOption.
     """
-    architecture, found = probe_network(name, build, image_size)
-    return chosen_of(name, architecture, found, image_size, layers, pool, default)
+    architecture, probe_result = probe_network(name, build, image_size)
+    return choose_layers(name, architecture, probe_result, image_size, layers, pool, default)
 
 
-def chosen_of(
+def choose_layers(
     name: str,
     architecture: Architecture,
-    found: Probe,
+    probe_result: Probe,
     image_size: int,
     layers: Sequence[str] = (),
     pool: Pools = None,
     default: str = PRE_LOGITS,
 ) -> Cut:
-    """The same of a network that was probed already."""
-    names = _asked(name, found, layers, pool, default)
-    probed = {layer: _probed(name, found, layer) for layer in names}
+    """Choose the layers of a network that was probed already. Arguments and exceptions: as `cut`."""
+    names = _layer_names(name, probe_result, layers, pool, default)
+    probed = {layer: _find_layer(name, probe_result, layer) for layer in names}
     return Cut(
         name=name,
         architecture=architecture,
         image_size=image_size,
         probed=probed,
-        layers=tuple(layer_of(architecture, found, layer, pool) for layer in names),
+        layers=tuple(layer_of(architecture, probe_result, layer, pool) for layer in names),
         parameters=count_parameters(architecture.root, {architecture.inside + name for name in _tensors(probed)}),
         flops_per_image=_flops(architecture, probed, image_size),
     )
 
 
 def probe_network(name: str, build: Build, image_size: int) -> tuple[Architecture, Probe]:
-    """An architecture and all its layers; on the meta device, or on the CPU where it cannot run there.
+    """An architecture and all its layers, on the meta device, or on the CPU if it cannot run there.
 
     Raises:
         InvalidOption: The network cannot take images of that size.
     """
     last: InvalidOption | None = None
-    for made in (empty, _on_cpu):
-        architecture = made(build, image_size)
+    for make in (build_on_meta, _build_on_cpu):
+        architecture = make(build, image_size)
         other: Architecture | None
         try:
             # A second size shows which dimensions grow with the image.
-            other = made(build, 2 * image_size)
+            other = make(build, 2 * image_size)
         except Exception:
             other = None
         try:
@@ -109,62 +109,62 @@ def probe_network(name: str, build: Build, image_size: int) -> tuple[Architectur
     raise InvalidOption(last.message.replace("the network", name, 1), hint=last.hint) from last
 
 
-def _on_cpu(build: Build, image_size: int) -> Architecture:
-    found: Architecture = build(image_size)
-    return found
+def _build_on_cpu(build: Build, image_size: int) -> Architecture:
+    architecture: Architecture = build(image_size)
+    return architecture
 
 
-def empty(build: Build, image_size: int) -> Architecture:
-    """An architecture on the meta device: shapes without storage."""
+def build_on_meta(build: Build, image_size: int) -> Architecture:
+    """Build an architecture on the meta device: shapes without storage."""
     try:
         with torch.device("meta"), _Uninitialised():
-            found: Architecture = build(image_size)
+            architecture: Architecture = build(image_size)
     except (NotImplementedError, RuntimeError):
-        # Some compute numbers with tensors while they are built (RegNet its widths), which the meta device cannot.
-        found = build(image_size)
-        found.root.to("meta")
-    return found
+        # Some constructors compute values with tensors (RegNet its widths), which the meta device does not support.
+        architecture = build(image_size)
+        architecture.root.to("meta")
+    return architecture
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves initialisation out: a tensor without storage has no values, and giving it some takes seconds."""
+    """Skips initialisation, which takes seconds and is useless for tensors without storage."""
 
     _IN_PLACE = frozenset(
         ("normal_", "uniform_", "erfinv_", "clamp_", "mul_", "add_", "sub_", "div_", "fill_", "zero_")
     )
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        # `nn.init` hands its tensor on by name.
+        # `nn.init` passes its tensor by name.
         changed = args[0] if args else (kwargs or {}).get("tensor")
         if getattr(func, "__name__", "") in self._IN_PLACE and isinstance(changed, Tensor) and changed.is_meta:
             return changed
         return func(*args, **(kwargs or {}))
 
 
-def _asked(name: str, found: Probe, layers: Sequence[str], pool: Pools, default: str) -> tuple[str, ...]:
+def _layer_names(name: str, probe_result: Probe, layers: Sequence[str], pool: Pools, default: str) -> tuple[str, ...]:
     if layers:
-        return tuple(dict.fromkeys(_from_the_end(layer, found) for layer in layers))
-    tokens = found.layer(TOKENS)
+        return tuple(dict.fromkeys(_from_the_end(layer, probe_result) for layer in layers))
+    tokens = probe_result.layer(TOKENS)
     if pool is not None and tokens is not None and len(tokens.shape) == 3:
-        # There is nothing to pool in pre_logits: it is the tokens that are meant.
+        # pre_logits has no positions to pool, so a pooling refers to the tokens.
         return (TOKENS,)
-    if found.layer(default) is None:
+    if probe_result.layer(default) is None:
         raise InvalidOption(
-            f"{name} does not give its classifier one row an image, so it has no layer {default}",
+            f"the classifier of {name} does not receive one row per image, so there is no layer {default}",
             hint=f"choose one of `featcache backbones {name}` with --layer",
         )
     return (default,)
 
 
-def _from_the_end(name: str, found: Probe) -> str:
-    """`blocks.-1` -> `blocks.11`: a negative number counts the numbered modules beside each other from the end."""
+def _from_the_end(name: str, probe_result: Probe) -> str:
+    """`blocks.-1` -> `blocks.11`: a negative number counts the numbered modules at this place from the end."""
     parts = name.split(".")
     for place, part in enumerate(parts):
         if part.startswith("-") and part[1:].isdecimal():
             before = "".join(f"{one}." for one in parts[:place])
             numbers = {
                 int(rest)
-                for layer in (*found.names(), *found.rowless)
+                for layer in (*probe_result.names(), *probe_result.rowless)
                 if layer.startswith(before) and (rest := layer.removeprefix(before).partition(".")[0]).isdecimal()
             }
             if int(part[1:]) not in range(1, len(numbers) + 1):
@@ -173,20 +173,20 @@ def _from_the_end(name: str, found: Probe) -> str:
     return ".".join(parts)
 
 
-def _probed(name: str, found: Probe, layer: str) -> ProbedLayer:
-    one = found.layer(layer)
+def _find_layer(name: str, probe_result: Probe, layer: str) -> ProbedLayer:
+    one = probe_result.layer(layer)
     if one is not None:
         return one
-    if layer in found.rowless:
+    if layer in probe_result.rowless:
         raise InvalidOption(
-            f"layer {layer} of {name} does not give one row an image",
-            hint="choose the layer in front of it or behind it",
+            f"layer {layer} of {name} does not compute one row per image",
+            hint="choose the layer before or after it",
         )
-    raise UnknownName(f"layer of {name}", layer, found.names(), listed_by=f"featcache backbones {name}")
+    raise UnknownName(f"layer of {name}", layer, probe_result.names(), listed_by=f"featcache backbones {name}")
 
 
 def _pool_of(architecture: Architecture, layer: str, probed: ProbedLayer, pool: Pools) -> str | None:
-    """The pooling of one layer: what is asked, else the layer's own."""
+    """The pooling of one layer: the requested one, else the layer's default."""
     if isinstance(pool, Mapping):
         return pool[layer]
     if pool is not None:
@@ -196,20 +196,21 @@ def _pool_of(architecture: Architecture, layer: str, probed: ProbedLayer, pool: 
     if layer == TOKENS and len(probed.shape) == 3 and architecture.tokens is not None:
         if architecture.tokens.own_pool is None:
             raise InvalidOption(
-                "the network's authors turn its tokens into one vector by layers of their own",
-                hint="leave --layer out (pre_logits is their vector), or choose --pool avg, cls or none",
+                "the network reduces its tokens to one vector with its own layers",
+                hint="leave --layer out (pre_logits is this vector), or choose --pool avg, cls or none",
             )
         return architecture.tokens.own_pool
     return None
 
 
-def layer_of(architecture: Architecture, found: Probe, name: str, pool: Pools) -> Layer:
-    """A layer that was probed, with its pooling and the shape of a row.
+def layer_of(architecture: Architecture, probe_result: Probe, name: str, pool: Pools) -> Layer:
+    """A probed layer with its pooling and the shape of a row.
 
     Raises:
-        InvalidOption: It cannot be pooled so.
+        InvalidOption: The layer does not have this pooling.
     """
-    probed, sequence, tokens = _probed("the network", found, name), found.layer(TOKENS), architecture.tokens
+    probed, sequence = _find_layer("the network", probe_result, name), probe_result.layer(TOKENS)
+    tokens = architecture.tokens
     count = sequence.shape[1] if sequence is not None and len(sequence.shape) == 3 else None
     has_prefix = len(probed.shape) == 3 and probed.shape[1] == count
     pooling = pooling_of(
@@ -225,8 +226,8 @@ def layer_of(architecture: Architecture, found: Probe, name: str, pool: Pools) -
 def _positions(probed: ProbedLayer, tokens: TokenLayout | None, count: int | None) -> tuple[int, ...] | None:
     """The dimensions that hold positions rather than channels: for NCHW (2, 3), NHWC (1, 2), tokens (1,).
 
-    Positions are those that grow with the image. Where the output does not grow (an adaptive pooling), the type of the
-    module that computed it decides. None where nothing tells them apart, or prefix tokens may be among them.
+    Positions grow with the image size. If the output does not grow (adaptive pooling), the type of the module decides.
+    None if positions and channels cannot be distinguished, or if prefix tokens may be among the positions.
     """
     shape, prefix = probed.shape, tokens.prefix if tokens else 0
     if len(shape) == 2:
@@ -242,7 +243,7 @@ _CHANNELS_FIRST = ("AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "Conv2d", "BatchNor
 
 
 def _flops(architecture: Architecture, probed: Mapping[str, ProbedLayer], image_size: int) -> int:
-    """Floating-point operations for one image, two for a multiply-add; 0 where they cannot be counted."""
+    """Floating-point operations for one image, two per multiply-add; 0 if they cannot be counted."""
     from torch.utils.flop_counter import FlopCounterMode
 
     tapped = Tapped(architecture.root, probed)
@@ -257,5 +258,5 @@ def _flops(architecture: Architecture, probed: Mapping[str, ProbedLayer], image_
 
 
 def count_parameters(root: nn.Module, names: set[str]) -> int:
-    """How many numbers the parameters of these names hold."""
+    """The number of values of the parameters with these names."""
     return sum(parameter.numel() for name, parameter in root.named_parameters() if name in names)

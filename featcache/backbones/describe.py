@@ -1,8 +1,8 @@
-"""A backbone described once: the description is kept, and torch is not needed to read it.
+"""Descriptions of backbones: stored as JSON files, so that a backbone can be identified without torch.
 
-Descriptions lie as JSON under the data folder. One is used while the options, the versions of torch, torchvision, timm
-and transformers, and the stamps of the weights' files are those it was made with; else the network is loaded, checked
-and described again.
+Descriptions are files in the data folder. A description is valid as long as the options, the versions of torch,
+torchvision, timm and transformers, and the stamps of the weights files have not changed; otherwise the network is
+loaded, checked and described again.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from featcache.backbones.network import Network
     from featcache.backbones.transforms import Transform
 
-#: Rises when descriptions of before mean something else.
+#: Increased when the meaning of older descriptions changes.
 _FORMAT = 1
 _STAMP = ("st_size", "st_mtime_ns", "st_ctime_ns", "st_ino")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The options of a backbone with every name in full, as descriptions and caches are found by.
+    """The options of a backbone with full names: the key by which descriptions and caches are found.
 
-    `weights`: as an absolute path where it is a file.
+    `weights`: a file as its absolute path.
     """
 
     backbone: str
@@ -50,7 +50,7 @@ class Choice:
 
     @classmethod
     def of(cls, options: BackboneOptions) -> Choice:
-        """The choice that options mean; nothing is opened."""
+        """The choice for some options; no file is opened."""
         text = str(options.weights)
         path = weights_of.is_path(text) and text != "pypi" and not weights_of.is_random(text)
         return cls(
@@ -70,15 +70,14 @@ class Choice:
 
 
 def describe(options: BackboneOptions, *, data_dir: Path) -> BackboneSpec:
-    """What the options mean, without a weight in memory.
+    """The description of the backbone that the options select, if possible without loading weights.
 
     Args:
-        options: Which network, layers, pooling, image size, normalisation and weights.
-        data_dir: Holds the descriptions that were made before, and downloaded weights.
+        options: The network, layers, pooling, image size, normalisation and weights.
+        data_dir: The folder of descriptions and downloaded weights.
 
     Returns:
-        The stored description where nothing it rests on has changed; else one made now, for which the network is
-        loaded once.
+        The stored description if it is still valid; otherwise a new one, for which the network is loaded once.
 
     Raises:
         What `open_network` raises.
@@ -86,14 +85,16 @@ def describe(options: BackboneOptions, *, data_dir: Path) -> BackboneSpec:
     options = _in_full(options)
     if options.name == PIXELS:
         return pixels_spec(options)
-    return stored(options, data_dir=data_dir) or open_network(options, data_dir=data_dir).spec
+    return read_description(options, data_dir=data_dir) or open_network(options, data_dir=data_dir).spec
 
 
-def stored(options: BackboneOptions, *, data_dir: Path, without_files: bool = False) -> BackboneSpec | None:
-    """The description that was made before; None where there is none, or what it rests on has changed.
+def read_description(options: BackboneOptions, *, data_dir: Path, without_files: bool = False) -> BackboneSpec | None:
+    """Read a stored description; None if there is none or it is no longer valid.
 
     Args:
-        without_files: Take it also where the weights' files are gone: to find a cache, not to compute.
+        options: The network, layers, pooling, image size, normalisation and weights.
+        data_dir: The folder of descriptions.
+        without_files: Accept it also if weights files are missing: enough to find a cache, but not to compute.
     """
     options = _in_full(options)
     try:
@@ -104,7 +105,7 @@ def stored(options: BackboneOptions, *, data_dir: Path, without_files: bool = Fa
             return None
         return BackboneSpec.from_json(json.dumps(content["spec"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FeatcacheError):
-        # It is made again from what it describes.
+        # An unreadable description is made again.
         return None
 
 
@@ -119,30 +120,30 @@ def open_network(
     transform: Transform | None = None,
     pools: Mapping[str, str] | None = None,
 ) -> Network:
-    """The backbone that options mean, with its weights in memory, on the CPU; its description is kept.
+    """Load the backbone that the options select, on the CPU, and store its description.
 
     Args:
-        options: Which network, layers, pooling, image size, normalisation and weights.
-        data_dir: Holds descriptions and downloaded weights.
-        transform: Resolved numbers, in place of the options' image size, resize and normalisation; then nothing is
-            kept.
+        options: The network, layers, pooling, image size, normalisation and weights.
+        data_dir: The folder of descriptions and downloaded weights.
+        transform: A complete transform, in place of the options' image size, resize and normalisation; then no
+            description is stored.
         pools: The pooling of each layer, in place of the options' one.
 
     Raises:
-        UnknownName, InvalidOption, MissingExtra: The options name nothing that can be had.
-        WeightsError, DownloadError: The weights are absent, incomplete or of the wrong shape.
-        ExtractionError: The network is no function of one image.
+        UnknownName, InvalidOption, MissingExtra: The options do not select an available network.
+        WeightsError, DownloadError: The weights are missing, incomplete or of the wrong shape.
+        ExtractionError: The features of an image depend on other images in the batch or on chance.
     """
     options = _in_full(options)
     if options.name == PIXELS:
         return pixels_network(pixels_spec(options, transform))
     from featcache.backbones.loading import load
 
-    kept = transform is None and pools is None
-    before = None if not kept else stored(options, data_dir=data_dir)
+    keep = transform is None and pools is None
+    before = None if not keep else read_description(options, data_dir=data_dir)
     network = load(options, weights_dir=data_dir / "weights", transform=transform, known=before, pools=pools)
     network.options = options
-    if kept and network.spec != before:
+    if keep and network.spec != before:
         _keep(options, network.spec, network.files, data_dir)
     return network
 
@@ -164,20 +165,20 @@ def _keep(options: BackboneOptions, spec: BackboneSpec, files: Sequence[Path], d
         path.parent.mkdir(parents=True, exist_ok=True)
         publish_bytes(path, (json.dumps(content, indent=1) + "\n").encode())
     except (CacheUnwritable, OSError):
-        # In a folder that cannot be written the next call loads the network again, as this one did.
+        # If the folder is not writable, the next call simply loads the network again.
         return
 
 
 def _path(options: BackboneOptions, data_dir: Path) -> Path:
-    """Where the description of these options lies."""
+    """The path of the description of these options."""
     text = json.dumps(Choice.of(options).to_json(), sort_keys=True)
     return data_dir / "backbones" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
 
 
 def _stamp(path: Path) -> list[int] | None:
-    """What tells that a file is unchanged: size, times of change of its bytes and of its entry, and its number."""
+    """Values that change whenever a file changes: size, mtime, ctime and inode; None for a missing file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return [getattr(found, name) for name in _STAMP]
+    return [getattr(status, name) for name in _STAMP]

@@ -1,4 +1,4 @@
-"""Which device computes, in which precision, and what both are called in the provenance."""
+"""Chooses devices and precisions, and records hardware and versions for the provenance."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
 
-def resolve_device(said: str) -> str:
-    """The device that `auto` means here (CUDA, then MPS, then CPU), or the one named, if it is there.
+def resolve_device(name: str) -> str:
+    """The device for "auto" (CUDA, then MPS, then CPU), or the given device if this machine has it.
 
     Raises InvalidOption for a device that this machine does not have.
     """
-    if said == "cpu":
-        return said
+    if name == "cpu":
+        return name
     import torch
 
-    if said == "auto":
+    if name == "auto":
         if torch.cuda.is_available():
             return "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(said)
+        device = torch.device(name)
     except RuntimeError as error:
-        raise InvalidOption(f"unknown device {said!r}", hint="use auto, cpu, mps, cuda or cuda:N") from error
+        raise InvalidOption(f"unknown device {name!r}", hint="use auto, cpu, mps, cuda or cuda:N") from error
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present.get(device.type, False) or (device.type == "cuda" and (device.index or 0) >= _gpus()):
         raise InvalidOption(
-            f"device {said!r} is not on this machine, which has {', '.join(k for k, v in present.items() if v)}",
-            hint="leave --device out to use the best there is",
+            f"device {name!r} is not on this machine, which has {', '.join(k for k, v in present.items() if v)}",
+            hint="leave --device out to use the best device",
         )
-    return said
+    return name
 
 
 def all_gpus() -> tuple[str, ...]:
-    """The names of all GPUs. Raises InvalidOption where there is none."""
+    """The names of all GPUs: "cuda:0", ... Raises InvalidOption if there is none."""
     if not _gpus():
         resolve_device("cuda")
     return tuple(f"cuda:{number}" for number in range(_gpus()))
@@ -53,8 +53,8 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def unused_gpu(device: str) -> str | None:
-    """A sentence about a GPU that is there and not used; None where nothing is wasted."""
+def gpu_warning(device: str) -> str | None:
+    """A message if this machine has a GPU that is not used; else None."""
     import torch
 
     if device.startswith("cuda"):
@@ -68,13 +68,13 @@ def unused_gpu(device: str) -> str | None:
 
 
 def cores() -> int:
-    """How many cores this process may use: what its affinity and its container's quota leave of the machine's."""
+    """The number of cores that this process may use, by its CPU affinity and its container's quota."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(allowed, _quota(Path("/sys/fs/cgroup/cpu.max"))))
 
 
 def _quota(path: Path) -> int:
-    """The cores that a control group's file grants ("200000 100000": two), rounded up; a great many without one."""
+    """The cores that a control group's file grants ("200000 100000": two), rounded up; 2^20 without a limit."""
     try:
         granted, period = path.read_text().split()
         return math.ceil(int(granted) / int(period))
@@ -82,35 +82,35 @@ def _quota(path: Path) -> int:
         return 1 << 20
 
 
-def idle_cores(device: str) -> str | None:
-    """A sentence about cores that torch will not use on the CPU; None where it uses half of them or more."""
+def idle_cores_warning(device: str) -> str | None:
+    """A message if torch uses less than half of the cores on the CPU; else None."""
     import torch
 
     threads, there = torch.get_num_threads(), cores()
-    # Where every core is shown twice, torch takes half of them, and rightly.
+    # With hyper-threading torch uses half of the logical cores, which is right.
     if device != "cpu" or 2 * threads >= there:
         return None
-    said = os.environ.get("OMP_NUM_THREADS")
-    reason = f": OMP_NUM_THREADS={said} says so; unset it" if said else "; torch.set_num_threads gives it more"
+    limit = os.environ.get("OMP_NUM_THREADS")
+    reason = f" because of OMP_NUM_THREADS={limit}; unset it" if limit else "; torch.set_num_threads raises the number"
     return f"computing with {threads} thread{'s' if threads > 1 else ''} on {there} cores{reason}"
 
 
-def resolve_precision(said: str, device: str) -> str:
-    """The precision that `auto` means on `device`: bf16 where the hardware multiplies it, else fp32.
+def resolve_precision(name: str, device: str) -> str:
+    """The precision for "auto" on `device` (bf16 if the hardware supports it, else fp32), or the given precision.
 
     Raises InvalidOption for anything but auto, fp32, bf16 and fp16, and for fp16 on a CPU.
     """
-    if said == "auto":
+    if name == "auto":
         return "bf16" if _multiplies_bf16(device) else "fp32"
-    if said not in PRECISIONS:
-        raise InvalidOption(f"expected --precision auto, {', '.join(PRECISIONS)}, got {said!r}")
-    if said == "fp16" and device == "cpu":
-        raise InvalidOption("fp16 is not computed on a CPU", hint="use --precision bf16 or fp32")
-    return said
+    if name not in PRECISIONS:
+        raise InvalidOption(f"expected --precision auto, {', '.join(PRECISIONS)}, got {name!r}")
+    if name == "fp16" and device == "cpu":
+        raise InvalidOption("fp16 is not supported on a CPU", hint="use --precision bf16 or fp32")
+    return name
 
 
-def supported_precisions(device: str) -> dict[str, bool]:
-    """Which precisions the hardware of `device` computes by itself, by name."""
+def precisions_of(device: str) -> dict[str, bool]:
+    """Whether the hardware of `device` supports each precision, by name."""
     return {
         "fp32": True,
         "bf16": _multiplies_bf16(device),
@@ -130,7 +130,7 @@ def _multiplies_bf16(device: str) -> bool:
 
 
 def provenance(device: str, *also: str) -> dict[str, Any]:
-    """Versions (of packages `also`) and hardware: recorded and shown, no part of a cache's identity."""
+    """Hardware and versions (also of the packages `also`) to record; they are not part of a cache's identity."""
     from importlib.metadata import version
 
     import torch
@@ -155,20 +155,20 @@ def _cpu_name() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """What the last bits of a number computed on the CPU depend on: versions, processor, threads."""
+    """Everything that influences rounding on the CPU: versions, processor, threads."""
     import torch
 
     return {**versions(), "processor": _cpu_name(), "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:
-    """The versions of the packages that networks come from and compute with; nothing is imported."""
+    """The versions of torch, torchvision, timm and transformers, as far as installed; nothing is imported."""
     from importlib.metadata import PackageNotFoundError, version
 
-    found = {}
+    installed = {}
     for package in ("torch", "torchvision", "timm", "transformers"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -1,7 +1,7 @@
-"""Computing in fp32 what is called fp32.
+"""Disables TF32 and similar modes, so that fp32 features are really computed in fp32.
 
-By default cuDNN rounds the inputs of convolutions to TF32's 11 bits, and a caller may have allowed the like for matrix
-products. A cache that says fp32 must not depend on that.
+By default cuDNN rounds the inputs of convolutions to TF32's 11 bits, and a caller may have allowed the same for matrix
+products. An fp32 cache must not depend on that.
 """
 
 from __future__ import annotations
@@ -15,37 +15,37 @@ import torch
 
 @contextmanager
 def ieee_fp32() -> Iterator[None]:
-    """Inside, convolutions and matrix products of fp32 tensors are rounded to fp32 and no further, on any device.
+    """Context manager: convolutions and matrix products of fp32 tensors are computed in full fp32, on any device.
 
-    The caller's settings are back afterwards. They belong to the process: one thread at a time.
+    The caller's settings are restored afterwards. They are global to the process, so use it in one thread at a time.
     """
-    # Attributes that torch makes when it is imported.
+    # torch creates these attributes at import time, so type checkers do not know them.
     backends: Any = torch.backends
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
     kinds = (cudnn.conv, cudnn.rnn, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul)
     before = [kind.fp32_precision for kind in kinds]
-    # Torch has an older way to say it too, which its compiler reads, and raises where the two contradict each other.
-    convolutions, products = _told(lambda: cudnn.allow_tf32), _told(torch.get_float32_matmul_precision)
+    # torch's compiler reads the older flags, and raises an error if they contradict the new ones.
+    convolutions, products = _read_setting(lambda: cudnn.allow_tf32), _read_setting(torch.get_float32_matmul_precision)
     try:
-        _say_in_the_older_way(None if convolutions is None else False, None if products is None else "highest")
+        _set_legacy_flags(None if convolutions is None else False, None if products is None else "highest")
         for kind in kinds:
             kind.fp32_precision = "ieee"
         yield
     finally:
-        _say_in_the_older_way(convolutions, products)
+        _set_legacy_flags(convolutions, products)
         for kind, precision in zip(kinds, before, strict=True):
             kind.fp32_precision = precision
 
 
-def _told(setting: Callable[[], Any]) -> Any:
-    """The setting; None where the caller's own contradict each other already."""
+def _read_setting(setting: Callable[[], Any]) -> Any:
+    """The setting; None if the caller's settings already contradict each other, which torch reports as an error."""
     try:
         return setting()
     except RuntimeError:
         return None
 
 
-def _say_in_the_older_way(convolutions: bool | None, products: str | None) -> None:
+def _set_legacy_flags(convolutions: bool | None, products: str | None) -> None:
     if convolutions is not None:
         torch.backends.cudnn.allow_tf32 = convolutions
     if products is not None:

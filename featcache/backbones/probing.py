@@ -1,8 +1,8 @@
-"""One pass over a network lists its layers: every module's path, type, output shape, order, and tensors it depends on.
+"""Lists a network's layers in one forward pass: path, type, output shape, order, and the tensors they depend on.
 
-The pass runs on the meta device, which computes shapes without numbers. Which weights a value depends on is followed
-operation by operation, through views and in-place operations too, so it is exact whatever the forward method does. A
-second pass at another size and batch tells which dimensions hold images and which hold positions.
+The pass runs on the meta device, which computes shapes without values. The weights that a value depends on are tracked
+operation by operation, including views and in-place operations, so they are exact for every forward method. A second
+pass with another image size and batch size shows which dimensions are images and which are positions.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from featcache.errors import InvalidOption, one_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-# Training keeps it, nothing in eval mode reads it.
+# A counter of training, which is not used in eval mode.
 _NO_WEIGHTS = "num_batches_tracked"
 _BATCH, _OTHER_BATCH = 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedLayer:
-    """A layer that can be asked for.
+    """A layer that can be chosen.
 
     Args:
         name: A module's path, or a standard name.
-        kind: The type of the module whose output it is; "" for what goes into a module.
-        shape: That of the output for a batch of 2 images.
-        grown: Dimensions that grow with the image; None where that is not known.
+        kind: The type of the module whose output it is; "" for the input of a module.
+        shape: The shape of the output for a batch of 2 images.
+        grown: The dimensions that grow with the image size; None if unknown.
         tensors: Names of the weights and buffers that the value depends on.
         tap: Where the value is read in `Architecture.root`.
-        calls: How often the module is called in one pass; the last call counts.
+        calls: How often the module is called in one pass; the last call gives the value.
     """
 
     name: str
@@ -51,10 +51,10 @@ class ProbedLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """All layers of a network in the order in which they are computed, standard layers at their place."""
+    """All layers of a network in the order of computation, including standard layers."""
 
     layers: tuple[ProbedLayer, ...]
-    #: Modules whose output is no row an image (attention windows, ...): they cannot be asked for.
+    #: Modules whose output does not have one row per image (attention windows, ...): they cannot be chosen.
     rowless: tuple[str, ...] = ()
 
     def names(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class Probe:
         return tuple(layer.name for layer in self.layers)
 
     def layer(self, name: str) -> ProbedLayer | None:
-        """The layer of that name."""
+        """The layer of that name; None if there is none."""
         return next((layer for layer in self.layers if layer.name == name), None)
 
 
@@ -70,10 +70,10 @@ def probe(architecture: Architecture, image_size: int, other: Architecture | Non
     """List the layers of a network.
 
     Args:
-        architecture: A network built for `image_size`, best on the meta device.
+        architecture: A network built for `image_size`, preferably on the meta device.
         image_size: Pixels a side.
-        other: The same network built for `other_size`; None where it cannot be.
-        other_size: Another size, to see which dimensions grow.
+        other: The same network built for `other_size`; None if it cannot be built.
+        other_size: Another size, which shows the dimensions that grow.
 
     Raises:
         InvalidOption: The network cannot take images of `image_size`.
@@ -87,7 +87,7 @@ def probe(architecture: Architecture, image_size: int, other: Architecture | Non
             grown = {}
     again = grown or _Pass(architecture).run(image_size, _OTHER_BATCH)
     layers, rowless = [], []
-    for name, kind, tap in _named(architecture, seen):
+    for name, kind, tap in _layer_taps(architecture, seen):
         reading, second = seen[tap], again.get(tap)
         if second is None or len(second.shape) < 2 or (reading.shape[0], second.shape[0]) != (_BATCH, _OTHER_BATCH):
             rowless.append(name)
@@ -112,8 +112,8 @@ def _grown(shape: Sequence[int], other: Sequence[int]) -> tuple[int, ...] | None
     return tuple(dim for dim in range(1, len(shape)) if shape[dim] != other[dim])
 
 
-def _named(architecture: Architecture, seen: Mapping[Tap, _Reading]) -> Iterator[tuple[str, str, Tap]]:
-    """Each layer's name, type and tap, in the order of the outputs; a standard layer behind its module."""
+def _layer_taps(architecture: Architecture, seen: Mapping[Tap, _Reading]) -> Iterator[tuple[str, str, Tap]]:
+    """Each layer's name, type and tap, in the order of computation; a standard layer follows its module."""
     standard: dict[Tap, list[str]] = {}
     for name, tap in architecture.standard.items():
         standard.setdefault(tap, []).append(name)
@@ -138,7 +138,7 @@ class _Reading:
 
 @dataclass(kw_only=False)
 class _Pass:
-    """One forward pass whose modules are watched."""
+    """One forward pass that records the inputs and outputs of modules."""
 
     architecture: Architecture
     _seen: dict[Tap, _Reading] = field(default_factory=dict)
@@ -188,9 +188,9 @@ class _Pass:
 
 
 class _Dependencies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch does not type it
-    """Follows which named tensors each value was computed from.
+    """Tracks the named tensors from which each value was computed.
 
-    A value's names are a bit mask, kept by storage, so that views and in-place operations are followed too.
+    The names are a bit mask per storage, so that views and in-place operations are tracked too.
     """
 
     def __init__(self, root: nn.Module, inside: str) -> None:
@@ -215,13 +215,13 @@ class _Dependencies(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torc
             mask |= self._masks.get(key, 0)
         for tensor in _tensors(result):
             key = _storage(tensor)
-            # A fresh storage may have the address of one that is gone.
+            # A new storage may have the address of a freed one.
             self._masks[key] = mask | (self._masks.get(key, 0) if key in given else 0)
         return result
 
 
 def _weights_of(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors that a state dict would hold, shared ones under each of their names."""
+    """The tensors of a state dict, shared tensors under each of their names."""
     saved = root.state_dict().keys()
     for name, tensor in [
         *root.named_parameters(remove_duplicate=False),
@@ -247,10 +247,10 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def device_of(root: nn.Module) -> torch.device:
-    """Where a network lies; as a context, where the tensors lie that its forward method makes."""
+    """The device of a network; as a context manager, also the device of tensors that its forward method creates."""
     return next((tensor.device for tensor in (*root.parameters(), *root.buffers())), torch.device("cpu"))
 
 
 def first_tensor(value: Any) -> Tensor | None:
-    """A module's value: its output where that is a tensor, else the first tensor of a tuple, list or mapping."""
+    """The value of a module's output: the tensor itself, or the first tensor in a tuple, list or mapping."""
     return next(_tensors(value), None)

@@ -1,4 +1,4 @@
-"""What computes features: a network on a device, in a precision, by a runner."""
+"""`Program`: computes features with a network on one device, in one precision, by one runner."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _LEAST_BATCH = 8
 
 
 class Program:
-    """A backbone that computes.
+    """Computes the features of batches of images.
 
     Args:
-        spec: The backbone.
+        spec: The description of the backbone.
         compute: uint8 (N, 3, S, S) -> {layer: (N, D)}.
         device: "cpu", "cuda", ...
         precision: "fp32", "bf16" or "fp16"; "uint8" for pixels.
-        runner: What computes: see `runners.RUNNERS`.
-        batch_size: The number of images of every batch where the program has one shape; None where it takes any.
-        alone: Each image is computed by itself, so that no batch needs to be padded.
-        resized: Gives the same program for batches of another size.
-        copy: The same on the host, without torch, where nothing is computed.
+        runner: One of `runners.RUNNERS`.
+        batch_size: The number of images of every batch if it is fixed; None if any number is accepted.
+        alone: Whether each image is computed separately, so that batches need no padding.
+        resized: Returns the same program for another batch size.
+        copy: The same function on the host without torch, for `pixels`, where nothing is computed.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Program:
         """Compute the features of a batch.
 
         Args:
-            images: uint8 (N, S, S, 3), anywhere.
+            images: uint8 (N, S, S, 3), on any device.
 
         Returns:
             {layer: (N, D)} on the program's device; float32, or uint8 for pixels.
@@ -66,19 +66,19 @@ class Program:
         from featcache.backbones.fp32 import ieee_fp32
 
         with torch.inference_mode(), ieee_fp32():
-            # (N, S, S, 3) in memory is (N, 3, S, S) in channels-last: no copy.
+            # The memory of (N, S, S, 3) is that of (N, 3, S, S) in channels-last: no copy.
             batch = torch.as_tensor(images).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
             return dict(self._compute(batch))
 
     def of_batches(self, images: int) -> Program:
-        """The program for batches of at most so many images: another one where it has one shape."""
+        """The program for batches of at most `images` images: another one if the batch size is fixed."""
         if self.batch_size is None or self._resized is None:
             return self
         return self._resized(images)
 
-    def padded(self, images: int) -> int:
-        """To how many images a batch of `images` is filled up, so that no row depends on how many there are."""
+    def batch_size_for(self, images: int) -> int:
+        """The size to which a batch of `images` images is padded, so that no row depends on the number of images."""
         if self.alone:
             return images
-        # From a power of two of at least 8 on, a row comes out the same in any company (measured: measurements.md).
+        # With a power of two of at least 8, a row does not depend on the rest of the batch (measured: measurements.md).
         return self.batch_size or max(_LEAST_BATCH, 1 << (images - 1).bit_length())

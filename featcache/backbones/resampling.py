@@ -1,12 +1,12 @@
-"""Pillow's resize as matrix products, so that a device can do it: the same bytes, on any device, in any batch.
+"""Pillow's resize as matrix products on a device, with exactly the same bytes on every device and in every batch.
 
-Pillow resamples bytes in whole numbers: each output pixel is a sum of input pixels times coefficients of 22 bits,
-rounded and kept in 0..255, along one axis and then along the other. A matrix product in float32 gives the very same
-sums if nothing in it is ever rounded. So each coefficient is written in three digits of base 256: a pixel times a
-digit is an integer of at most 15 bits, sums of them stay below 2^24, and float32 holds those exactly, in whatever
-order a device adds (and even where it multiplies in TF32 or bfloat16). What the digits give is put together in int32.
+Pillow resamples bytes in integers: each output pixel is a sum of input pixels times coefficients of 22 bits, rounded
+and clipped to 0..255, along one axis and then along the other. A matrix product in float32 gives exactly the same sums
+if nothing is rounded. Therefore each coefficient is written as three digits in base 256: a pixel times a digit is an
+integer of at most 15 bits, and sums of these stay below 2^24, which float32 represents exactly, in any order of
+summation (and also if the device multiplies in TF32 or bfloat16). The sums of the digits are combined in int32.
 
-Nothing about a feature depends on where its image was resized, so nothing of it stands in a spec.
+A feature does not depend on where its image was resized, so this is not part of a spec.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _BITS = 22
 _BASE, _DIGITS = 256, 3
-# Larger images cost more to carry to a device than to make small where they are; and beyond so many times the size of
-# the output the sums would no longer be exact.
+# For larger images the transfer to the device costs more than resizing on the host; and if a side exceeds this multiple
+# of the output's, the sums are no longer exact.
 _MOST_AREA, _MOST_SIDE = 8, 64
-# Elements of the largest intermediate array of a block of images: 128 MB, and a few of that size at a time.
+# Elements of the largest intermediate array of a block of images: 128 MB; a few of these exist at the same time.
 _BLOCK_ELEMENTS = 1 << 25
-# Matrices that are kept, one for each height and width: of photographs at 224 some 300 KB each.
+# The number of cached matrices, one per height and width: about 300 KB each for photographs at 224.
 _MATRICES = 512
 
 Filter = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.float64]]
@@ -43,7 +43,7 @@ def _triangle(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    # Keys' cubic convolution with a = -0.5 (IEEE Trans. ASSP 29(6), 1981), operation by operation as Pillow has it.
+    # Keys' cubic convolution with a = -0.5 (IEEE Trans. ASSP 29(6), 1981), with the same operations as Pillow.
     a, x = -0.5, np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
@@ -56,10 +56,10 @@ _FILTERS: dict[Interpolation, tuple[Filter, float]] = {"bilinear": (_triangle, 1
 def coefficients(
     size_in: int, size_out: int, interpolation: Interpolation, *, first: int = 0, count: int | None = None
 ) -> npt.NDArray[np.int64]:
-    """What each input pixel counts in each output pixel, in units of 2^-22: int64 (size_in, size_out).
+    """The weight of each input pixel in each output pixel, in units of 2^-22: int64 (size_in, size_out).
 
-    A filter as wide as the output's pixels (antialiasing), cut off at the borders and normalised. With `first` and
-    `count`, only of so many output pixels from the first on.
+    The filter is scaled to the width of the output's pixels (antialiasing), cut off at the borders and normalised. With
+    `first` and `count`, only for `count` output pixels from `first` on.
     """
     function, support = _FILTERS[interpolation]
     scale = size_in / size_out
@@ -71,7 +71,7 @@ def coefficients(
     pixel = start + np.arange(int(np.ceil(support * widened)) * 2 + 1)
     there = pixel < end
     weights = np.where(there, function((pixel - centre + 0.5) * (1.0 / widened)), 0.0)
-    # Pillow adds one after the other, and the last bit of the sum is the order's.
+    # Pillow adds sequentially, and the last bit of a sum depends on the order.
     total = np.cumsum(weights, axis=1)[:, -1:]
     weights = np.divide(weights, total, out=weights, where=total != 0)
     whole = np.trunc(weights * (1 << _BITS) + np.where(weights < 0, -0.5, 0.5)).astype(np.int64)
@@ -82,7 +82,7 @@ def coefficients(
 
 
 def _digits(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
-    """(n, m) integers -> (n, 3, m): digits from -128 to 127, the lowest first; the highest takes what is left."""
+    """(n, m) integers -> (n, 3, m): digits from -128 to 127, the lowest first; the highest takes the remainder."""
     digits = np.empty((len(matrix), _DIGITS, matrix.shape[1]), np.int8)
     left = matrix
     for place in range(_DIGITS - 1):
@@ -94,13 +94,13 @@ def _digits(matrix: npt.NDArray[np.int64]) -> npt.NDArray[np.int8]:
 
 
 def vertical_first(height: int, width: int, framing: Framing) -> bool:
-    """Whether columns are shortened before rows: Pillow's rule since 13, which saves it work on tall images."""
+    """Whether the height is resized before the width: Pillow's rule since version 13, faster for tall images."""
     return height - framing.tall > 2 * max(width - framing.wide, 0)
 
 
 @dataclass(kw_only=True, eq=False)
 class Resampler:
-    """Resizes as `transform` says, on `device`."""
+    """Resizes images on `device` by the rules of `transform`."""
 
     transform: Transform
     device: torch.device
@@ -111,8 +111,8 @@ class Resampler:
         side = self.transform.image_size
         return height * width <= _MOST_AREA * side * side and max(height, width) <= _MOST_SIDE * side
 
-    def resized(self, images: Tensor, *, cropped: bool = False) -> Tensor:
-        """(n, H, W, 3) uint8 on the device -> (n, S, S, 3) uint8: what `Transform.resize_image` makes of each."""
+    def resize(self, images: Tensor, *, cropped: bool = False) -> Tensor:
+        """uint8 (n, H, W, 3) on the device -> uint8 (n, S, S, 3), equal to `Transform.resize_image` of each image."""
         import torch
 
         height, width = images.shape[1:3]
@@ -135,18 +135,18 @@ class Resampler:
         return planes.to(torch.uint8).permute(0, 2, 3, 1)
 
     def _across(self, planes: Tensor, framing: Framing) -> Tensor:
-        """(n, 3, H, W) -> (n, 3, H, S): whole numbers from 0 to 255 as float32."""
+        """(n, 3, H, W) -> (n, 3, H, S): integers from 0 to 255 as float32."""
         side = self.transform.image_size
         matrix = self._matrix(planes.shape[-1], framing.wide, framing.left)
         sums = planes @ matrix.flatten(1)
-        return _rounded(*sums.split_with_sizes([side] * _DIGITS, dim=-1))
+        return _round(*sums.split_with_sizes([side] * _DIGITS, dim=-1))
 
     def _down(self, planes: Tensor, framing: Framing) -> Tensor:
         """(n, 3, H, W) -> (n, 3, S, W)."""
         side = self.transform.image_size
         matrix = self._matrix(planes.shape[-2], framing.tall, framing.top)
         sums = matrix.flatten(1).T @ planes
-        return _rounded(*sums.split_with_sizes([side] * _DIGITS, dim=-2))
+        return _round(*sums.split_with_sizes([side] * _DIGITS, dim=-2))
 
     def _matrix(self, size_in: int, size_out: int, first: int) -> Tensor:
         """(size_in, 3, S) float32: the digits of the coefficients of the S output pixels from `first` on."""
@@ -163,8 +163,8 @@ class Resampler:
         return self._matrices[key].to(torch.float32)
 
 
-def _rounded(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
-    """Three sums of digits -> the pixels, 0 to 255, in float32."""
+def _round(low: Tensor, middle: Tensor, high: Tensor) -> Tensor:
+    """Combine three sums of digits into pixels: float32, 0 to 255."""
     import torch
 
     sums = (high.to(torch.int32) * _BASE + middle.to(torch.int32)) * _BASE + low.to(torch.int32)
@@ -176,11 +176,11 @@ def agrees_with_pillow(resampler: Resampler) -> bool:
     import torch
 
     side, noise = resampler.transform.image_size, np.random.default_rng(0)
-    # Smaller, larger, wide, and so tall that columns come first.
+    # Smaller, larger, wide, and so tall that the height is resized first.
     sizes = (side // 2 + 1, side // 2 + 3), (side + 7, side + 9), (side, 2 * side), (5 * side + 9, 2 * side)
     for height, width in sizes:
         image = noise.integers(0, 256, (height, width, 3), dtype=np.uint8)
-        resized = resampler.resized(torch.from_numpy(image[None]).to(resampler.device))[0]
+        resized = resampler.resize(torch.from_numpy(image[None]).to(resampler.device))[0]
         if not np.array_equal(resized.cpu().numpy(), resampler.transform.resize_image(image)):
             return False
     return True

@@ -1,7 +1,7 @@
-"""What a backbone is, as plain data: no weight in memory, no torch.
+"""`BackboneSpec`: the description of a backbone as plain data, without weights and without torch.
 
-A `BackboneSpec` says which network, cut at which layers, with which transform, and which weights; and what the network
-answered on two probe images, so that a change of what it computes is noticed whatever caused it.
+It contains the network, its layers, transform and weights, and the network's outputs for two probe images, so that any
+change of what the network computes is detected.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from featcache.backbones.pooling import Pooling
 from featcache.backbones.transforms import Transform
 
-#: What `source` begins with for a module of the caller's own.
+#: The beginning of `source` for a module of the caller's own.
 OWN_MODULE = "module:"
 
 
@@ -27,7 +27,7 @@ class Layer:
         name: A module's path, or a standard name.
         shape: The shape of one image's features before they are flattened, after pooling: (512, 7, 7) or (2048,).
         pooling: How the output becomes a row.
-        weights: SHA-256 over the tensors it depends on; None where there are none.
+        weights: SHA-256 over the tensors it depends on; None if there are none.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeOutputs:
-    """What a network computed for the two probe images, in fp32 on the CPU, and with what.
+    """A network's outputs for the two probe images, in fp32 on the CPU, and the environment.
 
     Args:
-        sketches: By layer, for each of the two images: its row as at most 64 sums, of the same length and angles as
-            the row itself (see `checks.sketch`).
+        sketches: By layer, for each of the two images: at most 64 sums that approximately preserve the lengths and
+            angles of rows (see `checks.sketch`).
         environment: Versions, processor and threads.
     """
 
@@ -55,13 +55,13 @@ class ProbeOutputs:
     environment: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
-        """Both as JSON values."""
+        """Both fields as JSON values."""
         sketches = {name: [list(row) for row in rows] for name, rows in self.sketches.items()}
         return {"sketches": sketches, "environment": dict(self.environment)}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> ProbeOutputs:
-        """What `to_json` gave. Raises KeyError, TypeError or ValueError for anything else."""
+        """The inverse of `to_json`. Raises KeyError, TypeError or ValueError for other values."""
         sketches = {
             str(name): [[float(value) for value in row] for row in rows] for name, rows in values["sketches"].items()
         }
@@ -70,21 +70,21 @@ class ProbeOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """A frozen network, cut at its layers.
+    """The description of a frozen network with chosen layers.
 
     Args:
         name: `vgg16`, `timm:resnet18`, ..., or the name of a module of the caller's own.
-        layers: In the order in which they were asked for.
-        pool: The pooling that was asked for; None for each layer's default.
+        layers: In the order in which they were requested.
+        pool: The requested pooling; None for each layer's default.
         transform: From a decoded image to the network's input.
-        source: Where the weights came from: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`, `random:0`,
-            `module:NAME`, ...; None where there are no weights.
-        arguments: What else determines the architecture, as JSON values; part of a cache's identity.
-        parameters: How many frozen parameters the layers depend on.
-        flops_per_image: Two for a multiply-add; 0 where they could not be counted.
-        probe: None for `pixels`.
+        source: The source of the weights: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`, `random:0`,
+            `module:NAME`, ...; None if there are no weights.
+        arguments: Further JSON values that determine the architecture; part of a cache's identity.
+        parameters: The number of parameters that the layers depend on.
+        flops_per_image: Floating-point operations, two per multiply-add; 0 if they could not be counted.
+        probe: The outputs for the probe images; None for `pixels`.
         scaling: For `pixels`: value = byte * scale + offset. None for networks.
-        notes, warnings: Sentences for people.
+        notes, warnings: Messages for the user.
     """
 
     name: str
@@ -112,30 +112,30 @@ class BackboneSpec:
 
     @property
     def stores_bytes(self) -> bool:
-        """Whether features are bytes, whatever precision and storage type are asked for: only of `pixels`."""
+        """Whether features are bytes regardless of the requested precision and dtype: only for `pixels`."""
         return self.scaling is not None
 
     @property
     def is_own_module(self) -> bool:
-        """Whether the network is a module of the caller's own, which no name can build again."""
+        """Whether the network is a module of the caller's own, which cannot be built from its name."""
         return self.source is not None and self.source.startswith(OWN_MODULE)
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """The description as the text of one JSON object."""
         values = {name: getattr(self, name) for name in self.__dataclass_fields__}
         values |= {
             "layers": [asdict(layer) for layer in self.layers],
-            "transform": self.transform.described(),
+            "transform": self.transform.to_json(),
             "probe": None if self.probe is None else self.probe.to_json(),
         }
         return json.dumps(values)
 
     @classmethod
     def from_json(cls, text: str | bytes) -> BackboneSpec:
-        """What `to_json` wrote. Raises KeyError, TypeError, ValueError or InvalidOption for anything else."""
+        """The inverse of `to_json`. Raises KeyError, TypeError, ValueError or InvalidOption for other text."""
         values = json.loads(text)
         layers = tuple(_layer(layer) for layer in values.pop("layers"))
-        transform = Transform.of(values.pop("transform"))
+        transform = Transform.from_json(values.pop("transform"))
         probe, scaling = values.pop("probe"), values.pop("scaling")
         return cls(
             layers=layers,
@@ -158,9 +158,9 @@ def _layer(values: Mapping[str, Any]) -> Layer:
 
 
 def outputs_in(provenance: Mapping[str, Any]) -> ProbeOutputs | None:
-    """The outputs on the probe images in a provenance; None where it has none."""
+    """The outputs for the probe images in a provenance; None if it has none."""
     try:
-        found = provenance.get("probe")
-        return None if found is None else ProbeOutputs.from_json(found)
+        probe = provenance.get("probe")
+        return None if probe is None else ProbeOutputs.from_json(probe)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -1,9 +1,9 @@
-"""The first convolutions of a network, which low precision hurts most.
+"""Keeps the first convolutions of a network precise, because low precision changes features most there.
 
-The first filters are differences of large, nearly equal numbers, so rounding their weights costs more than rounding
-all other layers together: with VGG16 in bf16 the least cosine to fp32 is 0.99986 with rounded ones, 0.99997 with exact
-ones, for half a percent of the arithmetic. With Inception v3, whose second convolution (32 channels to 32) loses most,
-the least of 64 images rises from 0.9984 to 0.9998.
+The first filters are differences of large, nearly equal numbers, so rounding their weights changes features more than
+rounding all other layers together: with VGG16 in bf16 the least cosine to fp32 is 0.99986 with rounded and 0.99997 with
+exact first filters, which are half a percent of the arithmetic. With Inception v3, whose second convolution (32
+channels to 32) loses most, the least cosine of 64 images rises from 0.9984 to 0.9998.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from featcache.backbones.tapping import copied
+from featcache.backbones.tapping import copy_module
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Channels in and out: what is no wider costs little in fp32.
+# Convolutions with at most this many input and output channels cost little in fp32.
 _NARROW = 32
 
 
 class FullPrecision(nn.Module):
-    """A module that autocast does not touch."""
+    """Runs a module in fp32, with autocast disabled."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
         self.inner = inner
 
     def __getattr__(self, name: str) -> Any:
-        # Transformers' networks ask their first convolution for the type of its weight.
+        # The networks of transformers read the dtype of their first convolution's weight.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -45,12 +45,12 @@ class FullPrecision(nn.Module):
 
 
 class _InHalves(nn.Module):
-    """A convolution that is nearly exact where everything is computed in bf16: 16 bits of every factor instead of 8.
+    """A nearly exact convolution in bf16: it uses 16 bits of every factor instead of 8.
 
-    w x is taken as (high + low of w) times (high + low of x), less the product of the two low halves, and all three
-    products are one convolution with three times the channels, which accumulates in fp32. Such sums of rounded parts
-    are how G. Henry, P. Tang and A. Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For
-    Higher-Precision Computations" (ARITH 2019), multiply.
+    Each factor is split into a high and a low bf16 half. w x is approximated by high high + high low + low high, as one
+    convolution with three times the channels, which accumulates in fp32. The method is that of G. Henry, P. Tang and
+    A. Heinecke, "Leveraging the bfloat16 Artificial Intelligence Datatype For Higher-Precision Computations"
+    (ARITH 2019).
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ class _InHalves(nn.Module):
         high, low = _halves(convolution.weight.detach())
         self.register_buffer("weight", torch.cat([high, low, high], dim=1))
         self.register_buffer("bias", convolution.bias)
-        self._moves: dict[str, Any] = {
+        self._geometry: dict[str, Any] = {
             "stride": convolution.stride,
             "padding": convolution.padding,
             "dilation": convolution.dilation,
@@ -69,7 +69,7 @@ class _InHalves(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         high, low = _halves(images)
-        return F.conv2d(torch.cat([high, high, low], dim=1), self.weight, self.bias, **self._moves)
+        return F.conv2d(torch.cat([high, high, low], dim=1), self.weight, self.bias, **self._geometry)
 
 
 def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,9 +78,10 @@ def _halves(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _QuickStem(FullPrecision):
-    """In halves where a CPU computes in bf16, in fp32 everywhere else.
+    """Computes in bf16 halves on a CPU with bf16 autocast, and in fp32 otherwise.
 
-    What costs is not the arithmetic but the output, which fp32 makes twice as large: with VGG16 at 224 this saves 4 %.
+    This saves 4 % with VGG16 at 224, because the cost is not the arithmetic but the output, which is twice as large in
+    fp32.
     """
 
     def __init__(self, inner: nn.Conv2d) -> None:
@@ -95,9 +96,10 @@ class _QuickStem(FullPrecision):
 
 
 def with_exact_stem(part: nn.Module) -> nn.Module:
-    """Keeps the convolution that sees the pixels, and narrow ones right behind it, exact or nearly so.
+    """Make the first convolution, and narrow convolutions directly after it, exact or nearly exact, in place.
 
-    Where narrow ones follow all are computed in fp32: what goes from one to the next would be rounded otherwise.
+    If narrow convolutions follow, all of them are computed in fp32, because values between them would be rounded
+    otherwise.
     """
     convolutions = [(path, module) for path, module in part.named_modules() if isinstance(module, nn.Conv2d)]
     if not convolutions or convolutions[0][1].in_channels != 3:
@@ -111,18 +113,18 @@ def with_exact_stem(part: nn.Module) -> nn.Module:
 
 
 def in_one_precision(part: nn.Module, precision: str) -> nn.Module:
-    """A copy for those who compute everything in one precision and know no autocast: in bf16 its stem is in halves."""
-    part = copied(part)
+    """A copy for runners that compute in one precision without autocast; in bf16 its stem uses bf16 halves."""
+    part = copy_module(part)
     for path, module in list(part.named_modules()):
         if isinstance(module, FullPrecision):
-            part.set_submodule(path, (_halved(module.inner) if precision == "bf16" else module.inner).eval())
+            part.set_submodule(path, (_split(module.inner) if precision == "bf16" else module.inner).eval())
     return part
 
 
-def _halved(inner: nn.Module) -> nn.Module:
+def _split(inner: nn.Module) -> nn.Module:
     return _InHalves(inner) if isinstance(inner, nn.Conv2d) and _splits(inner) else inner
 
 
 def _splits(convolution: nn.Conv2d) -> bool:
-    # Channels of groups, and padding with anything but zeros, would not line up.
+    # The three copies of the channels do not fit groups, or padding other than zeros.
     return convolution.groups == 1 and convolution.padding_mode == "zeros"

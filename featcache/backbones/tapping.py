@@ -1,8 +1,8 @@
-"""From a network and the places where layers are read to the smallest module that computes them.
+"""Builds the smallest module that computes the chosen layers of a network.
 
-The module that counts is `Tapped`: the network as it is, watched by forward hooks and left as soon as the last layer
-has been read. Where torch.fx can trace the network, `pruned` gives the same without what no layer needs, with batch
-norms folded into convolutions; it is taken only where its outputs agree.
+The reference is `Tapped`: the unchanged network with forward hooks, which stops as soon as the last layer was computed.
+If torch.fx can trace the network, `prune` returns the same without unused operations, and with batch norms folded into
+convolutions; it is used only if its outputs agree.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from featcache.backbones.probing import ProbedLayer, first_tensor
 
 
 class _AllRead(Exception):
-    """Every layer has been read: what is behind them need not be computed."""
+    """All layers were computed: the rest of the network can be skipped."""
 
 
 class Tapped(nn.Module):
-    """(N, 3, S, S) float32 -> {layer: (N, ...)}: runs a network until every layer has been read.
+    """float32 (N, 3, S, S) -> {layer: (N, ...)}: runs a network until all layers are computed.
 
-    The network is changed by hooks: give a copy of a caller's module.
+    It adds hooks to the network, so pass a copy of a caller's module.
     """
 
     def __init__(self, root: nn.Module, layers: Mapping[str, ProbedLayer]) -> None:
@@ -42,7 +42,7 @@ class Tapped(nn.Module):
         self.watch()
 
     def watch(self) -> None:
-        """Put the hooks in place."""
+        """Add the hooks."""
         modules = dict(self.root.named_modules())
         for name, layer in self._layers.items():
             module = modules[layer.tap.module]
@@ -52,7 +52,7 @@ class Tapped(nn.Module):
                 self._hooks.append(module.register_forward_hook(partial(self._after, name)))
 
     def release(self) -> None:
-        """Take the hooks away: the network computes as if it had never been watched."""
+        """Remove the hooks."""
         while self._hooks:
             self._hooks.pop().remove()
 
@@ -75,29 +75,29 @@ class Tapped(nn.Module):
         tensor = first_tensor(value)
         assert tensor is not None
         last = len(self._values) + 1 == len(self._layers)
-        # What follows may write into it.
+        # Later operations may change it in place.
         self._values[name] = tensor if last else tensor.clone()
         if last:
             raise _AllRead
 
 
-def pruned(root: nn.Module, layers: Mapping[str, ProbedLayer]) -> fx.GraphModule | None:
-    """The traced part of a network that the layers need, batch norms folded; None where torch.fx cannot trace it."""
+def prune(root: nn.Module, layers: Mapping[str, ProbedLayer]) -> fx.GraphModule | None:
+    """The traced part of a network that the layers need, batch norms folded; None if torch.fx cannot trace it."""
     tracer = _Tracer()
     try:
         graph = tracer.trace(root)
     except Exception:
         return None
-    found = {name: tracer.reads.get((layer.tap.module, layer.tap.side)) for name, layer in layers.items()}
-    nodes = {name: node for name, node in found.items() if isinstance(node, fx.Node)}
-    if len(nodes) < len(found):
+    reads = {name: tracer.reads.get((layer.tap.module, layer.tap.side)) for name, layer in layers.items()}
+    nodes = {name: node for name, node in reads.items() if isinstance(node, fx.Node)}
+    if len(nodes) < len(reads):
         return None
     for node in list(graph.nodes):
         if node.op == "output":
             graph.erase_node(node)
-    graph.output({name: _kept(graph, node, single=len(nodes) == 1) for name, node in nodes.items()})
+    graph.output({name: _protect(graph, node, single=len(nodes) == 1) for name, node in nodes.items()})
     part = fx.GraphModule(root, graph).eval()
-    # Operations that write in place and whose results are not used are dropped too; the caller compares the outputs.
+    # This also removes in-place operations whose results are unused; therefore the caller compares the outputs.
     part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
     part.recompile()
     part.delete_all_unused_submodules()
@@ -105,8 +105,8 @@ def pruned(root: nn.Module, layers: Mapping[str, ProbedLayer]) -> fx.GraphModule
     return part
 
 
-def _kept(graph: fx.Graph, node: fx.Node, *, single: bool) -> fx.Node:
-    """The node, or a copy of its value: a later operation must not write into what another layer still needs."""
+def _protect(graph: fx.Graph, node: fx.Node, *, single: bool) -> fx.Node:
+    """The node, or a copy of its value if there are several layers: later operations may change it in place."""
     if single:
         return node
     with graph.inserting_after(node):
@@ -114,7 +114,7 @@ def _kept(graph: fx.Graph, node: fx.Node, *, single: bool) -> fx.Node:
 
 
 class _Tracer(fx.Tracer):
-    """Records the nodes at which modules' inputs and outputs stand."""
+    """Records the nodes of the inputs and outputs of modules."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,9 +139,10 @@ def _first_node(value: Any) -> fx.Node | None:
 
 
 def _fold_batch_norms(part: fx.GraphModule) -> None:
-    """Folds every batch norm into the convolution it alone reads: the same function, one rounding less a layer.
+    """Fold every batch norm into the preceding convolution if nothing else uses the convolution's output.
 
-    In eval mode a batch norm is a scale and a shift per channel, and those belong to the weights.
+    In eval mode a batch norm is a scale and a shift per channel, which can be part of the weights: the function is the
+    same, with one rounding less per layer.
     """
     modules = dict(part.named_modules())
     uses = Counter(str(node.target) for node in part.graph.nodes if node.op == "call_module")
@@ -161,16 +162,16 @@ def _fold_batch_norms(part: fx.GraphModule) -> None:
     part.recompile()
 
 
-def copied(part: nn.Module) -> nn.Module:
-    """A deep copy in eval mode: its modules can be moved and replaced."""
+def copy_module(part: nn.Module) -> nn.Module:
+    """A deep copy in eval mode, whose modules can be moved and replaced."""
     return copy.deepcopy(part).eval()
 
 
 def channels_last(module: nn.Module) -> nn.Module:
-    """Bring the module's convolution weights into channels-last, in place."""
+    """Convert the module's convolution weights to channels-last, in place."""
     for tensor in (*module.parameters(), *module.buffers()):
-        # `Module.to(memory_format=)` refuses a module that holds tensors of five dimensions. What a forward method kept
-        # in inference mode must not change (ConViT's table of positions).
+        # `Module.to(memory_format=)` refuses modules with tensors of five dimensions. Tensors that a forward method
+        # stored in inference mode must not be changed (ConViT's table of positions).
         if tensor.dim() == 4 and not tensor.is_inference():
             tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return module
@@ -187,5 +188,5 @@ class _InOrder(nn.Module):
 
 
 def in_order(part: nn.Module, names: Sequence[str]) -> nn.Module:
-    """A module that gives the outputs of these layers as a tuple, for converters that know no mappings."""
+    """A module that returns the outputs of these layers as a tuple, for converters without support for dicts."""
     return _InOrder(part, names).eval()

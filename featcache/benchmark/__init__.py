@@ -1,13 +1,13 @@
-"""benchmark: end to end against cached, measured, on anybody's images and machine.
+"""benchmark: measures training end to end against training from a cache, on any images and any machine.
 
     result = run_benchmark(scenario("quick"), data_dir=Path("data"), command="...")
     result.to_json()["summary"]
 
-`scenarios` says what is measured; `ways` measures it, each way in a process of its own (`processes`), with
-`end_to_end` in the backbone's place in every step and `training` as the one training for all. `twins` train the same
-heads from a cache, and `agreement` says whether both end at the same head. `arithmetic` makes speed-ups of times,
-`tables` and `charts` show a result; `growth` and `streaming` ask something else, and `kinds` is the face of all three.
-It reads from all the rooms above. Names are resolved when they are first used, for half of them need torch.
+`scenarios` defines what is measured. `ways` measures the four ways of training, each in its own process, with one
+training loop (`training`); `end_to_end` runs the backbone in every step. `controls` trains the same heads from a cache,
+and `agreement` compares the results. `arithmetic` computes speed-ups, `tables` and `charts` show a result. `growth` and
+`streaming` measure something else, and `kinds` is the common interface. The names below are imported on first use,
+because half of them need torch.
 """
 
 from __future__ import annotations

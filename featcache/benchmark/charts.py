@@ -1,6 +1,6 @@
-"""A result as charts: pure functions from a Result to a Vega-Lite spec, and files from specs.
+"""Charts of a result: pure functions from a Result to Vega-Lite specs, and from specs to files.
 
-Each is drawn twice, for light and for dark pages. Pale bars and dashed lines are scaled, not measured.
+Each chart is rendered twice, for light and for dark pages. Pale bars and dashed lines are scaled, not measured.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 import altair as alt
 
-from featcache.benchmark.arithmetic import break_even, cost, summarised
+from featcache.benchmark.arithmetic import break_even, cost, summarise
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, WAYS, Agreement, GrowthResult, Result
 from featcache.benchmark.wording import TITLES, duration, how_it_was_scaled, times
 
@@ -20,7 +20,7 @@ THEMES: Mapping[str, Mapping[str, str]] = {
     "light": {"background": "#ffffff", "ink": "#1f2328", "grid": "#d8dee4"},
     "dark": {"background": "#0d1117", "ink": "#e6edf3", "grid": "#30363d"},
 }
-# Told apart on white, on black, and without red or green.
+# Distinguishable on white and on black, and with red-green colour blindness.
 _COLOURS = {NOTEBOOK: "#d9622b", TUNED: "#d9a62b", COLD: "#3f8fd2", WARM: "#2fa58f"}
 _WIDTH = 560
 _DOUBLINGS = [1, 2, 4, 8, 16, 32, 64]
@@ -78,12 +78,12 @@ def ways_chart(result: Result) -> Any:
 
 
 def _headline(result: Result) -> str:
-    gain = summarised(result).comparisons[NOTEBOOK]
+    gain = summarise(result).comparisons[NOTEBOOK]
     return f"From the second training on, an epoch is {times(gain.warm_epoch)} times faster"
 
 
 def _bars(result: Result) -> list[dict[str, Any]]:
-    scenario, totals = result.scenario, summarised(result).totals
+    scenario, totals = result.scenario, summarise(result).totals
     panels: list[tuple[str, Callable[[str], tuple[float, bool]], tuple[str, ...]]] = [
         # Once extracted, a cold epoch is a warm one.
         ("an epoch", lambda name: (totals[name].epoch_s, totals[name].scaled), (NOTEBOOK, TUNED, WARM)),
@@ -117,11 +117,11 @@ def _bars(result: Result) -> list[dict[str, Any]]:
     return rows
 
 
-# --- from when on it pays ----------------------------------------------------------------------------------
+# --- break-even --------------------------------------------------------------------------------------------
 
 
 def epochs_chart(result: Result) -> Any:
-    """Lines of time against the epochs of one head, with the points where the cached way overtakes."""
+    """Lines of time against the epochs of one head, with the points from which the cached way is faster."""
     costs = {name: cost(result, name) for name in WAYS}
     crossings = {name: break_even(costs[name], costs[COLD]) for name in (NOTEBOOK, TUNED)}
     shown = _epochs_shown(result, crossings)
@@ -169,7 +169,7 @@ def _epochs_shown(result: Result, crossings: Mapping[str, float | None]) -> int:
     return max(3, min(result.scenario.epochs, round(2 * latest) + 1))
 
 
-# --- how it grows ------------------------------------------------------------------------------------------
+# --- growth ------------------------------------------------------------------------------------------------
 
 
 def heads_chart(result: Result) -> Any:
@@ -183,7 +183,9 @@ def heads_chart(result: Result) -> Any:
         WARM: [(count, seconds - cold.setup_s) for count, seconds in cold.heads_s if count in heads],
     }
     rows = [
-        _point("epochs of one head", name, count, costs[name].seconds(count), scaled=count > _measured(result, name))
+        _point(
+            "epochs of one head", name, count, costs[name].seconds(count), scaled=count > _epochs_measured(result, name)
+        )
         for name in WAYS
         for count in epochs
     ]
@@ -211,7 +213,7 @@ def images_chart(result: GrowthResult) -> Any:
     return _growth_lines(rows, width=_WIDTH, x_title="images").properties(title=title)
 
 
-def _measured(result: Result, name: str) -> int:
+def _epochs_measured(result: Result, name: str) -> int:
     way = result.ways[name]
     return 0 if cost(result, name).scaled else len(way.epoch_s)
 
@@ -221,7 +223,7 @@ def _point(what: str, name: str, count: int, seconds: float, *, scaled: bool) ->
 
 
 def _bridges(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """What lets a dashed line begin where the measured one ends."""
+    """Extra points that connect each dashed (scaled) line to the end of its measured line."""
     for key in dict.fromkeys((row["what"], row["way"]) for row in rows):
         ours = [row for row in rows if (row["what"], row["way"]) == key]
         known = [row for row in ours if not row["scaled"]]
@@ -252,7 +254,7 @@ def _growth_lines(rows: list[dict[str, Any]], *, width: int, x_title: str | None
 
 
 def losses_chart(result: Result) -> Any:
-    """The loss of every step, end to end under cached: one line where they agree."""
+    """The loss of every step, cached drawn over end to end: one line where they agree."""
     rows = [row for one in result.agreements for row in _steps(result, one)]
     base = alt.Chart().encode(
         x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")),
@@ -285,7 +287,7 @@ def _steps(result: Result, agreement: Agreement) -> list[dict[str, Any]]:
     ]
 
 
-# --- what they have in common ------------------------------------------------------------------------------
+# --- shared parts ------------------------------------------------------------------------------------------
 
 
 def _title(result: Result, text: str, note: str | None = None) -> alt.TitleParams:
@@ -312,7 +314,7 @@ def _dash() -> alt.StrokeDash:
     return alt.StrokeDash("scaled:N", scale=alt.Scale(domain=[False, True], range=[[1, 0], [6, 4]]), legend=None)
 
 
-def themed(spec: Spec, theme: str) -> Spec:
+def with_theme(spec: Spec, theme: str) -> Spec:
     """A spec in the colours of a theme: "light" or "dark"."""
     colours = THEMES[theme]
     ink, grid = colours["ink"], colours["grid"]
@@ -332,15 +334,15 @@ def themed(spec: Spec, theme: str) -> Spec:
     return spec | {"background": colours["background"], "padding": 14, "config": spec.get("config", {}) | config}
 
 
-def drawn(specs: Mapping[str, Spec]) -> dict[str, bytes]:
-    """Files by name: each chart as `<name>-<theme>.svg` and `.png`, and its spec as `<name>.vl.json`."""
+def render_charts(specs: Mapping[str, Spec]) -> dict[str, bytes]:
+    """Render charts as files, by name: `<name>-<theme>.svg` and `.png`, and the spec as `<name>.vl.json`."""
     import vl_convert
 
     files: dict[str, bytes] = {}
     for name, spec in specs.items():
         files[f"{name}.vl.json"] = (json.dumps(spec, indent=1) + "\n").encode()
         for theme in THEMES:
-            coloured = themed(spec, theme)
+            coloured = with_theme(spec, theme)
             files[f"{name}-{theme}.svg"] = vl_convert.vegalite_to_svg(coloured).encode()
             files[f"{name}-{theme}.png"] = vl_convert.vegalite_to_png(coloured, scale=2)
     return files

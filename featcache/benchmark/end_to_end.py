@@ -1,9 +1,9 @@
-"""End to end: the backbone runs in every step, over the same rows in the same order as a cache would give them.
+"""Training end to end: the backbone runs in every step, on the same rows in the same order as from a cache.
 
-`NotebookForward` is how it is usually written: Pillow transforms image by image in a DataLoader, torchvision's network
-as it comes, fp32, eager, channels first, frozen and in eval mode. `TunedForward` is the fair control: everything that
-makes an extraction fast (decoding threads, precision, memory format, folded batch norms, compiled where the
-extraction is), and still in every step.
+`NotebookForward` is the usual code: Pillow transforms image by image in a DataLoader, torchvision's unchanged network,
+fp32, eager, channels first, frozen and in eval mode. `TunedForward` is the fair comparison: it runs the backbone in
+every step too, with everything that makes an extraction fast (decoding threads, precision, memory format, folded batch
+norms, and compilation if the extraction is compiled).
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ Preset = Callable[[Image.Image], Tensor]  # one RGB image -> float32 (3, S, S)
 
 
 class Forward(Protocol):
-    """Images through the backbone, as often as they are asked for."""
+    """Computes the features of images, again in every call."""
 
     @property
     def device(self) -> torch.device:
-        """Where the features come out."""
+        """The device of the features."""
         ...
 
     @property
@@ -55,7 +55,7 @@ class Forward(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Ordering:
-    """What the order of an epoch depends on. `row_bytes`: a row of the cache that this is compared with."""
+    """What the order of an epoch depends on. `row_bytes`: bytes per row of the cache that this is compared with."""
 
     batch_size: int
     seed: int
@@ -70,12 +70,12 @@ class Ordering:
 
 
 class ImageEpochs:
-    """Labelled images as epochs of features that are computed when they are asked for (`heads.batches.Epochs`).
+    """Labelled images as epochs of features, computed when they are read (see `rows.batches.Epochs`).
 
-    `seen` is told how many images have just been through the backbone.
+    `seen` is called with the number of images after each batch.
     """
 
-    # No dataclass: Lightning's Trainer would take it apart to move its fields to the device.
+    # Not a dataclass, because Lightning's Trainer would move the fields of one to the device.
     def __init__(
         self, samples: Sequence[Sample], forward: Forward, ordering: Ordering, seen: Callable[[int], None]
     ) -> None:
@@ -83,7 +83,7 @@ class ImageEpochs:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches lie."""
+        """The device of the batches."""
         return self.forward.device
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ class ImageEpochs:
         return self._batches([self.samples[row] for row in self.ordering.rows(len(self.samples), number)])
 
     def in_order(self, *, reuse: bool = False) -> Iterator[Batch]:
-        """All images once, as they stand; every batch in memory of its own."""
+        """All images once, in their order; every batch in memory of its own."""
         return self._batches(self.samples)
 
     def _batches(self, samples: Sequence[Sample]) -> Iterator[Batch]:
@@ -102,11 +102,11 @@ class ImageEpochs:
             self._seen(len(features))
 
 
-# --- as a notebook does it ---------------------------------------------------------------------------------
+# --- the notebook's way ------------------------------------------------------------------------------------
 
 
 class NotebookForward:
-    """Per-image transforms in a DataLoader, and the frozen network as it comes.
+    """Transforms each image in a DataLoader, and runs the unchanged frozen network.
 
     `network`: float32 (B, 3, S, S) -> (B, D).
     """
@@ -118,7 +118,7 @@ class NotebookForward:
 
     @property
     def device(self) -> torch.device:
-        """Where the network lies."""
+        """The device of the network."""
         return next(self.network.parameters()).device
 
     def features(self, samples: Sequence[Sample], batch_size: int) -> Iterator[Tensor]:
@@ -130,7 +130,7 @@ class NotebookForward:
 
 
 class _Pictures(Dataset[Tensor]):
-    """What ImageFolder would be: one image at a time, through the transform."""
+    """A dataset like ImageFolder: one image at a time, transformed."""
 
     def __init__(self, source: ImageSource, samples: Sequence[Sample], preset: Preset) -> None:
         self._source, self._samples, self._preset = source, samples, preset
@@ -145,7 +145,7 @@ class _Pictures(Dataset[Tensor]):
 
 
 class NotebookNetwork(nn.Module):
-    """Torchvision's network up to its first asked layer, flattened: what a notebook puts in front of its head."""
+    """Torchvision's network up to its first requested layer, flattened, as a notebook uses it in front of a head."""
 
     def __init__(self, plain: Plain) -> None:
         super().__init__()
@@ -159,7 +159,7 @@ class NotebookNetwork(nn.Module):
 
 
 def notebook_preset(transform: Transform) -> Preset:
-    """A transform in torchvision's classes."""
+    """The transform, built from torchvision's classes."""
     side, filters = transform.image_size, transforms.InterpolationMode(transform.interpolation)
     sized = [transforms.Resize((side, side), filters)]
     if transform.resize == "crop":
@@ -174,7 +174,7 @@ def notebook_preset(transform: Transform) -> Preset:
 
 
 class TunedForward:
-    """The pipeline of an extraction, run anew for every epoch."""
+    """The pipeline of an extraction, run again in every epoch."""
 
     def __init__(self, pipeline: Pipeline, *, device: torch.device) -> None:
         (backbone,) = pipeline.backbones
@@ -191,7 +191,7 @@ class TunedForward:
                 raise block.failures[0].error
             found = [torch.from_numpy(rows.features[self._layer.name]) for rows in block.rows[0]]
             waiting = torch.cat([waiting, *found])
-            # The pipeline's batches are those that suit the backbone; the head's are another matter.
+            # The pipeline's batches have the backbone's batch size; the head needs batches of its own size.
             while len(waiting) >= batch_size:
                 yield waiting[:batch_size].to(self.device)
                 waiting = waiting[batch_size:]
@@ -199,18 +199,18 @@ class TunedForward:
             yield waiting.to(self.device)
 
 
-# --- which images ------------------------------------------------------------------------------------------
+# --- samples of each part ----------------------------------------------------------------------------------
 
 
 def cut_samples(chosen: Mapping[str, Sequence[Sample]], config: HeadConfig) -> dict[str, list[Sample]]:
-    """The samples of train, val and test (absent where there are none), as `rows.cuts` cuts a cache of them.
+    """The samples of train, val and test (if there are any), cut as `rows.cuts` cuts a cache of them.
 
-    `chosen`: the samples of each split, in source order. Raises HeadError where train has no labelled image.
+    `chosen`: the samples of each split, in source order. Raises HeadError if train has no labelled image.
     """
     labelled = {split: [one for one in samples if one.label != UNLABELLED] for split, samples in chosen.items()}
     known = {split: samples for split, samples in labelled.items() if samples}
     if "train" not in known:
-        raise HeadError("there are no labelled train images", hint="labels come from folders, one a class")
+        raise HeadError("there are no labelled train images", hint="labels come from folders, one per class")
     if "val" not in known:
         train = known["train"]
         labels = np.array([one.label for one in train], np.int64)
@@ -234,7 +234,7 @@ def image_parts(
     stored: str,
     seen: Callable[[int], None] = lambda images: None,
 ) -> Parts:
-    """Train, val and test end to end. `stored`: the dtype of the cache that this is compared with."""
+    """Train, val and test as end-to-end epochs. `stored`: the dtype of the cache that this is compared with."""
     ordering = Ordering(
         batch_size=config.head_batch_size,
         seed=config.seed,

@@ -1,4 +1,4 @@
-"""Time against the number of images: every way measured at every size that it can be waited for."""
+"""Measures the time of every way against the number of images; end to end only up to the sample's size."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from featcache.benchmark import ways
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, GrowthResult, Point, Way
-from featcache.benchmark.run import Quietly, machine, scratch
+from featcache.benchmark.run import QuietReporter, machine, scratch
 from featcache.benchmark.scenarios import Scenario
-from featcache.extraction.processes import run_apart
+from featcache.extraction.processes import run_in_new_process
 from featcache.extraction.reporting import LogReporter, Reporter
 
 SIZES = (1000, 2000, 4000, 8000, 16000)
@@ -27,49 +27,49 @@ def run_growth(
     reporter: Reporter | None = None,
     sizes: Sequence[int] = SIZES,
 ) -> GrowthResult:
-    """Measure at every size up to the scenario's images; end to end up to its sample, and scaled beyond it.
+    """Measure at every size up to the scenario's images; end to end up to its sample, scaled beyond.
 
     Raises FeatcacheError as `run_benchmark` does.
     """
-    # Before anything is computed: a device that is not there shows now.
+    # First, so that a missing device raises before anything is computed.
     here = machine(scenario, today)
-    told = reporter or LogReporter()
-    inner = Quietly(told)
+    outer = reporter or LogReporter()
+    inner = QuietReporter(outer)
     points: list[Point] = []
     measured = [size for size in sizes if size <= scenario.images] or [scenario.images]
     for number, size in enumerate(measured, start=1):
-        told.say(f"{number}/{len(measured)} {size} images")
+        outer.info(f"{number}/{len(measured)} {size} images")
         one = replace(scenario, images=size, sample=None, sample_epochs=scenario.sampled_epochs)
-        # A folder for each size: nobody finds rows that a smaller one has left.
+        # One folder for each size, so that rows of a smaller size are not reused.
         with scratch(data_dir) as folder:
-            points += _measured(
+            points += _measure_size(
                 ways.Task(scenario=one, data_dir=folder), inner, end_to_end=size <= scenario.sample_images
             )
     return GrowthResult(
         command=command,
         machine=here,
         scenario=scenario,
-        points=tuple(points + _scaled(points, measured)),
+        points=tuple(points + _scale_points(points, measured)),
     )
 
 
-def _measured(task: ways.Task, reporter: Reporter, *, end_to_end: bool) -> list[Point]:
+def _measure_size(task: ways.Task, reporter: Reporter, *, end_to_end: bool) -> list[Point]:
     size = task.scenario.images
-    cold = run_apart(ways.cold, task, reporter).result.way
+    cold = run_in_new_process(ways.measure_cold, task, reporter).result.way
     warm_s = statistics.median(cold.epoch_s)
     points = [
         Point(way=COLD, images=size, seconds=cold.setup_s + warm_s, scaled=False),
         Point(way=WARM, images=size, seconds=warm_s, scaled=False),
     ]
     if end_to_end:
-        for name, function in ((NOTEBOOK, ways.notebook), (TUNED, ways.tuned)):
-            way: Way = run_apart(function, task, reporter).result.way
+        for name, function in ((NOTEBOOK, ways.measure_notebook), (TUNED, ways.measure_tuned)):
+            way: Way = run_in_new_process(function, task, reporter).result.way
             points.append(Point(way=name, images=size, seconds=statistics.median(way.epoch_s), scaled=False))
     return points
 
 
-def _scaled(points: Sequence[Point], sizes: Sequence[int]) -> list[Point]:
-    """End to end at the sizes it was not run at, by images from the largest it was."""
+def _scale_points(points: Sequence[Point], sizes: Sequence[int]) -> list[Point]:
+    """End to end at the sizes that were not measured, scaled by images from the largest measured size."""
     added = []
     for name in (NOTEBOOK, TUNED):
         known = [point for point in points if point.way == name]

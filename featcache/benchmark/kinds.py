@@ -1,6 +1,6 @@
-"""Three kinds of scenario behind one face: measured by one call, shown on one screen, written as the same files.
+"""The common interface of the three kinds of scenario: measure one, show its result, write its files.
 
-Most compare the four ways; `growth` and `bigger-than-memory` ask something else.
+Most scenarios compare the four ways; `growth` and `bigger-than-memory` measure something else.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
-from featcache.benchmark.arithmetic import summarised
+from featcache.benchmark.arithmetic import summarise
 from featcache.benchmark.records import GrowthResult, Result, StreamingResult
 from featcache.benchmark.scenarios import GROWTH, STREAMING, Scenario
 from featcache.benchmark.tables import (
@@ -29,8 +29,8 @@ from featcache.benchmark.wording import (
     findings,
     growth_findings,
     how_it_was_scaled,
+    scenario_text,
     streaming_findings,
-    what_was_asked,
     what_was_measured,
     where_it_was_measured,
 )
@@ -41,7 +41,7 @@ AnyResult = Result | GrowthResult | StreamingResult
 
 @dataclass(frozen=True, kw_only=True)
 class Screen:
-    """What a person is shown: sentences, a table, sentences."""
+    """A result for the terminal: sentences before a table, the table, and sentences after it."""
 
     before: tuple[str, ...]
     header: tuple[str, ...]
@@ -51,7 +51,7 @@ class Screen:
 
 def measure(scenario: Scenario, *, data_dir: Path, command: str, today: date, reporter: Reporter | None) -> AnyResult:
     """Measure a scenario of any kind. Raises FeatcacheError."""
-    # What shows a result needs no torch.
+    # Imported here because showing a result needs no torch.
     from featcache.benchmark.growth import run_growth
     from featcache.benchmark.run import run_benchmark
     from featcache.benchmark.streaming import run_streaming
@@ -63,16 +63,16 @@ def measure(scenario: Scenario, *, data_dir: Path, command: str, today: date, re
 
 
 def screen(result: AnyResult) -> Screen:
-    """The result in words that need no explanation, and one table."""
+    """The result as plain sentences and one table."""
     if isinstance(result, Result):
         note = how_it_was_scaled(result)
         return Screen(
             before=(INTRODUCTION, what_was_measured(result)),
             header=time_header(result),
-            rows=tuple(time_cells(result, summarised(result), name) for name in result.ways),
+            rows=tuple(time_cells(result, summarise(result), name) for name in result.ways),
             after=(*findings(result), *([] if note is None else [note])),
         )
-    about = (what_was_asked(result.scenario), where_it_was_measured(result.machine))
+    about = (scenario_text(result.scenario), where_it_was_measured(result.machine))
     if isinstance(result, GrowthResult):
         rows: Sequence[tuple[str, ...]] = growth_cells(result)
         return Screen(before=about, header=growth_header(result), rows=tuple(rows), after=growth_findings(result))
@@ -83,14 +83,14 @@ def screen(result: AnyResult) -> Screen:
 def files(result: AnyResult, name: str = "benchmark") -> dict[str, bytes]:
     """The result as JSON, as Markdown, and its charts, by file name."""
     # Altair takes a second to import.
-    from featcache.benchmark.charts import drawn
+    from featcache.benchmark.charts import render_charts
 
-    answer = json.dumps(result.to_json(), indent=1) + "\n"
-    return {f"{name}.json": answer.encode(), f"{name}.md": page(result).encode(), **drawn(charts_of(result))}
+    text = json.dumps(result.to_json(), indent=1) + "\n"
+    return {f"{name}.json": text.encode(), f"{name}.md": page(result).encode(), **render_charts(charts_of(result))}
 
 
 def page(result: AnyResult) -> str:
-    """Markdown."""
+    """The result as a Markdown page."""
     if isinstance(result, Result):
         return markdown(result)
     shown = screen(result)

@@ -1,4 +1,4 @@
-"""What a benchmark measured, as records that become JSON and come back. No torch, no drawing."""
+"""The records of a benchmark's results, and their conversion to and from JSON. Imports neither torch nor charts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from featcache.benchmark.scenarios import Scenario
 
 NOTEBOOK, TUNED, COLD, WARM = "notebook", "tuned", "cold", "warm"
 WAYS = (NOTEBOOK, TUNED, COLD, WARM)
-"""End to end as a notebook does it, end to end with featcache's own speed, cached without and with the cache."""
+"""End to end as in a notebook; end to end with featcache's speed; cached with extraction; cached without extraction."""
 
 RESULT_FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """The most memory a way's process held, in bytes; `libraries`: what it held after its imports.
+    """Memory of the process of a way, in bytes.
 
-    `device`: the most that was allocated on a CUDA device, None without one.
+    `peak`: the maximum. `libraries`: after its imports. `device`: the maximum allocated on a CUDA device; None without
+    one.
     """
 
     peak: int
@@ -29,7 +30,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """A training, epoch by epoch; `step_losses`: the loss of every step before it was taken, () where not kept."""
+    """A training, epoch by epoch. `step_losses`: the loss of every step, before the update; () if not recorded."""
 
     train_loss: tuple[float, ...]
     val_loss: tuple[float, ...]
@@ -39,13 +40,20 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How one way went, as it was measured; nothing here is scaled.
+    """The measurement of one way; nothing here is scaled.
 
-    `images`: how many of train, val and test it saw. `setup_s`: before the first epoch; end to end it loads (and
-    compiles) the network, cold it extracts, warm it has nothing to do. `epoch_s`: every epoch of the first head, val
-    included. `test_s`: one look at test, where that was timed alone. `heads_s`: how many heads
-    were there when, in seconds from the beginning, imports aside; the first pair is that of one head.
-    `val_accuracy`, `test_accuracy`: the first head's best epoch; fractions.
+    Attributes:
+        name: The way.
+        images: Number of images of train, val and test.
+        setup_s: Seconds before the first epoch. End to end: loading (and compiling) the network. Cold: the extraction.
+            Warm: 0.
+        epoch_s: Seconds of every epoch of the first head, with val.
+        test_s: Seconds to evaluate test once; 0 if that was not timed separately.
+        heads_s: Pairs (number of finished heads, seconds since the beginning), without imports; the first pair is for
+            one head.
+        val_accuracy, test_accuracy: Of the first head's best epoch; fractions.
+        curve: The first head's training.
+        memory: Memory of the process.
     """
 
     name: str
@@ -61,17 +69,17 @@ class Way:
 
     @property
     def one_head_s(self) -> float:
-        """From the beginning to the first head's score on test."""
+        """Seconds from the beginning to the first head's score on test."""
         return self.heads_s[0][1]
 
     @property
     def all_heads_s(self) -> float:
-        """From the beginning to the last head's score on test."""
+        """Seconds from the beginning to the last head's score on test."""
         return self.heads_s[-1][1]
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Way:
-        """The way that `dataclasses.asdict` made JSON of."""
+        """The way from JSON values of `dataclasses.asdict`."""
         return cls(
             **{
                 **values,
@@ -85,11 +93,20 @@ class Way:
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """One way end to end against cached training of the same precision on the same images and epochs.
+    """The comparison of one end-to-end way with cached training on the same images, epochs and precision.
 
-    `images`: train, val and test. `step_loss`: the greatest difference of two losses of the same step. `logits`: the
-    greatest difference of two logits after training, over the greatest logit. `same_answers`: how many of the val
-    and test images get the same class from both, of `answers`. Accuracies are fractions, end to end first.
+    Attributes:
+        baseline: The end-to-end way.
+        precision: The precision of the backbone's computation.
+        stored: The dtype of the cache.
+        images: Number of images of train, val and test.
+        epochs: Number of epochs.
+        step_loss: The greatest difference between the losses of the same step.
+        logits: The greatest difference between two logits after training, divided by the greatest logit.
+        same_answers: The number of val and test images with the same predicted class in both.
+        answers: The number of val and test images.
+        val_accuracy, test_accuracy: Fractions, end to end first.
+        cached: The cached training.
     """
 
     baseline: str
@@ -107,7 +124,7 @@ class Agreement:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Agreement:
-        """The agreement that `dataclasses.asdict` made JSON of."""
+        """The agreement from JSON values of `dataclasses.asdict`."""
         test = values["test_accuracy"]
         return cls(
             **{
@@ -121,7 +138,7 @@ class Agreement:
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the cache holds: `cache_bytes` of `feature_dim` values a row, and how they were computed."""
+    """The cache of a benchmark: its size `cache_bytes`, values per row `feature_dim`, and how they were computed."""
 
     layer: str
     feature_dim: int
@@ -135,9 +152,15 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """A whole benchmark: what was measured, on what machine, by which command.
+    """The result of a benchmark.
 
-    `machine`: processor, cores, versions, date.
+    Attributes:
+        command: The command that made it.
+        machine: Processor, cores, device, versions, date.
+        scenario: What was measured.
+        features: The cache.
+        ways: The measurement of each way, by name.
+        agreements: The comparisons of end-to-end and cached training.
     """
 
     command: str
@@ -148,15 +171,19 @@ class Result:
     agreements: tuple[Agreement, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """JSON values: what was measured, and under "summary" what follows from it."""
-        from featcache.benchmark.arithmetic import summarised
+        """Convert the result to JSON values.
+
+        Returns:
+            The measurements, and under "summary" the speed-ups and totals computed from them.
+        """
+        from featcache.benchmark.arithmetic import summarise
 
         return {
             "format": RESULT_FORMAT,
             "command": self.command,
             "machine": dict(self.machine),
             "scenario": self.scenario.to_json() | {"scaled": self.scenario.scaled},
-            "summary": summarised(self).to_json(),
+            "summary": summarise(self).to_json(),
             "features": asdict(self.features),
             "ways": {name: asdict(way) for name, way in self.ways.items()},
             "agreements": [asdict(one) for one in self.agreements],
@@ -164,7 +191,17 @@ class Result:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Result:
-        """The result that `to_json` described; what follows from it is computed anew."""
+        """Read a result from JSON values.
+
+        Args:
+            values: The result of `to_json`. Its "summary" is ignored and computed again when needed.
+
+        Returns:
+            The result.
+
+        Raises:
+            KeyError, TypeError: Values that `to_json` did not make.
+        """
         scenario = {name: value for name, value in values["scenario"].items() if name != "scaled"}
         return cls(
             command=values["command"],
@@ -178,8 +215,10 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One way at one size. `seconds`: an epoch; cold: the extraction and one epoch. `scaled`: from the largest that
-    was measured.
+    """The time of one way at one size.
+
+    `seconds`: one epoch; for cold, the extraction and one epoch. `scaled`: not measured, but scaled from the largest
+    measured size.
     """
 
     way: str
@@ -190,7 +229,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class GrowthResult:
-    """The points of all ways, by way and size."""
+    """The result of the scenario `growth`: the times of all ways at all sizes."""
 
     command: str
     machine: Mapping[str, Any]
@@ -208,7 +247,7 @@ class GrowthResult:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> GrowthResult:
-        """The result that `to_json` described."""
+        """The result from the JSON values of `to_json`."""
         return cls(
             command=values["command"],
             machine=values["machine"],
@@ -219,8 +258,11 @@ class GrowthResult:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingResult:
-    """`limit_bytes`: what a training was allowed beyond its libraries. `resident`: without the limit, features in
-    memory; `streamed`: under it. `resident_fails`: how holding all features ended under the limit.
+    """The result of the scenario `bigger-than-memory`.
+
+    `limit_bytes`: memory that a training may allocate beyond its libraries. `resident`: all features in memory, without
+    the limit. `streamed`: features streamed, under the limit. `resident_fails`: the error of keeping all features in
+    memory under the limit.
     """
 
     command: str

@@ -1,4 +1,4 @@
-"""The whole benchmark of one scenario: every way after the other, nobody else's cache in sight."""
+"""Runs the benchmark of one scenario: all ways one after another, in a data folder without existing caches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from featcache.backbones import devices
 from featcache.benchmark import ways
-from featcache.benchmark.agreement import compared
+from featcache.benchmark.agreement import compare_heads
+from featcache.benchmark.controls import train_controls
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Memory, Result, Way
 from featcache.benchmark.scenarios import Scenario
-from featcache.benchmark.twins import twins
-from featcache.extraction.processes import Apart, run_apart
+from featcache.extraction.processes import ProcessResult, run_in_new_process
 from featcache.extraction.reporting import LogReporter, Reporter
 
 if TYPE_CHECKING:
@@ -35,30 +35,40 @@ def run_benchmark(
     today: date,
     reporter: Reporter | None = None,
 ) -> Result:
-    """Measure a scenario. Images and weights are looked for in `data_dir`; the features go to a folder beside them
-    that is removed at the end. `command`: what was typed, for the record.
+    """Measure the four ways of a scenario, and compare end-to-end and cached heads.
 
-    Raises FeatcacheError as `extract` and `train_head` do.
+    Args:
+        scenario: What is measured.
+        data_dir: The data folder with images and weights. Features go to a temporary folder inside it.
+        command: The command that was typed, for the record.
+        today: The date, for the record.
+        reporter: Receives messages and progress; None for the log.
+
+    Returns:
+        The result.
+
+    Raises:
+        FeatcacheError: As `extract` and `train_head` raise it.
     """
-    # Before anything is computed: a device that is not there shows now.
+    # First, so that a missing device raises before anything is computed.
     here = machine(scenario, today)
-    told = reporter or LogReporter()
-    inner = Quietly(told)
+    outer = reporter or LogReporter()
+    inner = QuietReporter(outer)
     with scratch(data_dir) as folder:
         task = ways.Task(scenario=scenario, data_dir=folder)
-        told.say(f"1/{_STEPS} cached, cold: extracting, then {scenario.heads} heads of {scenario.epochs} epochs")
-        cold = run_apart(ways.cold, task, inner)
+        outer.info(f"1/{_STEPS} cached, cold: extracting, then {scenario.heads} heads of {scenario.epochs} epochs")
+        cold = run_in_new_process(ways.measure_cold, task, inner)
         features = cold.result.features
-        # Everybody else computes features as the cache does.
+        # All other ways compute features with the runner of this cache.
         task = replace(task, runner=cast("Runner", features.runner))
-        told.say(f"2/{_STEPS} cached, warm: one head of {scenario.epochs} epochs")
-        warm = run_apart(ways.warm, (task, cold.result.cache), inner)
-        told.say(f"3/{_STEPS} end to end as a notebook does it: {_sampled(scenario)}")
-        notebook = run_apart(ways.notebook, task, inner)
-        told.say(f"4/{_STEPS} end to end with featcache's own speed: {_sampled(scenario)}")
-        tuned = run_apart(ways.tuned, task, inner)
-        told.say(f"5/{_STEPS} the same heads from a cache, for comparison")
-        trained = run_apart(twins, task, inner).result
+        outer.info(f"2/{_STEPS} cached, warm: one head of {scenario.epochs} epochs")
+        warm = run_in_new_process(ways.measure_warm, (task, cold.result.cache), inner)
+        outer.info(f"3/{_STEPS} end to end as a notebook does it: {_sample_text(scenario)}")
+        notebook = run_in_new_process(ways.measure_notebook, task, inner)
+        outer.info(f"4/{_STEPS} end to end with featcache's own speed: {_sample_text(scenario)}")
+        tuned = run_in_new_process(ways.measure_tuned, task, inner)
+        outer.info(f"5/{_STEPS} the same heads from a cache, for comparison")
+        controls = run_in_new_process(train_controls, task, inner).result
     measured = {NOTEBOOK: notebook, TUNED: tuned}
     return Result(
         command=command,
@@ -71,50 +81,50 @@ def run_benchmark(
             COLD: with_memory(cold.result.way, cold),
             WARM: with_memory(warm.result, warm),
         },
-        agreements=tuple(compared(measured[twin.baseline].result, twin) for twin in trained),
+        agreements=tuple(compare_heads(measured[control.baseline].result, control) for control in controls),
     )
 
 
-class Quietly:
-    """A Reporter of what goes on inside a way: progress, and each warning once."""
+class QuietReporter:
+    """A Reporter for the steps inside a way: passes on progress, and each warning once; drops other messages."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._warned: set[str] = set()
 
-    def say(self, text: str) -> None:
-        """Nothing: there are five ways, and each would say the same."""
+    def info(self, text: str) -> None:
+        """Drop the message: each of the five steps would repeat it."""
 
     def warn(self, text: str) -> None:
-        """What has not been said before."""
+        """Pass on a warning the first time."""
         if text not in self._warned:
             self._warned.add(text)
             self._reporter.warn(text)
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        """As it comes."""
+        """Pass on progress."""
         self._reporter.advance(stage, done, total, bound=bound)
 
 
-def _sampled(scenario: Scenario) -> str:
+def _sample_text(scenario: Scenario) -> str:
     return f"{scenario.sample_images} images of each split, {scenario.sampled_epochs} epochs"
 
 
-def with_memory(way: Way, process: Apart[Made]) -> Way:
-    """A way, and what its process held."""
+def with_memory(way: Way, process: ProcessResult[Made]) -> Way:
+    """The way with the memory that its process used."""
     memory = Memory(peak=process.peak_bytes, libraries=process.libraries_bytes, device=process.device_peak_bytes)
     return replace(way, memory=memory)
 
 
 def machine(scenario: Scenario, today: date) -> dict[str, Any]:
-    """Processor, cores, device, versions, date. Raises InvalidOption for a device that is not there."""
-    place = devices.resolve_device(scenario.device)
-    return devices.provenance(place) | {"cores": devices.cores(), "date": today.isoformat()}
+    """Processor, cores, device, versions, date. Raises InvalidOption for a missing device."""
+    device = devices.resolve_device(scenario.device)
+    return devices.provenance(device) | {"cores": devices.cores(), "date": today.isoformat()}
 
 
 @contextmanager
 def scratch(data_dir: Path) -> Iterator[Path]:
-    """A data folder without features, that shares data sets and weights with `data_dir`."""
+    """A temporary data folder without features, which shares data sets and weights with `data_dir`."""
     data_dir.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix="benchmark.tmp-") as name:
         for shared in ("datasets", "weights"):

@@ -1,8 +1,8 @@
-"""What is measured: images, backbone, head, and how much of it. Named scenarios, and one's own on top of them.
+"""The scenarios of the benchmark: images, backbone, heads, and sizes. Own scenarios are made from the named ones.
 
-End to end takes hours where a cache takes seconds, so a scenario has two sizes. What is cached is trained at full
-size; end to end runs on a sample of the same images for fewer epochs, and its times are scaled by images and marked
-as such. Where both sizes are equal nothing is scaled.
+End to end takes hours where a cache takes seconds, so a scenario has two sizes. Cached training runs at full size. End
+to end runs on a sample of the same images for fewer epochs; its times are scaled by the number of images and marked. If
+both sizes are equal, nothing is scaled.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from featcache.heads.config import HeadConfig
 
 # These two do not compare the four ways.
 GROWTH, STREAMING = "growth", "bigger-than-memory"
-# The notebook's head: nothing standardised, for end to end could not know the features' mean beforehand.
+# The notebook's head. Not standardised, because end to end does not know the mean of the features beforehand.
 _NOTEBOOK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu", standardize=False)
-# Learning rate times, and weight decay: what somebody tries who looks for a better head.
+# Factors of the learning rate, and weight decays, as in a typical search for a better head.
 _RATES = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 0.7, 1.4)
 _DECAYS = (0.0, 1e-4, 1e-3, 1e-5, 3e-4, 3e-5, 3e-3, 1e-2)
-# From there on heads differ in their seed alone.
+# Further heads repeat these combinations with other seeds.
 MOST_TOGETHER = len(_RATES) * len(_DECAYS)
 
 
@@ -31,12 +31,20 @@ MOST_TOGETHER = len(_RATES) * len(_DECAYS)
 class Scenario:
     """What is measured.
 
-    `images`: of each split. `epochs`: of each head; `heads`: how many are tried. `sample`, `sample_epochs`: what end
-    to end is run on; None for all of it. `head`: the first head; the others differ in learning rate and weight
-    decay. `together`: the cached ones are trained by a sweep, not one after another. `splits`: None for all there
-    are. `about`: one line for people.
+    Attributes:
+        name: The scenario's name.
+        about: A description in one line.
+        dataset, backbone, weights, image_size, pool, device: As in `featcache extract`.
+        splits: The splits to use; None for all.
+        images: Number of images of each split.
+        epochs: Number of epochs of each head.
+        heads: Number of heads.
+        sample, sample_epochs: Images of each split and epochs for end to end; None for all.
+        head: The first head; the others differ in learning rate and weight decay.
+        together: Whether the cached heads are trained by a sweep, instead of one after another.
 
-    Raises InvalidOption for numbers that cannot be used.
+    Raises:
+        InvalidOption: Numbers, a backbone or a head that cannot be used.
     """
 
     name: str
@@ -76,24 +84,24 @@ class Scenario:
 
     @property
     def scaled(self) -> bool:
-        """Whether end to end is run on less than all of it."""
+        """Whether end to end runs on fewer images or epochs than the cached ways."""
         return (self.sample_images, self.sampled_epochs) != (self.images, self.epochs)
 
     @property
     def sample_images(self) -> int:
-        """Images of each split that end to end is run on."""
+        """Number of images of each split for end to end."""
         return self.images if self.sample is None else min(self.sample, self.images)
 
     @property
     def sampled_epochs(self) -> int:
-        """Epochs that end to end is run for."""
+        """Number of epochs for end to end."""
         return self.epochs if self.sample_epochs is None else min(self.sample_epochs, self.epochs)
 
     def configs(self) -> tuple[HeadConfig, ...]:
-        """All heads, the first one first, each trained for all epochs."""
+        """The options of all heads, in order, each trained for all epochs."""
         return tuple(
             replace(
-                self.trained_for(self.epochs),
+                self.head_for(self.epochs),
                 lr=self.head.lr * _RATES[number % len(_RATES)],
                 weight_decay=_DECAYS[number // len(_RATES) % len(_DECAYS)],
                 seed=self.head.seed + number // MOST_TOGETHER,
@@ -101,18 +109,18 @@ class Scenario:
             for number in range(self.heads)
         )
 
-    def trained_for(self, epochs: int) -> HeadConfig:
-        """The first head, for exactly so many epochs."""
+    def head_for(self, epochs: int) -> HeadConfig:
+        """The first head, trained for exactly `epochs` epochs."""
         return replace(self.head, max_epochs=epochs, patience=epochs)
 
     def to_json(self) -> dict[str, Any]:
-        """All fields as JSON values."""
+        """All fields as JSON values, for `json.dumps`."""
         splits = None if self.splits is None else list(self.splits)
         return asdict(self) | {"dataset": str(self.dataset), "splits": splits, "head": self.head.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Scenario:
-        """The scenario that `to_json` described."""
+        """The scenario from the JSON values of `to_json`."""
         splits = None if values["splits"] is None else tuple(values["splits"])
         return cls(**{**values, "splits": splits, "head": HeadConfig.from_json(values["head"])})
 
@@ -124,8 +132,8 @@ _SCENARIOS = {
             name="quick",
             about="handwritten digits through an untrained AlexNet, everything measured, under a minute",
             dataset="digits",
-            # Of the quick networks the one that tells digits apart without having learnt: random weights need no
-            # download, and take the same time as any others.
+            # Random weights need no download and take the same time as trained ones. Of the quick networks, this one
+            # separates digits even with random weights.
             backbone="alexnet",
             weights="random",
             image_size=128,
@@ -191,12 +199,26 @@ _SCENARIOS = {
 
 
 def scenario_names() -> tuple[str, ...]:
-    """The names of all scenarios."""
+    """List the names of all scenarios.
+
+    Returns:
+        The names, in the order of the listing on screen.
+    """
     return tuple(_SCENARIOS)
 
 
 def scenario(name: str) -> Scenario:
-    """A named scenario. Raises UnknownName."""
+    """Look up a scenario by name.
+
+    Args:
+        name: One of `scenario_names()`.
+
+    Returns:
+        The scenario.
+
+    Raises:
+        UnknownName: No scenario has this name; the error suggests the nearest.
+    """
     if name not in _SCENARIOS:
         raise UnknownName("scenario", name, _SCENARIOS)
     return _SCENARIOS[name]

@@ -1,11 +1,11 @@
-"""A result as Markdown: what each way takes, what caching gains, whether the heads are the same."""
+"""A result as Markdown tables: the times of each way, the gain of caching, and whether the heads are the same."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 
-from featcache.benchmark.arithmetic import Summary, summarised
+from featcache.benchmark.arithmetic import Summary, summarise
 from featcache.benchmark.records import NOTEBOOK, TUNED, WARM, WAYS, Agreement, GrowthResult, Result, StreamingResult
 from featcache.benchmark.wording import (
     TITLES,
@@ -25,7 +25,7 @@ _BASELINES = {NOTEBOOK: "the notebook's way", TUNED: "end to end with featcache'
 
 def markdown(result: Result) -> str:
     """The whole page."""
-    summary = summarised(result)
+    summary = summarise(result)
     paragraphs = [
         f"# Benchmark {result.scenario.name}: end to end against cached",
         f"{what_was_measured(result)} {where_it_was_measured(result.machine)}",
@@ -34,7 +34,7 @@ def markdown(result: Result) -> str:
         "How many times faster:",
         gains_table(result, summary),
         _reading(result),
-        "The same head? End to end beside cached training on the same images, steps and precision:",
+        "Is the head the same? End to end compared with cached training on the same images, steps and precision:",
         agreement_table(result.agreements),
         f"Made by `{result.command}`.",
     ]
@@ -42,8 +42,8 @@ def markdown(result: Result) -> str:
 
 
 def times_table(result: Result) -> str:
-    """A row a way: what `time_header` names."""
-    summary = summarised(result)
+    """One row per way, with the columns of `time_header`, images per second and accuracy on val."""
+    summary = summarise(result)
     return table(
         (*time_header(result), "images/s", "val"),
         [
@@ -54,28 +54,28 @@ def times_table(result: Result) -> str:
 
 
 def time_header(result: Result) -> tuple[str, ...]:
-    """Way, an epoch, all epochs of one head and of all heads, memory, accuracy on test."""
+    """The columns: way, one epoch, all epochs of one head and of all heads, memory, accuracy on test."""
     scenario = result.scenario
     heads = (f"{scenario.heads} heads",) if scenario.heads > 1 else ()
     return ("", "an epoch", f"{scenario.epochs} epochs", *heads, "memory", "test")
 
 
 def time_cells(result: Result, summary: Summary, name: str) -> tuple[str, ...]:
-    """One way's row under `time_header`."""
+    """The row of one way, with the columns of `time_header`."""
     total, way = summary.totals[name], result.ways[name]
-    heads = (_marked(total.all_heads_s, total.scaled or total.multiplied),)
+    heads = (_time_text(total.all_heads_s, total.scaled or total.multiplied),)
     return (
         TITLES[name],
-        _marked(total.epoch_s, total.scaled),
-        _marked(total.one_head_s, total.scaled),
+        _time_text(total.epoch_s, total.scaled),
+        _time_text(total.one_head_s, total.scaled),
         *(heads if result.scenario.heads > 1 else ()),
         megabytes(way.memory.peak),
-        # On fewer images it is no match for the others: the agreement says how it compares.
+        # An accuracy from fewer images would mislead: the agreement compares such heads.
         "-" if way.test_accuracy is None or not _saw_all(result, name) else per_cent(way.test_accuracy),
     )
 
 
-def _marked(seconds: float, scaled: bool) -> str:
+def _time_text(seconds: float, scaled: bool) -> str:
     return ("≈ " if scaled else "") + duration(seconds)
 
 
@@ -88,15 +88,15 @@ def _saw_all(result: Result, name: str) -> bool:
 
 
 def gains_table(result: Result, summary: Summary) -> str:
-    """A row a baseline: every speed-up with what it counts."""
+    """One row per baseline, with every speed-up."""
     scenario = result.scenario
     header = (
         "over",
         "warm, an epoch",
         f"cold, {scenario.epochs} epochs",
         f"cold, {scenario.epochs} epochs x {scenario.heads} heads",
-        "E H t / (t + E H h) says",
-        "cold, were all heads one pass",
+        "formula E H t / (t + E H h)",
+        "cold, all heads in one pass",
         "ahead after epoch",
         "memory",
         "memory beyond libraries",
@@ -129,7 +129,7 @@ def _reading(result: Result) -> str:
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> str:
-    """A row a baseline: how far both trainings are apart."""
+    """One row per baseline, with the differences between both trainings."""
     header = (
         "end to end",
         "computed, stored",
@@ -160,30 +160,30 @@ def _both(pair: tuple[float, float]) -> str:
     return f"{per_cent(pair[0])} / {per_cent(pair[1])}"
 
 
-# --- the other kinds ---------------------------------------------------------------------------------------
+# --- other kinds of results --------------------------------------------------------------------------------
 
 
 def growth_header(result: GrowthResult) -> tuple[str, ...]:
-    """The sizes, in images."""
+    """The columns: the sizes, in images."""
     return ("an epoch of images", *(f"{size:,}" for size in sorted({point.images for point in result.points})))
 
 
 def growth_cells(result: GrowthResult) -> list[tuple[str, ...]]:
-    """A row a way under `growth_header`."""
+    """One row per way, with the columns of `growth_header`."""
     rows = []
     for name in WAYS:
         points = sorted((point for point in result.points if point.way == name), key=lambda point: point.images)
-        rows.append((TITLES[name], *(_marked(point.seconds, point.scaled) for point in points)))
+        rows.append((TITLES[name], *(_time_text(point.seconds, point.scaled) for point in points)))
     return rows
 
 
 def streaming_header() -> tuple[str, ...]:
-    """What is said of a training."""
+    """The columns of the table of `bigger-than-memory`."""
     return ("features", "an epoch", "all of it", "memory", "beyond libraries", "val")
 
 
 def streaming_cells(result: StreamingResult) -> list[tuple[str, ...]]:
-    """In memory, and streamed."""
+    """One row for the training with features in memory, one for the streamed training."""
     return [
         (
             title,
@@ -198,6 +198,6 @@ def streaming_cells(result: StreamingResult) -> list[tuple[str, ...]]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown, all columns but the first to the right."""
+    """A Markdown table; all columns but the first are right-aligned."""
     lines = [header, ("---", *("---:" for _ in header[1:])), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -1,7 +1,6 @@
-"""One training of a head on any epochs, with the loss of every step kept: what end to end and cached are compared by.
+"""Trains a head on epochs from any source and records the loss of every step, to compare end to end and cached.
 
-It is the notebook's way: a LightningModule under Lightning's Trainer, EarlyStopping, torchmetrics; with features that
-come from anywhere.
+The training is the notebook's: a LightningModule with Lightning's Trainer, EarlyStopping and torchmetrics.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from featcache.rows.batches import Epochs, StreamedBatches
 from featcache.rows.target import HeadTarget
 from featcache.training.by_trainer import train_module, trainer_for
 from featcache.training.evaluation import evaluate
-from featcache.training.finished import finished_head
+from featcache.training.finished import final_head
 from featcache.training.lightning import HeadModule
 from featcache.training.preparation import open_prepared, prepare
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Parts:
-    """What a head is trained on, chosen by and tested on.
+    """The data of a training.
 
     Attributes:
-        train, val, test: The rows; None where there is no test.
+        train, val, test: The epochs of each part; `test` is None without test images.
         feature_dim: Width D of a row.
-        target: What the head is to say.
+        target: What the head predicts.
     """
 
     train: Epochs
@@ -48,9 +47,9 @@ class Parts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained:
-    """`step_losses`: float32 (steps of all epochs,), each before its step was taken.
+    """The result of a training.
 
-    `test_seconds`: one look at test.
+    `step_losses`: float32 (steps of all epochs,), each before the update. `test_seconds`: time to evaluate test once.
     """
 
     history: tuple[EpochRecord, ...]
@@ -61,16 +60,16 @@ class Trained:
 
 
 def train(parts: Parts, config: HeadConfig) -> Trained:
-    """Train a head for all its epochs and put the best one back, recording every step. Nothing is standardised.
+    """Train a head for all its epochs, restore the best one, and record every step. Features are not standardised.
 
-    Raises KeyboardInterrupt where Ctrl-C ended it: half a measurement is none.
+    Raises KeyboardInterrupt after Ctrl-C, because half a measurement is useless.
     """
-    place, target = parts.train.device, parts.target
+    device, target = parts.train.device, parts.target
     module, steps = HeadModule(config, target, parts.feature_dim), _StepLosses()
-    trial = train_module(module, parts.train, parts.val, trainer_for(config, place, steps))
+    trial = train_module(module, parts.train, parts.val, trainer_for(config, device, steps))
     if trial.interrupted:
         raise KeyboardInterrupt
-    head = finished_head(trial, module.scaling, target, parts.feature_dim).to(place)
+    head = final_head(trial, module.scaling, target, parts.feature_dim).to(device)
     val = evaluate(head, parts.val, target)
     began = time.perf_counter()
     test = None if parts.test is None else evaluate(head, parts.test, target)
@@ -84,7 +83,7 @@ def train(parts: Parts, config: HeadConfig) -> Trained:
 
 
 class _StepLosses(Callback):
-    """Keeps the loss of every step."""
+    """Records the loss of every step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -93,15 +92,15 @@ class _StepLosses(Callback):
         self.losses.append(float(outputs["loss"]))
 
 
-def cached_parts(cache: FeatureCache, config: HeadConfig, place: torch.device) -> Parts:
-    """The rows of a cache, cut and opened as `fit_head` does."""
-    prepared = prepare(cache, config, place=place)
+def parts_of_cache(cache: FeatureCache, config: HeadConfig, device: torch.device) -> Parts:
+    """The data of a training from a cache, cut and opened as in `fit_head`."""
+    prepared = prepare(cache, config, device=device)
     train_rows, val_rows = open_prepared(prepared, config)
     test = prepared.rows.get("test")
     return Parts(
         train=train_rows,
         val=val_rows,
-        test=None if test is None else StreamedBatches(test, batch_size=config.head_batch_size, seed=0, device=place),
+        test=None if test is None else StreamedBatches(test, batch_size=config.head_batch_size, seed=0, device=device),
         feature_dim=train_rows.feature_dim,
         target=prepared.target,
     )

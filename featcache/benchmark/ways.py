@@ -1,6 +1,6 @@
-"""The four ways, each as a function for a process of its own.
+"""Measures the four ways, each with a function that runs in its own process.
 
-All train the same head from the same seed over the same batches in the same order. Clocks start after the imports.
+All train the same head with the same seed on the same batches in the same order. Clocks start after the imports.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Literal
 import torch
 
 from featcache.backbones.loading import plain
-from featcache.benchmark.answers import Answers, answers_of, curve_of
 from featcache.benchmark.end_to_end import (
     NotebookForward,
     NotebookNetwork,
@@ -24,6 +23,7 @@ from featcache.benchmark.end_to_end import (
     image_parts,
     notebook_preset,
 )
+from featcache.benchmark.outputs import HeadOutputs, curve_of, head_outputs
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Features, Memory, Way
 from featcache.benchmark.scenarios import Scenario
 from featcache.benchmark.training import Trained, train
@@ -47,22 +47,22 @@ from featcache.training.options import TrainingOptions
 
 Dtype = Literal["float16", "float32"]
 
-# What end to end computes in fp32 is compared with features that are stored as they were computed.
+# End to end in fp32 is compared with features that are stored in fp32, without rounding.
 EXACT_DTYPE: Dtype = "float32"
-# Nobody has measured yet: `run` fills it in, from outside the process.
+# A placeholder: `run` measures memory from outside the process and fills it in.
 _UNKNOWN = Memory(peak=0, libraries=0)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A scenario, and `data_dir`, where its caches go. `runner`: how the backbone computes in the tuned way."""
+    """A scenario, and the folder `data_dir` for its caches. `runner`: how the backbone computes in the tuned way."""
 
     scenario: Scenario
     data_dir: Path
     runner: Runner = "auto"
 
     def request(self, images: int, *, precision: Precision = "auto", dtype: Dtype = "float16") -> Request:
-        """The features of so many images of each split."""
+        """The request for the features of `images` images of each split."""
         chosen = self.scenario
         return Request(
             dataset=chosen.dataset,
@@ -80,17 +80,17 @@ class Task:
 
     @property
     def runs_dir(self) -> Path:
-        """Where the heads go."""
+        """The folder for the heads' runs."""
         return self.data_dir / "runs"
 
     @property
     def sampled(self) -> HeadConfig:
-        """The head of end to end and of its twins."""
-        return self.scenario.trained_for(self.scenario.sampled_epochs)
+        """The head of the end-to-end ways and of their controls."""
+        return self.scenario.head_for(self.scenario.sampled_epochs)
 
     @property
-    def place(self) -> torch.device:
-        """Where heads are trained."""
+    def device(self) -> torch.device:
+        """The device on which heads are trained."""
         return choose_device(self.scenario.device)
 
 
@@ -99,14 +99,14 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Cold:
-    """The cold way, the cache it left, and what that holds."""
+    """The result of the cold way, and the cache that it wrote."""
 
     way: Way
     cache: Path
     features: Features
 
 
-def cold(task: Task, reporter: Reporter) -> Cold:
+def measure_cold(task: Task, reporter: Reporter) -> Cold:
     """Extract, then train all heads, one after another or in a sweep."""
     began = time.perf_counter()
     scenario = task.scenario
@@ -114,17 +114,17 @@ def cold(task: Task, reporter: Reporter) -> Cold:
     setup_s = time.perf_counter() - began
     with FeatureCache.open(extraction.cache) as cache:
         first, *others = scenario.configs()
-        run = _fitted(cache, first, task)
+        run = _fit(cache, first, task)
         heads_s = [(1, time.perf_counter() - began)]
         for heads in _further(cache, others, task):
             heads_s.append((1 + heads, time.perf_counter() - began))
             reporter.advance("heads", 1 + heads, scenario.heads)
-        way = cached_way(COLD, run, setup_s=setup_s, heads_s=heads_s)
+        way = way_of_run(COLD, run, setup_s=setup_s, heads_s=heads_s)
         return Cold(way=way, cache=extraction.cache, features=_features(cache, extraction.images_per_s))
 
 
 def _further(cache: FeatureCache, configs: Sequence[HeadConfig], task: Task) -> Iterator[int]:
-    """Trains the other heads, and tells how many are there."""
+    """Train the other heads, and yield the number trained so far."""
     if task.scenario.together and configs:
         found = sweep_heads(
             [cache], _sweep_of(configs), TrainingOptions(device=task.scenario.device), runs_dir=task.runs_dir
@@ -134,7 +134,7 @@ def _further(cache: FeatureCache, configs: Sequence[HeadConfig], task: Task) -> 
         yield len(configs)
         return
     for number, config in enumerate(configs, start=1):
-        _fitted(cache, config, task)
+        _fit(cache, config, task)
         yield number
 
 
@@ -149,25 +149,25 @@ def _sweep_of(configs: Sequence[HeadConfig]) -> SweepPlan:
     )
 
 
-def warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
+def measure_warm(task: tuple[Task, Path], reporter: Reporter) -> Way:
     """Open the cache and train the first head."""
     settings, path = task
     began = time.perf_counter()
     with FeatureCache.open(path) as cache:
-        run = _fitted(cache, settings.scenario.configs()[0], settings)
-    return cached_way(WARM, run, setup_s=0.0, heads_s=[(1, time.perf_counter() - began)])
+        run = _fit(cache, settings.scenario.configs()[0], settings)
+    return way_of_run(WARM, run, setup_s=0.0, heads_s=[(1, time.perf_counter() - began)])
 
 
-def _fitted(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
+def _fit(cache: FeatureCache, config: HeadConfig, task: Task) -> Run:
     run = fit_head(cache, config, device=task.scenario.device, runs_dir=task.runs_dir)
     if run.training.interrupted:
-        # Half a measurement is none.
+        # Half a measurement is useless.
         raise KeyboardInterrupt
     return run
 
 
-def cached_way(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[int, float]]) -> Way:
-    """What a run of the first head says of the way it was trained."""
+def way_of_run(name: str, run: Run, *, setup_s: float, heads_s: Sequence[tuple[int, float]]) -> Way:
+    """The measurement of a cached way, from the run of its first head."""
     done = run.training
     return Way(
         name=name,
@@ -191,14 +191,14 @@ def _features(cache: FeatureCache, images_per_s: float | None) -> Features:
         precision=cache.spec.precision,
         runner=cache.spec.runner,
         stored=cache.spec.dtype,
-        weights=_named(str(cache.provenance.get("weights"))),
+        weights=_weights_name(str(cache.provenance.get("weights"))),
         cache_bytes=cache.path.stat().st_size,
         extract_images_per_s=images_per_s or 0.0,
     )
 
 
-def _named(weights: str) -> str:
-    # Where a file lay on this machine is nobody's business.
+def _weights_name(weights: str) -> str:
+    # The folder of a weights file is private to this machine: results are published.
     kind, colon, path = weights.partition(":")
     return f"file:{Path(path).name}" if kind == "file" else f"{kind}{colon}{path}"
 
@@ -208,19 +208,19 @@ def _named(weights: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class EndToEnd:
-    """An end-to-end way, and what its head says."""
+    """The result of an end-to-end way, with its head's outputs."""
 
     way: Way
-    answers: Answers
+    outputs: HeadOutputs
 
 
-def notebook(task: Task, reporter: Reporter) -> EndToEnd:
-    """As a notebook does it, on the sample."""
+def measure_notebook(task: Task, reporter: Reporter) -> EndToEnd:
+    """Train end to end as a notebook does, on the sample."""
     began = time.perf_counter()
     request = task.request(task.scenario.sample_images)
     made = plain(request.backbone_options, weights_dir=request.weights_dir)
-    network = NotebookNetwork(made).to(task.place)
-    with request.location.opened(datasets_dir=request.datasets_dir, report=reporter.say) as source:
+    network = NotebookNetwork(made).to(task.device)
+    with request.location.open_and_close(datasets_dir=request.datasets_dir, report=reporter.info) as source:
         forward = NotebookForward(
             source, network, notebook_preset(made.transform), feature_dim=made.layers[0].feature_dim
         )
@@ -231,15 +231,15 @@ def notebook(task: Task, reporter: Reporter) -> EndToEnd:
         return _end_to_end(NOTEBOOK, samples, train(parts, task.sampled), setup_s)
 
 
-def tuned(task: Task, reporter: Reporter) -> EndToEnd:
-    """With all of featcache's own speed, on the sample."""
+def measure_tuned(task: Task, reporter: Reporter) -> EndToEnd:
+    """Train end to end with featcache's fast pipeline, on the sample."""
     began = time.perf_counter()
     request = task.request(task.scenario.sample_images)
     with (
         resolve([request], Execution(device=task.scenario.device), reporter) as (job,),
         closing(_pipeline(job)) as pipeline,
     ):
-        forward = TunedForward(pipeline, device=task.place)
+        forward = TunedForward(pipeline, device=task.device)
         samples = cut_samples(select_samples(job.source, request), task.sampled)
         seen = _Seen.of(samples, task.sampled, reporter)
         parts = image_parts(
@@ -250,14 +250,14 @@ def tuned(task: Task, reporter: Reporter) -> EndToEnd:
 
 
 def _pipeline(job: Job) -> Pipeline:
-    # Not in the storage type: nothing is stored.
+    # float32 instead of the storage type, because nothing is stored.
     forward = replace(open_forward(job), dtype="float32", one_shape=False, before_first=None)
     return Pipeline(source=job.source, backbones=[forward], workers=job.computer.workers)
 
 
 @dataclass(kw_only=True)
 class _Seen:
-    """Counts the images that have been through the backbone."""
+    """Counts the images that have been through the backbone, and reports progress."""
 
     reporter: Reporter
     total: int
@@ -265,7 +265,7 @@ class _Seen:
 
     @classmethod
     def of(cls, samples: Mapping[str, Sequence[Sample]], config: HeadConfig, reporter: Reporter) -> _Seen:
-        # Every epoch sees train and val; the best one sees val and test once more.
+        # Every epoch reads train and val; evaluating the best epoch reads val and test once more.
         train_and_val = len(samples["train"]) + len(samples["val"])
         last = len(samples["val"]) + len(samples.get("test", ()))
         return cls(reporter=reporter, total=config.max_epochs * train_and_val + last)
@@ -277,7 +277,7 @@ class _Seen:
 
 def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Trained, setup_s: float) -> EndToEnd:
     epoch_s = tuple(epoch.seconds for epoch in trained.history)
-    answers = answers_of(trained)
+    outputs = head_outputs(trained)
     way = Way(
         name=name,
         images={part: len(some) for part, some in samples.items()},
@@ -287,7 +287,7 @@ def _end_to_end(name: str, samples: Mapping[str, Sequence[Sample]], trained: Tra
         heads_s=((1, setup_s + sum(epoch_s) + trained.test_seconds),),
         val_accuracy=trained.val.score().accuracy,
         test_accuracy=None if trained.test is None else trained.test.score().accuracy,
-        curve=answers.curve,
+        curve=outputs.curve,
         memory=_UNKNOWN,
     )
-    return EndToEnd(way=way, answers=answers)
+    return EndToEnd(way=way, outputs=outputs)

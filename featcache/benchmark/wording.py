@@ -1,4 +1,4 @@
-"""What the ways and numbers are called, wherever a result is shown."""
+"""The texts of a shown result: names of the ways, formats of numbers, and sentences."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featcache.benchmark.arithmetic import summarised
+from featcache.benchmark.arithmetic import summarise
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM, Agreement, GrowthResult, Result, StreamingResult
 from featcache.benchmark.scenarios import Scenario
 
@@ -55,11 +55,11 @@ def small(difference: float) -> str:
     return f"{difference:.1e}" if difference else "0"
 
 
-# Logits that differ by no more, relative to the greatest, are those of the same head.
+# Two heads are the same if no logits differ by more than this, relative to the greatest logit.
 SAME_LOGITS = 1e-3
 INTRODUCTION = (
     "A small classifier (a head) is trained on top of a large network that stays as it is. End to end runs that "
-    "network in every step; featcache runs it once, keeps what it said, and trains on that."
+    "network in every step; featcache runs it once, stores its outputs (features), and trains on those."
 )
 
 
@@ -76,19 +76,19 @@ def what_was_measured(result: Result) -> str:
 
 
 def how_it_was_scaled(result: Result, *, heads: bool = True) -> str | None:
-    """What the mark ≈ means; None where everything was measured. `heads`: several of them are spoken of."""
-    scenario, said = result.scenario, []
+    """The meaning of the mark ≈; None if everything was measured. `heads`: whether times of all heads are shown."""
+    scenario, reasons = result.scenario, []
     if scenario.scaled:
         images = sum(result.ways[NOTEBOOK].images.values())
-        said.append(f"measured on {images:,} images and {scenario.sampled_epochs} epochs, scaled by images")
+        reasons.append(f"measured on {images:,} images and {scenario.sampled_epochs} epochs, scaled by images")
     if heads and scenario.heads > 1:
-        said.append(f"one head's time, {scenario.heads} times")
-    return f"≈ {'; '.join(said)}." if said else None
+        reasons.append(f"one head's time, {scenario.heads} times")
+    return f"≈ {'; '.join(reasons)}." if reasons else None
 
 
 def findings(result: Result) -> list[str]:
-    """What came out, in sentences for somebody who has never heard of a feature cache."""
-    gains = summarised(result).comparisons
+    """The findings, in sentences that need no knowledge of feature caches."""
+    gains = summarise(result).comparisons
     notebook, tuned = gains[NOTEBOOK], gains[TUNED]
     exact = next(one for one in result.agreements if one.baseline == NOTEBOOK)
     heads = f"{result.scenario.heads} heads" if result.scenario.heads > 1 else "one head"
@@ -112,8 +112,8 @@ def _from_when(epoch: int | None) -> str:
     return "never" if epoch is None else f"after epoch {epoch}"
 
 
-def what_was_asked(scenario: Scenario) -> str:
-    """What a scenario that does not compare the four ways is about."""
+def scenario_text(scenario: Scenario) -> str:
+    """One sentence each on the purpose and the settings of a scenario that does not compare the four ways."""
     size = f" at {scenario.image_size}x{scenario.image_size}" if scenario.image_size else ""
     about = f"{scenario.about[:1].upper()}{scenario.about[1:]}"
     return f"{about}. {scenario.backbone}{size}, {scenario.images:,} images, head {scenario.head.head}."
@@ -146,7 +146,7 @@ def growth_findings(result: GrowthResult) -> tuple[str, ...]:
 
 
 def streaming_findings(result: StreamingResult) -> tuple[str, ...]:
-    """Whether it fitted, and what it cost."""
+    """Whether the training fitted into the memory limit, how much slower it was, and whether the head is the same."""
     slower = statistics.median(result.streamed.epoch_s) / statistics.median(result.resident.epoch_s)
     losses = zip(result.streamed.curve.val_loss, result.resident.curve.val_loss, strict=True)
     apart = small(max(abs(streamed - resident) for streamed, resident in losses))

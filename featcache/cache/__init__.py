@@ -1,8 +1,8 @@
-"""What a feature was computed from, the HDF5 files that hold it, and the checks that guard them.
+"""Caches of features: HDF5 files, the specs of what they hold, and the checks of both.
 
-A spec says what determines a feature. Rows are written into segments as they are computed; a manifest says which
-segments make a cache; a small cache is packed into one file. `FeatureCache` reads either. NumPy and h5py, never
-torch. Names are imported when they are first used, so that listing caches stays quick.
+A spec records everything that determines a feature. Rows are written into segments as they are computed; a manifest
+lists the segments of a cache; a small cache is packed into one file. `FeatureCache` reads both forms. This package
+uses NumPy and h5py, never torch. Names are imported at their first use, so that listing caches is fast.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-# Before anything here imports h5py: libhdf5 reads it when it is loaded, and then loads no filter plugins, for a
-# stranger's file may name any.
+# Must be set before anything here imports h5py: libhdf5 reads it when it is loaded, and then loads no filter plugins.
+# A file from elsewhere may name any plugin.
 os.environ.setdefault("HDF5_PLUGIN_PRELOAD", "::")
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry as CacheEntry
-    from featcache.cache.catalog import candidates as candidates
+    from featcache.cache.catalog import caches_with_spec as caches_with_spec
     from featcache.cache.catalog import find as find
     from featcache.cache.catalog import list_caches as list_caches
     from featcache.cache.catalog import mark_used as mark_used
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from featcache.cache.donors import Donors as Donors
     from featcache.cache.donors import Located as Located
     from featcache.cache.locks import Owner as Owner
-    from featcache.cache.locks import locked as locked
+    from featcache.cache.locks import lock_cache as lock_cache
     from featcache.cache.reader import CachedDataset as CachedDataset
     from featcache.cache.reader import CachedSplit as CachedSplit
     from featcache.cache.reader import FeatureArray as FeatureArray
@@ -59,10 +59,10 @@ _WHERE = {
     "SplitTable": "tables",
     "Verification": "verification",
     "cache_name": "spec",
-    "candidates": "catalog",
+    "caches_with_spec": "catalog",
     "find": "catalog",
     "list_caches": "catalog",
-    "locked": "locks",
+    "lock_cache": "locks",
     "mark_used": "catalog",
     "verify": "verification",
     "write_packed": "writer",

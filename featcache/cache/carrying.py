@@ -1,7 +1,9 @@
-"""Targets that outlive a change: a cache's columns taken over by sample id, and written again without its rows.
+"""Keep the columns of `featcache label` when a cache changes, and replace the targets of a cache.
 
-Columns that a table brought stay when images come, go or change, and when the images' own labels do; what the images
-bring is taken from them each time.
+Columns that came from a table (`featcache label`) are kept, by sample id, when images are added, removed or changed,
+and when the labels that come with the images (folder names, columns of their table) change. Columns that come with the
+images are read again each time. To replace targets, no row is computed: a cache in segments gets a new file of targets;
+a packed cache is written again whole, as a copy.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import SegmentedFile, discard_other_targets, open_targets, with_targets
 from featcache.cache.stored import StoredArrays
-from featcache.cache.tables import SplitTable, encoded_ids
-from featcache.cache.targets import IMAGES, Column, array_name, columns_of, rows_by_id, stored_target
+from featcache.cache.tables import SplitTable, encode_ids
+from featcache.cache.targets import IMAGES, Column, array_name, columns_of, rows_by_id, target_from_file
 from featcache.cache.writer import Progress, Scaling, write_packed
 from featcache.errors import CacheDamaged, CacheForeign, CacheUnwritable
 from featcache.files import free_bytes
@@ -31,12 +33,12 @@ from featcache.files import free_bytes
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Targets:
-    """The targets of a cache that was or is, by sample id.
+    """The targets of a cache, by sample id.
 
     Args:
-        columns: What they are.
+        columns: Their descriptions.
         ids: By split: (n,) UTF-8 of fixed length.
-        values: By split and column, a row for each id.
+        values: By split and column, one row for each id.
     """
 
     columns: tuple[Column, ...]
@@ -45,13 +47,13 @@ class Targets:
 
     @classmethod
     def of(cls, file: StoredArrays) -> Targets:
-        """Those in a file, or beside segments. Raises CacheDamaged, CacheForeign."""
+        """Read them from a cache. Raises CacheDamaged, CacheForeign."""
         columns = columns_of(file.contents.texts)
         splits = tuple(rows_in(file.contents.arrays.values()))
 
         def read(split: str, column: Column) -> npt.NDArray[Any]:
             values = file.read_table(array_name(split, column.name))
-            return stored_target(column, values, f"{file.path}, {split}").values
+            return target_from_file(column, values, f"{file.path}, {split}").values
 
         return cls(
             columns=columns,
@@ -59,13 +61,13 @@ class Targets:
             values={split: {column.name: read(split, column) for column in columns} for split in splits},
         )
 
-    def column_at(self, column: Column, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        """The values of a column at rows as `places` gives them: -1 has none."""
+    def values_at(self, column: Column, split: str, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """The values of a column at rows that `rows_of_ids` returned; -1 gives no value."""
         values = [self.values[one][column.name] for one in self._order(split)]
-        return stored_target(column, np.concatenate(values), "targets").at(rows).values
+        return target_from_file(column, np.concatenate(values), "targets").at(rows).values
 
-    def places(self, split: str, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
-        """Where each id (n,) stands, first in its own split, else in another; -1 where in none."""
+    def rows_of_ids(self, split: str, ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.int64]:
+        """The row of each id among these targets (n,), in `split` if possible, else in another; -1: none has it."""
         return rows_by_id(np.concatenate([self.ids[one] for one in self._order(split)]), ids)
 
     def _order(self, split: str) -> list[str]:
@@ -75,9 +77,10 @@ class Targets:
 def targets_of(
     standing: FeatureCache | None, folder: Path, manifest: Manifest | None, report: Callable[[str], None]
 ) -> Targets | None:
-    """The targets of the cache that is changed: of the complete one, else those that its manifest still names.
+    """The targets of the cache that will be changed; None where there are none.
 
-    None where there are none. Those that are damaged are reported and lost.
+    They are those of the complete cache `standing`, else those that the manifest of the unfinished one names. Damaged
+    targets are reported, and lost.
     """
     try:
         if standing is not None:
@@ -87,58 +90,57 @@ def targets_of(
         with closing(open_targets(folder, manifest)) as file:
             return Targets.of(file)
     except (CacheDamaged, CacheForeign) as error:
-        report(f"{error.message}; targets that `featcache label` had added are lost: add them again")
+        report(f"{error.message}; targets added by `featcache label` are lost: add them again")
         return None
 
 
-def carried(
+def carry_over(
     before: Targets | None, tables: Mapping[str, SplitTable], brought: Sequence[Column]
 ) -> tuple[tuple[Column, ...], dict[str, SplitTable], list[str]]:
-    """Rows with all their targets: those that the images bring, and those that tables brought before.
+    """Join the targets that come with the images and those that came from tables before.
 
     Args:
-        before: The targets of the cache that is changed; None where there is none.
-        tables: The rows of each split, with the values of the targets that the images bring.
-        brought: Those targets.
+        before: The targets of the cache that will be changed; None where there is none.
+        tables: The rows of each split, with the values of the targets that come with the images.
+        brought: The targets that come with the images.
 
     Returns:
-        The columns, the rows with the values of each, and sentences about what was kept and what has no value.
+        The columns, the rows with the values of each column, and messages about what was kept and what has no value.
     """
     kept = [] if before is None else [column for column in before.columns if column.origin != IMAGES]
     if before is None or not kept:
-        return tuple(brought), dict(tables), _no_longer_asked(before, brought)
+        return tuple(brought), dict(tables), _describe_dropped(before, brought)
     replaced = {one.name for one in kept}
     columns = (*(one for one in brought if one.name not in replaced), *kept)
-    whole, new = {}, 0
+    joined, new = {}, 0
     for split, table in tables.items():
-        places = before.places(split, encoded_ids(split, table.ids))
+        places = before.rows_of_ids(split, encode_ids(split, table.ids))
         new += int(np.count_nonzero(places < 0))
-        theirs = {column.name: before.column_at(column, split, places) for column in kept}
-        whole[split] = replace(table, targets={**table.targets, **theirs})
-    remarks = [kept_target(column) for column in kept if column.name in {one.name for one in brought}]
-    remarks += _no_longer_asked(before, brought)
+        values = {column.name: before.values_at(column, split, places) for column in kept}
+        joined[split] = replace(table, targets={**table.targets, **values})
+    remarks = [describe_kept_target(column) for column in kept if column.name in {one.name for one in brought}]
+    remarks += _describe_dropped(before, brought)
     if new:
         names = ", ".join(f"{column.name} ({column.origin})" for column in kept)
         remarks.append(f"{new:,} rows of new images have no value of {names}: `featcache label` adds them")
-    return columns, whole, remarks
+    return columns, joined, remarks
 
 
-def _no_longer_asked(before: Targets | None, brought: Sequence[Column]) -> list[str]:
-    """A sentence about targets that the images brought before, and that are not asked for now."""
-    asked = {column.name for column in brought}
-    gone = (
-        [] if before is None else [one.name for one in before.columns if one.origin == IMAGES and one.name not in asked]
-    )
-    return [f"no longer asked for, and removed: {', '.join(gone)} (`--column NAME` keeps one)"] if gone else []
+def _describe_dropped(before: Targets | None, brought: Sequence[Column]) -> list[str]:
+    """A message about targets that came with the images before, and are not requested now."""
+    requested = {column.name for column in brought}
+    earlier = [] if before is None else [column.name for column in before.columns if column.origin == IMAGES]
+    gone = [name for name in earlier if name not in requested]
+    return [f"no longer requested, and removed: {', '.join(gone)} (`--column NAME` keeps one)"] if gone else []
 
 
 def has_targets(cache: FeatureCache, brought: Sequence[Column], tables: Mapping[str, SplitTable]) -> bool:
-    """Whether a cache has the targets that its images bring and no other of theirs, with the values in the tables.
+    """Whether the targets from the images that a cache has are exactly `brought`, with the values in the tables.
 
-    One that a table has replaced counts as it is.
+    A target that a table has replaced is not compared.
     """
     own = {name for name, column in cache.targets.items() if column.origin == IMAGES}
-    replaced = replaced_targets(cache)
+    replaced = targets_from_tables(cache)
     return own <= {column.name for column in brought} and all(
         cache.targets.get(column.name) == column and has_values(cache, column, tables)
         for column in brought
@@ -147,7 +149,7 @@ def has_targets(cache: FeatureCache, brought: Sequence[Column], tables: Mapping[
 
 
 def has_values(cache: FeatureCache, column: Column, tables: Mapping[str, SplitTable]) -> bool:
-    """Whether a target of a cache is a column and has the values of the tables, wherever these came from."""
+    """Whether a target of a cache equals a column and has the values of the tables. Its origin is not compared."""
     return replace(cache.targets[column.name], origin=column.origin) == column and all(
         np.array_equal(
             cache[split].target(column.name).values, table.targets[column.name], equal_nan=column.kind == "numbers"
@@ -156,20 +158,20 @@ def has_values(cache: FeatureCache, column: Column, tables: Mapping[str, SplitTa
     )
 
 
-def replaced_targets(cache: FeatureCache) -> dict[str, Column]:
-    """The targets of a cache that tables brought, by their names."""
+def targets_from_tables(cache: FeatureCache) -> dict[str, Column]:
+    """The targets of a cache that came from tables, by name."""
     return {name: column for name, column in cache.targets.items() if column.origin != IMAGES}
 
 
-def kept_target(column: Column) -> str:
-    """The sentence about a target that a table brought in place of what the images bring."""
+def describe_kept_target(column: Column) -> str:
+    """The message about a target from a table that replaces the one from the images."""
     return (
-        f"the target {column.name} is kept as {column.origin} has it; the images' own values are not used "
+        f"the target {column.name} keeps the values from {column.origin}; the images' own values are not used "
         f"(`featcache label ... --remove {column.name}`, then extract again, brings them back)"
     )
 
 
-# --- written again -----------------------------------------------------------------------------------------
+# --- rewriting ---------------------------------------------------------------------------------------------
 
 
 def tables_of(cache: FeatureCache, targets: Sequence[str]) -> dict[str, SplitTable]:
@@ -185,7 +187,7 @@ def tables_of(cache: FeatureCache, targets: Sequence[str]) -> dict[str, SplitTab
 
 
 def bytes_to_write(cache: FeatureCache) -> int:
-    """How many bytes other targets of a cache take to write: those of the whole file where it is packed."""
+    """The number of bytes that a change of targets writes: for a packed cache the whole file."""
     stored = cache.file.targets if isinstance(cache.file, SegmentedFile) else cache.file
     return stored.nbytes
 
@@ -197,20 +199,20 @@ def rewrite(
     *,
     progress: Progress | None = None,
 ) -> None:
-    """Give a cache other targets. No row is computed; readers that have it open keep what they have.
+    """Replace the targets of a cache. No row is computed; readers that have the cache open keep the old targets.
 
-    The caller holds the cache's lock. `cache` is closed where the operating system needs it; open it again to see
+    The caller holds the cache's lock. `cache` is closed where the operating system requires it; open it again to see
     the new targets.
 
     Args:
         cache: The cache.
         columns: All its targets from now on.
         tables: Its rows by split, with the values of every column.
-        progress: Called with bytes written and in all.
+        progress: Called with (bytes written, bytes in all).
 
     Raises:
         InvalidOption: The values do not fit the columns.
-        CacheUnwritable: The disk refuses it; the cache is what it was.
+        CacheUnwritable: The file cannot be written; the cache is unchanged.
         CacheDamaged: A row of a packed file does not match its checksum.
     """
     info = CacheInfo(
@@ -227,7 +229,7 @@ def rewrite(
         manifest.write(path)
         discard_other_targets(path, manifest)
         return
-    _require_room(path, bytes_to_write(cache))
+    _require_space(path, bytes_to_write(cache))
     write_packed(
         path,
         info,
@@ -238,11 +240,12 @@ def rewrite(
     )
 
 
-def _require_room(path: Path, needed: int) -> None:
+def _require_space(path: Path, needed: int) -> None:
     free = free_bytes(path.parent)
     if free < needed:
         raise CacheUnwritable(
-            f"{path.name} is written again beside itself: it needs {needed:,} bytes, {free:,} are free",
+            f"a second copy of {path.name} is written before the first is replaced: it needs {needed:,} bytes, "
+            f"{free:,} are free",
             hint="free some space",
         )
 

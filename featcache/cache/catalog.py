@@ -1,8 +1,8 @@
-"""Which caches lie in a folder: complete ones, unfinished ones, and what may be removed.
+"""List, find, describe and remove the caches of a folder, complete or unfinished, and find what `gc` may remove.
 
-A packed cache is described by its last bytes, one in segments by its manifest, so listing a hundred takes a few
-milliseconds and imports neither NumPy nor h5py. When a cache was used last is the modification time of an empty
-file beside it, `<name>.used`, for access times are switched off or stale on many disks.
+A packed cache is described by its last bytes, a cache in segments by its manifest, so listing a hundred takes a few
+milliseconds and imports neither NumPy nor h5py. The time of last use is the modification time of an empty file next to
+the cache, `<name>.used`: access times are switched off or stale on many disks.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from featcache.files import is_abandoned, is_tmp, unreadable
 
 CACHE_SUFFIX = ".h5"
 USED_SUFFIX = ".used"
-#: Begins the names of empty files by which tasks on other machines show that they have begun.
+#: The first part of the names of empty files by which tasks on other machines show that they have begun.
 MARK = "begun-"
 DAMAGED_SUFFIX = ".damaged"
 _RENAMED = re.compile(re.escape(DAMAGED_SUFFIX) + r"-\d+$")
@@ -47,20 +47,20 @@ UNREADABLE = "unreadable"
 
 @dataclass(frozen=True, kw_only=True)
 class CacheEntry:
-    """One cache in a folder, or what lies under a cache's name.
+    """One cache in a folder, or another file with the name of a cache.
 
     Args:
         path: The file, or the folder of segments.
         state: complete, unfinished, damaged, foreign, or unreadable where it cannot be opened now.
-        nbytes: What it takes on disk.
+        nbytes: Its size on disk, in bytes.
         set_name, spec, selection: What it was computed from; None where that is not known.
-        rows: Of each split.
-        rows_done: How many of them are there.
-        skipped: How many images were left out.
-        created: An ISO 8601 time.
-        used: Seconds since the epoch; None: never.
-        command: What finishes an unfinished one.
-        problem: What is wrong with one that is damaged, foreign or unreadable.
+        rows: The number of rows of each split, once it is complete.
+        rows_done: How many of them have been written.
+        skipped: How many images were skipped.
+        created: The time of its creation, ISO 8601.
+        used: The time of last use in seconds since the epoch; None: never.
+        command: The command that finishes an unfinished cache.
+        problem: What is wrong with a damaged, foreign or unreadable file.
     """
 
     path: Path
@@ -79,12 +79,12 @@ class CacheEntry:
 
     @property
     def name(self) -> str:
-        """What commands call it: the file's name without its ending."""
+        """Its name in commands: the file's name without its ending."""
         return name_of(self.path)
 
     @property
     def complete(self) -> bool:
-        """Whether it can be trained on."""
+        """Whether heads can be trained on it."""
         return self.state == COMPLETE
 
     @property
@@ -96,13 +96,13 @@ class CacheEntry:
         """The path of a complete cache. Raises CacheIncomplete, CacheDamaged, CacheForeign or CacheUnreadable."""
         if self.state == UNFINISHED:
             raise CacheIncomplete(
-                f"{self.name} is not finished: {self.rows_done:,} of {self.rows_total:,} rows are there",
-                hint=f"finish it with `{self.command}`: it goes on where it stopped",
+                f"{self.name} is not finished: {self.rows_done:,} of {self.rows_total:,} rows are written",
+                hint=f"finish it with `{self.command}`: it continues where it stopped",
             )
         if self.state == DAMAGED:
             raise CacheDamaged(
                 self.problem or f"{self.path} is damaged",
-                hint=f"`featcache verify {self.path} --full` says how far; extracting again mends it",
+                hint=f"`featcache verify {self.path} --full` lists what is damaged; extracting again repairs it",
             )
         if self.state == UNREADABLE:
             raise CacheUnreadable(self.problem or f"{self.path} cannot be read now", hint="try again")
@@ -113,7 +113,7 @@ class CacheEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Garbage:
-    """Something that may go: where, how many bytes, and why."""
+    """Something that may be removed: its path, its size in bytes, and the reason."""
 
     path: Path
     nbytes: int
@@ -125,54 +125,73 @@ def name_of(path: Path) -> str:
     return path.name.removesuffix(CACHE_SUFFIX)
 
 
-def packed_path(path: Path) -> Path:
-    """Where the cache of that file or folder lies when it is one file."""
+def single_file_path(path: Path) -> Path:
+    """The path of the cache of that file or folder when it is packed into one file."""
     return path.with_name(name_of(path) + CACHE_SUFFIX)
 
 
 def segments_path(path: Path) -> Path:
-    """Where the segments of the cache of that file or folder lie."""
+    """The folder of the cache of that file or folder when it is in segments."""
     return path.with_name(name_of(path))
 
 
 def places_of(path: Path, features_dir: Path) -> tuple[Path, ...]:
-    """Where a cache may lie that lay at `path` once: packed or in segments, there or in another folder."""
+    """The paths where a cache recorded at `path` may be now: packed or in segments, there or in `features_dir`."""
     return tuple(
-        form(folder / path.name) for folder in (path.parent, features_dir) for form in (packed_path, segments_path)
+        form(folder / path.name) for folder in (path.parent, features_dir) for form in (single_file_path, segments_path)
     )
 
 
 def is_cache_path(path: Path) -> bool:
-    """Whether what lies there has the form of a cache: a file by its suffix, a folder by its manifest."""
+    """Whether a path looks like a cache: a file by its suffix, a folder by its manifest."""
     if path.suffix == CACHE_SUFFIX:
         return True
     return (path / MANIFEST_NAME).is_file() or (path.suffix in _OUTDATED_SUFFIXES and path.is_dir())
 
 
 def list_caches(features_dir: Path) -> list[CacheEntry]:
-    """Everything in a folder of caches, by name: complete, unfinished, damaged and foreign.
+    """All caches in a folder, sorted by name: complete, unfinished, damaged and foreign.
 
-    Segments of a cache that is packed are not listed beside it. A folder that does not exist has no caches. Raises
-    CacheForeign where it is no folder.
+    The segments of a cache that is packed are not listed too.
+
+    Args:
+        features_dir: The folder; one that does not exist has no caches.
+
+    Returns:
+        One entry for each cache.
+
+    Raises:
+        CacheForeign: `features_dir` is no folder.
+        CacheUnreadable: The folder cannot be listed now.
     """
     paths = [path for path in _names(features_dir) if is_cache_path(path)]
     packed = {name_of(path) for path in paths if path.suffix == CACHE_SUFFIX}
     entries = []
     for path in paths:
         if path.suffix == CACHE_SUFFIX or name_of(path) not in packed:
-            # What has gone in the meantime, or is a link to nothing, is no cache.
+            # It may have been removed in the meantime, or be a broken link.
             with contextlib.suppress(CacheNotFound):
                 entries.append(describe(path))
     return entries
 
 
-def candidates(features_dir: Path) -> list[CacheEntry]:
-    """The complete and unfinished caches with their specs: what an extraction may match against."""
+def caches_with_spec(features_dir: Path) -> list[CacheEntry]:
+    """The caches in a folder whose specs are known: complete and unfinished ones.
+
+    Args:
+        features_dir: The folder.
+
+    Returns:
+        Their entries; `spec` is never None.
+
+    Raises:
+        CacheForeign: `features_dir` is no folder.
+    """
     return [entry for entry in list_caches(features_dir) if entry.spec is not None]
 
 
 def describe(path: Path) -> CacheEntry:
-    """What lies at a path. Damaged and foreign files are described as such; raises CacheNotFound for nothing."""
+    """Describe what is at a path, also a damaged or foreign file. Raises CacheNotFound where there is nothing."""
     try:
         return _of_folder(path) if path.is_dir() and path.suffix != CACHE_SUFFIX else _of_file(path)
     except CacheNotFound:
@@ -184,15 +203,23 @@ def describe(path: Path) -> CacheEntry:
 
 
 def find(features_dir: Path, ref: str | Path) -> CacheEntry:
-    """The cache that `ref` means: a path, a full name, or a prefix that only one name has.
+    """Find one cache.
 
-    Raises CacheNotFound for none or several; the hint lists them, or the nearest names.
+    Args:
+        features_dir: The folder of caches.
+        ref: A path, a name, or the beginning of exactly one name.
+
+    Returns:
+        Its entry.
+
+    Raises:
+        CacheNotFound: No cache fits, or several; the hint lists them, or the nearest names.
     """
     path, name = Path(ref), str(ref)
     if len(path.parts) > 1 or path.suffix == CACHE_SUFFIX:
         is_name = len(path.parts) == 1 and not path.exists()
         return describe(features_dir / path if is_name else path)
-    # A packed cache goes before segments of the same name.
+    # A packed cache is preferred to segments of the same name.
     paths = sorted(filter(is_cache_path, _names(features_dir)), key=lambda one: one.suffix == CACHE_SUFFIX)
     known = {name_of(one): one for one in paths}
     matches = [name] if name in known else [one for one in known if one.startswith(name)]
@@ -201,8 +228,19 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     return describe(known[matches[0]])
 
 
+def find_all(features_dir: Path, beginning: str = "") -> list[CacheEntry]:
+    """The caches whose names begin with a text; only the one with exactly that name, if there is one."""
+    entries = [entry for entry in list_caches(features_dir) if entry.name.startswith(beginning)]
+    return [entry for entry in entries if entry.name == beginning] or entries
+
+
 def mark_used(path: Path, *, now: float) -> None:
-    """Note that a cache was used at `now` (seconds since the epoch). A folder that cannot be written is fine."""
+    """Record that a cache was used. Nothing happens where the folder cannot be written.
+
+    Args:
+        path: The cache.
+        now: The time, in seconds since the epoch.
+    """
     with contextlib.suppress(OSError):
         used = _sidecar(path, USED_SUFFIX)
         used.touch()
@@ -210,29 +248,29 @@ def mark_used(path: Path, *, now: float) -> None:
 
 
 def remove(path: Path) -> int:
-    """Remove a cache, or the segments of an unfinished one, and what lies beside it; the bytes that were freed.
+    """Remove a cache, complete or not, and its mark of last use; returns the number of bytes that were freed.
 
-    Raises CacheNotFound where nothing is there, CacheForeign for what featcache did not write.
+    Raises CacheNotFound where nothing is there, CacheForeign for a file that featcache did not write.
     """
     entry = describe(path)
     if entry.state == FOREIGN:
-        raise CacheForeign(f"{path} is left alone: {entry.problem}", hint="remove it yourself if you mean it")
+        raise CacheForeign(f"{path} is not removed: {entry.problem}", hint="remove it yourself if you want to")
     if path.is_dir():
         discard_segments(path)
     else:
         path.unlink()
-    if not packed_path(path).exists() and not segments_path(path).exists():
+    if not single_file_path(path).exists() and not segments_path(path).exists():
         _sidecar(path, USED_SUFFIX).unlink(missing_ok=True)
     return entry.nbytes
 
 
 def discard_segments(folder: Path) -> None:
-    """Remove the manifest and the segments in a folder, what else featcache left there, and the folder if it is empty.
+    """Remove the manifest, the segments and other files of featcache in a folder, and the folder if it is empty then.
 
-    Where something cannot be removed, the rest stays; `gc` lists it.
+    After a failure the remaining files stay; `gc` lists them.
     """
     with contextlib.suppress(OSError):
-        # Without its manifest it is no cache any more, however much of the rest can be removed.
+        # First the manifest: without it the folder is no cache any more, even if the rest cannot be removed.
         (folder / MANIFEST_NAME).unlink(missing_ok=True)
         for path in [*folder.glob(f"*{SEGMENT_SUFFIX}"), *folder.glob("*.tmp-*"), *folder.glob(f"{MARK}*")]:
             path.unlink(missing_ok=True)
@@ -240,12 +278,17 @@ def discard_segments(folder: Path) -> None:
 
 
 def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[Garbage]:
-    """What `gc` may remove: files of dead processes, segments of packed caches, caches that no run uses.
+    """List what `gc` may remove: files of dead processes, segments of packed caches, caches that no run uses.
 
-    `used` are the paths of the caches that runs refer to. Damaged and foreign files are not among them before a new
-    extraction has replaced them, nor anything that another process is writing now.
+    Files that another process is writing now are not listed, nor are foreign files, nor damaged ones before a new
+    extraction has replaced them.
+
+    Args:
+        features_dir: The folder of caches.
+        used: The paths of the caches that runs refer to.
+        now: The time, in seconds since the epoch.
     """
-    # By name, which says spec and selection: a project that was moved still uses its caches.
+    # Compared by name, which contains spec and selection: a project that was moved still uses its caches.
     in_use = {name_of(path) for path in used}
     found = [*list_abandoned(features_dir, now)]
     for folder in filter(Path.is_dir, _names(features_dir)):
@@ -262,16 +305,16 @@ def garbage(features_dir: Path, *, used: Collection[Path], now: float) -> list[G
 
 
 def list_abandoned(folder: Path, now: float) -> list[Garbage]:
-    """Unfinished files and folders in a folder whose process is gone."""
+    """Unfinished files and folders in a folder whose writing process has ended."""
     return [
-        Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that is gone")
+        Garbage(path=path, nbytes=_bytes_of(path), reason="left by a process that has ended")
         for path in (_names(folder) if folder.is_dir() else ())
         if is_tmp(path) and is_abandoned(path, now=now)
     ]
 
 
 def _reason(path: Path, name: str, names: Collection[str], in_use: Collection[str]) -> str | None:
-    """Why something may be removed; None where it may not."""
+    """The reason why something may be removed; None where it may not."""
     if _RENAMED.search(path.name):
         return "damaged, replaced by a new extraction"
     if path.suffix in _OUTDATED_SUFFIXES:
@@ -279,7 +322,7 @@ def _reason(path: Path, name: str, names: Collection[str], in_use: Collection[st
     if path.suffix in (USED_SUFFIX, LOCK_SUFFIX) and not {name, f"{name}{CACHE_SUFFIX}"} & set(names):
         return "belongs to no cache"
     if path.is_dir():
-        packed = packed_path(path)
+        packed = single_file_path(path)
         if packed.exists() and describe(packed).complete:
             return "segments of a packed cache" if any(path.iterdir()) or _is_ours(path) else None
         if not (path / MANIFEST_NAME).exists():
@@ -290,24 +333,24 @@ def _reason(path: Path, name: str, names: Collection[str], in_use: Collection[st
 
 
 def _is_ours(folder: Path) -> bool:
-    """Whether a folder without a manifest holds nothing but segments and what was left of them."""
+    """Whether a folder without a manifest holds only segments and unfinished files."""
     found = list(folder.iterdir())
     return bool(found) and all(is_tmp(one) or one.suffix == SEGMENT_SUFFIX for one in found)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename a file that lies under a cache's name and cannot be used, so that nothing of it is lost; its new path.
+def keep_damaged(path: Path) -> Path:
+    """Rename a damaged or foreign file at a cache's path to `<name>.damaged-N`; returns the new path.
 
-    Raises OSError where it cannot be renamed.
+    So a new extraction does not overwrite it. Raises OSError where it cannot be renamed.
     """
     number = 1
-    while (aside := path.with_name(f"{path.name}{DAMAGED_SUFFIX}-{number}")).exists():
+    while (renamed := path.with_name(f"{path.name}{DAMAGED_SUFFIX}-{number}")).exists():
         number += 1
-    return path.rename(aside)
+    return path.rename(renamed)
 
 
-def discard(found: Garbage) -> None:
-    """Remove one piece of garbage. What has gone already is fine; raises OSError where it cannot be removed."""
+def remove_garbage(found: Garbage) -> None:
+    """Remove one finding of `garbage`; it may be gone already. Raises OSError where it cannot be removed."""
     path = found.path
     if _RENAMED.search(path.name) or is_tmp(path):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -325,7 +368,7 @@ def _of_file(path: Path) -> CacheEntry:
         size = file.size
     try:
         if about["format"] == TARGETS_FORMAT:
-            raise CacheForeign(f"{path} holds the targets of a cache in several files, expected the cache: its folder")
+            raise CacheForeign(f"{path} holds only the targets of a cache in segments; the cache is its folder")
         rows = {str(split): int(count) for split, count in about["rows"].items()}
         return CacheEntry(
             path=path,
@@ -338,12 +381,12 @@ def _of_file(path: Path) -> CacheEntry:
             rows_done=sum(rows.values()),
             skipped=int(about["skipped"]),
             created=about["created"] if isinstance(about["created"], str) else None,
-            used=_modified(_sidecar(path, USED_SUFFIX)),
+            used=_modification_time(_sidecar(path, USED_SUFFIX)),
         )
     except CacheOutdated as error:
         raise CacheOutdated(str(path)) from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CacheForeign(f"{path}: its trailer is none that featcache wrote ({error})") from error
+        raise CacheForeign(f"{path}: featcache did not write its trailer ({error})") from error
 
 
 def _of_folder(folder: Path) -> CacheEntry:
@@ -367,11 +410,11 @@ def _of_folder(folder: Path) -> CacheEntry:
             rows_done=sum(manifest.rows.values()) if manifest.complete else manifest.rows_there(folder),
             skipped=len(json.loads(texts["skipped"])),
             created=json.loads(texts["provenance"]).get("created"),
-            used=_modified(_sidecar(folder, USED_SUFFIX)),
+            used=_modification_time(_sidecar(folder, USED_SUFFIX)),
             command=manifest.command,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CacheForeign(f"{folder}: its manifest is none that featcache wrote ({error})") from error
+        raise CacheForeign(f"{folder}: featcache did not write its manifest ({error})") from error
 
 
 def _names(features_dir: Path) -> list[Path]:
@@ -391,7 +434,7 @@ def _sidecar(path: Path, suffix: str) -> Path:
     return path.with_name(name_of(path) + suffix)
 
 
-def _modified(path: Path) -> float | None:
+def _modification_time(path: Path) -> float | None:
     try:
         return path.stat().st_mtime
     except OSError:
@@ -399,7 +442,7 @@ def _modified(path: Path) -> float | None:
 
 
 def _size_of(path: Path) -> int:
-    """How many bytes a file has, 0 where it is not there. Raises CacheUnreadable where that cannot be known now."""
+    """The size of a file in bytes, 0 where it is missing. Raises CacheUnreadable where that cannot be read now."""
     try:
         return path.stat().st_size
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""The digests: SHA-256 says which image a row belongs to, xxh3 whether bytes are those that were written."""
+"""Digests and checksums: SHA-256 identifies the image of a row, xxh3 detects changed bytes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def as_digests(digests: Any) -> Digests:
 
 
 def leading_numbers(digests: Digests) -> npt.NDArray[np.uint64]:
-    """The first eight bytes of each digest as a number: (n, 32) -> (n,). They tell nearly all apart, and sort fast."""
+    """The first eight bytes of each digest as a number: (n, 32) -> (n,). Nearly always unique, and fast to sort."""
     return np.ascontiguousarray(as_digests(digests).view("<u8")[:, 0])
 
 
 def row_checksums(rows: Array) -> Checksums:
-    """xxh3 (64 bits, seed 0) over the bytes of each row: (n, ...) any dtype -> (n,) uint64."""
+    """xxh3 (64 bits, seed 0) of the bytes of each row: (n, ...) any dtype -> (n,) uint64."""
     if not rows.size:
         return np.zeros(len(rows), np.uint64)
     view = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
@@ -42,7 +42,7 @@ def row_checksums(rows: Array) -> Checksums:
 
 
 def table_digest(data: Buffer | Array) -> str:
-    """xxh3 (128 bits, seed 0) over all bytes: 32 hexadecimal digits."""
+    """xxh3 (128 bits, seed 0) of all bytes: 32 hexadecimal digits."""
     if isinstance(data, np.ndarray):
         data = np.ascontiguousarray(data).reshape(-1).view(np.uint8).data
     return xxhash.xxh3_128_hexdigest(data)

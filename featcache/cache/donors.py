@@ -1,4 +1,7 @@
-"""Which rows there are already: segments and packed caches alike give the row of an image, found by its digest."""
+"""Reuse rows that were computed before: donors (segments, packed caches, memory) give the row of an image.
+
+An image is found by the SHA-256 of its bytes.
+"""
 
 from __future__ import annotations
 
@@ -14,18 +17,21 @@ from featcache.cache.checksums import DIGEST_BYTES, Checksums, Digests, as_diges
 from featcache.cache.rows import Rows
 from featcache.errors import CacheDamaged, CacheIncomplete
 
-# Small enough for memory to stay flat, large enough for a call to be worth it.
+# Few enough rows to keep memory low, and enough to keep the cost of calls low.
 _ROWS_AT_ONCE = 512
 _LOOKED_UP_AT_ONCE = 1 << 14
 _NO_DIGESTS: Digests = np.empty((0, DIGEST_BYTES), np.uint8)
 
 
 class Donor(Protocol):
-    """What has rows: one split of a cache or of a segment."""
+    """Rows that were computed before and can be copied into a cache.
+
+    They are a split of a cache or of a segment, or rows in memory.
+    """
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the spec the rows were computed under."""
+        """The hash of the options that determine the rows' values (`Spec.fingerprint`)."""
 
     @property
     def digests(self) -> Digests:
@@ -33,10 +39,10 @@ class Donor(Protocol):
 
     @property
     def views(self) -> int:
-        """How many views of each image it has, the plain one among them."""
+        """The number of views of each image, the plain one included."""
 
     def gather(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[Any]:
-        """(len(rows), D) in the stored dtype; CacheDamaged where one does not match its checksum."""
+        """(len(rows), D) in the stored dtype. Raises CacheDamaged where a row does not match its checksum."""
 
     def checksums(self, layer: str, rows: Rows, view: int = 0) -> Checksums:
         """The stored xxh3 of these rows: (len(rows),) uint64."""
@@ -47,13 +53,13 @@ class Donor(Protocol):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MemoryDonor:
-    """Rows that were computed and are not on disk yet.
+    """Rows in memory that are not on disk yet.
 
     Args:
-        fingerprint: Of the spec they were computed under.
+        fingerprint: The fingerprint of their spec.
         digests: uint8 (n, 32), the SHA-256 of the image behind each row.
-        features: {layer: (n, D)} as they are stored, of the plain images.
-        augmented: The same of each further view.
+        features: {layer: (n, D)} in the stored dtype, of the plain images.
+        augmented: The same for each further view.
     """
 
     fingerprint: str
@@ -75,12 +81,12 @@ class MemoryDonor:
         return row_checksums(self.gather(layer, rows, view))
 
     def intact(self, layer: str, rows: Rows, view: int = 0) -> npt.NDArray[np.bool_]:
-        """All of them."""
+        """True for every row of a layer it has: (len(rows),) bool."""
         return np.full(len(rows), layer in self.features)
 
 
 class Located(NamedTuple):
-    """Where rows were found: the number of the donor (int32, -1: nowhere) and the row in it (int64)."""
+    """Where rows were found: for each the number of the donor (int32, -1: none has it) and the row in it (int64)."""
 
     donor: npt.NDArray[np.int32]
     row: Rows
@@ -91,15 +97,20 @@ class Located(NamedTuple):
 
 
 class Donors:
-    """Finds and gathers rows over many donors, by digest; of several that have a row, the first one gives it.
+    """Find and gather rows over many donors, by digest. Of several donors that have a row, the first is used.
 
-    A donor whose digests are damaged has no rows, if there is a `report` to be told so; else CacheDamaged is raised.
+    Args:
+        donors: The donors.
+        report: Called with a message for each donor whose digests are damaged; its rows are not used.
+
+    Raises:
+        CacheDamaged: The digests of a donor are damaged, and there is no `report`.
     """
 
     def __init__(self, donors: Sequence[Donor], report: Callable[[str], None] | None = None) -> None:
         self.donors = tuple(donors)
         tables = [_digests_of(donor, report) for donor in self.donors]
-        # Of ten million rows a copy is 320 MB.
+        # For ten million rows a copy takes 320 MB.
         self._digests = tables[0] if len(tables) == 1 else np.concatenate([_NO_DIGESTS, *tables])
         self._first = np.cumsum([0, *map(len, tables)])
         counts = np.array(list(map(len, tables)), np.int64)
@@ -109,23 +120,42 @@ class Donors:
         return len(self.donors)
 
     def locate(self, digests: Digests, layers: Sequence[str] = (), view: int = 0) -> Located:
-        """Where the rows of one view of these images are: (n, 32) uint8 -> n places, -1 where none has one.
+        """Find the rows of one view of images.
 
-        With `layers`, every row found is read, and one that does not match its checksum in any of them does not
-        count; another donor's is taken instead.
+        Args:
+            digests: uint8 (n, 32), the SHA-256 of each image.
+            layers: Layers in which every row found is read and checked; a row that does not match its checksum is
+                not used, and another donor's row is taken instead.
+            view: 0 for the plain images.
+
+        Returns:
+            n places; -1 where no donor has the row.
         """
         wanted = as_digests(digests)
         usable = self._views > view
         while True:
             place = self._places(wanted, usable)
-            located = self._located(place)
-            bad = self._damaged(located, layers, view)
+            located = self._as_located(place)
+            bad = self._find_damaged(located, layers, view)
             if not bad.any():
                 return located
             usable[place[bad]] = False
 
     def gather(self, layer: str, located: Located, view: int = 0) -> npt.NDArray[Any]:
-        """The rows of one view: (n, D) in the stored dtype. Raises CacheIncomplete where none has one, CacheDamaged."""
+        """Read the rows of one view.
+
+        Args:
+            layer: A layer's name.
+            located: Where the rows are, (n,) as `locate` returns it.
+            view: 0 for the plain images.
+
+        Returns:
+            (n, D) in the stored dtype.
+
+        Raises:
+            CacheIncomplete: No donor has one of the rows.
+            CacheDamaged: A row does not match its checksum.
+        """
         out: npt.NDArray[Any] | None = None
         for donor, places in self._by_donor(located):
             rows = donor.gather(layer, located.row[places], view)
@@ -135,7 +165,7 @@ class Donors:
                 out = np.empty((len(located.row), *rows.shape[1:]), rows.dtype)
             out[places] = rows
         if out is None:
-            raise CacheIncomplete("no rows were asked for, or no donor has any")
+            raise CacheIncomplete("no rows were requested, or no donor has any")
         return out
 
     def checksums(self, layer: str, located: Located, view: int = 0) -> Checksums:
@@ -155,7 +185,7 @@ class Donors:
         return self._groups(located.donor)
 
     def _groups(self, donor: npt.NDArray[np.int32]) -> Iterator[tuple[Donor, npt.NDArray[np.int64]]]:
-        """Each donor with the places it has something for, in order; what none has is left out."""
+        """Each donor with the places of the rows it gives, in order; places that no donor has are left out."""
         order = np.argsort(donor, kind="stable")
         numbers, first = np.unique(donor[order], return_index=True)
         if not len(numbers):
@@ -166,16 +196,16 @@ class Donors:
 
     @cached_property
     def _sorted(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
-        """Places in the order of the first eight bytes of their digests, and those as numbers: (n,) each."""
+        """The places sorted by the first eight bytes of their digests, and these bytes as numbers: (n,) each."""
         keys = leading_numbers(self._digests)
         order = np.argsort(keys, kind="stable")
         return order, keys[order]
 
     def _places(self, wanted: Digests, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        """For each wanted digest the first usable place that has it, else -1."""
+        """For each wanted digest the first usable place that has it, or -1."""
         found = np.full(len(wanted), -1, np.int64)
         if len(self._digests):
-            # A piece at a time: both whole digests of all that is found would stand beside each other.
+            # In pieces: the full digests of both sides of all matches would be in memory together.
             for start in range(0, len(wanted), _LOOKED_UP_AT_ONCE):
                 some = slice(start, start + _LOOKED_UP_AT_ONCE)
                 found[some] = self._places_of_some(wanted[some], usable)
@@ -183,26 +213,26 @@ class Donors:
 
     def _places_of_some(self, wanted: Digests, usable: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         order, keys = self._sorted
-        asked = leading_numbers(wanted)
+        numbers = leading_numbers(wanted)
         found = np.full(len(wanted), -1, np.int64)
-        open_ = np.argsort(asked)
-        at = np.searchsorted(keys, asked[open_])
-        # Eight bytes of a SHA-256 tell nearly all apart; those that are equal are compared whole, one after the other.
+        open_ = np.argsort(numbers)
+        at = np.searchsorted(keys, numbers[open_])
+        # Eight bytes of a SHA-256 are nearly always unique; digests that share them are compared whole, one by one.
         while len(open_):
             alike = at < len(keys)
-            alike[alike] = keys[at[alike]] == asked[open_[alike]]
+            alike[alike] = keys[at[alike]] == numbers[open_[alike]]
             open_, at = open_[alike], at[alike]
             same = usable[order[at]] & (self._digests[order[at]] == wanted[open_]).all(axis=1)
             found[open_[same]] = order[at[same]]
             open_, at = open_[~same], at[~same] + 1
         return found
 
-    def _located(self, place: npt.NDArray[np.int64]) -> Located:
+    def _as_located(self, place: npt.NDArray[np.int64]) -> Located:
         donor = (np.searchsorted(self._first, place, side="right") - 1).astype(np.int32)
         donor[place < 0] = -1
         return Located(donor, np.where(place < 0, -1, place - self._first[donor]))
 
-    def _damaged(self, located: Located, layers: Sequence[str], view: int) -> npt.NDArray[np.bool_]:
+    def _find_damaged(self, located: Located, layers: Sequence[str], view: int) -> npt.NDArray[np.bool_]:
         bad = np.zeros(len(located.row), np.bool_)
         if not layers:
             return bad
@@ -220,5 +250,5 @@ def _digests_of(donor: Donor, report: Callable[[str], None] | None) -> Digests:
     except CacheDamaged as error:
         if report is None:
             raise
-        report(f"{error.message}; none of its rows count")
+        report(f"{error.message}; none of its rows are used")
         return _NO_DIGESTS

@@ -1,8 +1,8 @@
-"""The HDF5 header, built in memory.
+"""Build the HDF5 header in memory.
 
-libhdf5 never writes the file on disk, for one that grows while it is written survives neither a kill nor a full
-disk. It lays out all arrays in a sparse file in memory; whatever stands before the first array is the header, and
-the arrays' offsets are fixed from then on.
+libhdf5 never writes the file on disk: a file that grows while it is written survives neither a kill nor a full disk.
+It lays out all arrays in a sparse file in memory. The bytes before the first array are the header, and the offsets of
+the arrays are fixed.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def build_header(
             dataset = _create(file, place)
             if place.name in features:
                 _write_feature_attributes(dataset, features[place.name])
-    # Opened again so that only the arrays are aligned, while the metadata before them stays close together.
+    # Opened again so that only the arrays are aligned; the metadata before them stays compact.
     aligned = access(memory, alignment=ALIGNMENT)
     with closing(h5f.open(b"featcache", h5f.ACC_RDWR, fapl=aligned)) as file:
-        placed = {place.name: _touched(h5d.open(file, place.name.encode()), place) for place in arrays}
+        placed = {place.name: _allocate(h5d.open(file, place.name.encode()), place) for place in arrays}
     first = min((place.offset for place in placed.values() if place.nbytes), default=memory.size)
     return Header(data=memory.start(first), arrays=placed)
 
@@ -75,8 +75,8 @@ def _type_of(dtype: str) -> h5t.TypeID:
     return h5t.py_create(np.dtype(dtype))
 
 
-def _touched(dataset: h5d.DatasetID, place: ArrayPlace) -> ArrayPlace:
-    """The array with its offset, which libhdf5 fixes when the first element is written."""
+def _allocate(dataset: h5d.DatasetID, place: ArrayPlace) -> ArrayPlace:
+    """Write the first element of an array, which makes libhdf5 fix its offset; returns the array with that offset."""
     if not place.nbytes:
         return place
     one = h5s.create_simple((1,))

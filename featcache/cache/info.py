@@ -1,4 +1,4 @@
-"""What a file says of itself as a whole: its root attributes, and the copy of them in a manifest and a trailer."""
+"""The metadata of a file as a whole: its root attributes, and their copy in a manifest and a trailer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class FileInfo(Protocol):
-    """What a file says of itself, and which arrays it has."""
+    """The metadata of a file, and which arrays it has."""
 
     @property
     def format(self) -> str:
@@ -28,28 +28,28 @@ class FileInfo(Protocol):
         """The other root attributes."""
 
     def about(self, rows: Mapping[str, int]) -> dict[str, Json]:
-        """What the trailer repeats. `rows`: by split."""
+        """The part that the trailer repeats. `rows`: the number of rows by split."""
 
     def arrays(self, rows: Mapping[str, int], text_bytes: Mapping[str, int]) -> list[ArrayPlace]:
-        """Its arrays, in order. `text_bytes`: of the longest text of each array of texts."""
+        """Its arrays, in order. `text_bytes`: the length of the longest text of each text array."""
 
     def attributes(
         self, rows: Mapping[str, int], scaling: Mapping[str, tuple[float, float]]
     ) -> dict[str, FeatureAttributes]:
-        """What stands beside its feature arrays. `scaling`: (scale, offset) by layer."""
+        """The attributes of its feature arrays. `scaling`: (scale, offset) by layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheInfo:
-    """What a cache says of itself beside its arrays.
+    """The metadata of a cache.
 
     Args:
-        spec: What the rows were computed under.
-        selection: Which images of which set they show.
+        spec: How the rows were computed.
+        selection: The data set and the images chosen from it.
         set_name: The set's short name.
-        columns: The targets; of a segment none.
-        provenance: Versions, device, date: what is no part of the identity.
-        skipped: Images that were left out.
+        columns: The targets; none for a segment.
+        provenance: Versions, device, date: recorded, but not part of the identity.
+        skipped: Images that were skipped.
     """
 
     format: ClassVar[str] = FORMAT
@@ -63,7 +63,7 @@ class CacheInfo:
 
     @property
     def created(self) -> Json:
-        """When it was made: an ISO 8601 time."""
+        """The time of its creation, ISO 8601."""
         return self.provenance.get("created")
 
     def texts(self) -> dict[str, str]:
@@ -78,7 +78,7 @@ class CacheInfo:
         }
 
     def about(self, rows: Mapping[str, int]) -> dict[str, Json]:
-        """What a trailer repeats for `ls`. `rows`: by split."""
+        """The part that a trailer repeats for `ls`. `rows`: the number of rows by split."""
         return {
             "format": self.format,
             "set_name": self.set_name,
@@ -112,12 +112,12 @@ class CacheInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsInfo:
-    """What the file of targets beside segments says of itself.
+    """The metadata of the targets file of a cache in segments.
 
     Args:
         set_name: The set's short name.
         columns: The targets.
-        provenance: When it was made.
+        provenance: The time of its creation.
     """
 
     format: ClassVar[str] = TARGETS_FORMAT
@@ -135,7 +135,7 @@ class TargetsInfo:
         }
 
     def about(self, rows: Mapping[str, int]) -> dict[str, Json]:
-        """What its trailer repeats."""
+        """The part that its trailer repeats."""
         return {
             "format": self.format,
             "set_name": self.set_name,
@@ -150,5 +150,5 @@ class TargetsInfo:
     def attributes(
         self, rows: Mapping[str, int], scaling: Mapping[str, tuple[float, float]]
     ) -> dict[str, FeatureAttributes]:
-        """It has no features."""
+        """Empty: the file has no features."""
         return {}

@@ -1,8 +1,8 @@
-"""Reading a header as a stranger's: nothing in it is trusted before it was checked.
+"""Read an untrusted HDF5 header: everything in it is checked before it is used.
 
-Known attacks on readers of HDF5 use external storage, virtual arrays, links into other files, filter plugins and
-shapes larger than the file. So libhdf5 is shown the header's bytes alone, and what it finds there must be hard links
-to contiguous, unfiltered arrays of an expected type inside the file. Data is never read through it.
+Known attacks on HDF5 readers use external storage, virtual arrays, links into other files, filter plugins and shapes
+larger than the file. So libhdf5 gets only the bytes of the header, and accepts only hard links to contiguous,
+unfiltered arrays of an expected type inside the file. Data is never read through libhdf5.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from featcache.cache.targets import STORED_TYPES
 from featcache.cache.trailer import FORMAT_VERSION
 from featcache.errors import CacheForeign
 
-# What a split's groups of arrays are called, and the types of numbers that stand in them.
+# The names of a split's groups, and the number types allowed in each.
 _GROUPS = ("features", "checksums", "targets")
 _TYPES = {
     "digests": ("|u1",),
@@ -40,9 +40,14 @@ _TYPES = {
 
 
 def read_header(data: bytes, end_of_data: int) -> Contents:
-    """What a header says, checked as a stranger's file would be. Raises CacheForeign for anything unexpected.
+    """Read and check a header.
 
-    `data` holds the file's first bytes, up to the first array; arrays must end before `end_of_data`.
+    Args:
+        data: The first bytes of the file, up to the first array.
+        end_of_data: The byte before which all arrays must end.
+
+    Raises:
+        CacheForeign: Anything unexpected is in it.
     """
     try:
         file = h5f.open(b"featcache", h5f.ACC_RDONLY, fapl=access(MemoryFile(data, end_of_data)))
@@ -53,7 +58,7 @@ def read_header(data: bytes, end_of_data: int) -> Contents:
     except CacheForeign:
         raise
     except Exception as error:
-        # Whatever libhdf5 or h5py stumbles over in a stranger's header is a reason not to trust it.
+        # Any failure of libhdf5 or h5py is a reason not to trust the header.
         raise CacheForeign(f"its HDF5 header is not one of a cache: {error}") from error
     finally:
         file.close()

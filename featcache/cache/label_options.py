@@ -1,4 +1,4 @@
-"""The options of `featcache label`: which columns of a table become targets, and how its rows find their images."""
+"""The options of `featcache label`: which columns of a table become targets, and how its rows are matched to images."""
 
 from __future__ import annotations
 
@@ -11,25 +11,36 @@ from featcache.config import Option
 from featcache.errors import InvalidOption, UnknownName
 
 On = Literal["id", "filename", "digest"]
-#: By what rows are matched: the names of columns that say so by themselves.
+#: How rows are matched to images, and the column names that select each way by default.
 KEYS: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "sample_id", "path", "url"),
     "filename": ("filename", "file_name", "file", "image", "name"),
     "digest": ("sha256", "digest"),
 }
-# Columns of a table of images that say nothing about an image.
+# Columns that identify an image or its split; they become no targets by default.
 _NO_TARGETS = ("split", *(name for names in KEYS.values() for name in names))
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelOptions(ColumnOptions):
-    """Which columns of a table become targets, and how its rows find their images.
+    """Which columns of a table become targets, and how its rows are matched to images.
 
-    Raises InvalidOption.
+    Raises:
+        InvalidOption: A value cannot be used.
     """
 
     PANEL: ClassVar[str] = "Which columns"
 
+    columns: Annotated[
+        tuple[str, ...],
+        Option(
+            help="A column to add as a target. May be repeated. `NAME_*` makes one target of several columns of 0 and "
+            "1; TARGET=PATTERN names it.",
+            flags=("--column",),
+            metavar="<name>",
+            default="all but key, ids and split",
+        ),
+    ] = ()
     on: Annotated[
         On | None,
         Option(
@@ -41,7 +52,7 @@ class LabelOptions(ColumnOptions):
     key: Annotated[
         str | None,
         Option(
-            help="The column that says which image a row is about.",
+            help="The column that identifies the image of a row.",
             metavar="<column>",
             default="id, path, filename, sha256, ...",
         ),
@@ -52,7 +63,7 @@ class LabelOptions(ColumnOptions):
 
 
 def choose_key(table: str, names: Sequence[str], options: LabelOptions) -> tuple[str, str]:
-    """By what rows are matched, and the column that says it. Raises UnknownName, InvalidOption where none does."""
+    """How rows are matched, and by which column. Raises UnknownName, or InvalidOption where no column fits."""
     if options.key is not None:
         if options.key not in names:
             raise UnknownName(f"column of {table}", options.key, names)
@@ -64,14 +75,14 @@ def choose_key(table: str, names: Sequence[str], options: LabelOptions) -> tuple
                 return on, name
     expected = [name for on in KEYS if options.on in (None, on) for name in KEYS[on]]
     raise InvalidOption(
-        f"{table} has no column that says which image a row is about: expected one of {', '.join(expected)}, "
+        f"{table} has no column that identifies the images: expected one of {', '.join(expected)}, "
         f"got {', '.join(names) or 'none'}",
         hint="name it: --key COLUMN",
     )
 
 
 def choose_columns(table: str, names: Sequence[str], key: str, options: LabelOptions) -> tuple[Choice, ...]:
-    """The targets that columns become. Raises UnknownName for one that is not there, InvalidOption for none."""
+    """The columns that become targets. Raises UnknownName for a missing column, InvalidOption where there is none."""
     default = tuple(name for name in names if name != key and name.lower() not in _NO_TARGETS)
     chosen = choose(table, names, options, default=default)
     if not chosen:

@@ -1,6 +1,6 @@
-"""Columns of a table become targets of a cache: its rows are matched to images, and nothing is computed.
+"""Add columns of a table to a cache as targets. Its rows are matched to images; no features are computed.
 
-An image may stand in several splits; a value of the table goes to all of its rows.
+An image may be in several splits; a value of the table goes to all rows of the image.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from featcache.errors import InvalidOption, UnknownName
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cells:
-    """What is read of a table.
+    """The cells of a table that are used.
 
     Args:
-        name: Of the table, for messages and as the origin of its columns.
-        on, key: By what, and by which column, its rows find their images.
+        name: The table's name, for messages and as the origin of its columns.
+        on, key: How, and by which column, its rows are matched to images.
         keys: The cells of that column.
         columns: The cells of the columns that become targets.
-        kinds: Of these, where it is given or known by the table's types.
-        left_out: Columns that do not.
+        kinds: The kinds of these columns, where they are given or known from the table's types.
+        left_out: The other columns.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Cells:
 
 @dataclass(frozen=True, kw_only=True)
 class Added:
-    """A target that was added: its kind, how many names it has, whether it replaced one, and rows without a value."""
+    """A target that was added: its kind, its number of names, whether it replaced another, and rows without a value."""
 
     name: str
     kind: str
@@ -57,20 +57,20 @@ class Added:
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """What was done.
+    """The result of labelling a cache.
 
     Args:
-        cache: Where it lies.
-        on, key: By what, and by which column, rows found their images; None where targets were only removed.
+        cache: The path of the cache.
+        on, key: How, and by which column, rows were matched to images; None where targets were only removed.
         added: The targets that were added or replaced.
-        removed: The names of those that were removed.
-        rows: Of the cache.
-        matched: How many of them a row of the table is about.
-        unmatched: The keys of table rows that are about no image.
-        repeated: Rows of the table that say again what another one says.
-        without_key: Rows of the table whose key is empty.
+        removed: The names of the targets that were removed.
+        rows: The number of rows of the cache.
+        matched: How many of them have a row of the table.
+        unmatched: The keys of table rows that match no image.
+        repeated: The number of table rows that repeat another row.
+        without_key: The number of table rows whose key is empty.
         left_out: Columns of the table that became no target.
-        bytes: What was written.
+        bytes: The number of bytes written.
     """
 
     cache: Path
@@ -87,7 +87,7 @@ class Labelled:
     left_out: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """The one JSON object of `featcache label --json`."""
+        """The JSON object that `featcache label --json` prints."""
         return {
             "cache": str(self.cache),
             "on": self.on,
@@ -109,22 +109,22 @@ def label_cache(
     cells: Cells | None,
     options: LabelOptions,
     *,
-    say: Callable[[str], None],
+    report: Callable[[str], None],
     progress: Progress | None = None,
 ) -> Labelled:
     """Add columns to a cache, or remove targets of it. The caller holds its lock.
 
     Args:
         path: The file or the folder.
-        cells: The columns; None: only `options.remove`.
-        options: Which kinds they have, and what is removed.
-        say: Told the size of what is written, before it is.
-        progress: Called with bytes written and in all.
+        cells: The columns; None: only remove `options.remove`.
+        options: The kinds of the columns, and which targets are removed.
+        report: Called with the number of bytes that will be written, as text.
+        progress: Called with (bytes written, bytes in all).
 
     Raises:
-        UnknownName: A target to remove that there is not.
-        InvalidOption: No row of the table is about an image, two say different things, or a kind does not fit.
-        CacheError: The cache cannot be read or written; it is what it was.
+        UnknownName: A target to remove does not exist.
+        InvalidOption: No row of the table matches an image, two rows contradict each other, or a kind does not fit.
+        CacheError: The cache cannot be read or written; it is unchanged.
     """
     with FeatureCache.open(path) as cache:
         for name in options.remove:
@@ -134,7 +134,7 @@ def label_cache(
         done = Labelled(cache=path, rows=sum(len(cache[split]) for split in cache), bytes=bytes_to_write(cache))
         added, done = ({}, done) if cells is None else _targets(cache, cells, options, done)
         size = f"{done.bytes:,} bytes are written"
-        say(f"{size} again, rows and all" if path.is_file() else size)
+        report(f"{size}: the whole file is written again" if path.is_file() else size)
         columns = {name: column for name, column in before.items() if name not in options.remove}
         columns |= {name: target.column for name, (target, _) in added.items()}
         tables = {}
@@ -165,14 +165,14 @@ def label_cache(
 def _targets(
     cache: FeatureCache, cells: Cells, options: LabelOptions, done: Labelled
 ) -> tuple[dict[str, tuple[Target, Mapping[str, Rows]]], Labelled]:
-    """Each new target with a value for each image, and which image every row of each split shows."""
+    """Each new target with a value for each image, and the image of every row of each split."""
     images = Images.of(cache, cells.on)
-    match = _matched(images, cells)
+    match = _match_rows(images, cells)
     if not (match.row >= 0).any():
         first = next((key for key in cells.keys if key), "")
         raise InvalidOption(
-            f"no row of {cells.name} is about an image of {cache.name}: its {cells.key} begin with {first!r}, the "
-            f"cache's {cells.on}s with {images.example!r}",
+            f"no row of {cells.name} matches an image of {cache.name}: the first {cells.key} is {first!r}, the first "
+            f"{cells.on} of the cache is {images.example!r}",
             hint="choose another --key, or --on id, filename or digest",
         )
     found = {}
@@ -192,7 +192,7 @@ def _targets(
     )
 
 
-# --- which row of the table is about which image -----------------------------------------------------------
+# --- matching rows of the table to images ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -201,8 +201,8 @@ class Images:
 
     Args:
         ids: Their sample ids.
-        keys: What the table's keys are compared with: numbers of images by key. Of two, the first is asked first.
-        of_rows: Which image each row of a split shows: (n,).
+        keys: What the table's keys are compared with: numbers of images by key. The first mapping with a key is used.
+        of_rows: The image of each row of a split: (n,).
         example: One of the keys.
     """
 
@@ -213,7 +213,7 @@ class Images:
 
     @classmethod
     def of(cls, cache: FeatureCache, on: str) -> Images:
-        """Those of a cache, by their ids, file names or digests."""
+        """The images of a cache, by ids, file names or digests."""
         ids: list[str] = []
         digests: list[str] = []
         of_rows = {}
@@ -227,27 +227,28 @@ class Images:
         return cls(ids=ids, keys=[_numbers(keys) for keys in by], of_rows=of_rows, example=by[0][0])
 
     def about(self, key: str, on: str) -> Sequence[int]:
-        """The numbers of the images that a key means. Raises InvalidOption where a file name means several."""
-        asked = {"filename": key.replace("\\", "/").rpartition("/")[2], "digest": key.lower()}.get(on, key)
-        found = next((keys[asked] for keys in self.keys if asked in keys), ())
+        """The numbers of the images with a key. Raises InvalidOption where several images have the same file name."""
+        wanted = {"filename": key.replace("\\", "/").rpartition("/")[2], "digest": key.lower()}.get(on, key)
+        found = next((keys[wanted] for keys in self.keys if wanted in keys), ())
         different = list(dict.fromkeys(self.ids[number] for number in found))
         if on == "filename" and len(different) > 1:
             raise InvalidOption(
-                f"{key!r} may be {different[0]} or {different[1]}: both are called so", hint="match on the id: --on id"
+                f"{key!r} may be {different[0]} or {different[1]}: both have this file name",
+                hint="match on the id: --on id",
             )
         return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Match:
-    """The row of the table that is about each image, -1: none; keys that mean no image; rows that say it again."""
+    """The table row of each image (-1: none), the keys that match no image, and the number of repeated rows."""
 
     row: Rows
     unmatched: tuple[str, ...]
     repeated: int
 
 
-def _matched(images: Images, cells: Cells) -> _Match:
+def _match_rows(images: Images, cells: Cells) -> _Match:
     row: Rows = np.full(len(images.ids), -1, np.int64)
     unmatched, repeated = [], 0
     for number, key in enumerate(cells.keys):
@@ -268,9 +269,9 @@ def _require_the_same(cells: Cells, number: int, other: int) -> None:
     for name, column in cells.columns.items():
         if (column[number] or "").strip() != (column[other] or "").strip():
             raise InvalidOption(
-                f"{cells.name} says two things of {cells.keys[number]!r}: {name} is {column[other]!r} in one row and "
-                f"{column[number]!r} in another",
-                hint="leave one row of each image",
+                f"{cells.name} contradicts itself about {cells.keys[number]!r}: {name} is {column[other]!r} in one row "
+                f"and {column[number]!r} in another",
+                hint="keep one row for each image",
             )
 
 

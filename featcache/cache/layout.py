@@ -1,6 +1,6 @@
 """Names and shapes in the HDF5 file: which arrays a cache has, in which order, of which type.
 
-docs/format.md says the same for people who read the file without featcache.
+docs/format.md documents the same for reading the file without featcache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ATTRIBUTES = {
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayPlace:
-    """One array of the file: its name, shape, dtype (numpy's text) and the byte it begins at."""
+    """One array of the file: its name, shape, dtype (as NumPy writes it) and the offset of its first byte."""
 
     name: str
     shape: tuple[int, ...]
@@ -39,13 +39,13 @@ class ArrayPlace:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it occupies."""
+        """Its size in bytes."""
         return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureAttributes:
-    """What stands beside a feature array: the shape of one image's feature, and value = stored x scale + offset."""
+    """The attributes of a feature array: the shape of one image's feature, and value = stored x scale + offset."""
 
     shape: tuple[int, ...]
     scale: float = 1.0
@@ -54,7 +54,7 @@ class FeatureAttributes:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """The HDF5 header: its bytes, and where it places each array."""
+    """The HDF5 header: its bytes, and the place of each array."""
 
     data: bytes
     arrays: Mapping[str, ArrayPlace]
@@ -62,7 +62,7 @@ class Header:
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """What a header says: format and other root attributes, the arrays by name, the feature arrays' attributes."""
+    """The contents of a header: format and other root attributes, the arrays by name, and the feature attributes."""
 
     format: str
     texts: Mapping[str, str]
@@ -71,12 +71,12 @@ class Contents:
 
 
 def features_name(split: str, layer: str, view: int = 0) -> str:
-    """Where a layer's rows are, of the plain images (0) or of an augmented view: [N, D]."""
+    """The name of the array of a layer's rows, for the plain images (view 0) or an augmented view: [N, D]."""
     return f"{_view_name(split, view)}/features/{layer}"
 
 
 def checksums_name(split: str, layer: str, view: int = 0) -> str:
-    """Where the xxh3 of these rows are: uint64 [N]."""
+    """The name of the array of the xxh3 checksums of these rows: uint64 [N]."""
     return f"{_view_name(split, view)}/checksums/{layer}"
 
 
@@ -85,24 +85,24 @@ def _view_name(split: str, view: int) -> str:
 
 
 def parse_name(name: str) -> tuple[str, str]:
-    """What an array holds: (`features`, the layer), (`checksums`, the layer), or (`ids`, ""), ... of any view."""
+    """The kind of an array and its layer, of any view: ("features", layer), ("checksums", layer), ("ids", ""), ..."""
     parts = name.split("/")
     kind, *rest = parts[3:] if parts[1] == "views" else parts[1:]
     return kind, "/".join(rest)
 
 
 def views_in(spec: Spec, split: str) -> int:
-    """How many views an image of a split has, the plain one among them: only train has augmented ones."""
+    """The number of views of each image of a split, the plain one included: only train has augmented views."""
     return spec.views if split == "train" else 1
 
 
 def ids_name(split: str) -> str:
-    """Where the names of a split's images are: UTF-8 [N]."""
+    """The name of the array of a split's sample ids: UTF-8 [N]."""
     return f"{split}/ids"
 
 
 def rows_in(arrays: Iterable[ArrayPlace]) -> dict[str, int]:
-    """How many rows each split has: as many as ids."""
+    """The number of rows of each split: that of its ids."""
     return {
         place.name.split("/")[0]: (*place.shape, 0)[0]
         for place in arrays
@@ -111,7 +111,7 @@ def rows_in(arrays: Iterable[ArrayPlace]) -> dict[str, int]:
 
 
 def text_bytes_in(arrays: Iterable[ArrayPlace]) -> dict[str, int]:
-    """How many bytes the longest text of each array of texts has."""
+    """The length in bytes of the longest text of each text array."""
     return {place.name: np.dtype(place.dtype).itemsize for place in arrays if place.dtype.startswith("|S")}
 
 
@@ -121,9 +121,9 @@ def arrays_of(
     """Every array of a cache, in the order of the file: all tables first, then the features.
 
     Args:
-        spec: What the rows were computed under.
-        rows: How many each split has.
-        text_bytes: Of the longest text of each array of texts, by the array's name; 1 where it is not said.
+        spec: How the rows were computed.
+        rows: The number of rows of each split.
+        text_bytes: The length of the longest text of each text array, by the array's name; 1 where it is not given.
         columns: The targets.
     """
     tables, features = [], []
@@ -148,7 +148,7 @@ def arrays_of(
 def arrays_of_targets(
     rows: Mapping[str, int], text_bytes: Mapping[str, int], columns: Sequence[Column]
 ) -> list[ArrayPlace]:
-    """Every array of the file of targets beside segments, in the order of the file. Arguments as in `arrays_of`."""
+    """Every array of the targets file of a cache in segments, in order. The arguments are those of `arrays_of`."""
     return [
         place
         for split, n in rows.items()
@@ -169,12 +169,12 @@ def _targets(split: str, rows: int, text_bytes: Mapping[str, int], columns: Sequ
 
 
 def is_table(name: str) -> bool:
-    """Whether the array is small and digested whole: all but the features."""
+    """Whether the array is a table: small, with one digest of the whole. All arrays but the features are."""
     return parse_name(name)[0] != "features"
 
 
 def read_json(texts: Mapping[str, str], name: str, kind: type[Any]) -> Any:
-    """A JSON attribute, of the expected kind (list, dict). Raises CacheForeign."""
+    """A JSON attribute of the expected type (list, dict). Raises CacheForeign."""
     try:
         value = json.loads(texts[name])
     except (ValueError, RecursionError) as error:

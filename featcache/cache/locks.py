@@ -1,7 +1,8 @@
-"""Which process is writing a cache: advisory, for a file only ever appears whole, and twice is harmless.
+"""Advisory locks between the processes that write a cache.
 
-Without a lock two extractions of the same cache would do the work twice, and nothing worse. So where a file
-system cannot lock, the work goes on without. Readers never lock. The library filelock does the locking.
+Files are published whole, so without a lock two extractions of the same cache would do the work twice, and nothing
+worse. Where a file system cannot lock, the work continues without a lock. Readers never lock. The library filelock
+does the locking.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ LOCK_SUFFIX = ".lock"
 _SHARD = ".shard-"
 _CANNOT_LOCK = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _LOOK_EVERY_S = 0.1
-# Shards that begin, and a look whether a cache is locked, hold its lock for a moment: that is not busy.
+# A shard that begins, and `is_locked`, hold the lock for a moment: that does not count as busy.
 _PASSING_S, _LOOK_AGAIN_S = 0.5, 0.01
 Waiting = Callable[["Owner | None"], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Which process holds a lock: its number, its host, and since when (ISO 8601, UTC)."""
+    """The process that holds a lock: its pid, its host, and since when (ISO 8601, UTC)."""
 
     pid: int
     host: str
@@ -46,12 +47,12 @@ class Owner:
 
 
 def lock_path(features_dir: Path, cache_name: str) -> Path:
-    """The file that a cache's writers lock; it goes when the last one is done."""
+    """The file that a cache's writers lock; it is removed when the last writer is done."""
     return features_dir / f"{cache_name}{LOCK_SUFFIX}"
 
 
 @contextlib.contextmanager
-def locked(
+def lock_cache(
     features_dir: Path,
     cache_name: str,
     *,
@@ -59,11 +60,18 @@ def locked(
     wait: bool = True,
     waiting: Waiting | None = None,
 ) -> Iterator[None]:
-    """Hold a cache's lock: exclusively to extract or assemble, `shared` for shards of one extraction.
+    """Hold the lock of a cache while the block runs. A forked child never holds it, so a dead owner blocks no other.
 
-    Where another process holds it, `waiting` is called once with the owner (None: unknown) and the call waits; with
-    wait=False it raises CacheBusy instead. A forked child never holds it, so a dead owner blocks no other. Raises
-    CacheUnwritable where the folder cannot be written.
+    Args:
+        features_dir: The folder of the cache.
+        cache_name: Its name.
+        shared: Whether other shards of the same extraction may hold it too; else the lock is exclusive.
+        wait: Whether to wait while another process holds it.
+        waiting: Called once before waiting, with the owner (None: unknown).
+
+    Raises:
+        CacheBusy: Another process holds it, and `wait` is False.
+        CacheUnwritable: The folder cannot be written.
     """
     path = lock_path(features_dir, cache_name)
     try:
@@ -72,7 +80,7 @@ def locked(
             whole = _acquire(path, wait, waiting)
             holding.callback(_release, path, whole)
             if shared:
-                # Shards have a lock each: an extraction of all waits for every one of them.
+                # Each shard has a lock of its own: an exclusive lock waits for all of them.
                 own = path.with_name(f"{cache_name}{_SHARD}{secrets.token_hex(4)}{LOCK_SUFFIX}")
                 mine = _acquire(own, wait, waiting)
                 holding.close()
@@ -87,13 +95,13 @@ def locked(
     try:
         yield
     finally:
-        # A forked child that unwinds through here holds nothing.
+        # A forked child that leaves the block holds no lock.
         if os.getpid() == owner_pid:
             held.close()
 
 
 def is_locked(features_dir: Path, cache_name: str) -> bool:
-    """Whether a process is writing the cache now. Where that cannot be known: no."""
+    """Whether a process is writing the cache now; False where that cannot be known."""
     path = lock_path(features_dir, cache_name)
     try:
         return any(_is_held(one) for one in [path, *_shards(path)] if one.exists())
@@ -107,16 +115,16 @@ def _shards(path: Path) -> list[Path]:
 
 
 def _acquire(path: Path, wait: bool, waiting: Waiting | None) -> BaseFileLock | None:
-    """The lock, held; None where the file system cannot lock. Raises CacheBusy, OSError."""
+    """Acquire a lock; None where the file system cannot lock. Raises CacheBusy, OSError."""
     import filelock
 
     lock = filelock.FileLock(path, thread_local=False)
     try:
         try:
-            _uninterrupted(lambda: lock.acquire(timeout=_PASSING_S, poll_interval=_LOOK_AGAIN_S))
+            _retry_interrupted(lambda: lock.acquire(timeout=_PASSING_S, poll_interval=_LOOK_AGAIN_S))
         except filelock.Timeout:
-            _tell(path, _read_owner(path), wait, waiting)
-            _uninterrupted(lambda: lock.acquire(poll_interval=_LOOK_EVERY_S))
+            _report_owner(path, _read_owner(path), wait, waiting)
+            _retry_interrupted(lambda: lock.acquire(poll_interval=_LOOK_EVERY_S))
         _write_owner(path)
     except OSError as error:
         if error.errno not in _CANNOT_LOCK:
@@ -125,7 +133,7 @@ def _acquire(path: Path, wait: bool, waiting: Waiting | None) -> BaseFileLock | 
     return lock
 
 
-def _uninterrupted(call: Callable[[], object]) -> None:
+def _retry_interrupted(call: Callable[[], object]) -> None:
     while True:
         try:
             call()
@@ -135,7 +143,7 @@ def _uninterrupted(call: Callable[[], object]) -> None:
 
 
 def _release(path: Path, lock: BaseFileLock | None) -> None:
-    # Removed while it is held: a process that waits for it sees that it is no file any more, and begins anew.
+    # Removed while it is held: a waiting process sees that the file is gone, and starts again.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
     if lock is not None:
@@ -155,12 +163,12 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _tell(path: Path, owner: Owner | None, wait: bool, waiting: Waiting | None) -> None:
+def _report_owner(path: Path, owner: Owner | None, wait: bool, waiting: Waiting | None) -> None:
     if not wait:
         raise CacheBusy(
             f"{path.name.removesuffix(LOCK_SUFFIX).partition(_SHARD)[0]} is being written by "
             f"{owner or 'another process'}",
-            hint="run it again when they are done, or without --no-wait to wait for them",
+            hint="run it again when that process is done, or without --no-wait to wait for it",
         )
     if waiting is not None:
         waiting(owner)

@@ -1,8 +1,8 @@
-"""The manifest of a cache in several files: which segments make it, complete or not.
+"""The manifest of a cache in segments: the list of its files, complete or not.
 
-A segment is a cache file of its own that holds a range of one split's rows. An unfinished extraction is a manifest
-whose segments are not all there yet; it is complete when it names the trailer of each. Reading it needs neither NumPy
-nor libhdf5, so `ls` may.
+A segment is a complete cache file that holds a range of one split's rows. An unfinished extraction is a manifest whose
+segments are not all written yet; a complete manifest has the digest of the trailer of each. Reading a manifest needs
+neither NumPy nor libhdf5, so that `ls` is fast.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MANIFEST_NAME = "manifest.json"
 MANIFEST_FORMAT = "featcache-manifest"
 MANIFEST_VERSION = 2
 SEGMENT_SUFFIX = ".h5"
-#: What the file of targets may be called: a new one is written under the name that the manifest does not use.
+#: The possible names of the targets file: a new file takes the name that the manifest does not use.
 TARGETS_FILES = ("targets-1.h5", "targets-2.h5")
-# Every segment that is read stays open, and a process may hold about a thousand files.
+# Every segment that is read stays open, and a process may open about a thousand files.
 MOST_SEGMENTS = 512
 
 
@@ -36,8 +36,8 @@ class Segment:
 
     Args:
         file: Its name in the folder.
-        split: Whose rows it holds.
-        rows: How many it is to hold; how many it holds, once it is named by a complete manifest.
+        split: The split of its rows.
+        rows: How many rows it will hold; in a complete manifest, how many it holds.
         nbytes: Its exact size; None until the manifest is complete.
         trailer: The digest of its trailer; None until the manifest is complete.
     """
@@ -49,42 +49,42 @@ class Segment:
     trailer: str | None = None
 
     @classmethod
-    def planned(cls, split: str, first: int, rows: int) -> Segment:
-        """A segment that is to be written. `first`: the row of the split at which it begins."""
+    def plan(cls, split: str, first: int, rows: int) -> Segment:
+        """A segment that will be written. `first`: its first row, counted in the split."""
         return cls(file=f"{split}-{first:09d}{SEGMENT_SUFFIX}", split=split, rows=rows)
 
     def with_trailer(self, trailer: Trailer) -> Segment:
-        """The same segment with what its file says."""
+        """The same segment with size and digest from the trailer of its file."""
         rows: Any = trailer.about["rows"]
         return replace(self, rows=int(rows[self.split]), nbytes=trailer.file_bytes, trailer=trailer_digest(trailer))
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetsFile:
-    """The file of targets beside the segments: its name in the folder, exact size, and the digest of its trailer."""
+    """The targets file of a cache in segments: its name in the folder, exact size, and the digest of its trailer."""
 
     file: str
     nbytes: int
     trailer: str
 
     @classmethod
-    def written(cls, file: str, trailer: Trailer) -> TargetsFile:
-        """That of a file which says this."""
+    def of(cls, file: str, trailer: Trailer) -> TargetsFile:
+        """The record of a written file, from its trailer."""
         return cls(file=file, nbytes=trailer.file_bytes, trailer=trailer_digest(trailer))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What the segments are together.
+    """The list of the files of a cache, and its metadata.
 
     Args:
         texts: The root attributes that a single file would have.
-        segments: In the order of their rows.
-        segment_rows: How many rows a segment has; every process that takes part obeys it.
-        command: What completes it.
+        segments: The segments, in the order of their rows.
+        segment_rows: How many rows a segment has, for every process that takes part.
+        command: The command that completes the cache.
         complete: Whether every segment was written.
-        targets: Where the targets are. An unfinished extraction has none, or those of the complete cache that it
-            changes, which are taken over when it is finished.
+        targets: The targets file. An unfinished extraction has none, or that of the complete cache that it changes,
+            whose targets are kept when it is finished.
     """
 
     texts: Mapping[str, str]
@@ -96,17 +96,17 @@ class Manifest:
 
     @property
     def spec(self) -> Spec:
-        """What the rows were computed under."""
+        """How the rows were computed."""
         return Spec.from_json(self.texts["spec"])
 
     @property
     def selection(self) -> Selection:
-        """Which images of which set they show."""
+        """The data set and the images chosen from it."""
         return Selection.from_json(self.texts["selection"])
 
     @property
     def rows(self) -> dict[str, int]:
-        """Rows of each split over all segments."""
+        """The number of rows of each split, in all segments."""
         found: dict[str, int] = {}
         for segment in self.segments:
             found[segment.split] = found.get(segment.split, 0) + segment.rows
@@ -114,17 +114,17 @@ class Manifest:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all files; 0 for those that are not written."""
+        """The size of all files in bytes; 0 for those that are not written."""
         return sum(size or 0 for size in self.sizes.values())
 
     @property
     def sizes(self) -> dict[str, int | None]:
-        """The exact size of each file in the folder; None for those that are not written."""
+        """The exact size in bytes of each file in the folder; None for those that are not written."""
         named = {self.targets.file: self.targets.nbytes} if self.targets is not None else {}
         return {segment.file: segment.nbytes for segment in self.segments} | named
 
     def rows_there(self, folder: Path) -> int:
-        """How many rows have been written: those of the segments whose file lies in the folder."""
+        """How many rows have been written: those of the segments whose file is in the folder."""
         return sum(segment.rows for segment in self.segments if (folder / segment.file).is_file())
 
     def require_complete(self, folder: Path) -> None:
@@ -132,16 +132,16 @@ class Manifest:
         if not self.complete:
             total = sum(self.rows.values())
             raise CacheIncomplete(
-                f"{folder.name} is not finished: {self.rows_there(folder):,} of {total:,} rows are there",
-                hint=f"finish it with `{self.command}`: it goes on where it stopped",
+                f"{folder.name} is not finished: {self.rows_there(folder):,} of {total:,} rows are written",
+                hint=f"finish it with `{self.command}`: it continues where it stopped",
             )
 
     def write(self, folder: Path) -> None:
-        """Publish it in the folder, in place of the one before. Raises CacheUnwritable."""
+        """Publish it in the folder; it replaces an earlier manifest. Raises CacheUnwritable."""
         publish_bytes(folder / MANIFEST_NAME, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """The manifest as it stands in its file."""
+        """The contents of its file."""
         body = self._body()
         return json.dumps({**body, "xxh3_128": _digest(body)}, indent=1).encode()
 
@@ -170,7 +170,7 @@ class Manifest:
             CacheNotFound: There is none.
             CacheUnreadable: It cannot be read now.
             CacheDamaged: It was changed.
-            CacheOutdated: An earlier featcache made it.
+            CacheOutdated: It was written by an earlier featcache.
             CacheForeign: It is another file, or of a newer version.
         """
         path = folder / MANIFEST_NAME
@@ -178,14 +178,14 @@ class Manifest:
             values: Any = json.loads(path.read_bytes())
         except (FileNotFoundError, NotADirectoryError) as error:
             raise CacheNotFound(
-                f"there is no cache at {folder}: it has no {MANIFEST_NAME}", hint="`featcache ls` lists those there are"
+                f"there is no cache at {folder}: it has no {MANIFEST_NAME}", hint="`featcache ls` lists all caches"
             ) from error
         except OSError as error:
             raise unreadable(path, error) from error
         except (ValueError, RecursionError) as error:
-            raise CacheDamaged(f"{path} is no manifest: {error}", hint="extract again") from error
+            raise CacheDamaged(f"{path} is not a manifest: {error}", hint="extract again") from error
         if not isinstance(values, dict) or values.get("format") != MANIFEST_FORMAT:
-            raise CacheForeign(f"{path} is no manifest of a feature cache")
+            raise CacheForeign(f"{path} is not the manifest of a feature cache")
         version = values.get("version")
         if type(version) is int and version < MANIFEST_VERSION:
             raise CacheOutdated(str(folder))
@@ -195,10 +195,10 @@ class Manifest:
                 hint="update featcache, or extract again",
             )
         sealed = values.pop("xxh3_128", None)
-        if sealed != _checked(path, values, _digest):
+        if sealed != _apply(path, values, _digest):
             raise CacheDamaged(f"{path} does not match its own digest", hint="extract again")
         try:
-            manifest: Manifest = _checked(path, values, _parsed)
+            manifest: Manifest = _apply(path, values, _parse)
         except CacheOutdated as error:
             raise CacheOutdated(str(folder)) from error
         return manifest
@@ -213,14 +213,14 @@ def _digest(body: Mapping[str, Json]) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(dict(body)).encode())
 
 
-def _checked(path: Path, values: Mapping[str, Any], work: Callable[[Mapping[str, Any]], Any]) -> Any:
+def _apply(path: Path, values: Mapping[str, Any], work: Callable[[Mapping[str, Any]], Any]) -> Any:
     try:
         return work(values)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CacheForeign(f"{path} is none that featcache wrote: {error!r}") from error
+        raise CacheForeign(f"featcache did not write {path}: {error!r}") from error
 
 
-def _parsed(values: Mapping[str, Any]) -> Manifest:
+def _parse(values: Mapping[str, Any]) -> Manifest:
     complete = values["complete"]
     manifest = Manifest(
         texts={str(key): str(text) for key, text in values["texts"].items()},
@@ -233,7 +233,7 @@ def _parsed(values: Mapping[str, Any]) -> Manifest:
     if type(complete) is not bool or len(manifest.segments) > MOST_SEGMENTS:
         raise ValueError(f"complete is {complete!r}, and it has {len(manifest.segments)} segments")
     if len({segment.file for segment in manifest.segments}) != len(manifest.segments):
-        raise ValueError("a segment is named twice")
+        raise ValueError("a segment is listed twice")
     _ = manifest.spec, manifest.selection
     for name in ("set_name", "targets", "provenance", "skipped"):
         _ = manifest.texts[name]
@@ -244,15 +244,15 @@ def _targets(one: Mapping[str, Any] | None, *, complete: bool) -> TargetsFile | 
     if one is None and not complete:
         return None
     if one is None or one["file"] not in TARGETS_FILES:
-        raise ValueError(f"expected the file of targets to be {' or '.join(TARGETS_FILES)}, got {one!r}")
+        raise ValueError(f"expected the targets file to be {' or '.join(TARGETS_FILES)}, got {one!r}")
     return TargetsFile(file=one["file"], nbytes=_count(one["bytes"]), trailer=str(one["trailer"]))
 
 
 def _segment(one: Mapping[str, Any], *, complete: bool) -> Segment:
     file = one["file"]
-    # A manifest from elsewhere must not lead out of its folder.
+    # A manifest from elsewhere must not refer to files outside its folder.
     if Path(file).name != file or not file.endswith(SEGMENT_SUFFIX) or file in TARGETS_FILES:
-        raise ValueError(f"{file!r} is no plain name of a segment")
+        raise ValueError(f"{file!r} is not the plain name of a segment")
     return Segment(
         file=file,
         split=str(one["split"]),

@@ -1,4 +1,4 @@
-"""libhdf5 on bytes in memory: the only way featcache lets it near a cache."""
+"""A file in memory for libhdf5. featcache never lets libhdf5 read or write a cache file on disk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ALIGNMENT = 4096
 
 
 def access(memory: MemoryFile, alignment: int = 1) -> h5p.PropFAID:
-    """How libhdf5 is to open a file in memory, placing what it allocates at multiples of `alignment`."""
+    """The property list with which libhdf5 opens a file in memory; it allocates at multiples of `alignment` bytes."""
     plist = h5p.create(h5p.FILE_ACCESS)
     plist.set_libver_bounds(h5f.LIBVER_V18, h5f.LIBVER_V18)
     # Closing the file closes what was opened in it, so nothing of libhdf5 outlives a call.
@@ -24,10 +24,12 @@ def access(memory: MemoryFile, alignment: int = 1) -> h5p.PropFAID:
 
 
 class MemoryFile(io.RawIOBase):
-    """A file in memory, of any size, that keeps only the pages something was written to.
+    """A sparse file in memory: it stores only the pages that were written.
 
-    With `data` it is a file that begins so; `end` is the size it claims. Behind `data` it reads as zeros, so
-    libhdf5 sees the header and nothing else.
+    Args:
+        data: The first bytes of the file; what follows them reads as zeros, so libhdf5 sees the header and nothing
+            else. None for an empty file.
+        end: The size that the file reports, in bytes.
     """
 
     def __init__(self, data: bytes | None = None, end: int = 0) -> None:
@@ -38,7 +40,7 @@ class MemoryFile(io.RawIOBase):
 
     @property
     def size(self) -> int:
-        """Bytes it has."""
+        """Its size in bytes."""
         return self._size
 
     def start(self, count: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What a notebook shows of a cache: its splits, layers and sizes as a small table."""
+"""A cache as HTML for notebooks: its splits, targets and layers as small tables."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def as_html(cache: FeatureCache) -> str:
-    """A heading and two tables, every text escaped, styled by whatever shows them."""
+    """A heading and three tables, with every text escaped. They have no style of their own."""
     layers = [
         (layer.name, " x ".join(map(str, layer.shape)), f"{layer.feature_dim:,}", cache.spec.dtype)
         for layer in cache.spec.layers
     ]
     splits = [(name, f"{len(cache[name]):,}") for name in cache]
     targets = [
-        (name, column.kind, f"{len(column.names):,}" if column.names else "", f"{unlabelled_rows(cache, name):,}")
+        (name, column.kind, f"{len(column.names):,}" if column.names else "", f"{count_unlabelled(cache, name):,}")
         for name, column in cache.targets.items()
     ]
     about = f"{cache.spec.backbone} on {cache.set_name}"
@@ -30,8 +30,8 @@ def as_html(cache: FeatureCache) -> str:
     return f"<div><p><strong>{escape(cache.name)}</strong><br>{escape(about)}</p>{tables}</div>"
 
 
-def unlabelled_rows(cache: FeatureCache, target: str) -> int:
-    """How many rows of all splits have no value of a target."""
+def count_unlabelled(cache: FeatureCache, target: str) -> int:
+    """The number of rows, in all splits, without a value of a target."""
     return sum(cache[split].target(target).unlabelled for split in cache)
 
 

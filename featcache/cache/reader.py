@@ -1,4 +1,4 @@
-"""Reading a finished cache: opened in milliseconds, checked before it is trusted, rows by offset."""
+"""Open a finished cache and read its splits: it is checked when it is opened, and rows are read by offset."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from typing import Any
 from featcache.cache.layout import SPLITS, ids_name, read_json
 from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.splits import CachedDataset, CachedSplit, FeatureArray
-from featcache.cache.stored import StoredArrays, StoredFile, skipped_of, untrusted
+from featcache.cache.stored import StoredArrays, StoredFile, foreign_error, read_skipped
 from featcache.cache.targets import Column, columns_of, label_in
-from featcache.errors import CacheForeign, UnknownName
+from featcache.errors import CacheForeign, UnknownKey
 
 __all__ = ["CachedDataset", "CachedSplit", "FeatureArray", "FeatureCache"]
 
 
-class FeatureCache:
-    """A finished cache, open for reading.
+class FeatureCache(Mapping[str, CachedSplit]):
+    """A finished cache, open for reading: a mapping from the names of its splits to the splits.
 
-    `cache["train"]` is a split, `cache["train"].features` its rows. Use it as a context manager, or `close` it; it
-    pickles (the file is opened again where it is unpickled) and survives a fork.
+    `cache["train"]` is a split, `cache["train"].features` its rows. Two open caches are equal only if they are the
+    same object. Use a cache as a context manager, or `close` it. It can be pickled (the file is opened again when it
+    is unpickled) and used after a fork.
     """
 
     def __init__(self, file: StoredArrays) -> None:
@@ -32,60 +33,70 @@ class FeatureCache:
         self.set_name = texts["set_name"]
         self.targets: Mapping[str, Column] = {column.name: column for column in columns_of(texts)}
         self.provenance: Mapping[str, Json] = read_json(texts, "provenance", dict)
-        self.skipped = skipped_of(texts)
+        self.skipped = read_skipped(texts)
         self._splits = {
             name: CachedSplit(file, self.spec, name) for name in SPLITS if ids_name(name) in file.contents.arrays
         }
 
     @classmethod
     def open(cls, path: str | Path) -> FeatureCache:
-        """Open a cache: a file, or a folder of segments.
+        """Open a cache.
+
+        Args:
+            path: A cache file, or a folder of segments.
+
+        Returns:
+            The open cache.
 
         Raises:
-            CacheNotFound: There is none.
+            CacheNotFound: There is no cache at `path`.
             CacheIncomplete: Its extraction has not been finished.
             CacheForeign: It is another kind of file, or one that must not be trusted.
-            CacheDamaged: It is cut short or changed.
+            CacheDamaged: It is truncated or changed.
+            CacheUnreadable: It cannot be opened now.
         """
-        file = _stored(Path(path).absolute())
+        file = _open_stored(Path(path).absolute())
         try:
             return cls(file)
         except CacheForeign as error:
             file.close()
-            raise untrusted(file.path, error) from error
+            raise foreign_error(file.path, error) from error
 
     @property
     def path(self) -> Path:
-        """Where the file or the folder is."""
+        """The path of the file or the folder."""
         return self.file.path
 
     @property
     def name(self) -> str:
-        """The file's name without its ending: what `ls` shows and commands take."""
+        """The file's name without its ending, as `featcache ls` shows it."""
         return self.path.name.removesuffix(".h5")
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes that `labels` are indices into: those of the target `label`.
+        """The names of the classes; the `labels` of a split are indices into them.
 
-        Raises InvalidOption where that holds something else than classes.
+        They are those of the target `label`. Empty where there is no such target.
+
+        Raises:
+            InvalidOption: The target `label` does not hold classes.
         """
         column = label_in(tuple(self.targets.values()))
         return () if column is None else column.names
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """The names of the splits it holds, in the order train, val, test."""
+        """The names of its splits, in the order train, val, test."""
         return tuple(self._splits)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of the layers it holds; the first is the one that `features` means."""
+        """The names of its layers; `features` reads the first one."""
         return self.spec.layer_names
 
     def __getitem__(self, split: str) -> CachedSplit:
         if split not in self._splits:
-            raise UnknownName("split", split, self.splits)
+            raise UnknownKey("split", str(split), self.splits)
         return self._splits[split]
 
     def __contains__(self, split: object) -> bool:
@@ -97,12 +108,30 @@ class FeatureCache:
     def __len__(self) -> int:
         return len(self._splits)
 
+    # Mapping's own `__eq__` would compare all splits, and remove `__hash__`.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
+
     def dataset(self, split: str, layer: str | None = None) -> CachedDataset:
-        """A map-style dataset of (features float32 (D,), label) for PyTorch's DataLoader."""
+        """A map-style dataset for PyTorch's DataLoader.
+
+        Args:
+            split: The name of a split.
+            layer: The name of a layer; None for the first.
+
+        Returns:
+            A dataset of (features float32 (D,), label int).
+
+        Raises:
+            UnknownName: The cache has no such split or layer.
+        """
         return CachedDataset(self[split].layer(layer))
 
     def close(self) -> None:
-        """Give the file back. Reading again opens it again."""
+        """Close the file. A later read opens it again."""
         self.file.close()
 
     def __enter__(self) -> FeatureCache:
@@ -119,7 +148,7 @@ class FeatureCache:
         return f"<FeatureCache {self.name}: {rows}; {layers} {self.spec.dtype}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows of it."""
+        """The HTML that a notebook shows."""
         from featcache.cache.presentation import as_html
 
         return as_html(self)
@@ -128,7 +157,7 @@ class FeatureCache:
         return (type(self), (self.file,))
 
 
-def _stored(path: Path) -> StoredArrays:
+def _open_stored(path: Path) -> StoredArrays:
     if path.is_dir() and path.suffix != ".h5":
         from featcache.cache.segments import SegmentedFile
 

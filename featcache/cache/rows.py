@@ -1,4 +1,4 @@
-"""Rows of a stored array, read by offset: any order, duplicates welcome, neighbours in one call."""
+"""Read rows of a stored array by offset: in any order, also repeated; neighbours are read in one call."""
 
 from __future__ import annotations
 
@@ -17,10 +17,17 @@ _ONE: Rows = np.zeros(1, np.int64)
 
 
 def as_rows(index: Any, count: int) -> Rows:
-    """Row numbers 0..count-1 from what NumPy would take as an index along one axis.
+    """Convert a NumPy index along one axis to row numbers.
 
-    Takes integers (negative ones count from the end), a boolean mask or a slice; returns (n,) int64. Raises
-    IndexError where a row is out of range or the index is of another kind.
+    Args:
+        index: Integers (negative ones count from the end), a boolean mask (count,) or a slice.
+        count: The number of rows.
+
+    Returns:
+        int64 (n,), each from 0 to `count` - 1.
+
+    Raises:
+        IndexError: A row is out of range, or the index is of another kind.
     """
     if isinstance(index, slice):
         return np.arange(*index.indices(count), dtype=np.int64)
@@ -45,10 +52,21 @@ def as_rows(index: Any, count: int) -> Rows:
 def read_rows(
     file: ReadableFile, offset: int, rows: Rows, shape: tuple[int, ...], dtype: str, out: npt.NDArray[Any] | None = None
 ) -> npt.NDArray[Any]:
-    """Rows of the array that begins at `offset`: (n, *shape) in the stored dtype, in the order of `rows`.
+    """Read rows of the array that begins at `offset`.
 
-    `out`, where given, must be C-contiguous and of that shape and dtype. Raises CacheDamaged where the file ends
-    before, InvalidOption for an `out` that does not fit.
+    Args:
+        file: The file.
+        offset: The first byte of the array.
+        rows: int64 (n,), the numbers of the rows.
+        shape, dtype: Those of one row.
+        out: Filled and returned, if given: C-contiguous (n, *shape) of that dtype.
+
+    Returns:
+        (n, *shape) in the stored dtype, in the order of `rows`.
+
+    Raises:
+        CacheDamaged: The file ends too early.
+        InvalidOption: `out` does not fit.
     """
     return read_rows_of([(file, offset)], _ONE, rows, shape, dtype, out)
 
@@ -61,10 +79,10 @@ def read_rows_of(
     dtype: str,
     out: npt.NDArray[Any] | None = None,
 ) -> npt.NDArray[Any]:
-    """The same of an array that lies in several files, one after the other.
+    """The same for an array that is stored in several files, one after the other.
 
     Args:
-        files: Each with the byte at which its rows begin.
+        files: Each with the offset of its first row, in bytes.
         starts: The number of each file's first row: (files,), ascending.
         rows, shape, dtype, out: As `read_rows` takes them.
     """
@@ -74,7 +92,7 @@ def read_rows_of(
     elif out.shape != wanted or out.dtype != np.dtype(dtype) or not out.flags.c_contiguous:
         raise InvalidOption(
             f"out: expected C-contiguous {dtype} {wanted}, got {out.dtype.str} {out.shape}",
-            hint="pass an array of that shape and dtype, or none",
+            hint="pass an array of that shape and dtype, or None",
         )
     if out.nbytes:
         _fill(files, starts, rows, out.reshape(-1).view(np.uint8).data, out.nbytes // len(rows))
@@ -82,7 +100,7 @@ def read_rows_of(
 
 
 def read_array(file: ReadableFile, offset: int, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-    """The whole array that begins at `offset`. Raises CacheDamaged where the file ends before."""
+    """Read the whole array that begins at `offset`. Raises CacheDamaged where the file ends too early."""
     array = np.empty(shape, dtype)
     if array.nbytes:
         file.read_into([array.reshape(-1).view(np.uint8).data], offset)

@@ -1,8 +1,8 @@
-"""A cache in several files: segments that are cache files of their own, the targets, and the manifest that names them.
+"""A cache in several files: segments (each a complete cache file), a targets file, and the manifest that lists them.
 
-The manifest of a complete cache names every file with its size and the digest of its trailer, which in turn holds the
-digests of its header and tables; so no file can be missing, short or another one without an error that names it.
-Targets are kept by sample id: the rows of their file need not stand in the order of the segments.
+The manifest of a complete cache has the size of every file and the digest of its trailer, and the trailer has the
+digests of its header and tables. So a file that is missing, truncated or replaced is always detected. Targets are
+joined by sample id: the rows of their file may be in another order than those of the segments.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from featcache.cache.spec import Spec
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredArrays, StoredFile
 from featcache.cache.tables import SplitTable
-from featcache.cache.targets import columns_of, is_target_array, rows_by_id, stored_target
+from featcache.cache.targets import columns_of, is_target_array, rows_by_id, target_from_file
 from featcache.cache.trailer import FORMAT, TARGETS_FORMAT
 from featcache.cache.writer import CacheDraft, ids_and_targets, text_bytes_of
 from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound
 
 
 class SegmentedFile(StoredArrays):
-    """The arrays of a cache in several files: those of its segments, one after the other, and the targets."""
+    """The arrays of a cache in several files: the segments one after the other, and the targets."""
 
     def __init__(self, path: Path, manifest: Manifest, segments: Sequence[StoredFile], targets: StoredFile) -> None:
         self.path = path
         self.manifest = manifest
         self.segments = tuple(segments)
         self.targets = targets
-        self.contents = _joined(manifest, self.segments)
+        self.contents = _join_contents(manifest, self.segments)
         self._holders = {
             split: [number for number, one in enumerate(manifest.segments) if one.split == split and one.rows]
             for split in SPLITS
@@ -54,44 +54,44 @@ class SegmentedFile(StoredArrays):
 
         Raises:
             CacheNotFound: There is no manifest.
-            CacheIncomplete: Segments are still to be written.
+            CacheIncomplete: Not all segments are written yet.
             CacheForeign: It is another kind of file.
-            CacheDamaged: A segment is missing, short or not the one that the manifest names.
+            CacheDamaged: A segment is missing, truncated, or not the one in the manifest.
         """
         manifest = Manifest.read(path)
         manifest.require_complete(path)
         with contextlib.ExitStack() as opened:
             segments = [
-                opened.enter_context(contextlib.closing(_opened_segment(path, one, manifest)))
+                opened.enter_context(contextlib.closing(_open_checked_segment(path, one, manifest)))
                 for one in manifest.segments
             ]
             targets = opened.enter_context(contextlib.closing(open_targets(path, manifest)))
-            whole = cls(path, manifest, segments, targets)
+            cache = cls(path, manifest, segments, targets)
             opened.pop_all()
-            return whole
+            return cache
 
     @property
     def nbytes(self) -> int:
-        """Bytes on disk of all files."""
+        """The size of all files, in bytes."""
         return self.manifest.nbytes
 
     @property
     def table_names(self) -> tuple[str, ...]:
-        """The small arrays, which are digested whole."""
-        beside = (name for name in self.targets.table_names if is_target_array(name))
-        return tuple(dict.fromkeys([*(name for one in self.segments for name in one.table_names), *beside]))
+        """The names of the small arrays, each with one digest of the whole."""
+        targets = (name for name in self.targets.table_names if is_target_array(name))
+        return tuple(dict.fromkeys([*(name for one in self.segments for name in one.table_names), *targets]))
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
+        """Read rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
         place, split = self.place(name), name.split("/")[0]
         files = [self.segments[number] for number in self._holders[split]]
         if place.dtype.startswith("|S"):
-            return self._widened(name, rows)
-        opened = [(file.opened(), file.place(name).offset) for file in files]
+            return self._read_texts(name, rows)
+        opened = [(file.open_file(), file.place(name).offset) for file in files]
         return read_rows_of(opened, self._starts[split][:-1], rows, place.shape[1:], place.dtype, out)
 
-    def _widened(self, name: str, rows: Rows) -> npt.NDArray[Any]:
-        """Rows of an array that is narrower in one segment than in another."""
+    def _read_texts(self, name: str, rows: Rows) -> npt.NDArray[Any]:
+        """Read rows of a text array, whose width differs between segments."""
         place, split = self.place(name), name.split("/")[0]
         starts, out = self._starts[split], np.empty(len(rows), place.dtype)
         holder = np.searchsorted(starts, rows, side="right") - 1
@@ -101,7 +101,7 @@ class SegmentedFile(StoredArrays):
         return out
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
-        """A whole small array, read-only. Raises CacheDamaged where a file's does not match its digest."""
+        """Read a whole small array, read-only. Raises CacheDamaged where a part does not match its digest."""
         if is_target_array(name):
             return self._target(name)
         place = self.place(name)
@@ -120,19 +120,19 @@ class SegmentedFile(StoredArrays):
         ids = ids_name(split)
         if name not in self.targets.contents.arrays:
             return described.missing(self.place(ids).shape[0])
-        target = stored_target(described, self.targets.read_table(name), f"{self.targets.path}, {split}")
+        target = target_from_file(described, self.targets.read_table(name), f"{self.targets.path}, {split}")
         rows = rows_by_id(self.targets.read_table(ids), self.read_table(ids))
         values = target.at(rows).values
         values.flags.writeable = False
         return values
 
     def padding(self) -> Iterator[tuple[int, bytes]]:
-        """What lies between the arrays of each segment: (offset, bytes), all zero in a sound file."""
+        """The bytes between the arrays of each file: (offset, bytes), all zero in an undamaged file."""
         for one in (*self.segments, self.targets):
             yield from one.padding()
 
     def close(self) -> None:
-        """Give the files back. Reading again opens them again."""
+        """Close the files. A later read opens them again."""
         for one in (*self.segments, self.targets):
             one.close()
 
@@ -146,9 +146,10 @@ class SegmentedFile(StoredArrays):
 def open_segments(
     folder: Path, manifest: Manifest, report: Callable[[str], None] | None = None
 ) -> list[tuple[Segment, CachedSplit]]:
-    """The segments of an unfinished cache that can be read, and their rows, in the manifest's order.
+    """Open the segments of an unfinished cache that can be read; returns them with their rows, in order.
 
-    A segment that is not there is left out; so is one that is damaged, which `report` is told. Raises CacheUnreadable.
+    Missing and damaged segments are left out; `report` is called with a message for each damaged one. Raises
+    CacheUnreadable.
     """
     return [
         (segment, split)
@@ -159,7 +160,7 @@ def open_segments(
 
 
 def open_segment(path: Path, report: Callable[[str], None] | None = None) -> list[CachedSplit]:
-    """The rows of one file by split; none where it is not there, or damaged, which `report` is told."""
+    """Open the splits of one file; none where it is missing, or damaged, for which `report` is called."""
     try:
         file = StoredFile.open(path)
     except CacheNotFound:
@@ -173,11 +174,11 @@ def open_segment(path: Path, report: Callable[[str], None] | None = None) -> lis
 
 
 def open_targets(folder: Path, manifest: Manifest) -> StoredFile:
-    """The file of targets that a manifest names. Raises CacheDamaged where it is missing, short or another one."""
+    """Open the targets file in a manifest. Raises CacheDamaged where it is missing, truncated or another file."""
     if manifest.targets is None:
-        raise _broken(folder, "its manifest names no targets")
+        raise _broken(folder, "its manifest lists no targets file")
     what, named = f"the file {manifest.targets.file}", manifest.targets
-    file = _opened(folder, what, named.file, TARGETS_FORMAT)
+    file = _open_named(folder, what, named.file, TARGETS_FORMAT)
     try:
         _require_the_written(file, folder, what, named.nbytes, named.trailer)
         _require_the_targets(file, folder, what, manifest)
@@ -188,61 +189,66 @@ def open_targets(folder: Path, manifest: Manifest) -> StoredFile:
 
 
 def complete_manifest(folder: Path, manifest: Manifest, info: CacheInfo, tables: Mapping[str, SplitTable]) -> Manifest:
-    """The manifest of a folder in which every segment has been written; the file of its targets is written now.
+    """Write the targets file of a folder in which every segment is written, and return the complete manifest.
+
+    The caller writes the manifest.
 
     Args:
-        folder: Where they are.
-        manifest: The unfinished one.
-        info: What the whole says of itself.
+        folder: The folder of the segments.
+        manifest: The unfinished manifest.
+        info: The metadata of the cache.
         tables: Its rows by split, with the values of every target of `info`.
+
+    Returns:
+        The complete manifest.
 
     Raises:
         InvalidOption: The tables do not fit the targets.
-        CacheUnwritable: The disk refuses them.
+        CacheUnwritable: The targets file cannot be written.
     """
     written = []
     for segment in manifest.segments:
         with contextlib.closing(StoredFile.open(folder / segment.file)) as file:
             written.append(segment.with_trailer(file.trailer))
-    unnamed = replace(manifest, texts=info.texts(), segments=tuple(written), complete=True)
-    return with_targets(folder, unnamed, info, tables)
+    complete = replace(manifest, texts=info.texts(), segments=tuple(written), complete=True)
+    return with_targets(folder, complete, info, tables)
 
 
 def with_targets(folder: Path, manifest: Manifest, info: CacheInfo, tables: Mapping[str, SplitTable]) -> Manifest:
-    """A complete manifest with other targets, whose file is written now, beside the one that the manifest names.
+    """Write a new targets file, next to the one in the manifest, and return a manifest with the new one.
 
-    The caller writes the manifest, and then removes what it does not name (`discard_other_targets`). Arguments and
-    errors are those of `complete_manifest`.
+    The caller writes the manifest, and then removes the old file (`discard_other_targets`). Arguments and errors are
+    those of `complete_manifest`.
     """
     used = None if manifest.targets is None else manifest.targets.file
     file = next(name for name in TARGETS_FILES if name != used)
     about = TargetsInfo(set_name=info.set_name, columns=info.columns, provenance={"created": info.created})
-    beside = {split: ids_and_targets(split, table, info.columns) for split, table in tables.items()}
+    arrays = {split: ids_and_targets(split, table, info.columns) for split, table in tables.items()}
     draft = CacheDraft(
         folder / file,
         about,
         rows={split: len(table) for split, table in tables.items()},
-        text_bytes=text_bytes_of(beside.values()),
+        text_bytes=text_bytes_of(arrays.values()),
     )
     try:
-        for name, values in (pair for some in beside.values() for pair in some.items()):
+        for name, values in (pair for some in arrays.values() for pair in some.items()):
             draft.write_table(name, values)
     except BaseException:
         draft.discard()
         raise
     draft.publish()
-    return replace(manifest, texts=info.texts(), targets=TargetsFile.written(file, draft.trailer))
+    return replace(manifest, texts=info.texts(), targets=TargetsFile.of(file, draft.trailer))
 
 
 def discard_other_targets(folder: Path, manifest: Manifest) -> None:
-    """Remove the file of targets that a manifest has replaced. One that a reader keeps open may stay."""
+    """Remove the targets file that a manifest has replaced. A file that a reader has open may stay."""
     for file in TARGETS_FILES:
         if manifest.targets is None or file != manifest.targets.file:
             with contextlib.suppress(OSError):
                 (folder / file).unlink(missing_ok=True)
 
 
-def _opened(folder: Path, what: str, file: str, format: str) -> StoredFile:
+def _open_named(folder: Path, what: str, file: str, format: str) -> StoredFile:
     try:
         return StoredFile.open(folder / file, format)
     except CacheNotFound as error:
@@ -251,9 +257,9 @@ def _opened(folder: Path, what: str, file: str, format: str) -> StoredFile:
         raise _broken(folder, f"{what} cannot be used: {error.message}") from error
 
 
-def _opened_segment(folder: Path, segment: Segment, manifest: Manifest) -> StoredFile:
+def _open_checked_segment(folder: Path, segment: Segment, manifest: Manifest) -> StoredFile:
     what = f"the segment {segment.file}"
-    file = _opened(folder, what, segment.file, FORMAT)
+    file = _open_named(folder, what, segment.file, FORMAT)
     try:
         _require_the_written(file, folder, what, segment.nbytes, segment.trailer)
         _require_the_rows(file, folder, segment, manifest)
@@ -269,14 +275,14 @@ def _require_the_rows(file: StoredFile, folder: Path, segment: Segment, manifest
         raise _broken(folder, f"{what} was computed under another spec")
     rows = rows_in(file.contents.arrays.values())
     if rows != {segment.split: segment.rows}:
-        raise CacheForeign(f"{folder}: {what} has rows {rows}, its manifest says {segment.rows}")
+        raise CacheForeign(f"{folder}: {what} has rows {rows}, expected {segment.rows} by its manifest")
     if columns_of(file.contents.texts):
         raise CacheForeign(f"{folder}: {what} holds targets, expected rows alone")
 
 
 def _require_the_targets(file: StoredFile, folder: Path, what: str, manifest: Manifest) -> None:
     if manifest.complete and file.contents.texts["targets"] != manifest.texts["targets"]:
-        raise _broken(folder, f"{what} has other targets than its manifest says")
+        raise _broken(folder, f"{what} has other targets than its manifest lists")
 
 
 def _require_the_written(file: StoredFile, folder: Path, what: str, nbytes: int | None, trailer: str | None) -> None:
@@ -288,12 +294,12 @@ def _require_the_written(file: StoredFile, folder: Path, what: str, nbytes: int 
 
 def _broken(folder: Path, what: str) -> CacheDamaged:
     return CacheDamaged(
-        f"{folder}: {what}", hint="bring the file back, or extract again: rows of sound segments are taken over"
+        f"{folder}: {what}", hint="restore the file, or extract again: rows of undamaged segments are reused"
     )
 
 
-def _joined(manifest: Manifest, segments: Sequence[StoredFile]) -> Contents:
-    """The contents that one file with all rows would have. A split without rows is left out."""
+def _join_contents(manifest: Manifest, segments: Sequence[StoredFile]) -> Contents:
+    """The contents that a single file with all rows would have. A split without rows is left out."""
     arrays: dict[str, ArrayPlace] = {}
     features: dict[str, FeatureAttributes] = {}
     for named, one in zip(manifest.segments, segments, strict=True):
@@ -304,11 +310,11 @@ def _joined(manifest: Manifest, segments: Sequence[StoredFile]) -> Contents:
             arrays[name] = place if before is None else _after(before, place)
         for name, attributes in one.contents.features.items():
             if features.setdefault(name, attributes) != attributes:
-                raise CacheForeign(f"{one.path}: {name} is scaled otherwise than in the other segments")
+                raise CacheForeign(f"{one.path}: {name} has another scale or offset than in the other segments")
     return Contents(format=FORMAT, texts=manifest.texts, arrays=arrays, features=features)
 
 
 def _after(first: ArrayPlace, second: ArrayPlace) -> ArrayPlace:
-    # Ids are as wide as the longest of all.
+    # Text arrays are as wide as the longest text.
     dtype = np.promote_types(first.dtype, second.dtype).str
     return ArrayPlace(name=first.name, shape=(first.shape[0] + second.shape[0], *first.shape[1:]), dtype=dtype)

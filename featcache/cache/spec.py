@@ -1,8 +1,8 @@
-"""What a cache was computed from: one frozen, canonical record, and its fingerprint.
+"""The spec of a cache: a frozen record of everything that determines a feature, and its fingerprint.
 
-A spec holds everything that determines a feature except the image's own bytes. Two specs are equal exactly
-when their canonical JSON is, and the SHA-256 of that text is the fingerprint. The selection (which images of
-which set) names a cache but is no part of the fingerprint, so that rows are shared between selections.
+The spec does not include the bytes of the image. Two specs are equal exactly if their canonical JSON is, and the
+SHA-256 of that text is the fingerprint. The selection (which images of which data set) is part of a cache's name but
+not of the fingerprint, so that selections can share rows.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from featcache.errors import CacheForeign, CacheOutdated, InvalidOption
 Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Record = TypeVar("Record")
 
-# Rises only when features change, so that a new release does not throw caches away.
+# Raised only when features change, so that a new release does not invalidate caches.
 SPEC_VERSION = 3
 PRECISIONS = ("fp32", "bf16", "fp16", "uint8")
 DTYPES = ("float16", "float32", "uint8")
 
 
 class FrozenMap(Mapping[str, Json]):
-    """A mapping of JSON values that cannot change: sorted keys, tuples for lists, hashable and picklable."""
+    """An immutable mapping of JSON values: sorted keys, tuples for lists, hashable and picklable."""
 
     __slots__ = ("_items",)
 
@@ -64,10 +64,16 @@ class FrozenMap(Mapping[str, Json]):
 
 
 def freeze(value: object, where: str) -> Json:
-    """The same JSON value, immutable all the way down; `where` names it in the error.
+    """Make a JSON value immutable, at all levels.
 
-    Integral floats become integers, so that numbers that are equal have one spelling.
-    Raises InvalidOption for what JSON cannot say exactly (NaN, sets, arrays, float32 scalars).
+    Floats without a fraction become integers, so that equal numbers are written the same way.
+
+    Args:
+        value: The value.
+        where: Its name, for the error.
+
+    Raises:
+        InvalidOption: JSON cannot represent it exactly (NaN, sets, arrays, float32 scalars).
     """
     if value is None or isinstance(value, str | bool | int):
         return value
@@ -90,7 +96,7 @@ def _number(value: float, where: str) -> int | float:
 
 
 def canonical_json(value: Json) -> str:
-    """The one spelling of a JSON value: ASCII, sorted keys, no spaces, floats by repr."""
+    """The canonical text of a JSON value: ASCII, sorted keys, no spaces, floats by repr."""
     return json.dumps(_plain(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -106,10 +112,14 @@ def _plain(value: Json) -> object:
 class LayerSpec:
     """One layer whose features are stored.
 
-    `name` is what the user calls it and how the file names its array: no slash, not `.` or `..`.
-    `weights` is the SHA-256 over the tensors it needs (None: it needs none, as for pixels).
-    `shape` is that of one image's feature before flattening: `(2048,)`, `(512, 7, 7)`. `pool` is how the layer's
-    output becomes that: none, avg, cls or cls+avg.
+    Args:
+        name: The layer's name, also of its array in the file: no slash, not `.` or `..`.
+        weights: The SHA-256 of the tensors that the layer depends on; None where there are none, as for pixels.
+        shape: The shape of one image's feature before flattening: `(2048,)`, `(512, 7, 7)`.
+        pool: How the layer's output is pooled to that shape: none, avg, cls or cls+avg.
+
+    Raises:
+        InvalidOption: A value cannot be used.
     """
 
     name: str
@@ -138,7 +148,7 @@ class LayerSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """One field in which two specs differ: its dotted name, and the value on each side (None: absent)."""
+    """A field in which two specs differ: its dotted name, and its value in each (None: absent)."""
 
     field: str
     this: Json
@@ -149,10 +159,21 @@ class Difference:
 class Spec:
     """Everything that determines a feature, except the bytes of the image.
 
-    `transform` holds resolved numbers, never names of presets. `precision` is that of the forward pass,
-    `dtype` that of the stored rows. `views` above 1 means that many rows per train image: the plain one, then
-    augmented ones drawn from `view_seed`; `transform["augmentation"]` says how. Raises InvalidOption for
-    anything that cannot be described exactly.
+    Args:
+        backbone: The network's name.
+        layers: The layers whose features are stored.
+        transform: The preprocessing, as resolved numbers, never as names of presets.
+        decoder: The image decoder.
+        precision: The precision of the forward pass.
+        runner: The engine that computes: eager, compiled, openvino, ...
+        dtype: The dtype of the stored rows.
+        views: The number of rows of each train image: the plain one, then augmented ones.
+        view_seed: The seed of the augmented views; `transform["augmentation"]` describes the augmentation.
+        architecture: The arguments that the network is built with, besides its name.
+        version: The version of the spec format.
+
+    Raises:
+        InvalidOption: A value cannot be described exactly.
     """
 
     backbone: str
@@ -184,41 +205,46 @@ class Spec:
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        """The layers' names, in the order they were asked for."""
+        """The names of the layers, in the order in which they were requested."""
         return tuple(layer.name for layer in self.layers)
 
     def layer(self, name: str) -> LayerSpec:
-        """The layer of that name; KeyError where there is none."""
+        """The layer of that name. Raises KeyError where there is none."""
         return {layer.name: layer for layer in self.layers}[name]
 
     def to_json(self) -> str:
-        """The canonical text that is digested."""
+        """The canonical text, whose digest is the fingerprint."""
         return canonical_json(_fields_of(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Spec:
-        """The spec that `to_json` wrote. CacheOutdated for an earlier version, CacheForeign for anything else."""
-        return _parsed("spec", text, _spec_from)
+        """Read the text that `to_json` wrote.
+
+        Raises:
+            CacheOutdated: It has an earlier version.
+            CacheForeign: It is another text.
+        """
+        return _parse("spec", text, _spec_from)
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the canonical JSON, 64 hexadecimal digits."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
-    def restricted_to(self, layer_names: Iterable[str]) -> Spec:
-        """The same spec with only these layers, in this order. KeyError names a layer that is not there."""
+    def with_layers(self, layer_names: Iterable[str]) -> Spec:
+        """The same spec with only these layers, in this order. Raises KeyError for a layer that it does not have."""
         return replace(self, layers=tuple(self.layer(name) for name in layer_names))
 
     def without_views(self) -> Spec:
-        """The spec of the plain rows alone."""
+        """The same spec without augmented views."""
         if self.views == 1:
             return self
         plain = {key: value for key, value in self.transform.items() if key != "augmentation"}
         return replace(self, views=1, view_seed=None, transform=plain)
 
     @property
-    def views_told(self) -> str:
-        """What a head trained on these rows has seen of augmentation, for people."""
+    def views_description(self) -> str:
+        """The augmentation in these rows, as text for people."""
         if self.views == 1:
             return "each train image plain: there is no augmentation in this cache"
         augmentation = self.transform.get("augmentation")
@@ -229,7 +255,7 @@ class Spec:
         )
 
     def differences(self, other: Spec) -> list[Difference]:
-        """Field by field, where the two differ: `transform.size`, `layers.avgpool.weights`, ..."""
+        """The fields in which two specs differ: `transform.size`, `layers.avgpool.weights`, ..."""
         found = list(_differences("", _by_layer(self), _by_layer(other)))
         if not found and self.layer_names != other.layer_names:
             found.append(Difference(field="layers", this=self.layer_names, that=other.layer_names))
@@ -238,9 +264,16 @@ class Spec:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Which images of which set: it names a cache and is no part of the fingerprint.
+    """The images chosen from a data set. Part of a cache's name, not of the fingerprint.
 
-    `splits` and `limit` are None where all were taken; `limit` counts images per split.
+    Args:
+        source: The data set: an absolute path, or a name.
+        splits: The splits that were chosen; None for all.
+        limit: The number of images of each split; None for all.
+        select_seed: The seed of the choice.
+
+    Raises:
+        InvalidOption: A value cannot be used.
     """
 
     source: str
@@ -258,13 +291,13 @@ class Selection:
                 _require_text("selection: split", split)
 
     def to_json(self) -> str:
-        """The canonical text that is digested."""
+        """The canonical text, whose digest is in the cache's name."""
         return canonical_json(_fields_of(self))
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Selection:
-        """The selection that `to_json` wrote; CacheForeign for anything else."""
-        return _parsed("selection", text, lambda values: cls(**values))
+        """Read the text that `to_json` wrote. Raises CacheForeign for another text."""
+        return _parse("selection", text, lambda values: cls(**values))
 
     @cached_property
     def digest(self) -> str:
@@ -273,12 +306,21 @@ class Selection:
 
 
 def cache_name(set_name: str, spec: Spec, selection: Selection) -> str:
-    """`<set>-<backbone>-<fingerprint[:8]>-<selection[:8]>`: what a cache's file is called, without `.h5`."""
+    """The name of a cache, its file's name without `.h5`: `<set>-<backbone>-<fingerprint[:8]>-<selection[:8]>`.
+
+    Args:
+        set_name: The short name of the data set.
+        spec: How the features are computed.
+        selection: The chosen images.
+
+    Returns:
+        The name, in lower case ASCII.
+    """
     return f"{_slug(set_name)}-{_slug(spec.backbone)}-{spec.fingerprint[:8]}-{selection.digest[:8]}"
 
 
 def _slug(name: str) -> str:
-    # The digests tell caches apart; the words are for people, and a file name has 255 bytes.
+    # The digests make names unique; the words are for people. A file name has at most 255 bytes.
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     return re.sub(r"[^a-z0-9._-]+", "-", plain.lower()).strip("-.")[:64] or "unnamed"
 
@@ -289,7 +331,7 @@ def _require_text(what: str, value: object) -> None:
 
 
 def _require_integer(what: str, value: object, *, optional: bool = False) -> None:
-    # True is an integer to Python, but not to JSON.
+    # True is an integer in Python, but not in JSON.
     if type(value) is not int and not (optional and value is None):
         raise InvalidOption(f"{what}: expected an integer, got {value!r}")
 
@@ -306,13 +348,13 @@ def _fields_of(record: Spec | Selection | LayerSpec) -> dict[str, Json]:
     return values
 
 
-def _parsed(what: str, text: str | bytes, build: Callable[[dict[str, Any]], Record]) -> Record:
+def _parse(what: str, text: str | bytes, build: Callable[[dict[str, Any]], Record]) -> Record:
     try:
         return build(json.loads(text))
     except CacheForeign:
         raise
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, InvalidOption) as error:
-        raise CacheForeign(f"this is no {what} of this version of featcache: {error}") from error
+        raise CacheForeign(f"this is not a {what} of this version of featcache: {error}") from error
 
 
 def _spec_from(values: dict[str, Any]) -> Spec:

@@ -1,6 +1,6 @@
-"""What one reads of a cache: a split's ids, digests and targets, and the rows of each layer.
+"""Read the splits of a cache: ids, digests, targets, and the rows of each layer.
 
-Tables are checked when they are first touched, rows against their checksums whenever they are gathered.
+Tables are checked when they are first read, rows against their checksums each time they are read.
 """
 
 from __future__ import annotations
@@ -17,20 +17,24 @@ from featcache.cache.layout import checksums_name, features_name, ids_name, read
 from featcache.cache.rows import as_rows
 from featcache.cache.spec import Json, Spec
 from featcache.cache.stored import StoredArrays
-from featcache.cache.targets import Target, array_name, columns_of, label_in, stored_target
-from featcache.cache.trailer import damaged
+from featcache.cache.targets import Target, array_name, columns_of, label_in, target_from_file
+from featcache.cache.trailer import damage_error
 from featcache.columns import LABEL
 from featcache.errors import CacheDamaged, UnknownName
 
-# Checksums are kept once they were read, for rows come in any order, unless they would be a burden: those of ten
-# million rows are 80 MB.
+# Checksums are kept in memory after the first read, because rows are read in any order, unless there are too many:
+# those of ten million rows take 80 MB.
 _LARGEST_KEPT_BYTES = 32 << 20
-# From one run of neighbours in so many rows on, all are read: a call for each costs more.
+# From one range of adjacent rows per this many rows on, all checksums are read: one call for each range costs more.
 _SCATTERED = 256
 
 
 class CachedSplit:
-    """One split of a cache. As a donor it gives its rows to other caches of the same spec."""
+    """One split of a cache. It is also a donor: other caches of the same spec can reuse its rows.
+
+    `split.features` are the rows of the first layer, `split.labels` the labels, `split.ids` the sample ids; all three
+    have one entry for each image, in the same order.
+    """
 
     def __init__(self, file: StoredArrays, spec: Spec, name: str) -> None:
         self.file = file
@@ -54,45 +58,57 @@ class CachedSplit:
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """The stable names of the images, row by row."""
+        """The sample ids of the images, one for each row."""
         if "decoded" not in self._loaded:
             self._loaded["decoded"] = self.ids_at(slice(None))
         return cast("tuple[str, ...]", self._loaded["decoded"])
 
     def ids_at(self, rows: Any) -> tuple[str, ...]:
-        """The names of these rows alone: of ten million, all would take a gigabyte."""
+        """The sample ids of some rows. The ids of ten million rows would take a gigabyte."""
         some = self.encoded_ids[as_rows(rows, len(self))].tolist()
         return tuple(one.decode("utf-8", "surrogateescape") for one in some)
 
     @property
     def encoded_ids(self) -> npt.NDArray[np.bytes_]:
-        """The same as they are stored: (N,) UTF-8 of fixed length. Read-only."""
+        """The sample ids as they are stored: (N,) UTF-8 of fixed length. Read-only."""
         return self._table("ids")
 
     def target(self, name: str) -> Target:
-        """One of the cache's targets with its values, a row each. They are read now and not kept.
+        """Read a target of the cache. Its values are not kept in memory.
 
-        Raises UnknownName for one that there is not, CacheDamaged, and CacheForeign for values that lead beyond the
-        target's names.
+        Args:
+            name: The target's name.
+
+        Returns:
+            The target with one value for each row.
+
+        Raises:
+            UnknownName: The cache has no such target.
+            CacheDamaged: The values do not match their digest.
+            CacheForeign: A value is no index into the target's names.
         """
         columns = {column.name: column for column in columns_of(self.file.contents.texts)}
         if name not in columns:
             raise UnknownName("target", name, columns)
         values = self.file.read_table(array_name(self.name, name))
-        return stored_target(columns[name], values, f"{self.file.path}, {self.name}")
+        return target_from_file(columns[name], values, f"{self.file.path}, {self.name}")
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(N,) indices into the cache's classes, -1 for unlabelled. Read-only. Raises what `read_labels` raises."""
+        """int64 (N,): indices into the cache's classes, -1 for unlabelled. Read-only. Raises as `read_labels` does."""
         if "labels" not in self._loaded:
             self._loaded["labels"] = self.read_labels()
         return cast("npt.NDArray[np.int64]", self._loaded["labels"])
 
     def read_labels(self) -> npt.NDArray[np.int64]:
-        """The same, read now and not kept: of ten million rows they are 80 MB.
+        """Read the labels without keeping them in memory: for ten million rows they take 80 MB.
 
-        They are the target `label`; where there is none, no row is labelled. Raises InvalidOption where it holds
-        something else than classes.
+        Returns:
+            int64 (N,), the values of the target `label`; all -1 where there is no such target.
+
+        Raises:
+            InvalidOption: The target `label` does not hold classes.
+            CacheDamaged: The labels do not match their digest.
         """
         column = label_in(columns_of(self.file.contents.texts))
         values = np.full(len(self), -1, np.int64) if column is None else self.target(LABEL).values
@@ -101,12 +117,12 @@ class CachedSplit:
 
     @property
     def digests(self) -> Digests:
-        """(N, 32) uint8: the SHA-256 of the image behind each row. Read-only."""
+        """uint8 (N, 32): the SHA-256 of the image of each row. Read-only."""
         return self._table("digests")
 
     @property
     def views(self) -> int:
-        """How many views of each image there are: the plain one is 0, augmented ones follow (train only)."""
+        """The number of views of each image: view 0 is the plain image, augmented views follow (train only)."""
         return views_in(self.spec, self.name)
 
     @property
@@ -115,7 +131,18 @@ class CachedSplit:
         return self.layer()
 
     def layer(self, name: str | None = None, view: int = 0) -> FeatureArray:
-        """The rows of one layer (None: the first) and of one view (0: the plain images). Raises UnknownName."""
+        """The rows of one layer and one view.
+
+        Args:
+            name: The layer's name; None for the first.
+            view: 0 for the plain images.
+
+        Returns:
+            An array on disk: (N, D) in the stored dtype.
+
+        Raises:
+            UnknownName: The cache has no such layer or view.
+        """
         if name is None:
             name = self.spec.layer_names[0]
         if name not in self.spec.layer_names:
@@ -126,7 +153,7 @@ class CachedSplit:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the spec the rows were computed under."""
+        """The fingerprint of the spec of the rows."""
         return self.spec.fingerprint
 
     def gather(self, layer: str, rows: Any, view: int = 0) -> npt.NDArray[Any]:
@@ -142,12 +169,12 @@ class CachedSplit:
         elif (1 + np.count_nonzero(np.diff(numbers) != 1)) * _SCATTERED >= len(self):
             sums = self.file.read_table(name)[numbers]
         else:
-            # Unchecked: a checksum that is damaged makes a sound row look damaged, never the other way round.
+            # Unchecked: a damaged checksum makes an undamaged row look damaged, never the other way round.
             sums = self.file.read(name, numbers)
         return sums
 
     def intact(self, layer: str, rows: Any, view: int = 0) -> npt.NDArray[np.bool_]:
-        """Which of these rows match their checksum: (n,) bool. A layer that is not there or unreadable: none."""
+        """Which of these rows match their checksum: (n,) bool. All False for a layer that is missing or unreadable."""
         numbers = as_rows(rows, len(self))
         if layer not in self.spec.layer_names:
             return np.zeros(len(numbers), np.bool_)
@@ -158,17 +185,17 @@ class CachedSplit:
             return np.zeros(len(numbers), np.bool_)
 
     def _table(self, name: str) -> npt.NDArray[Any]:
-        # Two threads may both load it; they get the same.
+        # Two threads may both load it, with the same result.
         if name not in self._loaded:
             self._loaded[name] = self.file.read_table(f"{self.name}/{name}")
         return cast("npt.NDArray[Any]", self._loaded[name])
 
 
 class FeatureArray:
-    """The rows of one layer of one split, of one view of its images, on disk: (N, D) in the stored dtype.
+    """The rows of one layer of a split, for one view of its images: an array (N, D) on disk, in the stored dtype.
 
-    `array[i]`, `array[a:b]` and `array[index]` return NumPy arrays of stored values; value = stored x scale +
-    offset. `feature_shape` is one image's feature before it was flattened.
+    `array[i]`, `array[a:b]` and `array[index]` read rows as NumPy arrays of stored values; the value of a feature is
+    stored x `scale` + `offset`. `feature_shape` is the shape of one image's feature before it was flattened.
     """
 
     ndim = 2
@@ -206,15 +233,25 @@ class FeatureArray:
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
         if copy is False:
-            raise ValueError("the rows lie on disk: expected copy to be True or None, got False")
+            raise ValueError("the rows are on disk: expected copy to be True or None, got False")
         rows = self.gather(slice(None))
         return rows if dtype is None else rows.astype(dtype, copy=False)
 
     def gather(self, rows: Any, out: npt.NDArray[Any] | None = None, verify: bool = True) -> npt.NDArray[Any]:
-        """Rows in any order, duplicates and negative numbers welcome: (n, D) in the stored dtype.
+        """Read rows.
 
-        `out` is filled and returned where given (C-contiguous, that shape and dtype). Raises IndexError for a row
-        that is not there, CacheDamaged where a row does not match its checksum (never with verify=False).
+        Args:
+            rows: Row numbers in any order, also repeated or negative; a mask (N,); or a slice.
+            out: Filled and returned, if given: C-contiguous (n, D) in the stored dtype.
+            verify: Whether rows are checked against their checksums.
+
+        Returns:
+            (n, D) in the stored dtype.
+
+        Raises:
+            IndexError: A row number is out of range.
+            InvalidOption: `out` does not fit.
+            CacheDamaged: A row does not match its checksum, or the file ends too early.
         """
         numbers = as_rows(rows, len(self))
         found = self.split.file.read(self.path, numbers, out)
@@ -223,15 +260,23 @@ class FeatureArray:
         return found
 
     def blocks(self, rows_per_block: int, verify: bool = True) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-        """All rows in order, in blocks: (first row, (n, D)). Memory stays at one or two blocks."""
+        """Read all rows in order, in blocks; at most two blocks are in memory.
+
+        Args:
+            rows_per_block: The number of rows of a block; the last one may be smaller.
+            verify: Whether rows are checked against their checksums.
+
+        Yields:
+            (number of the first row, (n, D) in the stored dtype).
+        """
         for start in range(0, len(self), rows_per_block):
             yield start, self.gather(slice(start, start + rows_per_block), verify=verify)
 
     def _verify(self, found: npt.NDArray[Any], rows: npt.NDArray[np.int64]) -> None:
         bad = row_checksums(found) != self.split.checksums(self.name, rows, self.view)
         if bad.any():
-            others = f", nor do {int(bad.sum()) - 1} others of those asked for" if bad.sum() > 1 else ""
-            raise damaged(
+            others = f", nor do {int(bad.sum()) - 1} others of the requested rows" if bad.sum() > 1 else ""
+            raise damage_error(
                 self.split.file.path,
                 f"{self.path}: row {int(rows[bad][0])} does not match its checksum{others}",
             )
@@ -239,10 +284,10 @@ class FeatureArray:
 
 @dataclass(frozen=True)
 class CachedDataset:
-    """A map-style dataset over one layer, for PyTorch's DataLoader, with fork and with spawn.
+    """A map-style dataset over one layer, for PyTorch's DataLoader; its workers may be forked or spawned.
 
-    An item is (features float32 (D,) with scale and offset applied, label int). A batch of indices is read in one
-    sorted gather.
+    An item is (features float32 (D,) with scale and offset applied, label int). The rows of a batch are read together,
+    in the order of the file.
     """
 
     array: FeatureArray

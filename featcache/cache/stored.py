@@ -1,7 +1,7 @@
-"""A cache file that was opened, checked and can be read at offsets: by threads, forked children, other processes.
+"""Open a cache file, check it, and read it at offsets: from threads, forked children and other processes.
 
-Opening checks the trailer, the exact size and the header's digest before libhdf5 sees the header, and then that
-attributes, arrays and trailer tell one story. After that no handle of libhdf5 is left.
+Opening checks the trailer, the exact size and the header's digest before libhdf5 reads the header, and then that
+attributes, arrays and trailer agree. After that no libhdf5 handle stays open.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from featcache.cache.rows import Rows, read_array, read_rows
 from featcache.cache.spec import Selection, Spec
 from featcache.cache.tables import Skipped
 from featcache.cache.targets import columns_of
-from featcache.cache.trailer import FORMAT, TARGETS_FORMAT, Trailer, damaged, open_cache, read_trailer
+from featcache.cache.trailer import FORMAT, TARGETS_FORMAT, Trailer, damage_error, open_cache, read_trailer
 from featcache.errors import CacheForeign, CacheNotFound, CacheOutdated
 from featcache.files import ReadableFile
 
 
 class StoredArrays(ABC):
-    """The arrays of a cache, in one file or in several: where they are, and their rows."""
+    """The arrays of a cache, in one file or in several: their places and their rows."""
 
     path: Path
     contents: Contents
 
     def place(self, name: str) -> ArrayPlace:
-        """Where an array is."""
+        """The shape, dtype and offset of an array."""
         return self.contents.arrays[name]
 
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes on disk."""
+        """The size on disk, in bytes."""
 
     @property
     @abstractmethod
     def table_names(self) -> tuple[str, ...]:
-        """The small arrays, which are digested whole."""
+        """The names of the small arrays, each with one digest of the whole."""
 
     @abstractmethod
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
+        """Read rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
 
     @abstractmethod
     def read_table(self, name: str) -> npt.NDArray[Any]:
-        """A whole small array, read-only. Raises CacheDamaged where it does not match its digest."""
+        """Read a whole small array, read-only. Raises CacheDamaged where it does not match its digest."""
 
     @abstractmethod
     def padding(self) -> Iterator[tuple[int, bytes]]:
-        """What lies between the arrays and before the trailer: (offset, bytes), all zero in a sound file."""
+        """The bytes between the arrays and before the trailer: (offset, bytes), all zero in an undamaged file."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give what is open back. Reading again opens it again."""
+        """Close what is open. A later read opens it again."""
 
 
 class StoredFile(StoredArrays):
-    """The arrays of one cache file. It pickles without the file, which is opened again where it is needed."""
+    """The arrays of one cache file. Pickling leaves out the open file; it is opened again when it is needed."""
 
     def __init__(self, path: Path, trailer: Trailer, contents: Contents, file: ReadableFile | None = None) -> None:
         self.path = path
@@ -73,7 +73,7 @@ class StoredFile(StoredArrays):
 
     @classmethod
     def open(cls, path: Path, format: str = FORMAT) -> StoredFile:
-        """Open and check a file of that format. Raises CacheNotFound, CacheForeign, CacheDamaged."""
+        """Open and check a file of the given format. Raises CacheNotFound, CacheForeign, CacheDamaged."""
         file = open_cache(path)
         try:
             trailer = read_trailer(file)
@@ -94,13 +94,13 @@ class StoredFile(StoredArrays):
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
         place = self.place(name)
-        return read_rows(self.opened(), place.offset, rows, place.shape[1:], place.dtype, out)
+        return read_rows(self.open_file(), place.offset, rows, place.shape[1:], place.dtype, out)
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
         place = self.place(name)
-        table = read_array(self.opened(), place.offset, place.shape, place.dtype)
+        table = read_array(self.open_file(), place.offset, place.shape, place.dtype)
         if table_digest(table) != self.trailer.tables[name]:
-            raise damaged(self.path, f"the table {name} does not match its digest")
+            raise damage_error(self.path, f"the table {name} does not match its digest")
         table.flags.writeable = False
         return table
 
@@ -109,7 +109,7 @@ class StoredFile(StoredArrays):
         trailer_offset = self.trailer.file_bytes - len(self.trailer.to_bytes())
         start = self.trailer.header_bytes
         for begin, end in [*((one.offset, one.offset + one.nbytes) for one in places), (trailer_offset, 0)]:
-            yield start, bytes(self.opened().read(start, max(0, begin - start)))
+            yield start, bytes(self.open_file().read(start, max(0, begin - start)))
             start = end
 
     def close(self) -> None:
@@ -120,44 +120,44 @@ class StoredFile(StoredArrays):
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.path, self.trailer, self.contents))
 
-    def opened(self) -> ReadableFile:
-        """The file, opened again where it was closed. Raises CacheNotFound where it has been replaced."""
-        # No lock, for a fork could inherit it locked: two threads may both open, and the second file stays.
+    def open_file(self) -> ReadableFile:
+        """The open file; it is opened again if it was closed. Raises CacheNotFound where it has been replaced."""
+        # No lock, because a fork could inherit it locked. Two threads may both open the file; the last one is kept.
         file = self._file
         if file is None:
-            self._file = file = _reopened(self.path, self.trailer)
+            self._file = file = _reopen(self.path, self.trailer)
         return file
 
 
 def _contents(file: ReadableFile, trailer: Trailer) -> Contents:
-    # Only opening a cache needs libhdf5; workers that are handed one do without.
+    # Only opening a cache needs libhdf5; workers that receive an open cache do not import it.
     from featcache.cache.inspection import read_header
 
     header = bytes(file.read(0, trailer.header_bytes))
     if table_digest(header) != trailer.header_digest:
-        raise damaged(file.path, "its header does not match its digest")
+        raise damage_error(file.path, "its header does not match its digest")
     try:
         contents = read_header(header, file.size)
         _require_agreement(contents, trailer)
     except CacheOutdated as error:
         raise CacheOutdated(str(file.path)) from error
     except CacheForeign as error:
-        raise untrusted(file.path, error) from error
+        raise foreign_error(file.path, error) from error
     return contents
 
 
-def untrusted(path: Path, error: CacheForeign) -> CacheForeign:
-    """The error for a file whose seal is right and whose contents are not a cache's."""
-    return CacheForeign(f"{path} is not to be trusted: {error.message}", hint=error.hint)
+def foreign_error(path: Path, error: CacheForeign) -> CacheForeign:
+    """The error for a file whose seal is right, but whose contents are not those of a cache."""
+    return CacheForeign(f"{path} cannot be trusted: {error.message}", hint=error.hint)
 
 
 def _require_format(path: Path, contents: Contents, format: str) -> None:
     if contents.format != format:
-        raise CacheForeign(f"{path} is a file of the format {contents.format}, expected {format}")
+        raise CacheForeign(f"{path} has the format {contents.format}, expected {format}")
 
 
 def info_of(contents: Contents) -> FileInfo:
-    """What a file says of itself, read from its root attributes. Raises CacheForeign, CacheOutdated."""
+    """Read the metadata of a file from its root attributes. Raises CacheForeign, CacheOutdated."""
     texts = contents.texts
     columns, provenance = columns_of(texts), read_json(texts, "provenance", dict)
     if contents.format == TARGETS_FORMAT:
@@ -168,24 +168,24 @@ def info_of(contents: Contents) -> FileInfo:
         set_name=texts["set_name"],
         columns=columns,
         provenance=provenance,
-        skipped=skipped_of(texts),
+        skipped=read_skipped(texts),
     )
 
 
-def skipped_of(texts: Mapping[str, str]) -> tuple[Skipped, ...]:
-    """The images that were left out, as the root attribute `skipped` has them. Raises CacheForeign."""
+def read_skipped(texts: Mapping[str, str]) -> tuple[Skipped, ...]:
+    """Read the skipped images from the root attribute `skipped`. Raises CacheForeign."""
     try:
         return tuple(Skipped(**one) for one in read_json(texts, "skipped", list))
     except TypeError as error:
-        raise CacheForeign(f"its attribute skipped is none that featcache wrote: {error}") from error
+        raise CacheForeign(f"featcache did not write its attribute skipped: {error}") from error
 
 
 def _require_agreement(contents: Contents, trailer: Trailer) -> None:
-    """Raises CacheForeign unless attributes, arrays and trailer tell one story."""
+    """Raise CacheForeign unless attributes, arrays and trailer agree."""
     info, rows = info_of(contents), rows_in(contents.arrays.values())
     _require_arrays(contents, info, rows)
     if trailer.about != info.about(rows) or set(trailer.tables) != set(filter(is_table, contents.arrays)):
-        raise CacheForeign("its trailer speaks of another cache than its header")
+        raise CacheForeign("its trailer and its header describe different caches")
 
 
 def _require_arrays(contents: Contents, info: FileInfo, rows: Mapping[str, int]) -> None:
@@ -201,7 +201,7 @@ def _require_arrays(contents: Contents, info: FileInfo, rows: Mapping[str, int])
             raise CacheForeign(f"{name}: expected features of shape {shapes[name]}, got {attributes.shape}")
 
 
-def _reopened(path: Path, trailer: Trailer) -> ReadableFile:
+def _reopen(path: Path, trailer: Trailer) -> ReadableFile:
     file = open_cache(path)
     try:
         found = read_trailer(file)
@@ -210,7 +210,5 @@ def _reopened(path: Path, trailer: Trailer) -> ReadableFile:
         raise
     if found != trailer:
         file.close()
-        raise CacheNotFound(
-            f"{path} is not the file that was opened here before: it has been replaced", hint="open the cache again"
-        )
+        raise CacheNotFound(f"{path} has been replaced since it was opened", hint="open the cache again")
     return file

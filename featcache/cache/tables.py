@@ -1,4 +1,4 @@
-"""The rows of a split as a table: ids, digests and targets, and the images that were left out."""
+"""The rows of a split as a table: ids, digests and targets; and the images that were skipped."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Skipped:
     """An image that could not be used.
 
     Args:
-        id, split: Which one.
-        reason: Why, in a sentence.
-        digest: SHA-256 of its bytes, hexadecimal; None where they could not be read.
+        id, split: Its sample id and split.
+        reason: Why it could not be used, in a sentence.
+        digest: The SHA-256 of its bytes, hexadecimal; None where they could not be read.
     """
 
     id: str
@@ -30,7 +30,7 @@ class Skipped:
     digest: str | None = None
 
     def as_json(self) -> dict[str, Json]:
-        """The plain mapping that is stored."""
+        """The mapping that is stored as JSON."""
         return {"id": self.id, "split": self.split, "reason": self.reason, "digest": self.digest}
 
 
@@ -39,13 +39,13 @@ class SplitTable:
     """The rows of one split, in order.
 
     Args:
-        ids: Stable names.
-        digests: uint8 (N, 32), the SHA-256 of the image behind each row.
-        targets: The values of each target by its name, a row each (`cache.targets`); the cache's columns say what
-            they mean. Segments hold none.
+        ids: N sample ids.
+        digests: uint8 (N, 32), the SHA-256 of the image of each row.
+        targets: The values of each target by its name, one for each row (`cache.targets`); the columns of the cache
+            describe them. Segments have no targets.
 
     Raises:
-        InvalidOption: These do not fit together.
+        InvalidOption: The numbers of ids, digests and values differ.
     """
 
     ids: Sequence[str]
@@ -64,7 +64,11 @@ class SplitTable:
         return len(self.ids)
 
     def take(self, which: slice | npt.NDArray[Any]) -> SplitTable:
-        """Some of the rows: a slice, a mask or an index."""
+        """Select rows.
+
+        Args:
+            which: A slice, a mask (N,) or row numbers.
+        """
         if isinstance(which, slice):
             ids = self.ids[which]
         else:
@@ -76,41 +80,44 @@ class SplitTable:
 
 @runtime_checkable
 class EncodedTexts(Protocol):
-    """Texts that can be had as UTF-8 of fixed length at once."""
+    """A sequence of texts that is stored as one buffer, and gives all of them as one array without a str for each."""
 
-    def encoded(self) -> npt.NDArray[np.bytes_] | None:
-        """(N,); None where a text is none that UTF-8 can hold."""
+    def to_utf8(self) -> npt.NDArray[np.bytes_] | None:
+        """All texts as UTF-8 of fixed length, (N,) bytes; None where some may not be valid UTF-8.
+
+        Each text must then be encoded by itself.
+        """
 
 
-def encoded_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Ids as fixed-length UTF-8: (N,) bytes. File names that are no UTF-8 keep their bytes (surrogateescape).
+def encode_ids(split: str, ids: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Encode ids as fixed-length UTF-8: (N,) bytes. File names that are not UTF-8 keep their bytes (surrogateescape).
 
     Raises InvalidOption for an id that cannot be stored unchanged: empty, ending in NUL, lone surrogates.
     """
-    known = ids.encoded() if isinstance(ids, EncodedTexts) else None
-    encoded = encoded_texts(split, ids) if known is None else known
+    known = ids.to_utf8() if isinstance(ids, EncodedTexts) else None
+    encoded = encode_texts(split, ids) if known is None else known
     if (encoded == b"").any():
         raise InvalidOption(
-            f"{split}: expected ids that are not empty, got one at row {int(np.argmin(encoded != b''))}"
+            f"{split}: expected ids that are not empty, got an empty id in row {int(np.argmin(encoded != b''))}"
         )
     return encoded
 
 
-def encoded_texts(what: str, texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
-    """Texts as fixed-length UTF-8, which may be empty: (N,) bytes. `what` names them in messages.
+def encode_texts(what: str, texts: Sequence[str]) -> npt.NDArray[np.bytes_]:
+    """Encode texts, which may be empty, as fixed-length UTF-8: (N,) bytes. `what` names them in messages.
 
     Raises InvalidOption for one that cannot be stored unchanged: ending in NUL, lone surrogates.
     """
-    # Twice, so that no more than the widest has to be known before they are kept.
-    width = max((len(_encoded(what, one)) for one in texts), default=1)
-    return np.fromiter((_encoded(what, one) for one in texts), f"|S{max(1, width)}", len(texts))
+    # Encoded twice, so that only the greatest length has to be known before the array is made.
+    width = max((len(_encode(what, one)) for one in texts), default=1)
+    return np.fromiter((_encode(what, one) for one in texts), f"|S{max(1, width)}", len(texts))
 
 
-def _encoded(what: str, one: str) -> bytes:
+def _encode(what: str, one: str) -> bytes:
     try:
         data = one.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
-        raise InvalidOption(f"{what}: {one!r} is no text that UTF-8 can hold") from error
+        raise InvalidOption(f"{what}: {one!r} cannot be encoded as UTF-8") from error
     if data.endswith(b"\0") or data.decode("utf-8", "surrogateescape") != one:
-        raise InvalidOption(f"{what}: {one!r} cannot be stored as it is: it ends in NUL, or holds half a character")
+        raise InvalidOption(f"{what}: {one!r} cannot be stored unchanged: it ends in NUL, or contains half a character")
     return data

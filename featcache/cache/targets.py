@@ -1,14 +1,14 @@
-"""Targets: what is known of each image besides its features. Classes, lists of classes, numbers, groups and texts.
+"""Targets: the labels of the images, and other columns: classes, lists of classes, numbers, groups and texts.
 
-A column describes a target for the whole cache (name, kind, names, where it came from); a target is a column with the
-values of some rows. `label` is the column that comes with the images; `featcache label` adds any other. Values are
-stored beside the rows and are no part of a cache's identity, so changing them computes nothing.
+A column describes a target for the whole cache (name, kind, names, origin); a target is a column with the values of
+some rows. `label` is the column that comes with the images; `featcache label` adds others. Values are stored apart
+from the features and are not part of a cache's identity, so changing them computes no features.
 
     kind      values              no value   names
-    classes   int64 (N,)          -1         of the classes; a value is an index into them
-    lists     int8 (N, C), 0/1    all -1     of the classes; an image may have several
+    classes   int64 (N,)          -1         those of the classes; a value is an index into them
+    lists     int8 (N, C), 0/1    all -1     those of the classes; an image may have several
     numbers   float64 (N,)        NaN        none
-    groups    int64 (N,)          -1         of the groups; images of one group must not be separated
+    groups    int64 (N,)          -1         those of the groups; images of one group must not be separated
     text      UTF-8 bytes (N,)    empty      none
 """
 
@@ -24,18 +24,18 @@ import numpy.typing as npt
 
 from featcache.cache.rows import Rows
 from featcache.cache.spec import Json
-from featcache.cache.tables import encoded_texts
-from featcache.columns import KINDS, LABEL, MOST_CLASSES, SEPARATOR, cell_text, found_kind, is_target_name, number_in
+from featcache.cache.tables import encode_texts
+from featcache.columns import KINDS, LABEL, MOST_CLASSES, SEPARATOR, cell_text, infer_kind, is_target_name, number_in
 from featcache.errors import CacheForeign, InvalidOption
 
-#: Where a column came from that the images themselves brought: their folders, their table.
+#: The origin of a column that comes with the images: their folders, or their table.
 IMAGES = "images"
-#: The group that holds a split's targets.
+#: The HDF5 group of a split's targets.
 GROUP = "targets"
 MOST_COLUMNS = 1_000
 _NAMED = ("classes", "lists", "groups")
 _STORED = {"classes": "<i8", "lists": "|i1", "numbers": "<f8", "groups": "<i8"}
-#: Of all kinds but text.
+#: The stored dtypes of all kinds but text.
 STORED_TYPES = tuple(dict.fromkeys(_STORED.values()))
 
 Values = npt.NDArray[Any]
@@ -43,16 +43,16 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """What a target is, for the whole cache.
+    """The description of a target, for the whole cache.
 
     Args:
-        name: What it is called: 1 to 200 printable characters without a slash.
+        name: Its name: 1 to 200 printable characters without a slash.
         kind: One of KINDS.
-        names: Of its classes or groups; a value is an index into them.
-        origin: Where its values came from: "images", or the name of a table.
+        names: The names of its classes or groups; a value is an index into them.
+        origin: Where its values come from: "images", or the name of a table.
 
     Raises:
-        InvalidOption: One of these cannot be.
+        InvalidOption: A value cannot be used.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Column:
             raise InvalidOption(f"target {self.name}: {self.kind} have no names, got {len(self.names)}")
 
     def to_json(self) -> dict[str, Json]:
-        """The plain mapping that is stored."""
+        """The mapping that is stored as JSON."""
         return {"name": self.name, "kind": self.kind, "names": list(self.names), "origin": self.origin}
 
     def shape(self, rows: int) -> tuple[int, ...]:
@@ -83,24 +83,24 @@ class Column:
         return (rows, len(self.names)) if self.kind == "lists" else (rows,)
 
     def dtype(self, text_bytes: int = 1) -> str:
-        """How its values are stored (NumPy's text); `text_bytes`: of the longest text."""
+        """The stored dtype of its values, as NumPy writes it; `text_bytes`: the length of the longest text."""
         return _STORED.get(self.kind, f"|S{text_bytes}")
 
     def missing(self, rows: int) -> Values:
-        """The values of so many images that have none."""
+        """The values of `rows` images without a value."""
         nothing = {"numbers": np.nan, "text": b""}.get(self.kind, -1)
         return np.full(self.shape(rows), nothing, self.dtype())
 
 
 def label_column(classes: Sequence[str]) -> Column:
-    """The target `label` as the images bring it: classes."""
+    """The target `label` of images with these classes."""
     return Column(name=LABEL, kind="classes", names=tuple(classes))
 
 
 def label_in(columns: Sequence[Column]) -> Column | None:
-    """The target that heads learn; None where there is none.
+    """The target `label`; None where there is none.
 
-    Raises InvalidOption where it holds something else than classes.
+    Raises InvalidOption where it does not hold classes.
     """
     found = next((column for column in columns if column.name == LABEL), None)
     if found is not None and found.kind != "classes":
@@ -112,7 +112,7 @@ def label_in(columns: Sequence[Column]) -> Column | None:
 
 
 def array_name(split: str, column: str) -> str:
-    """Where a split's values of a target are."""
+    """The name of the array of a split's values of a target."""
     return f"{split}/{GROUP}/{column}"
 
 
@@ -134,10 +134,10 @@ def columns_of(texts: Mapping[str, str]) -> tuple[Column, ...]:
     except InvalidOption as error:
         raise CacheForeign(f"its attribute {GROUP}: {error.message}") from error
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise CacheForeign(f"its attribute {GROUP} is none that featcache wrote: {error}") from error
+        raise CacheForeign(f"featcache did not write its attribute {GROUP}: {error}") from error
     if type(described) is not list or len({one.name for one in columns}) != len(columns) or len(columns) > MOST_COLUMNS:
         raise CacheForeign(
-            f"its attribute {GROUP}: expected a list of at most {MOST_COLUMNS:,} targets, each of another name"
+            f"its attribute {GROUP}: expected a list of at most {MOST_COLUMNS:,} targets with different names"
         )
     return columns
 
@@ -147,11 +147,12 @@ class Target:
     """A column and its values for some rows.
 
     Args:
-        column: What it is.
-        values: One per row; see the table at the top of this module.
+        column: Its description.
+        values: One for each row; see the table at the top of this module.
 
     Raises:
-        InvalidOption: The values are not of the column's kind, or lead beyond its names.
+        InvalidOption: The values do not have the dtype and shape of the column's kind, or are no indices into its
+            names.
     """
 
     column: Column
@@ -169,7 +170,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        """What it is called."""
+        """The column's name."""
         return self.column.name
 
     @property
@@ -179,7 +180,7 @@ class Target:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of its classes or groups."""
+        """The names of its classes or groups."""
         return self.column.names
 
     def __len__(self) -> int:
@@ -187,13 +188,13 @@ class Target:
 
     @property
     def has_value(self) -> npt.NDArray[np.bool_]:
-        """Which rows have a value: (N,)."""
+        """Which rows have a value: bool (N,)."""
         if self.kind == "numbers":
             return ~np.isnan(self.values)
         if self.kind == "text":
             return np.asarray(self.values != b"")
         if self.kind == "lists":
-            # All 0 is a value too: none of the classes.
+            # A row of zeros is a value: none of the classes.
             return np.asarray(np.all(self.values >= 0, axis=1), np.bool_) & bool(self.names)
         return np.asarray(self.values >= 0)
 
@@ -203,19 +204,19 @@ class Target:
         return len(self) - int(np.count_nonzero(self.has_value))
 
     def at(self, rows: Rows) -> Target:
-        """The values of these rows (n,), in that order; a row of -1 has none."""
+        """The values of these rows (n,), in that order; -1 gives no value."""
         found = self.column.missing(len(rows))
         if self.kind == "text":
             found = found.astype(self.values.dtype)
         found[rows >= 0] = self.values[rows[rows >= 0]]
         return Target(column=self.column, values=found)
 
-    def decoded(self) -> list[Any]:
-        """The values as people write them: a name, a tuple of names, a number, a text; None where there is none."""
+    def decode(self) -> list[Any]:
+        """The values as Python objects: a name, a tuple of names, a number or a text; None where there is none."""
         there = self.has_value.tolist()
-        return [self._decoded(value) if known else None for value, known in zip(self.values, there, strict=True)]
+        return [self._decode(value) if known else None for value, known in zip(self.values, there, strict=True)]
 
-    def _decoded(self, value: Any) -> Any:
+    def _decode(self, value: Any) -> Any:
         if self.kind == "numbers":
             return float(value)
         if self.kind == "text":
@@ -225,8 +226,8 @@ class Target:
         return self.names[value]
 
 
-def stored_target(column: Column, values: Values, where: str) -> Target:
-    """A target whose values come from a file. `where` names them. Raises CacheForeign where they cannot be."""
+def target_from_file(column: Column, values: Values, where: str) -> Target:
+    """A target with values from a file, which `where` names. Raises CacheForeign for values that do not fit."""
     try:
         return Target(column=column, values=values)
     except InvalidOption as error:
@@ -252,23 +253,23 @@ def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origi
 
     Args:
         name: What the target is called.
-        cells: Texts or numbers, one per row; read several times.
-        kind: One of KINDS; None: found by name and cells (`columns.found_kind`).
-        origin: Where they came from.
+        cells: Texts or numbers, one for each row; they are read several times.
+        kind: One of KINDS; None: inferred from name and cells (`columns.infer_kind`).
+        origin: Where the cells come from.
 
     Returns:
-        The target. The names of classes and groups are sorted; those of lists stand between `;`.
+        The target. The names of its classes or groups are sorted; in a cell of lists they are separated by `;`.
 
     Raises:
-        InvalidOption: A cell is no number where numbers are asked for, or the name or kind cannot be.
+        InvalidOption: A cell is no number where numbers are expected, or the name or kind cannot be used.
     """
     texts = _Texts(cells)
-    chosen = found_kind(name, cells) if kind is None else kind
+    chosen = infer_kind(name, cells) if kind is None else kind
     column = Column(name=name, kind=chosen, origin=origin)
     if chosen == "numbers":
         return Target(column=column, values=_numbers(name, texts))
     if chosen == "text":
-        return Target(column=column, values=encoded_texts(f"target {name}", _Texts(cells, instead="")))
+        return Target(column=column, values=encode_texts(f"target {name}", _Texts(cells, instead="")))
     if chosen == "lists":
         return _lists(column, texts)
     names = sorted({text for text in texts if text is not None})
@@ -278,10 +279,10 @@ def encode(name: str, cells: Sequence[object], *, kind: str | None = None, origi
 
 
 class _Texts(Sequence[Any]):
-    """Cells as texts, read as often as is needed and never all held: of ten million that would be a gigabyte."""
+    """Cells as texts, converted each time they are read: ten million texts would take a gigabyte of memory."""
 
     def __init__(self, cells: Sequence[object], instead: str | None = None) -> None:
-        """`instead`: what stands for an empty cell."""
+        """`instead`: the value of an empty cell."""
         self._cells, self._instead = cells, instead
 
     def __len__(self) -> int:
@@ -313,17 +314,17 @@ def _numbers(name: str, texts: _Texts) -> Values:
 
 def _lists(column: Column, texts: _Texts) -> Target:
     named: dict[str, None] = {}
-    answers = False
+    has_cells = False
     for text in texts:
-        answers = answers or text is not None
+        has_cells = has_cells or text is not None
         named |= dict.fromkeys(_items(text))
     names = sorted(named)
-    if not names and answers:
+    if not names and has_cells:
         raise InvalidOption(f"target {column.name}: expected at least one class in a cell, got none")
     if len(names) > MOST_CLASSES:
         raise InvalidOption(
-            f"target {column.name}: {len(names):,} classes in lists, at most {MOST_CLASSES:,} are kept",
-            hint=f"name the columns that are wanted (--column), or --kind {column.name}=text",
+            f"target {column.name}: {len(names):,} classes in lists, at most {MOST_CLASSES:,} are supported",
+            hint=f"choose the columns to use (--column), or --kind {column.name}=text",
         )
     code = {text: number for number, text in enumerate(names)}
     column = replace(column, names=tuple(names))
@@ -344,7 +345,7 @@ def _items(text: str | None) -> list[str]:
 
 
 def rows_by_id(have: npt.NDArray[np.bytes_], want: npt.NDArray[np.bytes_]) -> Rows:
-    """For each wanted id the first row that has it: int64 (n,), -1 where none has; equal ids go row by row.
+    """For each wanted id the first row with that id: int64 (n,), -1 where there is none; equal arrays match row by row.
 
     Args:
         have: (m,) ids, UTF-8 of fixed length; may repeat.

@@ -1,8 +1,8 @@
-"""The last bytes of a cache: what must be true of the others.
+"""The trailer: the last bytes of a cache file, with its size and the digests of header and tables.
 
-A trailer is canonical JSON followed by a seal of 40 bytes: the magic, the format version, the length of the JSON
-and a digest over all three. The seal keeps its place and form in every version, so that an older featcache can
-say "too new" instead of "damaged". Reading it needs neither libhdf5 nor NumPy, which is what makes `ls` quick.
+A trailer is canonical JSON followed by a seal of 40 bytes: the magic number, the format version, the length of the
+JSON and a digest of all three. The seal has the same place and form in every version, so that an older featcache can
+report "too new" instead of "damaged". Reading a trailer needs neither libhdf5 nor NumPy, so that `ls` is fast.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from featcache.errors import CacheDamaged, CacheForeign, CacheNotFound, CacheOut
 from featcache.files import ReadableFile, unreadable
 
 FORMAT = "featcache"
-#: Of the small file of targets that stands beside segments.
+#: The format of the targets file of a cache in segments.
 TARGETS_FORMAT = "featcache-targets"
 FORMAT_VERSION = 2
 MAGIC = b"\x89FEATCAC"
@@ -38,11 +38,14 @@ _SUPERBLOCK = 48
 
 @dataclass(frozen=True, kw_only=True)
 class Trailer:
-    """What the last bytes say.
+    """The contents of a trailer.
 
-    `file_bytes` is the exact size of the file, `header_bytes` the length of the HDF5 header, `header_digest` its
-    xxh3-128, `tables` the xxh3-128 of each small array by its name in the file, `about` a copy of what `ls`
-    shows (format, set name, spec, selection, rows per split, created, skipped).
+    Args:
+        file_bytes: The exact size of the file.
+        header_bytes: The length of the HDF5 header.
+        header_digest: The xxh3-128 of the header.
+        tables: The xxh3-128 of each small array, by its name in the file.
+        about: The values that `ls` shows: format, set name, spec, selection, rows per split, created, skipped.
     """
 
     file_bytes: int
@@ -52,7 +55,7 @@ class Trailer:
     about: Mapping[str, Json]
 
     def to_bytes(self) -> bytes:
-        """The trailer as it stands at the end of the file."""
+        """The bytes at the end of the file."""
         text = canonical_json(
             {
                 "about": self.about,
@@ -73,27 +76,30 @@ def _seal_digest(text: bytes, version: int) -> bytes:
 
 
 def open_cache(path: Path) -> ReadableFile:
-    """The file, opened for reading.
+    """Open a cache file for reading.
 
-    Raises CacheNotFound or CacheForeign where it is none, CacheUnreadable where it cannot be opened now.
+    Raises CacheNotFound where it is missing, CacheForeign where it is no regular file, CacheUnreadable where it cannot
+    be opened now.
     """
     try:
         return ReadableFile(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise CacheNotFound(f"there is no cache at {path}", hint="`featcache ls` lists those there are") from error
+        raise CacheNotFound(f"there is no cache at {path}", hint="`featcache ls` lists all caches") from error
     except IsADirectoryError as error:
         raise CacheForeign(f"{path} is a folder, expected a cache file") from error
     except OSError as error:
         if error.errno == errno.EINVAL:
-            raise CacheForeign(f"{path} is no regular file, expected a cache file") from error
+            raise CacheForeign(f"{path} is not a regular file, expected a cache file") from error
         raise unreadable(path, error) from error
 
 
 def read_trailer(file: ReadableFile) -> Trailer:
-    """The trailer of an opened file, checked against its seal and the file's exact size.
+    """Read the trailer of an open file, and check it against its seal and the exact size of the file.
 
-    Raises CacheDamaged for a featcache file that is cut short or changed, CacheOutdated for one of an earlier format
-    version, CacheForeign for any other file and for a format version of the future.
+    Raises:
+        CacheDamaged: The file was written by featcache, and is truncated or changed.
+        CacheOutdated: It has an earlier format version.
+        CacheForeign: It is another file, or has a later format version.
     """
     tail = bytes(file.read(max(0, file.size - _FIRST_READ), min(file.size, _FIRST_READ)))
     magic, version, length, digest = _SEAL.unpack(tail[-_SEAL.size :].rjust(_SEAL.size, b"\0"))
@@ -106,7 +112,7 @@ def read_trailer(file: ReadableFile) -> Trailer:
         else tail[-_SEAL.size - length : -_SEAL.size]
     )
     if digest != _seal_digest(text, version):
-        raise damaged(file.path, "its trailer does not match its own digest")
+        raise damage_error(file.path, "its trailer does not match its own digest")
     if version < FORMAT_VERSION:
         raise CacheOutdated(str(file.path))
     if version != FORMAT_VERSION:
@@ -114,10 +120,10 @@ def read_trailer(file: ReadableFile) -> Trailer:
             f"{file.path} has format version {version}, this featcache knows version {FORMAT_VERSION}",
             hint="update featcache: pip install -U featcache",
         )
-    return _parsed(file, text, start)
+    return _parse(file, text, start)
 
 
-def _parsed(file: ReadableFile, text: bytes, start: int) -> Trailer:
+def _parse(file: ReadableFile, text: bytes, start: int) -> Trailer:
     try:
         values: dict[str, Any] = json.loads(text)
         trailer = Trailer(
@@ -128,36 +134,36 @@ def _parsed(file: ReadableFile, text: bytes, start: int) -> Trailer:
             about=dict(values["about"]),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise CacheForeign(f"{file.path}: its trailer is none that featcache wrote ({error})") from error
+        raise CacheForeign(f"{file.path}: featcache did not write its trailer ({error})") from error
     if trailer.file_bytes != file.size:
-        raise damaged(file.path, f"it has {file.size:,} bytes, expected {trailer.file_bytes:,}")
+        raise damage_error(file.path, f"it has {file.size:,} bytes, expected {trailer.file_bytes:,}")
     if not 0 < trailer.header_bytes <= start:
         raise CacheForeign(f"{file.path}: a header of {trailer.header_bytes} bytes does not fit into it")
     return trailer
 
 
-def damaged(path: Path, what: str) -> CacheDamaged:
+def damage_error(path: Path, what: str) -> CacheDamaged:
     """The error for a file whose bytes are not those that were written."""
     return CacheDamaged(
         f"{path} is damaged: {what}",
-        hint=f"`featcache verify {path} --full` says how far; extracting again mends it",
+        hint=f"`featcache verify {path} --full` lists what is damaged; extracting again repairs it",
     )
 
 
 def _without_trailer(file: ReadableFile) -> CacheDamaged | CacheForeign:
     head = bytes(file.read(0, min(file.size, _SUPERBLOCK)))
     if not head:
-        return damaged(file.path, "it is empty")
+        return damage_error(file.path, "it is empty")
     if _is_cut_short(head, file.size) or _is_ours(file, head):
-        return damaged(file.path, f"it was cut short or changed at its end (it has {file.size:,} bytes)")
-    kind = "an HDF5 file that featcache did not write" if head.startswith(HDF5_SIGNATURE) else "no HDF5 file"
+        return damage_error(file.path, f"it was truncated or changed at its end (it has {file.size:,} bytes)")
+    kind = "an HDF5 file that featcache did not write" if head.startswith(HDF5_SIGNATURE) else "not an HDF5 file"
     return CacheForeign(f"{file.path} is {kind}, expected a feature cache")
 
 
 def _is_ours(file: ReadableFile, head: bytes) -> bool:
     if not head.startswith(HDF5_SIGNATURE):
         return False
-    # The name of the format stands in the first object header, as a rule: a megabyte is plenty, and quick to read.
+    # The name of the format is usually in the first object header: a megabyte is enough, and fast to read.
     return any(FORMAT.encode() in file.read(0, min(file.size, within)) for within in (_MARKER_FIRST, _MARKER_WITHIN))
 
 

@@ -1,4 +1,4 @@
-"""Is a cache what was written? Quick: trailer, header, tables and targets. Full: every row and every byte between."""
+"""Verify a cache. Quick: trailer, header, tables and targets. Full: also every row and the bytes between arrays."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One thing that is wrong: where (`trailer`, `header`, an array's name, `padding`), what, and in which rows.
+    """One fault of a cache.
 
-    `rows` names the first twenty, `count` says how many there are (0: it is not about rows).
+    Args:
+        where: `file`, the name of an array, or `padding`.
+        what: What is wrong.
+        rows: The first twenty faulty rows.
+        count: The number of faulty rows; 0 where the fault is not in rows.
     """
 
     where: str
@@ -35,7 +39,16 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked and what is wrong with it. `sound`: nothing is."""
+    """The result of a verification.
+
+    Args:
+        path: The cache.
+        full: Whether rows were checked too.
+        tables: The number of small arrays that were checked.
+        rows: The number of rows that were checked, over all layers and views.
+        bytes_read: The bytes of features that were read.
+        findings: The faults.
+    """
 
     path: Path
     full: bool
@@ -46,15 +59,26 @@ class Verification:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing is wrong."""
+        """Whether there are no faults."""
         return not self.findings
 
 
 def verify(path: str | Path, full: bool = False, progress: Progress | None = None) -> Verification:
-    """Check a cache file. Quick: trailer, header and tables; `full`: every row and the padding too.
+    """Check a cache. Damage is returned, not raised.
 
-    Damage is returned, not raised; `progress` is called with bytes of features read and in all. Raises
-    CacheNotFound where there is no file, CacheOutdated for one of an earlier featcache.
+    Args:
+        path: The file, or the folder of segments.
+        full: Whether every row and the bytes between arrays are checked too, not only trailer, header and tables.
+        progress: Called with (bytes of features read, bytes in all).
+
+    Returns:
+        What was checked, and the faults.
+
+    Raises:
+        CacheNotFound: There is no cache at `path`.
+        CacheIncomplete: Its extraction has not been finished.
+        CacheOutdated: It was written by an earlier featcache.
+        CacheUnreadable: It cannot be read now.
     """
     path = Path(path)
     try:
@@ -102,7 +126,7 @@ class _Check:
     def _table_is_sound(self, name: str) -> bool:
         try:
             if is_target_array(name):
-                # Its values must also be among its names.
+                # Its values must also be indices into its names.
                 split, _, target = name.split("/", 2)
                 self.cache[split].target(target)
             else:

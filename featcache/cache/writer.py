@@ -1,6 +1,7 @@
-"""Writing a cache file: laid out by libhdf5 in memory, filled at its arrays' offsets, published whole.
+"""Write a cache file: libhdf5 lays it out in memory, rows are written at their offsets, then it gets its final name.
 
-A segment and a packed cache are the same kind of file. Memory stays flat, and the same arguments give the same bytes.
+A segment and a packed cache are the same kind of file. Memory use does not grow with the number of rows, and the same
+arguments give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from featcache.cache.info import CacheInfo, FileInfo
 from featcache.cache.layout import SPLITS, checksums_name, features_name, ids_name, is_table, views_in
 from featcache.cache.spec import LayerSpec, Spec
 from featcache.cache.splits import CachedSplit
-from featcache.cache.tables import SplitTable, encoded_ids
+from featcache.cache.tables import SplitTable, encode_ids
 from featcache.cache.targets import Column, Target, array_name
 from featcache.cache.trailer import Trailer
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, InvalidOption
@@ -35,18 +36,18 @@ Scaling = Mapping[str, tuple[float, float]]
 
 
 class CacheDraft:
-    """A cache file on its way to disk. Rows may come in any order; tables are written once each.
+    """A cache file that is being written. Rows may be written in any order, each table once.
 
     Args:
-        path: What the file will be called.
-        info: What it says of itself.
-        rows: How many each split has.
-        text_bytes: How many bytes the longest text of each array of texts has, by the array's name.
-        scaling: Of layers whose values are stored otherwise than they are.
+        path: The final path of the file.
+        info: Its metadata.
+        rows: The number of rows of each split.
+        text_bytes: The length in bytes of the longest text of each text array, by the array's name.
+        scaling: The scale and offset of layers that are stored scaled.
 
     Raises:
         InvalidOption: `scaling` names a layer that is not stored.
-        CacheUnwritable: The disk refuses it.
+        CacheUnwritable: The file cannot be written.
     """
 
     def __init__(
@@ -74,16 +75,16 @@ class CacheDraft:
 
     @property
     def tmp_path(self) -> Path:
-        """Where the bytes are until the file is published."""
+        """The path of the file until it is published."""
         return self._draft.tmp_path
 
     @property
     def trailer(self) -> Trailer:
-        """What its last bytes say, once all tables are written."""
+        """The trailer, once all tables are written."""
         return self._trailer(self._size)
 
     def offset_of(self, name: str) -> int:
-        """The byte at which an array begins."""
+        """The offset of an array, in bytes."""
         return self._header.arrays[name].offset
 
     def write_table(self, name: str, table: npt.NDArray[Any]) -> None:
@@ -103,7 +104,7 @@ class CacheDraft:
         self._write(np.ascontiguousarray(rows), place.offset + first * (place.nbytes // max(1, place.shape[0])))
 
     def publish(self) -> None:
-        """Give it its name. Raises CacheUnwritable."""
+        """Finish the file under its final path. Raises CacheUnwritable."""
         try:
             self._draft.write(self.trailer.to_bytes(), self._trailer_offset)
             self._draft.publish()
@@ -112,7 +113,7 @@ class CacheDraft:
             raise
 
     def discard(self) -> None:
-        """Leave nothing behind. A file that was published stays."""
+        """Remove the unfinished file. A published file stays."""
         self._draft.discard()
 
     def _write(self, values: npt.NDArray[Any], offset: int) -> None:
@@ -120,7 +121,8 @@ class CacheDraft:
             self._draft.write(values.reshape(-1).view(np.uint8).data, offset)
 
     def _final_size(self) -> int:
-        # Digests have a fixed length, so the size is known before a row is there; but its own digits count too.
+        # Digests have a fixed length, so the size is known before any row. The trailer contains the size itself, so
+        # it is computed until it no longer changes.
         size, last = 0, -1
         while size != last:
             size, last = self._trailer_offset + len(self._trailer(size).to_bytes()), size
@@ -148,17 +150,17 @@ def write_packed(
     scaling: Scaling | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a cache into one file, from rows that `donors` have, in blocks.
+    """Write a cache into one file, in blocks, from the rows of donors.
 
-    What stood at `path` before is replaced in one step, or, after any error, untouched.
+    A file that exists at `path` is replaced in one step; after an error it is unchanged.
 
     Args:
-        path: What the file will be called.
-        info: What it says of itself.
+        path: The path of the file.
+        info: Its metadata.
         tables: The rows of each split, in order, with the values of every target of `info`.
-        donors: Where the rows are; they are found by digest.
-        scaling: Of layers whose values are stored otherwise than they are.
-        progress: Called with the bytes of features written so far and in all.
+        donors: The sources of the rows, which are found by digest.
+        scaling: The scale and offset of layers that are stored scaled.
+        progress: Called with (bytes of features written, bytes in all).
 
     Returns:
         `path`.
@@ -166,13 +168,13 @@ def write_packed(
     Raises:
         CacheIncomplete: A row is missing.
         CacheDamaged: A donor's row does not match its checksum.
-        CacheForeign: A donor's rows were computed under another spec.
+        CacheForeign: A donor's rows were computed with another spec.
         InvalidOption: The tables do not fit together.
-        CacheUnwritable: The disk refuses it.
+        CacheUnwritable: The file cannot be written.
     """
-    spec, ordered = info.spec, _ordered(tables)
+    spec, ordered = info.spec, _in_order(tables)
     _require_same_spec(donors.donors, spec)
-    beside = {split: tables_beside(split, table, info.columns) for split, table in ordered.items()}
+    arrays = {split: tables_of_split(split, table, info.columns) for split, table in ordered.items()}
     located = {
         (split, view): donors.locate(table.digests, view=view)
         for split, table in ordered.items()
@@ -183,18 +185,18 @@ def write_packed(
         path,
         info,
         rows={split: len(table) for split, table in ordered.items()},
-        text_bytes=text_bytes_of(beside.values()),
+        text_bytes=text_bytes_of(arrays.values()),
         scaling=scaling,
     )
     try:
         advance = _Advance(progress, _feature_bytes(spec, ordered))
         for split in ordered:
-            for name, values in beside[split].items():
+            for name, values in arrays[split].items():
                 draft.write_table(name, values)
             for view, layer in itertools.product(range(views_in(spec, split)), spec.layers):
                 _copy_layer(draft, (split, view), layer, donors, located[split, view], advance)
         if not system.replaces_open_files:
-            # An increment copies from the very file that it replaces.
+            # An increment copies from the file that it replaces.
             _close(donors.donors)
     except BaseException:
         draft.discard()
@@ -206,28 +208,28 @@ def write_packed(
 Tables = Mapping[str, npt.NDArray[Any]]
 
 
-def tables_beside(split: str, table: SplitTable, columns: Sequence[Column]) -> Tables:
-    """What a split has beside its features, by the names of the arrays: ids, digests and the values of each target.
+def tables_of_split(split: str, table: SplitTable, columns: Sequence[Column]) -> Tables:
+    """The small arrays of a split by name: ids, digests and the values of each target.
 
-    Raises InvalidOption where the table lacks a target, has another, or has values that its column cannot hold.
+    Raises InvalidOption where the targets of the table are not those of the columns, or a value does not fit.
     """
     return {**ids_and_targets(split, table, columns), f"{split}/digests": table.digests}
 
 
 def ids_and_targets(split: str, table: SplitTable, columns: Sequence[Column]) -> Tables:
-    """The same without the digests: what the file of targets beside segments holds."""
+    """The same without the digests, for the targets file of a cache in segments."""
     named = {column.name for column in columns}
     if named != set(table.targets):
         raise InvalidOption(f"{split}: expected values of {sorted(named)}, got values of {sorted(table.targets)}")
     targets = [Target(column=column, values=table.targets[column.name]) for column in columns]
     return {
-        ids_name(split): encoded_ids(split, table.ids),
+        ids_name(split): encode_ids(split, table.ids),
         **{array_name(split, target.name): target.values for target in targets},
     }
 
 
 def text_bytes_of(tables: Iterable[Tables]) -> dict[str, int]:
-    """How many bytes the longest text of each array of texts has."""
+    """The length in bytes of the longest text of each text array."""
     return {name: values.itemsize for some in tables for name, values in some.items() if values.dtype.kind == "S"}
 
 
@@ -249,7 +251,7 @@ def _feature_bytes(spec: Spec, tables: Mapping[str, SplitTable]) -> int:
 def _copy_layer(
     draft: CacheDraft, part: tuple[str, int], layer: LayerSpec, donors: Donors, located: Located, advance: _Advance
 ) -> None:
-    """`part`: a split, and a view of its images."""
+    """Copy a layer of `part`: a split and a view of its images."""
     (split, view), rows = part, len(located.row)
     name = features_name(split, layer.name, view)
     sums = donors.checksums(layer.name, located, view) if rows else np.empty(0, np.uint64)
@@ -269,12 +271,12 @@ def _close(donors: Sequence[Donor]) -> None:
             donor.file.close()
 
 
-def _ordered(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
+def _in_order(tables: Mapping[str, SplitTable]) -> dict[str, SplitTable]:
     unknown = [split for split in tables if split not in SPLITS]
     if unknown:
         raise InvalidOption(f"expected splits among {', '.join(SPLITS)}, got {', '.join(map(repr, unknown))}")
     if not any(len(table) for table in tables.values()):
-        raise InvalidOption("expected at least one row, got none", hint="every image may have been skipped")
+        raise InvalidOption("expected at least one row, got none", hint="perhaps every image was skipped")
     return {split: tables[split] for split in SPLITS if split in tables}
 
 
@@ -292,24 +294,24 @@ def _require_all(located: Mapping[tuple[str, int], Located]) -> None:
 
 def _require_same_spec(donors: Sequence[Donor], spec: Spec) -> None:
     for donor in donors:
-        theirs = getattr(donor, "spec", None)
+        donor_spec = getattr(donor, "spec", None)
         if donor.fingerprint == spec.fingerprint:
             continue
-        if not isinstance(theirs, Spec) or not serves(theirs, spec):
+        if not isinstance(donor_spec, Spec) or not serves(donor_spec, spec):
             raise CacheForeign(
                 f"a donor has fingerprint {donor.fingerprint[:8]}, expected {spec.fingerprint[:8]}",
-                hint="only rows computed under the same spec can be copied",
+                hint="only rows computed with the same spec can be copied",
             )
 
 
-def serves(theirs: Spec, wanted: Spec) -> bool:
-    """Whether rows of the first spec are rows of the second: equal but for further layers and the number of views.
+def serves(spec: Spec, wanted: Spec) -> bool:
+    """Whether the rows of a spec can be reused for another: the two differ at most in more layers and in views.
 
-    View k of an image is the same in all of them that have it, the plain one also under another augmentation.
+    View k of an image is the same for any number of views; the plain view is the same for any augmentation.
     """
-    if not set(wanted.layer_names) <= set(theirs.layer_names):
+    if not set(wanted.layer_names) <= set(spec.layer_names):
         return False
-    alike = theirs.restricted_to(wanted.layer_names)
+    alike = spec.with_layers(wanted.layer_names)
     if 1 in (alike.views, wanted.views):
         return alike.without_views().fingerprint == wanted.without_views().fingerprint
     return replace(alike, views=wanted.views).fingerprint == wanted.fingerprint

@@ -6,10 +6,11 @@ Heavy imports stand inside command bodies: `featcache --help` never imports torc
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -31,7 +32,10 @@ from featcache.cli import (
     train,
 )
 from featcache.cli.commands import INTERRUPTED
-from featcache.cli.sections import SectionedGroup
+from featcache.cli.groups import RecordGroup
+from featcache.cli.options import Common
+from featcache.cli.sections import SectionedGroup, page_width
+from featcache.config import options_of
 
 app = typer.Typer(
     name="featcache",
@@ -42,26 +46,40 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # Rich alone costs as much as all the rest of `featcache --help`; `sections` writes the help instead.
     rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": page_width()},
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         typer.echo(f"featcache {version('featcache')}")
         raise typer.Exit
 
 
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and stop.")
-    ] = False,
-) -> None:
-    pass
+_COMMON = RecordGroup(Common, options_of(Common))
 
+
+def _root(context: typer.Context, version: bool = False, **values: Any) -> None:
+    """The options of every command, which they find in the context."""
+    context.obj = _COMMON.fold(values)
+
+
+_VERSION = typer.Option(
+    "--version", callback=_version, is_eager=True, help="Show the version and stop.", rich_help_panel=Common.PANEL
+)
+vars(_root)["__signature__"] = inspect.Signature(
+    [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        *_COMMON.parameters(),
+        inspect.Parameter(
+            "version", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Annotated[bool, _VERSION]
+        ),
+    ]
+)
+_root.__annotations__ = {}
+app.callback()(_root)
 
 _GROUPS = (
     extract,
@@ -98,7 +116,7 @@ def main() -> None:
 
 
 def _leave_at_once() -> None:
-    """Whoever pressed Ctrl-C does not wait while torch takes itself apart: all that must be closed is closed."""
+    """Ends the process after Ctrl-C without waiting for the end of torch: all that must be closed is closed."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""`featcache audit`: what stands in a cache that should not."""
+"""`featcache audit`: finds leaks, duplicates, label errors and outliers in a cache."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ import textwrap
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from shutil import get_terminal_size
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from featcache.cli.commands import command
+from featcache.cli.commands import FOUND, command
+from featcache.cli.finding import CACHE
 from featcache.cli.options import Common
-from featcache.cli.printing import human_rows, human_seconds, print_json, print_line, print_pairs, print_table
+from featcache.cli.printing import (
+    Bold,
+    human_count,
+    human_list,
+    human_path,
+    human_rows,
+    print_json,
+    print_line,
+    print_next,
+    print_pairs,
+    print_table,
+)
 from featcache.cli.terminal import Terminal
+from featcache.config import Option
 from featcache.errors import FeatcacheError
+from featcache.text import human_seconds
 
 if TYPE_CHECKING:
     from featcache.analysis.records import Audit, Finding, Section
@@ -27,51 +41,64 @@ _INDENT = "  "
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's command."""
+    """Add `audit` to the typer app."""
 
-    @command(app, "audit", section="The caches")
+    @command(
+        app,
+        "audit",
+        section="The caches",
+        examples=(
+            "featcache audit cifar10-vgg16",
+            "featcache audit cifar10-vgg16 --fail-on leaks --output findings.csv",
+        ),
+    )
     def audit(
-        cache: Annotated[str, typer.Argument(help="Its path, its name from `featcache ls`, or how that begins.")],
+        cache: Annotated[str, CACHE],
         layer: Annotated[
             str | None,
-            typer.Option(
-                help="Whose features are used. [default: the first]", metavar="<name>", rich_help_panel=_OPTIONS
-            ),
+            Option(help="Whose features are used.", default="the first", metavar="<name>", panel=_OPTIONS),
         ] = None,
         top: Annotated[
             int,
-            typer.Option(
+            Option(
                 help="Findings of each kind in the table; --json and --output have all.",
                 metavar="<findings>",
-                min=1,
-                rich_help_panel=_OPTIONS,
+                least=1,
+                panel=_OPTIONS,
             ),
         ] = 10,
         pixels: Annotated[
             bool,
-            typer.Option(
-                "--pixels/--no-pixels",
+            Option(
                 help="Compare the images too where their features are near, or their features only.",
-                rich_help_panel=_OPTIONS,
+                flags=("--pixels/--no-pixels",),
+                panel=_OPTIONS,
             ),
         ] = True,
         output: Annotated[
             Path | None,
-            typer.Option(
-                "--output",
-                "-o",
+            Option(
                 help="Write all findings to this .json or .csv file too.",
+                flags=(
+                    "--output",
+                    "-o",
+                ),
                 metavar="<file>",
-                rich_help_panel=_OPTIONS,
+                panel=_OPTIONS,
             ),
         ] = None,
         device: Annotated[
             str,
-            typer.Option(help="Where it computes: auto, cpu, cuda, mps.", metavar="<device>", rich_help_panel=_OPTIONS),
+            Option(help="Where it computes: auto, cpu, cuda, mps.", metavar="<device>", panel=_OPTIONS),
         ] = "auto",
-        seed: Annotated[
-            int, typer.Option(help="Of folds and samples.", metavar="<seed>", min=0, rich_help_panel=_OPTIONS)
-        ] = 0,
+        seed: Annotated[int, Option(help="Of folds and samples.", metavar="<seed>", least=0, panel=_OPTIONS)] = 0,
+        fail_on: Annotated[
+            Literal["none", "leaks", "findings"],
+            Option(
+                help="End with exit code 3 at such findings. leaks: images that are in any two splits.",
+                panel=_OPTIONS,
+            ),
+        ] = "none",
         *,
         common: Common,
     ) -> None:
@@ -101,7 +128,14 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(found.to_json())
         else:
-            _show(found, top, output)
+            _show(found, top, output, common)
+        if fail_on != "none" and _fails(found, fail_on):
+            raise typer.Exit(FOUND)
+
+
+def _fails(audit: Audit, fail_on: str) -> bool:
+    """Whether there are findings on which the command is to fail."""
+    return any(one.findings for one in audit.sections if fail_on == "findings" or one.kind == "leak")
 
 
 def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> AbstractContextManager[ImageSource | None]:
@@ -114,38 +148,40 @@ def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> Abstract
         return nullcontext()
 
 
-def _show(audit: Audit, top: int, output: Path | None) -> None:
+def _show(audit: Audit, top: int, output: Path | None, common: Common) -> None:
     rows = {split: sum(sizes.values()) for split, sizes in audit.counts.items()}
-    print_pairs(
-        [
-            ("cache", audit.cache),
-            ("layer", audit.layer),
-            ("images", human_rows(rows)),
-            ("took", human_seconds(audit.seconds)),
-        ]
-    )
+    count = sum(len(section.findings) for section in audit.sections)
+    print_line(Bold(human_count(count, "finding") if count else "no findings"), f" in {audit.cache}")
+    print_pairs([("layer", audit.layer), ("images", human_rows(rows)), ("took", human_seconds(audit.seconds))])
     for section in audit.sections:
         _show_section(section, top)
+    print_line()
     if output is not None:
-        print_line()
-        print_line(f"all findings are in {output}")
+        print_line(f"all findings are in {human_path(output)}")
+    if count and output is None:
+        print_next(common, "audit", audit.cache, "--output", "audit.csv")
+    else:
+        print_next(common, "train-head" if _has_labels(audit) else "info", audit.cache)
+
+
+def _has_labels(audit: Audit) -> bool:
+    """Whether a head can learn its classes."""
+    return sum(bool(name) and count > 0 for name, count in audit.counts.get("train", {}).items()) > 1
 
 
 def _show_section(section: Section, top: int) -> None:
     print_line()
     print_line(f"{section.title}: {len(section.findings):,}" if section.findings else f"{section.title}: none")
     width = get_terminal_size((100, 24)).columns
-    print_line(textwrap.fill(section.note, width, initial_indent=_INDENT, subsequent_indent=_INDENT))
+    for line in textwrap.wrap(section.note, width, initial_indent=_INDENT, subsequent_indent=_INDENT):
+        print_line(line)
     shown = section.findings[:top]
     if shown:
-        print_table(
-            [(f"{one.score:.2f}", one.reason, _named(one)) for one in shown], header=("score", "what", "images")
-        )
+        rows = [(f"{finding.score:.2f}", finding.reason, _names_of(finding)) for finding in shown]
+        print_table(rows, header=("score", "what", "images"), shorten=(2, 1))
     if len(shown) < len(section.findings):
         print_line(f"and {len(section.findings) - len(shown):,} more; --top shows more of them")
 
 
-def _named(finding: Finding) -> str:
-    more = len(finding.samples) - _MOST_NAMED
-    names = ", ".join(sample.id for sample in finding.samples[:_MOST_NAMED])
-    return f"{names} and {more:,} more" if more > 0 else names
+def _names_of(finding: Finding) -> str:
+    return human_list([sample.id for sample in finding.samples], _MOST_NAMED)

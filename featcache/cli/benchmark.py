@@ -1,4 +1,4 @@
-"""`featcache benchmark`: what caching gains here, on this machine, measured."""
+"""`featcache benchmark`: measures on this machine what caching gains."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
+from featcache.config import Option, check
 
 if TYPE_CHECKING:
     from featcache.benchmark.kinds import AnyResult
@@ -31,71 +32,80 @@ class BenchmarkOptions:
 
     scenario: Annotated[
         str,
-        typer.Option(
-            help="quick (digits, a minute), cifar10-vgg16, cifar10-inception, many-heads, growth, bigger-than-memory "
-            "(minutes to half an hour). What is said below changes it.",
+        Option(
+            help="quick, cifar10-vgg16, cifar10-inception, many-heads, growth or bigger-than-memory. quick takes a "
+            "minute on digits, the others minutes to half an hour. The options below change it.",
             metavar="<name>",
-            rich_help_panel=_WHAT,
+            panel=_WHAT,
         ),
     ] = "quick"
     dataset: Annotated[
         str | None,
-        typer.Option(
-            "--dataset",
-            "-d",
+        Option(
             help="A set of `featcache datasets`, or a folder, zip or tar of class/image.",
+            flags=(
+                "--dataset",
+                "-d",
+            ),
             metavar="<name or path>",
-            rich_help_panel=_WHAT,
+            panel=_WHAT,
         ),
     ] = None
     backbone: Annotated[
         str | None,
-        typer.Option(
-            "--backbone", "-b", help="A network of `featcache backbones`.", metavar="<name>", rich_help_panel=_WHAT
+        Option(
+            help="A network of `featcache backbones`.",
+            flags=(
+                "--backbone",
+                "-b",
+            ),
+            metavar="<name>",
+            panel=_WHAT,
         ),
     ] = None
-    weights: Annotated[
-        str | None, typer.Option(help="What extract's --weights takes.", metavar="<source>", rich_help_panel=_WHAT)
-    ] = None
-    image_size: Annotated[
-        int | None, typer.Option(help="Pixels a side.", metavar="<pixels>", rich_help_panel=_WHAT)
-    ] = None
-    images: Annotated[
-        int | None, typer.Option(help="So many images of each split.", metavar="<images>", rich_help_panel=_WHAT)
-    ] = None
-    epochs: Annotated[int | None, typer.Option(help="Of each head.", metavar="<epochs>", rich_help_panel=_WHAT)] = None
-    heads: Annotated[
-        int | None, typer.Option(help="How many heads are tried.", metavar="<heads>", rich_help_panel=_WHAT)
-    ] = None
+    weights: Annotated[str | None, Option(help="What extract's --weights takes.", metavar="<source>", panel=_WHAT)] = (
+        None
+    )
+    image_size: Annotated[int | None, Option(help="Pixels a side.", metavar="<pixels>", panel=_WHAT)] = None
+    images: Annotated[int | None, Option(help="So many images of each split.", metavar="<images>", panel=_WHAT)] = None
+    epochs: Annotated[int | None, Option(help="Of each head.", metavar="<epochs>", panel=_WHAT)] = None
+    heads: Annotated[int | None, Option(help="How many heads are tried.", metavar="<heads>", panel=_WHAT)] = None
     sample: Annotated[
         int | None,
-        typer.Option(
-            help="End to end is measured on so many images of each split, and scaled.",
-            metavar="<images>",
-            rich_help_panel=_WHAT,
+        Option(
+            help="End to end is measured on so many images of each split, and scaled.", metavar="<images>", panel=_WHAT
         ),
     ] = None
     sample_epochs: Annotated[
         int | None,
-        typer.Option(help="And for so many epochs.", metavar="<epochs>", rich_help_panel=_WHAT),
+        Option(help="And for so many epochs.", metavar="<epochs>", panel=_WHAT),
     ] = None
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", rich_help_panel=_WHAT)
-    ] = "auto"
+    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", panel=_WHAT)] = "auto"
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Also write benchmark.json, benchmark.md and charts (SVG, PNG, Vega-Lite) there.",
             metavar="<folder>",
-            rich_help_panel=_RESULT,
+            panel=_RESULT,
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `benchmark` to the typer app."""
 
-    @command(app, "benchmark", section="From images to a head")
+    @command(
+        app,
+        "benchmark",
+        section="From images to a head",
+        examples=(
+            "featcache benchmark",
+            "featcache benchmark --scenario cifar10-vgg16 --output charts/",
+        ),
+    )
     def benchmark(options: BenchmarkOptions, common: Common) -> None:
         """Measure what caching gains here: end to end against cached.
 
@@ -110,7 +120,7 @@ def register(app: typer.Typer) -> None:
             prepare_folder(options.output)
         with Terminal(quiet=common.quiet) as terminal:
             result = measure(
-                chosen(options),
+                scenario_of(options),
                 data_dir=common.data_dir,
                 command=shlex.join(["featcache", *sys.argv[1:]]),
                 today=datetime.now(UTC).date(),
@@ -124,13 +134,13 @@ def register(app: typer.Typer) -> None:
             show(result)
 
 
-def chosen(options: BenchmarkOptions) -> Scenario:
+def scenario_of(options: BenchmarkOptions) -> Scenario:
     """The scenario that the options describe. Raises UnknownName or InvalidOption."""
     from featcache.benchmark import scenario
 
     names = ("dataset", "backbone", "weights", "image_size", "images", "epochs", "heads", "sample", "sample_epochs")
-    said = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(scenario(options.scenario), device=options.device, **said)
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return replace(scenario(options.scenario), device=options.device, **given)
 
 
 def show(result: AnyResult) -> None:

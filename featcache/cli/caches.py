@@ -1,8 +1,9 @@
-"""The shelf: `ls`, `info`, `verify`, `why`, `rm`, `gc`. `ls`, `info`, `rm` and `gc` never import torch."""
+"""The caches: `ls`, `info`, `verify`, `why`, `rm`, `gc`. `ls`, `info`, `rm` and `gc` never import torch."""
 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,22 +12,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from featcache.backbones.options import BackboneOptions
-from featcache.cli import completion
-from featcache.cli.commands import command
-from featcache.cli.options import Common, requested
+from featcache.cli.commands import FOUND, command
+from featcache.cli.finding import CACHE
+from featcache.cli.options import Common
 from featcache.cli.printing import (
+    Bold,
+    human_count,
+    human_list,
+    human_path,
     human_rows,
-    human_seconds,
     print_json,
     print_line,
+    print_next,
     print_pairs,
     print_table,
 )
 from featcache.cli.terminal import Terminal
+from featcache.cli.usage import usage_errors
+from featcache.columns import LABEL
+from featcache.config import Option, merge_fields
 from featcache.errors import CacheDamaged
-from featcache.extraction.reporting import human_bytes
-from featcache.extraction.request import StorageOptions
+from featcache.extraction.request import Request, StorageOptions
 from featcache.images.options import ImageOptions
+from featcache.text import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry
@@ -35,16 +43,21 @@ if TYPE_CHECKING:
     from featcache.extraction.why import Why
 
 SECTION = "The caches"
-CACHE = typer.Argument(
-    autocompletion=completion.caches, help="Its path, its name from `featcache ls`, or how that begins."
-)
 _MOST_LISTED = 10
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `ls`, `info`, `verify`, `why`, `rm` and `gc` to the typer app."""
 
-    @command(app, "ls", section=SECTION)
+    @command(
+        app,
+        "ls",
+        section=SECTION,
+        examples=(
+            "featcache ls",
+            "featcache ls --data-dir /data/featcache --json",
+        ),
+    )
     def ls(common: Common) -> None:
         """List the caches: complete, unfinished, damaged."""
         from featcache.cache.catalog import list_caches
@@ -53,11 +66,20 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json({"caches": [_entry_json(entry) for entry in entries]})
         elif entries:
-            print_table([_entry_row(entry) for entry in entries], header=_HEADER)
+            _show_entries(entries, common)
         else:
-            print_line(f"no caches in {common.features_dir}; `featcache extract` makes one")
+            print_line(f"no caches in {human_path(common.features_dir)}")
+            print_next(common, "extract", "--dataset", "digits", "--backbone", "pixels")
 
-    @command(app, "info", section=SECTION)
+    @command(
+        app,
+        "info",
+        section=SECTION,
+        examples=(
+            "featcache info cifar10-vgg16",
+            "featcache info data/features/cifar10-vgg16.h5 --json",
+        ),
+    )
     def info(cache: Annotated[str, CACHE], *, common: Common) -> None:
         """Show what a cache holds and what it was computed from.
 
@@ -70,20 +92,29 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(_entry_json(entry) | details)
         else:
-            targets = [(f"target {one['name']}", target_in_words(**one)) for one in details.pop("targets", ())]
-            print_pairs([*_entry_pairs(entry), *targets, *_flat(details)])
+            _show_info(entry, details, common)
         if entry.state not in (COMPLETE, UNFINISHED):
             raise typer.Exit(1)
 
-    @command(app, "verify", section=SECTION)
+    @command(
+        app,
+        "verify",
+        section=SECTION,
+        examples=(
+            "featcache verify cifar10-vgg16 --full",
+            "featcache verify cifar10-vgg16 --recompute 16",
+        ),
+    )
     def verify(
         cache: Annotated[str, CACHE],
-        full: Annotated[bool, typer.Option("--full", help="Read and check every row.")] = False,
+        full: Annotated[
+            bool, Option(help="Read every row, and compare it with its checksum.", flags=("--full",))
+        ] = False,
         recompute: Annotated[
-            int, typer.Option(help="Run so many random rows through the backbone again.", metavar="<rows>", min=0)
+            int, Option(help="Run so many random rows through the backbone again.", metavar="<rows>", least=0)
         ] = 0,
-        seed: Annotated[int, typer.Option(help="Which rows --recompute takes.", metavar="<seed>", min=0)] = 0,
-        device: Annotated[str, typer.Option(help="Where --recompute computes.", metavar="<device>")] = "auto",
+        seed: Annotated[int, Option(help="Which rows --recompute takes.", metavar="<seed>", least=0)] = 0,
+        device: Annotated[str, Option(help="Where --recompute computes.", metavar="<device>")] = "auto",
         *,
         common: Common,
     ) -> None:
@@ -101,35 +132,65 @@ def register(app: typer.Typer) -> None:
             checked = verify(
                 entry.path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total)
             )
-            again = _recomputed(entry, recompute, seed, device, common) if recompute and checked.sound else None
+            again = _recompute(entry, recompute, seed, device, common) if recompute and checked.sound else None
         report = _verification(checked) | ({"recomputed": again} if again is not None else {})
         if common.json:
             print_json(report)
         else:
-            print_pairs(_flat(report))
+            _show_verification(checked, again)
         if not checked.sound:
             raise CacheDamaged(
                 f"{entry.path} is not sound: {checked.findings[0].what}",
                 hint="extract again: sound rows are kept, the others computed",
             )
 
-    @command(app, "why", section=SECTION)
-    def why(what: BackboneOptions, storage: StorageOptions, images: ImageOptions, common: Common) -> None:
-        """Say why `extract` would find its rows, or would not.
+    @command(
+        app,
+        "why",
+        section=SECTION,
+        examples=(
+            "featcache why --dataset photos/ --backbone vgg16",
+            "featcache why -d photos/ -b vgg16 --exit-code || echo new images",
+        ),
+    )
+    def why(
+        backbone: BackboneOptions,
+        storage: StorageOptions,
+        images: ImageOptions,
+        exit_code: Annotated[
+            bool,
+            Option(help="End with exit code 3 unless every row is there.", flags=("--exit-code",), panel="The result"),
+        ] = False,
+        *,
+        common: Common,
+    ) -> None:
+        """Say which rows `extract` would compute, and why.
 
-        Takes the options of `featcache extract` and computes nothing: hit (all rows are there), partial (which are
-        new, changed or gone), or miss, with the fields in which the nearest caches differ.
+        Takes the options of `featcache extract` and computes nothing. The result is hit (all rows are there), partial
+        (which are new, changed or gone), or miss, with the fields in which the nearest caches differ.
         """
         from featcache.extraction.why import why
 
+        with usage_errors():
+            request = Request(**merge_fields(images, backbone, storage), data_dir=common.data_dir)
         with Terminal(quiet=common.quiet) as terminal:
-            told = why(requested(what, storage, images, common), reporter=terminal)
+            found = why(request, reporter=terminal)
         if common.json:
-            print_json(told.to_json())
+            print_json(found.to_json())
         else:
-            _show_why(told)
+            _show_why(found, request, common)
+        if exit_code and found.state != "hit":
+            raise typer.Exit(FOUND)
 
-    @command(app, "rm", section=SECTION)
+    @command(
+        app,
+        "rm",
+        section=SECTION,
+        examples=(
+            "featcache rm cifar10-vgg16",
+            "featcache rm data/features/old.h5",
+        ),
+    )
     def rm(cache: Annotated[str, CACHE], *, common: Common) -> None:
         """Remove a cache, or what an unfinished one has so far."""
         from featcache.cache.catalog import find, remove
@@ -139,57 +200,103 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json({"removed": str(entry.path), "bytes": freed})
         else:
-            print_line(f"removed {entry.path} ({human_bytes(freed)})")
+            print_line(f"removed {human_path(entry.path)}: ", Bold(human_bytes(freed)), " freed")
 
-    @command(app, "gc", section=SECTION)
+    @command(
+        app,
+        "gc",
+        section=SECTION,
+        examples=(
+            "featcache gc",
+            "featcache gc --delete",
+        ),
+    )
     def gc(
-        delete: Annotated[bool, typer.Option("--delete", help="Remove it; without this, only list it.")] = False,
+        delete: Annotated[bool, Option(help="Remove it; without this, only list it.", flags=("--delete",))] = False,
         *,
         common: Common,
     ) -> None:
-        """List what no run uses, or remove it.
+        """List caches that no run uses and leftovers, or remove them.
 
         That is: caches that no run in --runs-dir was trained on, and what dead processes left behind, also among runs
         and digests. A run that cannot be read is named and passed over.
         """
-        from featcache.cache.catalog import discard, garbage, list_abandoned
-        from featcache.runs.run import used_caches
+        from featcache.cache.catalog import garbage, list_abandoned, remove_garbage
+        from featcache.runs.run import caches_in_use
 
         now = time.time()
         with Terminal(quiet=common.quiet) as terminal:
-            used = used_caches(common.runs_dir, terminal.warn)
+            used = caches_in_use(common.runs_dir, terminal.warn)
         found = garbage(common.features_dir, used=used, now=now)
         for folder in (common.data_dir / "digests", common.runs_dir, *common.runs_dir.glob("*/")):
             found += list_abandoned(folder, now)
         if delete:
             for piece in found:
-                discard(piece)
+                remove_garbage(piece)
         freed = sum(piece.nbytes for piece in found)
         if common.json:
             pieces = [{"path": str(piece.path), "bytes": piece.nbytes, "reason": piece.reason} for piece in found]
             print_json({"deleted": delete, "garbage": pieces, "bytes": freed})
         elif found:
-            rows = [(str(piece.path), human_bytes(piece.nbytes), piece.reason) for piece in found]
-            print_table(rows, header=("path", "size", "reason"))
-            print_line(f"\n{human_bytes(freed)} " + ("removed" if delete else "to remove: --delete does it"))
+            print_line(Bold(human_bytes(freed)), " removed" if delete else " can be removed, nothing is yet")
+            print_line()
+            rows = [(human_path(piece.path), human_bytes(piece.nbytes), piece.reason) for piece in found]
+            print_table(rows, header=("path", "size", "reason"), optional=1, shorten=(0,))
+            print_next(common, "ls") if delete else print_next(common, "gc", "--delete")
         else:
             print_line("nothing to remove")
 
 
-_HEADER = ("name", "layers", "rows", "views", "size", "age", "used", "state")
+def _show_entries(entries: Sequence[CacheEntry], common: Common) -> None:
+    """A table of caches with the columns in which there is something to see."""
+    columns = {
+        "name": [entry.name for entry in entries],
+        "images": [f"{entry.rows_total:,}" if entry.rows else "-" for entry in entries],
+        "size": [human_bytes(entry.nbytes) for entry in entries],
+        "age": [_age(_seconds(entry.created)) for entry in entries],
+        "used": [_age(entry.used) for entry in entries],
+        "views": [str(entry.spec.views) if entry.spec and entry.spec.views > 1 else "-" for entry in entries],
+        "state": ["-" if entry.complete else _state(entry) for entry in entries],
+        "layers": [human_list(entry.spec.layer_names, 2) if entry.spec else "-" for entry in entries],
+    }
+    known = {name: cells for name, cells in columns.items() if name == "name" or {*cells} != {"-"}}
+    print_table([*zip(*known.values(), strict=True)], header=[*known], optional="layers" in known, shorten=(0,))
+    complete = [entry for entry in entries if entry.complete]
+    if complete:
+        print_next(common, "info", max(complete, key=lambda entry: entry.created or "").name)
+    else:
+        _show_command(next((entry.command for entry in entries if entry.command), None), common)
 
 
-def _entry_row(entry: CacheEntry) -> Sequence[str]:
-    return (
-        entry.name,
-        ", ".join(entry.spec.layer_names) if entry.spec else "-",
-        human_rows(entry.rows or {}) or "-",
-        str(entry.spec.views) if entry.spec else "-",
-        human_bytes(entry.nbytes),
-        _age(_seconds(entry.created)),
-        _age(entry.used),
-        _state(entry),
+def _show_command(extract: str | None, common: Common) -> None:
+    """As the next command a `featcache extract` that is at hand as text."""
+    words = shlex.split(extract or "")
+    # Images that were handed over from Python have none.
+    if words[:2] == ["featcache", "extract"] and not (common.quiet or common.json):
+        print_line(f"next: {extract}")
+
+
+def _show_info(entry: CacheEntry, details: dict[str, Any], common: Common) -> None:
+    targets = details.pop("targets", ())
+    # It stands as an age among the pairs.
+    details.get("provenance", {}).pop("created", None)
+    described = [(f"target {one['name']}", describe_target(**one)) for one in targets]
+    print_pairs([*_entry_pairs(entry), *described, *_flat(details)])
+    kinds = {one["name"]: one["kind"] for one in targets}
+    if kinds.get(LABEL) in ("classes", "lists", "numbers") and "train" in (entry.rows or {}):
+        print_next(common, "train-head", entry.name)
+    else:
+        _show_command(entry.command, common)
+
+
+def _show_verification(checked: Verification, again: Mapping[str, Any] | None) -> None:
+    rows = f", {human_count(checked.rows, 'row')}" if checked.rows else ""
+    less = "" if checked.full or checked.findings else "; --full reads every row"
+    print_line(
+        Bold("sound" if checked.sound else "not sound"),
+        f": {human_path(checked.path)} ({human_count(checked.tables, 'table')}{rows} checked{less})",
     )
+    print_pairs(_flat({"findings": [asdict(finding) for finding in checked.findings], "recomputed": again}))
 
 
 def _state(entry: CacheEntry) -> str:
@@ -207,6 +314,13 @@ def _seconds(created: str | None) -> float | None:
         return None
 
 
+def _iso_time(seconds: float) -> str:
+    """Seconds since the epoch as ISO 8601, in UTC."""
+    from datetime import UTC, datetime
+
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+
+
 def _age(then: float | None) -> str:
     if then is None:
         return "-"
@@ -214,6 +328,11 @@ def _age(then: float | None) -> str:
     if passed < 48 * 3600:
         return human_seconds(passed) if passed >= 60 else "now"
     return f"{passed / 86400:.0f} days"
+
+
+def _ago(then: float | None) -> str:
+    age = _age(then)
+    return {"-": "", "now": "just now"}.get(age, f"{age} ago")
 
 
 def _entry_json(entry: CacheEntry) -> dict[str, Any]:
@@ -230,7 +349,7 @@ def _entry_json(entry: CacheEntry) -> dict[str, Any]:
         "skipped": entry.skipped,
         "bytes": entry.nbytes,
         "created": entry.created,
-        "used": entry.used,
+        "used": None if entry.used is None else _iso_time(entry.used),
         "problem": entry.problem,
     }
 
@@ -238,16 +357,16 @@ def _entry_json(entry: CacheEntry) -> dict[str, Any]:
 def _entry_pairs(entry: CacheEntry) -> list[tuple[str, str]]:
     pairs = [
         ("name", entry.name),
-        ("path", str(entry.path)),
+        ("path", human_path(entry.path)),
         ("state", _state(entry)),
         ("problem", entry.problem or ""),
         ("dataset", entry.set_name or ""),
         ("rows", human_rows(entry.rows or {})),
-        ("views", entry.spec.views_told if entry.spec else ""),
+        ("views", entry.spec.views_description if entry.spec else ""),
         ("skipped", str(entry.skipped or "")),
         ("size", human_bytes(entry.nbytes)),
-        ("created", entry.created or ""),
-        ("used", _age(entry.used)),
+        ("created", _ago(_seconds(entry.created))),
+        ("used", _ago(entry.used)),
     ]
     return [(name, value) for name, value in pairs if value]
 
@@ -271,22 +390,22 @@ def _details(entry: CacheEntry) -> dict[str, Any]:
 
 
 def _target(cache: FeatureCache, name: str) -> dict[str, Any]:
-    """What `info` says of a target."""
-    from featcache.cache.presentation import unlabelled_rows
+    """A target as `info --json` has it."""
+    from featcache.cache.presentation import count_unlabelled
 
     column = cache.targets[name]
     return {
         "name": name,
         "kind": column.kind,
         "names": list(column.names),
-        "unlabelled": unlabelled_rows(cache, name),
+        "unlabelled": count_unlabelled(cache, name),
         "origin": column.origin,
     }
 
 
-def target_in_words(*, kind: str, names: Sequence[str], unlabelled: int, origin: str, **_: object) -> str:
+def describe_target(*, kind: str, names: Sequence[str], unlabelled: int, origin: str, **_: object) -> str:
     """A target in a line: its kind, names, rows without a value, and where it came from."""
-    named = f" ({_listed(names)})" if names else ""
+    named = f" ({human_list(names, _MOST_LISTED)})" if names else ""
     return f"{kind}{named}, {unlabelled:,} rows without a value, from {origin}"
 
 
@@ -300,15 +419,10 @@ def _flat(value: Mapping[str, Any], prefix: str = "") -> Sequence[tuple[str, str
             for number, one in enumerate(item):
                 rows += _flat(one, f"{prefix}{key}.{number}.")
         elif isinstance(item, list | tuple):
-            rows += [(prefix + key, _listed(list(map(str, item))))] if item else []
+            rows += [(prefix + key, human_list([*map(str, item)], _MOST_LISTED))] if item else []
         elif item is not None:
             rows.append((prefix + key, str(item)))
     return rows
-
-
-def _listed(items: Sequence[str]) -> str:
-    more = f", ... ({len(items):,})" if len(items) > _MOST_LISTED else ""
-    return ", ".join(items[:_MOST_LISTED]) + more
 
 
 def _verification(checked: Verification) -> dict[str, Any]:
@@ -322,7 +436,7 @@ def _verification(checked: Verification) -> dict[str, Any]:
     }
 
 
-def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
+def _recompute(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
     from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.recomputation import recompute
@@ -332,15 +446,22 @@ def _recomputed(entry: CacheEntry, rows: int, seed: int, device: str, common: Co
     return again.to_json()
 
 
-def _show_why(told: Why) -> None:
-    print_line(f"{told.state}: {told.rows - told.to_compute:,} of {told.rows:,} rows are there ({told.cache.name})")
-    for what, ids in (("new", told.new), ("changed", told.changed), ("gone", told.gone)):
+def _show_why(found: Why, request: Request, common: Common) -> None:
+    from featcache.cache.catalog import name_of
+
+    there = f"{found.state}: {found.rows - found.to_compute:,} of {found.rows:,} images"
+    print_line(Bold(there), f" are cached ({name_of(found.cache)})")
+    for what, ids in (("new", found.new), ("changed", found.changed), ("gone", found.gone)):
         if ids:
-            print_line(f"{what}: {_listed(ids)}")
-    for neighbour in told.nearest:
+            print_line(f"{what}: {human_list(ids, _MOST_LISTED)}")
+    for neighbour in found.nearest:
         print_line(f"{neighbour.name} differs:")
         for difference in neighbour.differences:
-            print_line(f"  {difference.field}: {_short(difference.that)}, asked {_short(difference.this)}")
+            print_line(f"  {difference.field}: cached {_short(difference.that)}, requested {_short(difference.this)}")
+    if found.state == "hit":
+        print_next(common, "info", name_of(found.cache))
+    else:
+        _show_command(request.command, common)
 
 
 def _short(value: object) -> str:

@@ -1,13 +1,14 @@
-"""What the shell offers at the tab key: names of backbones, data sets, caches, runs, heads and recipes.
+"""What the shell offers at the tab key: names of backbones, data sets, caches, runs, heads, recipes, and paths.
 
-It has to be there at once, so nothing here imports torch.
+Each function gives those that begin with what was typed (`incomplete`). It has to be there at once, so nothing here
+imports torch.
 """
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import typer
@@ -27,17 +28,26 @@ def datasets(incomplete: str) -> list[str]:
     return _starting(dataset_names(), incomplete) + _paths(incomplete)
 
 
+def of_choices(choices: Sequence[str]) -> Callable[[str], list[str]]:
+    """A function that offers the choices of an option."""
+    return lambda incomplete: [choice for choice in choices if choice.startswith(incomplete)]
+
+
 def caches(context: typer.Context, incomplete: str) -> list[str]:
-    """The caches on the shelf, and paths."""
+    """The caches, packed or in segments, and paths."""
+    from featcache.cache.catalog import is_cache_path, name_of
+
     folder = _folder(context, "data_dir", "FEATCACHE_DATA_DIR", "data") / "features"
-    return _starting({path.stem for path in folder.glob("*.h5")}, incomplete) + _paths(incomplete)
+    return _starting({name_of(path) for path in folder.glob("*") if is_cache_path(path)}, incomplete) + _paths(
+        incomplete
+    )
 
 
 def runs(context: typer.Context, incomplete: str) -> list[str]:
     """The runs in --runs-dir, `latest` and `best` where there are some, and paths."""
     from featcache.runs.catalog import BEST, LATEST, run_folders
 
-    folder = _folder(context, "runs_dir", None, "runs")
+    folder = _folder(context, "runs_dir", "FEATCACHE_RUNS_DIR", "runs")
     names = [path.name for path in run_folders(folder)]
     return _starting([*names, BEST, LATEST] if names else [], incomplete) + _paths(incomplete)
 
@@ -55,7 +65,7 @@ def heads(incomplete: str) -> list[str]:
 
 
 def recipes(incomplete: str) -> list[str]:
-    """The notebook's experiments."""
+    """The names of recipes (`featcache recipes`) that begin with `incomplete`, sorted."""
     from featcache.notebook.recipes import recipe_names
 
     return _starting(recipe_names(), incomplete)
@@ -73,6 +83,6 @@ def _paths(incomplete: str) -> list[str]:
     return [f"{path}/" if Path(path).is_dir() else path for path in found]
 
 
-def _folder(context: typer.Context, option: str, variable: str | None, default: str) -> Path:
-    said = context.params.get(option)
-    return Path(said or (os.environ.get(variable) if variable else None) or default)
+def _folder(context: typer.Context, option: str, variable: str, default: str) -> Path:
+    """A folder of the common options, which belong to the root."""
+    return Path(context.find_root().params.get(option) or os.environ.get(variable) or default)

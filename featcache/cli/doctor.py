@@ -1,4 +1,4 @@
-"""`featcache doctor`: what this machine is, and how fast it will extract."""
+"""`featcache doctor`: examines this machine and estimates how fast it extracts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `doctor` to the typer app."""
 
-    @command(app, "doctor", section="What there is")
+    @command(
+        app,
+        "doctor",
+        section="What there is",
+        examples=(
+            "featcache doctor",
+            "featcache doctor --json",
+        ),
+    )
     def doctor(common: Common) -> None:
         """Examine this machine, and say how fast it will be.
 
@@ -28,7 +36,7 @@ def register(app: typer.Typer) -> None:
         from featcache.extraction.checkup import examine
 
         with Terminal(quiet=common.quiet) as terminal:
-            terminal.say("measuring for a few seconds")
+            terminal.info("measuring for a few seconds")
             found = examine(common.data_dir)
             for warning in found.warnings:
                 terminal.warn(warning)

@@ -11,11 +11,23 @@ import typer
 from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.predict import SECTION, weights_said
-from featcache.cli.printing import human_rows, print_json, print_pairs
+from featcache.cli.predict import SECTION, weights_by_name
+from featcache.cli.printing import (
+    Bold,
+    human_count,
+    human_list,
+    human_path,
+    human_rows,
+    print_json,
+    print_line,
+    print_next,
+    print_pairs,
+)
 from featcache.cli.terminal import Terminal
-from featcache.errors import InvalidOption, UnknownName
-from featcache.extraction.reporting import human_bytes
+from featcache.cli.usage import WrongUsage
+from featcache.config import Option, check
+from featcache.errors import FeatcacheError, InvalidOption, UnknownName
+from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.inference import ExportedCache, ExportedRun
@@ -25,6 +37,7 @@ _RUN = "Of a run"
 _CACHE = "Of a cache"
 RUN_FORMATS = ("onnx", "pt2")
 CACHE_FORMATS = ("npz", "npy", "safetensors", "parquet", "csv", "projector")
+_MOST_NAMED = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,23 +46,28 @@ class FileOptions:
 
     output: Annotated[
         Path,
-        typer.Option(
-            "--output",
-            "-o",
+        Option(
             help="The file to write; for npy and projector a new folder.",
+            flags=(
+                "--output",
+                "-o",
+            ),
             metavar="<path>",
-            rich_help_panel=_FILE,
+            panel=_FILE,
         ),
     ]
     format: Annotated[
         str | None,
-        typer.Option(
-            help=f"Of a run: {', '.join(RUN_FORMATS)}. Of a cache: {', '.join(CACHE_FORMATS)}. "
-            "[default: what the file's name ends in]",
+        Option(
+            help=f"Of a run: {', '.join(RUN_FORMATS)}. Of a cache: {', '.join(CACHE_FORMATS)}.",
+            default="what the file's name ends in",
             metavar="<format>",
-            rich_help_panel=_FILE,
+            panel=_FILE,
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,26 +75,27 @@ class RunExportOptions:
     """How a run's file is checked, and where its weights are."""
 
     verify_images: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Images, a folder or an archive to check the file on; may be repeated. "
-            "[default: those the run's cache was extracted from]",
+        tuple[str, ...],
+        Option(
+            help="Images, a folder or an archive to check the file on; may be repeated.",
+            default="those the run's cache was extracted from",
             metavar="<path>",
-            rich_help_panel=_RUN,
+            panel=_RUN,
         ),
-    ] = None
-    verify_limit: Annotated[
-        int, typer.Option(help="On so many of them.", metavar="<images>", min=1, rich_help_panel=_RUN)
-    ] = 32
+    ] = ()
+    verify_limit: Annotated[int, Option(help="On so many of them.", metavar="<images>", least=1, panel=_RUN)] = 32
     weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Where the backbone's weights are now; of several: BACKBONE=SOURCE, repeated. "
-            "[default: where they were when the head was trained]",
+        tuple[str, ...],
+        Option(
+            help="Where the backbone's weights are now; of several: BACKBONE=SOURCE, repeated.",
+            default="where they were when the head was trained",
             metavar="<source>",
-            rich_help_panel=_RUN,
+            panel=_RUN,
         ),
-    ] = None
+    ] = ()
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,31 +103,42 @@ class CacheExportOptions:
     """Which rows of a cache."""
 
     split: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="train, val or test; may be repeated. [default: all]", metavar="<split>", rich_help_panel=_CACHE
-        ),
-    ] = None
+        tuple[str, ...],
+        Option(help="train, val or test; may be repeated.", default="all", metavar="<split>", panel=_CACHE),
+    ] = ()
     layer: Annotated[
-        list[str] | None,
-        typer.Option(help="May be repeated. [default: all]", metavar="<name>", rich_help_panel=_CACHE),
-    ] = None
+        tuple[str, ...],
+        Option(help="May be repeated.", default="all", metavar="<name>", panel=_CACHE),
+    ] = ()
     sprite: Annotated[
         bool,
-        typer.Option("--sprite", help="For the projector: every image as its point.", rich_help_panel=_CACHE),
+        Option(help="For the projector: every image as its point.", panel=_CACHE),
     ] = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `export` to the typer app."""
 
-    @command(app, "export", section=SECTION)
+    @command(
+        app,
+        "export",
+        section=SECTION,
+        examples=(
+            "featcache export best --output model.onnx",
+            "featcache export cifar10-vgg16 --output features.parquet",
+        ),
+    )
     def export(
         what: Annotated[
             str,
             typer.Argument(
+                metavar="RUN_OR_CACHE",
                 autocompletion=completion.runs_and_caches,
-                help="A run or a cache: its path, its name, or how that begins; of runs also latest and best.",
+                help="A run or a cache: its path, its name, or how that begins; of runs also latest and best (as in "
+                "featcache predict).",
             ),
         ],
         *,
@@ -117,7 +147,7 @@ def register(app: typer.Typer) -> None:
         cache_options: CacheExportOptions,
         common: Common,
     ) -> None:
-        """Write a run, or a cache's rows, as a file for others.
+        """Write a run as one model file, or a cache's rows as a table.
 
         A run becomes one file from image to probabilities: resize, normalisation, backbone and head are inside. It is
         checked against featcache on real images before it takes its name; if it says anything else, nothing is
@@ -127,42 +157,46 @@ def register(app: typer.Typer) -> None:
         if format in RUN_FORMATS:
             _refuse(cache_options, CacheExportOptions(), "a run")
             run = _export_run(what, file.output, format, run_options, common)
-            print_json(run.to_json()) if common.json else _show_run(run)
+            print_json(run.to_json()) if common.json else _show_run(run, common)
         else:
             _refuse(run_options, RunExportOptions(), "a cache")
             cache = _export_cache(what, file.output, format, cache_options, common)
-            print_json(cache.to_json()) if common.json else _show_cache(cache)
+            print_json(cache.to_json()) if common.json else _show_cache(cache, common)
 
 
 def _format(file: FileOptions) -> str:
     known = (*RUN_FORMATS, *CACHE_FORMATS)
-    said = file.output.suffix.removeprefix(".").lower() if file.format is None else file.format
-    if not said:
+    name = file.output.suffix.removeprefix(".").lower() if file.format is None else file.format
+    if not name:
         raise InvalidOption(f"{file.output} does not say its format", hint=f"--format, one of {', '.join(known)}")
-    if said not in known:
-        raise UnknownName("format", said, known)
-    return said
+    if name not in known:
+        raise UnknownName("format", name, known)
+    return name
 
 
-def _refuse(said: object, nothing: object, what: str) -> None:
+def _refuse(given: object, nothing: object, what: str) -> None:
     """A usage error where an option belongs to the other kind of export."""
-    for name, value in vars(said).items():
+    for name, value in vars(given).items():
         if value != getattr(nothing, name):
-            option = f"--{name.replace('_', '-')}"
-            raise typer.BadParameter(f"does not belong to the export of {what}", param_hint=option)
+            raise WrongUsage(f"--{name.replace('_', '-')} does not belong to the export of {what}")
 
 
 def _export_run(run: str, output: Path, format: str, options: RunExportOptions, common: Common) -> ExportedRun:
     from featcache.inference import export_run
 
+    if _is_cache(run, common) and not _is_run(run, common):
+        raise InvalidOption(
+            f"{run} is a cache, and {format} is a format of runs",
+            hint=f"formats of a cache: {', '.join(CACHE_FORMATS)}; `featcache train-head` makes a run of it",
+        )
     with Terminal(quiet=common.quiet) as terminal:
         return export_run(
             run,
             output,
             format,
-            verify_images=options.verify_images,
+            verify_images=options.verify_images or None,
             verify_limit=options.verify_limit,
-            weights=weights_said(options.weights),
+            weights=weights_by_name(options.weights),
             data_dir=common.data_dir,
             runs_dir=common.runs_dir,
             reporter=terminal,
@@ -173,49 +207,71 @@ def _export_cache(cache: str, output: Path, format: str, options: CacheExportOpt
     from featcache.cache.catalog import find
     from featcache.inference import export_cache
 
+    if _is_run(cache, common) and not _is_cache(cache, common):
+        raise InvalidOption(
+            f"{cache} is a run, and {format} is a format of caches",
+            hint=f"formats of a run: {', '.join(RUN_FORMATS)}; for the rows it was trained on name its cache, which "
+            "`featcache ls` lists",
+        )
     with Terminal(quiet=common.quiet) as terminal:
         return export_cache(
             find(common.features_dir, cache).require_complete(),
             output,
             format,
-            splits=options.split,
-            layers=options.layer,
+            splits=options.split or None,
+            layers=options.layer or None,
             sprite=options.sprite,
             data_dir=common.data_dir,
             reporter=terminal,
         )
 
 
-def _show_run(exported: ExportedRun) -> None:
+def _is_run(name: str, common: Common) -> bool:
+    """Whether a run is called so."""
+    from featcache.runs.catalog import CONFIG_FILE, find_run
+
+    try:
+        return (find_run(common.runs_dir, name) / CONFIG_FILE).is_file()
+    except FeatcacheError:
+        return False
+
+
+def _is_cache(name: str, common: Common) -> bool:
+    """Whether a cache is called so, complete or not."""
+    from featcache.cache.catalog import FOREIGN, find
+
+    try:
+        return find(common.features_dir, name).state != FOREIGN
+    except FeatcacheError:
+        return False
+
+
+def _show_run(exported: ExportedRun, common: Common) -> None:
     names, numbers = exported.target.names, exported.target.kind == "numbers"
     what, columns = ("values", "columns") if numbers else ("probabilities", "classes")
-    same = "the same first class, " if exported.target.kind == "classes" else ""
+    same = "the same predicted class, " if exported.target.kind == "classes" else ""
+    images = human_count(exported.images, "image")
+    print_line(Bold(human_bytes(exported.nbytes)), f" in {human_path(exported.path)} ({exported.format})")
     print_pairs(
         [
-            ("file", str(exported.path)),
-            ("format", exported.format),
-            ("size", human_bytes(exported.nbytes)),
-            ("run", exported.run),
+            ("run", human_path(exported.run)),
             ("input", "images: uint8 (N, H, W, 3), RGB, of any size"),
             ("output", f"{what}: float32 (N, {len(names)}), in the order of the {columns}"),
-            (columns, ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")),
-            (
-                "verified",
-                f"on {exported.images} images: {same}{what} within {exported.greatest_difference:.1g} of featcache's",
-            ),
+            (columns, human_list(names, _MOST_NAMED)),
+            ("verified", f"on {images}: {same}{what} within {exported.greatest_difference:.1g} of featcache's"),
         ]
     )
+    print_next(common, "report", human_path(exported.run))
 
 
-def _show_cache(exported: ExportedCache) -> None:
+def _show_cache(exported: ExportedCache, common: Common) -> None:
+    print_line(Bold(human_bytes(exported.nbytes)), f" in {human_path(exported.path)} ({exported.format})")
     print_pairs(
         [
-            ("written", str(exported.path)),
-            ("format", exported.format),
-            ("size", human_bytes(exported.nbytes)),
             ("cache", exported.cache),
             ("rows", human_rows(exported.rows)),
-            ("features", ", ".join(f"{dim:,} of {layer}" for layer, dim in exported.feature_dim.items())),
+            ("features", ", ".join(f"{dim:,} ({layer})" for layer, dim in exported.feature_dim.items())),
             *([("views", f"{exported.views} of each train image")] if exported.views > 1 else []),
         ]
     )
+    print_next(common, "info", exported.cache)

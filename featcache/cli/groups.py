@@ -2,13 +2,12 @@
 
 What an option is called, what it takes and what its help says stands with the field (`featcache.config`):
 
-    def extract(what: list[BackboneOptions], images: ImageOptions, how: Execution) -> None: ...
-    def assemble(what: BackboneOptions, how: Annotated[Execution, Without("shard")]) -> None: ...
+    def extract(backbones: list[BackboneOptions], images: ImageOptions, how: Execution) -> None: ...
+    def assemble(how: Annotated[Execution, Only("pack")]) -> None: ...
     def sweep(head: Annotated[dict[str, Any], Given(HeadConfig)]) -> None: ...
 
-`list[...]` is for several records: the option that names them may be repeated, and others say NAME=VALUE. `Given` is
-for a record that is made later, of what was given and something else. A record whose fields are annotated for typer
-itself is unfolded as it is.
+`list[...]` is for several records: the option that names them may be repeated, and others take NAME=VALUE. `Given` is
+for a record that is made later, from the options that stand on the command line and from something else.
 """
 
 from __future__ import annotations
@@ -18,18 +17,25 @@ import inspect
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Sequence
-from types import NoneType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from featcache.cli import completion
-from featcache.config import ConfigField, options_of
+from featcache.cli.usage import WrongUsage, usage_errors
+from featcache.config import ConfigField, Option, options_of
 from featcache.errors import InvalidOption
 
 
 class Without:
     """In `Annotated[Record, Without("name")]`: the command does not take these options of the record."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+class Only:
+    """In `Annotated[Record, Only("name")]`: the command takes these options of the record alone."""
 
     def __init__(self, *names: str) -> None:
         self.names = names
@@ -47,112 +53,121 @@ class Given:
 
 
 class Group(ABC):
-    """A parameter of a command that stands for several options."""
+    """A parameter of a command that stands for several options: those of its `fields`."""
+
+    fields: Sequence[ConfigField]
 
     @abstractmethod
     def parameters(self) -> list[inspect.Parameter]:
         """The options, as typer reads them."""
 
     @abstractmethod
-    def folded(self, values: dict[str, Any]) -> Any:
-        """What the command's function is given; takes the values of the options out of `values`."""
+    def fold(self, values: dict[str, Any]) -> Any:
+        """The argument of the command's function; takes the values of the options out of `values`."""
 
 
-def group_of(annotation: Any) -> Group | None:
-    """The group that a parameter's annotation means; None for a parameter that is one option."""
-    record = annotation
-    left_out: tuple[str, ...] = ()
+def group_of(parameter: inspect.Parameter, annotation: Any) -> Group | None:
+    """The options that a parameter of a command stands for; None for one that typer itself reads."""
+    record: Any = annotation
+    notes: Sequence[Any] = ()
     if typing.get_origin(annotation) is Annotated:
         record, *notes = typing.get_args(annotation)
-        for note in notes:
-            if isinstance(note, Given):
-                fields = [field for field in options_of(note.record) if field.name not in note.without]
-                return _AsGiven(note.record, fields)
-        left_out = tuple(name for note in notes if isinstance(note, Without) for name in note.names)
+    for note in notes:
+        if isinstance(note, Option):
+            return SingleOption(
+                ConfigField(name=parameter.name, kind=record, default=parameter.default, option=note, panel=note.panel)
+            )
+        if isinstance(note, Given):
+            return _GivenOptions(
+                note.record, [field for field in _options(note.record) if field.name not in note.without]
+            )
     several = typing.get_origin(record) is list
     record = typing.get_args(record)[0] if several else record
     if not (isinstance(record, type) and dataclasses.is_dataclass(record)):
         return None
-    if not options_of(record):
-        return _AsTyperReadsIt(record)
-    fields = [field for field in options_of(record) if field.name not in left_out]
-    return _Several(record, fields) if several else _One(record, fields)
+    fields = _options(record)
+    for note in notes:
+        if isinstance(note, Without | Only):
+            fields = [field for field in fields if (field.name in note.names) == isinstance(note, Only)]
+    return _SeveralRecords(record, fields) if several else RecordGroup(record, fields)
 
 
-class _AsTyperReadsIt(Group):
-    def __init__(self, record: Any) -> None:
-        self._record = record
+def _options(record: type) -> list[ConfigField]:
+    return [field for field in options_of(record) if not field.option.python_only]
+
+
+class SingleOption(Group):
+    """One option of a command alone."""
+
+    def __init__(self, field: ConfigField) -> None:
+        self._field, self.fields = field, (field,)
 
     def parameters(self) -> list[inspect.Parameter]:
-        kinds = typing.get_type_hints(self._record, include_extras=True)
-        return [
-            _keyword(
-                field.name, inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default,
-                kinds[field.name],
-            )
-            for field in self._fields
-        ]  # fmt: skip
+        return [_parameter(self._field)]
 
-    def folded(self, values: dict[str, Any]) -> Any:
-        return self._record(**{field.name: values.pop(field.name) for field in self._fields})
-
-    @property
-    def _fields(self) -> tuple[dataclasses.Field[Any], ...]:
-        return dataclasses.fields(self._record)
+    def fold(self, values: dict[str, Any]) -> Any:
+        with usage_errors():
+            return self._field.fit(_value(self._field, values.pop(self._field.name)))
 
 
-class _One(Group):
+class RecordGroup(Group):
     """One record."""
 
     def __init__(self, record: type, fields: Sequence[ConfigField]) -> None:
-        self._record, self._fields = record, fields
+        self._record, self.fields = record, fields
 
     def parameters(self) -> list[inspect.Parameter]:
-        return [_option(field) for field in self._fields]
+        return [_parameter(field) for field in self.fields]
 
-    def folded(self, values: dict[str, Any]) -> Any:
-        return self._record(**{field.name: _value(field, values.pop(field.name)) for field in self._fields})
-
-
-class _AsGiven(_One):
-    """The options that were given."""
-
-    def folded(self, values: dict[str, Any]) -> Any:
-        found = {field.name: (field, values.pop(field.name)) for field in self._fields}
-        given = given_options(values["context"], found)
-        return {name: field.fitted(_value(field, value)) for name, (field, value) in found.items() if name in given}
+    def fold(self, values: dict[str, Any]) -> Any:
+        with usage_errors():
+            return self._record(**{field.name: _value(field, values.pop(field.name)) for field in self.fields})
 
 
-class _Several(_One):
+class _GivenOptions(RecordGroup):
+    """The options that stand on the command line."""
+
+    def fold(self, values: dict[str, Any]) -> Any:
+        found = {field.name: (field, values.pop(field.name)) for field in self.fields}
+        given = names_of_given(values["context"], found)
+        with usage_errors():
+            return {name: field.fit(_value(field, value)) for name, (field, value) in found.items() if name in given}
+
+
+class _SeveralRecords(Group):
     """One record for each name that is given."""
 
-    def parameters(self) -> list[inspect.Parameter]:
-        return [_repeated(field) if field.option.several else _option(field) for field in self._fields]
+    def __init__(self, record: type, fields: Sequence[ConfigField]) -> None:
+        self._record, self.fields = record, fields
 
-    def folded(self, values: dict[str, Any]) -> Any:
-        (naming,) = (field for field in self._fields if field.option.names)
+    def parameters(self) -> list[inspect.Parameter]:
+        return [_parameter_for_several(field) if field.option.several else _parameter(field) for field in self.fields]
+
+    def fold(self, values: dict[str, Any]) -> Any:
+        (naming,) = (field for field in self.fields if field.option.names)
         names = list(dict.fromkeys(values.pop(naming.name)))
-        each = {
-            field.name: _by_name(field, values.pop(field.name), names)
-            for field in self._fields
+        by_name = {
+            field.name: _values_by_name(field, values.pop(field.name), names)
+            for field in self.fields
             if field.option.several and field is not naming
         }
-        alike = {
-            field.name: _value(field, values.pop(field.name)) for field in self._fields if not field.option.several
+        common = {
+            field.name: _value(field, values.pop(field.name)) for field in self.fields if not field.option.several
         }
-        return [
-            self._record(**{naming.name: name}, **alike, **{key: found[name] for key, found in each.items()})
-            for name in names
-        ]
+        with usage_errors():
+            return [
+                self._record(**{naming.name: name}, **common, **{key: found[name] for key, found in by_name.items()})
+                for name in names
+            ]
 
 
-def given_options(context: typer.Context, names: Iterable[str]) -> set[str]:
+def names_of_given(context: typer.Context, names: Iterable[str]) -> set[str]:
     """Which of these parameters of a command stand on the command line."""
     sources = {name: context.get_parameter_source(name) for name in names}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
-def _by_name(field: ConfigField, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, Any]:
+def _values_by_name(field: ConfigField, values: Sequence[str] | None, names: Sequence[str]) -> dict[str, Any]:
     """`NAME=VALUE`, or VALUE where there is one name -> the value of each; a usage error where it is unclear."""
     found: dict[str, list[str]] = {name: [] for name in names}
     for value in values or ():
@@ -162,77 +177,82 @@ def _by_name(field: ConfigField, values: Sequence[str] | None, names: Sequence[s
         elif len(names) == 1:
             found[names[0]].append(value)
         else:
-            raise typer.BadParameter(
-                f"of several backbones, say whose it is: {field.flag} {names[0]}={value}", param_hint=field.flag
+            raise WrongUsage(
+                f"expected {field.flag} NAME=VALUE with several backbones, got {value!r}",
+                hint=f"{field.flag} {names[0]}={value}",
             )
-    many = _is_list(field)
-    return {name: (tuple(some) if many else some[-1]) if some else field.default for name, some in found.items()}
+    return {
+        name: (tuple(some) if field.is_list else some[-1]) if some else field.default for name, some in found.items()
+    }
 
 
-def _option(field: ConfigField) -> inspect.Parameter:
-    default = not field.default if field.switches_off else field.default
-    kind = list[str] | None if _is_list(field) else _as_text(field.kind)
-    if field.option.unset is not None or field.option.read is not None:
-        default = field.option.unset if field.default is None else field.default
-        return _keyword(field.name, default, _annotated(str | None, field, parser=_reader(field)))
-    return _keyword(field.name, None if _is_list(field) else default, _annotated(kind, field))
+def _parameter(field: ConfigField) -> inspect.Parameter:
+    if field.is_switch:
+        return _keyword(
+            field.name, not field.default if field.switches_off else field.default, _annotation_of(field.kind, field)
+        )
+    if field.is_list and field.option.read is None:
+        return _keyword(field.name, None, _annotation_of(list[str] | None, field))
+    default = field.option.unset if field.default is None else field.default
+    if default is dataclasses.MISSING:
+        return _keyword(field.name, inspect.Parameter.empty, _annotation_of(str, field, parser=_parser(field)))
+    return _keyword(field.name, default, _annotation_of(str | None, field, parser=_parser(field)))
 
 
-def _repeated(field: ConfigField) -> inspect.Parameter:
+def _parameter_for_several(field: ConfigField) -> inspect.Parameter:
     default = [field.default] if field.option.names else None
-    return _keyword(field.name, default, _annotated(list[str] | None, field, also=field.option.several))
+    return _keyword(field.name, default, _annotation_of(list[str] | None, field, more_help=field.option.several))
 
 
-def _annotated(kind: Any, field: ConfigField, *, also: str | None = None, parser: Any = None) -> Any:
-    default = field.option.default or (also and not field.option.names and field.default)
+def _annotation_of(kind: Any, field: ConfigField, *, more_help: str | None = None, parser: Any = None) -> Any:
+    option = field.option
+    default = option.default or (more_help and not option.names and field.default)
     shown = f"[default: {default}]" if default else None
     return Annotated[
         kind,
         typer.Option(
             *field.flags,
-            help=" ".join(text for text in (field.option.help, also, shown) if text),
-            metavar=field.option.metavar,
+            help=" ".join(text for text in (option.help, more_help, shown) if text),
+            metavar=option.metavar or (None if field.is_switch else f"<{'|'.join(field.choices) or 'value'}>"),
             rich_help_panel=field.panel,
-            autocompletion=getattr(completion, field.option.completion) if field.option.completion else None,
+            autocompletion=_completion(field),
             parser=parser,
+            envvar=option.variable,
+            show_envvar=False,
+            hidden=option.advanced,
         ),
     ]
+
+
+def _completion(field: ConfigField) -> Callable[..., Any] | None:
+    if field.option.completion:
+        return getattr(completion, field.option.completion)  # type: ignore[no-any-return]
+    return completion.of_choices(field.choices) if field.choices else None
 
 
 def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def _reader(field: ConfigField) -> Callable[[str], Any]:
+def _parser(field: ConfigField) -> Callable[[Any], Any]:
     """Reads the option's text; a usage error where it cannot be read."""
-    unset = field.option.unset
 
-    def read(text: str) -> Any:
+    def read(text: Any) -> Any:
+        if not isinstance(text, str):
+            return text
         try:
-            return field.parsed(text)
+            return field.parse(text)
         except InvalidOption as error:
-            expected = f"expected {unset} or {field.expected}, got {text!r}"
-            raise typer.BadParameter(error.message if unset is None else expected) from None
+            message = error.message
+            if field.option.unset is not None:
+                message = f"expected {field.flag} {field.option.unset} or {field.expected}, got {text!r}"
+            raise WrongUsage(message, hint=error.hint) from None
 
     return read
 
 
 def _value(field: ConfigField, value: Any) -> Any:
     """The field's value for what typer has read."""
-    if _is_list(field):
+    if field.is_list and field.option.read is None:
         return tuple(value) if value else field.default
     return not value if field.switches_off else value
-
-
-def _is_list(field: ConfigField) -> bool:
-    alternatives = typing.get_args(field.kind) if typing.get_origin(field.kind) is not tuple else (field.kind,)
-    return any(typing.get_origin(one) is tuple for one in alternatives)
-
-
-def _as_text(kind: Any) -> Any:
-    """Of several types the one that the command line can say: text, or choices, rather than an object."""
-    if typing.get_origin(kind) is Literal:
-        return kind
-    alternatives = [one for one in typing.get_args(kind) if one is not NoneType]
-    chosen = [one for one in alternatives if typing.get_origin(one) is Literal]
-    return str if str in alternatives else chosen[0] if len(alternatives) > 1 and chosen else kind

@@ -1,4 +1,4 @@
-"""What there is: `backbones`, `datasets`, `recipes`."""
+"""Lists of what can be used: `backbones`, `datasets`, `recipes`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import typer
 from featcache.cli import completion
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.printing import print_json, print_line, print_pairs, print_table
+from featcache.cli.printing import Bold, print_json, print_line, print_pairs, print_table
+from featcache.cli.usage import WrongUsage
+from featcache.config import Option
 from featcache.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -24,26 +26,36 @@ _SHOWN = "Which are listed"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `backbones`, `datasets` and `recipes` to the typer app."""
 
-    @command(app, "backbones", section=_SECTION)
+    @command(
+        app,
+        "backbones",
+        section=_SECTION,
+        examples=(
+            "featcache backbones vgg16",
+            "featcache backbones --timm --like vit",
+        ),
+    )
     def backbones(
         name: Annotated[
-            str | None, typer.Argument(autocompletion=completion.backbones, help="Show this backbone and its layers.")
+            str | None,
+            typer.Argument(
+                metavar="NAME", autocompletion=completion.backbones, help="Show this backbone and its layers."
+            ),
         ] = None,
-        like: Annotated[
-            str, typer.Option(help="Only names with this in them.", metavar="<text>", rich_help_panel=_SHOWN)
-        ] = "",
+        like: Annotated[str, Option(help="Only names with this in them.", metavar="<text>", panel=_SHOWN)] = "",
         timm: Annotated[
-            bool, typer.Option("--timm", help="timm's, by name alone: there are many.", rich_help_panel=_SHOWN)
+            bool, Option(help="timm's, by name alone: there are many.", flags=("--timm",), panel=_SHOWN)
         ] = False,
         image_size: Annotated[
             int | None,
-            typer.Option(
-                help="Show the layers for images of this size. [default: the weights' own size]",
+            Option(
+                help="Show the layers for images of this size.",
+                default="the weights' own size",
                 metavar="<pixels>",
-                min=1,
-                rich_help_panel=_SHOWN,
+                least=1,
+                panel=_SHOWN,
             ),
         ] = None,
         *,
@@ -56,18 +68,27 @@ def register(app: typer.Typer) -> None:
         """
         if name is not None:
             if like or timm:
-                raise typer.BadParameter("give a name, or options for the list, not both", param_hint="name")
+                raise WrongUsage("expected a name, or options for the list, got both")
             _show_backbone(name, image_size, common)
             return
-        listed = [_described(one) for one in _names(like, timm=timm)]
+        listed = [_facts_of(one) for one in _names(like, timm=timm)]
         if common.json:
             print_json({"backbones": listed})
         elif timm:
-            print_line("\n".join(one["name"] for one in listed))
+            for one in listed:
+                print_line(one["name"])
         else:
             _print_backbones(listed)
 
-    @command(app, "datasets", section=_SECTION)
+    @command(
+        app,
+        "datasets",
+        section=_SECTION,
+        examples=(
+            "featcache datasets",
+            "featcache datasets --json",
+        ),
+    )
     def datasets(common: Common) -> None:
         """List the data sets that have names.
 
@@ -77,18 +98,26 @@ def register(app: typer.Typer) -> None:
         Any folder, zip or tar of class/image or split/class/image will do as well: give its path. torchvision:NAME is
         another class of torchvision.datasets, such as torchvision:USPS; hf:NAME is a set of the Hugging Face Hub.
         """
-        from featcache.images.sources.torchvision_sets import dataset_names, describe, is_here
+        from featcache.images.sources.torchvision_sets import dataset_names, describe, is_local
 
         folder = common.data_dir / "datasets"
-        known = [(one, is_here(one, folder)) for one in map(describe, dataset_names())]
+        known = [(one, is_local(one, folder)) for one in map(describe, dataset_names())]
         if common.json:
-            print_json({"datasets": [_dataset_said(one, here=here) for one, here in known]})
+            print_json({"datasets": [_dataset_json(one, here=here) for one, here in known]})
             return
         print_table([_dataset_row(one, here=here) for one, here in known], header=_DATASET_HEADER)
         print_line()
         print_pairs([(one.name, one.note) for one, _ in known if one.note])
 
-    @command(app, "recipes", section=_SECTION)
+    @command(
+        app,
+        "recipes",
+        section=_SECTION,
+        examples=(
+            "featcache recipes",
+            "featcache recipes --json",
+        ),
+    )
     def recipes(common: Common) -> None:
         """List the notebook's experiments that have names.
 
@@ -106,7 +135,7 @@ def register(app: typer.Typer) -> None:
 _DATASET_HEADER = ("name", "classes", "train", "val", "test", "")
 
 
-def _dataset_said(named: NamedSet, *, here: bool) -> dict[str, Any]:
+def _dataset_json(named: NamedSet, *, here: bool) -> dict[str, Any]:
     return {
         "name": named.name,
         "images": dict(named.sizes),
@@ -140,7 +169,7 @@ def _timm_names() -> Sequence[str]:
     return zoo_of("timm:").names()
 
 
-def _described(name: str) -> dict[str, Any]:
+def _facts_of(name: str) -> dict[str, Any]:
     """What is known of a backbone without measuring it: of timm's and pixels nothing but the name."""
     from featcache.backbones.zoos.names import short_names
     from featcache.backbones.zoos.torchvision_facts import TORCHVISION
@@ -175,13 +204,13 @@ def _print_backbones(listed: Sequence[Mapping[str, Any]]) -> None:
     if others and short:
         print_line()
     if short:
-        rows = [(one["name"], one["about"], one["licence"] or "-", one["stands_for"]) for one in short]
-        print_table(rows, header=("short name", "", "licence", "stands for"))
+        rows = [(one["name"], one["licence"] or "-", one["about"]) for one in short]
+        print_table(rows, header=("short name", "licence", "what it is"), shorten=(2,))
 
 
 def _backbone_row(known: Mapping[str, Any]) -> tuple[str, ...]:
     if "feature_dim" not in known:
-        return (known["name"], "any", "3 a pixel", "-", "-", "none")
+        return (known["name"], "any", "3 per pixel", "-", "-", "none")
     return (
         known["name"],
         str(known["image_size"]),
@@ -211,17 +240,19 @@ def _show_backbone(name: str, image_size: int | None, common: Common) -> None:
     found = listing(name, image_size=image_size, data_dir=common.data_dir)
     if common.json:
         layers = [{**asdict(row), "flat": row.flat, "megabytes": row.megabytes} for row in found.layers]
-        print_json({**_described(name), **asdict(found), "name": name, "full_name": found.name, "layers": layers})
+        print_json({**_facts_of(name), **asdict(found), "name": name, "full_name": found.name, "layers": layers})
         return
     pooling = [("token pooling", f"{found.own_pool} (the authors' own)")] if found.own_pool else []
     stands_for = [("stands for", found.name)] if found.name != name else []
-    known = _described(name)
+    known = _facts_of(name)
+    licence = [("licence", known["licence"])] if known.get("licence") else []
     weights = [("weights", _weights(known) if "weights" in known else found.source or "none")]
     print_pairs(
         [
+            ("features", Bold(f"{found.feature_dim:,} ({found.default})")),
             *stands_for,
-            ("features", f"{found.feature_dim:,} ({found.default})"),
-            ("images", f"{found.image_size} x {found.image_size}"),
+            *licence,
+            ("images", f"{found.image_size} x {found.image_size} pixels"),
             ("parameters", f"{found.parameters / 1e6:,.1f} M"),
             ("GFLOPs", f"{found.gflops:,.2f}"),
             *pooling,
@@ -230,7 +261,8 @@ def _show_backbone(name: str, image_size: int | None, common: Common) -> None:
     )
     print_line()
     print_table([_layer_row(row) for row in found.layers], header=_LAYER_HEADER)
-    print_line("\n* usual choices; MB: 10,000 images in float16, not pooled")
+    print_line()
+    print_line("* usual choices; MB: 10,000 images in float16, not pooled")
 
 
 _LAYER_HEADER = ("", "layer", "type", "shape", "pooled", "flat", "MB")
@@ -252,7 +284,7 @@ def _show_pixels(common: Common) -> None:
     if common.json:
         print_json({"name": "pixels", "default": "pixels", "layers": [{"name": "pixels"}]})
         return
-    print_pairs([("features", "3 a pixel (pixels)"), ("images", "any"), ("weights", "none")])
+    print_pairs([("features", Bold("3 per pixel (pixels)")), ("images", "any size"), ("weights", "none")])
 
 
 _RECIPE_HEADER = ("name", "input", "head", "more", "notebook", "loss", "epochs", "minutes", "")
@@ -274,5 +306,5 @@ def _recipe_row(recipe: Recipe) -> tuple[str, ...]:
 
 
 def _regularisers(recipe: Recipe) -> str:
-    said = {"l1": recipe.head.l1, "weight decay": recipe.head.weight_decay, "dropout": recipe.head.dropout}
-    return ", ".join(f"{name} {value:g}" for name, value in said.items() if value)
+    values = {"l1": recipe.head.l1, "weight decay": recipe.head.weight_decay, "dropout": recipe.head.dropout}
+    return ", ".join(f"{name} {value:g}" for name, value in values.items() if value)

@@ -8,80 +8,106 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.cache.label_options import LabelOptions
-from featcache.cli.caches import CACHE, SECTION
+from featcache.cli.caches import SECTION
 from featcache.cli.commands import command
+from featcache.cli.finding import CACHE
 from featcache.cli.options import Common
-from featcache.cli.printing import print_json, print_line, print_table
+from featcache.cli.printing import Bold, human_count, human_list, print_json, print_line, print_next, print_table
 from featcache.cli.terminal import Terminal
+from featcache.cli.usage import WrongUsage
+from featcache.columns import LABEL
 
 if TYPE_CHECKING:
     from featcache.cache.labelling import Labelled
 
-_NAMED = 5
+_MOST_NAMED = 5
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `label` to the typer app."""
 
-    @command(app, "label", section=SECTION)
+    @command(
+        app,
+        "label",
+        section=SECTION,
+        examples=(
+            "featcache label cifar10-vgg16 species.csv",
+            "featcache label cifar10-vgg16 table.parquet --column weight --on filename",
+        ),
+    )
     def label(
         cache: Annotated[str, CACHE],
         table: Annotated[
-            Path | None, typer.Argument(help="A CSV, TSV or Parquet file with a row per image.", show_default=False)
+            Path | None,
+            typer.Argument(
+                metavar="TABLE", help="A CSV, TSV or Parquet file with a row per image.", show_default=False
+            ),
         ] = None,
         *,
         what: LabelOptions,
         common: Common,
     ) -> None:
-        """Add columns of a table to a cache, or remove some: labels, numbers, groups, texts.
+        """Add columns of a table to a cache, or remove some.
 
-        Nothing is computed. A target of the same name is replaced; heads learn the one that is called label. A cache
-        in one file is written again whole. Images that the table does not name have no value.
+        A column holds labels, numbers, groups or texts. Nothing is computed. A target of the same name is replaced;
+        heads learn the one that is called label. A cache in one file is written again whole. Images that the table
+        does not name have no value.
         """
         if table is None and not what.remove:
-            raise typer.BadParameter("name a table, or targets to remove: --remove NAME", param_hint="table")
-        from featcache.cache.catalog import find
-        from featcache.extraction.labelling import labelled
+            raise WrongUsage("expected a table, or targets to remove, got neither", hint="--remove NAME")
+        from featcache.cache.catalog import find, name_of
+        from featcache.extraction.labelling import label_from_table
 
         path = find(common.features_dir, cache).require_complete()
         with Terminal(quiet=common.quiet) as terminal:
-            done = labelled(path, table, what, reporter=terminal)
+            done = label_from_table(path, table, what, reporter=terminal)
         if common.json:
             print_json(done.to_json())
         else:
-            _show(done)
+            _show(done, name_of(path), common)
 
 
-_HEADER = ("target", "kind", "names", "rows without a value", "")
+_HEADER = ("target", "kind", "names", "images without a value", "")
 
 
-def _show(done: Labelled) -> None:
+def _show(done: Labelled, cache: str, common: Common) -> None:
     if done.added:
+        matched = Bold(f"{done.matched:,} of {human_count(done.rows, 'image')}")
+        print_line(matched, f" matched on the {done.on} (column {done.key})")
+        print_line()
         rows = [
             (
                 one.name,
                 one.kind,
                 f"{one.names:,}" if one.names else "-",
-                f"{one.unlabelled:,}",
+                f"{one.unlabelled:,}" if one.unlabelled else "-",
                 "replaced" if one.replaced else "added",
             )
             for one in done.added
         ]
         print_table(rows, header=_HEADER)
-        print_line(f"\n{done.matched:,} of {done.rows:,} rows matched on the {done.on} (column {done.key})")
-    for count, what in (
-        (len(done.unmatched), f"rows of the table are about no image: {_some(done.unmatched)}"),
-        (done.without_key, f"rows of the table have no {done.key}"),
-        (done.repeated, "rows of the table say what another one says"),
+        print_line()
+    unmatched = f"about no image: {human_list(done.unmatched, _MOST_NAMED)}"
+    for count, one, several in (
+        (len(done.unmatched), f"row of the table is {unmatched}", f"rows of the table are {unmatched}"),
+        (done.without_key, f"row of the table has no {done.key}", f"rows of the table have no {done.key}"),
+        (done.repeated, "row of the table repeats another one", "rows of the table repeat another one"),
     ):
         if count:
-            print_line(f"{count:,} {what}")
+            print_line(human_count(count, one, several))
     if done.left_out:
         print_line(f"columns left out: {', '.join(done.left_out)}")
     if done.removed:
         print_line(f"removed: {', '.join(done.removed)}")
+    _show_next(done, cache, common)
 
 
-def _some(keys: tuple[str, ...]) -> str:
-    more = f" and {len(keys) - _NAMED:,} more" if len(keys) > _NAMED else ""
-    return ", ".join(keys[:_NAMED]) + more
+def _show_next(done: Labelled, cache: str, common: Common) -> None:
+    """A head on the new target that most images have, or what the cache holds where there is none to learn."""
+    named = [one for one in done.added if one.kind in ("classes", "lists") and one.names > 1]
+    targets = named + [one for one in done.added if one.kind == "numbers"]
+    if targets:
+        name = min(targets, key=lambda one: one.unlabelled).name
+        print_next(common, "train-head", cache, *([] if name == LABEL else ["--target", name]))
+    else:
+        print_next(common, "info", cache)

@@ -1,4 +1,4 @@
-"""`featcache predict`: what a trained head says of images."""
+"""`featcache predict`: classifies images with a trained head."""
 
 from __future__ import annotations
 
@@ -14,75 +14,93 @@ import typer
 
 from featcache.cli import completion
 from featcache.cli.commands import command
-from featcache.cli.options import Common, number_or_auto
-from featcache.cli.printing import print_json, print_line, print_table
+from featcache.cli.options import Common
+from featcache.cli.printing import Bold, print_csv, print_json, print_table
 from featcache.cli.terminal import Terminal
+from featcache.cli.usage import WrongUsage
 from featcache.columns import SEPARATOR
+from featcache.config import Option, check
 
 if TYPE_CHECKING:
     from featcache.inference import ImagePrediction, NearImage, Predicted
 
 SECTION = "Using a head"
 RUN = typer.Argument(
-    autocompletion=completion.runs, help="Its path, its name in --runs-dir, how that begins, latest or best."
+    metavar="RUN",
+    autocompletion=completion.runs,
+    help="Its path, its name in --runs-dir, or how that begins; or latest, or best. latest: the newest run, also "
+    "one that a sweep chose. best: the highest score on val among the runs with latest's target and val images.",
 )
 _WHAT = "What is shown"
 _HOW = "How it is computed"
-_WEIGHTS = typer.Option(
-    help="Where the backbone's weights are now; they must be those the head was trained on. Of several backbones: "
-    "BACKBONE=SOURCE, repeated. [default: where they were then]",
-    metavar="<source>",
-    rich_help_panel=_HOW,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions:
     """What is shown of a prediction, and how it is computed."""
 
-    top: Annotated[
-        int, typer.Option(help="So many classes an image.", metavar="<classes>", min=1, rich_help_panel=_WHAT)
-    ] = 3
+    top: Annotated[int, Option(help="So many classes an image.", metavar="<classes>", least=1, panel=_WHAT)] = 3
     neighbours: Annotated[
         int,
-        typer.Option(
+        Option(
             help="So many of the most similar cached train images; needs the cache.",
             metavar="<images>",
-            min=0,
-            rich_help_panel=_WHAT,
+            least=0,
+            panel=_WHAT,
         ),
     ] = 0
-    csv: Annotated[bool, typer.Option("--csv", help="Print comma-separated values.", rich_help_panel=_WHAT)] = False
-    weights: Annotated[list[str] | None, _WEIGHTS] = None
+    csv: Annotated[bool, Option(help="Print comma-separated values.", panel=_WHAT)] = False
+    weights: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Where the backbone's weights are now; they must be those the head was trained on. Of several "
+            "backbones: BACKBONE=SOURCE, repeated.",
+            metavar="<source>",
+            default="where they were then",
+            panel=_HOW,
+        ),
+    ] = ()
     precision: Annotated[
         Literal["fp32", "auto", "bf16", "fp16"],
-        typer.Option(help="How features are computed.", rich_help_panel=_HOW),
+        Option(help="How features are computed.", panel=_HOW),
     ] = "fp32"
-    device: Annotated[
-        str, typer.Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", rich_help_panel=_HOW)
-    ] = "auto"
+    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", panel=_HOW)] = "auto"
     batch_size: Annotated[
-        str, typer.Option(help="Images per forward pass, or auto.", metavar="<images>", rich_help_panel=_HOW)
-    ] = "auto"
+        int | None,
+        Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1, panel=_HOW),
+    ] = None
     workers: Annotated[
-        str, typer.Option(help="Threads that decode images, or auto.", metavar="<threads>", rich_help_panel=_HOW)
-    ] = "auto"
+        int | None,
+        Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1, panel=_HOW),
+    ] = None
     on_error: Annotated[
         Literal["fail", "skip"],
-        typer.Option(help="At an image that cannot be read: fail, or leave it out and say so.", rich_help_panel=_HOW),
+        Option(help="At an image that cannot be read: fail, or leave it out and say so.", panel=_HOW),
     ] = "fail"
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `predict` to the typer app."""
 
-    @command(app, "predict", section=SECTION)
+    @command(
+        app,
+        "predict",
+        section=SECTION,
+        examples=(
+            "featcache predict latest photos/new/",
+            "featcache predict best cat.jpg --top 5 --json",
+        ),
+    )
     def predict(
         run: Annotated[str, RUN],
         images: Annotated[
             list[str],
             typer.Argument(
-                help="Images, folders or archives of images; - reads stdin: an image, or paths, one a line."
+                metavar="IMAGES",
+                help="Images, folders or archives of images; - reads stdin: an image, or paths, one a line.",
             ),
         ],
         *,
@@ -96,18 +114,18 @@ def register(app: typer.Typer) -> None:
         from featcache.inference import predict
 
         if options.csv and common.json:
-            raise typer.BadParameter("say --csv or --json, not both", param_hint="--csv")
+            raise WrongUsage("expected --csv or --json, got both")
         with Terminal(quiet=common.quiet) as terminal:
             predicted = predict(
                 run,
-                _named(images),
+                _replace_dash(images),
                 top=options.top,
                 neighbours=options.neighbours,
-                weights=weights_said(options.weights),
+                weights=weights_by_name(options.weights),
                 precision=options.precision,
                 device=options.device,
-                batch_size=number_or_auto(options.batch_size, "--batch-size"),
-                workers=number_or_auto(options.workers, "--workers"),
+                batch_size=options.batch_size,
+                workers=options.workers,
                 on_error=options.on_error,
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
@@ -121,24 +139,24 @@ def register(app: typer.Typer) -> None:
             _print_table(predicted)
 
 
-def weights_said(values: Sequence[str] | None) -> str | dict[str, str] | None:
-    """`SOURCE`, or `BACKBONE=SOURCE` as often as there are backbones."""
+def weights_by_name(values: Sequence[str] | None) -> str | dict[str, str] | None:
+    """The values of `--weights`: one `SOURCE`, or a `BACKBONE=SOURCE` for each of several backbones."""
     if not values:
         return None
     if len(values) == 1 and "=" not in values[0]:
         return values[0]
     pairs = [value.partition("=") for value in values]
     if not all(name and source for name, _, source in pairs):
-        raise typer.BadParameter("of several, say whose they are: BACKBONE=SOURCE", param_hint="--weights")
+        raise WrongUsage("expected --weights BACKBONE=SOURCE for each of several backbones")
     return {name: source for name, _, source in pairs}
 
 
-def _named(images: Sequence[str]) -> list[str | bytes]:
-    """What was said, with stdin's image, or the paths on its lines, in place of `-`."""
-    named: list[str | bytes] = []
+def _replace_dash(images: Sequence[str]) -> list[str | bytes]:
+    """The arguments, with the image on stdin, or the paths on its lines, in place of `-`."""
+    replaced: list[str | bytes] = []
     for image in images:
-        named += _from_stdin() if image == "-" else [image]
-    return named
+        replaced += _from_stdin() if image == "-" else [image]
+    return replaced
 
 
 def _from_stdin() -> Sequence[str | bytes]:
@@ -149,7 +167,7 @@ def _from_stdin() -> Sequence[str | bytes]:
 
 def _print_table(predicted: Predicted) -> None:
     header = ("image", *_answer_names(predicted))
-    others = ("then",) if any(len(image.top) > 1 and image.labels is None for image in predicted) else ()
+    others = ("other classes",) if any(len(image.top) > 1 and image.labels is None for image in predicted) else ()
     near = ("most similar train images",) if any(image.neighbours for image in predicted) else ()
     rows = [
         (
@@ -160,7 +178,7 @@ def _print_table(predicted: Predicted) -> None:
         )
         for image in predicted
     ]
-    print_table(rows, header=(*header, *others, *near))
+    print_table(rows, header=(*header, *others, *near), optional=len(others) + len(near), shorten=(0,))
 
 
 def _answer_names(predicted: Predicted) -> tuple[str, ...]:
@@ -170,12 +188,12 @@ def _answer_names(predicted: Predicted) -> tuple[str, ...]:
 
 
 def _answer(image: ImagePrediction) -> tuple[str, ...]:
-    """What is said of an image, in the cells of a table."""
+    """What the head predicts for an image, in the cells of a table."""
     if image.values is not None:
-        return tuple(f"{value:.4g}" for value in image.values.values())
+        return tuple(Bold(f"{value:.4g}") for value in image.values.values())
     if image.labels is not None:
-        return (", ".join(f"{guess.label} {_percent(guess.probability)}" for guess in image.labels) or "none",)
-    return image.label, _percent(image.probability)
+        return (Bold(", ".join(f"{guess.label} {_percent(guess.probability)}" for guess in image.labels) or "none"),)
+    return Bold(image.label), _percent(image.probability)
 
 
 def _percent(share: float) -> str:
@@ -187,14 +205,14 @@ def _others(image: ImagePrediction) -> tuple[str, ...]:
 
 
 def _near(image: ImagePrediction) -> tuple[str, ...]:
-    def shown(near: NearImage) -> str:
+    def describe(near: NearImage) -> str:
         return f"{near.id} ({near.label or 'unlabelled'}, {near.similarity:.3f})"
 
-    return (", ".join(map(shown, image.neighbours)),)
+    return (", ".join(map(describe, image.neighbours)),)
 
 
 def _print_csv(predicted: Predicted) -> None:
-    """A line an image, RFC 4180 but for its line ends."""
+    """Prints a line per image, as RFC 4180 has it except for the line ends."""
     guesses, near = (max(map(len, column)) for column in zip(*((i.top, i.neighbours) for i in predicted), strict=True))
     header = ["path"]
     if predicted.target.kind == "classes":
@@ -208,7 +226,7 @@ def _print_csv(predicted: Predicted) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(_cells(image) for image in predicted)
-    print_line(text.getvalue().removesuffix("\n"))
+    print_csv(text.getvalue())
 
 
 def _cells(image: ImagePrediction) -> list[str | float | None]:

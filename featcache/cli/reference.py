@@ -7,13 +7,14 @@ from collections.abc import Iterator
 import typer
 
 from featcache.cli.app import app
+from featcache.cli.sections import HELP_ALL
 
 # As wide as on a terminal of 80 columns.
 _WIDTH = 78
 
 
 def reference() -> str:
-    """The whole page: what every command's `--help` says, in the order of `featcache --help`."""
+    """The whole page: the `--help-all` of every command, in the order of `featcache --help`."""
     return "\n".join(_page())
 
 
@@ -24,15 +25,16 @@ def _page() -> Iterator[str]:
     yield ""
     yield "Made from `--help` by `python -m featcache.cli.reference > docs/commands.md`; a test compares them."
     yield ""
-    yield from _fenced(root.get_help(context))
+    yield from _fence(root.get_help(context))
     for name, command in getattr(root, "commands", {}).items():
         under = command.make_context(name, [], parent=context, resilient_parsing=True, terminal_width=_WIDTH)
+        under.meta[HELP_ALL] = True
         yield f"## featcache {name}"
         yield ""
-        yield from _fenced(command.get_help(under))
+        yield from _fence(command.get_help(under))
 
 
-def _fenced(text: str) -> Iterator[str]:
+def _fence(text: str) -> Iterator[str]:
     yield "```text"
     yield text.rstrip()
     yield "```"

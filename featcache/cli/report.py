@@ -1,4 +1,4 @@
-"""`featcache report`: runs in, one HTML page out."""
+"""`featcache report`: writes one HTML page about runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.printing import print_json, print_line, print_pairs
+from featcache.cli.printing import Bold, human_count, human_path, print_json, print_line, print_next, print_pairs
 from featcache.cli.terminal import Terminal
+from featcache.config import Option, check
+from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.report import WrittenReport
@@ -26,38 +28,58 @@ class ReportOptions:
 
     map: Annotated[
         Literal["pca", "tsne", "umap", "none"],
-        typer.Option(
-            help="How features are laid on a plane: pca at once, tsne and umap in minutes.", rich_help_panel=_WHAT
-        ),
+        Option(help="How features are laid on a plane: pca at once, tsne and umap in minutes.", panel=_WHAT),
     ] = "pca"
     benchmark: Annotated[
         Path | None,
-        typer.Option(help="The JSON of `featcache benchmark`, as a chart.", metavar="<file>", rich_help_panel=_WHAT),
+        Option(help="The JSON of `featcache benchmark`, as a chart.", metavar="<file>", panel=_WHAT),
     ] = None
     audit: Annotated[
         bool,
-        typer.Option(
-            "--audit", help="Audit the cache of the best run too, as featcache audit does.", rich_help_panel=_WHAT
-        ),
+        Option(help="Audit the cache of the best run too, as featcache audit does.", panel=_WHAT),
     ] = False
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The page.", metavar="<file>", rich_help_panel=_WHERE)
+        Path,
+        Option(
+            help="The page.",
+            flags=(
+                "--output",
+                "-o",
+            ),
+            metavar="<file>",
+            panel=_WHERE,
+        ),
     ] = Path("report.html")
     png: Annotated[
         Path | None,
-        typer.Option(help="The pictures as SVG and PNG too, for papers.", metavar="<folder>", rich_help_panel=_WHERE),
+        Option(help="The pictures as SVG and PNG too, for papers.", metavar="<folder>", panel=_WHERE),
     ] = None
-    open: Annotated[bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel=_WHERE)] = False
+    open: Annotated[bool, Option(help="Open the page in the browser.", panel=_WHERE)] = False
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `report` to the typer app."""
 
-    @command(app, "report", section="Using a head")
+    @command(
+        app,
+        "report",
+        section="Using a head",
+        examples=(
+            "featcache report --output report.html --open",
+            "featcache report latest best --map tsne",
+        ),
+    )
     def report(
         runs: Annotated[
             list[str] | None,
-            typer.Argument(help="Paths, names in --runs-dir, how these begin, latest or best. [default: all]"),
+            typer.Argument(
+                metavar="RUN",
+                help="Paths, names in --runs-dir, how these begin, latest or best (as in featcache predict). "
+                "[default: all]",
+            ),
         ] = None,
         *,
         options: ReportOptions,
@@ -69,6 +91,7 @@ def register(app: typer.Typer) -> None:
         neither weights nor an accelerator is needed.
         """
         from featcache.report import write_report
+        from featcache.runs.catalog import BEST
 
         with Terminal(quiet=common.quiet) as terminal:
             written = write_report(
@@ -83,23 +106,19 @@ def register(app: typer.Typer) -> None:
                 progress=terminal.advance,
             )
             for note in written.notes:
-                terminal.say(note)
+                terminal.info(note)
         if common.json:
             print_json(written.to_json())
         else:
             _show(written)
+            print_next(common, "export", runs[0] if runs else BEST, "--output", "head.pt2")
         if options.open:
             typer.launch(written.path.resolve().as_uri())
 
 
 def _show(written: WrittenReport) -> None:
-    print_line(f"{written.path}  {written.nbytes / 1e6:.1f} MB")
-    print_line()
+    page = f" in {human_path(written.path)} ({human_bytes(written.nbytes)})"
+    print_line(Bold(human_count(written.runs, "run")), page)
     pictures = f"{written.pictures:,} of them with a picture" if written.pictures < written.images else "with pictures"
-    print_pairs(
-        [
-            ("runs", f"{written.runs:,}"),
-            ("images", f"{written.images:,}, {pictures}"),
-            *([("files", f"{len(written.files)} in {written.files[0].parent}")] if written.files else []),
-        ]
-    )
+    files = [("files", f"{len(written.files):,} in {human_path(written.files[0].parent)}")] if written.files else []
+    print_pairs([("images", f"{written.images:,}, {pictures}"), *files])

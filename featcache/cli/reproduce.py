@@ -1,4 +1,4 @@
-"""`featcache reproduce`: the notebook's experiments again, beside what the notebook got."""
+"""`featcache reproduce`: runs the notebook's experiments again and compares the numbers."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from featcache.cli.commands import INTERRUPTED, command
 from featcache.cli.groups import Without
 from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
-from featcache.cli.printing import print_json, print_line, print_table
+from featcache.cli.printing import Bold, print_json, print_line, print_next, print_table
 from featcache.cli.terminal import Terminal
-from featcache.config import given_values
+from featcache.config import Option, non_default_options
 from featcache.errors import InvalidOption
 from featcache.images.options import ImageOptions
 from featcache.sweeps.options import SweepOptions
@@ -33,42 +33,50 @@ _FILES = ("reproduce.md", "reproduce.json")
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `reproduce` to the typer app."""
 
-    @command(app, "reproduce", section="From images to a head")
+    @command(
+        app,
+        "reproduce",
+        section="From images to a head",
+        examples=(
+            "featcache reproduce mlp mlp-wide --seeds 3",
+            "featcache reproduce vgg16 --weights vgg16.safetensors --output tables/",
+        ),
+    )
     def reproduce(
         recipes: Annotated[
             list[str] | None,
             typer.Argument(
                 autocompletion=completion.recipes,
                 help="Of `featcache recipes`. [default: all]",
-                metavar="recipe",
+                metavar="RECIPE",
                 rich_help_panel=_WHAT,
             ),
         ] = None,
         weights: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="What --weights of extract takes. Of several networks: NETWORK=SOURCE; may be repeated. "
-                "[default: torchvision's]",
+            tuple[str, ...],
+            Option(
+                help="What --weights of extract takes. Of several networks: NETWORK=SOURCE; may be repeated.",
+                default="torchvision's",
                 metavar="<source>",
-                rich_help_panel=_WHAT,
+                panel=_WHAT,
             ),
-        ] = None,
+        ] = (),
         as_written: Annotated[
             bool,
-            typer.Option(
-                "--as-written",
+            Option(
                 help="Image size and normalisation as in the notebook, not as the weights were trained.",
-                rich_help_panel=_WHAT,
+                flags=("--as-written",),
+                panel=_WHAT,
             ),
         ] = False,
         output: Annotated[
             Path | None,
-            typer.Option(
+            Option(
                 help=f"Also write the table there, as {' and '.join(_FILES)}, anew after every recipe.",
                 metavar="<folder>",
-                rich_help_panel=_WHAT,
+                panel=_WHAT,
             ),
         ] = None,
         *,
@@ -88,7 +96,7 @@ def register(app: typer.Typer) -> None:
         chosen = [recipe(name) for name in dict.fromkeys(recipes or recipe_names())]
         if as_written:
             chosen = [one.as_written() for one in chosen]
-        sources = weights_by_backbone(weights or (), [one.backbone for one in chosen if one.weights is not None])
+        sources = weights_by_backbone(weights, [one.backbone for one in chosen if one.weights is not None])
         requests = [_request(one, images, sources, common) for one in chosen]
         if output is not None:
             prepare_folder(output)
@@ -103,6 +111,7 @@ def register(app: typer.Typer) -> None:
             _show(rows)
         if interrupted:
             raise typer.Exit(INTERRUPTED)
+        print_next(common, "report")
 
 
 def _collect(
@@ -152,16 +161,16 @@ def _reproductions(
         # One sweep a cache: what is trained is kept when a Ctrl-C ends the extraction of the next one.
         for request, several in sharing.items():
             (done,) = carry_out(jobs[request])
-            yield from _reproduced(several, done.cache, training)
+            yield from _train_together(several, done.cache, training)
 
 
-def _reproduced(recipes: Sequence[Recipe], path: Path, training: _Training) -> Iterator[Reproduction]:
+def _train_together(recipes: Sequence[Recipe], path: Path, training: _Training) -> Iterator[Reproduction]:
     from featcache.cache.reader import FeatureCache
     from featcache.notebook.reproducing import reproductions, sweep_recipes
 
     terminal = training.terminal
     seeds = "one seed" if training.seeds == 1 else f"{training.seeds} seeds each"
-    terminal.say(f"training {', '.join(one.name for one in recipes)}: {seeds}")
+    terminal.info(f"training {', '.join(one.name for one in recipes)}: {seeds}")
     with FeatureCache.open(path) as cache:
         found = sweep_recipes(
             cache,
@@ -170,9 +179,9 @@ def _reproduced(recipes: Sequence[Recipe], path: Path, training: _Training) -> I
             runs_dir=training.runs_dir,
             how=training.how,
             progress=lambda epochs, total: terminal.advance("training", epochs, total),
-            report=terminal.say,
+            report=terminal.info,
         )
-        yield from reproductions(found, recipes, cache, report=terminal.say)
+        yield from reproductions(found, recipes, cache, report=terminal.info)
     if found.interrupted:
         raise KeyboardInterrupt
 
@@ -182,7 +191,7 @@ def _request(recipe: Recipe, images: ImageOptions, weights: dict[str, str], comm
     from featcache.extraction.request import Request
 
     return Request(
-        **given_values(images),
+        **non_default_options(images),
         backbone=recipe.backbone,
         image_size=recipe.input.image_size,
         normalize=recipe.input.normalize,
@@ -191,14 +200,19 @@ def _request(recipe: Recipe, images: ImageOptions, weights: dict[str, str], comm
     )
 
 
-def weights_by_backbone(said: Sequence[str], networks: Sequence[str]) -> dict[str, str]:
-    """What `--weights` says, a source alone or `backbone=source`, for each of the networks it speaks of.
+def weights_by_backbone(texts: Sequence[str], networks: Sequence[str]) -> dict[str, str]:
+    """The source of the weights for each of the networks that the values of `--weights` name.
 
-    Raises InvalidOption where it is not clear whose weights are meant.
+    Args:
+        texts: A source alone, or `backbone=source`.
+        networks: Those that have weights.
+
+    Raises:
+        InvalidOption: It is not clear which network is meant.
     """
     known = tuple(dict.fromkeys(networks))
     sources: dict[str, str] = {}
-    for text in said:
+    for text in texts:
         name, source = _one_backbone(text, known)
         if name in sources:
             raise InvalidOption(f"expected one --weights for {name}, got {sources[name]} and {source}")
@@ -210,7 +224,7 @@ def _one_backbone(text: str, networks: Sequence[str]) -> tuple[str, str]:
     name, equals, source = text.partition("=")
     if not networks:
         raise InvalidOption(
-            f"--weights {text} is for none of the asked recipes: pixels has no weights", hint="leave --weights out"
+            f"--weights {text} is for none of these recipes: pixels has no weights", hint="leave --weights out"
         )
     # A path with = in it begins with something else, or can be written as ./path.
     if equals and name.isidentifier():
@@ -230,20 +244,6 @@ def _one_backbone(text: str, networks: Sequence[str]) -> tuple[str, str]:
 
 # --- the table ---------------------------------------------------------------------------------------------
 
-_HEADER = (
-    "recipe",
-    "last",
-    "best",
-    "test",
-    "loss",
-    "epochs",
-    "seconds",
-    "notebook",
-    "loss",
-    "epochs",
-    "minutes",
-    "agrees",
-)
 _TITLES = (
     "recipe",
     "last",
@@ -260,13 +260,31 @@ _TITLES = (
 )
 
 
+# The columns that fit into 80, and what they are called on the screen; files have all of them.
+_SHOWN = {
+    "recipe": "recipe",
+    "last": "last",
+    "notebook: val": "notebook",
+    "agrees": "agrees",
+    "test": "test",
+    "best": "best",
+    "epochs": "epochs",
+    "seconds": "seconds",
+}
+
+
 def _answer(rows: Sequence[Reproduction]) -> dict[str, Any]:
     return {"rows": [row.to_json() for row in rows]}
 
 
 def _show(rows: Sequence[Reproduction]) -> None:
     cells, notes = _table(rows)
-    print_table(cells, header=_HEADER)
+    verdicts = [row.agrees for row in rows if row.agrees is not None]
+    if verdicts:
+        print_line(Bold(f"{sum(verdicts)} of {len(verdicts)}"), " recipes agree with the notebook")
+        print_line()
+    shown = [_TITLES.index(title) for title in _SHOWN]
+    print_table([[row[number] for number in shown] for row in cells], header=[*_SHOWN.values()])
     print_line()
     for line in (*_legend(rows), *notes):
         print_line(line)
@@ -275,11 +293,11 @@ def _show(rows: Sequence[Reproduction]) -> None:
 def _table(rows: Sequence[Reproduction]) -> tuple[list[tuple[str, ...]], list[str]]:
     """The cells of the table, and the notes that they point to."""
     reasons = list(dict.fromkeys(doubt for row in rows for doubt in row.doubts))
-    cells = [(*_measured(row), *_printed(row), _verdict(row, reasons)) for row in rows]
+    cells = [(*_result_cells(row), *_notebook_cells(row), _verdict(row, reasons)) for row in rows]
     return cells, [f"[{number}] not comparable: {reason}" for number, reason in enumerate(reasons, start=1)]
 
 
-def _measured(row: Reproduction) -> tuple[str, ...]:
+def _result_cells(row: Reproduction) -> tuple[str, ...]:
     test = row.test
     return (
         row.recipe.name,
@@ -292,7 +310,7 @@ def _measured(row: Reproduction) -> tuple[str, ...]:
     )
 
 
-def _printed(row: Reproduction) -> tuple[str, ...]:
+def _notebook_cells(row: Reproduction) -> tuple[str, ...]:
     notebook = row.recipe.notebook
     return (
         _points(notebook.accuracy),
@@ -317,7 +335,7 @@ def _legend(rows: Sequence[Reproduction]) -> tuple[str, ...]:
     means = "one seed (seeds scatter by a point or two: --seeds 3)" if seeds == 1 else f"means of {seeds} seeds"
     return (
         f"On {rows[0].set_name}, {means}. Accuracies in per cent, seconds of the fit alone.",
-        "last: the last epoch on val, with its loss, which is what the notebook measured.",
+        "last: the last epoch on val, which is what the notebook measured.",
         "best: the best epoch on val; test: that epoch on test.",
         "agrees: last is within 1.5 points of the notebook.",
     )

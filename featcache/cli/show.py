@@ -1,4 +1,4 @@
-"""`featcache show`: a first look at a data set, as it is and as a backbone will see it."""
+"""`featcache show`: images of a data set with their labels, before and after a backbone's transform."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import typer
 
 from featcache.cli.commands import command
 from featcache.cli.options import Common
-from featcache.cli.printing import print_json, print_line
+from featcache.cli.printing import Bold, human_count, human_path, print_json, print_line, print_next
 from featcache.cli.terminal import Terminal
+from featcache.config import Option
 from featcache.errors import ImageError, InvalidOption
+from featcache.text import escape_controls
 
 if TYPE_CHECKING:
     from featcache.backbones.transforms import Transform
@@ -27,71 +29,78 @@ _AFTER = "As which backbone sees them"
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's command."""
+    """Add `show` to the typer app."""
 
-    @command(app, "show", section="What there is")
+    @command(
+        app,
+        "show",
+        section="What there is",
+        examples=(
+            "featcache show digits",
+            "featcache show photos/ --backbone vgg16 --output grid.png",
+        ),
+    )
     def show(
         dataset: Annotated[
-            str, typer.Argument(help="A set of `featcache datasets`, or the path of images.", show_default=True)
+            str,
+            typer.Argument(
+                metavar="IMAGES", help="A set of `featcache datasets`, or the path of images.", show_default=True
+            ),
         ] = "cifar10",
         split: Annotated[
             str | None,
-            typer.Option(
-                help="train, val or test. [default: the first there is]", metavar="<split>", rich_help_panel=_WHICH
-            ),
+            Option(help="train, val or test.", default="the first there is", metavar="<split>", panel=_WHICH),
         ] = None,
         limit: Annotated[
             int,
-            typer.Option(
-                help="So many images, balanced over the classes.", metavar="<images>", min=1, rich_help_panel=_WHICH
-            ),
+            Option(help="So many images, balanced over the classes.", metavar="<images>", least=1, panel=_WHICH),
         ] = 24,
-        select_seed: Annotated[
-            int, typer.Option(help="Which images --limit takes.", metavar="<seed>", rich_help_panel=_WHICH)
-        ] = 0,
+        select_seed: Annotated[int, Option(help="Which images --limit takes.", metavar="<seed>", panel=_WHICH)] = 0,
         backbone: Annotated[
             str | None,
-            typer.Option(
-                "--backbone",
-                "-b",
+            Option(
                 help="Beside each image, what its transform makes of it.",
+                flags=(
+                    "--backbone",
+                    "-b",
+                ),
                 metavar="<name>",
-                rich_help_panel=_AFTER,
+                panel=_AFTER,
             ),
         ] = None,
         image_size: Annotated[
             int | None,
-            typer.Option(
-                help="Pixels a side after the transform. [default: the backbone's own]",
+            Option(
+                help="Pixels a side after the transform.",
+                default="the backbone's own",
                 metavar="<pixels>",
-                min=1,
-                rich_help_panel=_AFTER,
+                least=1,
+                panel=_AFTER,
             ),
         ] = None,
         resize: Annotated[
             Literal["squash", "crop"],
-            typer.Option(help="squash: straight to the square. crop: its middle.", rich_help_panel=_AFTER),
+            Option(help="squash: straight to the square. crop: its middle.", panel=_AFTER),
         ] = "squash",
         output: Annotated[
             Path | None,
-            typer.Option(
-                "--output", "-o", help="Draw into this .png instead of here.", metavar="<file>", rich_help_panel=_HOW
+            Option(
+                help="Draw into this .png instead of here.",
+                flags=(
+                    "--output",
+                    "-o",
+                ),
+                metavar="<file>",
+                panel=_HOW,
             ),
         ] = None,
         columns: Annotated[
             int | None,
-            typer.Option(
-                help="Images side by side. [default: 6, in a terminal 4]",
-                metavar="<images>",
-                min=1,
-                rich_help_panel=_HOW,
-            ),
+            Option(help="Images side by side.", default="6, in a terminal 4", metavar="<images>", least=1, panel=_HOW),
         ] = None,
         side: Annotated[
             int,
-            typer.Option(
-                help="Pixels a side of an image in the .png.", metavar="<pixels>", min=8, rich_help_panel=_HOW
-            ),
+            Option(help="Pixels a side of an image in the .png.", metavar="<pixels>", least=8, panel=_HOW),
         ] = 96,
         *,
         common: Common,
@@ -110,7 +119,7 @@ def register(app: typer.Typer) -> None:
         after = _transform(backbone, image_size, resize)
         with (
             Terminal(quiet=common.quiet) as terminal,
-            open_images(dataset, datasets_dir=common.data_dir / "datasets", report=terminal.say) as source,
+            open_images(dataset, datasets_dir=common.data_dir / "datasets", report=terminal.info) as source,
         ):
             chosen = select(source.samples(split or source.splits()[0]), limit, select_seed)
             tiles = list(_tiles(source, chosen, after, terminal)) if output is not None or not common.json else []
@@ -119,9 +128,12 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(_answer(source, chosen, after, output))
         elif output is not None:
-            print_line(f"{len(tiles)} images of {source.name} in {output}")
+            print_line(Bold(human_count(len(tiles), "image")), f" of {source.name} in {human_path(output)}")
         else:
             _print(tiles, columns or 4)
+        size = [] if image_size is None else ["--image-size", str(image_size)]
+        network = [] if backbone is None else ["--backbone", backbone]
+        print_next(common, "extract", "--dataset", dataset, *network, *size)
 
 
 def _transform(backbone: str | None, image_size: int | None, resize: Literal["squash", "crop"]) -> Transform | None:
@@ -139,7 +151,7 @@ def _tiles(
     from featcache.images.contact_sheet import Tile
 
     for sample in samples:
-        label = source.classes[sample.label] if sample.label >= 0 else "unlabelled"
+        label = escape_controls(source.classes[sample.label]) if sample.label >= 0 else "unlabelled"
         try:
             image = decode(source.read(sample), sample.id)
         except ImageError as error:
@@ -187,6 +199,6 @@ def _answer(
             }
             for sample in chosen
         ],
-        "transform": None if after is None else after.described(),
+        "transform": None if after is None else after.to_json(),
         "output": None if output is None else str(output),
     }

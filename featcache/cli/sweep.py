@@ -6,179 +6,216 @@ head, a sweep with a table and the head that it chose.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from featcache.backbones.options import BackboneOptions
 from featcache.cli import completion
 from featcache.cli.clock import seconds_so_far
 from featcache.cli.commands import INTERRUPTED, command
+from featcache.cli.finding import CacheOptions
 from featcache.cli.groups import Given
 from featcache.cli.options import Common
-from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
+from featcache.cli.printing import Bold, human_path, print_json, print_line, print_next, print_pairs, print_table
 from featcache.cli.terminal import Terminal
-from featcache.cli.train import Wanted, every_layer, find, others_of, refuse_settled, score_text
-from featcache.extraction.request import StorageOptions
+from featcache.cli.train import METRICS, RowsToRead, find, refuse_settled, score_text
+from featcache.cli.usage import usage_errors
+from featcache.config import Option
 from featcache.heads.config import HeadConfig
-from featcache.images.options import ImageOptions
 from featcache.sweeps.options import SweepOptions
+from featcache.text import human_seconds
 from featcache.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from featcache.extraction.named import Found
     from featcache.sweeps.grid import Grid
     from featcache.sweeps.records import Sweep
+    from featcache.sweeps.tables import Table
 
-_CACHE = "On which caches"
-_SWEEP = "The sweep"
 _MOST_SHOWN = 20
+# The columns that a narrow terminal leaves out, the last one first.
+_LAST = ("loss", "epochs", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridOptions:
+    """Which heads are trained."""
+
+    PANEL: ClassVar[str] = SweepOptions.PANEL
+
+    grid: Annotated[
+        tuple[str, ...],
+        Option(
+            help="Values of an option, as in lr=1e-3,1e-2. May be repeated, for all combinations. Any option "
+            "of the head (also momentum, min_delta, val_seed); head=linear,mlp:128-64 for heads, whose "
+            "sizes are joined by -; layer=a,b+c for what is read.",
+            metavar="<name=values>",
+            default="one head",
+        ),
+    ] = ()
+    resume: Annotated[
+        str | None,
+        Option(
+            help="Continue a sweep: latest, or its folder. One that was killed or interrupted; all other "
+            "options are as they were then.",
+            metavar="<sweep>",
+            default="none",
+        ),
+    ] = None
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `sweep` to the typer app."""
 
-    @command(app, "sweep", section="From images to a head")
+    @command(
+        app,
+        "sweep",
+        section="From images to a head",
+        examples=(
+            "featcache sweep --grid lr=1e-3,1e-2 --grid dropout=0,0.5 --seeds 3",
+            "featcache sweep cifar10-vgg16 cifar10-resnet18 --head logreg --shots 1,5,20",
+        ),
+    )
     def sweep(
         caches: Annotated[
             list[str] | None,
             typer.Argument(
                 autocompletion=completion.caches,
-                help="Each by its path, its name from `featcache ls`, or how that begins. Several of the same images "
-                "are compared: each is a value of the grid.",
-                metavar="cache",
-                rich_help_panel=_CACHE,
-            ),
-        ] = None,
-        beside: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--with",
-                help="A further cache of the same images, whose features stand beside; may be repeated.",
-                metavar="<cache>",
-                rich_help_panel=_CACHE,
-            ),
-        ] = None,
-        concat: Annotated[
-            bool, typer.Option("--concat", help="Read all layers, side by side.", rich_help_panel=_CACHE)
-        ] = False,
-        grid: Annotated[
-            list[str] | None,
-            typer.Option(
-                help="Values of an option, as in dropout=0,0.5; may be repeated, for all combinations. Any option of "
-                "the head below; head=linear,mlp:128-64 for heads, whose sizes are joined by -; layer=a,b+c for what "
-                "is read.",
-                metavar="<name=values>",
-                rich_help_panel=_SWEEP,
-            ),
-        ] = None,
-        resume: Annotated[
-            str | None,
-            typer.Option(
-                help="Go on with a sweep that was killed or interrupted: last, or its folder in --runs-dir. All other "
-                "options are as they were then.",
-                metavar="<sweep>",
-                rich_help_panel=_SWEEP,
+                help="Names or paths of caches of the same images. Several are compared; names are those of featcache "
+                "ls, and how a name begins is enough. [default: the only one that fits]",
+                metavar="CACHE",
+                rich_help_panel=CacheOptions.PANEL,
             ),
         ] = None,
         *,
         context: typer.Context,
-        which: Annotated[dict[str, Any], Given(SweepOptions)],
-        head: Annotated[dict[str, Any], Given(HeadConfig, without=("layers",))],
+        which: CacheOptions,
+        rows: RowsToRead,
+        tried: GridOptions,
+        repeated: Annotated[dict[str, Any], Given(SweepOptions)],
+        head: Annotated[dict[str, Any], Given(HeadConfig)],
         how: Annotated[dict[str, Any], Given(TrainingOptions, without=("logger", "trainer"))],
-        what: BackboneOptions,
-        storage: StorageOptions,
-        images: ImageOptions,
         common: Common,
     ) -> None:
         """Train many heads at once and keep the best.
 
-        Every combination of the --grid values is trained, on every cache; features are read once for all of them, and
-        small heads train as one. Val ranks; test is looked at for the chosen head alone, which becomes an ordinary
-        run. The table is kept beside the runs, as JSON, CSV and Markdown.
+        Every combination of the --grid values is trained, on every cache. Features are read once for all of them, and
+        small heads are trained together. Val ranks the heads; test is evaluated for the chosen head alone, which
+        becomes an ordinary run. The table is kept in the runs folder, as JSON, CSV and Markdown.
         """
-        from featcache.sweeps.grid import parse_grid
+        from featcache.sweeps.grid import combinations, parse_grid
 
-        values = parse_grid(grid or ())
+        with usage_errors():
+            values = parse_grid(tried.grid)
+            combinations(head, values, caches or ())
+            SweepOptions(**repeated)
         with Terminal(quiet=common.quiet) as terminal:
             running: dict[str, Any] = {
                 "progress": lambda epochs, total: terminal.advance("sweeping", epochs, total),
-                "report": terminal.say,
+                "report": terminal.info,
                 "runs_dir": common.runs_dir,
             }
-            if resume is not None:
-                done = _resumed(resume, context, how, running)
+            if tried.resume is not None:
+                done = _resume(tried.resume, context, how, running)
             else:
-                wanted = Wanted.of(context, what, storage, images, common)
-                found = [find(name, wanted) for name in caches] if caches else [find(None, wanted)]
-                paths = [one.path for one in found]
-                others = others_of(wanted, beside or ())
-                layers = wanted.request.layers or (every_layer([*paths, *others]) if concat else _layers(found))
-                options = which | head | how
-                if layers and "layer" not in values:
-                    options["layers"] = layers
-                done = _swept(paths, values, others, running | options)
+                paths = [find(name, which, rows, head, common) for name in caches or (None,)]
+                others = rows.caches(common)
+                done = _sweep(paths, values, others, running | repeated | head | how)
         if common.json:
             print_json(done.to_json())
         else:
-            _show(done)
+            _show(done, common)
         if done.interrupted:
             raise typer.Exit(INTERRUPTED)
 
 
-def _resumed(name: str, context: typer.Context, how: dict[str, Any], running: dict[str, Any]) -> Sweep:
+def _resume(name: str, context: typer.Context, how: dict[str, Any], running: dict[str, Any]) -> Sweep:
     from featcache.sweeps.api import resume_sweep
 
     refuse_settled(context)
     return resume_sweep(name, **running, **how)
 
 
-def _swept(paths: Sequence[Path], grid: Grid, beside: Sequence[Path], options: dict[str, Any]) -> Sweep:
+def _sweep(paths: Sequence[Path], grid: Grid, others: Sequence[Path], options: dict[str, Any]) -> Sweep:
     from featcache.sweeps.api import sweep
 
-    return sweep(paths, grid=grid, beside=beside, **options)
+    return sweep(paths, grid=grid, beside=others, **options)
 
 
-def _layers(found: Sequence[Found]) -> Sequence[str]:
-    """The layers that finding the only cache has settled; of several caches, each reads its own."""
-    return found[0].layers or () if len(found) == 1 else ()
-
-
-def _show(done: Sweep) -> None:
+def _show(done: Sweep, common: Common) -> None:
     from featcache.sweeps.tables import MARKDOWN_FILE, table_of
 
     table = table_of(done)
-    print_table(table.rows[:_MOST_SHOWN], header=table.header, line_after=table.tied)
-    more = len(table.rows) - _MOST_SHOWN
+    _show_result(done)
+    header, rows = _choose_columns(done, table)
+    names = [number for number, name in enumerate(header) if name in done.grid]
+    print_table(rows[:_MOST_SHOWN], header=header, optional=len(_LAST), shorten=names, line_after=table.tied)
+    more = len(rows) - _MOST_SHOWN
     if more > 0:
-        print_line(f"... and {more:,} more in {done.folder / MARKDOWN_FILE}")
+        print_line(f"and {more:,} more in {human_path(done.folder / MARKDOWN_FILE)}")
     print_line()
     for line in table.legend:
         print_line(line)
     print_line()
     print_pairs([*_pairs(done)])
+    _show_next(done, common)
+
+
+def _show_result(done: Sweep) -> None:
+    """The score that matters: on test, or where test was not evaluated that by which the heads were ranked."""
+    estimate = done.best.estimate
+    score, part = done.test, "test"
+    if score is None and estimate is not None:
+        score, part = estimate.score, done.judge
+    if score is not None:
+        chosen = ", ".join([done.best.config.head, *_values_of_choice(done)])
+        print_line(Bold(score_text(score)), f" {METRICS[score.metric]} on {part}, loss {score.loss:.4f}: {chosen}")
+        print_line()
+
+
+def _choose_columns(done: Sweep, table: Table) -> tuple[list[str], list[list[str]]]:
+    """The columns in which there is something, those that matter least last."""
+    columns = [
+        (name, cells)
+        for name, cells in zip(table.header, zip(*table.rows, strict=True), strict=True)
+        if any(cell not in ("", "-") for cell in cells)
+    ]
+    columns.sort(key=lambda column: _LAST.index(column[0]) if column[0] in _LAST else -1)
+    solved = {row.config.architecture.solved for row in done.rows}
+    # A solver has no epochs: it tries candidates.
+    steps = "tried" if solved == {True} else "epochs" if solved == {False} else "epochs/tried"
+    header = [steps if name == "epochs" else name for name, _ in columns]
+    return header, [[*row] for row in zip(*(cells for _, cells in columns), strict=True)]
 
 
 def _pairs(done: Sweep) -> list[tuple[str, str]]:
     heads = sum(len(row.heads) for row in done.rows)
     stacks = [size for size in done.stacks if size > 1]
-    together = f", {sum(stacks):,} of them in stacks of {min(stacks)} to {max(stacks)}" if stacks else ""
-    test = "-" if done.test is None else f"{score_text(done.test)}, loss {done.test.loss:.4f}"
+    together = f", {sum(stacks):,} of them in batches of {min(stacks)} to {max(stacks)}" if stacks else ""
     stopped = ", interrupted" if done.interrupted else ""
-    chosen = [f"{name} {value}" for name, value in done.chosen.items() if value is not None]
     return [
-        ("test", test),
-        ("chosen", ", ".join([done.best.config.head, *_said(done), *chosen])),
         ("heads", f"{heads:,}{together}"),
         ("took", f"{human_seconds(seconds_so_far())}, sweep {human_seconds(done.seconds)}{stopped}"),
-        *(("cache", cache) for cache in done.caches),
-        ("run", "-" if done.run is None else str(done.run)),
-        ("sweep", str(done.folder)),
+        *(("cache", human_path(cache)) for cache in done.caches),
+        *([] if done.run is None else [("run", human_path(done.run))]),
+        ("sweep", human_path(done.folder)),
     ]
 
 
-def _said(done: Sweep) -> list[str]:
-    return [f"{name} {value}" for name, value in done.best.values.items() if name != "head"]
+def _values_of_choice(done: Sweep) -> list[str]:
+    """What was chosen besides the head; the seed only where there are several."""
+    values = [f"{name} {value}" for name, value in done.best.values.items() if name != "head"]
+    chosen = {name: value for name, value in done.chosen.items() if value is not None and name not in done.best.values}
+    return values + [f"{name} {value}" for name, value in chosen.items() if name != "seed" or len(done.seeds) > 1]
+
+
+def _show_next(done: Sweep, common: Common) -> None:
+    from featcache.training.checkpoint_file import CHECKPOINT_FILE
+
+    if (done.folder / CHECKPOINT_FILE).is_file():
+        print_next(common, "sweep", "--resume", done.folder.name)
+    elif done.run is not None:
+        print_next(common, "report", done.run.name)

@@ -1,138 +1,118 @@
-"""`featcache train-head`: a cache in, a trained and tested head out."""
+"""`featcache train-head`: trains a head on a cache and evaluates it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from featcache.backbones.options import BackboneOptions
 from featcache.cli import completion
 from featcache.cli.clock import seconds_so_far
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.groups import Given, given_options
-from featcache.cli.options import Common, requested
-from featcache.cli.printing import human_seconds, print_json, print_line, print_pairs, print_table
+from featcache.cli.finding import CACHE_HELP, CacheOptions
+from featcache.cli.groups import Given, names_of_given
+from featcache.cli.options import Common
+from featcache.cli.printing import (
+    Bold,
+    human_count,
+    human_path,
+    print_json,
+    print_line,
+    print_next,
+    print_pairs,
+    print_table,
+)
 from featcache.cli.terminal import Terminal
-from featcache.config import options_of
-from featcache.extraction.request import Request, StorageOptions
+from featcache.cli.usage import WrongUsage, usage_errors
+from featcache.config import Option
 from featcache.heads.config import HeadConfig
-from featcache.images.options import ImageOptions
-from featcache.rows.views import seen_views
+from featcache.rows.options import ALL_LAYERS
+from featcache.rows.views import describe_views
+from featcache.text import human_seconds
 from featcache.training.options import TrainingOptions
 
 if TYPE_CHECKING:
-    from featcache.extraction.named import Found
     from featcache.heads.records import EpochRecord, Score
     from featcache.notebook.recipes import Recipe
     from featcache.runs.run import Run
 
-_CACHE = "On which cache"
-_RUN = "The run"
 #: In words: what a score's value is.
 METRICS = {"accuracy": "accuracy", "map": "mAP", "r2": "R2"}
 
 
 def register(app: typer.Typer) -> None:
-    """Adds this group's commands."""
+    """Add `train-head` to the typer app."""
 
-    @command(app, "train-head", section="From images to a head")
+    @command(
+        app,
+        "train-head",
+        section="From images to a head",
+        examples=(
+            "featcache train-head --head mlp:128,64 --max-epochs 20",
+            "featcache train-head cifar10-vgg16 --target species --group patient --head logreg",
+        ),
+    )
     def train_head(
         cache: Annotated[
             str | None,
             typer.Argument(
                 autocompletion=completion.caches,
-                help="Its path, its name from `featcache ls`, or how that begins.",
-                rich_help_panel=_CACHE,
-            ),
-        ] = None,
-        recipe: Annotated[
-            str | None,
-            typer.Option(
-                autocompletion=completion.recipes,
-                help="The settings of one of `featcache recipes`, but for the options that are given.",
-                metavar="<name>",
-                rich_help_panel=_RUN,
-            ),
-        ] = None,
-        beside: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--with",
-                help="A further cache of the same images, whose features stand beside; may be repeated.",
-                metavar="<cache>",
-                rich_help_panel=_CACHE,
-            ),
-        ] = None,
-        concat: Annotated[
-            bool,
-            typer.Option(
-                "--concat",
-                help="Read all layers, side by side. With --layer those; backbone/layer is that of one cache only.",
-                rich_help_panel=_CACHE,
-            ),
-        ] = False,
-        resume: Annotated[
-            str | None,
-            typer.Option(
-                help="Go on with a training that was killed or interrupted: last, or its folder in --runs-dir. "
-                "All other options are as they were then.",
-                metavar="<run>",
-                rich_help_panel=_RUN,
+                help=f"{CACHE_HELP} [default: the only one that fits]",
+                metavar="CACHE",
+                rich_help_panel=CacheOptions.PANEL,
             ),
         ] = None,
         *,
         context: typer.Context,
-        head: Annotated[dict[str, Any], Given(HeadConfig, without=("layers",))],
+        which: CacheOptions,
+        rows: RowsToRead,
+        start: HowToStart,
+        head: Annotated[dict[str, Any], Given(HeadConfig)],
         how: Annotated[dict[str, Any], Given(TrainingOptions)],
-        what: BackboneOptions,
-        storage: StorageOptions,
-        images: ImageOptions,
         common: Common,
     ) -> None:
         """Train a head on cached features, in seconds.
 
-        Say which cache by its name, or by the options it was extracted with; with neither, the only one there is.
-        Val decides which epoch is kept; test is looked at once, at the end.
+        The cache is named, or chosen by --backbone, --dataset, --layer and --target; several that fit are listed with
+        what differs. Val decides which epoch is kept; test is evaluated once, at the end.
         """
         with Terminal(quiet=common.quiet) as terminal:
 
             def progress(epoch: EpochRecord) -> None:
-                terminal.advance("training", epoch.epoch, epoch.max_epochs)
+                terminal.advance("solving" if epoch.candidate else "training", epoch.epoch, epoch.max_epochs)
 
-            running: dict[str, Any] = {"progress": progress, "report": terminal.say, "runs_dir": common.runs_dir}
-            if resume is not None:
-                run = _resumed(resume, context, how, running)
+            running: dict[str, Any] = {"progress": progress, "report": terminal.info, "runs_dir": common.runs_dir}
+            if start.resume is not None:
+                run = _resume(start.resume, context, how, running)
             else:
-                known = None if recipe is None else _recipe(recipe)
-                wanted = Wanted.of(context, what, storage, images, common)
-                found = find(cache, wanted, known)
-                others = others_of(wanted, beside or ())
-                layers = wanted.request.layers or (every_layer([found.path, *others]) if concat else found.layers)
-                config = HeadConfig.of({**head, "layers": layers or None}, None if known is None else known.head)
-                if known is not None and (doubt := known.width_doubt(_width(found.path, others, config))):
+                with usage_errors():
+                    recipe = None if start.recipe is None else _recipe(start.recipe)
+                    config = HeadConfig.of(head, None if recipe is None else recipe.head)
+                    TrainingOptions(**how).require_steps(config)
+                path = find(cache, which, rows, head, common, recipe)
+                others = rows.caches(common)
+                if recipe is not None and (doubt := recipe.width_doubt(_width(path, others, config))):
                     terminal.warn(doubt)
-                TrainingOptions(**how).require_steps(config)
-                run = _trained(found.path, others, config, running | how)
+                run = _train(path, others, config, running | how)
         if common.json:
             print_json(run.to_json())
         else:
-            _show(run)
+            _show(run, common)
         if run.training.interrupted:
             raise typer.Exit(INTERRUPTED)
 
 
-def _trained(cache: Path, beside: Sequence[Path], config: HeadConfig, options: dict[str, Any]) -> Run:
+def _train(cache: Path, others: Sequence[Path], config: HeadConfig, options: dict[str, Any]) -> Run:
     from featcache.runs.fit import fit_head
 
-    return fit_head(cache, config, beside=beside, **options)
+    return fit_head(cache, config, beside=others, **options)
 
 
-def _resumed(run: str, context: typer.Context, how: dict[str, Any], running: dict[str, Any]) -> Run:
+def _resume(run: str, context: typer.Context, how: dict[str, Any], running: dict[str, Any]) -> Run:
     from featcache.runs.resuming import resume_head
 
     refuse_settled(context)
@@ -140,77 +120,97 @@ def _resumed(run: str, context: typer.Context, how: dict[str, Any], running: dic
 
 
 def refuse_settled(context: typer.Context) -> None:
-    """Raises a usage error where an option stands beside --resume that was settled when the training began."""
-    free = {"resume", "resident_bytes", *(field.name for field in fields(Common))}
-    settled = given_options(context, context.params) - free
+    """Raises a usage error where an option stands next to --resume that was settled when the training began."""
+    settled = names_of_given(context, context.params) - {"resume", "resident_bytes"}
     if settled:
         written = [parameter.opts[0] for parameter in context.command.params if parameter.name in settled]
-        raise typer.BadParameter(
-            f"all other options are as they were at first: leave out {', '.join(written)}", param_hint="--resume"
+        raise WrongUsage(
+            f"with --resume all other options are as they were at first, got {', '.join(written)}",
+            hint=f"leave out {', '.join(written)}",
         )
 
 
-def others_of(wanted: Wanted, names: Sequence[str]) -> list[Path]:
-    """The caches that `--with` names. Raises CacheError."""
-    from featcache.extraction.named import by_name
+@dataclass(frozen=True, kw_only=True)
+class RowsToRead:
+    """Further caches that are read."""
 
-    return [by_name(wanted.request.features_dir, name).path for name in names]
+    PANEL: ClassVar[str] = CacheOptions.PANEL
+
+    others: Annotated[
+        tuple[str, ...],
+        Option(
+            help="A further cache of the same images, whose features are read side by side; may be repeated.",
+            flags=("--with",),
+            metavar="<cache>",
+            default="none",
+            completion="caches",
+            advanced=True,
+        ),
+    ] = ()
+
+    def caches(self, common: Common) -> list[Path]:
+        """The paths of those caches. Raises CacheError."""
+        from featcache.cache.catalog import find
+
+        return [find(common.features_dir, name).require_complete() for name in self.others]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
-    """Which cache the options describe, and which of them stand on the command line."""
+class HowToStart:
+    """What a training starts from."""
 
-    request: Request
-    said: frozenset[str]
+    PANEL: ClassVar[str] = "How it starts"
 
-    @classmethod
-    def of(
-        cls,
-        context: typer.Context,
-        what: BackboneOptions,
-        storage: StorageOptions,
-        images: ImageOptions,
-        common: Common,
-    ) -> Wanted:
-        """From the groups of a command."""
-        names = [field.name for field in options_of(Request)]
-        return cls(request=requested(what, storage, images, common), said=frozenset(given_options(context, names)))
+    recipe: Annotated[
+        str | None,
+        Option(
+            help="Begin with a recipe's settings. One of `featcache recipes`; options that are given replace "
+            "its settings.",
+            metavar="<name>",
+            default="none",
+            completion="recipes",
+        ),
+    ] = None
+    resume: Annotated[
+        str | None,
+        Option(
+            help="Continue a training: latest, or its folder. One that was killed or interrupted; all other "
+            "options are as they were then.",
+            metavar="<run>",
+            default="none",
+        ),
+    ] = None
 
-    def completed(self, recipe: Recipe) -> Request:
-        """The request with a recipe's backbone and size where nothing else is said. Raises InvalidOption."""
-        if "backbone" in self.said:
-            recipe.require_backbone(self.request.backbone_name)
-        size = recipe.input.image_size if self.request.image_size is None else self.request.image_size
-        return replace(self.request, backbone=recipe.backbone, image_size=size)
 
+def find(
+    name: str | None,
+    which: CacheOptions,
+    rows: RowsToRead,
+    head: Mapping[str, Any],
+    common: Common,
+    recipe: Recipe | None = None,
+) -> Path:
+    """The complete cache that is meant: by name, by filters, or the only one there is.
 
-def find(cache: str | None, wanted: Wanted, recipe: Recipe | None = None) -> Found:
-    """The cache that is meant: by name, by options, or the only one there is.
-
-    A recipe says backbone and size where nothing else does. Raises CacheError, or InvalidOption for a cache that
-    contradicts the recipe.
+    Raises CacheError, or InvalidOption for a backbone that contradicts the recipe.
     """
-    from featcache.extraction.named import by_name, only_cache
-
-    shelf = wanted.request.features_dir
-    # A layer may be chosen from any cache.
-    said_nothing = not wanted.said - {"layers"}
-    if cache is not None:
-        if not said_nothing:
-            raise typer.BadParameter("say which cache by its name or by options, not both", param_hint="cache")
-        found = by_name(shelf, cache)
-        if recipe is not None:
-            recipe.require_backbone(_backbone_of(found))
-        return found
-    backbone = None if recipe is None else recipe.backbone
-    only = only_cache(shelf, backbone) if said_nothing else None
-    if only is not None:
-        return only
-    # What a backbone's options mean takes longer to import than most commands take.
-    from featcache.extraction.matching import by_request
-
-    return by_request(wanted.request if recipe is None else wanted.completed(recipe))
+    if recipe is not None and which.backbone is not None:
+        recipe.require_backbone(which.backbone)
+    layers = head.get("layers") or ()
+    # With several caches a layer may be that of any of them.
+    layers = () if rows.others or layers == ALL_LAYERS else layers
+    entry = which.find(
+        common.features_dir,
+        name,
+        layers=layers,
+        targets=head.get("target", ()),
+        backbone=None if recipe is None or name is not None else recipe.backbone,
+        image_size=None if recipe is None else recipe.input.image_size,
+    )
+    path = entry.require_complete()
+    if recipe is not None:
+        recipe.require_backbone(_backbone_of(path))
+    return path
 
 
 def _recipe(name: str) -> Recipe:
@@ -219,62 +219,72 @@ def _recipe(name: str) -> Recipe:
     return recipe(name)
 
 
-def _width(cache: Path, beside: Sequence[Path], config: HeadConfig) -> int:
+def _width(cache: Path, others: Sequence[Path], config: HeadConfig) -> int:
     """How many features a row has, of all layers that are read."""
     from featcache.cache.reader import FeatureCache
     from featcache.rows.joining import choose_columns
 
     with ExitStack() as opened:
-        caches = [opened.enter_context(FeatureCache.open(path)) for path in (cache, *beside)]
+        caches = [opened.enter_context(FeatureCache.open(path)) for path in (cache, *others)]
         columns = choose_columns(caches, config.layers)
         return sum(one.cache.spec.layer(name).feature_dim for one in columns for name in one.layers)
 
 
-def _backbone_of(found: Found) -> str:
+def _backbone_of(path: Path) -> str:
     from featcache.cache.reader import FeatureCache
 
-    with FeatureCache.open(found.path) as cache:
+    with FeatureCache.open(path) as cache:
         return cache.spec.backbone
 
 
-def every_layer(paths: Sequence[Path]) -> list[str]:
-    """The names of all layers that these caches hold."""
-    from featcache.cache.reader import FeatureCache
-
-    names: dict[str, None] = {}
-    for path in paths:
-        with FeatureCache.open(path) as cache:
-            names |= dict.fromkeys(cache.layers)
-    return list(names)
-
-
-def _way(run: Run) -> tuple[str, str]:
-    # How many epochs there were, or what a solver tried.
+def _describe_steps(run: Run) -> tuple[str, str]:
+    """How many epochs were trained, or what a solver chose among the candidates that it tried."""
     done = run.training
     stopped = ", interrupted" if done.interrupted else ""
     if not run.config.architecture.solved:
         return "epochs", f"{done.epochs} (best: {done.best_epoch}){stopped}"
-    return "chosen", f"{run.history()[done.best_epoch - 1].candidate}, of {done.epochs} tried{stopped}"
+    tried = f", of {done.epochs:,} candidates" if done.epochs > 1 else ""
+    return "chosen", f"{run.history()[done.best_epoch - 1].candidate}{tried}{stopped}"
 
 
-def _show(run: Run) -> None:
-    result, done = run.to_json(), run.training
-    scores = [(split, score) for split, score in (("val", done.val), ("test", done.test)) if score is not None]
-    rows = [(split, score_text(score), f"{score.loss:.4f}", str(done.images[split])) for split, score in scores]
-    print_table(rows, header=("", METRICS[done.val.metric], "loss", "images"))
+def _show(run: Run, common: Common) -> None:
+    done, features = run.training, run.features
+    scores = [(split, score) for split, score in (("test", done.test), ("val", done.val)) if score is not None]
+    rows = [(split, score_text(score), f"{score.loss:.4f}", f"{done.images[split]:,}") for split, score in scores]
+    # What test says, or val where there is no test split, is the result.
+    (split, result, *others), *rest = rows
+    print_table([(split, Bold(result), *others), *rest], header=("", METRICS[done.val.metric], "loss", "images"))
     print_line()
+    parameters = f", {human_count(done.trainable, 'parameter')} trained" if done.trainable else ""
+    views = [("views", describe_views(features.views_description, run.config.train_views))] if _has_views(run) else []
     print_pairs(
         [
-            ("head", f"{result['head']}, {result['parameters']['trainable']:,} parameters trained"),
-            _way(run),
-            ("views", seen_views(run.features.views_told, run.config.train_views)),
+            ("head", f"{run.config.head}{parameters}"),
+            _describe_steps(run),
+            *views,
             ("took", f"{human_seconds(seconds_so_far())}, fit {human_seconds(done.seconds)}"),
-            *(("cache", cache) for cache in (result["cache"], *result["beside"])),
-            ("run", result["run"]),
+            *(("cache", human_path(origin.cache)) for origin in features.origins),
+            ("run", human_path(run.folder)),
         ]
     )
+    _show_next(run, common)
+
+
+def _has_views(run: Run) -> bool:
+    from featcache.cache.spec import Spec
+
+    return any(Spec.from_json(origin.spec).views > 1 for origin in run.features.origins)
+
+
+def _show_next(run: Run, common: Common) -> None:
+    from featcache.training.checkpoint_file import CHECKPOINT_FILE
+
+    if (run.folder / CHECKPOINT_FILE).is_file():
+        print_next(common, "train-head", "--resume", run.folder.name)
+    else:
+        print_next(common, "report", run.folder.name)
 
 
 def score_text(score: Score) -> str:
-    """A score's value for people: accuracies in per cent, other metrics as they are."""
+    """A score's value as text: an accuracy of 0.913 as "91.30 %", other metrics with four decimals, "0.9130"."""
     return f"{100 * score.value:.2f} %" if score.metric == "accuracy" else f"{score.value:.4f}"

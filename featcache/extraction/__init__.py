@@ -1,6 +1,6 @@
 """images + backbone -> cache.
 
-The sentence is `run.extract(request)`: `plan` lists and hashes the images, `matching` finds out which cache is
-meant, `pipeline` turns images into rows, `job` writes segments and publishes the cache. Images, backbones and cache
-do not know each other; this room introduces them.
+The entry point is `run.extract(request)`: `resolve` lists the images and completes the spec, `inventory` finds the rows
+that exist already, `pipeline` turns images into rows, `segment_writer` writes segments, and `publish` makes them a
+cache. The packages images, backbones and cache do not import each other; this package connects them.
 """

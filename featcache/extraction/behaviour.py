@@ -1,8 +1,8 @@
 """Whether a network still computes what it computed when rows were stored: by its outputs on two probe images.
 
-Weights that are equal to the bit do not make features equal: a changed `forward` method, or another version of a
-library, computes something else with them. The outputs lie in the provenance of every cache and segment. Where they do
-not agree, the rows are not used; what is computed now gets a fingerprint of its own, so that both can stand.
+Identical weights do not guarantee identical features: a changed `forward` method, or another version of a library,
+may compute something else with them. The outputs are recorded in the provenance of every cache and segment. Where they
+do not agree, the rows are not used; what is computed now gets a fingerprint of its own, so that both caches can exist.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from featcache.backbones.checks import same_function
 from featcache.backbones.spec import BackboneSpec, ProbeOutputs, outputs_in
-from featcache.cache.catalog import CacheEntry, candidates
+from featcache.cache.catalog import CacheEntry, caches_with_spec
 from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import open_segments
@@ -25,27 +25,29 @@ from featcache.cache.writer import serves
 from featcache.errors import CacheError
 from featcache.extraction.reporting import Reporter
 
-#: In a spec's architecture: stands for what the network computes, where names and weights do not tell it.
+#: Key in a spec's architecture: identifies what the network computes, where names and weights do not determine it.
 BEHAVIOUR = "behaviour"
 
 
 def without_behaviour(spec: Spec) -> Spec:
-    """The spec as names and weights alone determine it."""
+    """The spec without its behaviour mark: what names and weights alone determine."""
     if BEHAVIOUR not in spec.architecture:
         return spec
     return replace(spec, architecture={key: spec.architecture[key] for key in spec.architecture if key != BEHAVIOUR})
 
 
-def settled_behaviour(spec: Spec, backbone: BackboneSpec, features_dir: Path, reporter: Reporter) -> Spec:
-    """The spec, with a mark of what the network computes where weights and names do not tell it.
+def resolve_behaviour(spec: Spec, backbone: BackboneSpec, features_dir: Path, reporter: Reporter) -> Spec:
+    """The spec, with a mark of what the network computes where weights and names do not determine it.
 
-    That is so for a module of the caller's own, and where a cache with the same weights was computed by another
-    function. A mark that a cache has is taken over where its outputs on the probe images agree.
+    A mark is needed for a module of the caller's own, and where a cache with the same weights was computed by another
+    function. The mark of an existing cache is reused if its outputs on the probe images agree.
     """
     if backbone.probe is None:
         return spec
     known = [
-        one for one in candidates(features_dir) if one.spec is not None and _same_but_for_behaviour(one.spec, spec)
+        one
+        for one in caches_with_spec(features_dir)
+        if one.spec is not None and _same_but_for_behaviour(one.spec, spec)
     ]
     refused: str | None = None
     for entry in sorted(known, key=lambda one: (one.complete, one.created or ""), reverse=True):
@@ -64,8 +66,8 @@ def settled_behaviour(spec: Spec, backbone: BackboneSpec, features_dir: Path, re
     return replace(spec, architecture={**spec.architecture, BEHAVIOUR: behaviour_of(backbone.probe)})
 
 
-def _same_but_for_behaviour(theirs: Spec, spec: Spec) -> bool:
-    return serves(without_behaviour(theirs), without_behaviour(spec))
+def _same_but_for_behaviour(other: Spec, spec: Spec) -> bool:
+    return serves(without_behaviour(other), without_behaviour(spec))
 
 
 def _mark_of(spec: Spec) -> Mapping[str, Json]:
@@ -94,7 +96,7 @@ def _provenances(entry: CacheEntry) -> Iterator[Mapping[str, Any]]:
         else:
             yield from (split.provenance for _, split in open_segments(entry.path, Manifest.read(entry.path)))
     except CacheError:
-        # It is reported where its rows are read.
+        # The error is reported where the rows are read.
         return
 
 

@@ -1,7 +1,7 @@
-"""What this machine is, and how fast it will extract: measured in seconds, before a run of hours.
+"""Describe this machine and estimate how fast it will extract: it takes seconds, before a run of hours.
 
-Nothing is downloaded and nothing is left behind. Images/s are an estimate: convolutions like the backbone's own,
-timed for a moment, against the arithmetic the backbone needs for one image.
+Nothing is downloaded, and temporary files are removed. Images/s are an estimate: the speed of a convolution like the
+backbone's own, divided by the arithmetic that the backbone needs for one image.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from featcache.backbones import devices
 from featcache.backbones.runners import RUNNERS
 from featcache.backbones.runners.compiled import compiler
 from featcache.backbones.transforms import Transform
-from featcache.extraction.computing import decoding_threads_beside_a_network
+from featcache.extraction.computing import decoding_threads_with_network
 from featcache.images.decoding import decode
 
 _MIB = 1 << 20
@@ -54,7 +54,7 @@ _PROBES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """A backbone's speed as it can be expected here; an estimate, not a measurement of the backbone."""
+    """The expected speed of a backbone on this machine; an estimate, not a measurement of the backbone."""
 
     gflops: float
     images_per_s: float
@@ -62,10 +62,10 @@ class Speed:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkup:
-    """What was found. `expected` is by backbone; speeds are None where they could not be measured.
+    """This machine and its speeds. `expected` is by backbone; speeds are None where they could not be measured.
 
     `decode_images_per_s` is for one thread and JPEGs of 640x480, decoded and resized to 224; `disk_mb_per_s` is for
-    writing to the data folder's disk until it has really been written.
+    writing to the data folder's disk, until the data are on the disk (fsync).
     """
 
     device: str
@@ -94,7 +94,15 @@ class Checkup:
 
 
 def examine(data_dir: Path, *, moment_s: float = 1.0) -> Checkup:
-    """Looks and measures, `moment_s` seconds for each speed. Raises nothing that a sick machine could cause."""
+    """Examine this machine.
+
+    Args:
+        data_dir: The speed and the free space of its disk are measured. It need not exist.
+        moment_s: Seconds to measure each speed.
+
+    Returns:
+        The device, the versions and the speeds. A device or a disk with a fault raises no error.
+    """
     device = devices.resolve_device("auto")
     precision = devices.resolve_precision("auto", device)
     details = devices.provenance(device, *(name for name in RUNNERS if find_spec(name) is not None))
@@ -103,10 +111,10 @@ def examine(data_dir: Path, *, moment_s: float = 1.0) -> Checkup:
         device=device,
         device_name=details["device"] if device.startswith("cuda") else details["processor"],
         precision=precision,
-        precisions=devices.supported_precisions(device),
+        precisions=devices.precisions_of(device),
         cores=devices.cores(),
         threads=details["threads"],
-        decoding_threads=decoding_threads_beside_a_network(device),
+        decoding_threads=decoding_threads_with_network(device),
         blas=_blas(),
         compiler=compiler(),
         versions={"python": platform.python_version(), **details["versions"]},
@@ -114,7 +122,9 @@ def examine(data_dir: Path, *, moment_s: float = 1.0) -> Checkup:
         disk_mb_per_s=_disk_speed(home),
         disk_free_gb=round(shutil.disk_usage(home).free / 1e9, 1),
         expected={name: _speed(probe, device, precision, moment_s) for name, probe in _PROBES.items()},
-        warnings=tuple(one for one in (devices.unused_gpu(device), devices.idle_cores(device)) if one is not None),
+        warnings=tuple(
+            one for one in (devices.gpu_warning(device), devices.idle_cores_warning(device)) if one is not None
+        ),
     )
 
 
@@ -127,12 +137,12 @@ def _blas() -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there: the same disk."""
+    """The folder, or its nearest parent that exists: it lies on the same disk."""
     return next((one for one in [folder.absolute(), *folder.absolute().parents] if one.is_dir()), Path.cwd())
 
 
 def _rate(work: Callable[[], None], moment_s: float) -> float:
-    """How often `work` can be done in a second; the first time, which warms up, does not count."""
+    """Calls of `work` per second; the first call, a warm-up, does not count."""
     work()
     began, done = time.perf_counter(), 0
     while (passed := time.perf_counter() - began) < moment_s or not done:
@@ -149,10 +159,10 @@ def _decode_speed(moment_s: float) -> float:
     file = io.BytesIO()
     Image.fromarray((slope + noise).astype(np.uint8)).save(file, "JPEG", quality=85)
     payload, transform = file.getvalue(), Transform(image_size=224)
-    return _rate(lambda: _ignored(transform.resize_image(decode(payload, "a picture"))), moment_s)
+    return _rate(lambda: _discard(transform.resize_image(decode(payload, "a picture"))), moment_s)
 
 
-def _ignored(_: object) -> None:
+def _discard(_: object) -> None:
     return None
 
 

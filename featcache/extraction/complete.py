@@ -1,4 +1,8 @@
-"""From what is missing of some extractions to complete caches: cut, compute, publish."""
+"""Finish extractions: divide the missing rows into segments, compute them, and publish each cache.
+
+To publish is to pack the segments into one file, or to write the manifest that makes their folder a complete cache. Of
+several shards the one that ends last does it. `featcache assemble` only publishes: missing rows are then an error.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +11,48 @@ from collections.abc import Sequence
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheUnwritable
 from featcache.extraction.compute import compute
-from featcache.extraction.cut import Cut, cut, deciding
+from featcache.extraction.cut import Cut, cut, lock_manifest
 from featcache.extraction.inventory import Inventory
-from featcache.extraction.publish import publish, relabelled, skipped_in
+from featcache.extraction.publish import publish, read_skipped, relabel
 from featcache.extraction.result import Computed, Extraction, report_cache, report_share
 from featcache.extraction.units import units_in
 
 
-def complete(inventories: Sequence[Inventory], *, assembles: bool) -> dict[Inventory, Extraction]:
-    """Compute and publish what is missing, and return the results; the caller holds the locks.
+def complete_caches(inventories: Sequence[Inventory], *, assembles: bool) -> dict[Inventory, Extraction]:
+    """Finish extractions: compute the missing rows, and give each cache its final name. The caller holds the locks.
+
+    Of several shards, only the one that ends last gives the cache its name.
 
     Args:
         inventories: Of extractions over the same images.
-        assembles: Nothing is computed: what others have computed is published.
+        assembles: Compute nothing: give the name to what other processes have computed.
+
+    Returns:
+        The result of each extraction.
 
     Raises:
-        CacheIncomplete: Rows are missing, and nothing is to be computed.
+        CacheIncomplete: Rows are missing, and `assembles` forbids to compute them.
     """
     done: dict[Inventory, Extraction] = {}
-    standing: dict[Inventory, FeatureCache | None] = {}
+    existing: dict[Inventory, FeatureCache | None] = {}
     cuts: dict[Inventory, Cut | None] = {}
     for one in inventories:
         with one.job.watch:
-            standing[one] = one.standing()
-            # Another process may have written it meanwhile.
-            found = one.hit(standing[one], assembles=assembles)
+            existing[one] = one.existing_cache()
+            # Another process may have written it in the meantime.
+            found = one.hit(existing[one], assembles=assembles)
             if found is None and not assembles:
-                found = relabelled(one, standing[one])
+                found = relabel(one, existing[one])
             if found is not None:
                 done[one] = report_cache(one.job, found, Computed())
             else:
-                cuts[one] = cut(one, standing[one], assembles=assembles)
+                cuts[one] = cut(one, existing[one], assembles=assembles)
     computed = dict.fromkeys(cuts, Computed())
     todo = {one: begun for one, begun in cuts.items() if begun is not None and begun.todo}
     try:
         computed |= dict(zip(todo, compute(list(todo.values())) if todo else (), strict=True))
     except CacheUnwritable:
-        published = {one: found for one in cuts if (found := one.hit(one.standing())) is not None}
+        published = {one: found for one in cuts if (found := one.hit(one.existing_cache())) is not None}
         if len(published) < len(cuts):
             raise
         # The same share ran twice, and the other one has published the cache and removed the segments.
@@ -53,27 +62,27 @@ def complete(inventories: Sequence[Inventory], *, assembles: bool) -> dict[Inven
             if one.job.execution.shard is not None and begun is not None:
                 done[one] = _share(one, begun, computed[one])
             else:
-                done[one] = report_cache(one.job, _publish(one, standing[one], begun), computed[one])
+                done[one] = report_cache(one.job, _publish(one, existing[one], begun), computed[one])
     return done
 
 
-def _publish(inventory: Inventory, standing: FeatureCache | None, cut: Cut | None) -> FeatureCache:
+def _publish(inventory: Inventory, existing: FeatureCache | None, cut: Cut | None) -> FeatureCache:
     manifest, units = (None, []) if cut is None else (cut.manifest, cut.units)
-    return publish(inventory, standing=standing, manifest=manifest, units=units)
+    return publish(inventory, existing=existing, manifest=manifest, units=units)
 
 
 def _share(inventory: Inventory, cut: Cut, computed: Computed) -> Extraction:
-    """The result of a share; of the whole where it was the last."""
+    """The result of a share. The share that ends last publishes the cache, and reports the whole of it."""
     job = inventory.job
-    with deciding(inventory):
-        standing = inventory.standing()
-        if all(inventory.stands(unit, unchanged=False) for unit in cut.units):
-            return report_cache(inventory.job, _publish(inventory, standing, cut), computed)
-        if standing is not None and inventory.is_hit(standing):
+    with lock_manifest(inventory):
+        existing = inventory.existing_cache()
+        if all(inventory.is_written(unit, unchanged=False) for unit in cut.units):
+            return report_cache(inventory.job, _publish(inventory, existing, cut), computed)
+        if existing is not None and inventory.is_hit(existing):
             # The share that ended last has published it.
-            return report_cache(inventory.job, standing, computed)
+            return report_cache(inventory.job, existing, computed)
     mine = units_in(cut.units, job.execution.shard)
     own = {unit.segment.file for unit in mine}
     written = [split for split in inventory.segments_of(inventory.folder) if split.file.path.name in own]
-    skipped = [one for split in written for one in skipped_in(split)]
+    skipped = [one for split in written for one in read_skipped(split)]
     return report_share(job, inventory.folder, computed, images=sum(map(len, mine)), skipped=skipped)

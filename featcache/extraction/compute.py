@@ -1,4 +1,4 @@
-"""The one pass over images: each is read and decoded once, and offered to every backbone that misses it."""
+"""One pass over the images: each is read and decoded once, for all backbones that lack its rows."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from featcache.extraction.cut import Cut, computes
 from featcache.extraction.forecast import Forecast
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.images import Images, Numbers
-from featcache.extraction.network import computed_by, open_forward
+from featcache.extraction.network import open_forward, provenance_of
 from featcache.extraction.pipeline import Block, Pipeline
 from featcache.extraction.publish import feature_bytes, packs, scaling_of
-from featcache.extraction.reporting import human_bytes
 from featcache.extraction.result import Computed
 from featcache.extraction.segment_writer import SegmentWriter
 from featcache.extraction.variation import Variation
 from featcache.files import free_bytes
+from featcache.text import human_bytes
 
 
 def compute(cuts: Sequence[Cut]) -> list[Computed]:
-    """Write the segments that are still to be written, of one or several backbones over the same images.
+    """Write the missing segments of one or several backbones over the same images.
 
     Raises:
-        ExtractionError: There is no room on the disk, or a feature is not finite.
-        ImageError: An image cannot be used, and is not to be skipped.
-        CacheError: What the writer raises.
+        ExtractionError: The disk has not enough free space, or a feature is not finite.
+        ImageError: An image cannot be read, and `on_error` is not "skip".
+        CacheError: The segments cannot be written.
     """
     for one in cuts:
-        _say_what_stands(one)
-        _require_room(one)
+        _report_existing(one)
+        _require_space(one)
     with ExitStack() as opened:
         works = [_Work(one) for one in cuts]
         for work in works:
@@ -43,11 +43,13 @@ def compute(cuts: Sequence[Cut]) -> list[Computed]:
         try:
             _pass_over(images, works)
         except KeyboardInterrupt:
-            cuts[0].inventory.job.reporter.say("stopped; what is finished stands: run the same command again to go on")
+            cuts[0].inventory.job.reporter.info(
+                "stopped; finished segments are kept: run the same command again to go on"
+            )
             raise
         finally:
             images.save()
-    return [work.computed() for work in works]
+    return [work.summary() for work in works]
 
 
 class _Work:
@@ -57,7 +59,7 @@ class _Work:
         job = cut.inventory.job
         self.job, self.units = job, cut.todo
         self._total = sum(map(len, cut.todo))
-        # Before the first segment is begun: a network that cannot be opened leaves nothing.
+        # Before the first segment is created: a network that cannot be opened leaves no files.
         self.forward: ForwardPass | None = open_forward(job) if computes(cut.inventory, cut.todo, cut.donors) else None
         self._variation = Variation(job.spec.layer_names)
         self._forecast = Forecast(total=self._total)
@@ -72,13 +74,13 @@ class _Work:
             cut.todo,
             job.images,
             Donors(cut.donors, cut.inventory.warn),
-            provenance=lambda: computed_by(job),
+            provenance=lambda: provenance_of(job),
             scaling=scaling_of(job),
             stages=job.stages,
         )
 
     def take(self, block: Block, number: int) -> None:
-        """What came of some images. `number`: of this backbone among those of the pipeline."""
+        """Store the rows of a block. `number`: the index of this backbone among those of the pipeline."""
         for failure in block.failures:
             if not self.job.skips:
                 raise failure.error
@@ -87,38 +89,38 @@ class _Work:
         for rows in block.rows[number]:
             self.writer.put(rows)
             self._variation.add(rows.features)
-        self._tell()
+        self._report_progress()
 
     def finish(self) -> None:
-        """All images have been read."""
+        """Check, after the last block, that all images were processed, and that features differ between images."""
         if self.writer.done != self._total:
-            raise ExtractionError(f"{self._total - self.writer.done} images were neither computed nor left out")
+            raise ExtractionError(f"{self._total - self.writer.done} images were neither computed nor skipped")
         for layer in self._variation.constant():
             self.job.reporter.warn(
                 f"all {self._total:,} images have the same features in layer {layer} ({self.job.backbone.source}): "
                 "check the layer and the weights"
             )
 
-    def computed(self) -> Computed:
+    def summary(self) -> Computed:
         """How many rows were computed, and how fast, once the writer is closed."""
         seconds = sum(self.job.stages.seconds.values()) - self._before
         rows = self.writer.computed
         return Computed(rows=rows, images_per_s=rows / max(seconds, 1e-9) if rows else None)
 
-    def _tell(self) -> None:
+    def _report_progress(self) -> None:
         done, bound = self.writer.done, self.job.stages.bound
         self.job.reporter.advance("extracting", done, self._total, bound=bound)
         if (sentence := self._forecast.sentence(done, bound)) is not None:
-            self.job.reporter.say(sentence)
+            self.job.reporter.info(sentence)
 
 
 def _pass_over(images: Images, works: Sequence[_Work]) -> None:
     active = [work for work in works if work.forward is not None]
     for work in works:
         if work.forward is None:
-            # Everything was found: it is copied, and no image is read.
+            # All rows exist elsewhere: they are copied, and no image is read.
             for number in range(len(work.units)):
-                work.writer.unresolved(number)
+                work.writer.open_unit(number)
     if active:
         pipeline = Pipeline(
             source=images.source,
@@ -131,7 +133,7 @@ def _pass_over(images: Images, works: Sequence[_Work]) -> None:
             blocks = pipeline.run(
                 images.samples,
                 _numbers(images, active),
-                lambda image, digest: [work.writer.wanted(image, digest) for work in active],
+                lambda image, digest: [work.writer.views_to_compute(image, digest) for work in active],
             )
             for block in blocks:
                 images.learn(block.images, block.digests)
@@ -156,28 +158,28 @@ def _numbers(images: Images, works: Sequence[_Work]) -> Iterator[Numbers]:
         ready = int(np.searchsorted(waiting, first))
         yield waiting[:ready]
         images.look_up(works[place].units[number].images)
-        waiting = np.union1d(waiting[ready:], works[place].writer.unresolved(number))
+        waiting = np.union1d(waiting[ready:], works[place].writer.open_unit(number))
     yield waiting
 
 
-# --- what is said and checked before -----------------------------------------------------------------------
+# --- reports and checks before the first image -------------------------------------------------------------
 
 
-def _say_what_stands(cut: Cut) -> None:
+def _report_existing(cut: Cut) -> None:
     job = cut.inventory.job
-    rows, missing = len(job.images), _not_known_to_stand(cut)
+    rows, missing = len(job.images), _count_missing(cut)
     size = f"the cache will have {human_bytes(feature_bytes(job.spec, job.images.rows_of_splits))}"
     if missing == rows:
         views = f", {job.spec.views} views of each train image" if job.spec.views > 1 else ""
-        job.reporter.say(f"{rows} images to extract with {job.backbone.name}{views}; {size}")
+        job.reporter.info(f"{rows} images to extract with {job.backbone.name}{views}; {size}")
     elif job.execution.shard is not None:
-        job.reporter.say(f"{missing} images to extract in this share of {rows}; {size}")
+        job.reporter.info(f"{missing} images to extract in this share of {rows}; {size}")
     else:
-        job.reporter.say(f"{rows - missing} of {rows} images stand already, {missing} to extract; {size}")
+        job.reporter.info(f"{rows - missing} of {rows} images exist already, {missing} to extract; {size}")
 
 
-def _not_known_to_stand(cut: Cut) -> int:
-    """How many images of the units have no row that is known: what is not known yet may be found when it is read."""
+def _count_missing(cut: Cut) -> int:
+    """How many images of the units have no known row. Images whose digest is not known yet count as missing."""
     images = cut.inventory.job.images
     numbers = np.concatenate([unit.images for unit in cut.todo])
     known = numbers[images.known[numbers]]
@@ -187,8 +189,11 @@ def _not_known_to_stand(cut: Cut) -> int:
     return len(numbers) - int((donors.locate(images.digests[known]).donor >= 0).sum())
 
 
-def _require_room(cut: Cut) -> None:
-    """Segments and packed file stand side by side for a moment. Raises ExtractionError before a forward pass."""
+def _require_space(cut: Cut) -> None:
+    """Raise ExtractionError, before the first forward pass, where the disk has not enough free space.
+
+    Segments and packed file exist together for a moment.
+    """
     job = cut.inventory.job
     packed = job.execution.shard is None and packs(job)
     written: dict[str, int] = {}
@@ -198,9 +203,9 @@ def _require_room(cut: Cut) -> None:
     job.request.features_dir.mkdir(parents=True, exist_ok=True)
     free = free_bytes(job.request.features_dir)
     if free < needed:
-        beside = " (segments and, for a moment, the packed file)" if packed else ""
+        parts = " (segments and, for a moment, the packed file)" if packed else ""
         raise ExtractionError(
             f"the disk of {job.request.features_dir} has {human_bytes(free)} free, "
-            f"{human_bytes(needed)} are needed{beside}",
-            hint="make room, choose another --data-dir, or extract fewer images with --limit",
+            f"{human_bytes(needed)} are needed{parts}",
+            hint="free some space, choose another --data-dir, or extract fewer images with --limit",
         )

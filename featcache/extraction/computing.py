@@ -1,6 +1,6 @@
-"""What computes missing rows: device, network and program, opened when the first row is missing and not before.
+"""Device, network and program that compute missing rows, opened only when a row is missing.
 
-An extraction with nothing to do needs none of them, and so no torch.
+An extraction with nothing to do needs none of them, and does not import torch.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from featcache.backbones import devices
-from featcache.backbones.describe import describe, open_network, stored
+from featcache.backbones.describe import describe, open_network, read_description
 from featcache.backbones.spec import BackboneSpec
 from featcache.backbones.zoos.pixels import NAME as PIXELS
 from featcache.extraction.reporting import Reporter
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 _IMAGES = {"cpu": 32, "mps": 64, "cuda": 256}
 _IMAGES_OF_BYTES = 512
-# A backbone on the CPU needs the cores itself; a single thread would make it wait for every slow image.
-_THREADS_BESIDE_A_NETWORK = (2, 4)
+# A backbone on the CPU needs the cores itself; with a single thread it would wait for every slow image.
+_LEAST_AND_MOST_THREADS = (2, 4)
 
 
 @dataclass(kw_only=True, eq=False)
 class Computer:
-    """Opens what computes, once.
+    """Opens device, network and programs on first use, each once.
 
     Args:
-        request, execution: What is asked, and how.
-        images: How many images there are; asked only where it matters.
-        reporter: Hears of the device, of weights and of the choice of a runner.
+        request, execution: The options of the extraction.
+        images: Returns the number of images; called only where it is needed.
+        reporter: Receives messages about the device, the weights and the choice of a runner.
         given: A network of the caller's own.
     """
 
@@ -51,23 +51,26 @@ class Computer:
 
     @cached_property
     def device(self) -> str:
-        """Where it computes: what `auto` means here. Raises InvalidOption."""
+        """The device that computes, with `auto` resolved for this machine. Raises InvalidOption."""
         device = devices.resolve_device(self.execution.device)
-        if (waste := devices.unused_gpu(device)) is not None:
+        if (waste := devices.gpu_warning(device)) is not None:
             self.reporter.warn(waste)
         return device
 
     @cached_property
     def backbone(self) -> BackboneSpec:
-        """What the backbone is: as it was described before, else as it is loaded now. Raises what `network` raises."""
+        """The backbone's description: the stored one, else that of the network as loaded now.
+
+        Raises what `network` raises.
+        """
         if self.given is not None:
             return self.given.spec
         options, data_dir = self.request.backbone_options, self.request.data_dir
         if options.backbone == PIXELS:
             return describe(options, data_dir=data_dir)
-        if (known := stored(options, data_dir=data_dir)) is not None:
+        if (known := read_description(options, data_dir=data_dir)) is not None:
             return known
-        # A device or a precision that cannot be is refused before weights are downloaded.
+        # An unsupported device or precision is refused before weights are downloaded.
         self.choose_eager()
         return self.network.spec
 
@@ -76,13 +79,13 @@ class Computer:
         """The backbone with its weights in memory. Raises what `open_network` raises."""
         network = self.given or open_network(self.request.backbone_options, data_dir=self.request.data_dir)
         for note in network.spec.notes:
-            self.reporter.say(note)
-        if not network.spec.stores_bytes and (waste := devices.idle_cores(self.device)) is not None:
+            self.reporter.info(note)
+        if not network.spec.stores_bytes and (waste := devices.idle_cores_warning(self.device)) is not None:
             self.reporter.warn(waste)
         return network
 
     def choose(self) -> Chosen:
-        """The runner and the precision that the request means on this machine."""
+        """The runner and the precision of the request, with `auto` resolved for this machine."""
         from featcache.backbones.runners.choosing import choose
 
         eager = self.choose_eager()
@@ -99,56 +102,56 @@ class Computer:
         )
 
     def choose_eager(self) -> Chosen:
-        """The same without loading or measuring anything: torch as it is, where no runner is named."""
+        """The same without loading or measuring anything: `auto` becomes the eager runner."""
         from featcache.backbones.runners.choosing import Chosen
 
         runner = "eager" if self.request.runner == "auto" else self.request.runner
         return Chosen(runner=runner, precision=devices.resolve_precision(self.request.precision, self.device))
 
     def program(self, spec: Spec, batch_size: int) -> Program:
-        """The program that computes rows of this spec; what has to be compiled is compiled now."""
+        """The program that computes rows of this spec; compiled now, where its runner compiles."""
         from featcache.backbones.runners import runner_of
 
-        asked = spec.precision, spec.runner, batch_size
-        if asked not in self._programs:
+        key = spec.precision, spec.runner, batch_size
+        if key not in self._programs:
             program = self.network.on(self.device, spec.precision, spec.runner, batch_size=batch_size)
             if runner_of(spec.runner).one_shape:
                 self._compile(program)
-            self._programs[asked] = program
-        return self._programs[asked]
+            self._programs[key] = program
+        return self._programs[key]
 
     def _compile(self, program: Program) -> None:
         import time
 
         import numpy as np
 
-        from featcache.backbones.runners.choosing import beside
+        from featcache.backbones.runners.choosing import run_in_thread
         from featcache.errors import ExtractionError, FeatcacheError
 
         name, side, began = self.network.name, self.network.spec.transform.image_size, time.monotonic()
-        self.reporter.say(f"compiling {name} by {program.runner} (--runner eager: not at all)")
+        self.reporter.info(f"compiling {name} with {program.runner} (--runner eager does not compile)")
         assert program.batch_size is not None
         blank = np.zeros((program.batch_size, side, side, 3), np.uint8)
         try:
-            beside(lambda: program.features(blank))
+            run_in_thread(lambda: program.features(blank))
         except FeatcacheError:
             raise
         except Exception as error:
-            # Whatever a compiler may raise.
+            # A compiler may raise any exception.
             raise ExtractionError(
                 f"{name} cannot be compiled: {str(error).strip().splitlines()[0]}",
                 hint="extract with --runner eager",
             ) from error
-        self.reporter.say(f"compiled in {time.monotonic() - began:.0f} s")
+        self.reporter.info(f"compiled in {time.monotonic() - began:.0f} s")
 
     @property
     def batch_size(self) -> int:
-        """Images per forward pass: as asked, else by device. One that does not fit is halved where it is used."""
+        """Images per forward pass: as requested, else by device. It is halved later where memory does not suffice."""
         return self.execution.batch_size or batch_size_for(self.network.spec, self.device)
 
     @property
     def workers(self) -> int:
-        """Threads that decode."""
+        """Threads that decode images."""
         return self.execution.workers or decoding_threads_for(self.network.spec, self.device)
 
     @cached_property
@@ -166,14 +169,14 @@ def batch_size_for(spec: BackboneSpec, device: str) -> int:
 
 def decoding_threads_for(spec: BackboneSpec, device: str) -> int:
     """Threads that decode where `--workers` is left out."""
-    return devices.cores() if spec.stores_bytes else decoding_threads_beside_a_network(device)
+    return devices.cores() if spec.stores_bytes else decoding_threads_with_network(device)
 
 
-def decoding_threads_beside_a_network(device: str) -> int:
-    """The same for any backbone that computes."""
+def decoding_threads_with_network(device: str) -> int:
+    """The same next to a backbone that computes (any but `pixels`)."""
     if _kind(device) != "cpu":
         return devices.cores()
-    least, most = _THREADS_BESIDE_A_NETWORK
+    least, most = _LEAST_AND_MOST_THREADS
     return max(least, min(devices.cores(), most))
 
 

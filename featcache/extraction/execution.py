@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from featcache.extraction.units import Shard
 
 # bf16 has 8 bits of mantissa: VGG16 keeps a cosine of 0.9999, Inception v3 one above 0.999, and with either a head's
-# accuracy moves by no more than its own seeds do. Whatever falls below is no longer the same feature.
+# accuracy changes by no more than between its own seeds. Below this bound it is no longer the same feature.
 LEAST_COSINE = 0.999
 #: As a device: every GPU of this machine, a share of the images on each.
 ALL_GPUS = "cuda:all"
@@ -26,21 +26,23 @@ def _shard(text: str) -> Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
-    """How an extraction runs: nothing here changes a feature. None stands for auto. Raises InvalidOption."""
+    """How an extraction runs: no option here changes a feature. None means auto. Raises InvalidOption."""
 
     PANEL: ClassVar[str] = "How it runs"
 
     device: Annotated[
         str,
         Option(
-            help="auto, cpu, mps, cuda, cuda:N, or cuda:all: a share of the images on every GPU.", metavar="<device>"
+            help="auto, cpu, mps, cuda, cuda:N or cuda:all. With cuda:all every GPU computes a share of the images.",
+            metavar="<device>",
         ),
     ] = "auto"
     batch_size: Annotated[
         int | None, Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1)
     ] = None
     workers: Annotated[
-        int | None, Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1)
+        int | None,
+        Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1, advanced=True),
     ] = None
     segment_rows: Annotated[
         int | None,
@@ -50,6 +52,7 @@ class Execution:
             metavar="<rows>",
             default="half a minute's work",
             least=1,
+            advanced=True,
         ),
     ] = None
     pack: Annotated[
@@ -58,14 +61,16 @@ class Execution:
             help="Whether the cache becomes one file, or stays in several.",
             flags=("--pack/--no-pack",),
             default="up to 4 GiB",
+            advanced=True,
         ),
     ] = None
     resize_on: Annotated[
         Literal["auto", "host", "device"],
-        Option(help="Where images are resized, to the same bytes. auto: on a GPU, where there is one."),
+        Option(help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.", advanced=True),
     ] = "auto"
     on_error: Annotated[
-        Literal["fail", "skip"], Option(help="At an image that cannot be read: fail, or skip it and list it.")
+        Literal["fail", "skip"],
+        Option(help="At unreadable images. fail stops with an error; skip leaves them out and lists them."),
     ] = "fail"
     min_cosine: Annotated[
         float,
@@ -75,19 +80,23 @@ class Execution:
             metavar="<cosine>",
             least=-1,
             greatest=1,
+            advanced=True,
         ),
     ] = LEAST_COSINE
-    rehash: Annotated[bool, Option(help="Read every image, also those that look unchanged.")] = False
+    rehash: Annotated[bool, Option(help="Read every image, also those that look unchanged.", advanced=True)] = False
     wait: Annotated[
         bool,
         Option(
-            help="Whether to wait for another process that is writing this cache, or to stop.", flags=("--no-wait",)
+            help="Whether to wait for another process that is writing this cache, or to stop.",
+            flags=("--no-wait",),
+            advanced=True,
         ),
     ] = True
     shard: Annotated[
         Shard | None,
         Option(
-            help="Compute only the i-th of n shares of the rows, 0/n to n-1/n; the last to end publishes the cache.",
+            help="Compute only shard i of n, counted from 0. The second of four is 1/4. The shard that ends last "
+            "publishes the cache.",
             metavar="<i/n>",
             read=_shard,
             panel=_TOGETHER,
@@ -99,27 +108,32 @@ class Execution:
 
     @property
     def threads(self) -> int:
-        """Threads that read images before anything is computed: they wait for the disk as much as they hash."""
+        """Threads that read and hash images before anything is computed; they often wait for the disk."""
         return self.workers or 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """What computes: this process, or tasks of a Ray cluster, where and how wide. Raises InvalidOption."""
+    """What computes: this process, or tasks of a Ray cluster, and with which resources. Raises InvalidOption."""
 
     PANEL: ClassVar[str] = _TOGETHER
 
     engine: Annotated[
-        Literal["local", "ray"], Option(help="local, or ray: tasks on a cluster that shares the data folder.")
+        Literal["local", "ray"],
+        Option(help="local, or ray: tasks on a cluster that shares the data folder.", advanced=True),
     ] = "local"
     address: Annotated[
         str | None,
-        Option(help="Of a running Ray cluster, or auto.", metavar="<address>", default="one on this machine"),
+        Option(
+            help="Of a running Ray cluster, or auto.", metavar="<address>", default="one on this machine", advanced=True
+        ),
     ] = None
-    gpus_per_task: Annotated[float, Option(help="GPUs of a task.", metavar="<gpus>", least=0)] = 0
-    cpus_per_task: Annotated[int, Option(help="Cores, and threads, of a task.", metavar="<cores>", least=1)] = 1
+    gpus_per_task: Annotated[float, Option(help="GPUs of a task.", metavar="<gpus>", least=0, advanced=True)] = 0
+    cpus_per_task: Annotated[
+        int, Option(help="Cores, and threads, of a task.", metavar="<cores>", least=1, advanced=True)
+    ] = 1
     max_parallel: Annotated[
-        int | None, Option(help="Tasks at once.", metavar="<tasks>", default="as many as fit", least=1)
+        int | None, Option(help="Tasks at once.", metavar="<tasks>", default="as many as fit", least=1, advanced=True)
     ] = None
     deadline_s: Annotated[
         float,
@@ -128,6 +142,7 @@ class Cluster:
             flags=("--task-deadline",),
             metavar="<seconds>",
             least=1,
+            advanced=True,
         ),
     ] = 1800
 

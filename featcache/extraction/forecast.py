@@ -1,4 +1,4 @@
-"""How long it will take, said once, as soon as it is known."""
+"""An estimate of the remaining time, reported once, as soon as the speed is known."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _KNOWN_AFTER_S = 8.0
-_WORTH_SAYING_S = 60.0
+_LEAST_REPORTED_S = 60.0
 _SLOWEST = {"decode": "decoding the images", "compute": "the forward pass", "write": "the disk"}
 
 
 @dataclass(kw_only=True)
 class Forecast:
-    """Of `total` images. The first batch does not count: caches fill and memory is found while it runs."""
+    """Estimates the remaining time of `total` images. The first batch is a warm-up and does not count."""
 
     total: int
     clock: Callable[[], float] = time.monotonic
     _first: tuple[float, int] | None = None
-    _said: bool = False
+    _reported: bool = False
 
     def sentence(self, done: int, bound: str | None) -> str | None:
-        """What to say after `done` images, at most once, and only of a run that has a minute to go or more."""
+        """The estimate after `done` images, at most once, and only where a minute or more is left; else None."""
         now = self.clock()
         if self._first is None:
             self._first = now, done
             return None
         passed, images = now - self._first[0], done - self._first[1]
-        if self._said or passed < _KNOWN_AFTER_S or images <= 0:
+        if self._reported or passed < _KNOWN_AFTER_S or images <= 0:
             return None
-        self._said = True
+        self._reported = True
         left = (self.total - done) * passed / images
-        if left < _WORTH_SAYING_S:
+        if left < _LEAST_REPORTED_S:
             return None
         slowest = f"; {_SLOWEST[bound]} bounds it" if bound in _SLOWEST else ""
         return f"{images / passed:,.1f} images/s, about {_duration(left)} to go{slowest}"

@@ -1,6 +1,6 @@
-"""The images of an extraction: listed once, and the SHA-256 of each that is known.
+"""The images of an extraction, listed once, with their SHA-256 digests as far as they are known.
 
-A digest is known where the image is unchanged since it was read before, by its stamp, or once it has been read.
+The digest of an image is known once it has been read, or if its stamp shows that it is unchanged since an earlier run.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from featcache.images.source import ImageSource, Payload, digest
 
 Numbers = npt.NDArray[np.int64]
 _CHUNK = 256
-# Of images that were read to be looked up, so many bytes are kept until they are decoded.
+# Images that were read to find their digest are kept in memory, up to this many bytes, until they are decoded.
 _KEPT_BYTES = 256 << 20
 
 
 def select_samples(source: ImageSource, request: Request) -> dict[str, Samples]:
-    """The samples that the request's splits and limit leave, by split. Raises InvalidOption where there are none."""
+    """The samples that the request's splits and limit select, by split. Raises InvalidOption for a missing split."""
     present = source.splits()
     for split in request.splits or ():
         if split not in present:
@@ -70,13 +70,13 @@ class _Chained(Sequence[str | None]):
         return next(itertools.islice(self, index, None))
 
 
-def _asked_columns(source: ImageSource, request: Request) -> tuple[SourceColumn, ...]:
-    """The columns that become targets. Those of an object are chosen here, others where the images are opened."""
+def _target_columns(source: ImageSource, request: Request) -> tuple[SourceColumn, ...]:
+    """The columns that become targets. For an object they are chosen here, else when the images are opened."""
     if not request.location.is_object:
         return source.columns
-    asked, names = request.asked_columns, [column.name for column in source.columns if column.name != LABEL]
-    chosen = {one.name for one in choose(request.origin, names, asked.without(LABEL), default=names)}
-    kinds = asked.kind_of
+    options, names = request.column_options, [column.name for column in source.columns if column.name != LABEL]
+    chosen = {one.name for one in choose(request.origin, names, options.without(LABEL), default=names)}
+    kinds = options.kind_of
     return tuple(
         replace(column, kind=kinds.get(column.name, column.kind))
         for column in source.columns
@@ -88,20 +88,20 @@ class Images:
     """The images of an extraction, numbered over all splits in the order of their rows.
 
     Args:
-        source: Where they are read.
+        source: Where the images are read.
         request: Which of them are selected.
-        workers: Threads that read where images are only to be looked up.
-        skip_unreadable: What cannot be read is listed, not raised.
-        rehash: Read those too that look unchanged.
-        reporter: Hears how far reading is.
+        workers: Threads that read images to find their digests.
+        skip_unreadable: List images that cannot be read, instead of raising their error.
+        rehash: Read images again that look unchanged.
+        reporter: Receives the progress of reading.
 
     Attributes:
         samples: By number.
-        digests: uint8 (n, 32), zeros where it is not known.
-        known: Which are known: (n,).
+        digests: uint8 (n, 32), zeros where the digest is not known.
+        known: Whether each digest is known: bool (n,).
         unreadable: Why an image could not be read, by its number.
-        payloads: Images that were read to be looked up, by number, until they are decoded.
-        remembers: Whether the next run may know what this one has read.
+        payloads: Images that were read to find their digests, by number, until they are decoded.
+        remembers: Whether digests are saved for the next run.
     """
 
     def __init__(
@@ -115,19 +115,19 @@ class Images:
         reporter: Reporter,
     ) -> None:
         self.source, self.reporter = source, reporter
-        self._asked = _asked_columns(source, request)
+        self._source_columns = _target_columns(source, request)
         self._workers, self._skip = workers, skip_unreadable
         self.splits = select_samples(source, request)
         self.samples = SampleRows(list(self.splits.values()))
         if not len(self.samples):
             raise SourceError(f"no image of {request.origin} is left to extract")
         self._index = Index(index_path(request.data_dir, request.origin), source, self.samples, reads=not rehash)
-        # Pages that are never touched take no memory: a shard's follows its own images.
+        # Memory pages that are never written take no memory: a shard needs memory for its own images only.
         self.digests = np.zeros((len(self.samples), 32), np.uint8)
         self.known = np.zeros(len(self.samples), np.bool_)
         self.unreadable: dict[int, str] = {}
         self.payloads: dict[int, Payload] = {}
-        self._kept = 0
+        self._payload_bytes = 0
         self.remembers = True
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class Images:
 
     @property
     def numbers(self) -> Numbers:
-        """Of all images."""
+        """The numbers of all images, ascending: (n,)."""
         return np.arange(len(self.samples))
 
     @property
@@ -146,17 +146,18 @@ class Images:
     # --- digests --------------------------------------------------------------------------------------------
 
     def look_up(self, numbers: Numbers) -> None:
-        """Note the stamps of these images, and take their digests from the index where they are unchanged."""
+        """Record the stamps of these images, and take their digests from the index where they are unchanged."""
         fresh = numbers[~self._index.noted[numbers]]
         if len(fresh):
             self._index.look_up(fresh, self.digests, self.known)
 
     def read_unknown(self, numbers: Numbers) -> None:
-        """Read and digest those of these images whose digest is not known; some are kept until they are decoded.
+        """Read those of the given images whose digest is not known. Some are kept in `payloads` until they are decoded.
 
-        `save` remembers them, once all are read: it writes the index anew.
+        The digests are stored on disk by `save`, once at the end, since it writes the whole index.
 
-        Raises SourceError for an image that cannot be read, unless that is listed.
+        Raises:
+            SourceError: An image cannot be read, and `skip_unreadable` is off.
         """
         self.look_up(numbers)
         unknown = numbers[~self.known[numbers]]
@@ -170,43 +171,43 @@ class Images:
                 continue
             content, found = payload
             self.learn(np.array([number]), np.frombuffer(found, np.uint8)[None])
-            # Over all calls: a lookup of many images comes in parts.
-            self._kept += len(content) if isinstance(content, bytes) else content.nbytes
-            if self._kept <= _KEPT_BYTES:
+            # The sum over all calls: many images are looked up in parts.
+            self._payload_bytes += len(content) if isinstance(content, bytes) else content.nbytes
+            if self._payload_bytes <= _KEPT_BYTES:
                 self.payloads[number] = content
 
     def learn(self, numbers: Numbers, digests: npt.NDArray[np.uint8]) -> None:
-        """Take the digests (m, 32) of images that were read."""
+        """Store the digests, uint8 (m, 32), of images that were read."""
         self.digests[numbers] = digests
         self.known[numbers] = True
 
     def save(self) -> None:
-        """Keep what is known for the next run."""
+        """Save the known digests for the next run."""
         if self.remembers:
             self._index.save(self.digests, self.known)
 
     # --- tables ---------------------------------------------------------------------------------------------
 
     def ids(self, numbers: Numbers) -> SampleIds:
-        """The ids of some images, all of one split."""
+        """The ids of the given images, all of one split."""
         (samples,) = self.samples.take(numbers).by_split().values()
         return SampleIds(samples)
 
     def table(self, numbers: Numbers) -> SplitTable:
-        """Some images, all of one split."""
+        """The table (ids and digests) of the given images, all of one split."""
         (samples,) = self.samples.take(numbers).by_split().values()
-        # Of ten million neighbours a copy would be 320 MB.
-        together = len(numbers) == numbers[-1] - numbers[0] + 1
-        digests = self.digests[numbers[0] : numbers[-1] + 1] if together else self.digests[numbers]
+        # A slice avoids a copy: for ten million images it would take 320 MB.
+        contiguous = len(numbers) == numbers[-1] - numbers[0] + 1
+        digests = self.digests[numbers[0] : numbers[-1] + 1] if contiguous else self.digests[numbers]
         return SplitTable(ids=SampleIds(samples), digests=digests)
 
     def tables(self, skipped: Sequence[Skipped]) -> dict[str, SplitTable]:
-        """The images of each split without those that were skipped, with the targets that they bring.
+        """The table of each split without the skipped images, with the targets from the source.
 
-        A split without any is left out.
+        A split without images is left out.
         """
         kept = {
-            split: self.kept(self.numbers_of(split), [one for one in skipped if one.split == split])
+            split: self.without_skipped(self.numbers_of(split), [one for one in skipped if one.split == split])
             for split in self.splits
         }
         return {
@@ -220,28 +221,30 @@ class Images:
 
     @property
     def columns(self) -> tuple[Column, ...]:
-        """The targets that the images bring."""
+        """The columns of the targets that come with the images."""
         return tuple(target.column for target in self._targets)
 
     @property
     def targets(self) -> tuple[Target, ...]:
-        """The targets that the images bring, with a value for each selected image, split after split."""
+        """The targets that come with the images, with a value for each selected image, split after split."""
         rows = np.concatenate([self._place_in_targets(split, self.numbers_of(split)) for split in self.splits])
         return tuple(target.at(rows) for target in self._targets)
 
     @functools.cached_property
     def _targets(self) -> tuple[Target, ...]:
-        """Their values for the images of the whole source, split after split: what is selected changes no class."""
+        """Targets of all images of the source, split after split: so classes do not depend on the selection."""
         source = self.source
-        cells = {column.name: _Chained([column.cells[split] for split in source.splits()]) for column in self._asked}
-        found = [encode(one.name, cells[one.name], kind=one.kind) for one in self._asked]
+        cells = {
+            column.name: _Chained([column.cells[split] for split in source.splits()]) for column in self._source_columns
+        }
+        found = [encode(one.name, cells[one.name], kind=one.kind) for one in self._source_columns]
         if LABEL in cells:
             return tuple(found)
         labels = [Samples.of(split, source.samples(split)).labels for split in source.splits()]
         return (Target(column=label_column(source.classes), values=np.concatenate(labels)), *found)
 
     def _place_in_targets(self, split: str, numbers: Numbers) -> Numbers:
-        """Where the values of some images of one split stand."""
+        """The rows in `_targets` of the given images of one split."""
         every = Samples.of(split, self.source.samples(split))
         before = 0
         for name in self.source.splits():
@@ -251,11 +254,11 @@ class Images:
         chosen = self.splits[split]
         own: Numbers = numbers - self.numbers_of(split)[0]
         if len(chosen) != len(every):
-            own = np.flatnonzero(np.isin(every.listed_rows, chosen.listed_rows))[own]
+            own = np.flatnonzero(np.isin(every.rows_in_listing, chosen.rows_in_listing))[own]
         return own + before
 
     def numbers_of(self, split: str) -> Numbers:
-        """Of the images of one split."""
+        """The numbers of the images of one split, ascending."""
         first = 0
         for name, samples in self.splits.items():
             if name == split:
@@ -264,7 +267,7 @@ class Images:
         raise KeyError(split)
 
     def still_skipped(self, skipped: Sequence[Skipped]) -> list[Skipped]:
-        """Those that are still images of the set, with the same bytes, each once, in order."""
+        """Those of `skipped` that are still in the set with the same bytes, each once, in the order of the images."""
         named = {(one.split, one.id): one for one in skipped}
         found = []
         for split in dict.fromkeys(one.split for one in named.values() if one.split in self.splits):
@@ -274,10 +277,10 @@ class Images:
                     found.append((number, one))
         return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
-    def kept(self, numbers: Numbers, skipped: Sequence[Skipped]) -> Numbers:
-        """Those of some images of one split that stay without the skipped ones.
+    def without_skipped(self, numbers: Numbers, skipped: Sequence[Skipped]) -> Numbers:
+        """The given images of one split without the skipped ones.
 
-        One whose bytes have changed since it was skipped counts again.
+        An image whose bytes have changed since it was skipped is not left out.
         """
         gone = {one.id: one.digest for one in skipped}
         if not gone:
@@ -298,7 +301,7 @@ class Images:
         stopped = threading.Event()
 
         def read_chunk(some: Numbers) -> list[tuple[Payload, bytes] | SourceError]:
-            # A stop does not wait for the rest of a chunk of large images.
+            # Checked for each image: to stop must not wait for the rest of a chunk of large images.
             return [self._read_one(number) for number in some.tolist() if not stopped.is_set()]
 
         pending: deque[Future[list[tuple[Payload, bytes] | SourceError]]] = deque()

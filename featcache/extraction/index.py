@@ -1,7 +1,7 @@
-"""Which digest an unchanged image has, so that a hit on 60,000 files need not read them.
+"""A file of the digests of unchanged images, so that a hit on 60,000 files need not read them.
 
 Key: the image's id and its source's stamp (a file's size, mtime and inode; a zip member's CRC and size; ...).
-Value: the SHA-256 of its bytes. The index is a convenience: whatever is wrong with it, the images are read.
+Value: the SHA-256 of its bytes. The index only saves time: where it is missing or damaged, the images are read.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _ROW_BYTES = _KEY_BYTES + _DIGEST_BYTES
 _SUM_BYTES = 8
 _KEY = np.dtype(f"V{_KEY_BYTES}")
 _ROWS_AT_ONCE = 1 << 14
-# A file changed twice within the clock's step may keep its mtime: what is as young as that is read again.
+# A file that changes twice within one step of the clock may keep its mtime: so recently changed files are read again.
 _SETTLED_NS = 2_000_000_000
 
 Keys = npt.NDArray[np.void]
 
 
 def index_path(data_dir: Path, origin: str) -> Path:
-    """Where the index of a set's digests lies."""
+    """The path of the index of a set."""
     return data_dir / "digests" / f"{hashlib.sha256(origin.encode('utf-8', 'surrogateescape')).hexdigest()[:16]}.index"
 
 
 def _find(path: Path, keys: Keys) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8]]]:
-    """Those of the keys (n,) that the index at `path` knows, some at a time: their places and digests (m, 32).
+    """Look up keys (n,) in the index at `path`; yields the places of those found (m,) and their digests (m, 32).
 
-    The file is read once, a piece at a time: that of ten million images has 480 MB. Raises OSError or, at the latest
-    behind the last piece, _NoIndex.
+    The file is read once, in pieces: for ten million images it has 480 MB. Raises OSError, or _NoIndex, at the latest
+    after the last piece.
     """
     leading = _leading(keys)
     order = np.argsort(leading)
@@ -52,7 +52,7 @@ def _find(path: Path, keys: Keys) -> Iterator[tuple[npt.NDArray[np.int64], npt.N
         for table in _pieces(file):
             there = np.ascontiguousarray(table[:, :_KEY_BYTES]).view(_KEY)[:, 0]
             sorted_there = _leading(there)
-            # Both are sorted, so what this piece may know stands right behind what the one before did.
+            # Both are sorted, so the keys of this piece directly follow those of the piece before.
             end = int(np.searchsorted(leading, sorted_there[-1], side="right", sorter=order))
             rows, done = order[done:end], end
             place = np.searchsorted(sorted_there, leading[rows])
@@ -61,11 +61,11 @@ def _find(path: Path, keys: Keys) -> Iterator[tuple[npt.NDArray[np.int64], npt.N
 
 
 class _NoIndex(Exception):
-    """The bytes are not those of an index."""
+    """The file is not a valid index."""
 
 
 def _pieces(file: BinaryIO) -> Iterator[npt.NDArray[np.uint8]]:
-    """The rows (n, 48) uint8, some at a time; raises _NoIndex at the latest behind the last one."""
+    """The rows, uint8 (n, 48), in pieces; raises _NoIndex, at the latest after the last one."""
     left = os.fstat(file.fileno()).st_size - len(_MAGIC) - _SUM_BYTES
     if left < 0 or left % _ROW_BYTES or file.read(len(_MAGIC)) != _MAGIC:
         raise _NoIndex
@@ -82,34 +82,40 @@ def _pieces(file: BinaryIO) -> Iterator[npt.NDArray[np.uint8]]:
 
 
 def _leading(keys: Keys) -> npt.NDArray[np.uint64]:
-    # Void compares bytewise only for equality; as big-endian numbers the order is the bytes' own.
+    # NumPy compares void only for equality; big-endian numbers sort in the order of their bytes.
     return np.ascontiguousarray(keys).view(">u8").reshape(len(keys), 2)[:, 0].astype(np.uint64)
 
 
 class Index:
-    """Which digest each of some images has, as far as an earlier run knew.
+    """The digests of some images, as far as an earlier run saved them.
 
     Args:
-        path: The file that remembers.
+        path: The file of the index.
         source, samples: The images, by number.
-        reads: Whether what the file says counts; else all images are read again.
+        reads: Whether the file is used; else all images are read again.
 
     Attributes:
-        noted: Of which images the stamp was taken, so that what is read afterwards can be remembered: (n,).
+        noted: Whether the stamp of each image was taken, so that its digest can be saved: bool (n,).
     """
 
     def __init__(self, path: Path, source: ImageSource, samples: SampleRows, *, reads: bool) -> None:
         self._path, self._source, self._samples, self._reads = path, source, samples, reads
         self.noted = np.zeros(len(samples), np.bool_)
         self._keys = np.zeros((len(samples), _KEY_BYTES), np.uint8)
-        # Those whose digest was in the file, and those whose digest may be added.
+        # Images whose digest was in the file, and images whose digest may be added to it.
         self._found = np.zeros(len(samples), np.bool_)
         self._new = np.zeros(len(samples), np.bool_)
 
     def look_up(
         self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]
     ) -> None:
-        """Take the stamps of some images (m,), and fill in the digests (n, 32) uint8 of those that are known (n,)."""
+        """Take the stamps of the images `numbers` (m,), and fill in the digests that the file has.
+
+        Args:
+            numbers: The images to look up.
+            digests: uint8 (n, 32), changed in place.
+            known: bool (n,), changed in place: whether each digest is known.
+        """
         now_ns, keys, stamped = time.time_ns(), bytearray(), bytearray()
         for sample in self._samples.take(numbers):
             stamp = self._source.stamp(sample)
@@ -127,15 +133,16 @@ class Index:
             known[numbers] &= has_stamp
         self._found[numbers] = known[numbers]
         new = numbers[has_stamp & ~known[numbers]]
-        # Before they are read: a file that is changed while it is read has another stamp the next time.
-        modified = (self._source.modified_ns(sample) for sample in self._samples.take(new))
+        # Taken before the images are read: a file that changes while it is read has another stamp the next time.
+        modified = (self._source.mtime_ns(sample) for sample in self._samples.take(new))
         self._new[new] = np.fromiter((_is_settled(when, now_ns) for when in modified), np.bool_, len(new))
 
     def save(self, digests: npt.NDArray[np.uint8], known: npt.NDArray[np.bool_]) -> None:
-        """Add what is known now: digests (n, 32) uint8, and which of them are known (n,).
+        """Add the known digests to the file: digests uint8 (n, 32), known bool (n,).
 
-        What changed within two seconds before it was looked up is left out. What an earlier run knew stays, until it
-        is more than these images can be. A folder that cannot be written costs the next run its time, nothing else.
+        Images that changed within two seconds before they were looked up are left out. Entries of earlier runs are
+        kept, until the file has more than twice as many entries as the set has images. Where the folder cannot be
+        written, the next run only takes longer.
         """
         if not (self._new & known).any():
             return
@@ -147,14 +154,14 @@ class Index:
         self._write(np.flatnonzero((self._new | self._found) & known), digests, 0)
 
     def _write(self, numbers: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], before: int) -> bool:
-        """Write the rows of some images and the `before` rows that the file has; False where it has others."""
+        """Write the rows of some images and the `before` rows of the file; False where the file is not as expected."""
         order = numbers[np.argsort(_leading(self._keys[numbers].view(_KEY)[:, 0]))]
         written, place = xxhash.xxh3_64(), len(_MAGIC)
         end = place + (before + len(order)) * _ROW_BYTES
         try:
             with publishing(self._path, end + _SUM_BYTES) as draft:
                 draft.write(_MAGIC, 0)
-                for piece in self._merged(order, digests, old=before > 0):
+                for piece in self._merge(order, digests, old=before > 0):
                     written.update(piece)
                     draft.write(piece, place)
                     place += len(piece)
@@ -167,8 +174,8 @@ class Index:
         self._new[numbers], self._found[numbers] = False, True
         return True
 
-    def _merged(self, order: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, old: bool) -> Iterator[bytes]:
-        """The rows of the file and of the images `order`, sorted, some at a time."""
+    def _merge(self, order: npt.NDArray[np.int64], digests: npt.NDArray[np.uint8], *, old: bool) -> Iterator[bytes]:
+        """The rows of the file and of the images `order`, sorted by key, in pieces."""
         leading = _leading(self._keys[order].view(_KEY)[:, 0])
         done = 0
         if old:

@@ -1,4 +1,4 @@
-"""Which rows stand already: in the cache itself, in its segments, and in others of the same spec."""
+"""Which rows exist already: in the cache itself, in its segments, and in other caches of the same spec."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featcache.cache.carrying import has_targets, has_values, kept_target, replaced_targets
-from featcache.cache.catalog import CacheEntry, candidates, discard_segments, packed_path, segments_path
+from featcache.cache.carrying import describe_kept_target, has_targets, has_values, targets_from_tables
+from featcache.cache.catalog import CacheEntry, caches_with_spec, discard_segments, segments_path, single_file_path
 from featcache.cache.donors import Donor, Donors
 from featcache.cache.layout import views_in
 from featcache.cache.locks import is_locked
@@ -22,7 +22,7 @@ from featcache.cache.segments import open_segment, open_segments
 from featcache.cache.spec import Spec, cache_name
 from featcache.cache.splits import CachedSplit
 from featcache.cache.stored import StoredFile
-from featcache.cache.tables import SplitTable, encoded_ids
+from featcache.cache.tables import SplitTable, encode_ids
 from featcache.cache.writer import serves
 from featcache.errors import CacheDamaged, CacheForeign, CacheIncomplete, CacheNotFound
 from featcache.extraction.behaviour import computes_the_same
@@ -33,7 +33,7 @@ from featcache.extraction.units import Unit
 
 @dataclass(kw_only=True, eq=False)
 class Inventory:
-    """What there is of one extraction's rows.
+    """The existing rows of one extraction.
 
     Args:
         job: The extraction.
@@ -43,12 +43,12 @@ class Inventory:
     _reported: set[str] = field(default_factory=set, init=False, repr=False)
 
     def warn(self, text: str) -> None:
-        """Once each, however often a file is looked at."""
+        """Report each warning once, even if a file is read several times."""
         self._once(self.job.reporter.warn, text)
 
     @property
     def features_dir(self) -> Path:
-        """Where caches lie."""
+        """The folder of all caches."""
         return self.job.request.features_dir
 
     def _once(self, report: Callable[[str], None], text: str) -> None:
@@ -58,26 +58,26 @@ class Inventory:
 
     @property
     def packed_path(self) -> Path:
-        """Where the cache lies, or will lie, in one file."""
+        """The path of the cache as one file, whether it exists or not."""
         job = self.job
-        return packed_path(self.features_dir / cache_name(job.source.name, job.spec, job.request.selection))
+        return single_file_path(self.features_dir / cache_name(job.source.name, job.spec, job.request.selection))
 
     @property
     def folder(self) -> Path:
-        """Where its segments lie, or will lie."""
+        """The folder of its segments, whether it exists or not."""
         return segments_path(self.packed_path)
 
     @property
     def name(self) -> str:
-        """What the cache is called."""
+        """The name of the cache."""
         return self.folder.name
 
     # --- the cache itself -----------------------------------------------------------------------------------
 
-    def standing(self) -> FeatureCache | None:
-        """The complete cache under the extraction's name; what is damaged is reported and counts as absent.
+    def existing_cache(self) -> FeatureCache | None:
+        """The complete cache under the extraction's name; a damaged one is reported and counts as absent.
 
-        Raises CacheUnreadable where it cannot be opened now: to compute it again would be no answer to that.
+        Raises CacheUnreadable where it cannot be opened now: computing it again would not solve that.
         """
         for path in (self.packed_path, self.folder):
             try:
@@ -88,25 +88,25 @@ class Inventory:
                 self.warn(f"{error.message}; it counts as absent")
         return None
 
-    def hit(self, standing: FeatureCache | None, *, assembles: bool = False) -> FeatureCache | None:
-        """The cache that has every row already; None where there is none, or where `assemble` is to pack it."""
-        found = standing if standing is not None and self.is_hit(standing) else self.wider()
+    def hit(self, existing: FeatureCache | None, *, assembles: bool = False) -> FeatureCache | None:
+        """The cache that has every row already; None where there is none, or where `assemble` has to pack it."""
+        found = existing if existing is not None and self.is_hit(existing) else self.cache_with_more_layers()
         packs = assembles and bool(self.job.execution.pack)
         return None if found is not None and packs and found.path.is_dir() else found
 
-    def wider(self) -> FeatureCache | None:
-        """A cache of the same rows that holds the asked layers among others: asking for some of them is a hit."""
-        for entry in candidates(self.features_dir):
+    def cache_with_more_layers(self) -> FeatureCache | None:
+        """A complete cache of the same rows that holds the requested layers and others."""
+        for entry in caches_with_spec(self.features_dir):
             if entry.complete and entry.selection == self.job.request.selection and self._is_served_by(entry.spec):
-                cache = self._opened(entry)
+                cache = self._open(entry)
                 if cache is not None and self.is_hit(cache):
                     return cache
         return None
 
     def is_hit(self, cache: FeatureCache) -> bool:
-        """Whether a cache holds the rows of exactly these images, and the targets that they bring.
+        """Whether a cache holds the rows of exactly these images, and their targets.
 
-        Images whose digest is not known are read. A target that a table has replaced is kept, which is said once.
+        Images whose digest is not known are read. A target that a table has replaced is kept, and reported once.
         """
         tables = self.rows_in(cache)
         return tables is not None and self._has_targets(cache, tables)
@@ -121,7 +121,7 @@ class Inventory:
         if sum(map(len, map(cache.__getitem__, cache.splits))) + len(cache.skipped) != len(images):
             return None
         images.read_unknown(images.numbers)
-        # What cannot be read now can only have been left out.
+        # An image that cannot be read now must be among the skipped ones.
         unread = {images.samples[number] for number in images.unreadable}
         if not {(one.split, one.id) for one in unread} <= {(one.split, one.id) for one in cache.skipped}:
             return None
@@ -135,7 +135,7 @@ class Inventory:
 
     def _has_targets(self, cache: FeatureCache, tables: Mapping[str, SplitTable]) -> bool:
         brought = self.job.images.columns
-        replaced = replaced_targets(cache)
+        replaced = targets_from_tables(cache)
         try:
             found = has_targets(cache, brought, tables)
             kept = [one.name for one in brought if one.name in replaced and not has_values(cache, one, tables)]
@@ -143,18 +143,18 @@ class Inventory:
             self.warn(f"{error.message}; it is written anew")
             return False
         for name in kept if found else ():
-            self._once(self.job.reporter.say, kept_target(replaced[name]))
+            self._once(self.job.reporter.info, describe_kept_target(replaced[name]))
         return found
 
     def discard_leftovers(self, cache: FeatureCache) -> None:
-        """Remove segments that a process left which was killed right after it had packed them."""
+        """Remove segments left by a process that was killed right after it had packed them."""
         if cache.path == self.packed_path and self.folder.is_dir() and not is_locked(self.features_dir, self.name):
             discard_segments(self.folder)
 
     # --- its segments ---------------------------------------------------------------------------------------
 
     def manifest(self) -> Manifest | None:
-        """The manifest of its segments, complete or not; None where there is none that can be used."""
+        """The manifest of its segments, complete or not; None where there is no usable one."""
         try:
             return Manifest.read(self.folder)
         except CacheNotFound:
@@ -163,13 +163,13 @@ class Inventory:
             self.warn(f"{error.message}; it is written anew")
             return None
 
-    def stands(self, unit: Unit, *, unchanged: bool = True) -> bool:
+    def is_written(self, unit: Unit, *, unchanged: bool = True) -> bool:
         """Whether a unit's segment has been written, and holds the rows that it would hold now.
 
         Args:
             unit: Of this extraction.
-            unchanged: Whether images may have changed since: they are compared by their digests then, and read where
-                these are not known. Else what the segment says of them counts.
+            unchanged: Check that the images have not changed since, by their digests; images whose digest is not known
+                are read. Else the segment's own ids are trusted.
         """
         try:
             file = StoredFile.open(self.folder / unit.segment.file)
@@ -196,16 +196,16 @@ class Inventory:
         images = self.job.images
         if unchanged:
             images.read_unknown(unit.images)
-            kept = images.kept(unit.images, segment.skipped)
-            # Where every image of the unit was left out, there is no table of rows.
+            kept = images.without_skipped(unit.images, segment.skipped)
+            # Where every image of the unit was skipped, there is no table of rows.
             return _holds(segment[split], images.table(kept)) if len(kept) else not len(segment[split])
         kept = self.images_of(segment[split], unit)
         return len(kept) == len(segment[split]) and len(kept) + len(segment.skipped) == len(unit)
 
     def images_of(self, split: CachedSplit, unit: Unit) -> Numbers:
-        """The numbers of the images whose rows a segment holds; none where it holds others."""
+        """The numbers of the images whose rows a segment holds; empty where it holds rows of other images."""
         if len(split) == len(unit) and np.array_equal(
-            split.encoded_ids, encoded_ids(split.name, self.job.images.ids(unit.images))
+            split.encoded_ids, encode_ids(split.name, self.job.images.ids(unit.images))
         ):
             return unit.images
         samples = self.job.images.samples.take(unit.images)
@@ -213,26 +213,26 @@ class Inventory:
         numbers = [here.get(name, -1) for name in split.ids]
         return np.array([] if -1 in numbers else numbers, np.int64)
 
-    # --- rows that others have ------------------------------------------------------------------------------
+    # --- rows in other caches -------------------------------------------------------------------------------
 
-    def donors(self, standing: FeatureCache | None) -> list[Donor]:
-        """Everything whose rows were computed under the same spec, further layers aside: unfinished caches first."""
-        entries = [one for one in candidates(self.features_dir) if self._is_served_by(one.spec)]
+    def donors(self, existing: FeatureCache | None) -> list[Donor]:
+        """All splits whose rows can be reused: of the same spec, perhaps with more layers. Unfinished caches first."""
+        entries = [one for one in caches_with_spec(self.features_dir) if self._is_served_by(one.spec)]
         found: list[CachedSplit] = []
         for entry in sorted(entries, key=lambda one: one.complete):
             if not entry.complete:
                 found += self._every_segment_in(entry.path)
-            elif standing is not None and entry.path == standing.path:
-                found += [standing[split] for split in standing.splits]
-            elif (cache := self._opened(entry)) is not None:
+            elif existing is not None and entry.path == existing.path:
+                found += [existing[split] for split in existing.splits]
+            elif (cache := self._open(entry)) is not None:
                 found += [cache[split] for split in cache.splits]
         if self.packed_path.exists() and self.folder.is_dir():
-            # An increment on its way: `candidates` lists the packed cache alone.
+            # Segments of an unfinished increment: `caches_with_spec` lists only the packed cache.
             found += self._every_segment_in(self.folder)
         return [donor for donor in found if self._is_the_same_function(donor)]
 
     def missing(self, donors: Sequence[Donor]) -> Numbers:
-        """The images of which a view is nowhere, ascending: (m,). Those whose digest is not known are read."""
+        """The images of which a view has to be computed, ascending: (m,). Images with unknown digests are read."""
         images, found = self.job.images, Donors(donors, self.warn)
         images.read_unknown(images.numbers)
         missing = []
@@ -246,14 +246,14 @@ class Inventory:
         return np.concatenate(missing)
 
     def rows_of(self, cache: FeatureCache) -> list[Donor]:
-        """What of one cache can be reused."""
+        """The splits of a cache whose rows can be reused."""
         splits = [cache[split] for split in cache.splits]
         return (
             [split for split in splits if self._is_the_same_function(split)] if self._is_served_by(cache.spec) else []
         )
 
     def _every_segment_in(self, folder: Path) -> list[CachedSplit]:
-        """The rows of all segments in a folder, also of those that an earlier cut has left."""
+        """The rows of all segments in a folder, also of those that remain from an earlier cut."""
         found: list[CachedSplit] = []
         for path in sorted(folder.glob(f"*{SEGMENT_SUFFIX}")):
             if path.name in TARGETS_FILES:
@@ -262,7 +262,7 @@ class Inventory:
         return [split for split in found if self._is_served_by(split.spec)]
 
     def segments_of(self, folder: Path) -> list[CachedSplit]:
-        """The rows of segments that have been written."""
+        """The rows of the written segments that the folder's manifest names."""
         try:
             manifest = Manifest.read(folder)
         except (CacheDamaged, CacheForeign, CacheNotFound):
@@ -273,15 +273,15 @@ class Inventory:
         return spec is not None and serves(spec, self.job.spec)
 
     def _is_the_same_function(self, donor: CachedSplit) -> bool:
-        """Whether a row of the donor is what the network computes now, by its outputs on the probe images."""
+        """Whether the network computes the donor's rows now too, by its outputs on the probe images."""
         provenance: Mapping[str, Any] = donor.provenance
         return computes_the_same(self.job.backbone, provenance, self.job.spec.layer_names)
 
-    def _opened(self, entry: CacheEntry) -> FeatureCache | None:
+    def _open(self, entry: CacheEntry) -> FeatureCache | None:
         try:
             return FeatureCache.open(entry.path)
         except (CacheDamaged, CacheForeign, CacheNotFound) as error:
-            self.warn(f"{error.message}; its rows do not count")
+            self.warn(f"{error.message}; its rows are not reused")
             return None
 
 
@@ -290,5 +290,5 @@ def _holds(split: CachedSplit, table: SplitTable) -> bool:
     return (
         len(split) == len(table)
         and np.array_equal(split.digests, table.digests)
-        and np.array_equal(split.encoded_ids, encoded_ids(split.name, table.ids))
+        and np.array_equal(split.encoded_ids, encode_ids(split.name, table.ids))
     )

@@ -1,4 +1,4 @@
-"""`featcache.label` and the command of that name: a table's columns become targets of a cache."""
+"""`featcache.label`, also used by the command of that name: adds columns of a table to a cache as targets."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from featcache.cache.catalog import find, name_of
 from featcache.cache.label_options import LabelOptions, choose_columns, choose_key
 from featcache.cache.labelling import Cells, Labelled, label_cache
-from featcache.cache.locks import Owner, locked
+from featcache.cache.locks import Owner, lock_cache
 from featcache.cache.reader import FeatureCache
-from featcache.config import accepts, divided
+from featcache.config import accepts, divide_options
 from featcache.errors import InvalidOption, SourceError
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.files import disk_errors
@@ -23,59 +23,66 @@ def label(
 ) -> Labelled:
     """Add columns of a table to a cache as targets, or remove targets. No row is computed.
 
-    A cache in one file is written again whole; beside one in several files only the small file of targets is. What
-    has the cache open keeps reading what was there; open it again to see the new targets.
+    A cache in one file is written again as a whole; of a cache in several files, only the small file of targets is
+    written. A cache that is open keeps the old targets; open it again to see the new ones.
 
     Args:
-        cache: A cache, its path, its name, or how that begins.
-        table: A CSV, TSV or Parquet file with a row per image. None: only `remove`.
+        cache: A cache, its path, its name, or the unique beginning of its name.
+        table: A CSV, TSV or Parquet file with a row per image. None: only remove targets.
         data_dir: The folder of data sets, weights and caches.
         {options}
 
     Returns:
-        What was added, replaced and removed, and which rows of the table are about no image.
+        The targets that were added, replaced and removed, and the rows of the table that match no image.
 
     Raises:
         CacheNotFound, CacheIncomplete: There is no such cache, or it is not finished.
         SourceError: The table cannot be read, or has no rows.
-        UnknownName: A column or target that there is not.
-        InvalidOption: No row is about an image, a file name means several, or two rows of one image differ.
-        CacheError: The cache cannot be read or written; it is what it was.
+        UnknownName: A column or target does not exist.
+        InvalidOption: No row matches an image, a file name matches several, or two rows of one image differ.
+        CacheError: The cache cannot be read or written; it is unchanged.
     """
-    (said,) = divided(options, "label", LabelOptions, also=("cache", "table", "data_dir"))
+    (given,) = divide_options(options, "label", LabelOptions, also=("cache", "table", "data_dir"))
     if isinstance(cache, FeatureCache):
         path = cache.path
     else:
         with disk_errors(Path(data_dir)):
             path = find(Path(data_dir) / "features", cache).require_complete()
-    return labelled(path, None if table is None else Path(table), LabelOptions(**said), reporter=LogReporter())
+    return label_from_table(path, None if table is None else Path(table), LabelOptions(**given), reporter=LogReporter())
 
 
-def labelled(path: Path, table: Path | None, options: LabelOptions, *, reporter: Reporter) -> Labelled:
-    """The same of the complete cache at `path`, telling `reporter` about it. Waits for another process that writes."""
+def label_from_table(path: Path, table: Path | None, options: LabelOptions, *, reporter: Reporter) -> Labelled:
+    """Like `label`, for the complete cache at `path`. Waits while another process writes the cache.
+
+    Args:
+        path: A complete cache.
+        table: A table with a row per image. None: only remove targets.
+        options: Which columns become targets, and which targets are removed.
+        reporter: Receives messages and progress.
+    """
     if table is None and not options.remove:
         raise InvalidOption("expected a table, or targets to remove", hint="name a table, or --remove NAME")
     cells = None if table is None else read_cells(table, options)
 
     def waiting(owner: Owner | None) -> None:
-        reporter.say(f"waiting: {owner or 'another process'} is writing this cache")
+        reporter.info(f"waiting: {owner or 'another process'} is writing this cache")
 
-    with disk_errors(path.parent), locked(path.parent, name_of(path), waiting=waiting):
+    with disk_errors(path.parent), lock_cache(path.parent, name_of(path), waiting=waiting):
         return label_cache(
             path,
             cells,
             options,
-            say=reporter.say,
+            report=reporter.info,
             progress=lambda done, total: reporter.advance("packing", done, total),
         )
 
 
 def read_cells(table: Path, options: LabelOptions) -> Cells:
-    """The key and the columns of a table. Raises SourceError, UnknownName, InvalidOption."""
+    """Read the key and the chosen columns of a table. Raises SourceError, UnknownName, InvalidOption."""
     if not table.is_file():
         raise SourceError(f"there is no table {table}")
     if not is_table(table):
-        raise SourceError(f"{table} is no table: expected a file that ends in {', '.join(SUFFIXES)}")
+        raise SourceError(f"{table} is not a table: expected a file that ends in {', '.join(SUFFIXES)}")
     names = column_names(table)
     on, key = choose_key(table.name, names, options)
     chosen = choose_columns(table.name, names, key, options)

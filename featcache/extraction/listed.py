@@ -1,4 +1,4 @@
-"""What an extraction tells of its images: how many, of which classes, with which targets, and what was left out."""
+"""A summary of the images of an extraction: counts, classes, targets, and what was left out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class ListedSplit:
-    """One split: its images, how many of them have no label, and the classes that it lacks."""
+    """One split: its number of images, how many of them have no label, and the classes without an image."""
 
     images: int
     unlabelled: int
@@ -42,10 +42,10 @@ class Listed:
 
     Args:
         splits: By name.
-        classes: Of the target `label`.
-        targets: All but a label of classes.
-        left_out: Sentences about files, columns and folders that do not count, and what was read in an unusual way.
-        counts: The same for programs.
+        classes: The classes of the target `label`.
+        targets: All targets but a `label` of classes.
+        left_out: Sentences about files, columns and folders that are not used, or were read in an unusual way.
+        counts: The same as JSON.
     """
 
     splits: dict[str, ListedSplit]
@@ -56,7 +56,7 @@ class Listed:
 
     @classmethod
     def of(cls, images: Images) -> Listed:
-        """Of the images that are selected."""
+        """A summary of the selected images."""
         classes = images.source.classes
         splits = {}
         for split, samples in images.splits.items():
@@ -82,12 +82,12 @@ class Listed:
         }
 
     def rows(self) -> list[tuple[str, str]]:
-        """What a person reads, as pairs."""
+        """The summary for the terminal, as pairs of a label and a text."""
         found = [("images", ", ".join(_split_in_words(name, one) for name, one in self.splits.items()))]
         if self.classes:
             found.append(("classes", f"{len(self.classes):,}: {and_more(self.classes, _SHOWN)}"))
         for name, one in self.splits.items():
-            # A split of no label at all has said so.
+            # A split without any label is shown as unlabelled.
             if one.lacking and one.unlabelled < one.images:
                 found.append(("", f"{name} lacks {and_more(one.lacking, _SHOWN)}"))
         if self.targets:

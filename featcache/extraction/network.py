@@ -1,4 +1,4 @@
-"""From a job to the forward pass that computes its rows."""
+"""Open the forward pass that computes the rows of a job, and measure its error against fp32."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _EXACT = ("cpu", "fp32", "eager")
 
 
 def open_forward(job: Job) -> ForwardPass:
-    """What computes the rows of a job; weights are loaded, and what has to be compiled is compiled.
+    """The forward pass that computes the rows of a job: loads weights, and compiles where the runner does.
 
     Raises WeightsError where the weights are not those that the spec describes.
     """
@@ -41,39 +41,39 @@ def open_forward(job: Job) -> ForwardPass:
 
 
 def drifts(job: Job, forward: ForwardPass) -> bool:
-    """Whether rows may differ from fp32 by torch as it is, on the CPU, and it was not measured yet by how much."""
+    """Whether rows may differ from eager fp32 on the CPU, and the difference was not measured yet."""
     program = forward.program
     exact = (program.device, program.precision, program.runner) == _EXACT
     return not (exact or job.backbone.stores_bytes or job.drift is not None)
 
 
 def measure_drift(job: Job, forward: ForwardPass, images: Packed, features: Features | None = None) -> None:
-    """Compare rows of some images with fp32 on the CPU, torch as it is.
+    """Compare rows of some images with eager fp32 on the CPU, and store the result in `job.drift`.
 
     Args:
-        job, forward: What computes them.
-        images: The first of them are taken.
-        features: Their rows, in float32, where they have been computed.
+        job, forward: The forward pass to measure.
+        images: The first of them are used.
+        features: Their rows in float32, if they have been computed already.
 
     Raises:
-        ExtractionError: They are too far off.
+        ExtractionError: The cosine to fp32 is smaller than `min_cosine`.
     """
     program, some = forward.program, images[: drift.MOST_IMAGES]
     found = forward.features(some, "float32") if features is None else features
     name = program.precision if program.device == "cpu" else f"{program.precision} on {program.device}"
-    measured = drift.measured(
+    measured = drift.compare(
         name,
         forward.on_cpu(some, job.computer.network.on(*_EXACT)),
         {layer: rows[: len(some)] for layer, rows in found.items()},
     )
     least = job.execution.min_cosine
     measured.require(least if program.precision != "fp32" else max(least, drift.LEAST_IN_FP32))
-    job.reporter.say(str(measured))
+    job.reporter.info(str(measured))
     job.drift = measured.to_json()
 
 
-def computed_by(job: Job) -> dict[str, Any]:
-    """How rows are computed now: the provenance of segments."""
+def provenance_of(job: Job) -> dict[str, Any]:
+    """The provenance of the segments of a job: how their rows are computed."""
     probe = job.backbone.probe
     return {
         "drift": job.drift,
@@ -84,5 +84,5 @@ def computed_by(job: Job) -> dict[str, Any]:
 
 
 def _packages(runner: str) -> tuple[str, ...]:
-    """The packages that a runner computes with besides torch."""
+    """The packages besides torch that a runner computes with."""
     return {"openvino": ("openvino",), "ncnn": ("ncnn", "pnnx")}.get(runner, ())

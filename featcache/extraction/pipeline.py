@@ -1,8 +1,8 @@
-"""Images in, rows of features out: reading and decoding run ahead in threads while backbones compute.
+"""Images in, rows of features out: threads read and decode images ahead while backbones compute.
 
-An image is read once and decoded once, however many backbones and views need it, and its digest is that of the very
-bytes that are decoded. Pillow releases the interpreter while it decodes and resizes, so threads are enough and nothing
-is copied between processes.
+An image is read once and decoded once, for all backbones and views, and its digest is that of the same bytes that are
+decoded. Pillow releases the interpreter lock while it decodes and resizes, so threads suffice and nothing is copied
+between processes.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from featcache.images.decoding import decode
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource, Payload, digest
 
-#: Of an image, by its number and digest: for each backbone the views that are still to be computed.
-Wanted = Callable[[int, bytes], Sequence[Sequence[int]]]
+#: Called with an image's number and digest; gives for each backbone the numbers of the views to compute: 0 is the plain
+#: image, others are augmented.
+ViewsToCompute = Callable[[int, bytes], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Failure:
     Args:
         image: Its number.
         digest: SHA-256 of its bytes; None where they could not be read.
-        error: Says why.
+        error: The reason.
     """
 
     image: int
@@ -46,13 +47,13 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Block:
-    """What came of some images.
+    """The results of some images.
 
     Args:
-        images: Numbers of those that were read, and decoded where they were wanted: (n,), ascending.
+        images: Numbers of the images that were read, and decoded if needed: (n,), ascending.
         digests: SHA-256 of their bytes: uint8 (n, 32).
-        failures: Of those that could not be.
-        rows: For each backbone the rows that are ready; they may be of images that were read before.
+        failures: The images that could not be read or decoded.
+        rows: For each backbone the rows that are ready; they may belong to images of earlier blocks.
     """
 
     images: Numbers
@@ -63,12 +64,12 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gathered:
-    """What came of some images, all of them at once.
+    """The results of some images, all at once.
 
     Args:
         rows: One for each backbone, over the same images.
         digests: SHA-256 of the bytes of the images that were read, by number.
-        failures: Of those that could not be.
+        failures: The images that could not be read or decoded.
     """
 
     rows: tuple[Rows, ...]
@@ -86,14 +87,14 @@ class _Decoded:
 
 @dataclass(kw_only=True, eq=False)
 class Pipeline:
-    """Reads, digests and decodes images, and computes rows of them by one or several backbones.
+    """Reads, digests and decodes images, and computes their rows with one or several backbones.
 
     Args:
         source: Where images are read.
-        backbones: What computes.
+        backbones: The forward passes.
         workers: Threads that read and decode.
-        rows_per_image: How many views of an image there are: so many fewer images are decoded at a time.
-        payloads: Images by number that have been read already; they are taken out.
+        rows_per_image: Views per image; with more views, fewer images are decoded at a time.
+        payloads: Images that have been read already, by number; an image is removed when it is used.
     """
 
     source: ImageSource
@@ -108,41 +109,46 @@ class Pipeline:
         self._pool = ThreadPoolExecutor(self.workers, thread_name_prefix="decode")
 
     def close(self) -> None:
-        """Stop decoding; what has not been started, and the rest of what has, is dropped."""
+        """Stop decoding; images that are not decoded yet are dropped."""
         self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(
-        self, samples: Sequence[Sample], numbers: Iterable[Numbers] | None = None, wanted: Wanted | None = None
+        self, samples: Sequence[Sample], numbers: Iterable[Numbers] | None = None, wanted: ViewsToCompute | None = None
     ) -> Iterator[Block]:
-        """Rows of images, block by block, in order.
+        """Yield blocks of features, digests and failures, in the order of the images.
+
+        An image that cannot be read or decoded is a failure of its block and raises nothing.
 
         Args:
             samples: By number.
-            numbers: Which of them, ascending, some at a time; None: all.
-            wanted: Which views of an image each backbone computes; None: the plain one.
+            numbers: Which of them, ascending, in arrays of any length; None: all.
+            wanted: The views of each image that each backbone computes; None: the plain image only.
 
         Raises:
             ExtractionError: A feature is not finite.
         """
-        coming = _Numbers([np.arange(len(samples))] if numbers is None else numbers)
-        for decoded in self._decoded(samples, coming, wanted or self._plain):
+        pending_numbers = _Numbers([np.arange(len(samples))] if numbers is None else numbers)
+        for decoded in self._decode_ahead(samples, pending_numbers, wanted or self._plain):
             rows = [
-                tuple(self._checked(() if batch is None else backbone.compute(batch), samples))
+                tuple(self._check(() if batch is None else backbone.compute(batch), samples))
                 for backbone, batch in zip(self.backbones, decoded.batches, strict=True)
             ]
             yield Block(images=decoded.images, digests=decoded.digests, failures=decoded.failures, rows=tuple(rows))
-        rows = [tuple(self._checked(backbone.finish(), samples)) for backbone in self.backbones]
+        rows = [tuple(self._check(backbone.finish(), samples)) for backbone in self.backbones]
         if any(rows):
             nothing = np.empty(0, np.int64)
             yield Block(images=nothing, digests=np.empty((0, 32), np.uint8), failures=(), rows=tuple(rows))
 
-    def gather(self, samples: Sequence[Sample], wanted: Wanted | None = None) -> Gathered:
-        """Rows of images, all at once, as `run` gives them."""
+    def gather(self, samples: Sequence[Sample], wanted: ViewsToCompute | None = None) -> Gathered:
+        """Compute the rows of all samples, and return them in memory, with the digests and failures.
+
+        `wanted`: the views of each image that each backbone computes; None: the plain image only.
+        """
         blocks = list(self.run(samples, wanted=wanted))
         return Gathered(
             rows=tuple(
-                _joined([rows for block in blocks for rows in block.rows[number]])
+                _concatenate([rows for block in blocks for rows in block.rows[number]])
                 for number in range(len(self.backbones))
             ),
             digests={
@@ -154,36 +160,38 @@ class Pipeline:
         )
 
     def decode(self, samples: Sequence[Sample], numbers: Numbers) -> Batch | None:
-        """Those of some images that can be decoded, plain, for the first backbone; None where none can. They are kept.
+        """Decode some images, without augmentation, for the first backbone. None where none can be decoded.
 
-        So reading them again costs nothing.
+        Their bytes are kept in `payloads`, so they are not read again.
         """
         prepared: list[tuple[int, int, Prepared]] = []
         for number in numbers.tolist():
             try:
                 payload = self.payloads[number] = self._read(samples[number], number)
                 image = decode(payload, samples[number].id)
-                prepared.append((number, 0, self.backbones[0].prepared(image, digest(payload), 0)))
+                prepared.append((number, 0, self.backbones[0].prepare(image, digest(payload), 0)))
             except ImageError:
-                # It is reported when it is computed.
+                # The error is reported when the image is computed.
                 continue
-        return _packed(self.backbones[0], prepared)
+        return _batch_of(self.backbones[0], prepared)
 
     def _plain(self, number: int, digest: bytes) -> Sequence[Sequence[int]]:
         return [(0,)] * len(self.backbones)
 
-    def _checked(self, rows: Iterable[Rows], samples: Sequence[Sample]) -> Iterator[Rows]:
+    def _check(self, rows: Iterable[Rows], samples: Sequence[Sample]) -> Iterator[Rows]:
         for some in rows:
             require_finite(some, lambda number: samples[number].id)
             yield some
 
-    def _decoded(self, samples: Sequence[Sample], coming: _Numbers, wanted: Wanted) -> Iterator[_Decoded]:
+    def _decode_ahead(
+        self, samples: Sequence[Sample], pending_numbers: _Numbers, wanted: ViewsToCompute
+    ) -> Iterator[_Decoded]:
         pending: deque[Future[_Decoded]] = deque()
         while True:
             while len(pending) <= self.workers:
-                # The size is read anew: it may have been halved meanwhile.
+                # Read each time: the batch size may have been halved in the meantime.
                 largest = max(backbone.batch_size for backbone in self.backbones)
-                some = coming.take(max(1, largest // self.rows_per_image))
+                some = pending_numbers.take(max(1, largest // self.rows_per_image))
                 if not len(some):
                     break
                 pending.append(self._pool.submit(self._decode, samples, some, wanted))
@@ -196,14 +204,14 @@ class Pipeline:
                 backbone.stages.add("decode", waited)
             yield decoded
 
-    def _decode(self, samples: Sequence[Sample], numbers: Numbers, wanted: Wanted) -> _Decoded:
+    def _decode(self, samples: Sequence[Sample], numbers: Numbers, wanted: ViewsToCompute) -> _Decoded:
         read: list[int] = []
         digests: list[bytes] = []
         failures: list[Failure] = []
         prepared: list[list[tuple[int, int, Prepared]]] = [[] for _ in self.backbones]
         for number in numbers.tolist():
             if self._closed.is_set():
-                # No result is waited for any more, and large images take their time.
+                # No result is needed any more, and large images take long.
                 break
             found: bytes | None = None
             try:
@@ -214,7 +222,7 @@ class Pipeline:
                 if any(views):
                     image = decode(payload, sample.id)
                     for backbone, own, some in zip(self.backbones, prepared, views, strict=True):
-                        own += [(number, view, backbone.prepared(image, found, view)) for view in some]
+                        own += [(number, view, backbone.prepare(image, found, view)) for view in some]
             except ImageError as error:
                 failures.append(Failure(image=number, digest=found, error=error))
                 continue
@@ -224,7 +232,7 @@ class Pipeline:
             images=np.array(read, np.int64),
             digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, 32),
             failures=tuple(failures),
-            batches=tuple(map(_packed, self.backbones, prepared)),
+            batches=tuple(map(_batch_of, self.backbones, prepared)),
         )
 
     def _read(self, sample: Sample, number: int) -> Payload:
@@ -232,7 +240,7 @@ class Pipeline:
         return self.source.read(sample) if kept is None else kept
 
 
-def _joined(rows: Sequence[Rows]) -> Rows:
+def _concatenate(rows: Sequence[Rows]) -> Rows:
     if not rows:
         return Rows(images=np.empty(0, np.int64), views=np.empty(0, np.int64), features={})
     return Rows(
@@ -243,24 +251,24 @@ def _joined(rows: Sequence[Rows]) -> Rows:
 
 
 class _Numbers:
-    """Numbers that come some at a time, taken as many at a time as are wanted."""
+    """Regroups arrays of numbers into arrays of a requested length."""
 
-    def __init__(self, coming: Iterable[Numbers]) -> None:
-        self._coming = iter(coming)
-        self._here: Numbers = np.empty(0, np.int64)
+    def __init__(self, arrays: Iterable[Numbers]) -> None:
+        self._arrays = iter(arrays)
+        self._buffer: Numbers = np.empty(0, np.int64)
 
     def take(self, count: int) -> Numbers:
         """The next `count`, or as many as are left."""
-        while len(self._here) < count and (more := next(self._coming, None)) is not None:
-            self._here = np.concatenate([self._here, more])
-        taken, self._here = self._here[:count], self._here[count:]
+        while len(self._buffer) < count and (more := next(self._arrays, None)) is not None:
+            self._buffer = np.concatenate([self._buffer, more])
+        taken, self._buffer = self._buffer[:count], self._buffer[count:]
         return taken
 
 
-def _packed(backbone: ForwardPass, prepared: Sequence[tuple[int, int, Any]]) -> Batch | None:
+def _batch_of(backbone: ForwardPass, prepared: Sequence[tuple[int, int, Any]]) -> Batch | None:
     if not prepared:
         return None
     images, views, pictures = zip(*prepared, strict=True)
     return Batch(
-        images=np.array(images, np.int64), views=np.array(views, np.int64), packed=backbone.resizing.packed(pictures)
+        images=np.array(images, np.int64), views=np.array(views, np.int64), packed=backbone.resizing.pack(pictures)
     )

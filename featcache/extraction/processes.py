@@ -1,4 +1,4 @@
-"""A measurement in a process of its own: its peak of memory is its own, and nothing is warm that should be cold."""
+"""Run a function in a new process, to measure its peak memory alone and to start without warm caches."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apart(Generic[Result]):
-    """What a function returned, and the most memory that its process held until then, in bytes.
+class ProcessResult(Generic[Result]):
+    """The return value of a function, and the peak memory of its process, in bytes.
 
-    `libraries_bytes` is what the process held before: the interpreter and the libraries it had loaded.
+    `libraries_bytes` is the memory before the call: the interpreter and the libraries it had loaded.
     `device_peak_bytes`: the most that torch allocated on a CUDA device, None without one.
     """
 
@@ -34,32 +34,44 @@ class Apart(Generic[Result]):
     device_peak_bytes: int | None
 
 
-class ElsewhereError(Exception):
-    """Where in the other process an error was raised: the cause of the same error here."""
+class RemoteTraceback(Exception):
+    """The traceback of an error in the other process; set as the cause of the same error here."""
 
 
-def run_apart(function: Callable[[Task, Reporter], Result], task: Task, reporter: Reporter) -> Apart[Result]:
-    """Run `function(task, reporter)` in a new process. What it reports arrives here, what it raises is raised here.
+def run_in_new_process(
+    function: Callable[[Task, Reporter], Result], task: Task, reporter: Reporter
+) -> ProcessResult[Result]:
+    """Run `function(task, reporter)` in a new process.
 
-    Raises ExtractionError where the process was killed.
+    Args:
+        function: A function of a module, which the new process imports.
+        task: Its argument; it must be picklable.
+        reporter: Receives everything that the function reports.
+
+    Returns:
+        The function's return value, and the peak memory of the process.
+
+    Raises:
+        ExtractionError: The process was killed.
+        Exception: Whatever the function raises.
     """
     context = _context(function.__module__)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_serve, args=(sender, function, task), daemon=True)
     process.start()
-    # So that the end of the process is the end of the pipe.
+    # Without it the pipe would not end when the process ends.
     sender.close()
     try:
-        result: Apart[Result] = _answer(receiver, reporter)
+        result: ProcessResult[Result] = _receive(receiver, reporter)
     except EOFError:
         process.join()
         raise ExtractionError(
-            f"the process that ran {function.__name__} ended with {process.exitcode} and gave no reason",
+            f"the process that ran {function.__name__} ended with exit code {process.exitcode} and no error message",
             hint="it may have been killed for lack of memory: fewer --images, or a smaller --image-size",
         ) from None
     finally:
-        # After an answer there is nothing left to do; without one nobody waits for it any more. Lightning would
-        # catch a milder signal and go on to the end of its epoch.
+        # After the result nothing is left to do, and after an error the result is not needed. Not SIGTERM: Lightning
+        # would catch it and continue to the end of its epoch.
         process.kill()
         process.join()
         receiver.close()
@@ -67,37 +79,37 @@ def run_apart(function: Callable[[Task, Reporter], Result], task: Task, reporter
 
 
 def _context(module: str) -> SpawnContext | ForkServerContext:
-    """Processes that begin alike: with the libraries of `module`, and with nothing that an earlier one computed."""
+    """A context whose processes all start in the same state: `module` and its libraries imported, nothing computed."""
     if sys.platform != "linux":
         return multiprocessing.get_context("spawn")
-    # One process imports them for all: it computes nothing, and every measurement is a copy of it.
+    # A server process imports them once and computes nothing; each new process is a fork of it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([module])
     return context
 
 
-def _answer(receiver: Connection, reporter: Reporter) -> Any:
+def _receive(receiver: Connection, reporter: Reporter) -> Any:
     while True:
         kind, words, named = receiver.recv()
         if kind == "done":
             return words[0]
         if kind == "failed":
             error, where = words
-            raise error from ElsewhereError(where)
+            raise error from RemoteTraceback(where)
         getattr(reporter, kind)(*words, **named)
 
 
-# --- inside the process ------------------------------------------------------------------------------------
+# --- inside the new process --------------------------------------------------------------------------------
 
 
-class _Link:
-    """A Reporter whose reader is another process."""
+class _RemoteReporter:
+    """A Reporter that sends everything to another process."""
 
     def __init__(self, sender: Connection) -> None:
         self._sender = sender
 
-    def say(self, text: str) -> None:
-        self._sender.send(("say", (text,), {}))
+    def info(self, text: str) -> None:
+        self._sender.send(("info", (text,), {}))
 
     def warn(self, text: str) -> None:
         self._sender.send(("warn", (text,), {}))
@@ -109,13 +121,13 @@ class _Link:
 def _serve(sender: Connection, function: Callable[[Task, Reporter], Result], task: Task) -> None:
     libraries = peak_bytes()
     try:
-        result = function(task, _Link(sender))
-        done = Apart(
+        result = function(task, _RemoteReporter(sender))
+        done = ProcessResult(
             result=result, peak_bytes=peak_bytes(), libraries_bytes=libraries, device_peak_bytes=_device_peak_bytes()
         )
         sender.send(("done", (done,), {}))
     except BaseException as error:
-        # Whoever started this may be gone already: then nobody is left to be told.
+        # The parent process may have ended already: then the error cannot be sent.
         with contextlib.suppress(OSError):
             sender.send(("failed", (error, traceback.format_exc()), {}))
 

@@ -1,4 +1,4 @@
-"""From segments that are all written to a cache that can be used: packed into one file, or completed where they are."""
+"""Publish a cache from its written segments: packed into one file, or as segments with a complete manifest."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from featcache.backbones.describe import Choice
-from featcache.cache.carrying import Targets, bytes_to_write, carried, rewrite, targets_of
-from featcache.cache.catalog import discard_segments, set_aside
+from featcache.cache.carrying import Targets, bytes_to_write, carry_over, rewrite, targets_of
+from featcache.cache.catalog import discard_segments, keep_damaged
 from featcache.cache.donors import Donors
 from featcache.cache.info import CacheInfo
 from featcache.cache.layout import views_in
-from featcache.cache.locks import locked
+from featcache.cache.locks import lock_cache
 from featcache.cache.manifest import SEGMENT_SUFFIX, Manifest, Segment
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import complete_manifest
@@ -28,23 +28,22 @@ from featcache.cache.targets import Column
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
 from featcache.extraction.inventory import Inventory
-from featcache.extraction.matching import as_command
-from featcache.extraction.reporting import human_bytes
 from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit
+from featcache.text import human_bytes
 
-# Up to so many bytes of features a cache becomes one file.
+# A cache with at most this many bytes of features becomes one file.
 PACKED_BYTES = 4 << 30
 
 
 def packs(job: Job) -> bool:
-    """Whether the cache becomes one file: as asked, else where it is small."""
-    asked = job.execution.pack
-    return feature_bytes(job.spec, job.images.rows_of_splits) <= PACKED_BYTES if asked is None else asked
+    """Whether the cache becomes one file: as requested, else if it is small."""
+    requested = job.execution.pack
+    return feature_bytes(job.spec, job.images.rows_of_splits) <= PACKED_BYTES if requested is None else requested
 
 
 def feature_bytes(spec: Spec, rows: Mapping[str, int]) -> int:
-    """What so many rows of each split take, over all layers and views."""
+    """The bytes of `rows` rows per split, over all layers and views."""
     width = sum(layer.feature_dim for layer in spec.layers) * np.dtype(spec.dtype).itemsize
     return width * sum(count * views_in(spec, split) for split, count in rows.items())
 
@@ -52,25 +51,28 @@ def feature_bytes(spec: Spec, rows: Mapping[str, int]) -> int:
 def publish(
     inventory: Inventory,
     *,
-    standing: FeatureCache | None,
+    existing: FeatureCache | None,
     manifest: Manifest | None,
     units: Sequence[Unit],
 ) -> FeatureCache:
-    """Make the cache of segments that are all written, and of rows that the standing cache has.
+    """Make the cache from written segments and from rows of the existing cache.
 
     Args:
         inventory: Of the extraction.
-        standing: The complete cache under its name, which may have rows of the new one.
-        manifest: The segments; None where the standing cache has every row.
-        units: What the segments hold.
+        existing: The complete cache under its name, which may have rows of the new one.
+        manifest: The segments; None where the existing cache has every row.
+        units: The units of the segments.
+
+    Returns:
+        The published cache, open.
 
     Raises:
-        SourceError: Every image was left out.
-        CacheError: What the writer raises.
+        SourceError: Every image was skipped.
+        CacheError: The cache cannot be written.
     """
     job, images = inventory.job, inventory.job.images
     segments = [] if manifest is None else inventory.segments_of(inventory.folder)
-    sources = [*segments, *([standing[split] for split in standing.splits] if standing is not None else [])]
+    sources = [*segments, *([existing[split] for split in existing.splits] if existing is not None else [])]
     packed = packs(job) or manifest is None
     if packed:
         _learn_digests(inventory, segments, units)
@@ -79,17 +81,19 @@ def publish(
         selection=job.request.selection,
         set_name=job.source.name,
         provenance=_provenance(job, sources),
-        # Segments that hold all rows say what was left out; a packed cache that they replace may be out of date.
-        skipped=images.still_skipped([one for split in (sources if packed else segments) for one in skipped_in(split)]),
+        # Where segments hold all rows, only they know what was skipped; the packed cache that they replace may be old.
+        skipped=images.still_skipped(
+            [one for split in (sources if packed else segments) for one in read_skipped(split)]
+        ),
     )
     tables = images.tables(info.skipped)
     if not tables:
         raise SourceError(f"every image of {job.source.name} was skipped", hint="run with --on-error fail")
-    before = targets_of(standing, inventory.folder, manifest, inventory.warn)
+    before = targets_of(existing, inventory.folder, manifest, inventory.warn)
     columns, tables = _with_targets(job, before, tables)
     info = replace(info, columns=columns)
     if packed or manifest is None:
-        _move_aside(inventory, standing)
+        _move_aside(inventory, existing)
         write_packed(
             inventory.packed_path,
             info,
@@ -109,7 +113,7 @@ def publish(
 
 
 def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units: Sequence[Unit]) -> None:
-    """Take the digests of images that another process has computed from its segments."""
+    """Read the digests of images that another process has computed, from its segments."""
     images, by_file = inventory.job.images, {split.file.path.name: split for split in segments}
     for unit in units:
         if not images.known[unit.images].all() and (split := by_file.get(unit.segment.file)) is not None:
@@ -117,52 +121,55 @@ def _learn_digests(inventory: Inventory, segments: Sequence[CachedSplit], units:
             images.learn(numbers, split.digests[: len(numbers)])
 
 
-def relabelled(inventory: Inventory, standing: FeatureCache | None) -> FeatureCache | None:
-    """The standing cache with the targets that its images have now, where nothing else has changed; else None.
+def relabel(inventory: Inventory, existing: FeatureCache | None) -> FeatureCache | None:
+    """Write the current targets of the images into the existing cache, where nothing else has changed.
 
-    No row is computed: only targets are written.
+    No row is computed.
+
+    Returns:
+        The cache with its new targets; None where something else has changed too, or nothing at all.
     """
-    if standing is None:
+    if existing is None:
         return None
-    with locked(inventory.features_dir, f"{inventory.name}.manifest"):
-        tables = inventory.rows_in(standing)
-        if tables is None or inventory.is_hit(standing):
+    with lock_cache(inventory.features_dir, f"{inventory.name}.manifest"):
+        tables = inventory.rows_in(existing)
+        if tables is None or inventory.is_hit(existing):
             return None
-        before = targets_of(standing, inventory.folder, None, inventory.warn)
+        before = targets_of(existing, inventory.folder, None, inventory.warn)
         columns, tables = _with_targets(inventory.job, before, tables)
-        size = human_bytes(bytes_to_write(standing))
-        inventory.job.reporter.say(f"only targets have changed: no row is computed, {size} are written again")
-        rewrite(standing, columns, tables)
-    return FeatureCache.open(standing.path)
+        size = human_bytes(bytes_to_write(existing))
+        inventory.job.reporter.info(f"only targets have changed: no row is computed, {size} are written again")
+        rewrite(existing, columns, tables)
+    return FeatureCache.open(existing.path)
 
 
 def _with_targets(
     job: Job, before: Targets | None, tables: Mapping[str, SplitTable]
 ) -> tuple[tuple[Column, ...], dict[str, SplitTable]]:
-    columns, whole, remarks = carried(before, tables, job.images.columns)
+    columns, whole, remarks = carry_over(before, tables, job.images.columns)
     for remark in remarks:
-        job.reporter.say(remark)
+        job.reporter.info(remark)
     return columns, whole
 
 
 def scaling_of(job: Job) -> Scaling | None:
-    """Of layers whose values are stored otherwise than they are."""
+    """Scale and offset of layers that are stored as integers; None where there are none."""
     scaling = job.backbone.scaling
     return None if scaling is None else {job.backbone.name: scaling}
 
 
 def now() -> str:
-    """An ISO 8601 time, UTC."""
+    """The current time in ISO 8601, UTC."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def skipped_in(split: CachedSplit) -> tuple[Skipped, ...]:
-    """The images that were left out of the file that holds a split."""
+def read_skipped(split: CachedSplit) -> tuple[Skipped, ...]:
+    """The skipped images that are recorded in the file of a split."""
     return tuple(Skipped(**one) for one in json.loads(split.file.contents.texts["skipped"]))
 
 
 def _provenance(job: Job, sources: Sequence[CachedSplit]) -> dict[str, Any]:
-    """How the rows were computed, as the first source of rows has it, and what belongs to the cache as a whole."""
+    """How the rows were computed, by the first source of rows, and the facts of the cache as a whole."""
     backbone, request = job.backbone, job.request
     computed: Mapping[str, Json] = sources[0].provenance if sources else {}
     drift = next((one for split in sources if (one := split.provenance.get("drift")) is not None), None)
@@ -177,11 +184,11 @@ def _provenance(job: Job, sources: Sequence[CachedSplit]) -> dict[str, Any]:
     }
 
 
-def _move_aside(inventory: Inventory, standing: FeatureCache | None) -> None:
+def _move_aside(inventory: Inventory, existing: FeatureCache | None) -> None:
     """Rename an unreadable file at the cache's path instead of overwriting it."""
     path = inventory.packed_path
-    if path.exists() and (standing is None or standing.path != path):
-        inventory.job.reporter.warn(f"it was kept as {set_aside(path)} (`featcache gc` lists it)")
+    if path.exists() and (existing is None or existing.path != path):
+        inventory.job.reporter.warn(f"the unreadable file was kept as {keep_damaged(path)} (`featcache gc` lists it)")
 
 
 def _close(splits: Iterable[CachedSplit]) -> None:
@@ -194,13 +201,13 @@ def _discard_unnamed(inventory: Inventory, manifest: Manifest) -> None:
     named = set(manifest.sizes)
     unnamed = [path for path in inventory.folder.glob(f"*{SEGMENT_SUFFIX}") if path.name not in named]
     for path in [*unnamed, inventory.packed_path]:
-        # Where open files cannot go, a reader keeps it: gc takes it later.
+        # On some systems an open file cannot be removed: then `gc` removes it later.
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def begin(inventory: Inventory, segments: Sequence[Segment], segment_rows: int) -> Manifest:
-    """Write the manifest of an extraction that begins or goes on, and return it. Raises CacheUnwritable."""
+    """Write the manifest of an extraction that begins or continues, and return it. Raises CacheUnwritable."""
     job = inventory.job
     info = CacheInfo(
         spec=job.spec,
@@ -213,8 +220,8 @@ def begin(inventory: Inventory, segments: Sequence[Segment], segment_rows: int) 
         texts=info.texts(),
         segments=tuple(segments),
         segment_rows=segment_rows,
-        command=as_command(job.request),
-        # What tables brought is taken over when it is finished, however often it is stopped before.
+        command=job.request.command,
+        # Targets from tables are kept until the extraction is finished, even if it is stopped several times.
         targets=None if before is None else before.targets,
     )
     if before is None or _differs(before, manifest):

@@ -1,8 +1,9 @@
-"""The same segments on a cluster: Ray tasks that compute units of an extraction and leave them in a shared folder.
+"""Extraction on a Ray cluster: tasks compute units of an extraction and write them as segments into a shared folder.
 
-The driver sends numbers of units; pixels and features never enter the object store. A worker process loads the
-backbone once and keeps it. A worker that dies is replaced by Ray, one that hangs is cancelled when its deadline is
-over, one that fails is tried three times. A unit done twice is harmless, and what stands is never computed again.
+The driver sends only the numbers of units; pixels and features never enter the object store. A worker process loads
+the backbone once and keeps it. A worker that dies is replaced by Ray, a task that hangs is cancelled after its
+deadline, a unit that fails is tried three times. A unit that is computed twice is harmless, and a segment that is
+written is never computed again.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from featcache.cache.catalog import MARK
 from featcache.errors import ExtractionError, FeatcacheError, InvalidOption, MissingExtra
 from featcache.extraction.compute import compute
-from featcache.extraction.cut import Cut, cut, cut_alike
+from featcache.extraction.cut import Cut, cut, cut_from_manifest
 from featcache.extraction.execution import Cluster as Cluster
 from featcache.extraction.execution import Execution
 from featcache.extraction.inventory import Inventory
@@ -31,15 +32,15 @@ from featcache.extraction.result import Computed, Extraction, report_cache
 from featcache.extraction.run import carry_out, lock
 from featcache.files import disk_errors
 
-_TRIES = 3
-# So many tasks for each slot there is: a worker that is done never waits for the driver.
+_ATTEMPTS = 3
+# Tasks per slot: with one queued, a worker that is done never waits for the driver.
 _QUEUED_PER_SLOT = 2
-_LOOK_EVERY_S = 1.0
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Order:
-    """What a worker needs to know of the whole; `key` tells one driver's run from the next."""
+class _Work:
+    """What a worker needs to know about the extraction; `key` identifies one run of the driver."""
 
     key: str
     folder: Path
@@ -48,16 +49,19 @@ class _Order:
     threads: int
 
     def mark(self, task: int) -> Path:
-        """By which a task tells that it has begun, before it does anything that may hang."""
+        """The file that a task creates when it begins, before anything that may hang."""
         return self.folder / f"{MARK}{self.key}-{task}"
 
 
 def extract_on_ray(
     request: Request, execution: Execution, cluster: Cluster, *, reporter: Reporter | None = None
 ) -> Extraction:
-    """`extract`, with the units computed by tasks of a Ray cluster that shares the data folder.
+    """Like `extract`, with the units computed by tasks of a Ray cluster that shares the data folder.
 
-    Raises MissingExtra without Ray, ExtractionError naming images that failed three times, and what `extract` raises.
+    Raises:
+        MissingExtra: Ray is not installed.
+        ExtractionError: A unit failed three times; its images are named.
+        FeatcacheError: What `extract` raises.
     """
     ray, began, reporter = _ray(), time.monotonic(), reporter or LogReporter()
     if request.location.is_object or not isinstance(request.backbone, str):
@@ -68,15 +72,15 @@ def extract_on_ray(
         )
     with disk_errors(request.data_dir), resolve([request], execution, reporter) as (job,):
         inventory = Inventory(job=job)
-        if (found := inventory.hit(inventory.standing())) is not None:
+        if (found := inventory.hit(inventory.existing_cache())) is not None:
             return report_cache(job, found, Computed())
         computed, rate = 0, None
         with lock(inventory):
-            begun = cut(inventory, inventory.standing())
+            begun = cut(inventory, inventory.existing_cache())
             if begun is not None and begun.todo:
-                with _connected(ray, cluster):
-                    order = _order(request, execution, cluster, inventory.folder)
-                    computed, rate = _Driver(ray, begun, cluster, order, reporter).run()
+                with _connect(ray, cluster):
+                    work = _work(request, execution, cluster, inventory.folder)
+                    computed, rate = _Driver(ray, begun, cluster, work, reporter).run()
             (done,) = carry_out([job], assembles=True, locks=False)
     reused = max(0, sum(done.rows.values()) - computed)
     seconds = time.monotonic() - began
@@ -84,7 +88,7 @@ def extract_on_ray(
 
 
 def _ray() -> Any:
-    # Before the import: Ray reads it when it is loaded.
+    # Set before the import, because Ray reads it when it is loaded.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
         import ray
@@ -93,8 +97,8 @@ def _ray() -> Any:
     return ray
 
 
-def _connected(ray: Any, cluster: Cluster) -> ExitStack:
-    """Leaves the cluster again, unless this process had entered it before."""
+def _connect(ray: Any, cluster: Cluster) -> ExitStack:
+    """Connect to the cluster; the returned context disconnects, unless this process was connected before."""
     stack = ExitStack()
     if not ray.is_initialized():
         here = {} if cluster.address else {"include_dashboard": False}
@@ -103,12 +107,12 @@ def _connected(ray: Any, cluster: Cluster) -> ExitStack:
     return stack
 
 
-def _order(request: Request, execution: Execution, cluster: Cluster, folder: Path) -> _Order:
-    # Paths mean the same on every node.
+def _work(request: Request, execution: Execution, cluster: Cluster, folder: Path) -> _Work:
+    # Absolute paths are the same on every node; relative ones depend on the folder a process runs in.
     weights, data_dir = Path(request.weights), request.data_dir.resolve()
     there = weights.resolve() if weights.is_file() else request.weights
     request = replace(request, dataset=request.origin, split_by_folder=(), weights=there, data_dir=data_dir)
-    return _Order(
+    return _Work(
         key=secrets.token_hex(8),
         folder=folder.resolve(),
         request=request,
@@ -125,11 +129,11 @@ class _Task:
 
 
 class _Driver:
-    """Keeps the cluster busy with units until all are done, and says how far it is."""
+    """Gives units to the cluster until all are done, and reports progress."""
 
-    def __init__(self, ray: Any, begun: Cut, cluster: Cluster, order: _Order, reporter: Reporter) -> None:
-        self._ray, self._cut, self._cluster, self._order, self._reporter = ray, begun, cluster, order, reporter
-        # A worker that dies is no failure of the task; one that is replaced keeps its loaded backbone.
+    def __init__(self, ray: Any, begun: Cut, cluster: Cluster, work: _Work, reporter: Reporter) -> None:
+        self._ray, self._cut, self._cluster, self._work, self._reporter = ray, begun, cluster, work, reporter
+        # A worker that dies does not count as a failed task (max_retries). Workers keep their backbone (max_calls).
         options = {"max_retries": -1, "max_calls": 0, "scheduling_strategy": "SPREAD"}
         self._remote = ray.remote(num_cpus=cluster.cpus_per_task, num_gpus=cluster.gpus_per_task, **options)(
             _compute_unit
@@ -140,19 +144,22 @@ class _Driver:
         self._failed: dict[int, str] = {}
         self._rows: Counter[str] = Counter()
         self._numbers = count()
-        # When a task last began or ended, and for how long nothing may be heard.
-        self._heard, self._patience_s = time.monotonic(), cluster.deadline_s
+        # When a task last began or ended, and how long the next such event may take.
+        self._last_event_s, self._patience_s = time.monotonic(), cluster.deadline_s
 
     def run(self) -> tuple[int, float]:
-        """How many images were computed, and images per second over all nodes. Raises ExtractionError."""
+        """Compute all units. Returns how many images were computed, and images/s over all nodes.
+
+        Raises ExtractionError.
+        """
         began, total = time.monotonic(), len(self._waiting)
         try:
             while self._waiting or self._tasks:
                 while self._waiting and len(self._tasks) < self._at_once():
                     task = _Task(unit=self._waiting.popleft(), number=next(self._numbers))
                     self._tries[task.unit] += 1
-                    self._tasks[self._remote.remote(self._order, task.unit, task.number)] = task
-                ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_LOOK_EVERY_S)
+                    self._tasks[self._remote.remote(self._work, task.unit, task.number)] = task
+                ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=_POLL_S)
                 for reference in ready:
                     self._collect(reference, self._tasks.pop(reference))
                 self._cancel_what_hangs()
@@ -161,16 +168,16 @@ class _Driver:
         finally:
             for reference in self._tasks:
                 self._ray.cancel(reference, force=True)
-            for path in self._order.folder.glob(f"{MARK}{self._order.key}*"):
+            for path in self._work.folder.glob(f"{MARK}{self._work.key}*"):
                 path.unlink(missing_ok=True)
         for unit, what in sorted(self._failed.items()):
             others = f"; {len(self._failed) - 1} more units failed too" if len(self._failed) > 1 else ""
             raise ExtractionError(
-                f"{self._named(unit)} failed {_TRIES} times: {what}{others}",
-                hint="mend the cause and run the same command again: what is done stands",
+                f"{self._name_of(unit)} failed {_ATTEMPTS} times: {what}{others}",
+                hint="fix the cause and run the same command again: finished segments are kept",
             )
         for node, rows in sorted(self._rows.items()):
-            self._reporter.say(f"{node}: {rows:,} images")
+            self._reporter.info(f"{node}: {rows:,} images")
         computed = sum(self._rows.values())
         return computed, computed / max(time.monotonic() - began, 1e-9)
 
@@ -184,7 +191,7 @@ class _Driver:
         return max(1, int(slots)) * _QUEUED_PER_SLOT
 
     def _collect(self, reference: Any, task: _Task) -> None:
-        self._heard = time.monotonic()
+        self._last_event_s = time.monotonic()
         try:
             node, rows = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
@@ -193,8 +200,8 @@ class _Driver:
             self._rows[node] += rows
 
     def _try_again(self, task: _Task, what: str) -> None:
-        given_up = self._tries[task.unit] >= _TRIES
-        self._reporter.warn(f"{self._named(task.unit)}: {what}; {'given up' if given_up else 'tried again'}")
+        given_up = self._tries[task.unit] >= _ATTEMPTS
+        self._reporter.warn(f"{self._name_of(task.unit)}: {what}; {'given up' if given_up else 'tried again'}")
         if given_up:
             self._failed[task.unit] = what
         else:
@@ -203,15 +210,18 @@ class _Driver:
     def _cancel_what_hangs(self) -> None:
         now, deadline_s = time.monotonic(), self._cluster.deadline_s
         for task in self._tasks.values():
-            # By this clock, from when the mark is first seen: clocks of other nodes differ.
-            if task.begun is None and self._order.mark(task.number).exists():
-                task.begun = self._heard = now
-        # A task that hangs before its mark looks like one that waits for a slot, until nothing happens any more.
-        silent = now - self._heard > self._patience_s
+            # Measured with this clock, from when the mark is first seen, because clocks of other nodes differ.
+            if task.begun is None and self._work.mark(task.number).exists():
+                task.begun = self._last_event_s = now
+        # A task that hangs before its mark looks like one that waits for a slot. It counts as hung only when no task
+        # begins or ends any more.
+        silent = now - self._last_event_s > self._patience_s
         if silent:
-            self._reporter.warn(f"nothing began or ended for {self._patience_s:,.0f} s: what waits is given out again")
-            # To replace a worker may take longer than a task does.
-            self._heard, self._patience_s = now, 2 * self._patience_s
+            self._reporter.warn(
+                f"no task began or ended for {self._patience_s:,.0f} s: waiting tasks are submitted again"
+            )
+            # Replacing a worker may take longer than a task.
+            self._last_event_s, self._patience_s = now, 2 * self._patience_s
         for reference, task in list(self._tasks.items()):
             if task.begun is None and silent:
                 self._tries[task.unit] -= 1
@@ -223,7 +233,7 @@ class _Driver:
             del self._tasks[reference]
             self._ray.cancel(reference, force=True)
 
-    def _named(self, unit: int) -> str:
+    def _name_of(self, unit: int) -> str:
         images = self._cut.units[unit].images
         return f"images {images[0]} to {images[-1]}"
 
@@ -239,33 +249,33 @@ def _first_line(error: object) -> str:
 
 @dataclass(kw_only=True)
 class _Worker:
-    """What a worker process keeps from task to task: the extraction as it was when the worker first saw it."""
+    """The state that a worker process keeps between tasks: the extraction, opened by its first task."""
 
     key: str = ""
     cut: Cut | None = None
     opened: ExitStack = field(default_factory=ExitStack)
 
-    def cut_of(self, order: _Order) -> Cut:
+    def cut_of(self, work: _Work) -> Cut:
         import torch
 
-        if self.key != order.key or self.cut is None:
+        if self.key != work.key or self.cut is None:
             self.opened.close()
-            torch.set_num_threads(order.threads)
-            (job,) = self.opened.enter_context(resolve([order.request], order.execution, LogReporter()))
-            self.cut, self.key = cut_alike(Inventory(job=job)), order.key
+            torch.set_num_threads(work.threads)
+            (job,) = self.opened.enter_context(resolve([work.request], work.execution, LogReporter()))
+            self.cut, self.key = cut_from_manifest(Inventory(job=job)), work.key
         return self.cut
 
 
 _worker = _Worker()
 
 
-def _compute_unit(order: _Order, unit: int, task: int) -> tuple[str, int]:
-    """A task: computes one unit and leaves it as a segment. Returns the node, and how many images were computed."""
+def _compute_unit(work: _Work, unit: int, task: int) -> tuple[str, int]:
+    """A task: computes one unit and writes its segment. Returns the node, and how many images were computed."""
     import socket
 
-    order.mark(task).touch()
-    whole = _worker.cut_of(order)
-    if whole.inventory.stands(whole.units[unit]):
+    work.mark(task).touch()
+    whole = _worker.cut_of(work)
+    if whole.inventory.is_written(whole.units[unit]):
         return socket.gethostname(), 0
     (computed,) = compute([replace(whole, todo=[whole.units[unit]])])
     return socket.gethostname(), computed.rows

@@ -1,4 +1,4 @@
-"""From a spec back to the backbone that made its rows."""
+"""Open the backbone that a spec describes, and check that it computes the same features."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from featcache.backbones.transforms import Transform
 from featcache.cache.spec import Spec
 from featcache.errors import WeightsError
 
-_SAY_WHERE = "say where they are now (predict and export: --weights)"
+_WEIGHTS_HINT = "name their new place with --weights PATH (predict and export)"
 
 
-def rebuilt(
+def rebuild(
     spec: Spec,
     source: str | None,
     *,
@@ -25,19 +25,19 @@ def rebuilt(
     weights: str | Path | None = None,
     data_dir: Path,
 ) -> Network:
-    """The backbone that `spec` describes, with weights whose bytes are the same, on the CPU.
+    """Open the backbone that `spec` describes, with the same weights, on the CPU.
 
     Args:
-        spec: What the features were computed from.
-        source: Where the weights came from.
-        what: A cache or a run, for messages.
-        probe: What the network gave for the probe images then.
-        weights: Where the weights are now, if elsewhere.
-        data_dir: Holds downloaded weights.
+        spec: The spec of the features.
+        source: The recorded source of the weights.
+        what: The name of the cache or run, for messages.
+        probe: The recorded outputs of the network on the probe images.
+        weights: Where the weights are now, if not at `source`.
+        data_dir: The folder with downloaded weights.
 
     Raises:
-        WeightsError: The weights are not to be had or differ, or the network computes something else with them.
-        DownloadError: They cannot be downloaded.
+        WeightsError: The weights are missing or differ, or the network computes something else with them.
+        DownloadError: The weights cannot be downloaded.
     """
     pixels = spec.backbone == "pixels"
     options = BackboneOptions(
@@ -56,7 +56,7 @@ def _option_of(spec: Spec, source: str | None, what: str) -> str:
     if spec.backbone == "pixels":
         return "default"
     if source is None:
-        raise WeightsError(f"{what} does not say where its weights came from", hint=_SAY_WHERE)
+        raise WeightsError(f"{what} has no record of where its weights came from", hint=_WEIGHTS_HINT)
     kind, _, rest = source.partition(":")
     if kind == "module":
         raise WeightsError(
@@ -64,21 +64,21 @@ def _option_of(spec: Spec, source: str | None, what: str) -> str:
             hint="give the backbone from Python",
         )
     if kind == "hf" or (spec.backbone.startswith("hf:") and Path(rest).is_dir()):
-        # The name says where they are; whether they are the same, their digests say.
+        # The backbone's name is enough to find them; their digests are compared afterwards.
         return "default"
     if kind == "file" and not Path(rest).is_file():
-        raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_SAY_WHERE)
+        raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_WEIGHTS_HINT)
     return {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default"}.get(kind, source)
 
 
 def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | None) -> None:
-    """Raises WeightsError unless a network computes what `spec` describes.
+    """Raise WeightsError unless a network computes the features that `spec` describes.
 
     Args:
-        network: In memory.
-        spec: What `what` was made with.
-        what: A cache or a run, for messages.
-        probe: What the network gave for the probe images then; None where that is not known.
+        network: The network to check.
+        spec: The spec of the features.
+        what: The name of the cache or run, for messages.
+        probe: The recorded outputs of the network on the probe images; None where there are none.
     """
     found = {layer.name: layer for layer in network.spec.layers}
     source = network.spec.source or network.name
@@ -88,7 +88,7 @@ def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | 
             raise WeightsError(
                 f"the weights of {source} are not those {what} was made with: layer {layer.name} expected sha256 "
                 f"{_short(layer.weights)}, got {_short(mine.weights if mine else None)}",
-                hint=f"put the old weights back, or {_SAY_WHERE}; to use new ones, extract and train again",
+                hint=f"put the old weights back, or {_WEIGHTS_HINT}; to use new ones, extract and train again",
             )
         if mine.pooling.name != layer.pool:
             raise WeightsError(f"layer {layer.name} of {what} is pooled by {layer.pool}, got {mine.pooling.name}")
@@ -104,8 +104,8 @@ def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | 
 
 
 def _transform(spec: Spec) -> Transform:
-    """That of the plain rows: how views are augmented is no part of it."""
-    return Transform.of(spec.without_views().transform)
+    """The transform of plain images, without the augmentation of views."""
+    return Transform.from_json(spec.without_views().transform)
 
 
 def _short(digest: str | None) -> str:

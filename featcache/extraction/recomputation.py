@@ -1,4 +1,4 @@
-"""A check of a cache's rows against a new computation, by the backbone that made them."""
+"""Compare a cache's rows with a new computation by the same backbone."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import ExtractionError
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
-from featcache.extraction.rebuild import rebuilt
+from featcache.extraction.rebuild import rebuild
 from featcache.extraction.resolve import augmentation_of
 from featcache.images import open_images
 from featcache.images.samples import Sample
@@ -30,9 +30,14 @@ _BATCH, _LARGEST_BATCH = 32, 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Recomputation:
-    """Stored rows against rows computed anew: (split, id) of the worst, and the differences over all.
+    """Stored rows compared with recomputed ones.
 
-    `relative` is the greatest norm of a row's difference over the norm of the row computed anew.
+    Attributes:
+        rows: How many rows were compared.
+        equal: How many of them are equal bit by bit.
+        greatest: The greatest absolute difference of a number.
+        relative: The greatest |difference| / |recomputed row|, in Euclidean norms.
+        worst: The id of the image with that difference.
     """
 
     rows: int
@@ -52,12 +57,9 @@ class Recomputation:
 
 
 def network_of(cache: FeatureCache, *, data_dir: Path) -> Network:
-    """The backbone that computed this cache.
-
-    Raises what `rebuilt` raises.
-    """
+    """Open the backbone that computed this cache. Raises what `rebuild` raises."""
     source = cache.provenance.get("weights")
-    return rebuilt(
+    return rebuild(
         cache.spec,
         str(source) if source else None,
         what=cache.name,
@@ -69,10 +71,19 @@ def network_of(cache: FeatureCache, *, data_dir: Path) -> Network:
 def recompute(
     cache: FeatureCache, rows: int, *, seed: int, data_dir: Path, device: str, threads: int = 2
 ) -> Recomputation:
-    """Runs `rows` random rows through the backbone again, in the cache's own precision.
+    """Recompute random rows of a cache, in the cache's own precision, and compare them with the stored ones.
 
-    Raises ExtractionError where an image is no longer the one that was extracted, InvalidOption where another version
-    of featcache made views in a way that this one does not know.
+    Args:
+        cache: The cache.
+        rows: How many rows.
+        seed: Which rows.
+        data_dir: The folder of data sets and weights.
+        device: Where to compute.
+        threads: Threads that decode images.
+
+    Raises:
+        ExtractionError: An image is missing or has changed since it was extracted.
+        InvalidOption: The views were made by another version of featcache, in a way that this one does not know.
     """
     network = network_of(cache, data_dir=data_dir)
     spec = cache.spec
@@ -81,8 +92,8 @@ def recompute(
     program = network.on(device, precision, spec.runner, batch_size=batch_size)
     with closing(open_images(cache.selection.source, datasets_dir=data_dir / "datasets")) as source:
         found = [
-            _recomputed(cache, cache[split], chosen, source, program, batch_size, threads)
-            for split, chosen in _chosen(cache, rows, seed).items()
+            _recompute_split(cache, cache[split], chosen, source, program, batch_size, threads)
+            for split, chosen in _choose_rows(cache, rows, seed).items()
         ]
     return Recomputation(
         rows=sum(one.rows for one in found),
@@ -94,12 +105,12 @@ def recompute(
 
 
 def _batch_size(cache: FeatureCache) -> int:
-    """The batch size that the rows were computed with: another one may be rounded otherwise."""
+    """The batch size that the rows were computed with, because rounding may depend on it."""
     found = cache.provenance.get("batch_size")
     return found if isinstance(found, int) and 0 < found <= _LARGEST_BATCH else _BATCH
 
 
-def _chosen(cache: FeatureCache, rows: int, seed: int) -> dict[str, npt.NDArray[np.int64]]:
+def _choose_rows(cache: FeatureCache, rows: int, seed: int) -> dict[str, npt.NDArray[np.int64]]:
     places = [(split, row) for split in cache.splits for row in range(len(cache[split]))]
     count = min(rows, len(places))
     picked = np.sort(np.random.default_rng(seed).choice(len(places), size=count, replace=False))
@@ -110,7 +121,7 @@ def _chosen(cache: FeatureCache, rows: int, seed: int) -> dict[str, npt.NDArray[
     return {split: np.asarray(some, np.int64) for split, some in chosen.items()}
 
 
-def _recomputed(
+def _recompute_split(
     cache: FeatureCache,
     split: CachedSplit,
     rows: npt.NDArray[np.int64],
@@ -157,7 +168,7 @@ def _sample(by_id: Mapping[str, Sample], name: str, cache: FeatureCache) -> Samp
     if name not in by_id:
         raise ExtractionError(
             f"{name} is in {cache.name} and no longer in {cache.selection.source}",
-            hint="extract again: rows of images that are gone are left out",
+            hint="extract again: rows of missing images are left out",
         )
     return by_id[name]
 
@@ -165,9 +176,10 @@ def _sample(by_id: Mapping[str, Sample], name: str, cache: FeatureCache) -> Samp
 def _worse(
     so_far: Recomputation, fresh: npt.NDArray[np.float64], stored: npt.NDArray[np.float64], ids: list[str]
 ) -> Recomputation:
-    difference = fresh - stored
+    # NaN counts as infinitely far: it is greater than nothing.
+    difference = np.nan_to_num(fresh - stored, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     norms = np.linalg.norm(fresh, axis=1)
-    relative = np.linalg.norm(difference, axis=1) / np.where(norms > 0, norms, 1.0)
+    relative = np.linalg.norm(difference, axis=1) / np.where((norms > 0) & np.isfinite(norms), norms, 1.0)
     row = int(relative.argmax())
     greatest = max(so_far.greatest, float(np.abs(difference).max()))
     if relative[row] <= so_far.relative:

@@ -1,54 +1,84 @@
-"""How a long run speaks to whoever started it, without knowing who that is."""
+"""The interface through which long runs report messages, warnings and progress."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
+
+from featcache.progress import StageProgress, call_bar
 
 _log = logging.getLogger("featcache")
 
 
 class Reporter(Protocol):
-    """Told what happens; never asked anything."""
+    """Receives messages and progress of a long run."""
 
-    def say(self, text: str) -> None:
-        """One sentence that is worth reading."""
+    def info(self, text: str) -> None:
+        """Report one sentence of information."""
 
     def warn(self, text: str) -> None:
-        """One sentence that must not be overlooked."""
+        """Report one sentence that must not be overlooked."""
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        """`done` of `total` images are through `stage` ("reading", "extracting"), or bytes ("packing").
+        """Report progress.
 
-        `bound`: what the run waits for most of all ("decode", "compute", "write"), where that is known.
+        Args:
+            stage: What is done now, such as "reading", "extracting" or "packing".
+            done, total: Images, or bytes for "packing".
+            bound: What the run waits for most ("decode", "compute", "write"), where that is known.
         """
 
 
 class LogReporter:
-    """Sentences go to the logger "featcache", progress nowhere: what a library does."""
+    """Sends messages to the logger "featcache", and drops progress: the default for calls from Python."""
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         _log.info(text)
 
     def warn(self, text: str) -> None:
         _log.warning(text)
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-        """No progress without a terminal."""
+        """Drop the progress."""
+
+
+class ProgressReporter(LogReporter):
+    """Text goes to the logger "featcache", progress to a function or a progress bar. Use it as a context manager.
+
+    Args:
+        progress: Called with (stage, images done, images in all). None or True: a bar, in a terminal or a notebook.
+            False: progress goes nowhere.
+    """
+
+    def __init__(self, progress: StageProgress | bool | None) -> None:
+        self._progress = progress if callable(progress) else None
+        self._bar = call_bar(progress)
+
+    def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
+        """Call the function, or draw the bar."""
+        if self._progress is not None:
+            self._progress(stage, done, total)
+        self._bar.advance(stage, done, total, bound=bound)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
 
 
 @dataclass(kw_only=True)
-class _Turn:
-    """One of several who work in turns: its sentences carry its name, its progress counts into that of all."""
+class _Part:
+    """Reports one of several parts: adds its name to messages, and its progress to that of all parts."""
 
     name: str
     whole: Reporter
     counts: dict[str, dict[str, tuple[int, int]]] = field(repr=False)
 
-    def say(self, text: str) -> None:
-        self.whole.say(f"{self.name}: {text}")
+    def info(self, text: str) -> None:
+        self.whole.info(f"{self.name}: {text}")
 
     def warn(self, text: str) -> None:
         self.whole.warn(f"{self.name}: {text}")
@@ -60,16 +90,7 @@ class _Turn:
         self.whole.advance(stage, sums[0], sums[1], bound=bound)
 
 
-def taking_turns(whole: Reporter, names: Sequence[str]) -> list[Reporter]:
-    """A Reporter for each of `names`, behind which stands one for all of them."""
+def split_reporter(whole: Reporter, names: Sequence[str]) -> list[Reporter]:
+    """A Reporter for each of `names`, all of which report to `whole`."""
     counts: dict[str, dict[str, tuple[int, int]]] = {}
-    return [_Turn(name=name, whole=whole, counts=counts) for name in names]
-
-
-def human_bytes(count: float) -> str:
-    """1_234_567 -> "1.2 MB"."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+    return [_Part(name=name, whole=whole, counts=counts) for name in names]

@@ -1,8 +1,9 @@
-"""What is asked for: which images, through which backbone, stored how. Frozen, and it checks itself."""
+"""The options that determine a cache: which images, which backbone, how features are stored."""
 
 from __future__ import annotations
 
 import functools
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from featcache.backbones.options import BackboneOptions
 from featcache.cache.spec import Selection
 from featcache.columns import ColumnOptions
-from featcache.config import Option, check
+from featcache.config import Option, check, command_words
 from featcache.errors import InvalidOption
 from featcache.images.options import ImageOptions
 
@@ -23,19 +24,16 @@ Runner = Literal["auto", "eager", "compiled", "openvino", "ncnn"]
 
 @dataclass(frozen=True, kw_only=True)
 class StorageOptions:
-    """How features are computed and stored, and how many views an image has. "auto" stands for what was left out.
-
-    Raises InvalidOption.
-    """
+    """How features are computed and stored, and how many views an image has. Raises InvalidOption."""
 
     PANEL: ClassVar[str] = "Which features"
 
     dtype: Annotated[
-        Literal["float16", "float32"] | None, Option(help="How features are stored.", default="float16")
+        Literal["float16", "float32"] | None, Option(help="How features are stored.", default="float16", advanced=True)
     ] = None
     precision: Annotated[
         Precision,
-        Option(help="auto, fp32, bf16, or fp16: how features are computed.", metavar="<precision>"),
+        Option(help="auto, fp32, bf16, or fp16: how features are computed.", metavar="<precision>", advanced=True),
     ] = "auto"
     runner: Annotated[
         Runner,
@@ -43,23 +41,25 @@ class StorageOptions:
             help="What computes: torch as it is (eager), compiled first (a minute), OpenVINO (CPUs, an extra, a second "
             "to start), or ncnn (CPUs, an extra). auto: the fastest for so many images.",
             metavar="<runner>",
+            advanced=True,
         ),
     ] = "auto"
     views: Annotated[
         int,
         Option(
-            help="Views of each train image: the plain one, and others augmented (cropped, mirrored, coloured). A head "
-            "trained on the cache sees these and no more; 1: no augmentation.",
+            help="Views of each train image. The plain image, and others that are augmented: cropped, "
+            "mirrored, coloured.",
             metavar="<views>",
             least=1,
         ),
     ] = 1
-    view_seed: Annotated[int, Option(help="Which crops, mirrors and colours.", metavar="<seed>")] = 0
+    view_seed: Annotated[int, Option(help="Which crops, mirrors and colours.", metavar="<seed>", advanced=True)] = 0
     view_flip: Annotated[
         bool,
         Option(
             help="Whether views may be mirrored; not for digits, text and what else has a left and a right.",
             flags=("--view-flip/--no-view-flip",),
+            advanced=True,
         ),
     ] = True
 
@@ -67,17 +67,17 @@ class StorageOptions:
         check(self)
         if self.views == 1 and (self.view_seed or not self.view_flip):
             raise InvalidOption(
-                f"{'--view-seed' if self.view_seed else '--no-view-flip'} says nothing without --views: the only "
+                f"{'--view-seed' if self.view_seed else '--no-view-flip'} has no effect without --views: the only "
                 "view of an image is the plain one",
-                hint="ask for some, for example --views 4",
+                hint="add views, for example --views 4",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request(StorageOptions, BackboneOptions, ImageOptions, ColumnOptions):
-    """The options of `featcache extract` that say what a cache holds, and the folder it lies under.
+    """The options of `featcache extract` that determine what a cache holds, and the data folder.
 
-    Raises InvalidOption for a value that cannot be used, UnknownName for a split that is none.
+    Raises InvalidOption for an invalid value, UnknownName for an unknown split.
     """
 
     data_dir: Path = field(default_factory=lambda: Path("data"))
@@ -94,12 +94,12 @@ class Request(StorageOptions, BackboneOptions, ImageOptions, ColumnOptions):
 
     @property
     def backbone_name(self) -> str:
-        """The backbone's name, as it is given."""
+        """The backbone's name, as given."""
         return self.name
 
     @property
     def backbone_options(self) -> BackboneOptions:
-        """The part of the options that a backbone's description depends on; of a Network those it was opened by."""
+        """The options that a backbone's description depends on; for a Network those that it was opened with."""
         if not isinstance(self.backbone, str):
             return self.backbone.options or BackboneOptions(backbone=self.backbone.name)
         return BackboneOptions(
@@ -114,22 +114,22 @@ class Request(StorageOptions, BackboneOptions, ImageOptions, ColumnOptions):
 
     @property
     def spec_view_seed(self) -> int | None:
-        """The view seed as a spec holds it: None where there is nothing to draw."""
+        """The view seed in a spec: None where there are no augmented views."""
         return self.view_seed if self.views > 1 else None
 
     @property
     def features_dir(self) -> Path:
-        """Where caches lie."""
+        """The folder of caches."""
         return self.data_dir / "features"
 
     @property
     def datasets_dir(self) -> Path:
-        """Where downloaded data sets lie."""
+        """The folder of downloaded data sets."""
         return self.data_dir / "datasets"
 
     @property
     def weights_dir(self) -> Path:
-        """Where downloaded packages that carry weights lie."""
+        """The folder of downloaded packages that contain weights."""
         return self.data_dir / "weights"
 
     @functools.cached_property
@@ -140,16 +140,27 @@ class Request(StorageOptions, BackboneOptions, ImageOptions, ColumnOptions):
         return locate(self.dataset, split_by_folder=self.split_by_folder)
 
     @property
-    def asked_columns(self) -> ColumnOptions:
+    def column_options(self) -> ColumnOptions:
         """Which columns become targets."""
         return ColumnOptions(columns=self.columns, kinds=self.kinds)
 
     @property
     def origin(self) -> str:
-        """What names the set in a selection: its name, or the absolute path; nothing is listed."""
+        """The set's name or absolute path, as a selection records it. No image is listed for it."""
         return self.location.origin
 
     @property
+    def command(self) -> str:
+        """The `featcache extract` that makes this cache; for images that were given from Python the call."""
+        if self.location.is_object:
+            return f"featcache.extract(images, {self.backbone_name!r}, ...)"
+        words = ["featcache", "extract", "--backbone", self.backbone_name, "--dataset", self.origin]
+        words += command_words(self, without=("backbone", "dataset", "split_by_folder"))
+        if self.data_dir != Request().data_dir:
+            words += ["--data-dir", str(self.data_dir)]
+        return shlex.join(words)
+
+    @property
     def selection(self) -> Selection:
-        """Which images of which set."""
+        """The selection of images that a cache records."""
         return Selection(source=self.origin, splits=self.splits, limit=self.limit, select_seed=self.select_seed)

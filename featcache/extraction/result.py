@@ -1,4 +1,4 @@
-"""What an extraction reports."""
+"""The result of an extraction."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Computed:
-    """What came of the segments of one extraction.
+    """What one extraction computed.
 
     Args:
-        rows: Images that were found nowhere and were computed.
-        images_per_s: Of those that were computed; None where none was.
+        rows: How many images were computed, because no cache had them.
+        images_per_s: The speed of computing; None where nothing was computed.
     """
 
     rows: int = 0
@@ -32,14 +32,24 @@ class Computed:
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """What an extraction did. `seconds` is all wall time, `images_per_s` the steady state (None: nothing computed).
+    """What an extraction did.
 
-    `computed` counts the rows that were nowhere before, `reused` those that were found. `shares` says which part of the
-    time went into waiting for images, computing, and waiting for the disk (decode, compute, write; 1 in all), and
-    `bound` which of them is the largest; both are None where nothing was computed. `drift` is
-    what the cache's precision costs against fp32 (see `drift.Drift.to_json`), None in fp32. A shard is not
-    `complete`: its `cache` is the folder of segments, and it counts its own rows. `images` says what the images are,
-    and what of them was left out; None of a shard.
+    Attributes:
+        cache: The cache; of a shard, the folder of segments.
+        fingerprint: The fingerprint of the spec.
+        rows: Rows by split.
+        feature_dim: D by layer.
+        computed: How many images were computed.
+        reused: How many images had rows already.
+        skipped: Images that could not be read.
+        seconds: Wall time.
+        images_per_s: The speed of computing; None where nothing was computed.
+        shares: The shares of the time spent waiting for images, computing, and waiting for the disk ("decode",
+            "compute", "write"; 1 in all); None where nothing was computed.
+        bound: The stage with the largest share; None where nothing was computed.
+        drift: The error of the precision against fp32 (see `drift.Drift.to_json`); None in fp32.
+        complete: Whether the cache is complete; False for a shard, which counts its own rows.
+        images: A summary of the images, and of what was left out; None for a shard.
     """
 
     cache: Path
@@ -77,8 +87,25 @@ class Extraction:
         }
 
 
+def report_standing(cache: FeatureCache) -> Extraction:
+    """What is reported of a complete cache that nothing was done to."""
+    rows = {split: len(cache[split]) for split in cache.splits}
+    return Extraction(
+        cache=cache.path,
+        fingerprint=cache.spec.fingerprint,
+        rows=rows,
+        feature_dim={layer.name: layer.feature_dim for layer in cache.spec.layers},
+        computed=0,
+        reused=sum(rows.values()),
+        skipped=tuple(cache.skipped),
+        seconds=0.0,
+        images_per_s=None,
+        drift=cache.provenance.get("drift"),
+    )
+
+
 def report_cache(job: Job, cache: FeatureCache, computed: Computed) -> Extraction:
-    """What is reported of a complete cache."""
+    """The result of a complete cache."""
     rows = {split: len(cache[split]) for split in cache.splits}
     return Extraction(
         cache=job.request.features_dir / cache.path.name,
@@ -94,7 +121,7 @@ def report_cache(job: Job, cache: FeatureCache, computed: Computed) -> Extractio
 
 
 def report_share(job: Job, folder: Path, computed: Computed, *, images: int, skipped: Sequence[Skipped]) -> Extraction:
-    """What is reported of a share of `images` images, whose segments lie in a folder."""
+    """The result of a share of `images` images, whose segments are in a folder."""
     return Extraction(
         cache=folder,
         complete=False,

@@ -1,27 +1,42 @@
-"""images + backbone -> cache, in one sentence: resolve, look which rows there are, compute the others, publish."""
+"""images + backbone -> cache: resolve the request, find the existing rows, compute the others, publish the cache."""
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
+from pathlib import Path
 
-from featcache.cache.locks import Owner, locked
+from featcache.cache.catalog import CacheEntry
+from featcache.cache.locks import Owner, lock_cache
+from featcache.cache.reader import FeatureCache
+from featcache.config import from_command_words
+from featcache.errors import InvalidOption
 from featcache.extraction.execution import ALL_GPUS
 from featcache.extraction.execution import Execution as Execution
 from featcache.extraction.inventory import Inventory
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import Job, resolve
-from featcache.extraction.result import Computed, Extraction, report_cache
+from featcache.extraction.result import Computed, Extraction, report_cache, report_standing
 from featcache.files import disk_errors
 
 
 def extract(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
-    """Makes sure that the cache `request` describes is there, computing only rows that no other has.
+    """Make the cache that `request` describes, if it does not exist. Only rows that no other cache has are computed.
 
-    Raises FeatcacheError; whatever was finished before stands, and the same call goes on from there.
+    Args:
+        request: The images, the backbone and how features are stored.
+        execution: How the extraction runs; None: the defaults.
+        reporter: Receives messages and progress; None: the logger "featcache".
+
+    Returns:
+        The cache, and what was computed and reused.
+
+    Raises:
+        FeatcacheError: The extraction failed. Finished segments are kept, and the same call continues from there.
     """
     began = time.monotonic()
     (done,) = extract_each([request], execution, reporter=reporter)
@@ -31,10 +46,19 @@ def extract(request: Request, execution: Execution | None = None, *, reporter: R
 def extract_each(
     requests: Sequence[Request], execution: Execution | None = None, *, reporter: Reporter | None = None
 ) -> tuple[Extraction, ...]:
-    """The same for several backbones over the same images, which are listed, read, hashed and decoded once.
+    """Like `extract` for several backbones over the same images, which are listed, read, hashed and decoded once.
 
-    Each has a cache, segments and a lock of its own; `seconds` and `images_per_s` count the time spent on it alone.
-    Raises InvalidOption where the requests differ in their images, or two ask for the same backbone.
+    Args:
+        requests: One for each backbone. Each has its own cache, segments and lock.
+        execution: How the extractions run; None: the defaults.
+        reporter: Receives messages and progress; None: the logger "featcache".
+
+    Returns:
+        A result for each request; `seconds` and `images_per_s` count the time spent on it alone.
+
+    Raises:
+        InvalidOption: The requests differ in their images, or two have the same backbone.
+        FeatcacheError: What `extract` raises.
     """
     execution, reporter = execution or Execution(), reporter or LogReporter()
     with disk_errors(requests[0].data_dir):
@@ -47,9 +71,17 @@ def extract_each(
 
 
 def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
-    """Publishes the cache `request` describes from segments that shards have written; nothing is computed.
+    """Publish the cache that `request` describes from segments that shards have written; nothing is computed.
 
-    Raises CacheIncomplete where rows are missing, and what `extract` raises.
+    Args:
+        request, execution, reporter: As for `extract`.
+
+    Returns:
+        The cache.
+
+    Raises:
+        CacheIncomplete: Rows are missing.
+        FeatcacheError: What `extract` raises.
     """
     with (
         disk_errors(request.data_dir),
@@ -59,43 +91,73 @@ def assemble(request: Request, execution: Execution | None = None, *, reporter: 
     return done
 
 
+def assemble_cache(
+    entry: CacheEntry, execution: Execution | None = None, *, data_dir: Path, reporter: Reporter | None = None
+) -> Extraction:
+    """`assemble` for a cache in a folder, by the command that its manifest records.
+
+    Args:
+        entry: The cache, unfinished or complete. One that is packed is reported as it is.
+        execution: Whether to pack, and what to do at images that cannot be read.
+        data_dir: The folder of data sets, weights and caches.
+        reporter: Where progress and remarks go.
+
+    Raises:
+        InvalidOption: A packed cache is not to be packed, or its images were given from Python.
+        CacheIncomplete: Rows are missing.
+    """
+    execution = execution or Execution()
+    if entry.command is None:
+        if execution.pack is False:
+            raise InvalidOption(f"{entry.name} is packed already", hint="extract again with --no-pack")
+        with FeatureCache.open(entry.require_complete()) as cache:
+            return report_standing(cache)
+    words = shlex.split(entry.command)
+    if words[:2] != ["featcache", "extract"]:
+        raise InvalidOption(
+            f"the images of {entry.name} were given from Python, expected a command that names them",
+            hint=f"call {entry.command} again: rows that are there are not computed again",
+        )
+    return assemble(from_command_words(Request, words[2:], data_dir=data_dir), execution, reporter=reporter)
+
+
 def carry_out(jobs: Sequence[Job], *, assembles: bool = False, locks: bool = True) -> tuple[Extraction, ...]:
     """Do all of some jobs over the same images, and return their results in the same order.
 
     Args:
-        jobs: As `resolve` gives them.
-        assembles: Nothing is computed: what others have computed is published.
-        locks: Whether other processes are kept from writing the same caches; False where the caller does.
+        jobs: As `resolve` yields them.
+        assembles: Compute nothing; publish what other processes have computed.
+        locks: Whether to lock the caches; False where the caller holds the locks.
 
     Raises:
         CacheBusy: Another process writes one of the caches, and `wait` is off.
-        CacheIncomplete: Rows are missing, and nothing is to be computed.
+        CacheIncomplete: Rows are missing, and `assembles` forbids to compute them.
     """
     inventories = [Inventory(job=job) for job in jobs]
-    # What is there already needs no lock, and so no folder that can be written.
+    # A cache that exists already needs no lock, so the folder may be read-only.
     done = {one: hit for one in inventories if (hit := _look(one, assembles)) is not None}
     left = [one for one in inventories if one not in done]
     with ExitStack() as held:
-        # In a fixed order, to avoid a deadlock.
+        # Acquire locks in a fixed order, to avoid a deadlock.
         for one in sorted(left, key=lambda one: one.name) if locks else ():
             held.enter_context(lock(one))
         if left:
-            # Only now: where everything is there, nothing that computes is imported.
-            from featcache.extraction.complete import complete
+            # Imported only when rows are missing: the modules that compute need torch.
+            from featcache.extraction.complete import complete_caches
 
-            done |= complete(left, assembles=assembles)
+            done |= complete_caches(left, assembles=assembles)
     return tuple(done[one] for one in inventories)
 
 
 def lock(inventory: Inventory) -> AbstractContextManager[object]:
-    """Keeps others from writing the same cache; raises CacheBusy where that is not waited for."""
+    """Lock the cache of an extraction. Raises CacheBusy where another process has it and `wait` is off."""
     job = inventory.job
 
     def waiting(owner: Owner | None) -> None:
         writer = owner or "another process"
-        job.reporter.say(f"waiting: {writer} is writing this cache (--no-wait stops instead)")
+        job.reporter.info(f"waiting: {writer} is writing this cache (--no-wait stops instead)")
 
-    return locked(
+    return lock_cache(
         job.request.features_dir,
         inventory.name,
         shared=job.execution.shard is not None,
@@ -105,9 +167,9 @@ def lock(inventory: Inventory) -> AbstractContextManager[object]:
 
 
 def _look(inventory: Inventory, assembles: bool) -> Extraction | None:
-    """The result where every row is in one complete cache already; nothing is locked or written."""
+    """The result, where one complete cache has every row already; else None. Nothing is locked or written."""
     with inventory.job.watch:
-        found = inventory.hit(inventory.standing(), assembles=assembles)
+        found = inventory.hit(inventory.existing_cache(), assembles=assembles)
         if found is None:
             return None
         inventory.discard_leftovers(found)

@@ -1,4 +1,4 @@
-"""From found, computed and repeated rows to segments on disk, each published behind the back of the next batch."""
+"""Write reused, computed and repeated rows into segments; a segment is published while the next batch is computed."""
 
 from __future__ import annotations
 
@@ -32,15 +32,19 @@ from featcache.files import system
 
 Numbers = npt.NDArray[np.int64]
 _BLOCK_BYTES = 8 << 20
-# How many views of an image are still to be computed: not known yet, and nothing more is to be done.
+# Values of `missing` besides a number of views: not known yet, and the image is finished.
 _UNKNOWN, _DONE = -1, -2
 
 
 @dataclass(eq=False)
 class _OpenUnit:
-    """A unit whose images are looked up, read and computed. Places count from its first image.
+    """A unit whose images are being looked up, read and computed. Places count from its first image.
 
-    `found`: for each view where its rows were found; `missing`: how many views of each image are still to be computed.
+    Args:
+        unit: The unit.
+        found: For each view, where its rows were found.
+        missing: How many views of each image are still to be computed: (n,).
+        left: How many images are not finished.
     """
 
     unit: Unit
@@ -49,11 +53,12 @@ class _OpenUnit:
     left: int
     draft: SegmentDraft | None = None
     first: dict[bytes, int] = field(default_factory=dict)
-    # The place, or the number of an image in a segment that was published before, that shows the same image.
+    # Images with the same bytes: {place: place of the first in this unit}, {place: number of an image in a published
+    # segment}.
     repeats: dict[int, int] = field(default_factory=dict)
     copies: dict[int, int] = field(default_factory=dict)
     failed: dict[int, tuple[str, bytes | None]] = field(default_factory=dict)
-    # Of images that were found and changed before they were read for another backbone: what the found row shows.
+    # Digests of found rows whose images changed before they were read for another backbone.
     earlier: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -61,17 +66,17 @@ class SegmentWriter:
     """Writes the segments of some units of one extraction.
 
     Args:
-        folder: Where the segments lie.
-        info: What each says of itself; the provenance is added.
+        folder: The folder of the segments.
+        info: The metadata of each segment; the provenance is added.
         units: In order.
-        images: What they are of.
-        donors: What has rows already.
-        provenance: Of rows that are computed now; asked for only where there are some.
-        scaling: Of layers whose values are stored otherwise than they are.
-        stages: Notes what the caller waits for.
+        images: The images of the units.
+        donors: Caches and segments whose rows can be reused.
+        provenance: Returns the provenance of rows that are computed now; called only where there are some.
+        scaling: Scale and offset of layers that are stored as integers.
+        stages: Records what the caller waits for.
 
     Attributes:
-        done: Images that need nothing more.
+        done: How many images are finished.
     """
 
     def __init__(
@@ -89,13 +94,13 @@ class SegmentWriter:
         self._folder, self._info, self._units, self._images, self._donors = folder, info, units, images, donors
         self._provenance, self._scaling, self._stages = provenance, scaling, stages
         self.done = self._computed = self._copied = 0
-        # What has rows that were computed in this run.
+        # The donors whose rows were computed in this run.
         self._fresh = [number for number, one in enumerate(donors.donors) if isinstance(one, MemoryDonor)]
         self._last = np.array([unit.images[-1] for unit in units], np.int64)
         self._open: dict[int, _OpenUnit] = {}
         self._next = 0
         self._published = _Published()
-        # Decoding threads look images up, and the publishing one adds to what there is.
+        # Decoding threads search the published images, and the publishing thread adds to them.
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._publishing: Future[None] | None = None
@@ -105,7 +110,7 @@ class SegmentWriter:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
-            with self._stages.measured("write"):
+            with self._stages.measure("write"):
                 if kind is None:
                     self._publish_ready()
                 self._wait()
@@ -117,13 +122,13 @@ class SegmentWriter:
 
     @property
     def computed(self) -> int:
-        """How many images were found nowhere and can be used, once all segments are written."""
+        """How many images were computed, known once all segments are written."""
         return self._computed + self._copied
 
     # --- what is still to be read, and computed -------------------------------------------------------------
 
-    def unresolved(self, number: int) -> Numbers:
-        """Open a unit, and return the numbers of its images that have to be read."""
+    def open_unit(self, number: int) -> Numbers:
+        """Open the unit with this number, and return the numbers of its images that have to be read, ascending."""
         unit = self._units[number]
         views, digests = views_in(self._info.spec, unit.segment.split), self._images.digests[unit.images]
         known = np.flatnonzero(self._images.known[unit.images])
@@ -151,8 +156,13 @@ class SegmentWriter:
         unresolved: Numbers = unit.images[opened.missing == _UNKNOWN]
         return unresolved
 
-    def wanted(self, image: int, digest: bytes) -> tuple[int, ...]:
-        """The views of an image, whose bytes have this SHA-256, that are to be computed. Called in decoding threads."""
+    def views_to_compute(self, image: int, digest: bytes) -> tuple[int, ...]:
+        """The views of an image that have to be computed. Called in decoding threads.
+
+        Args:
+            image: Its number.
+            digest: The SHA-256 of its bytes.
+        """
         holder = int(np.searchsorted(self._last, image))
         opened = self._open.get(holder)
         if opened is None:
@@ -181,7 +191,7 @@ class SegmentWriter:
                 found.donor[place], found.row[place] = located.donor[0], located.row[0]
 
     def _repeats(self, opened: _OpenUnit, place: int, digest: bytes, table: Digests) -> bool:
-        """Whether the same image is computed in this unit, or was in one that was published."""
+        """Whether the same image is computed in this unit, or was computed in a published one."""
         first = opened.first.setdefault(digest, place)
         if first != place:
             opened.repeats[place] = first
@@ -191,18 +201,18 @@ class SegmentWriter:
             opened.copies[place] = before
         return before >= 0
 
-    # --- what came of them ----------------------------------------------------------------------------------
+    # --- results --------------------------------------------------------------------------------------------
 
     def read(self, images: Numbers) -> None:
-        """Images that were read, by their numbers (n,): those of which nothing is to be computed are done."""
-        with self._stages.measured("write"):
+        """Record that images (n,) were read: those of which no view has to be computed are finished."""
+        with self._stages.measure("write"):
             for opened, places in self._places(images):
                 self._settle(opened, places[opened.missing[places] == 0])
             self._publish_ready()
 
     def put(self, rows: Rows) -> None:
-        """Computed rows, images ascending."""
-        with self._stages.measured("write"):
+        """Store computed rows, images ascending."""
+        with self._stages.measure("write"):
             for view in np.unique(rows.views).tolist():
                 of_view = np.flatnonzero(rows.views == view)
                 for opened, places in self._places(rows.images[of_view]):
@@ -216,14 +226,14 @@ class SegmentWriter:
             self._publish_ready()
 
     def fail(self, failure: Failure) -> None:
-        """An image that cannot be used."""
+        """Record an image that cannot be read or decoded."""
         for opened, places in self._places(np.array([failure.image])):
             if opened.missing[places[0]] != _DONE:
                 opened.failed[int(places[0])] = failure.error.message, failure.digest
                 self._settle(opened, places)
 
     def _places(self, images: Numbers) -> list[tuple[_OpenUnit, Numbers]]:
-        """The open units that hold some of these images, and their places."""
+        """The open units that contain some of these images, with the places of these."""
         holder = np.searchsorted(self._last, images)
         found = []
         for number in np.unique(holder).tolist():
@@ -269,7 +279,7 @@ class SegmentWriter:
         return opened.draft
 
     def _donors_provenance(self, opened: _OpenUnit) -> Mapping[str, Json]:
-        """That of the first row's donor: where every row was found, nothing is computed now."""
+        """The provenance of the first row's donor: for a segment whose rows were all found."""
         for number in opened.found[0].donor.tolist():
             donor = self._donors.donors[number] if number >= 0 else None
             if isinstance(donor, CachedSplit):
@@ -286,7 +296,7 @@ class SegmentWriter:
         digests = self._images.digests[opened.unit.images]
         for place, earlier in opened.earlier.items():
             digests[place] = np.frombuffer(earlier, np.uint8)
-        draft.publish(digests, self._skipped(opened))
+        draft.publish(digests, self._list_skipped(opened))
         with self._lock:
             self._published.add(number, opened.unit.images[draft.written], digests[draft.written])
             self._copied += len(opened.repeats.keys() - opened.failed.keys()) + len(opened.copies)
@@ -304,24 +314,24 @@ class SegmentWriter:
             draft.put(some, rows, view)
 
     def _copy_repeats(self, opened: _OpenUnit, draft: SegmentDraft, view: int) -> None:
-        """Rows of images that stand twice, from where they were computed in this run."""
+        """Copy the rows of repeated images from where they were computed in this run."""
         for place, first in opened.repeats.items():
             if first in opened.failed:
                 opened.failed[place] = opened.failed[first]
             else:
                 draft.put(np.array([place]), draft.read(np.array([first]), view), view)
         for place, image in opened.copies.items():
-            draft.put(np.array([place]), self._published_row(image, view), view)
+            draft.put(np.array([place]), self._read_published_row(image, view), view)
 
-    def _published_row(self, image: int, view: int) -> Mapping[str, npt.NDArray[Any]]:
+    def _read_published_row(self, image: int, view: int) -> Mapping[str, npt.NDArray[Any]]:
         number, row = self._published.place(image)
         segment = self._units[number].segment
         with closing(StoredFile.open(self._folder / segment.file)) as file:
             found = CachedSplit(file, self._info.spec, segment.split)
             return {layer: found.gather(layer, np.array([row]), view) for layer in self._info.spec.layer_names}
 
-    def _skipped(self, opened: _OpenUnit) -> list[Skipped]:
-        """The images that were left out."""
+    def _list_skipped(self, opened: _OpenUnit) -> list[Skipped]:
+        """The skipped images of a unit."""
         found = []
         for place, (reason, digest) in sorted(opened.failed.items()):
             sample = self._images.samples[int(opened.unit.images[place])]
@@ -330,7 +340,7 @@ class SegmentWriter:
         return found
 
     def _close_replaced(self, path: Path) -> None:
-        """Rows may be copied from the very file that is replaced."""
+        """Close the file that is replaced, which may be a donor of rows."""
         for donor in self._donors.donors:
             if isinstance(donor, CachedSplit) and donor.file.path in (path, path.parent):
                 with suppress(OSError):
@@ -342,32 +352,35 @@ def _nowhere(count: int) -> Located:
 
 
 class _Published:
-    """The images whose rows were published in this run, found by digest: 16 bytes an image."""
+    """The images whose rows were published in this run, searched by digest. It takes 16 bytes per image."""
 
     _MOST_PIECES = 8
 
     def __init__(self) -> None:
-        # Sorted leading numbers of digests, and the numbers of the images.
+        # The first 8 bytes of digests, sorted, and the numbers of their images.
         self._pieces: list[tuple[npt.NDArray[np.uint64], Numbers]] = []
         self._segments: dict[int, Numbers] = {}
 
     def add(self, segment: int, images: Numbers, digests: Digests) -> None:
-        """A segment that was published. `images`: of its rows (n,); `digests`: theirs (n, 32)."""
+        """Add a published segment: the images of its rows (n,), and the digests of these images (n, 32)."""
         if not len(images):
             return
         self._segments[segment] = images
-        self._pieces.append(_sorted(leading_numbers(digests), images))
+        self._pieces.append(_sort(leading_numbers(digests), images))
         if len(self._pieces) > self._MOST_PIECES:
             keys, numbers = (np.concatenate(columns) for columns in zip(*self._pieces, strict=True))
-            self._pieces = [_sorted(keys, numbers)]
+            self._pieces = [_sort(keys, numbers)]
 
     def find(self, wanted: Digests, digests: Digests) -> Numbers:
-        """For each digest (n, 32) the number of an image that has it, or -1. `digests`: of all images."""
+        """For each digest of `wanted` (n, 32) the number of an image that has it, or -1: (n,).
+
+        `digests` are those of all images.
+        """
         found = np.full(len(wanted), -1, np.int64)
         keys = leading_numbers(wanted)
         for there, numbers in self._pieces:
             place = np.searchsorted(there, keys).clip(max=len(there) - 1)
-            # Eight bytes of a SHA-256 tell nearly all apart; one in a billion billion is computed again.
+            # Eight bytes of a SHA-256 almost never collide; where they do, the image is computed again.
             same = (there[place] == keys) & (digests[numbers[place]] == wanted).all(axis=1)
             found[same] = numbers[place[same]]
         return found
@@ -381,6 +394,6 @@ class _Published:
         raise KeyError(image)
 
 
-def _sorted(keys: npt.NDArray[np.uint64], images: Numbers) -> tuple[npt.NDArray[np.uint64], Numbers]:
+def _sort(keys: npt.NDArray[np.uint64], images: Numbers) -> tuple[npt.NDArray[np.uint64], Numbers]:
     order = np.argsort(keys, kind="stable")
     return keys[order], images[order]

@@ -1,7 +1,7 @@
-"""Where an extraction's time goes: what its main thread waited for, and what it did itself.
+"""Measure where an extraction's time goes: what its main thread waits for, and what it does itself.
 
-Decoding and writing run in threads of their own, so only what the main thread had to wait for counts: a stage that
-keeps up costs nothing here, however busy it is.
+Decoding and writing run in their own threads. Only the time that the main thread waits for them counts: a stage that
+is fast enough counts nothing, however busy its threads are.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ STAGES = ("decode", "compute", "write")
 
 @dataclass(kw_only=True)
 class Stages:
-    """Seconds of the main thread by stage. `clock` gives seconds."""
+    """Seconds of the main thread by stage. `clock` returns seconds."""
 
     clock: _Clock = time.perf_counter
     _seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
 
     def add(self, stage: str, seconds: float) -> None:
-        """Counts so many seconds for `stage`."""
+        """Add seconds to a stage."""
         self._seconds[stage] += seconds
 
     @contextmanager
-    def measured(self, stage: str) -> Iterator[None]:
-        """Counts what happens inside for `stage`; a measurement inside another would count twice."""
+    def measure(self, stage: str) -> Iterator[None]:
+        """Add the time inside the `with` block to a stage. Blocks must not be nested: time would count twice."""
         began = self.clock()
         try:
             yield
@@ -37,7 +37,7 @@ class Stages:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """So many of each stage so far."""
+        """Seconds of each stage so far."""
         return dict(self._seconds)
 
     @property
@@ -48,24 +48,24 @@ class Stages:
 
     @property
     def bound(self) -> str | None:
-        """The stage that takes most of the time: making another one faster would gain less."""
+        """The stage that takes most of the time; None where nothing was measured."""
         return max(STAGES, key=lambda stage: self._seconds[stage]) if self.shares else None
 
 
 @dataclass(kw_only=True)
 class Stopwatch:
-    """Seconds inside of `with watch`, all periods together. `clock` gives seconds."""
+    """Measures seconds inside `with watch` blocks, all blocks together. `clock` returns seconds."""
 
     clock: _Clock = time.monotonic
     _before: float = 0.0
     _since: float | None = None
 
     def __enter__(self) -> None:
-        """Start, or go on."""
+        """Start, or continue."""
         self._since = self.clock()
 
     def __exit__(self, *_: object) -> None:
-        """Stop until it is entered again."""
+        """Pause."""
         self._before, self._since = self.read(), None
 
     def read(self) -> float:

@@ -1,6 +1,6 @@
 """The images of an extraction, cut into units: each is one segment, computed by one worker.
 
-Every worker cuts alike from the manifest, without asking another. A unit that is computed twice is harmless.
+Every worker derives the same units from the manifest, without communication. A unit that is computed twice is harmless.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from featcache.errors import InvalidOption
 
 Numbers = npt.NDArray[np.int64]
 
-# What losing one unfinished segment costs, in seconds of work.
+# The target duration of a segment: so much work is lost with an unfinished one.
 _SEGMENT_S = 30.0
 _LEAST_ROWS, _MOST_ROWS = 64, 65_536
-# Where the speed is not known yet: so many operations a second.
+# Operations per second, assumed where the speed is not known.
 _ASSUMED_FLOPS = 60e9
 
 
@@ -29,7 +29,7 @@ class Unit:
     """One segment of an extraction.
 
     Args:
-        segment: The file that will hold it.
+        segment: Its file.
         images: The numbers of its images, ascending: (n,).
     """
 
@@ -41,14 +41,20 @@ class Unit:
 
 
 def units_of(images: Numbers, rows_of_splits: dict[str, int], *, segment_rows: int) -> list[Unit]:
-    """The images (n,), by their ascending numbers, cut into units: never across splits.
+    """Cut images into units, never across splits.
 
-    Raises InvalidOption where there would be too many segments.
+    Args:
+        images: Their numbers, ascending: (n,).
+        rows_of_splits: How many images each split has, in order.
+        segment_rows: How many images a unit has; the last one of a split may have fewer.
+
+    Raises:
+        InvalidOption: There would be too many segments.
     """
     units = list(_cut(images, rows_of_splits, segment_rows))
     if len(units) > MOST_SEGMENTS:
         raise InvalidOption(
-            f"{segment_rows:,} rows a segment make {len(units):,} segments, expected at most {MOST_SEGMENTS}",
+            f"{segment_rows:,} rows per segment make {len(units):,} segments, expected at most {MOST_SEGMENTS}",
             hint=f"--segment-rows {least_segment_rows(len(images))} or more",
         )
     return units
@@ -59,22 +65,23 @@ def _cut(images: Numbers, rows_of_splits: dict[str, int], step: int) -> Iterator
     for split, some in zip(rows_of_splits, np.split(images, np.searchsorted(images, ends[:-1])), strict=True):
         for first in range(0, len(some), step):
             own = some[first : first + step]
-            yield Unit(segment=Segment.planned(split, first, len(own)), images=own)
+            yield Unit(segment=Segment.plan(split, first, len(own)), images=own)
 
 
 def least_segment_rows(rows: int) -> int:
-    """How many rows a segment must have at least, so that there are not too many. Splits end with a shorter one."""
+    """The smallest number of rows per segment that does not make too many segments."""
+    # The last segment of a split may be shorter, which can add one segment per split.
     return -(-rows // (MOST_SEGMENTS - 8))
 
 
 def segment_rows_for(images_per_s: float, rows: int) -> int:
-    """How many rows a segment has: about half a minute of work, a power of two."""
+    """Rows per segment for `rows` rows in all: about half a minute of work, a power of two."""
     affordable = min(_MOST_ROWS, max(_LEAST_ROWS, 2 ** int(np.log2(max(1.0, _SEGMENT_S * images_per_s)))))
     return max(int(affordable), least_segment_rows(rows))
 
 
-def assumed_speed(flops_per_image: float) -> float:
-    """Images/s where nothing has been measured."""
+def default_speed(flops_per_image: float) -> float:
+    """Images/s to assume where nothing has been measured."""
     return _ASSUMED_FLOPS / max(flops_per_image, 1.0)
 
 
@@ -83,7 +90,7 @@ def assumed_speed(flops_per_image: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """Every `of`-th unit, beginning with `number`: what one job of an array does. Raises InvalidOption."""
+    """Every `of`-th unit, beginning with `number`: the share of one job of an array. Raises InvalidOption."""
 
     number: int
     of: int
@@ -94,14 +101,14 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """`0/8` to `7/8`. Raises InvalidOption."""
+        """Parse text such as `0/8` or `7/8`. Raises InvalidOption."""
         found = re.fullmatch(r"(\d+)/(\d+)", text.strip())
         if found is None:
             raise InvalidOption(f"expected --shard i/n, such as 0/8 to 7/8, got {text!r}")
         return cls(number=int(found[1]), of=int(found[2]))
 
     def units(self, count: int) -> Numbers:
-        """Indices of the units in this share, ascending."""
+        """Indices of the units in this share, of `count` units, ascending: int64 (n,)."""
         return np.arange(self.number, count, self.of)
 
     def __str__(self) -> str:
@@ -109,5 +116,5 @@ class Shard:
 
 
 def units_in(units: Sequence[Unit], share: Shard | None) -> list[Unit]:
-    """The units of a share; None: all."""
+    """The units of a share; all for None."""
     return list(units) if share is None else [units[number] for number in share.units(len(units)).tolist()]

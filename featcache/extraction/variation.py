@@ -1,4 +1,4 @@
-"""Whether features differ between images at all: features that do not are worth a warning."""
+"""Detect layers whose features are the same for all images, which is worth a warning."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class Variation:
-    """Compares the rows of a run of images with the first one, layer by layer, until one differs.
+    """Compares all rows with the first one, layer by layer, until one differs.
 
     Args:
         layers: The layers' names.
@@ -21,7 +21,7 @@ class Variation:
         self._rows = 0
 
     def add(self, features: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Rows of further images: {layer: (n, D)}."""
+        """Add rows of further images: {layer: (n, D)}."""
         for layer in list(self._undecided):
             rows = features.get(layer)
             if rows is None or not len(rows):
@@ -32,5 +32,5 @@ class Variation:
         self._rows += max((len(rows) for rows in features.values()), default=0)
 
     def constant(self) -> tuple[str, ...]:
-        """The layers in which all rows, of two images or more, are the same."""
+        """The layers in which all rows are equal; none where fewer than two rows were added."""
         return tuple(self._undecided) if self._rows > 1 else ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.cache.catalog import CacheEntry, candidates
+from featcache.cache.catalog import CacheEntry, caches_with_spec
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Difference, Spec
 from featcache.extraction.execution import Execution
@@ -22,7 +22,7 @@ _NEAREST = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbour:
-    """A cache under another spec, and the fields in which it differs: this is what was asked, that is the cache's."""
+    """A cache with another spec, and the fields in which it differs: `this` is requested, `that` is the cache's."""
 
     name: str
     differences: tuple[Difference, ...]
@@ -30,9 +30,16 @@ class Neighbour:
 
 @dataclass(frozen=True, kw_only=True)
 class Why:
-    """`state` is hit (nothing to compute), partial or miss.
+    """Which rows of a request exist already.
 
-    `new`, `changed`, `gone`: ids against the cache of that name; `to_compute`: images that are nowhere.
+    Attributes:
+        state: "hit" (nothing to compute), "partial" or "miss".
+        cache: The cache of the request, whether it exists or not.
+        fingerprint: The fingerprint of the requested spec.
+        rows: How many images the request has.
+        to_compute: How many images no cache has.
+        new, changed, gone: Ids of images that are new, changed or missing, compared with the cache.
+        nearest: The caches with the most similar specs; none for a hit.
     """
 
     state: str
@@ -73,18 +80,18 @@ def _plain(difference: Difference) -> dict[str, Any]:
 
 
 def why(request: Request, *, reporter: Reporter) -> Why:
-    """Looks, computes nothing, writes nothing."""
+    """Find out which rows of a request exist already. Nothing is computed or written."""
     with resolve([request], Execution(on_error="skip"), reporter, measures=False) as (job,):
         job.images.remembers = False
         inventory = Inventory(job=job)
-        standing = inventory.standing()
-        same = standing is not None and inventory.rows_in(standing) is not None
-        hit = same or inventory.wider() is not None
-        missing = () if hit else inventory.missing(inventory.donors(standing))
-        new, changed, gone = ((), (), ()) if same else _against(standing, job.images)
+        existing = inventory.existing_cache()
+        same = existing is not None and inventory.rows_in(existing) is not None
+        hit = same or inventory.cache_with_more_layers() is not None
+        missing = () if hit else inventory.missing(inventory.donors(existing))
+        new, changed, gone = ((), (), ()) if same else _against(existing, job.images)
         return Why(
             state="hit" if hit else "miss" if len(missing) == len(job.images) else "partial",
-            cache=standing.path if standing is not None else inventory.packed_path,
+            cache=existing.path if existing is not None else inventory.packed_path,
             fingerprint=job.spec.fingerprint,
             rows=len(job.images),
             to_compute=len(missing),
@@ -95,17 +102,17 @@ def why(request: Request, *, reporter: Reporter) -> Why:
         )
 
 
-def _against(standing: FeatureCache | None, images: Images) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
-    """The ids of images that are new, changed and gone against a cache."""
-    if standing is None:
+def _against(existing: FeatureCache | None, images: Images) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """The ids of images that are new, changed and missing, compared with a cache."""
+    if existing is None:
         return (), (), ()
     images.read_unknown(images.numbers)
     before = {
         (split, name): digest.tobytes()
-        for split in standing.splits
-        for name, digest in zip(standing[split].ids, standing[split].digests, strict=True)
+        for split in existing.splits
+        for name, digest in zip(existing[split].ids, existing[split].digests, strict=True)
     }
-    lost = {(one.split, one.id) for one in standing.skipped}
+    lost = {(one.split, one.id) for one in existing.skipped}
     now = {
         (sample.split, sample.id): digest.tobytes()
         for sample, digest, known in zip(images.samples, images.digests, images.known, strict=True)
@@ -119,7 +126,7 @@ def _against(standing: FeatureCache | None, images: Images) -> tuple[tuple[str, 
 
 
 def _nearest(spec: Spec, request: Request) -> tuple[Neighbour, ...]:
-    others = [entry for entry in candidates(request.features_dir) if entry.spec is not None]
+    others = [entry for entry in caches_with_spec(request.features_dir) if entry.spec is not None]
     compared = [Neighbour(name=entry.name, differences=_differences(spec, entry)) for entry in others]
     unlike = [one for one in compared if one.differences]
     return tuple(sorted(unlike, key=lambda one: len(one.differences))[:_NEAREST])

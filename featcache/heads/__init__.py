@@ -1,1 +1,1 @@
-"""heads: what a head is: its options, architectures, solvers and metrics."""
+"""heads: the options, architectures, solvers and metrics of heads."""

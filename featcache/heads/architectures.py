@@ -1,7 +1,7 @@
-"""Heads by name: what `linear`, `mlp:128,64`, `logreg` or `knn` mean, and how they are built.
+"""Parse the names of heads, such as `linear`, `mlp:128,64`, `logreg` or `knn`, and build them.
 
-A head is written as a kind, and after a colon what that kind takes. Each kind stands once in `HEAD_KINDS`, so
-a new one is one entry. Parsing needs no torch; building imports it.
+The name of a head is its kind, followed by a colon and the kind's argument, if it has one. A new kind is one entry in
+`HEAD_KINDS`. Parsing does not need torch; building imports it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from featcache.errors import InvalidOption, UnknownName
-from featcache.heads.own import OwnFactory, checked_path
+from featcache.heads.own import OwnFactory, require_path
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Activation = Literal[
     "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "mish", "hardswish", "softplus", "tanh", "sigmoid"
 ]
-# What each is in torch.nn.
+# The class of each in torch.nn.
 ACTIVATIONS: Mapping[str, str] = {
     "relu": "ReLU",
     "leaky_relu": "LeakyReLU",
@@ -42,7 +42,13 @@ WIDEST_LAYER = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """A parsed head: its kind, the sizes of its hidden layers, and where one of one's own is defined."""
+    """A parsed head name.
+
+    Attributes:
+        kind: A key of HEAD_KINDS.
+        hidden: Sizes of the hidden layers.
+        path: Where a custom head is defined, `module:name`.
+    """
 
     kind: str
     hidden: tuple[int, ...] = ()
@@ -50,12 +56,12 @@ class Architecture:
 
     @property
     def solved(self) -> bool:
-        """Whether it is solved at once, and not trained by steps."""
+        """Whether a solver computes the head, instead of training by gradient steps."""
         return HEAD_KINDS[self.kind].solved
 
     @property
     def own(self) -> bool:
-        """Whether it is a module of one's own."""
+        """Whether the head is a custom module."""
         return HEAD_KINDS[self.kind].own
 
     def __str__(self) -> str:
@@ -65,10 +71,14 @@ class Architecture:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShape:
-    """All that building needs: `in_features` and `classes` come from the cache, the rest was asked for.
+    """All that is needed to build a head.
 
-    `classes`: how many outputs there are. `rows`, `stored`, `kind`: how many train rows a head that holds them has,
-    their dtype, and what kind of targets. `own`: what makes a head of one's own.
+    Attributes:
+        in_features: Number of features D of the cache.
+        classes: Number of outputs C.
+        hidden, activation, dropout, batch_norm: The hidden layers.
+        rows, stored, kind: Of knn, which holds train rows: their number, their stored dtype, and their kind of target.
+        own: The factory of a custom head.
     """
 
     in_features: int
@@ -85,11 +95,15 @@ class HeadShape:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadKind:
-    """One kind of head: how it is written and how it is built.
+    """One kind of head.
 
-    `sized`: hidden sizes stand after its colon.
-    `solved`: it is solved at once (heads/solvers.py), so nothing that belongs to steps applies to it.
-    `own`: it is a module of one's own (heads/own.py), and where that is defined stands after its colon.
+    Attributes:
+        name: Its name before the colon.
+        usage: An example of a full name.
+        build: Builds the module.
+        sized: Whether sizes of hidden layers follow the colon.
+        solved: Whether a solver computes it (heads/solvers.py), so that options of training by steps do not apply.
+        own: Whether it is a custom module (heads/own.py), whose path follows the colon.
     """
 
     name: str
@@ -101,33 +115,33 @@ class HeadKind:
 
 
 def parse_head(text: str) -> Architecture:
-    """Read `linear`, `mlp:128,64`, `mlp:128-64` or `own:module:Class`.
+    """Parse the name of a head: `linear`, `mlp:128,64`, `mlp:128-64` or `own:module:Class`.
 
-    Raises UnknownName (offering the nearest) or InvalidOption.
+    Raises UnknownName, which suggests the most similar name, or InvalidOption.
     """
     name, _, rest = text.partition(":")
     kind = HEAD_KINDS.get(name)
     if kind is None:
         raise UnknownName("head", name, HEAD_KINDS)
     if kind.own:
-        return Architecture(kind=name, path=checked_path(rest))
+        return Architecture(kind=name, path=require_path(rest))
     if rest and not kind.sized:
         raise InvalidOption(f"the head {name} takes no sizes, got {rest!r}", hint=f"{name}, or mlp:128,64")
-    return Architecture(kind=name, hidden=_hidden_sizes(rest) if kind.sized else ())
+    return Architecture(kind=name, hidden=_parse_sizes(rest) if kind.sized else ())
 
 
 def head_names() -> tuple[str, ...]:
-    """How each kind of head that featcache has is written, as an example."""
+    """An example of the name of each built-in kind of head."""
     return tuple(kind.usage for kind in HEAD_KINDS.values() if not kind.own)
 
 
 def build_head(architecture: Architecture, shape: HeadShape) -> nn.Module:
-    """A head with float32 weights from torch's global generator: (N, in_features) -> logits (N, classes)."""
+    """Build a head with float32 weights from torch's global generator: (N, in_features) -> outputs (N, classes)."""
     return HEAD_KINDS[architecture.kind].build(shape)
 
 
-def without_norms(head: nn.Module) -> nn.Module:
-    """The same function in eval mode, its batch norms folded into the linear layers before them, which have no bias."""
+def fold_batch_norms(head: nn.Module) -> nn.Module:
+    """The same function in eval mode, with each batch norm folded into the bias-free linear layer before it."""
     from collections import OrderedDict
 
     from torch import nn
@@ -137,21 +151,21 @@ def without_norms(head: nn.Module) -> nn.Module:
     for name, layer in head.named_children():
         linear = layers.get(before)
         if isinstance(layer, nn.BatchNorm1d) and isinstance(linear, nn.Linear):
-            layers[before] = _normed(linear, layer)
+            layers[before] = _fold_batch_norm(linear, layer)
         else:
             layers[name], before = layer, name
     return nn.Sequential(layers).train(head.training)
 
 
-def _normed(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
-    # norm(Wx) = gain (Wx - mean) / deviation + shift, in float64 until it is rounded once.
+def _fold_batch_norm(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
+    # norm(Wx) = gain (Wx - mean) / deviation + shift, computed in float64 and rounded once.
     import torch
     from torch import nn
 
     if norm.running_mean is None or norm.running_var is None:
         raise ValueError("expected a batch norm with running statistics")
     gain = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-    # Without initial weights, which would be drawn from the caller's random state.
+    # On the meta device, because initial weights would be drawn from the caller's random state.
     folded = nn.Linear(linear.in_features, linear.out_features, device="meta")
     with torch.no_grad():
         folded.weight = nn.Parameter((linear.weight.double() * gain[:, None]).float())
@@ -159,14 +173,14 @@ def _normed(linear: nn.Linear, norm: nn.BatchNorm1d) -> nn.Linear:
     return folded
 
 
-def _hidden_sizes(rest: str) -> tuple[int, ...]:
-    sizes = tuple(_hidden_size(size, rest) for size in re.split("[,-]", rest))
+def _parse_sizes(rest: str) -> tuple[int, ...]:
+    sizes = tuple(_parse_size(size, rest) for size in re.split("[,-]", rest))
     if not 1 <= len(sizes) <= 32:
         raise InvalidOption(f"expected 1 to 32 hidden layers, got {len(sizes)}", hint="for example mlp:128,64")
     return sizes
 
 
-def _hidden_size(text: str, rest: str) -> int:
+def _parse_size(text: str, rest: str) -> int:
     digits = text.strip()
     if digits.isascii() and digits.isdecimal() and 1 <= int(digits[:9]) <= WIDEST_LAYER and len(digits) < 9:
         return int(digits)
@@ -177,7 +191,7 @@ def _hidden_size(text: str, rest: str) -> int:
 
 
 def _build_perceptron(shape: HeadShape) -> nn.Module:
-    # Named layers, so that the tensors of a saved head read as what they are.
+    # Named layers, so that the tensors of a saved head have meaningful names.
     from collections import OrderedDict
 
     from torch import nn
@@ -185,7 +199,7 @@ def _build_perceptron(shape: HeadShape) -> nn.Module:
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     width = shape.in_features
     for number, size in enumerate(shape.hidden, start=1):
-        # A norm has a shift of its own, and takes any other off again.
+        # A batch norm subtracts the mean, and with it any bias, and has a bias itself.
         layers[f"hidden{number}"] = nn.Linear(width, size, bias=not shape.batch_norm)
         if shape.batch_norm:
             layers[f"norm{number}"] = nn.BatchNorm1d(size)
@@ -205,7 +219,7 @@ def _build_neighbours(shape: HeadShape) -> nn.Module:
 
 def _build_own(shape: HeadShape) -> nn.Module:
     if shape.own is None:
-        raise ValueError("expected what makes the head")
+        raise ValueError("expected the factory of the custom head")
     return shape.own.build(shape.in_features, shape.classes)
 
 

@@ -1,7 +1,7 @@
-"""Images drawn again, with replacement: how far a number that was measured on them would scatter.
+"""Bootstrap: images drawn with replacement, to estimate confidence intervals of metrics.
 
-A draw is the count of each image in it, so a statistic of a draw is one of weighted images, and all sorting is done
-once, before.
+A draw is represented by the count of each image in it. So a metric of a draw is a metric of weighted images, and
+everything is sorted only once, before the draws.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 Counts = NDArray[np.float64]
 
 MOST_DRAWS, FEWEST_DRAWS = 1_000, 100
-# Images in all draws together: what a second is enough for.
+# Images of all draws together; they take about a second.
 DRAWN_IMAGES = 2_500_000
-# Of one block of draws, as float64 counts.
+# Size of one block of draws, as float64 counts.
 BLOCK_BYTES = 4 << 20
 
 
 def number_of_draws(rows: int, columns: int = 1) -> int:
-    """How many draws are made of so many images with so many columns."""
+    """Number of bootstrap draws for `rows` images with `columns` outputs."""
     return max(FEWEST_DRAWS, min(MOST_DRAWS, DRAWN_IMAGES // max(1, rows * columns)))
 
 
-def drawn_counts(rows: int, draws: int, *, seed: int) -> Iterator[Counts]:
-    """How often each image is in each draw: blocks of float64 (some draws, rows); the same for the same `seed`."""
+def draw_counts(rows: int, draws: int, *, seed: int) -> Iterator[Counts]:
+    """Yield how often each image is in each draw, in blocks float64 (n draws, rows); equal for equal seeds."""
     random, step = np.random.default_rng(seed), max(1, BLOCK_BYTES // (8 * rows))
     for start in range(0, draws, step):
         block = min(step, draws - start)
@@ -34,13 +34,13 @@ def drawn_counts(rows: int, draws: int, *, seed: int) -> Iterator[Counts]:
         yield np.bincount(chosen.ravel(), minlength=block * rows).reshape(block, rows).astype(np.float64)
 
 
-def middle_share(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    """The interval that holds the middle 95 % of what was drawn, (draws,); NaN, where a draw gives none, is left out.
+def percentile_interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
+    """The interval between the 2.5th and the 97.5th percentile of a metric over the draws, (draws,), without NaN.
 
-    Raises ValueError where no draw gives a number.
+    Raises ValueError if every draw is NaN.
     """
     kept = drawn[~np.isnan(drawn)]
     if not len(kept):
-        raise ValueError("expected at least one draw that says something")
+        raise ValueError("expected at least one draw that is not NaN")
     low, high = np.percentile(kept, [2.5, 97.5])
     return float(low), float(high)

@@ -1,10 +1,10 @@
-"""From scores to probabilities that can be believed: one number, chosen on val; and how far they can be believed.
+"""Calibrate scores to probabilities with one number chosen on val, and measure the calibration error.
 
-Distances, regression values and votes order the classes, but are no probabilities. One factor (or, for votes, one
-addend) makes them so: the one with the lowest cross-entropy on val. It changes no prediction.
+Distances, regression values and votes order the classes, but are not probabilities. One factor (or, for votes, one
+addend) turns them into logits: the one with the lowest cross-entropy on val. It changes no predicted class.
 
-Guo et al., "On Calibration of Modern Neural Networks" (2017): bins of confidence, their mean accuracy, and the
-expected calibration error, which is the mean distance of the two, weighted by images.
+Guo et al., "On Calibration of Modern Neural Networks" (2017): images are grouped into bins of confidence. The expected
+calibration error is the mean distance of a bin's accuracy from its mean confidence, weighted by images.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from numpy.typing import NDArray
 from featcache.heads.metric_records import Bin
 
 BINS = 15
-# Rows that are looked at together, as float64.
+# Size of a block of rows as float64.
 BLOCK_BYTES = 8 << 20
 _GOLDEN = (math.sqrt(5) - 1) / 2
 _STEPS = 24
 _NEWTON_STEPS = 60
 _CLOSE = 1e-4
-# How sharp scores may become, in units of their own deviation: scores that are right everywhere would ask for more
-# and more, and be infinitely wrong the first time they are not.
-_SHARPEST = 100.0
+# The largest factor, in units of one over the scores' deviation. Where every prediction is right, the cross-entropy
+# falls with any larger factor, and one wrong prediction would then have a huge loss.
+_LARGEST_FACTOR = 100.0
 
 
-def sharpness(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """The factor that makes scores the best logits on the same rows.
+def best_factor(scores: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """The factor by which scores become the logits with the lowest cross-entropy (an inverse temperature).
 
     Args:
         scores: (N, C), any floats.
         labels: (N,) the right classes.
 
     Returns:
-        The factor with the lowest cross-entropy, between a hundredth and a hundred over the scores' deviation.
+        A factor between 0.01 and 100, divided by the standard deviation of the scores.
     """
     deviation = float(scores.std(dtype=np.float64)) or 1.0
-    low, high = 0.01 / deviation, _SHARPEST / deviation
-    # The cross-entropy is convex in the factor: its slope rises, and Newton's steps look for where it is 0. A step
-    # that leads out of the bracket is replaced by halving it, on the scale of logarithms.
+    low, high = 0.01 / deviation, _LARGEST_FACTOR / deviation
+    # The cross-entropy is convex in the factor, so its slope rises, and Newton's method finds where the slope is 0. A
+    # step that leaves the bracket is replaced by bisection on a logarithmic scale.
     factor = min(max(1.0, low), high)
     for _ in range(_NEWTON_STEPS):
         slope, bend = _slope(scores, labels, factor)
@@ -72,15 +72,18 @@ def _slope(scores: NDArray[np.float32], labels: NDArray[np.int64], factor: float
 
 
 def vote_smoothing(votes: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
-    """What to add to each of the `votes` (N, C), so that their shares are the best probabilities for `labels` (N,)."""
+    """The number to add to each of the `votes` (N, C) so that their shares have the lowest cross-entropy on `labels`.
+
+    `labels`: int64 (N,).
+    """
     total = votes.sum(axis=1, dtype=np.float64)
     own = votes[np.arange(len(votes)), labels].astype(np.float64)
     classes = votes.shape[1]
-    return lowest(lambda added: float((np.log(total + classes * added) - np.log(own + added)).mean()), 1e-3, 1e2)
+    return minimise(lambda added: float((np.log(total + classes * added) - np.log(own + added)).mean()), 1e-3, 1e2)
 
 
-def lowest(function: Callable[[float], float], low: float, high: float) -> float:
-    """Where `function`, which has one valley, is lowest between two positive numbers; within a few per cent."""
+def minimise(function: Callable[[float], float], low: float, high: float) -> float:
+    """Where a unimodal `function` is lowest between two positive numbers, to a few per cent; golden-section search."""
     left, right = math.log(low), math.log(high)
     inner = [right - _GOLDEN * (right - left), left + _GOLDEN * (right - left)]
     values = [function(math.exp(point)) for point in inner]
@@ -96,18 +99,18 @@ def lowest(function: Callable[[float], float], low: float, high: float) -> float
     return math.exp((left + right) / 2)
 
 
-# --- how far confidence can be believed --------------------------------------------------------------------
+# --- calibration error -------------------------------------------------------------------------------------
 
 
 def confidence_bins(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """The bins that hold images, by confidence.
+    """Group images into bins of confidence; bins without images are left out.
 
     Args:
         confidence: (N,) the largest probability of each image, a fraction.
-        right: (N,) whether the class that has it is the right one.
+        right: (N,) whether the class with that probability is right.
 
     Returns:
-        The bins (low, high]; the last one holds a confidence of exactly 1 (or a rounding above), the first one of 0.
+        The bins (low, high]; the first one also has a confidence of 0, the last one also those rounded above 1.
     """
     sure = confidence.astype(np.float64)
     edges = np.linspace(0, 1, BINS + 1)
@@ -127,12 +130,12 @@ def confidence_bins(confidence: NDArray[np.floating], right: NDArray[np.bool_]) 
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """The expected calibration error of some bins, a fraction; 0 where there are none."""
+    """The expected calibration error of some bins, a fraction; 0 if there are no bins."""
     images = sum(one.images for one in bins)
     return sum(abs(one.accuracy - one.confidence) * one.images for one in bins) / max(1, images)
 
 
 def row_blocks(rows: int, columns: int) -> Iterator[slice]:
-    """All rows, in blocks that take a few megabytes as float64."""
+    """Slices of `rows` rows, each of a few megabytes as float64."""
     step = max(1, BLOCK_BYTES // (8 * max(1, columns)))
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))

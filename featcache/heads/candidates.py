@@ -1,4 +1,4 @@
-"""What a solver offers, one value after another, and which of them is the best on val."""
+"""Candidates of a solver, one per value of its hyperparameter, and the choice of the best one on val."""
 
 from __future__ import annotations
 
@@ -15,11 +15,16 @@ from featcache.heads.stopping import Interruption
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Candidate:
-    """One value of what a solver has to choose, solved.
+    """A head that was solved for one value of the solver's hyperparameter.
 
-    `name`: that value in words, `C=0.1`; `of`: how many there may be at most. `build` makes the head, which only
-    the best one needs. `train_loss`: nan where there is none. `trouble`: a sentence, if it was not solved well.
-    `at_end`: the value is the first or the last of a grid.
+    Attributes:
+        name: The value as text, `C=0.1`.
+        of: The largest possible number of candidates.
+        build: Makes the head; only called for the best candidate.
+        train_loss: Mean loss on train; nan where there is none.
+        val: Score on val.
+        trouble: A sentence, if the solver did not converge.
+        at_end: Whether the value is the first or the last of a grid.
     """
 
     name: str
@@ -33,7 +38,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """The best candidate, its number counted from 1, and a record of each in the order in which they came."""
+    """The best candidate, its number counted from 1, and a record of every candidate in order."""
 
     candidate: Candidate
     number: int
@@ -41,23 +46,23 @@ class Choice:
     interrupted: bool
 
     def notes(self) -> tuple[str, ...]:
-        """What has to be known of it, in sentences."""
+        """Sentences for the user on how the candidate was chosen, and on problems."""
         best, tried = self.candidate, len(self.history)
         sentences = [] if best.of == 1 else [f"{best.name} was the best on val of {tried} candidates"]
         if best.at_end and tried > 1:
-            sentences.append(f"{best.name} lies at the end of what was tried: beyond it may be better")
+            sentences.append(f"{best.name} is at the end of the range that was tried: values beyond it may be better")
         return tuple(sentences) if best.trouble is None else (*sentences, best.trouble)
 
 
 def is_better(one: Score, other: Score) -> bool:
-    """Whether `one` is: a higher value or, of equals, a lower loss."""
+    """Whether `one` is better than `other`: a higher value or, if the values are equal, a lower loss."""
     return (one.value, -one.loss) > (other.value, -other.loss)
 
 
 def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progress: Progress | None) -> Choice:
-    """Go through the candidates and keep the best on val.
+    """Solve all candidates and choose the best on val.
 
-    Ctrl-C keeps the best so far; before the first there is none, and KeyboardInterrupt is raised.
+    Ctrl-C ends the search and keeps the best candidate so far; before the first candidate, KeyboardInterrupt is raised.
     Raises HeadError for a candidate whose val loss is not finite.
     """
     best: tuple[int, Candidate] | None = None
@@ -70,7 +75,7 @@ def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progr
                 _require_finite(candidate)
                 if best is None or is_better(candidate.val, best[1].val):
                     best = (number, candidate)
-                    interruption.keeping = True
+                    interruption.has_result = True
                 history.append(_record(number, candidate, time.perf_counter() - began))
                 if progress is not None:
                     progress(history[-1])
@@ -80,7 +85,7 @@ def choose(candidates: Iterable[Candidate], *, interruption: Interruption, progr
                 began = time.perf_counter()
         except KeyboardInterrupt:
             interrupted = True
-    if best is None or interruption.insisted:
+    if best is None or interruption.aborted:
         raise KeyboardInterrupt
     return Choice(candidate=best[1], number=best[0], history=tuple(history), interrupted=interrupted)
 

@@ -1,4 +1,4 @@
-"""How good a head is at telling classes apart. NumPy alone: outputs are logits (N, C), labels int64 (N,)."""
+"""Metrics of classification, with NumPy only: outputs are logits (N, C), labels int64 (N,)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featcache.heads.records import Score
 
 LARGEST_CONFUSION = 200
 TOP = 5
-# The standard normal distribution holds 95 % between minus and plus this.
+# 95 % of the standard normal distribution is between -_Z and _Z.
 _Z = 1.959963984540054
 
 Logits = NDArray[np.float32]
@@ -22,11 +22,11 @@ Labels = NDArray[np.int64]
 
 
 def wilson_interval(right: float, images: int) -> Interval:
-    """Wilson's 95 % interval of a share: also 10 of 10 leave room for a mistake.
+    """Wilson's 95 % confidence interval of a share; it is not empty even for 10 right of 10.
 
     Args:
-        right: How many of the images are right; the mean of several counts may be broken.
-        images: How many there are; with none the share can be anything.
+        right: Number of right images; a mean of several counts may be fractional.
+        images: Number of images; with 0 the interval is (0, 1).
     """
     if not images:
         return 0.0, 1.0
@@ -38,7 +38,7 @@ def wilson_interval(right: float, images: int) -> Interval:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rows:
-    """Of each image: the class predicted, its probability, and with a temperature; which classes stand before."""
+    """Of each image: the predicted class, its probability without and with a temperature, whether top 5 is right."""
 
     predicted: Labels
     confidence: NDArray[np.float64]
@@ -47,9 +47,9 @@ class _Rows:
 
 
 def measure_classes(outputs: Logits, labels: Labels, *, temperature: float) -> ClassMetrics:
-    """All that is predicted of one part. `temperature`: what val asks the logits to be divided by."""
+    """All metrics of one part. `temperature`: the number to divide logits by, chosen on val."""
     classes = outputs.shape[1]
-    rows = _looked_at(outputs, labels, temperature)
+    rows = _evaluate_rows(outputs, labels, temperature)
     right = rows.predicted == labels
     hits, there, predicted = (np.bincount(each, minlength=classes) for each in (labels[right], labels, rows.predicted))
     recall = shares(hits, there)
@@ -98,18 +98,18 @@ def softmax(outputs: Logits) -> Logits:
 
 
 def macro_f1(hits: Labels, there: Labels, predicted: Labels) -> float:
-    """The mean F1 of the classes that are there or were predicted, from counts (C,); 0 where there are none."""
+    """The mean F1 of the classes that are present or predicted, from counts (C,); 0 if there are none."""
     wholes = there + predicted
     known = wholes > 0
     return float((2 * hits[known] / wholes[known]).mean()) if known.any() else 0.0
 
 
 def shares(parts: Labels, wholes: Labels) -> tuple[float | None, ...]:
-    """Each part over its whole; None where that is 0."""
+    """Each part divided by its whole; None where the whole is 0."""
     return tuple(part / whole if whole else None for part, whole in zip(parts.tolist(), wholes.tolist(), strict=True))
 
 
-def _looked_at(outputs: Logits, labels: Labels, temperature: float) -> _Rows:
+def _evaluate_rows(outputs: Logits, labels: Labels, temperature: float) -> _Rows:
     count = len(labels)
     confidence, scaled = np.empty(count), np.empty(count)
     predicted, in_top = np.empty(count, np.int64), np.empty(count, np.bool_)
@@ -118,7 +118,7 @@ def _looked_at(outputs: Logits, labels: Labels, temperature: float) -> _Rows:
         some -= some.max(axis=1, keepdims=True)
         own = some[np.arange(len(some)), labels[part]]
         predicted[part] = some.argmax(axis=1)
-        # Others that reach the right class count as before it: a tie is not known to be right.
+        # Classes with the same output as the right one are counted before it: a tie is not a right prediction.
         in_top[part] = (some >= own[:, None]).sum(axis=1) <= TOP
         confidence[part] = 1 / np.exp(some).sum(axis=1)
         scaled[part] = 1 / np.exp(some / temperature).sum(axis=1)

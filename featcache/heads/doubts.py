@@ -1,4 +1,4 @@
-"""What makes a trained head doubtful: reported once, and kept with the run."""
+"""Warnings about a trained head, which are reported once and stored with the run."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import math
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import Score
 
-# Of the mean of the train values, in deviations of these: Huber's loss is half the squared one, or less.
-_OF_THE_MEAN = {"mse": 1.0, "l1": 1.0, "huber": 0.5}
+# Losses of predicting the mean of the train values, in deviations of these. Huber's loss is half the squared one, or
+# less.
+_LOSS_OF_MEAN = {"mse": 1.0, "l1": 1.0, "huber": 0.5}
 
 
 def worse_than_constant(val: Score, *, outputs: int, config: HeadConfig) -> tuple[str, ...]:
-    """A sentence where the loss on val is above that of a head that looks at no feature; else nothing.
+    """A sentence if the loss on val is above that of a constant prediction; else nothing.
 
     Args:
-        val: The score of the head that is kept.
-        outputs: How many classes there are, or columns of numbers.
+        val: Score of the trained head.
+        outputs: Number of classes, or of columns of numbers.
         config: The head's options.
     """
     constant, what = _constant_loss(val.metric, outputs, config.loss)
@@ -31,4 +32,4 @@ def _constant_loss(metric: str, outputs: int, loss: str) -> tuple[float, str]:
         return math.log(outputs), "equal probabilities for all classes"
     if metric == "map":
         return math.log(2), "a probability of 0.5 for every class"
-    return _OF_THE_MEAN[loss], "the mean of the train values"
+    return _LOSS_OF_MEAN[loss], "the mean of the train values"

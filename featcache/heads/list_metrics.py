@@ -1,4 +1,4 @@
-"""How good a head is at saying which classes an image has. NumPy alone.
+"""Metrics of multi-label classification, where an image can have several classes. Uses NumPy only.
 
 Outputs are logits (N, C), targets int8 (N, C) of 0 and 1.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.bootstrap import Counts, drawn_counts, middle_share, number_of_draws
+from featcache.heads.bootstrap import Counts, draw_counts, number_of_draws, percentile_interval
 from featcache.heads.calibration import row_blocks
 from featcache.heads.class_metrics import macro_f1, shares
 from featcache.heads.metric_records import ListMetrics
 
-# A class that no image of val has says nothing of its threshold.
+# The threshold of a class that no image of val has.
 MIDDLE = 0.5
 
 Outputs = NDArray[np.floating]
@@ -24,28 +24,28 @@ Marks = NDArray[np.int8]
 
 
 def measure_lists(outputs: Outputs, targets: Marks, *, thresholds: Sequence[float], seed: int) -> ListMetrics:
-    """All that is said of one part.
+    """All metrics of one part.
 
     Args:
         outputs: (N, C) logits.
         targets: (N, C), 1 where an image has the class.
-        thresholds: The probability that each class needs to be said; see `best_thresholds`.
-        seed: The bootstrap's.
+        thresholds: Of each class, the probability from which on it is predicted; see `best_thresholds`.
+        seed: Seed of the bootstrap.
     """
-    ranked = _ranked(outputs, targets)
-    said, there = sigmoid(outputs) >= np.asarray(thresholds), targets > 0
-    hits, have, told = ((said & there).sum(axis=0), there.sum(axis=0), said.sum(axis=0))
-    everything = int(have.sum() + told.sum())
+    ranked = _rank_classes(outputs, targets)
+    predicted, there = sigmoid(outputs) >= np.asarray(thresholds), targets > 0
+    hits, have, predictions = ((predicted & there).sum(axis=0), there.sum(axis=0), predicted.sum(axis=0))
+    everything = int(have.sum() + predictions.sum())
     each = average_precisions(outputs, targets)
     return ListMetrics(
         map=mean_average_precision(outputs, targets),
-        map_interval=middle_share(drawn_map(ranked, seed=seed)),
+        map_interval=percentile_interval(bootstrap_map(ranked, seed=seed)),
         micro_f1=2 * int(hits.sum()) / everything if everything else 0.0,
-        macro_f1=macro_f1(hits, have, told),
-        exact_match=float((said == there).all(axis=1).mean()),
+        macro_f1=macro_f1(hits, have, predictions),
+        exact_match=float((predicted == there).all(axis=1).mean()),
         average_precision=tuple(None if np.isnan(one) else float(one) for one in each),
         recall=shares(hits, have),
-        precision=shares(hits, told),
+        precision=shares(hits, predictions),
         images=tuple(have.tolist()),
         thresholds=tuple(map(float, thresholds)),
     )
@@ -58,7 +58,7 @@ def sigmoid(outputs: Outputs) -> NDArray[np.float32]:
 
 
 def binary_cross_entropy(outputs: Outputs, targets: Marks) -> float:
-    """The mean over all images and classes, natural logarithm."""
+    """The mean binary cross-entropy over all images and classes, natural logarithm."""
     total = 0.0
     for part in row_blocks(*outputs.shape):
         some = outputs[part]
@@ -68,23 +68,26 @@ def binary_cross_entropy(outputs: Outputs, targets: Marks) -> float:
 
 
 def mean_average_precision(outputs: Outputs, targets: Marks) -> float:
-    """The mean of the average precisions of the classes that an image has; 0 where there is none."""
+    """The mean of the average precisions of the classes that at least one image has; 0 if there are none."""
     each = average_precisions(outputs, targets)
     known = each[~np.isnan(each)]
     return float(known.mean()) if len(known) else 0.0
 
 
 def average_precisions(outputs: Outputs, targets: Marks) -> NDArray[np.float64]:
-    """Of each class (C,), NaN for one that no image has: precision at each different output, by what recall it adds."""
+    """The average precision of each class, (C,); NaN for a class that no image has.
+
+    It is the mean of the precision at each different output, weighted by the recall that this output adds.
+    """
     once = np.ones((1, len(outputs)))
-    return np.array([one.average_precision(once)[0] for one in _ranked(outputs, targets)])
+    return np.array([one.average_precision(once)[0] for one in _rank_classes(outputs, targets)])
 
 
 def best_thresholds(outputs: Outputs, targets: Marks) -> tuple[float, ...]:
-    """The probability from which on a class is said: the one with the best F1 here, and of equals the highest.
+    """For each class, the probability from which on it is predicted: the one with the best F1, of equals the highest.
 
-    It lies in the middle between two probabilities that came up, so that a rounding changes no answer. A class that
-    no image has keeps 0.5.
+    It is the middle between two probabilities that occur, so that rounding changes no prediction. A class that no image
+    has gets 0.5.
     """
     probabilities = sigmoid(outputs)
     return tuple(_best_threshold(column, marks > 0) for column, marks in zip(probabilities.T, targets.T, strict=True))
@@ -107,12 +110,12 @@ def _best_threshold(probabilities: NDArray[np.float32], there: NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RankedClass:
-    """The images of one class from the highest output to the lowest.
+    """The images, sorted by their outputs for one class, from the highest to the lowest.
 
     Attributes:
         order: (N,) the images.
         marks: (N,) whether each has the class, in that order.
-        ends: The last place of each run of equal outputs: equal ones are said together.
+        ends: The last place of each run of equal outputs; images with equal outputs have the same rank.
     """
 
     order: NDArray[np.int64]
@@ -120,19 +123,19 @@ class RankedClass:
     ends: NDArray[np.int64]
 
     def average_precision(self, counts: Counts) -> NDArray[np.float64]:
-        """Of images that come so often, (draws, N) -> (draws,); NaN for a draw without the class."""
+        """The average precision for images weighted by `counts`, (draws, N) -> (draws,); NaN without the class."""
         weights = counts[:, self.order]
-        told = np.cumsum(weights, axis=1)[:, self.ends]
+        predictions = np.cumsum(weights, axis=1)[:, self.ends]
         weights *= self.marks
         hits = np.cumsum(weights, axis=1)[:, self.ends]
         gained = np.diff(hits, axis=1, prepend=0)
         gained *= hits
-        np.divide(gained, told, out=gained, where=told > 0)
+        np.divide(gained, predictions, out=gained, where=predictions > 0)
         with np.errstate(invalid="ignore"):
             return np.asarray(gained.sum(axis=1) / hits[:, -1])
 
 
-def _ranked(outputs: Outputs, targets: Marks) -> list[RankedClass]:
+def _rank_classes(outputs: Outputs, targets: Marks) -> list[RankedClass]:
     ranked = []
     for column, marks in zip(outputs.T, targets.T, strict=True):
         order = np.argsort(-column, kind="stable")
@@ -145,11 +148,11 @@ def _group_ends(ordered: NDArray[np.floating]) -> NDArray[np.int64]:
     return np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
 
 
-def drawn_map(ranked: Sequence[RankedClass], *, seed: int) -> NDArray[np.float64]:
-    """Mean average precision of images drawn again, (draws,)."""
+def bootstrap_map(ranked: Sequence[RankedClass], *, seed: int) -> NDArray[np.float64]:
+    """Mean average precision of each bootstrap draw of the images, (draws,)."""
     rows = len(ranked[0].order)
     drawn = []
-    for counts in drawn_counts(rows, number_of_draws(rows, len(ranked)), seed=seed):
+    for counts in draw_counts(rows, number_of_draws(rows, len(ranked)), seed=seed):
         each = np.stack([one.average_precision(counts) for one in ranked])
         known = ~np.isnan(each)
         drawn.append(np.where(known, each, 0).sum(axis=0) / np.maximum(1, known.sum(axis=0)))
@@ -157,5 +160,5 @@ def drawn_map(ranked: Sequence[RankedClass], *, seed: int) -> NDArray[np.float64
 
 
 def map_draws(outputs: Outputs, targets: Marks, *, seed: int) -> NDArray[np.float64]:
-    """The same, of outputs and targets: two heads with the same rows and `seed` are judged on the same draws."""
-    return drawn_map(_ranked(outputs, targets), seed=seed)
+    """The same, from outputs and targets: two heads with the same rows and `seed` have the same draws."""
+    return bootstrap_map(_rank_classes(outputs, targets), seed=seed)

@@ -1,6 +1,6 @@
-"""How good a head is on one part, in more words than a Score: a record for each kind of target.
+"""All metrics of a head on one part (train, val or test): one record for each kind of target.
 
-No number is NaN: where there is nothing to divide by it is None. Intervals hold 95 %.
+No number is NaN; a metric that is undefined is None. Intervals are 95 % confidence intervals.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """The images whose confidence lies in (low, high]; the first bin has 0 as well.
+    """The images whose confidence is in (low, high]; the first bin includes 0.
 
     Attributes:
-        low, high: The bin's ends, fractions.
-        images: How many there are.
+        low, high: Limits of the bin, fractions.
+        images: Number of images.
         confidence, accuracy: Their means, fractions.
     """
 
@@ -31,20 +31,21 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMetrics:
-    """Of a head that tells classes apart. Everything but counts and the temperature is a fraction from 0 to 1.
+    """Metrics of classification. All but counts and the temperature are fractions from 0 to 1.
 
     Attributes:
-        accuracy: The share of images whose class has the largest output.
-        accuracy_interval: Wilson's.
-        top5: None with 5 classes or fewer. Right is a class that fewer than five others reach.
-        balanced_accuracy: The mean recall of the classes that are there.
-        macro_f1: The mean F1 of the classes that are there or were said.
-        calibration_error: Expected, over the bins of confidence in `bins`.
-        temperature: What the logits have to be divided by to be calibrated on val.
-        scaled_calibration_error: What is left of the error then, over `scaled_bins`.
-        recall, precision, images: A value a class, in their order.
-        confusion: A row a class, a column for what was said; None with more than 200 classes.
-        bins, scaled_bins: Of 15 bins of confidence those that hold images.
+        accuracy: Share of images whose right class has the largest output.
+        accuracy_interval: Wilson's interval of the accuracy.
+        top5: Share of images whose right class is among the five largest outputs; None with 5 classes or fewer. Classes
+            with an output equal to that of the right one count as larger.
+        balanced_accuracy: Mean recall of the classes that have images.
+        macro_f1: Mean F1 of the classes that have images or were predicted.
+        calibration_error: Expected calibration error, over `bins`.
+        temperature: The number to divide logits by for the best calibration on val.
+        scaled_calibration_error: The calibration error with that temperature, over `scaled_bins`.
+        recall, precision, images: One value per class, in their order.
+        confusion: A row per right class, a column per predicted class; None with more than 200 classes.
+        bins, scaled_bins: Those of 15 bins of confidence that have images.
     """
 
     accuracy: float
@@ -65,18 +66,18 @@ class ClassMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ListMetrics:
-    """Of a head that says of each class whether an image has it. Everything but counts is a fraction from 0 to 1.
+    """Metrics of multi-label classification. All but counts are fractions from 0 to 1.
 
     Attributes:
-        map: Mean average precision: the mean of those in `average_precision`; 0 where no image has any class.
-        map_interval: By bootstrap over the images.
-        micro_f1: F1 of all answers together.
-        macro_f1: The mean F1 of the classes that are there or were said.
-        exact_match: The share of images of which every class is right.
-        average_precision, recall, precision, images: A value a class, in their order. Average precision and recall
-            are None for a class that no image has, precision for one that was said of none.
-        thresholds: The probability a class needs to be said: on val the one with the best F1. What is said of F1,
-            exact matches, recall and precision rests on them, so on val it is a little too good.
+        map: Mean average precision: the mean over `average_precision`; 0 if no image has any class.
+        map_interval: Its interval, by bootstrap over the images.
+        micro_f1: F1 over all images and classes together.
+        macro_f1: Mean F1 of the classes that have images or were predicted.
+        exact_match: Share of images for which every class is predicted right.
+        average_precision, recall, precision, images: One value per class, in their order. Average precision and recall
+            are None for a class that no image has, precision for a class that was never predicted.
+        thresholds: For each class, the probability from which on it is predicted: the one with the best F1 on val. F1,
+            exact match, recall and precision depend on them, so on val these are slightly too high.
     """
 
     map: float
@@ -93,7 +94,7 @@ class ListMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """A number, and its interval by bootstrap over the images."""
+    """A metric, and its interval by bootstrap over the images."""
 
     value: float
     interval: Interval
@@ -101,7 +102,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberErrors:
-    """How far values are from the targets.
+    """Errors of predicted numbers.
 
     Attributes:
         mae: Mean absolute error, in the target's unit.
@@ -119,12 +120,12 @@ class NumberErrors:
 
 @dataclass(frozen=True, kw_only=True)
 class NumberMetrics:
-    """Of a head that gives numbers.
+    """Metrics of regression.
 
     Attributes:
-        images: How many there are.
+        images: Number of images.
         columns: The errors of each column, in the order of the target's names.
-        overall: The means over all columns; of `mae` and `rmse` they mean something only if all have one unit.
+        overall: The means over all columns; those of `mae` and `rmse` are only meaningful if all columns have one unit.
     """
 
     images: int
@@ -143,7 +144,7 @@ def metrics_to_json(metrics: Metrics) -> dict[str, Any]:
 
 
 def metrics_from_json(values: Mapping[str, Any]) -> Metrics:
-    """What `metrics_to_json` described. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
+    """Read what `metrics_to_json` wrote. Raises KeyError, TypeError, ValueError or AttributeError for anything else."""
     rest = {name: value for name, value in values.items() if name != "kind"}
     kind = values["kind"]
     if kind == "classes":

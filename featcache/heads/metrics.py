@@ -1,4 +1,4 @@
-"""How good a head is: computed once over all outputs of a part, never per batch. No torch here."""
+"""Metrics of a head, computed once over all outputs of a part, never per batch. Does not import torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.heads.calibration import sharpness
+from featcache.heads.calibration import best_factor
 from featcache.heads.class_metrics import class_score, measure_classes, softmax
 from featcache.heads.list_metrics import (
     best_thresholds,
@@ -25,14 +25,14 @@ from featcache.rows.target import HeadTarget
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
-    """What a head gives for some rows, in the order of the cache.
+    """The outputs of a head for some rows, in the order of the cache, and their targets.
 
     Attributes:
         outputs: float32 (N, C): logits for classes and lists, values in the targets' own units for numbers.
-        targets: What is right: int64 (N,) for classes, int8 (N, C) for lists, float64 (N, C) for numbers.
-        target: What the head is to say.
-        scale: float64 (C,), for numbers: the unit in which the loss is measured, the deviations of the train values;
-            None for the targets' own.
+        targets: int64 (N,) for classes, int8 (N, C) for lists, float64 (N, C) for numbers.
+        target: The target of the head.
+        scale: For numbers, float64 (C,): the units in which the loss is measured, which are the deviations of the train
+            values; None for the targets' own units.
         loss: For numbers: "mse", "l1" or "huber".
     """
 
@@ -55,8 +55,8 @@ class Outcome:
         return Score(value=value, loss=loss, metric=self.target.metric)
 
 
-def readable(outputs: NDArray[np.float32], target: HeadTarget) -> NDArray[np.float32]:
-    """What is shown and stored of outputs (N, C): probabilities for classes and lists, the values of numbers."""
+def to_predictions(outputs: NDArray[np.float32], target: HeadTarget) -> NDArray[np.float32]:
+    """Convert outputs (N, C) to the predictions that are shown and stored: probabilities, or the numbers unchanged."""
     if target.kind == "classes":
         return softmax(outputs)
     return sigmoid(outputs) if target.kind == "lists" else outputs
@@ -64,28 +64,28 @@ def readable(outputs: NDArray[np.float32], target: HeadTarget) -> NDArray[np.flo
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """What was chosen on val and is used on every part.
+    """Parameters of metrics that are chosen on val and used on every part.
 
     Attributes:
-        temperature: For classes: what logits are divided by to be calibrated.
-        thresholds: For lists: the probability that each class needs to be said.
+        temperature: For classes: the number to divide logits by to calibrate them.
+        thresholds: For lists: for each class, the probability from which on it is predicted.
     """
 
     temperature: float = 1.0
     thresholds: tuple[float, ...] = ()
 
 
-def tuned(val: Outcome) -> Tuning:
-    """What val asks for."""
+def tune_on_val(val: Outcome) -> Tuning:
+    """Choose the temperature or the thresholds on val."""
     if val.target.kind == "classes":
-        return Tuning(temperature=1 / sharpness(val.outputs, val.targets))
+        return Tuning(temperature=1 / best_factor(val.outputs, val.targets))
     if val.target.kind == "lists":
         return Tuning(thresholds=best_thresholds(val.outputs, val.targets))
     return Tuning()
 
 
 def measure(outcome: Outcome, tuning: Tuning, *, seed: int) -> Metrics:
-    """All that is said of one part: a record of the target's kind. `seed`: the bootstrap's."""
+    """All metrics of one part: a record of the target's kind. `seed`: seed of the bootstrap."""
     outputs, targets = outcome.outputs, outcome.targets
     if outcome.target.kind == "classes":
         return measure_classes(outputs, targets, temperature=tuning.temperature)

@@ -1,4 +1,4 @@
-"""The head `knn` as a torch module, for devices, for export, and where torch is the quicker one."""
+"""The head `knn` as a torch module, for search on a GPU and for export."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TARGETS = {"classes": torch.int64, "lists": torch.int8, "numbers": torch.float3
 
 
 class Neighbours(nn.Module):
-    """What the `k` nearest train rows give: float32 (B, D) -> float32 (B, C). See heads/neighbours.py."""
+    """Outputs from the `k` nearest train rows: float32 (B, D) -> float32 (B, C). See heads/neighbours.py."""
 
     features: Tensor  # (N, D), as stored
     scale: Tensor  # float32 (D,)
@@ -34,7 +34,7 @@ class Neighbours(nn.Module):
         self.classes, self.kind = shape.classes, shape.kind
         wide = shape.in_features
         self.register_buffer("features", torch.empty((shape.rows, wide), dtype=getattr(torch, shape.stored)))
-        # int64 (N,) `labels` of classes, else (N, C) `targets`.
+        # `labels` int64 (N,) for classes, else `targets` (N, C).
         sizes = (shape.rows,) if self.kind == "classes" else (shape.rows, shape.classes)
         self.register_buffer(targets_name(self.kind), torch.empty(sizes, dtype=_TARGETS[self.kind]))
         for name in ("scale", "offset", "centre"):
@@ -45,10 +45,10 @@ class Neighbours(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """float32 (B, D) -> float32 (B, C)."""
-        return self.answer(self.nearest(features, int(self.k)))
+        return self.outputs_of(self.nearest(features, int(self.k)))
 
-    def answer(self, rows: Tensor) -> Tensor:
-        """What the train rows int64 (B, k) give: float32 (B, C)."""
+    def outputs_of(self, rows: Tensor) -> Tensor:
+        """Outputs from neighbours: train rows int64 (B, k) -> float32 (B, C)."""
         targets: Tensor = getattr(self, targets_name(self.kind))[rows]
         if self.kind == "numbers":
             return targets.mean(dim=1)
@@ -62,26 +62,26 @@ class Neighbours(nn.Module):
     def nearest(self, features: Tensor, k: int) -> Tensor:
         """The `k` nearest train rows, nearest first: float32 (B, D) -> int64 (B, k)."""
         nearness = _cosine if bool(self.cosine) else _minus_distance
-        asked = features - self.centre
+        queries = features - self.centre
         best: tuple[Tensor, Tensor] | None = None
         for start, known in self.blocks(len(features)):
-            near, rows = nearness(asked, known).topk(min(k, len(known)), dim=1)
+            near, rows = nearness(queries, known).topk(min(k, len(known)), dim=1)
             rows += start
-            best = (near, rows) if best is None else _merged(best, (near, rows), k)
+            best = (near, rows) if best is None else _merge(best, (near, rows), k)
         if best is None:
             raise ValueError("expected at least one train row")
         return best[1]
 
-    def blocks(self, asked: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """First row and values, float32 (n, D), of each block of train; of a size for `asked` rows to compare."""
-        rows = max(1, neighbours.BLOCK_BYTES // (4 * max(asked, self.features.shape[1])))
+    def blocks(self, queries: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """First row and values, float32 (n, D), of each block of train; small enough to compare with `queries` rows."""
+        rows = max(1, neighbours.BLOCK_BYTES // (4 * max(queries, self.features.shape[1])))
         for start in range(0, len(self.features), rows):
             stored = self.features[start : start + rows].to(torch.float32, copy=True)
             yield start, scale_stored(stored, self.scale, self.offset).sub_(self.centre)
 
 
 class FixedNeighbours(nn.Module):
-    """The answer of a `Neighbours` with settled k and metric: all train rows at once, so that it can be exported."""
+    """A `Neighbours` with constant k and metric, which compares all train rows at once, so that it can be exported."""
 
     def __init__(self, head: Neighbours) -> None:
         super().__init__()
@@ -93,34 +93,34 @@ class FixedNeighbours(nn.Module):
         """float32 (B, D) -> float32 (B, C)."""
         head = self.neighbours
         known = head.features.float() * head.scale + head.offset - head.centre
-        return head.answer(self.nearness(features - head.centre, known).topk(self.k, dim=1)[1])
+        return head.outputs_of(self.nearness(features - head.centre, known).topk(self.k, dim=1)[1])
 
 
-def searching_on(head: NeighbourHead, device: str) -> NeighbourHead:
-    """The same head, which finds its neighbours by torch on a device, and holds the train features there as stored."""
+def search_on_device(head: NeighbourHead, device: str) -> NeighbourHead:
+    """The same head with search by torch on `device`, which holds the train features as stored."""
     from featcache.heads.stored import neighbour_module
 
     module = neighbour_module(head).to(device)
 
     def search(features: NDArray[np.float32], k: int) -> NDArray[np.int64]:
         with torch.inference_mode():
-            found: NDArray[np.int64] = module.nearest(torch.from_numpy(features).to(device), k).cpu().numpy()
-        return found
+            rows: NDArray[np.int64] = module.nearest(torch.from_numpy(features).to(device), k).cpu().numpy()
+        return rows
 
     return replace(head, search=search)
 
 
-def _cosine(asked: Tensor, known: Tensor) -> Tensor:
-    # Without |a|, which is the same for all rows b. A row of zeros is near to none and far from none.
-    return (asked @ known.T).div_(torch.linalg.vector_norm(known, dim=1).clamp_(min=1e-12))
+def _cosine(queries: Tensor, known: Tensor) -> Tensor:
+    # Not divided by the norm of the query, which is the same for all train rows. A row of zeros has similarity 0.
+    return (queries @ known.T).div_(torch.linalg.vector_norm(known, dim=1).clamp_(min=1e-12))
 
 
-def _minus_distance(asked: Tensor, known: Tensor) -> Tensor:
-    # -|a - b|^2 without |a|^2, which is the same for all rows b.
-    return torch.addmm(-known.square().sum(dim=1), asked, known.T, alpha=2.0)
+def _minus_distance(queries: Tensor, known: Tensor) -> Tensor:
+    # -|q - t|^2 without |q|^2, which is the same for all train rows t.
+    return torch.addmm(-known.square().sum(dim=1), queries, known.T, alpha=2.0)
 
 
-def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+def _merge(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
     near, rows = (torch.cat(pair, dim=1) for pair in zip(one, other, strict=True))
     best, where = near.topk(min(k, near.shape[1]), dim=1)
     return best, rows.gather(1, where)

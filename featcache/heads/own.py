@@ -1,11 +1,11 @@
-"""Heads and losses of one's own, by the path of what makes them: `module:name`.
+"""Custom heads and losses, identified by the path of their factory: `module:name`.
 
-A head is made by a factory, `f(in_features, outputs, **arguments)` -> nn.Module, a class or a function; it maps float32
-(B, D) to float32 (B, C). A run stores the path, the arguments and the tensors, and no code.
+The factory of a head is a class or a function, `f(in_features, outputs, **arguments)` -> nn.Module; the module maps
+float32 (B, D) to float32 (B, C). A run stores the path, the arguments and the tensors, but no code.
 
-What was given in this process is found under its path. Anything else is imported, but only a class of modules: a
-record that could name any function would let a run folder call any function, `os.system` among them. Importing a
-module still runs what stands in it, so a run may name what is installed, and nothing that it brings itself.
+A factory that was given in this process is found by its path. Any other one is imported, but only a subclass of
+nn.Module: if a record could name any function, a run folder could call `os.system`. Importing a module still executes
+it, so a run can name installed modules only, not code that comes with the run.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ if TYPE_CHECKING:
     from torch import nn
 
 What = Literal["head", "loss"]
-# Names of arguments with their values as JSON text, sorted: a record that holds them can be a key.
+# Sorted names of arguments with their values as JSON text: hashable, so that a record with them can be a key.
 Arguments = tuple[tuple[str, str], ...]
 _PATH = re.compile(r"[\w.]+:[\w.<>]+")
 _MAIN = "__main__"
-# What was given in this process, by path. A notebook's cell that is run again gives a newer one.
+# The factories and losses given in this process, by path. A notebook cell that runs again replaces its factory.
 _GIVEN: dict[tuple[What, str], Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class OwnFactory:
-    """What makes a head of one's own.
+    """The factory of a custom head, and its arguments.
 
     Attributes:
         path: Where it is defined, `module:name`.
-        arguments: Those of the head, beside its widths.
-        given: The factory itself, where it need not be looked for.
+        arguments: Its arguments other than in_features and outputs.
+        given: The factory itself; None to find it by its path.
     """
 
     path: str
     arguments: Mapping[str, Any]
     given: Callable[..., Any] | None = None
 
-    def found(self) -> Callable[..., Any]:
-        """The factory. Raises HeadError where it is not known here."""
-        return self.given or _found(self.path)
+    def resolve(self) -> Callable[..., Any]:
+        """The factory itself. Raises HeadError if it cannot be found in this process or imported."""
+        return self.given or _find(self.path)
 
     def build(self, in_features: int, outputs: int) -> nn.Module:
-        """The module, in train mode, its weights drawn from torch's global generator.
+        """Build the module, in train mode, with weights drawn from torch's global generator.
 
-        Raises HeadError or InvalidOption where it cannot be made, or is no head.
+        Raises HeadError or InvalidOption if it cannot be built, or does not work as a head.
         """
         from featcache.heads.own_module import require_head
 
-        factory = self.found()
+        factory = self.resolve()
         try:
             module = factory(in_features, outputs, **self.arguments)
         except FeatcacheError:
@@ -72,9 +72,9 @@ class OwnFactory:
 
 
 def own_path(given: object, what: What) -> str:
-    """The path of a factory or a loss, which this process then finds under it.
+    """The path of a factory or a loss; it is registered, so that this process finds it by its path.
 
-    Raises InvalidOption for what has no name to be found by.
+    Raises InvalidOption for something that has no name, such as a lambda.
     """
     module, name = getattr(given, "__module__", None), getattr(given, "__qualname__", None)
     if not callable(given) or not isinstance(module, str) or not isinstance(name, str) or "<lambda>" in name:
@@ -83,8 +83,8 @@ def own_path(given: object, what: What) -> str:
             "loss": "a function f(outputs, targets) -> a tensor of one number",
         }
         raise InvalidOption(
-            f"expected as {what} of one's own {instead[what]}, got {_described(given)}",
-            hint="define it with a name, by class or def; what varies belongs into head_arguments",
+            f"expected as custom {what} {instead[what]}, got {_describe(given)}",
+            hint="define it with a name, by class or def; put what varies into head_arguments",
         )
     path = f"{module}:{name}"
     _GIVEN[what, path] = given
@@ -92,43 +92,43 @@ def own_path(given: object, what: What) -> str:
 
 
 def remember(what: What, path: str, given: Callable[..., Any]) -> None:
-    """Take `given` for what a record calls `path`."""
+    """Register `given` under a path that a record contains."""
     _GIVEN[what, path] = given
 
 
-def checked_path(path: str) -> str:
-    """`path`, if it is one. Raises InvalidOption."""
+def require_path(path: str) -> str:
+    """Return `path` if it has the form `module:name`. Raises InvalidOption if not."""
     if not _PATH.fullmatch(path):
         raise InvalidOption(
-            f"expected a head of one's own as own:module:Class, got own:{path}", hint="for example own:mine.heads:Gated"
+            f"expected a custom head as own:module:Class, got own:{path}", hint="for example own:mypackage.heads:MyHead"
         )
     return path
 
 
 def own_loss(path: str) -> Callable[..., Any]:
-    """The loss of this path. Raises HeadError where it was not given in this process."""
+    """The custom loss with this path. Raises HeadError if it was not given in this process."""
     if ("loss", path) not in _GIVEN:
         raise HeadError(
             f"the loss {path} of this head is not known here: a record must not be able to call a function",
-            hint=f"give it: loss={_last(path)}",
+            hint=f"pass it: loss={_last(path)}",
         )
     return _GIVEN["loss", path]
 
 
-def stored_arguments(arguments: object) -> Arguments:
-    """Arguments as a record holds them. Raises InvalidOption for what is no JSON."""
+def encode_arguments(arguments: object) -> Arguments:
+    """Convert arguments to the form that a record holds. Raises InvalidOption for values that JSON cannot hold."""
     if isinstance(arguments, tuple):
         return arguments
     if isinstance(arguments, list) and all(isinstance(one, list) and len(one) == 2 for one in arguments):
-        # From JSON, as a record has been written.
+        # A record that was written as JSON and read again.
         return tuple((str(name), str(text)) for name, text in arguments)
     if not isinstance(arguments, Mapping) or not all(isinstance(name, str) for name in arguments):
         raise InvalidOption(f"expected head_arguments as a mapping of names to values, got {arguments!r}")
     return tuple((name, _json(name, value)) for name, value in sorted(arguments.items()))
 
 
-def read_arguments(arguments: Arguments) -> dict[str, Any]:
-    """Arguments as a factory takes them."""
+def decode_arguments(arguments: Arguments) -> dict[str, Any]:
+    """Convert the arguments of a record to those that a factory takes."""
     return {name: json.loads(text) for name, text in arguments}
 
 
@@ -138,19 +138,19 @@ def _json(name: str, value: object) -> str:
     except (TypeError, ValueError) as error:
         raise InvalidOption(
             f"expected head_arguments that JSON can hold, got {name}={value!r}",
-            hint="numbers, text, lists and mappings of them: a run stores them beside the head",
+            hint="numbers, text, lists and mappings of them: a run stores them together with the head",
         ) from error
 
 
 def _plain(value: Any) -> Any:
-    # A NumPy number is a number.
+    # NumPy scalars are stored as plain numbers.
     if type(value).__module__ == "numpy" and hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
         return value.item()
-    raise TypeError(f"{type(value).__name__} is no JSON")
+    raise TypeError(f"JSON cannot hold a {type(value).__name__}")
 
 
-def _found(path: str) -> Callable[..., Any]:
-    """The factory of this path: given in this process, or a class of modules that can be imported."""
+def _find(path: str) -> Callable[..., Any]:
+    """The factory with this path: given in this process, or a subclass of nn.Module that can be imported."""
     if ("head", path) in _GIVEN:
         return _GIVEN["head", path]
     from torch import nn
@@ -159,18 +159,18 @@ def _found(path: str) -> Callable[..., Any]:
     if module == _MAIN or "<" in name:
         raise _unknown(path, "it was defined in a script, or within a function")
     try:
-        found: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
+        factory: Any = functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except Exception as error:
         raise _unknown(path, f"it cannot be imported ({type(error).__name__}: {error})") from error
-    if not inspect.isclass(found) or not issubclass(found, nn.Module):
-        raise _unknown(path, "it is no class of modules, and a record must not be able to call a function")
-    return cast("Callable[..., Any]", found)
+    if not inspect.isclass(factory) or not issubclass(factory, nn.Module):
+        raise _unknown(path, "it is not a subclass of nn.Module, and a record must not be able to call a function")
+    return cast("Callable[..., Any]", factory)
 
 
 def _unknown(path: str, reason: str) -> HeadError:
     return HeadError(
         f"the head own:{path} is not known here: {reason}",
-        hint=f"give what makes it: Run.head(own={_last(path)}), or head={_last(path)} to predict, export_run and "
+        hint=f"pass its factory: Run.head(own={_last(path)}), or head={_last(path)} to predict, export_run and "
         "resume_head",
     )
 
@@ -179,6 +179,6 @@ def _last(path: str) -> str:
     return path.partition(":")[2].split(".")[-1]
 
 
-def _described(given: object) -> str:
+def _describe(given: object) -> str:
     name = getattr(given, "__qualname__", None)
     return name if isinstance(name, str) else f"a {type(given).__name__}"

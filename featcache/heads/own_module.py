@@ -1,4 +1,4 @@
-"""Modules of one's own as heads: what is asked of them, and what is put around one that is done."""
+"""Custom modules as heads: checks of a new module, and the wrapper around a trained one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from featcache.heads.target_scale import TargetScale
 
 
 class OwnHead(nn.Module):
-    """A module that learned standardised features and targets, on features and targets as they are.
+    """A trained custom module with its standardisation, so that it takes plain features and gives plain targets.
 
-    Of a module that is not known, neither can be folded into its layers.
+    Standardisation cannot be folded into the layers of an arbitrary module.
 
     Args:
-        head: float32 (B, D) -> float32 (B, C).
+        head: The trained module, float32 (B, D) -> float32 (B, C).
         in_features: D.
         outputs: C.
-        features: What its features were standardised by; None for nothing.
-        targets: What its targets were scaled by; None for nothing.
+        features: Standardisation of the features in training; None for none.
+        targets: Scaling of the targets in training; None for none.
     """
 
     feature_mean: Tensor
@@ -44,7 +44,7 @@ class OwnHead(nn.Module):
         super().__init__()
         self.head = head
         zeros, ones = np.zeros(in_features), np.ones(in_features)
-        # A factor, as in training, and so the same to the bit.
+        # Multiplied by a factor, as in training, so that the results are identical to the bit.
         self._keep("feature_mean", zeros if features is None else features.mean)
         self._keep("feature_factor", ones if features is None else 1 / features.deviation)
         self._keep("target_mean", np.zeros(outputs) if targets is None else targets.mean)
@@ -60,10 +60,10 @@ class OwnHead(nn.Module):
 
 
 def require_head(module: object, path: str, in_features: int, outputs: int) -> nn.Module:
-    """The module, in train mode, if it is a head. Raises InvalidOption or HeadError; it is tried on two rows."""
+    """Return the module, in train mode, after a forward pass on two rows. Raises InvalidOption or HeadError."""
     if not isinstance(module, nn.Module):
         raise InvalidOption(f"expected a torch module of the head {path}, got a {type(module).__name__}")
-    _require_outputs(_tried(module.eval(), path, in_features), path, in_features, outputs)
+    _require_outputs(_try_forward(module.eval(), path, in_features), path, in_features, outputs)
     wrong = [
         f"{name} {str(tensor.dtype).removeprefix('torch.')}"
         for name, tensor in module.named_parameters()
@@ -74,12 +74,12 @@ def require_head(module: object, path: str, in_features: int, outputs: int) -> n
     if not any(tensor.requires_grad for tensor in module.parameters()):
         raise InvalidOption(f"expected parameters to train in the head {path}, got none")
     for tensor in module.parameters():
-        # Optimizers go by a tensor's memory.
+        # The optimizers here update parameters as flat memory.
         tensor.data = tensor.data.contiguous()
     return module.train()
 
 
-def _tried(module: nn.Module, path: str, in_features: int) -> Any:
+def _try_forward(module: nn.Module, path: str, in_features: int) -> Any:
     try:
         with torch.no_grad():
             return module(torch.zeros(2, in_features))

@@ -1,4 +1,4 @@
-"""The small records that a training hands out and a run keeps. No torch here: the shelf of runs is read without it."""
+"""Records that training returns and a run stores. Does not import torch, so that runs can be listed without it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from featcache.rows.target import TargetKind
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How good a head is, in two numbers: the more of `value` and the less of `loss`, the better.
+    """The quality of a head in two numbers: higher `value` and lower `loss` are better.
 
     Attributes:
-        value: The metric of the target's kind; see `metric`.
-        loss: The mean loss: cross-entropy for classes, binary cross-entropy over all classes for several, the loss
-            that was trained on for numbers, in deviations of the train values. Natural logarithms.
-        metric: What `value` is: "accuracy" (a fraction from 0 to 1), "map" (mean average precision) or "r2".
+        value: The metric that `metric` names.
+        loss: The mean loss: cross-entropy for one class per image, binary cross-entropy over all classes for several,
+            the training loss in deviations of the train values for numbers. Natural logarithms.
+        metric: "accuracy" (a fraction from 0 to 1), "map" (mean average precision) or "r2".
     """
 
     value: float
@@ -29,32 +29,37 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """`value`, where it is one. Raises AttributeError where it is another metric."""
+        """`value`, if it is an accuracy. Raises AttributeError if it is another metric."""
         if self.metric != "accuracy":
             raise AttributeError(f"this score is a {self.metric}, not an accuracy: use .value")
         return self.value
 
     def to_json(self) -> dict[str, float]:
-        """Both values by name."""
+        """The metric and the loss, by name."""
         return {self.metric: self.value, "loss": self.loss}
 
     @classmethod
     def from_json(cls, values: Mapping[str, float]) -> Score:
-        """What `to_json` described. Raises KeyError, TypeError or ValueError for anything else."""
+        """Read what `to_json` wrote. Raises KeyError, TypeError or ValueError for anything else."""
         (metric,) = set(values) - {"loss"}
         return cls(value=values[metric], loss=values["loss"], metric=metric)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One finished epoch, counted from 1. It is what a progress callback gets and what the history keeps.
+    """The result of one epoch; progress callbacks get it, and the history of a run is a list of them.
 
-    `train_loss`: mean loss of the batches as they were trained on, without any penalty: cross-entropy, with label
-    smoothing and class weights where they were asked for; nan where there is none (knn).
-    `seconds`: what this epoch took, val included.
-    `candidate`: a head that is solved has no epochs. Each value it tried takes the place of one, and stands here
-    in words (`C=0.1`).
-    `rate`: the learning rate of the epoch; 0 where nothing is trained by steps.
+    A head that a solver computes has no epochs: there is one record for each candidate value.
+
+    Attributes:
+        epoch: Number of the epoch, counted from 1.
+        max_epochs: The largest possible number of epochs.
+        train_loss: Mean loss of the train batches, with label smoothing and class weights but without penalties; nan
+            where there is none (knn).
+        val_loss, val_score: Loss and metric on val.
+        seconds: Time of this epoch, including val.
+        candidate: For solved heads, the value as text (`C=0.1`).
+        rate: Learning rate of the epoch; 0 for solved heads.
     """
 
     epoch: int
@@ -69,13 +74,13 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predictions:
-    """What a head says of one part, a row an image.
+    """Predictions of a head for one part (train, val or test), one row per image.
 
     Attributes:
         ids: Sample ids.
-        targets: What is right, as rows/target.py has it for the kind: int64 (N,) for classes, else (N, C).
+        targets: The right targets: int64 (N,) for classes, else (N, C); see rows/target.py.
         outputs: float32 (N, C): probabilities for classes and lists, values in the target's units for numbers.
-        kind: Of the targets.
+        kind: Kind of the targets.
     """
 
     ids: tuple[str, ...]

@@ -1,7 +1,7 @@
-"""Heads that were solved, as NumPy objects: what they give for features, and the tensors a run stores of them.
+"""Heads computed by a solver, as NumPy objects: their outputs, and the tensors that a run stores.
 
-No torch: a run whose head was solved predicts without it. As a torch module the same tensors are
-`heads.stored.head_module`.
+This module does not import torch, so such a head predicts without it. `heads.stored.build_head_module` makes a torch
+module from the same tensors.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ Tensors = Mapping[str, NDArray[Any]]
 
 
 class SolvedHead(ABC):
-    """A head that was solved. It does not change."""
+    """A head that was computed by a solver. It is immutable."""
 
     @abstractmethod
     def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the head gives: float32 (n, D) -> float32 (n, C), logits, or numbers in the target's own units."""
+        """Outputs: float32 (n, D) -> float32 (n, C), logits, or numbers in the target's own units."""
 
     @abstractmethod
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """What a run stores of it, by name."""
+        """The tensors that a run stores, by name."""
 
     @property
     @abstractmethod
     def learned(self) -> int:
-        """How many numbers were learned; 0 for a head that only remembers."""
+        """Number of learned parameters; 0 for a head that only holds the train rows."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LinearHead(SolvedHead):
-    """A linear layer on features as they are: `weight` float32 (C, D), `bias` float32 (C,)."""
+    """A linear layer on plain features: `weight` float32 (C, D), `bias` float32 (C,)."""
 
     weight: NDArray[np.float32]
     bias: NDArray[np.float32]
 
     @classmethod
     def of(cls, tensors: Tensors) -> Self:
-        """That of stored tensors."""
+        """The head from its stored tensors."""
         return cls(weight=tensors["output.weight"], bias=tensors["output.bias"])
 
     def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -56,7 +56,7 @@ class LinearHead(SolvedHead):
         return outputs
 
     def tensors(self) -> dict[str, NDArray[Any]]:
-        """Named as those of the head `linear` are."""
+        """Weight and bias, with the names of the head `linear`."""
         return {"output.weight": self.weight, "output.bias": self.bias}
 
     @property
@@ -67,6 +67,6 @@ class LinearHead(SolvedHead):
 def outcome_of(
     head: SolvedHead, rows: FeatureRows, target: HeadTarget, *, scale: NDArray[np.float64] | None = None
 ) -> Outcome:
-    """What a head gives for all rows. `scale`: as Outcome has it. Raises what `FeatureRows.read` raises."""
+    """The outputs of a head for all rows. `scale`: see Outcome. Raises what `FeatureRows.read` raises."""
     outputs = [head.outputs(block) for block in rows.blocks()]
     return Outcome(outputs=np.concatenate(outputs), targets=rows.targets, target=target, scale=scale)

@@ -1,8 +1,8 @@
-"""Heads that are solved instead of trained by steps: logreg, ridge, centroid, knn.
+"""Heads that a solver computes, instead of training by gradient steps: logreg, ridge, centroid, knn.
 
-A solver is a generator of candidates, one for each value of what it has to choose (C; alpha; k and metric). Each is
-judged on val, and the best is kept: the highest score and, of equals, the lowest loss. Nothing is drawn at random.
-No torch, but where neighbours are looked for on another device than the CPU.
+A solver is a generator of candidates, one for each value of its hyperparameter (C; alpha; k and metric). Each candidate
+is evaluated on val, and the best is kept: the highest score and, of equal ones, the lowest loss. Nothing is random.
+Torch is imported only to search for neighbours on another device than the CPU.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError, InvalidOption
-from featcache.heads.calibration import lowest, vote_smoothing
+from featcache.heads.calibration import minimise, vote_smoothing
 from featcache.heads.candidates import Candidate, Choice, choose
 from featcache.heads.linear_solvers import LINEAR_SOLVERS, LinearProblem
 from featcache.heads.list_metrics import binary_cross_entropy
@@ -29,7 +29,7 @@ from featcache.rows.features import FeatureRows
 from featcache.rows.target import HeadTarget, TargetKind
 
 NEIGHBOUR_COUNTS = (1, 3, 5, 10, 20, 50, 100)
-# What each head can say, and another one that can say the same.
+# The kinds of target that each head supports.
 SOLVED_TARGETS: Mapping[str, tuple[TargetKind, ...]] = {
     "logreg": ("classes", "lists"),
     "ridge": ("classes", "lists", "numbers"),
@@ -40,13 +40,13 @@ _KINDS = {"classes": "one class", "lists": "several classes", "numbers": "number
 
 
 def require_solvable(kind: str, target: HeadTarget) -> None:
-    """Raise InvalidOption where a kind of head cannot say what the target is."""
+    """Raise InvalidOption if a kind of head does not support the kind of the target."""
     if target.kind in SOLVED_TARGETS[kind]:
         return
     able = [name for name, kinds in SOLVED_TARGETS.items() if target.kind in kinds]
     raise InvalidOption(
         f"expected a head for {_KINDS[target.kind]} (target {', '.join(target.columns)}), got {kind}, "
-        f"which says {' or '.join(_KINDS[one] for one in SOLVED_TARGETS[kind])}",
+        f"which predicts {' or '.join(_KINDS[one] for one in SOLVED_TARGETS[kind])}",
         hint=f"--head {', --head '.join(able)}, or one that is trained by steps: --head linear, --head mlp:128,64",
     )
 
@@ -61,12 +61,12 @@ def solve(
     interruption: Interruption,
     progress: Progress | None,
 ) -> Choice:
-    """The best candidate of a kind of head.
+    """Solve a kind of head for all its candidates, and choose the best on val.
 
-    The linear ones are solved on the CPU, with train and val in memory as float32; knn looks for neighbours on
-    `device`, and holds train there as stored.
-    Raises InvalidOption for a target that the kind cannot say, HeadError where train does not fit in memory, and what
-    `choose` raises.
+    Linear heads are solved on the CPU, with train and val in memory as float32; knn searches for neighbours on
+    `device`, which holds train as stored.
+    Raises InvalidOption for a target that the head does not support, HeadError if train does not fit in memory, and
+    what `choose` raises.
     """
     require_solvable(kind, target)
     if kind == "knn":
@@ -77,25 +77,25 @@ def solve(
 
 
 def neighbours(train: FeatureRows, val: FeatureRows, target: HeadTarget, device: str) -> Iterator[Candidate]:
-    """A candidate for every k and both metrics; the neighbours are looked for once a metric.
+    """A candidate for every k and both metrics; neighbours are searched once per metric.
 
-    Train loss is nan: every row would be its own nearest neighbour.
+    The train loss is nan, because every row would be its own nearest neighbour.
     """
-    _require_room("knn", len(train) * train.row_bytes, device)
+    _require_memory("knn", len(train) * train.row_bytes, device)
     counts = [k for k in NEIGHBOUR_COUNTS if k <= len(train)]
-    held = _remembering(train, target)
+    by_distance = _neighbour_head(train, target)
     scale = _scale_of(train, target)
     for cosine in (False, True):
-        head = _searching(held.by(Vote(k=1, cosine=cosine)), device)
-        found = np.concatenate([head.nearest(block, counts[-1]) for block in val.blocks()])
+        head = _with_search(by_distance.with_vote(Vote(k=1, cosine=cosine)), device)
+        nearest = np.concatenate([head.nearest(block, counts[-1]) for block in val.blocks()])
         for k in counts:
-            added = _smoothing(found[:, :k], held.targets, val.targets, target)
-            outputs = outputs_of(found[:, :k], held.targets, target, added)
+            added = _smoothing(nearest[:, :k], head.targets, val.targets, target)
+            outputs = outputs_of(nearest[:, :k], head.targets, target, added)
             vote = Vote(k=k, cosine=cosine)
             yield Candidate(
                 name=str(vote),
                 of=2 * len(counts),
-                build=partial(head.by, vote, added),
+                build=partial(head.with_vote, vote, added),
                 train_loss=float("nan"),
                 val=Outcome(
                     outputs=outputs,
@@ -107,42 +107,42 @@ def neighbours(train: FeatureRows, val: FeatureRows, target: HeadTarget, device:
             )
 
 
-def _remembering(train: FeatureRows, target: HeadTarget) -> NeighbourHead:
-    stored = train.stored()
+def _neighbour_head(train: FeatureRows, target: HeadTarget) -> NeighbourHead:
+    stored = train.read_stored()
     widths = [int(array.shape[1]) for array in train.arrays]
     scale, offset = (
         np.repeat(np.array(values, np.float32), widths)
         for values in ([array.scale for array in train.arrays], [array.offset for array in train.arrays])
     )
     features = stored[0] if len(stored) == 1 else np.concatenate(stored, axis=1)
-    return NeighbourHead.remembering(features, train.targets, target, scale=scale, offset=offset)
+    return NeighbourHead.from_rows(features, train.targets, target, scale=scale, offset=offset)
 
 
-def _searching(head: NeighbourHead, device: str) -> NeighbourHead:
-    # On the CPU NumPy is as quick as torch: 20,000 x 512 rows in 10 s of its processor's time, to 13 s.
+def _with_search(head: NeighbourHead, device: str) -> NeighbourHead:
+    # On the CPU, NumPy is as fast as torch: 20,000 x 512 rows take 10 s of processor time, with torch 13 s.
     if device == "cpu":
         return head
-    from featcache.heads.neighbour_module import searching_on
+    from featcache.heads.neighbour_module import search_on_device
 
-    return searching_on(head, device)
+    return search_on_device(head, device)
 
 
-def _smoothing(found: NDArray[np.int64], known: NDArray[Any], targets: NDArray[Any], target: HeadTarget) -> float:
-    """What is added to the votes of neighbours int64 (n, k): it makes the best probabilities on val."""
+def _smoothing(nearest: NDArray[np.int64], known: NDArray[Any], targets: NDArray[Any], target: HeadTarget) -> float:
+    """The number to add to the votes of the neighbours int64 (n, k), for the lowest cross-entropy on val."""
     if target.kind == "numbers":
         return 1.0
-    votes = count_votes(found, known, target)
+    votes = count_votes(nearest, known, target)
     if target.kind == "classes":
         return vote_smoothing(votes, targets)
-    k = found.shape[1]
-    return lowest(lambda added: binary_cross_entropy(list_logits(votes, k, added), targets), 1e-3, 1e2)
+    k = nearest.shape[1]
+    return minimise(lambda added: binary_cross_entropy(list_logits(votes, k, added), targets), 1e-3, 1e2)
 
 
 def _linear_problem(kind: str, train: FeatureRows, val: FeatureRows, target: HeadTarget) -> LinearProblem:
-    # logreg copies what it is given once more; ridge factorises the smaller Gram matrix in float64.
+    # logreg copies the features once more; ridge factorises the smaller Gram matrix in float64.
     size = 4 * train.feature_dim * (len(train) + len(val))
     side = min(len(train), train.feature_dim) if kind == "ridge" else 0
-    _require_room(kind, size + 3 * 8 * side**2, "cpu")
+    _require_memory(kind, size + 3 * 8 * side**2, "cpu")
     return LinearProblem(
         train=train.values(),
         train_targets=train.targets,
@@ -157,11 +157,11 @@ def _scale_of(train: FeatureRows, target: HeadTarget) -> TargetScale | None:
     return TargetScale.of(train.targets) if target.kind == "numbers" else None
 
 
-def _require_room(kind: str, wanted: int, device: str) -> None:
+def _require_memory(kind: str, wanted: int, device: str) -> None:
     free = free_bytes(device)
     if wanted > free:
         raise HeadError(
             f"the head {kind} holds its features in memory: it needs {wanted / 1e9:.1f} GB, "
             f"and {free / 1e9:.1f} GB are free",
-            hint="--head linear reads them from the cache as it goes; --pool avg extracts smaller ones",
+            hint="--head linear reads them from the cache in batches; --pool avg extracts smaller ones",
         )

@@ -1,4 +1,4 @@
-"""When to stop, and which epoch to keep: plain arithmetic on val losses, with no trainer in sight."""
+"""Early stopping, reduction of the learning rate on plateaus, and two-stage handling of Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from types import FrameType, TracebackType
 
 @dataclass(kw_only=True)
 class Patience:
-    """Early stopping: enough epochs in a row whose val loss is not lower by more than `min_delta`.
+    """Early stopping after `patience` epochs in a row whose val loss did not fall by more than `min_delta`.
 
-    `best` is the lowest loss that counted as progress, so many small steps do add up to one.
+    `best` is the last loss that counted as progress, so several small steps can add up to progress. `waited`: epochs
+    since then.
     """
 
     patience: int
@@ -23,11 +24,11 @@ class Patience:
 
     @property
     def over(self) -> bool:
-        """Whether it has run out."""
+        """Whether patience has run out."""
         return self.waited >= self.patience
 
     def is_over(self, val_loss: float) -> bool:
-        """Take the next epoch's val loss; True once patience has run out."""
+        """Add the val loss of the next epoch; True once patience has run out."""
         if val_loss < self.best - self.min_delta:
             self.best, self.waited = val_loss, 0
         else:
@@ -37,9 +38,9 @@ class Patience:
 
 @dataclass(kw_only=True)
 class Plateau:
-    """The learning rate falls to `factor` of itself after more than `patience` epochs in a row without progress.
+    """Multiply the learning rate by `factor` after more than `patience` epochs in a row without progress.
 
-    As torch's ReduceLROnPlateau does it, with an absolute threshold. `scale`: what is left of the rate.
+    It works like torch's ReduceLROnPlateau with an absolute threshold. `scale`: current rate / initial rate.
     """
 
     patience: int
@@ -50,7 +51,7 @@ class Plateau:
     scale: float = 1.0
 
     def step(self, val_loss: float) -> None:
-        """Take the next epoch's val loss."""
+        """Add the val loss of the next epoch."""
         if val_loss < self.best - self.min_delta:
             self.best, self.waited = val_loss, 0
         else:
@@ -60,38 +61,39 @@ class Plateau:
 
 
 class Interruption:
-    """Ctrl-C as a wish, from the first step of a fit until its run is written.
+    """Two-stage SIGINT, from the first step of a fit until its run is written: first stop, then abort.
 
-    As long as there is nothing to keep, Ctrl-C is KeyboardInterrupt. Once `keeping` is set, the first one only sets
-    `requested`, which training looks at after every step and nobody looks at while a run is written. A second one
-    sets `insisted` and is KeyboardInterrupt at once.
+    While there is no result to keep, Ctrl-C raises KeyboardInterrupt. Once `has_result` is set, the first Ctrl-C only
+    sets `requested`, which training checks after every step; while a run is written it has no effect. A second one sets
+    `aborted` and raises KeyboardInterrupt at once.
 
-    It may be entered again inside. On leaving, SIGINT is as it was found: Lightning leaves it ignored after a Ctrl-C
-    of its own. A handler that somebody else has set stays in charge, and so does everything outside the main thread.
+    The context manager can be nested. On leaving, it restores the handler of SIGINT: Lightning leaves the signal
+    ignored after a Ctrl-C that it handled. It changes nothing if another handler is installed, or outside the main
+    thread.
     """
 
     def __init__(self) -> None:
-        self.keeping = False
+        self.has_result = False
         self.requested = False
-        self.insisted = False
-        self._found: list[Callable[[int, FrameType | None], object] | int | None] = []
+        self.aborted = False
+        self._handlers: list[Callable[[int, FrameType | None], object] | int | None] = []
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            found = signal.getsignal(signal.SIGINT)
-            self._found.append(found)
-            if found is signal.default_int_handler:
-                signal.signal(signal.SIGINT, self._take)
+            handler = signal.getsignal(signal.SIGINT)
+            self._handlers.append(handler)
+            if handler is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._handle)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._found:
-            signal.signal(signal.SIGINT, self._found.pop())
+        if self._handlers:
+            signal.signal(signal.SIGINT, self._handlers.pop())
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        self.insisted = self.requested
-        if self.insisted or not self.keeping:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.aborted = self.requested
+        if self.aborted or not self.has_result:
             raise KeyboardInterrupt
         self.requested = True

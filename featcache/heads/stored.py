@@ -1,4 +1,4 @@
-"""Heads from the tensors that a run stores: as torch modules, and, where they were solved, without torch."""
+"""Build heads from the tensors that a run stores: as torch modules, or, for solved heads, without torch."""
 
 from __future__ import annotations
 
@@ -20,61 +20,63 @@ if TYPE_CHECKING:
     from featcache.heads.neighbour_module import Neighbours
 
 _TARGETS = {"classes": "int64", "lists": "int8", "numbers": "float32"}
-# Shapes and types by name, as they have to be.
-_Described = Mapping[str, tuple[tuple[int, ...], str]]
+# Expected shapes and dtypes of tensors, by name.
+_Expected = Mapping[str, tuple[tuple[int, ...], str]]
 
 
-def solved_head(architecture: Architecture, tensors: Tensors, *, in_features: int, target: HeadTarget) -> SolvedHead:
-    """A head that was solved, from its tensors: float32 (n, in_features) -> float32 (n, C).
+def build_solved_head(
+    architecture: Architecture, tensors: Tensors, *, in_features: int, target: HeadTarget
+) -> SolvedHead:
+    """Build a solved head from its tensors: float32 (n, in_features) -> float32 (n, C).
 
-    Raises ValueError where they do not fit the head.
+    Raises ValueError if the tensors do not fit the head.
     """
     rows, stored = _rows_held(tensors)
     if architecture.kind != "knn":
         wanted = _linear(in_features, target.outputs)
     else:
         wanted = _neighbours(in_features, rows, stored, target)
-    tensors = _checked(tensors, wanted)
+    tensors = _check_tensors(tensors, wanted)
     return NeighbourHead.of(tensors, target) if architecture.kind == "knn" else LinearHead.of(tensors)
 
 
-def head_module(architecture: Architecture, tensors: Tensors, shape: HeadShape) -> nn.Module:
-    """A head as a torch module in eval mode on the CPU, from its tensors: float32 (N, D) -> outputs float32 (N, C).
+def build_head_module(architecture: Architecture, tensors: Tensors, shape: HeadShape) -> nn.Module:
+    """Build a head from its tensors, as a torch module in eval mode on the CPU: float32 (N, D) -> float32 (N, C).
 
-    Raises ValueError where they do not fit the head.
+    Raises ValueError if the tensors do not fit the head.
     """
     import torch
 
     if architecture.own:
         return _own_module(architecture, tensors, shape)
     rows, stored = _rows_held(tensors)
-    # Without initial weights: they would be thrown away, and drawn from the caller's random state.
+    # On the meta device: initial weights would be discarded, and drawn from the caller's random state.
     with torch.device("meta"):
         head = build_head(architecture, replace(shape, rows=rows, stored=stored))
-    return _filled(head, tensors)
+    return _load_tensors(head, tensors)
 
 
 def _own_module(architecture: Architecture, tensors: Tensors, shape: HeadShape) -> nn.Module:
     import torch
 
     from featcache.heads.own_module import OwnHead
-    from featcache.rows.devices import seeded
+    from featcache.rows.devices import seed_generators
 
-    # Its initial weights are drawn, and thrown away; the caller's random state stays as it is.
-    with seeded(0, torch.device("cpu")):
+    # Initial weights are drawn and discarded; the caller's random state does not change.
+    with seed_generators(0, torch.device("cpu")):
         module = build_head(architecture, shape)
-    return _filled(OwnHead(module, shape.in_features, shape.classes), tensors)
+    return _load_tensors(OwnHead(module, shape.in_features, shape.classes), tensors)
 
 
-def _filled(head: nn.Module, tensors: Tensors) -> nn.Module:
+def _load_tensors(head: nn.Module, tensors: Tensors) -> nn.Module:
     import torch
 
     wanted = {
         name: (tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
         for name, tensor in head.state_dict().items()
     }
-    # Of tensors that were read from a file, torch wants copies that may be written to.
-    checked = {name: np.require(tensor, requirements="W") for name, tensor in _checked(tensors, wanted).items()}
+    # Tensors read from a file are read-only, and torch needs writable ones.
+    checked = {name: np.require(tensor, requirements="W") for name, tensor in _check_tensors(tensors, wanted).items()}
     state = {name: torch.from_numpy(tensor) for name, tensor in checked.items()}
     head.load_state_dict(state, assign=True)
     return head.eval()
@@ -85,23 +87,23 @@ def neighbour_module(head: NeighbourHead) -> Neighbours:
     from featcache.heads.neighbour_module import Neighbours
 
     shape = HeadShape(in_features=head.features.shape[1], classes=head.target.outputs, kind=head.target.kind)
-    module = head_module(Architecture(kind="knn"), head.tensors(), shape)
+    module = build_head_module(Architecture(kind="knn"), head.tensors(), shape)
     if not isinstance(module, Neighbours):
         raise TypeError(f"expected a module of neighbours, got {type(module).__name__}")
     return module
 
 
 def _rows_held(tensors: Tensors) -> tuple[int, str]:
-    """How many train rows a head holds, and as which type. Only knn holds any."""
+    """Number and dtype of the train rows that a head holds. Only knn holds any."""
     known = tensors.get("features", np.empty(0, np.float32))
     return (known.shape[0] if known.ndim else 0), str(known.dtype)
 
 
-def _linear(wide: int, outputs: int) -> _Described:
+def _linear(wide: int, outputs: int) -> _Expected:
     return {"output.weight": ((outputs, wide), "float32"), "output.bias": ((outputs,), "float32")}
 
 
-def _neighbours(wide: int, rows: int, stored: str, target: HeadTarget) -> _Described:
+def _neighbours(wide: int, rows: int, stored: str, target: HeadTarget) -> _Expected:
     sizes = (rows,) if target.kind == "classes" else (rows, target.outputs)
     return {
         "features": ((rows, wide), stored),
@@ -111,8 +113,8 @@ def _neighbours(wide: int, rows: int, stored: str, target: HeadTarget) -> _Descr
     }
 
 
-def _checked(tensors: Tensors, wanted: _Described) -> dict[str, NDArray[Any]]:
-    """The tensors, of the types that are wanted. Raises ValueError for other names or shapes."""
+def _check_tensors(tensors: Tensors, wanted: _Expected) -> dict[str, NDArray[Any]]:
+    """The tensors, converted to the expected dtypes. Raises ValueError for other names or shapes."""
     for name in sorted(wanted.keys() | tensors.keys()):
         expected = wanted[name][0] if name in wanted else None
         got = tensors[name].shape if name in tensors else None

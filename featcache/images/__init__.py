@@ -1,14 +1,14 @@
-"""Images in: from a name, a folder, an archive or arrays to encoded images, their labels, digests and pixels.
+"""Image sources: find, list, read and decode the images of a data set, folder, archive, table or array.
 
     source = open_images("cifar10", datasets_dir=Path("data/datasets"))
     for sample in select(source.samples("train"), limit=1000):
         payload = source.read(sample)              # an encoded file, or uint8 pixels
-        row = digest(payload), decode(payload, sample.id)   # over the very same bytes
+        row = digest(payload), decode(payload, sample.id)   # both from the same bytes
 
-`location` parses the images argument; `source` says what a source promises, `sources` has one file for each kind;
-`layout` says how paths become splits and classes, `roles` what the columns of a table are for; `decoding` turns a
-payload to RGB; `selection` is `--limit`.
-Importing this package costs next to nothing, and nothing in it imports torch before a torchvision set is opened.
+`location` parses the images argument; `source` has the base class of all sources, `sources` one file for each kind;
+`layout` derives splits and classes from paths, `roles` assigns the columns of a table; `decoding` decodes to RGB;
+`selection` implements `--limit`.
+Importing this package is fast, and nothing in it imports torch before a torchvision set is opened.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ __all__ = [
     "select",
 ]
 
-_HOMES = {
+_NAMES_IN = {
     "sources.arrays": ("ArraySource",),
     "decoding": ("decode",),
     "pixels": ("DECODER",),
@@ -60,13 +60,13 @@ _HOMES = {
     "source": ("ImageSource", "Payload", "digest"),
     "sources.torch_dataset": ("TorchDatasetSource",),
 }
-_HOME = {name: module for module, names in _HOMES.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES_IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
 
 
 def __dir__() -> list[str]:

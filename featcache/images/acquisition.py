@@ -1,9 +1,8 @@
-"""Getting hold of a data set through torchvision: found where it lies, else downloaded, never half of it.
+"""Get a data set from torchvision: use the copy on disk, else download it completely or not at all.
 
-A set lies in torchvision's own layout in DIR/<folder> (or straight in DIR, as torchvision users have it). It is
-downloaded and unpacked in DIR/<folder>/.download, under a lock, and moved up when it is whole; what an interrupted
-attempt leaves there counts for nothing but its whole archives. torchvision checks the digests, and reads pickles
-only after that.
+A set is stored in torchvision's own layout in DIR/<folder> (or directly in DIR, as torchvision users have it). It is
+downloaded and unpacked in DIR/<folder>/.download, under a lock, and moved up when it is complete. After an interrupted
+attempt only complete archives are used again. torchvision checks the digests, and reads pickles only after that.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from featcache.images.source import Report
 
 _STAGING = ".download"
 _LOCK = ".lock"
-_SILENCE_S = 60.0  # a server that sends nothing for so long is not there
-_ABSENT = "not found"  # what torchvision's RuntimeError says of a set that is not there
+_SILENCE_S = 60.0  # a server that sends nothing for this long is treated as unreachable
+_ABSENT = "not found"  # part of torchvision's RuntimeError for a set that is not on disk
 _ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wanted:
+class TorchvisionSet:
     """A set that a class of torchvision.datasets reads and downloads.
 
     Attributes:
-        name: what messages call it.
-        folder: its own folder among the data sets.
-        dataset: the class in torchvision.datasets.
-        arguments: by split, what that class is called with besides `root` and `download`.
-        has_digests: whether the class is known to compare digests of all archives, so that a part of one shows.
+        name: The name used in messages.
+        folder: Its own folder in the directory of data sets.
+        dataset: The class in torchvision.datasets.
+        arguments: By split, the arguments of that class besides `root` and `download`.
+        has_digests: Whether the class verifies the digests of all archives, so that an incomplete one is detected.
     """
 
     name: str
@@ -51,100 +50,114 @@ class Wanted:
     has_digests: bool = False
 
 
-def lies_in(own_folder: Path) -> bool:
-    """Whether something was downloaded, or put, into a set's own folder; what, is not looked at."""
+def has_files(own_folder: Path) -> bool:
+    """Whether a set's own folder contains anything that was downloaded or put there; the content is not checked."""
     return own_folder.is_dir() and any(path.name not in (_STAGING, _LOCK) for path in own_folder.iterdir())
 
 
-def acquire(wanted: Wanted, datasets_dir: Path, report: Report | None, *, download: bool = True) -> dict[str, Any]:
-    """torchvision's dataset objects by split.
+def acquire(
+    data_set: TorchvisionSet, datasets_dir: Path, report: Report | None, *, download: bool = True
+) -> dict[str, Any]:
+    """Load torchvision's dataset objects, after a download if they are not on disk.
 
-    Raises DownloadError where the set is absent and cannot (or, with `download` false, may not) be downloaded,
-    SourceError where it is there but cannot be read, MissingExtra where reading it needs another package.
+    Args:
+        data_set: The set to load.
+        datasets_dir: Where data sets are stored.
+        report: Receives progress messages.
+        download: Whether the set may be downloaded.
+
+    Returns:
+        The dataset object of each split.
+
+    Raises:
+        DownloadError: The set is not on disk and cannot (or, with `download` false, may not) be downloaded.
+        SourceError: It is on disk but cannot be read.
+        MissingExtra: Reading it needs another package.
     """
-    own_folder = datasets_dir / wanted.folder
+    own_folder = datasets_dir / data_set.folder
     for root in (own_folder, datasets_dir):
-        found = _find(wanted, root)
+        found = _find(data_set, root)
         if found is not None:
             return found
-    hint = _ways_out(wanted, own_folder)
+    hint = _how_to_get_it(data_set, own_folder)
     if not download:
-        raise DownloadError(f"{wanted.name} is not in {own_folder}, and nothing is downloaded here", hint=hint)
-    found = _download_once(wanted, own_folder, report)
+        raise DownloadError(f"{data_set.name} is not in {own_folder}, and downloading is off", hint=hint)
+    found = _download_once(data_set, own_folder, report)
     if found is None:
-        problem = f"torchvision does not find in {own_folder} what it has just downloaded"
-        raise DownloadError(f"{wanted.name}: {problem}", hint=hint)
+        problem = f"torchvision cannot find the files that it has just downloaded into {own_folder}"
+        raise DownloadError(f"{data_set.name}: {problem}", hint=hint)
     return found
 
 
-def _download_once(wanted: Wanted, root: Path, report: Report | None) -> dict[str, Any] | None:
+def _download_once(data_set: TorchvisionSet, root: Path, report: Report | None) -> dict[str, Any] | None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(root / _LOCK):
             # Another process may have downloaded it while it held the lock.
-            found = _find(wanted, root)
+            found = _find(data_set, root)
             if found is None:
-                _download(wanted, root, report)
-                found = _find(wanted, root)
+                _download(data_set, root, report)
+                found = _find(data_set, root)
             return found
     except (OSError, NotImplementedError) as error:
-        raise DownloadError(f"{wanted.name}: {root} cannot be used: {error}", hint=_ways_out(wanted, root)) from error
+        hint = _how_to_get_it(data_set, root)
+        raise DownloadError(f"{data_set.name}: {root} cannot be used: {error}", hint=hint) from error
 
 
-def _find(wanted: Wanted, root: Path) -> dict[str, Any] | None:
+def _find(data_set: TorchvisionSet, root: Path) -> dict[str, Any] | None:
     if not root.is_dir():
         return None
     try:
-        return _datasets(wanted, root, download=False)
+        return _datasets(data_set, root, download=False)
     except FileNotFoundError:
         return None
     except ImportError as error:
-        raise _missing(wanted, error) from error
+        raise _missing(data_set, error) from error
     except Exception as error:  # Whatever a parser raises on a damaged file.
         if isinstance(error, RuntimeError) and _ABSENT in str(error):
             return None
-        raise _unreadable(wanted, root, error) from error
+        raise _unreadable(data_set, root, error) from error
 
 
-def _missing(wanted: Wanted, error: ImportError) -> MissingExtra:
-    return MissingExtra(wanted.name, package=(error.name or "scipy").partition(".")[0], extra="matlab")
+def _missing(data_set: TorchvisionSet, error: ImportError) -> MissingExtra:
+    return MissingExtra(data_set.name, package=(error.name or "scipy").partition(".")[0], extra="matlab")
 
 
-def _unreadable(wanted: Wanted, root: Path, error: Exception) -> SourceError:
+def _unreadable(data_set: TorchvisionSet, root: Path, error: Exception) -> SourceError:
     return SourceError(
-        f"{wanted.name} in {root} cannot be read: {str(error) or type(error).__name__}",
-        hint=f"remove it from {root}, then it is downloaded again",
+        f"{data_set.name} in {root} cannot be read: {str(error) or type(error).__name__}",
+        hint=f"remove it from {root} to download it again",
     )
 
 
-def _datasets(wanted: Wanted, root: Path, *, download: bool) -> dict[str, Any]:
+def _datasets(data_set: TorchvisionSet, root: Path, *, download: bool) -> dict[str, Any]:
     import torchvision.datasets
 
-    of_kind = getattr(torchvision.datasets, wanted.dataset)
-    # Some of torchvision's own lines go to stdout, which belongs to results.
+    of_kind = getattr(torchvision.datasets, data_set.dataset)
+    # torchvision prints some lines to stdout, which is reserved for results.
     with contextlib.redirect_stdout(sys.stderr):
         return {
             split: of_kind(root=str(root), download=download, **arguments)
-            for split, arguments in wanted.arguments.items()
+            for split, arguments in data_set.arguments.items()
         }
 
 
-def _download(wanted: Wanted, root: Path, report: Report | None) -> None:
-    damaged = lies_in(root)
+def _download(data_set: TorchvisionSet, root: Path, report: Report | None) -> None:
+    damaged = has_files(root)
     if report:
-        report(f"downloading {wanted.name} into {root}")
-    staging = _prepare(wanted, root)
+        report(f"downloading {data_set.name} into {root}")
+    staging = _prepare(data_set, root)
     try:
-        with _patience(), _progress_only_on_a_terminal(report), _unpacking_stays_inside():
-            _datasets(wanted, staging, download=True)
+        with _socket_timeout(), _show_progress_on_terminal_only(report), _extract_safely():
+            _datasets(data_set, staging, download=True)
         _move_up(staging, root)
     except ImportError as error:
-        raise _missing(wanted, error) from error
-    except Exception as error:  # Networks, servers, archives and disks: the message and the way out are the same.
-        state = f"what {root} holds is incomplete or damaged, and the set " if damaged else ""
-        raise DownloadError(f"{wanted.name}: {state}{_cause(error)}", hint=_ways_out(wanted, root)) from error
+        raise _missing(data_set, error) from error
+    except Exception as error:  # Networks, servers, archives and disks: the same message and hint.
+        state = f"the content of {root} is incomplete or damaged, and the set " if damaged else ""
+        raise DownloadError(f"{data_set.name}: {state}{_cause(error)}", hint=_how_to_get_it(data_set, root)) from error
     finally:
-        _keep_only_archives(staging, wanted)
+        _keep_only_archives(staging, data_set)
 
 
 def _cause(error: Exception) -> str:
@@ -155,27 +168,27 @@ def _cause(error: Exception) -> str:
     return f"cannot be downloaded: {' '.join(str(error).split()) or type(error).__name__}"
 
 
-def _ways_out(wanted: Wanted, root: Path) -> str:
-    address = _published_at(wanted)
+def _how_to_get_it(data_set: TorchvisionSet, root: Path) -> str:
+    address = _download_url(data_set)
     return (
-        f"{f'download {address} elsewhere and ' if address else ''}put it into {root} as torchvision's "
-        f"{wanted.dataset} lays it out, or give the path of a folder or zip of its images (split/class/image); "
+        f"{f'download {address} elsewhere and ' if address else ''}put it into {root} in the layout of torchvision's "
+        f"{data_set.dataset}, or give the path of a folder or zip of its images (split/class/image); "
         "the set `digits` needs no download"
     )
 
 
-def _published_at(wanted: Wanted) -> str | None:
+def _download_url(data_set: TorchvisionSet) -> str | None:
     import torchvision.datasets
 
-    of_kind = getattr(torchvision.datasets, wanted.dataset)
+    of_kind = getattr(torchvision.datasets, data_set.dataset)
     address = getattr(of_kind, "url", None) or getattr(of_kind, "_URL", None)
     return address if isinstance(address, str) else None
 
 
-def _prepare(wanted: Wanted, root: Path) -> Path:
-    """The staging folder with nothing in it but archives: an earlier attempt's, and those put into `root`."""
+def _prepare(data_set: TorchvisionSet, root: Path) -> Path:
+    """The staging folder, containing only archives: those of an earlier attempt, and those put into `root`."""
     staging = root / _STAGING
-    _keep_only_archives(staging, wanted)
+    _keep_only_archives(staging, data_set)
     staging.mkdir(exist_ok=True)
     for path in root.rglob("*"):
         if path.suffix in _ARCHIVES and path.is_file() and staging not in path.parents:
@@ -183,13 +196,13 @@ def _prepare(wanted: Wanted, root: Path) -> Path:
     return staging
 
 
-def _keep_only_archives(staging: Path, wanted: Wanted) -> None:
+def _keep_only_archives(staging: Path, data_set: TorchvisionSet) -> None:
     for path in [*sorted(staging.rglob("*"), reverse=True), staging]:
         if path.is_dir() and not path.is_symlink():
             if not any(path.iterdir()):
                 path.rmdir()
-        # With a digest to compare, torchvision itself tells a whole archive from a part of one.
-        elif not (wanted.has_digests and path.suffix in _ARCHIVES):
+        # Where torchvision compares a digest, it detects an incomplete archive itself.
+        elif not (data_set.has_digests and path.suffix in _ARCHIVES):
             path.unlink(missing_ok=True)
 
 
@@ -203,7 +216,7 @@ def _link(path: Path, to: Path) -> None:
 
 
 def _move_up(staging: Path, root: Path) -> None:
-    """Every entry to its place in `root`, folders first: lists of files must not appear before the files."""
+    """Move every entry to its place in `root`, folders first: lists of files must not appear before the files."""
     for path in sorted(staging.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
         target = root / path.name
         if path.is_dir() and target.is_dir():
@@ -213,7 +226,7 @@ def _move_up(staging: Path, root: Path) -> None:
 
 
 @contextlib.contextmanager
-def _patience() -> Iterator[None]:
+def _socket_timeout() -> Iterator[None]:
     # torchvision opens its connections without a timeout.
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SILENCE_S)
@@ -224,7 +237,7 @@ def _patience() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _progress_only_on_a_terminal(report: Report | None) -> Iterator[None]:
+def _show_progress_on_terminal_only(report: Report | None) -> Iterator[None]:
     if report and sys.stderr.isatty():
         yield
         return
@@ -233,11 +246,12 @@ def _progress_only_on_a_terminal(report: Report | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _unpacking_stays_inside() -> Iterator[None]:
-    # torchvision unpacks with whatever filter tarfile has: before Python 3.14 none, before 3.11.4 there is none.
-    careful = getattr(tarfile, "data_filter", None)
+def _extract_safely() -> Iterator[None]:
+    # torchvision extracts with the default filter of tarfile, which is none before Python 3.14; before 3.11.4 no filter
+    # exists. This one refuses members that would be written outside the folder.
+    data_filter = getattr(tarfile, "data_filter", None)
     before = vars(tarfile.TarFile).get("extraction_filter")
-    tarfile.TarFile.extraction_filter = staticmethod(careful) if careful else None
+    tarfile.TarFile.extraction_filter = staticmethod(data_filter) if data_filter else None
     try:
         yield
     finally:

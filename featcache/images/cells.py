@@ -1,4 +1,4 @@
-"""A column of texts, some of them missing, kept in one buffer: a million cells cost 16 MB and their own bytes."""
+"""A column of texts, some of them missing, in one buffer: a million cells cost 16 MB plus the bytes of the texts."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, Final, overload
 import numpy as np
 import numpy.typing as npt
 
-# Texts of JSON may hold halves of surrogate pairs.
+# Texts from JSON may contain lone surrogates.
 _ENCODING: Final = ("utf-8", "surrogatepass")
 _MISSING: Final = -1
 _ROWS_AT_ONCE: Final = 4096
 
 
 class Cells(Sequence[str | None]):
-    """Texts by row, None where there is none. Each is made when it is asked for; what is taken shares the buffer."""
+    """Texts by row, None for a missing one. Each is decoded on access; slices and `take` share the buffer."""
 
     def __init__(self, text: bytes, starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> None:
-        """`text`: UTF-8; `starts`, `ends` (n,): where each cell lies in it; a start of -1: there is none."""
+        """`text`: UTF-8; `starts`, `ends`: the byte range of each cell in it, int64 (n,); a start of -1: missing."""
         self._text, self._starts, self._ends = text, starts, ends
 
     def take(self, rows: npt.NDArray[np.int64]) -> Cells:
-        """Those at `rows` (m,), in that order."""
+        """The cells at `rows` (m,), in that order."""
         return Cells(self._text, self._starts[rows], self._ends[rows])
 
     def __len__(self) -> int:
@@ -47,7 +47,7 @@ class Cells(Sequence[str | None]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return len(self) == len(other) and all(left == right for left, right in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return f"<Cells: {len(self):,}>"
@@ -57,7 +57,7 @@ class Cells(Sequence[str | None]):
 
 
 class CellsBuilder:
-    """A column as it is listed, one cell at a time. `missing`: so many rows before the first one have none."""
+    """Builds a column one cell at a time. `missing`: the number of missing cells to begin with."""
 
     def __init__(self, missing: int = 0) -> None:
         self._text = bytearray()
@@ -67,13 +67,13 @@ class CellsBuilder:
         return len(self._starts)
 
     def append(self, text: str | None) -> None:
-        """One more cell."""
+        """Append a cell."""
         start, end = self._place(text)
         self._starts.append(start)
         self._ends.append(end)
 
     def put(self, row: int, text: str) -> None:
-        """Give a row another text. Rows up to it that are not there yet have none."""
+        """Set the text of a row. Rows before it that do not exist yet become missing cells."""
         behind = row + 1 - len(self)
         if behind > 0:
             self._starts.extend([_MISSING] * behind)
@@ -81,7 +81,7 @@ class CellsBuilder:
         self._starts[row], self._ends[row] = self._place(text)
 
     def cells(self, rows: int | None = None) -> Cells:
-        """All of them, in order; where `rows` are more than there are, the others have none."""
+        """All cells, in order, padded with missing cells up to `rows`."""
         columns: list[npt.NDArray[Any]] = [np.array(column, np.int64) for column in (self._starts, self._ends)]
         behind = 0 if rows is None else rows - len(self)
         starts, ends = (np.pad(column, (0, behind), constant_values=_MISSING) for column in columns)

@@ -1,6 +1,6 @@
-"""Pictures side by side with a caption each: a first look at a data set, as a PNG or in a terminal.
+"""Contact sheets: a grid of captioned images, as a PNG or in a terminal, to inspect a data set.
 
-A tile shows one image, or the same image twice, as it was loaded and as a backbone will see it.
+A tile shows one image, or the same image twice: as it was loaded, and as the backbone will see it.
 """
 
 from __future__ import annotations
@@ -23,22 +23,31 @@ INK: Final = (30, 30, 30)
 _GAP: Final = 8
 _FONT_SIZE: Final = 13
 _LINE: Final = 18
-# The upper half of a character cell: with two colours it is two pixels.
+# The upper half of a character cell: foreground and background colour make it two pixels.
 _HALF: Final = "▀"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tile:
-    """`pictures`: (H, W, 3) uint8 each, side by side; None for one that cannot be shown. `caption`: below them."""
+    """`pictures`: uint8 (H, W, 3) each, side by side; None for one that cannot be shown. `caption`: text below them."""
 
     pictures: tuple[Pixels | None, ...]
     caption: str
 
 
 def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int) -> Pixels:
-    """All tiles row by row, each picture fitted into `side` x `side` pixels: (H, W, 3) uint8.
+    """Draw all tiles row by row.
 
-    Raises InvalidOption for no tiles, no columns, or pictures too small to be seen.
+    Args:
+        tiles: The tiles.
+        columns: The greatest number of tiles in a row.
+        side: Each picture is scaled to fit into `side` x `side` pixels.
+
+    Returns:
+        The sheet, uint8 (H, W, 3).
+
+    Raises:
+        InvalidOption: No tiles, no columns, or `side` below 8.
     """
     if not tiles or columns < 1 or side < 8:
         raise InvalidOption(
@@ -57,12 +66,12 @@ def contact_sheet(tiles: Sequence[Tile], *, columns: int, side: int) -> Pixels:
                 fitted = fit(picture, side)
                 corner = (left + place * (side + 2) + (side - fitted.width) // 2, top + (side - fitted.height) // 2)
                 sheet.paste(fitted, corner)
-        pen.text((left, top + side + 2), _shortened(tile.caption, font, wide - _GAP), fill=INK, font=font)
+        pen.text((left, top + side + 2), _shorten(tile.caption, font, wide - _GAP), fill=INK, font=font)
     return np.asarray(sheet)
 
 
 def fit(picture: Pixels, side: int) -> Image.Image:
-    """The picture as large as fits into a square, its pixels seen as they are where it grows."""
+    """Scale a picture to fit into a square of `side` pixels; nearest neighbour if it at least doubles in size."""
     height, width = picture.shape[:2]
     scale = side / max(height, width)
     resampling = Image.Resampling.NEAREST if scale >= 2 else Image.Resampling.LANCZOS
@@ -70,7 +79,7 @@ def fit(picture: Pixels, side: int) -> Image.Image:
     return Image.fromarray(picture).resize(size, resampling)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     if font.getlength(text) <= width:
         return text
     return next(
@@ -84,9 +93,15 @@ def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, wi
 
 
 def terminal_lines(tiles: Sequence[Tile], *, columns: int, width: int) -> Iterator[Text]:
-    """The same for a terminal of colours: lines of half blocks, two pixels a character, and captions below.
+    """The contact sheet for a colour terminal: lines of half blocks, two pixels per character, and captions below.
 
-    `width`: characters in a line. Pictures are squares; a tile's are side by side.
+    Args:
+        tiles: The tiles.
+        columns: The greatest number of tiles in a row.
+        width: The number of characters in a line.
+
+    Yields:
+        The lines. Each picture fills a square; those of one tile are side by side.
     """
     from rich.cells import set_cell_size
     from rich.text import Text
@@ -104,7 +119,7 @@ def terminal_lines(tiles: Sequence[Tile], *, columns: int, width: int) -> Iterat
 
 
 def _half_blocks(picture: Pixels | None, side: int) -> list[Text]:
-    """`side` characters wide and half as high, the picture in its middle."""
+    """A picture as lines of half blocks, `side` characters wide and half as high, centred."""
     from rich.color import Color
     from rich.style import Style
     from rich.text import Text
@@ -112,7 +127,7 @@ def _half_blocks(picture: Pixels | None, side: int) -> list[Text]:
     canvas = Image.new("RGBA", (side, side + side % 2))
     if picture is not None:
         fitted = fit(picture, side)
-        # At an even height, so that no character is empty above and full below.
+        # At an even row, so that no character is empty above and filled below.
         canvas.paste(fitted, ((side - fitted.width) // 2, (side - fitted.height) // 4 * 2))
     cells = np.asarray(canvas)
 

@@ -1,18 +1,18 @@
-"""One payload to RGB pixels. Nothing is guessed: what has no exact meaning in 8-bit RGB is an error.
+"""Decodes a payload to RGB pixels. Pixels without an exact value in 8-bit RGB are an error.
 
-Encoded files are decoded by Pillow (HEIC by pillow-heif), in the formats that `formats` knows by their first bytes:
-    RGB, L                   as they are; gray becomes three equal channels
+Encoded files are decoded by Pillow (HEIC by pillow-heif); `formats` detects the format by the first bytes. Modes:
+    RGB, L                   unchanged; gray becomes three equal channels
     P                        through the palette
     RGBA, LA, PA, P with a transparent colour
-                             alpha is dropped, as Pillow's `convert("RGB")` does: colours under it show
-    CMYK, YCCK               as Pillow does, Adobe's inverted ones turned over first; no colour profile is applied
+                             alpha is dropped, as by Pillow's `convert("RGB")`; the colours stay
+    CMYK, YCCK               as Pillow does (Adobe's inverted files are inverted first); no colour profile is applied
     1                        0 and 255
-    16-bit gray and RGB      value // 256; where black is the greatest value (TIFF), turned over as 8-bit gray is
-    fewer bits than 16       a PPM file's maximum and the top of 12 bits are white; colour of a PPM file is rounded
-    I, F, LAB                refused: 32-bit integers, floats and LAB have no one value in 8-bit RGB
-Of an animation or a multi-page file the first picture counts, of HEIC the primary one. EXIF orientation is applied,
-that of AVIF and HEIC as the container says; unreadable EXIF is none. `trimming` drops what no pixel depends on.
-Arrays are uint8 already: (H, W), (H, W, 1), (H, W, 3), or (H, W, 4) with its fourth channel dropped.
+    16-bit gray and RGB      value // 256; inverted if white is zero (TIFF), like 8-bit gray
+    fewer bits than 16       the maximum of a PPM file, and of 12 bits, is white; colour of a PPM file is rounded
+    I, F, LAB                error: 32-bit integers, floats and LAB have no unique value in 8-bit RGB
+An animation or multi-page file gives its first picture, HEIC its primary one. EXIF orientation is applied; AVIF and
+HEIC use that of the container; unreadable EXIF is ignored. `trimming` removes metadata that no pixel depends on.
+Arrays must be uint8: (H, W), (H, W, 1), (H, W, 3), or (H, W, 4) with its fourth channel dropped.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from PIL import Image, ImageFile
 
 from featcache.errors import FeatcacheError, ImageError, MissingExtra
 from featcache.images.formats import READ, format_of
-from featcache.images.pixels import misfit
+from featcache.images.pixels import reason_invalid
 from featcache.images.source import Payload, Pixels
 from featcache.images.trimming import trim
 
 MAX_PIXELS: Final = 89_478_485
-"""More are refused before any is decoded: a decompression bomb (Pillow warns from this number on)."""
+"""Larger images are refused before decoding, as decompression bombs (Pillow warns from this size on)."""
 
 _ORIENTATION_TAG, _BITS_TAG, _PHOTOMETRIC_TAG = 0x0112, 0x0102, 0x0106
 _TURNS = {
@@ -51,8 +51,8 @@ _CONVERTED = frozenset(("1", "L", "LA", "La", "P", "PA", "RGBA", "RGBX", "RGBa",
 _PREMULTIPLIED = {"RGBa": "RGBA", "La": "LA"}
 _MAY_ORIENT = frozenset(("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"))
 
-# Imported when a file of that format comes. JPEG's is the plain class: Pillow's own opener makes a multi-picture object
-# of some cameras' files, which costs and warns.
+# Imported at the first file of that format. For JPEG the plain class: Pillow's own opener returns a multi-picture
+# object for some cameras' files, which is slower and warns.
 _READERS: Final = {
     "JPEG": ("PIL.JpegImagePlugin", "JpegImageFile"),
     "PNG": ("PIL.PngImagePlugin", "PngImageFile"),
@@ -68,10 +68,19 @@ _READERS: Final = {
 
 
 def decode(payload: Payload, name: str) -> Pixels:
-    """(H, W, 3) uint8 RGB, C-contiguous and writable, of one encoded file or array. Safe from several threads.
+    """Decode one encoded file or array to RGB. Thread-safe.
 
-    Raises ImageError, which names `name` and says why: empty, no image, truncated or damaged, too large, or a
-    pixel format without an exact 8-bit meaning; MissingExtra for HEIC without its extra.
+    Args:
+        payload: An encoded file, or pixels: uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).
+        name: The name of the image in error messages.
+
+    Returns:
+        RGB pixels, uint8 (H, W, 3), C-contiguous and writable.
+
+    Raises:
+        ImageError: The file is empty, no image, truncated, damaged or too large, or its pixels have no exact value
+            in 8-bit RGB.
+        MissingExtra: A HEIC file, without the extra `heic`.
     """
     if isinstance(payload, np.ndarray):
         return _from_array(payload, name)
@@ -89,7 +98,7 @@ def decode(payload: Payload, name: str) -> Pixels:
         return np.array(_upright(_to_rgb(image, name), _orientation(image, kind)))
     except (FeatcacheError, MemoryError):
         raise
-    except Exception as error:  # Decoders of damaged bytes raise whatever they stumble over.
+    except Exception as error:  # Decoders raise all kinds of errors on damaged bytes.
         raise ImageError(f"{name}: {_complaint(error, kind, len(payload))}") from error
 
 
@@ -131,7 +140,7 @@ def _complaint(error: Exception, kind: str, size: int) -> str:
 
 
 def to_rgb(image: Image.Image, name: str) -> Pixels:
-    """(H, W, 3) uint8 RGB of an image that is open already, as it stands: no orientation is applied.
+    """Convert an open PIL image to RGB, uint8 (H, W, 3); EXIF orientation is not applied.
 
     Raises ImageError, naming `name`, as `decode` does.
     """
@@ -151,7 +160,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
     if mode not in _CONVERTED:
         raise ImageError(f"{name}: pixels of mode {mode} have no exact 8-bit RGB value", hint="convert it to 8-bit RGB")
     if "transparency" in image.info:
-        # It only names a colour. Pillow would carry it along, and warns where that is a table.
+        # The key only names a transparent colour; Pillow would keep it, and warns if it is a table.
         image = image.copy()
         del image.info["transparency"]
     if mode in _PREMULTIPLIED:
@@ -160,7 +169,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _top_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
-    # Pillow widens all gray of more than 8 bits to 16, but a TIFF's 12; and turns 8 bits over, but never 16.
+    # Pillow scales gray of more than 8 bits to 16, except 12-bit TIFF; it inverts white-is-zero at 8 bits, never at 16.
     tags: Any = getattr(image, "tag_v2", {})
     bits = 12 if tags.get(_BITS_TAG) == (12,) else 16
     top = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
@@ -168,15 +177,15 @@ def _top_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
 
 
 def _orientation(image: Image.Image, kind: str) -> int:
-    # Looking for EXIF costs as much as decoding 32x32 pixels: only where there is some. Pillow itself turns TIFF, and
-    # pillow-heif HEIC; of AVIF Pillow makes EXIF say what the container does, against which XMP has no say.
+    # Parsing EXIF costs as much as decoding 32x32 pixels, so only if there is some. Pillow rotates TIFF itself, and
+    # pillow-heif HEIC. For AVIF Pillow writes the container's orientation into EXIF, and XMP must not override it.
     if kind == "HEIC" or _MAY_ORIENT.isdisjoint(image.info):
         return 1
     if kind == "AVIF":
         image.info.pop("xmp", None)
     try:
         found = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # EXIF is no part of the picture: other viewers show it too.
+    except Exception:  # A picture with unreadable EXIF is still valid; viewers show it too.
         return 1
     return found if isinstance(found, int) else 1
 
@@ -187,7 +196,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _from_array(pixels: npt.NDArray[np.generic], name: str) -> Pixels:
-    reason = misfit(pixels)
+    reason = reason_invalid(pixels)
     if reason:
         raise ImageError(f"{name}: {reason}")
     gray = pixels.ndim == 2 or pixels.shape[2] == 1

@@ -1,4 +1,4 @@
-"""The formats that are read, known by their first bytes. Importing it costs no PIL."""
+"""The supported image formats, detected by their first bytes. This module does not import PIL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 READ: Final = "AVIF, BMP, GIF, HEIC, JPEG, JPEG 2000, PNG, PPM, TIFF and WEBP files are read"
 
 HEAD_BYTES: Final = 256
-"""As many first bytes tell any format that is read."""
+"""This many first bytes are enough to detect every supported format."""
 
 _MAGICS: Final = (
     ("JPEG", (b"\xff\xd8\xff",)),
@@ -15,7 +15,7 @@ _MAGICS: Final = (
     ("BMP", (b"BM",)),
     ("GIF", (b"GIF87a", b"GIF89a")),
     ("TIFF", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")),
-    # Two characters alone begin many a text: a space of some kind follows them.
+    # Many texts begin with these two characters, so the white space after them is checked too.
     ("PPM", tuple(b"P%c%c" % (digit, space) for digit in b"123456" for space in b" \t\n\v\f\r")),
     ("JPEG2000", (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")),
 )
@@ -25,10 +25,13 @@ _CONTAINER_BRANDS: Final = frozenset((b"mif1", b"msf1"))
 
 
 def format_of(head: bytes) -> str | None:
-    """The format that a file's first bytes announce, None for none that is read.
+    """Detect the format of a file by its first bytes.
 
     Args:
-        head: the file, or its first HEAD_BYTES.
+        head: The file, or its first HEAD_BYTES bytes.
+
+    Returns:
+        The name of the format; None if it is not supported.
     """
     for kind, magics in _MAGICS:
         if head.startswith(magics):
@@ -39,7 +42,7 @@ def format_of(head: bytes) -> str | None:
 
 
 def _by_brand(head: bytes) -> str | None:
-    # AVIF and HEIC share a container, which may name itself first and what it contains among its further brands.
+    # AVIF and HEIC share a container: its major brand may be generic, and the format be among the compatible brands.
     size = min(int.from_bytes(head[:4], "big"), HEAD_BYTES)
     major, brands = head[8:12], {head[at : at + 4] for at in range(8, size, 4) if at != 12}
     if major in _AVIF_BRANDS or (major not in _HEIC_BRANDS and brands & _AVIF_BRANDS):

@@ -1,4 +1,4 @@
-"""Which paths name images, and why the others do not: by names alone, nothing is opened."""
+"""Decides by name alone which paths are images, and gives the reason for the others; no file is opened."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ EXTENSIONS = frozenset(
     )
 )
 
-# In lower case. Thumbnails of NAS servers and macOS's second halves of files are called like the images themselves, and
-# what was deleted still lies in bins.
+# In lower case. Thumbnails of NAS servers and resource forks of macOS have the same names as the images, and recycle
+# bins contain deleted images.
 _SYSTEM_FOLDERS = frozenset(
     ("@eadir", "__macosx", "$recycle.bin", "@recycle", "#recycle", "lost+found", "system volume information")
 )
@@ -36,17 +36,17 @@ _SYSTEM_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", ".ds_store
 
 
 def is_image(path: str) -> bool:
-    """Whether a POSIX path inside a set names an image: by its extension, and no part of it hidden.
+    """Whether a POSIX path inside a set names an image: it has an image extension, and no part of it is hidden.
 
-    Left out are names that begin with a dot, what an operating system puts there (`__MACOSX`, `@eaDir`, `Thumbs.db`)
-    and whatever lacks an image's extension.
+    Names that begin with a dot, files and folders of the operating system (`__MACOSX`, `@eaDir`, `Thumbs.db`) and
+    other extensions are left out.
     """
     folders, _, name = path.rpartition("/")
     return _has_extension(name) and not name.startswith(".") and _above_left_out(folders) is None
 
 
 def reason_left_out(path: str) -> str | None:
-    """Why `path` names no image, as a reason for `Omissions`; None for an image."""
+    """The reason why `path` is not an image, as `Omissions` takes it; None for an image."""
     folders, _, name = path.rpartition("/")
     above = _above_left_out(folders)
     if above is not None:
@@ -59,7 +59,7 @@ def reason_left_out(path: str) -> str | None:
 
 
 def folder_left_out(name: str) -> str | None:
-    """Why nothing below a folder of this name is an image of the set; None where images may lie there."""
+    """The reason why everything below a folder of this name is left out; None if it may contain images."""
     if name.lower() in _SYSTEM_FOLDERS:
         return BY_SYSTEM
     return HIDDEN if name.startswith(".") else None
@@ -70,7 +70,7 @@ def _has_extension(name: str) -> bool:
     return dot >= 0 and name[dot:].lower() in EXTENSIONS
 
 
-# Files of one folder come one after the other.
+# Cached: the files of one folder come one after the other.
 @functools.lru_cache(maxsize=1024)
 def _above_left_out(folders: str) -> str | None:
     reasons = map(folder_left_out, folders.split("/"))

@@ -1,4 +1,4 @@
-"""Labels as they are handed over from Python beside arrays and lists of paths."""
+"""Reads the labels that are passed from Python together with arrays or lists of paths."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from featcache.images.names import ClassNames
 from featcache.images.samples import UNLABELLED
 
 MOST_NUMBERS: Final = 1_000_000
-"""Each class number up to the greatest is a class: one of a million millions would fill the memory."""
+"""Every number up to the greatest label is a class, so a huge label would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labels:
-    """What is known of N images.
+    """The labels and columns of N images.
 
     Args:
-        numbers: Their classes, -1 where it is not known.
-        classes: The names of these.
-        columns: What else is known; one called `label` where labels are no classes.
+        numbers: The class number of each image, -1 for unlabelled.
+        classes: The names of the classes.
+        columns: Further columns; one named `label` if the labels are not classes.
     """
 
     numbers: list[int]
@@ -35,17 +35,17 @@ class Labels:
 
 
 def read_labels(given: Any, count: int, split: str, classes: Sequence[str] | None = None) -> Labels:
-    """What is known of `count` images.
+    """Read the labels, and other columns, of `count` images.
 
     Args:
-        given: N class names or numbers, None or -1 for unlabelled; N floats (a number to be predicted); (N, C) 0 and 1
-            (several classes), (N, 1) as (N,); a mapping of column names to any of these; None: nothing is known.
-        count: N.
-        split: Named in messages.
-        classes: The names of classes that are numbers.
+        given: N class names or numbers, None or -1 for unlabelled; N floats (regression targets); (N, C) zeros and ones
+            (multi-label), (N, 1) is read as (N,); a mapping of column names to any of these; None: all unlabelled.
+        count: N, the number of images.
+        split: The name of the split, for messages.
+        classes: The names of the classes, if labels are numbers.
 
     Raises:
-        SourceError: There are more or fewer, or they are of another kind.
+        SourceError: The number of labels differs from `count`, or their type is not supported.
     """
     if isinstance(given, Mapping):
         of_label = read_labels(given.get(LABEL), count, split, classes)
@@ -55,29 +55,29 @@ def read_labels(given: Any, count: int, split: str, classes: Sequence[str] | Non
         return Labels(numbers=[UNLABELLED] * count, classes=_names(classes, []))
     values = _array(given, count, f"labels for the split {split}")
     if values.ndim == 2:
-        return _unlabelled(count, _lists(LABEL, values, split, classes))
+        return _column_alone(count, _lists(LABEL, values, split, classes))
     if values.dtype.kind == "f":
         if np.isinf(values).any():
             raise SourceError(f"expected finite labels for the split {split}, got an infinite one")
         whole = np.where(np.isnan(values), UNLABELLED, values)
         if (whole != np.floor(whole)).any():
-            return _unlabelled(count, _cells(LABEL, values, split, "numbers"))
+            return _column_alone(count, _cells(LABEL, values, split, "numbers"))
         values = whole.astype(np.int64)
     if values.dtype.kind in "iu":
         numbers = [int(number) for number in values]
         if classes is None and max(numbers, default=0) >= MOST_NUMBERS:
             raise SourceError(
                 f"expected class numbers below {MOST_NUMBERS:,} for the split {split}, got {max(numbers)}",
-                hint="numbers that count nothing are names: labels=[str(one) for one in labels]",
+                hint="pass numbers that are identifiers as text: labels=[str(one) for one in labels]",
             )
         return Labels(numbers=numbers, classes=_names(classes, numbers))
-    return _named([None if one is None else str(one) for one in values.tolist()], split, classes)
+    return _labels_of_names([None if one is None else str(one) for one in values.tolist()], split, classes)
 
 
-def labels_alike(known: Mapping[str, Labels]) -> dict[str, Labels]:
-    """The labels of several splits as one kind: where those of one are no classes, those of none are.
+def unify_labels(known: Mapping[str, Labels]) -> dict[str, Labels]:
+    """Give the labels of several splits the same kind: if those of one split are not classes, none are.
 
-    By chance all numbers of a small split may be whole, and would be classes if it stood alone.
+    The numbers of a small split may all be whole by chance, so that on their own they would be read as classes.
     """
     kinds = [column.kind for one in known.values() for column in one.columns if column.name == LABEL]
     return {split: _as_column(split, one, kinds[0]) if kinds else one for split, one in known.items()}
@@ -91,22 +91,22 @@ def _as_column(split: str, labels: Labels, kind: str | None) -> Labels:
     return Labels(numbers=[UNLABELLED] * len(labels.numbers), classes=(), columns=(column, *labels.columns))
 
 
-def _named(texts: Sequence[str | None], split: str, classes: Sequence[str] | None) -> Labels:
-    met = ClassNames()
+def _labels_of_names(texts: Sequence[str | None], split: str, classes: Sequence[str] | None) -> Labels:
+    class_names = ClassNames()
     for name in classes or ():
-        met.number(name)
-    known = len(met.names)
-    numbers = [met.number(text) for text in texts]
+        class_names.number(name)
+    known = len(class_names.names)
+    numbers = [class_names.number(text) for text in texts]
     if classes is not None:
-        strange = met.names[known:]
-        if strange:
-            raise SourceError(f"expected labels of the split {split} among {', '.join(classes)}, got {strange[0]!r}")
-        return Labels(numbers=numbers, classes=met.names)
-    names, place = met.in_order()
+        unknown = class_names.names[known:]
+        if unknown:
+            raise SourceError(f"expected labels of the split {split} among {', '.join(classes)}, got {unknown[0]!r}")
+        return Labels(numbers=numbers, classes=class_names.names)
+    names, place = class_names.in_order()
     return Labels(numbers=[int(place[n]) if n >= 0 else UNLABELLED for n in numbers], classes=names)
 
 
-def _unlabelled(count: int, column: SourceColumn) -> Labels:
+def _column_alone(count: int, column: SourceColumn) -> Labels:
     return Labels(numbers=[UNLABELLED] * count, classes=(), columns=(column,))
 
 
@@ -120,7 +120,7 @@ def _array(given: Any, count: int, what: str) -> npt.NDArray[Any]:
     try:
         values = np.asarray(given)
         if values.dtype.kind in "OU":
-            # As objects: beside texts NumPy makes the text `nan` of what is missing.
+            # As objects: in an array of texts NumPy would turn missing values into the text `nan`.
             values = _with_none(np.asarray(given, object))
     except ValueError as error:
         raise SourceError(f"expected one value for each image, got {what} of different lengths") from error
@@ -141,10 +141,10 @@ def _array(given: Any, count: int, what: str) -> npt.NDArray[Any]:
 
 
 def _with_none(values: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """The same with None for whatever pandas writes where there is nothing: NaN, NA, NaT."""
-    found = values.copy()
-    found.ravel()[:] = [None if _is_missing(one) else one for one in values.ravel().tolist()]
-    return found
+    """Replace the missing values of pandas (NaN, NA, NaT) by None."""
+    replaced = values.copy()
+    replaced.ravel()[:] = [None if _is_missing(one) else one for one in values.ravel().tolist()]
+    return replaced
 
 
 def _is_missing(value: object) -> bool:
@@ -173,6 +173,6 @@ def _lists(name: str, values: npt.NDArray[Any], split: str, classes: Sequence[st
             f"expected {name} of the split {split} as 0 and 1 for each of {len(names)} classes, "
             f"got shape {values.shape}"
         )
-    # The leading separator: no class at all is an answer too.
+    # The leading separator keeps the cell from being empty: "no class" is a value, not missing.
     cells = [SEPARATOR + SEPARATOR.join(names[n] for n in np.flatnonzero(row)) for row in values]
     return SourceColumn(name=name, kind="lists", cells={split: cells})

@@ -1,15 +1,15 @@
-"""How paths become splits and classes: the same rules for a folder, a zip and a tar.
+"""Derives splits and classes from paths: the same rules for a folder, a zip and a tar.
 
     class/image              one split, train
     split/class/image        splits where all top folders name one
-    class/split/image        where every class folder holds nothing but splits
+    class/split/image        where every class folder contains only splits
     image                    unlabelled
     split/image              unlabelled within that split
 
-`splits` has the words that name a split; forms such as `x_train` or `val2017` count only where every top folder
-names a split. `looking_through` has the folders that are passed, such as one around all of it, which is no part of
-the ids. Deeper folders belong to their class folder: `cat/indoor/1.jpg` is a cat. What could be read in two ways is
-an error that shows both, and `--split-by-folder` decides; no image is left out silently.
+`splits` has the words that name a split; forms such as `x_train` or `val2017` count only if every top folder names
+a split. `unwrapping` skips wrapper folders, such as one around the whole set, which are not part of the ids. Deeper
+folders belong to their class folder: `cat/indoor/1.jpg` is a cat. A layout that can be read in two ways is an error
+that shows both, and `--split-by-folder` decides; no image is left out silently.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from featcache.errors import SourceError
-from featcache.images.folder_tree import Inside, tree_of
+from featcache.images.folder_tree import SetFolder, tree_of
 from featcache.images.layout_refusals import EXPECTED as EXPECTED
 from featcache.images.layout_refusals import (
     refuse_copy,
@@ -34,94 +34,94 @@ from featcache.images.layout_refusals import (
     refuse_split_below_class,
     refuse_two_around,
 )
-from featcache.images.looking_through import IMAGE_FOLDERS, in_images, in_split, name_in, start_of
 from featcache.images.omissions import NO_SPLIT, Omissions, and_more
 from featcache.images.splits import BY_NAME, SplitFolders, split_word, splits_in
+from featcache.images.unwrapping import IMAGE_FOLDERS, name_in, unwrap_images, unwrap_set, unwrap_split
 
 Row = tuple[str, str, str | None]
-"""(split, id, class name as the folder is called; None: unlabelled)"""
+"""(split, id, class name, which is the name of the folder; None: unlabelled)"""
 
 
-class _Reading(Protocol):
-    """What a path says, `prefix` being at its beginning."""
+class _PathRules(Protocol):
+    """Derives the split and class of a path, which begins with the layout's `prefix`."""
 
     def row(self, path: str) -> tuple[str, str | None] | None:
-        """(split, class name or None); None where the image lies in no split."""
+        """(split, class name or None); None if the image is in no split."""
 
     def is_class(self, folder: str) -> bool:
-        """Whether a folder stands where those of classes stand."""
+        """Whether a folder is at the level of class folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What the paths of a set say.
+    """The splits and classes of the paths of a set.
 
     Attributes:
-        prefix: The folders around the set with their slash, or ""; a sample's path in the set is prefix + id.
-        notes: Sentences on what was looked through or read in an unusual way.
-        omissions: The images in folders that are no split, where the user says which are.
+        prefix: The wrapper folders with a slash at the end, or ""; a sample's path in the set is prefix + id.
+        notes: Sentences about wrapper folders and unusual names.
+        omissions: The images outside the split folders, if the user named these.
     """
 
     prefix: str
     notes: tuple[str, ...]
     omissions: Omissions
     _paths: Sequence[str] = field(repr=False)
-    _reading: _Reading = field(repr=False)
-    _root: Inside = field(repr=False)
+    _rules: _PathRules = field(repr=False)
+    _root: SetFolder = field(repr=False)
 
     @property
     def rows(self) -> Iterator[Row]:
-        """(split, id, class name or None) of every image, sorted by id; from the beginning at each call."""
+        """(split, id, class name or None) of every image, sorted by id; each call starts from the beginning."""
         start = len(self.prefix)
         for path in self._paths:
-            found = self._reading.row(path)
+            found = self._rules.row(path)
             if found is not None:
                 yield found[0], path[start:], found[1]
 
     def without_images(self, folders: Iterable[str]) -> list[str]:
-        """Those of `folders` (paths in the set) that stand where a class stands, and in which no image lies."""
-        found = (folder for folder in folders if folder.startswith(self.prefix) and self._reading.is_class(folder))
+        """Those of `folders` (paths in the set) that are class folders and contain no image."""
+        found = (folder for folder in folders if folder.startswith(self.prefix) and self._rules.is_class(folder))
         return sorted(folder for folder in found if self._root.find(folder) is None)
 
 
 def arrange(paths: Iterable[str], where: str, *, splits: SplitFolders = BY_NAME) -> Layout:
-    """Splits and classes of the images at `paths`.
+    """Find the splits and classes of the images at `paths`.
 
     Args:
-        paths: POSIX, relative, in any order, those that `is_image` takes.
-        where: What names the set in an error.
-        splits: Which folders are splits, where their names do not say it.
+        paths: POSIX, relative, in any order; only paths for which `is_image` is true.
+        where: The name of the set in error messages.
+        splits: Which folders are splits, according to the user.
 
     Raises:
-        SourceError: No images at all, a layout that can be read in two ways, or a folder of `splits` is missing.
+        SourceError: There are no images, the layout can be read in two ways, or a folder of `splits` is missing.
     """
     found = sorted(paths)
     if not found:
         raise SourceError(f"{where}: no images found", hint=EXPECTED)
-    root = Inside(where=where, prefix="", folder=tree_of(found))
-    start = start_of(root, splits)
-    reading, notes = _read(start.inside, splits)
+    root = SetFolder(where=where, prefix="", folder=tree_of(found))
+    start = unwrap_set(root, splits)
+    rules, notes = _find_rules(start.inside, splits)
     return Layout(
         prefix=start.inside.prefix,
         notes=(*start.notes, *notes),
-        omissions=_left_out(found, reading) if splits.named else Omissions(),
+        omissions=_find_omissions(found, rules) if splits.named else Omissions(),
         _paths=found,
-        _reading=reading,
+        _rules=rules,
         _root=root,
     )
 
 
-def _left_out(paths: Sequence[str], reading: _Reading) -> Omissions:
+def _find_omissions(paths: Sequence[str], rules: _PathRules) -> Omissions:
     omissions = Omissions()
     for path in paths:
-        if reading.row(path) is None:
+        if rules.row(path) is None:
             omissions.add(path, NO_SPLIT)
     return omissions
 
 
-def _read(here: Inside, splits: SplitFolders) -> tuple[_Reading, tuple[str, ...]]:
+def _find_rules(here: SetFolder, splits: SplitFolders) -> tuple[_PathRules, tuple[str, ...]]:
     if splits.named:
-        return _by_split(here, _named_splits(here, splits), sure=True)
+        return _by_split(here, _splits_of_user(here, splits), sure=True)
     refuse_loose(here)
     if splits.none:
         return _Branch(split="train", inside=here), ()
@@ -142,10 +142,10 @@ def _read(here: Inside, splits: SplitFolders) -> tuple[_Reading, tuple[str, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class _Branch:
-    """The images of one folder: their split, and the folder inside it that holds the classes or the images."""
+    """The images of one folder: their split, and the folder that contains the class folders or the images."""
 
     split: str
-    inside: Inside
+    inside: SetFolder
 
     def row(self, path: str) -> tuple[str, str | None]:
         if self.inside.folder.images_only:
@@ -160,7 +160,7 @@ class _Branch:
 
 @dataclass(frozen=True, kw_only=True)
 class _ByTop:
-    """Every split is a folder at the top."""
+    """Rules for splits at the top: every top folder is a split."""
 
     prefix: str
     branches: Mapping[str, _Branch]
@@ -178,7 +178,7 @@ class _ByTop:
         return self.branches.get(top) if slash else None
 
 
-def _named_splits(here: Inside, splits: SplitFolders) -> dict[str, str]:
+def _splits_of_user(here: SetFolder, splits: SplitFolders) -> dict[str, str]:
     found: dict[str, str] = {}
     for folder, split in splits.named:
         name = name_in(here, folder)
@@ -188,8 +188,8 @@ def _named_splits(here: Inside, splits: SplitFolders) -> dict[str, str]:
     return found
 
 
-def _splits_at_top(here: Inside) -> dict[str, str]:
-    """The split of each folder where all name one; {} where they are classes."""
+def _splits_at_top(here: SetFolder) -> dict[str, str]:
+    """The split of each folder if all name one; {} if they are classes."""
     found = {name: splits_in(name)[0] for name in here.names if len(splits_in(name)) == 1}
     if len(found) == len(here.names):
         refuse_same_split(here, found)
@@ -201,15 +201,16 @@ def _splits_at_top(here: Inside) -> dict[str, str]:
     return {}
 
 
-def _by_split(here: Inside, tops: Mapping[str, str], *, sure: bool) -> tuple[_Reading, tuple[str, ...]]:
-    """`sure`: the user says so, and what could be read otherwise is not."""
+def _by_split(here: SetFolder, tops: Mapping[str, str], *, sure: bool) -> tuple[_PathRules, tuple[str, ...]]:
+    """`sure`: the user named the splits, so there is nothing to check or to note."""
     notes = [] if sure else _notes_on_forms(here, tops)
     branches = {}
     for name, split in tops.items():
-        passed = in_split(here.inner(name), split, _classes_beside(here, [other for other in tops if other != name]))
-        refuse_loose(passed.inside)
-        branches[name] = (split, passed.inside)
-        notes += passed.notes
+        other_classes = _classes_of_splits(here, [other for other in tops if other != name])
+        unwrapped = unwrap_split(here.inner(name), split, other_classes)
+        refuse_loose(unwrapped.inside)
+        branches[name] = (split, unwrapped.inside)
+        notes += unwrapped.notes
     if not sure:
         refuse_inner_splits(branches)
         refuse_doubtful_in_splits(branches)
@@ -217,13 +218,13 @@ def _by_split(here: Inside, tops: Mapping[str, str], *, sure: bool) -> tuple[_Re
     return _ByTop(prefix=here.prefix, branches=read), tuple(notes)
 
 
-def _classes_beside(here: Inside, splits: Sequence[str]) -> set[str]:
-    """The classes of splits that have several: `images` is one only where others stand beside it."""
+def _classes_of_splits(here: SetFolder, splits: Sequence[str]) -> set[str]:
+    """The classes of those splits that have several: a single folder `images` is not a class."""
     others = [here.folder.inner[name].inner for name in splits]
     return {name for inner in others if len(inner) > 1 for name in inner}
 
 
-def _notes_on_forms(here: Inside, tops: Mapping[str, str]) -> list[str]:
+def _notes_on_forms(here: SetFolder, tops: Mapping[str, str]) -> list[str]:
     forms = [f"{here.prefix}{name} as {split}" for name, split in tops.items() if split_word(name) is None]
     return [f"folders are read as splits: {and_more(forms)}"] if forms else []
 
@@ -233,7 +234,7 @@ def _notes_on_forms(here: Inside, tops: Mapping[str, str]) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class _ClassThenSplit:
-    """Every class is a folder at the top, and the splits are folders in it."""
+    """Rules for classes at the top, with the splits as folders in each class."""
 
     prefix: str
 
@@ -245,25 +246,25 @@ class _ClassThenSplit:
         return "/" not in folder[len(self.prefix) :]
 
 
-def _is_class_then_split(here: Inside) -> bool:
-    """Whether two or more classes hold nothing but splits, and these images, or `images`."""
+def _is_class_then_split(here: SetFolder) -> bool:
+    """Whether there are two or more classes that contain only splits, and these only images, or a folder `images`."""
     classes = [here.inner(name) for name in here.names]
-    # images/train beside masks/train are no classes.
-    says_nothing = any(name.lower() in IMAGE_FOLDERS for name in here.names)
-    if len(classes) < 2 or says_nothing or not all(map(_holds_splits_alone, classes)):
+    # images/train next to masks/train: these are not classes.
+    uninformative = any(name.lower() in IMAGE_FOLDERS for name in here.names)
+    if len(classes) < 2 or uninformative or not all(map(_holds_splits_alone, classes)):
         return False
     for one in classes:
         refuse_same_split_in_class(one)
     return True
 
 
-def _holds_splits_alone(one: Inside) -> bool:
+def _holds_splits_alone(one: SetFolder) -> bool:
     splits = [one.inner(name) for name in one.names]
     named = one.folder.folders_only and bool(splits) and all(map(split_word, one.names))
-    return named and all(in_split(split, "").inside.folder.images_only for split in splits)
+    return named and all(unwrap_split(split, "").inside.folder.images_only for split in splits)
 
 
-def _by_class(here: Inside) -> tuple[_Reading, tuple[str, ...]]:
-    passed = in_images(here)
-    refuse_loose(passed.inside)
-    return _Branch(split="train", inside=passed.inside), passed.notes
+def _by_class(here: SetFolder) -> tuple[_PathRules, tuple[str, ...]]:
+    unwrapped = unwrap_images(here)
+    refuse_loose(unwrapped.inside)
+    return _Branch(split="train", inside=unwrapped.inside), unwrapped.notes

@@ -1,69 +1,69 @@
-"""What a layout of folders is refused for: each says what is odd, the readings that are possible, and what to do."""
+"""Errors for ambiguous folder layouts: each names the problem, the possible readings, and what to do."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
 from featcache.errors import SourceError
-from featcache.images.folder_tree import Inside
+from featcache.images.folder_tree import SetFolder
 from featcache.images.image_paths import EXTENSIONS
 from featcache.images.omissions import and_more
 from featcache.images.splits import FLAG, NO_SPLITS, split_word, splits_in, values_for
 
 EXPECTED = (
     "expected class/image, split/class/image or class/split/image (splits: train, val, test; a flat folder is "
-    "unlabelled), images being " + ", ".join(sorted(EXTENSIONS))
+    "unlabelled); image extensions are " + ", ".join(sorted(EXTENSIONS))
 )
 
 _NONE = f"{FLAG} {NO_SPLITS}"
 
 
-def refuse_loose(here: Inside) -> None:
-    """An image beside folders: it lies in no class, or in no split."""
+def refuse_loose(here: SetFolder) -> None:
+    """Refuse an image next to folders: it is in no class, or in no split."""
     if here.folder.image is not None and here.names:
         raise SourceError(
-            f"{here.where}: the image {here.prefix}{here.folder.image} lies beside the folders "
-            f"{and_more(here.names)}, in none of them",
+            f"{here.where}: the image {here.prefix}{here.folder.image} is next to the folders "
+            f"{and_more(here.names)}, not in one of them",
             hint=EXPECTED,
         )
 
 
-def refuse_odd(here: Inside) -> None:
-    """A folder that names no split, or two, beside those that are called like splits."""
+def refuse_odd(here: SetFolder) -> None:
+    """Refuse a folder whose name is no split, or two splits, next to folders named like splits."""
     splits = [(name, splits_in(name)[0]) for name in here.names if len(splits_in(name)) == 1]
     odd = next(name for name in here.names if len(splits_in(name)) != 1)
     two = f" (it names {' and '.join(splits_in(odd))})" if splits_in(odd) else ""
     raise SourceError(
-        f"{here.where}: the folder {here.prefix}{odd} is no split{two}, but stands beside "
+        f"{here.where}: the folder {here.prefix}{odd} is no split{two}, but is next to "
         f"{and_more(name for name, _ in splits)}",
         hint=f"{values_for(splits)} leaves it out; {_NONE} if all are classes; {EXPECTED}",
     )
 
 
-def refuse_mixed(here: Inside, splits: Mapping[str, str]) -> None:
-    """Folders that could be splits beside others that could not."""
+def refuse_mixed(here: SetFolder, splits: Mapping[str, str]) -> None:
+    """Refuse folders that could be splits next to others that could not."""
     other = next(name for name in here.names if name not in splits)
     raise SourceError(
-        f"{here.where}: the folders {and_more(here.prefix + name for name in splits)} can be splits "
-        f"({and_more(splits.values())}), then {here.prefix}{other} is none; or all {len(here.names):,} are classes",
-        hint=f"{values_for(splits.items())} if they are splits, which leaves others out; {_NONE} if all are classes",
+        f"{here.where}: either the folders {and_more(here.prefix + name for name in splits)} are splits "
+        f"({and_more(splits.values())}) and {here.prefix}{other} is not; or all {len(here.names):,} are classes",
+        hint=f"{values_for(splits.items())} if they are splits (leaves out other folders); {_NONE} if all are classes",
     )
 
 
-def refuse_same_split(here: Inside, splits: Mapping[str, str]) -> None:
-    """Two top folders that name the same split."""
+def refuse_same_split(here: SetFolder, splits: Mapping[str, str]) -> None:
+    """Refuse two top folders that name the same split."""
     twice = _same_split(splits)
     if twice is not None:
         one, other, split = twice
         raise SourceError(
             f"{here.where}: both {here.prefix}{one} and {here.prefix}{other} would be the split {split}",
-            hint=f"{values_for([(one, split), (other, split)])} takes both, one alone leaves the other out; "
+            hint=f"{values_for([(one, split), (other, split)])} reads both, one option alone leaves the other out; "
             f"{_NONE} if they are classes",
         )
 
 
-def refuse_same_split_in_class(here: Inside) -> None:
-    """Two folders in a class that name the same split."""
+def refuse_same_split_in_class(here: SetFolder) -> None:
+    """Refuse two folders in a class that name the same split."""
     twice = _same_split({name: split for name in here.names if (split := split_word(name))})
     if twice is not None:
         one, other, split = twice
@@ -82,8 +82,8 @@ def _same_split(splits: Mapping[str, str]) -> tuple[str, str, str] | None:
     return None
 
 
-def refuse_inner_splits(branches: Mapping[str, tuple[str, Inside]]) -> None:
-    """A split whose classes are all called like splits: it lies around them, or is one of them."""
+def refuse_inner_splits(branches: Mapping[str, tuple[str, SetFolder]]) -> None:
+    """Refuse a split folder that contains only split folders: it may be a wrapper around them, or a split itself."""
     for name, (split, inside) in branches.items():
         if inside.names and all(map(split_word, inside.names)):
             raise SourceError(
@@ -94,29 +94,29 @@ def refuse_inner_splits(branches: Mapping[str, tuple[str, Inside]]) -> None:
             )
 
 
-def refuse_split_below_class(here: Inside) -> None:
-    """Some classes hold folders that are called like splits, and others do not."""
+def refuse_split_below_class(here: SetFolder) -> None:
+    """Refuse classes of which some contain folders named like splits, and others do not."""
     for name in here.names:
         inner = next((inner for inner in here.inner(name).names if split_word(inner)), None)
         if inner is not None:
             raise SourceError(
                 f"{here.where}: the split folder {here.prefix}{name}/{inner} lies inside a folder that is no split",
                 hint=f"put the splits at the top, split/class/image, or in every class, class/split/image, and "
-                f"nothing beside them; {_NONE} if {name} is a class with all that lies in it",
+                f"nothing else next to them; {_NONE} if {name} is a class with all of its subfolders",
             )
 
 
-def refuse_two_around(here: Inside) -> None:
-    """A second folder around everything."""
+def refuse_two_around(here: SetFolder) -> None:
+    """Refuse a second wrapper folder around everything."""
     if here.only is not None and here.inner(here.only).folder.folders_only:
         raise SourceError(
-            f"{here.where}: two folders, {here.prefix}{here.only}, lie around everything; one is looked through",
+            f"{here.where}: two nested folders, {here.prefix}{here.only}, hold everything; only one can be a wrapper",
             hint=f"give the path of the inner one, or pack the archive from there; {_NONE} if {here.only} is a class",
         )
 
 
-def refuse_doubtful_classes(here: Inside) -> None:
-    """Classes that all hold the same folders: these can be the classes, and those around them sites or splits."""
+def refuse_doubtful_classes(here: SetFolder) -> None:
+    """Refuse classes that all contain the same folders: these may be the classes, the outer ones sites or splits."""
     inner = doubtful_classes(here)
     if inner:
         example = values_for(zip(here.names, ("train", "test"), strict=False))
@@ -126,19 +126,19 @@ def refuse_doubtful_classes(here: Inside) -> None:
         )
 
 
-def refuse_copy(here: Inside) -> None:
-    """A folder among the classes that holds folders called like all others: the set, packed into itself again."""
+def refuse_copy(here: SetFolder) -> None:
+    """Refuse a class folder that contains folders named like all other classes: a copy of the set inside the set."""
     for name in here.names:
         others = [one for one in here.names if one != name]
         if len(others) > 1 and set(others) <= set(here.inner(name).names):
             raise SourceError(
-                f"{here.where}: {here.prefix}{name} holds the folders {and_more(others)} once more",
-                hint=f"give its path, or move it away, if it is the set again; {_NONE} if {name} is a class",
+                f"{here.where}: {here.prefix}{name} contains the folders {and_more(others)} again",
+                hint=f"if it is a copy of the set, give its path or move it away; {_NONE} if {name} is a class",
             )
 
 
-def refuse_doubtful_in_splits(branches: Mapping[str, tuple[str, Inside]]) -> None:
-    """The same within splits, unless another split holds images directly in the classes."""
+def refuse_doubtful_in_splits(branches: Mapping[str, tuple[str, SetFolder]]) -> None:
+    """Refuse the same within splits, unless another split has images directly in the classes."""
     doubtful = {name: inner for name, (_, inside) in branches.items() if (inner := doubtful_classes(inside))}
     sure = {one for name, (_, inside) in branches.items() if name not in doubtful for one in inside.names}
     for name, inner in doubtful.items():
@@ -152,24 +152,24 @@ def refuse_doubtful_in_splits(branches: Mapping[str, tuple[str, Inside]]) -> Non
             )
 
 
-def doubtful_classes(here: Inside) -> Sequence[str]:
-    """The folders inside those of `here` where they can be its classes just as well; else none.
+def doubtful_classes(here: SetFolder) -> Sequence[str]:
+    """The inner folders (those inside the folders of `here`) if they may be the classes as well; else none.
 
-    So it is where every folder holds folders, two or more in all, and one of them lies in every folder: `siteA/cat`,
-    `siteA/dog`, `siteB/cat`. One that is the same everywhere and alone, such as `images`, says nothing; and a single
-    class that holds images of its own is one.
+    They may be if every folder contains folders, two or more different ones in all, and one of them is in every
+    folder: `siteA/cat`, `siteA/dog`, `siteB/cat`. A single inner folder that is the same everywhere, such as `images`,
+    does not count; a single folder that also contains images is a class.
     """
     inner = [here.folder.inner[name].inner.keys() for name in here.names]
     alone_with_images = here.only is not None and here.inner(here.only).folder.image is not None
     if not inner or not all(inner) or alone_with_images:
         return []
-    found, everywhere = set().union(*inner), set(inner[0]).intersection(*inner[1:])
-    return sorted(found) if len(found) > 1 and everywhere else []
+    every, everywhere = set().union(*inner), set(inner[0]).intersection(*inner[1:])
+    return sorted(every) if len(every) > 1 and everywhere else []
 
 
-def _two_readings(here: Inside, inner: Sequence[str]) -> str:
-    lies = f" in {here.shown}" if here.prefix else ""
+def _two_readings(here: SetFolder, inner: Sequence[str]) -> str:
+    place = f" in {here.shown}" if here.prefix else ""
     return (
-        f"{here.where}: the folders{lies} can be read in two ways: the classes {and_more(here.names)}; "
-        f"or the classes {and_more(inner)} within each of {and_more(here.names)}"
+        f"{here.where}: the folders{place} can be read in two ways: as the classes {and_more(here.names)}; "
+        f"or as the classes {and_more(inner)} within each of {and_more(here.names)}"
     )

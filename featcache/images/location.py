@@ -1,14 +1,14 @@
-"""Where images are: the images argument is parsed here, once, into a location that opens itself.
+"""Parses the images argument into a `Location`, which can open the images.
 
     location = locate("~/photos")                    # also a Path, an array, a list of paths, a torch dataset, ...
     location.kind, location.place, location.origin   # "folder", "<home>/photos", "<home>/photos"
-    with location.opened(datasets_dir=Path("data/datasets")) as source:
+    with location.open_and_close(datasets_dir=Path("data/datasets")) as source:
         ...
 
-An origin names the images wherever the command runs: `locate(location.origin)` is the same location. Text may carry
-options behind a question mark, as in `photos.csv?label=species`.
+An origin does not depend on the working directory: `locate(location.origin)` is the same location. A text may have
+options after a question mark, as in `photos.csv?label=species`.
 
-Each file of `images.sources` registers the kinds that it opens; a new kind is a new file.
+Each module of `images.sources` registers the kinds that it opens; a new kind is a new module.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ SPLIT_BY_FOLDER: Final = "split-by-folder"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opening:
-    """What opening images needs besides their location.
+class OpenOptions:
+    """The options for opening images at a location.
 
     Args:
-        datasets_dir: Where data sets lie and are downloaded to.
-        report: Takes progress in words, one line a call.
-        download: Whether a set that is not there may be downloaded; else it is a DownloadError.
-        columns: Which columns become targets; None: the label alone is read.
+        datasets_dir: Where data sets are stored and downloaded to.
+        report: Receives progress messages, one line per call.
+        download: Whether a set that is not on disk may be downloaded; if not, it is a DownloadError.
+        columns: Which columns become targets; None: only the label is read.
     """
 
     datasets_dir: Path
@@ -55,14 +55,14 @@ class Opening:
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where images are, and as what they are read.
+    """Where images are, and how they are read.
 
     Args:
-        kind: One of the registered kinds.
+        kind: One of the registered kinds of source.
         place: An absolute path, or a name.
-        options: How it is read: (name, value), each perhaps several times.
-        prefix: What stands before the place in text.
-        given: The object that holds the images, where no text names them.
+        options: How it is read: pairs (name, value); a name may occur several times.
+        prefix: The text before the place, such as `hf:`.
+        given: The Python object that contains the images, if no text names them.
     """
 
     kind: str
@@ -73,21 +73,21 @@ class Location:
 
     @property
     def origin(self) -> str:
-        """The text that names the images in a cache."""
-        asked = f"?{urlencode(self.options, quote_via=quote, safe='/*,:')}" if self.options else ""
-        return f"{self.prefix}{self.place}{asked}"
+        """The text that names the images in a cache; `locate` parses it again."""
+        query = f"?{urlencode(self.options, quote_via=quote, safe='/*,:')}" if self.options else ""
+        return f"{self.prefix}{self.place}{query}"
 
     @property
     def is_object(self) -> bool:
-        """Whether the images were handed over from Python, so that no text can open them again."""
+        """Whether the images are a Python object, so that no text can open them again."""
         return self.given is not None
 
     def option(self, name: str) -> str | None:
-        """The value of an option; None where it is not given."""
+        """The first value of an option; None if it is not given."""
         return next((value for key, value in self.options if key == name), None)
 
     def values(self, name: str) -> tuple[str, ...]:
-        """All values of an option."""
+        """All values of an option, in order."""
         return tuple(value for key, value in self.options if key == name)
 
     def open(
@@ -98,13 +98,23 @@ class Location:
         download: bool = True,
         columns: ColumnOptions | None = None,
     ) -> ImageSource:
-        """List the images; the arguments are those of `Opening`.
+        """List the images. The caller closes the source.
+
+        Args:
+            datasets_dir: Where data sets are stored and downloaded to.
+            report: Receives progress messages, one line per call.
+            download: Whether a set that is not on disk may be downloaded; if not, it is a DownloadError.
+            columns: Which columns become targets; None: only the label is read.
+
+        Returns:
+            The open source.
 
         Raises:
-            SourceError: They cannot be listed, or in several ways.
-            DownloadError, MissingExtra: They are not here, or reading them needs another package.
+            SourceError: The images cannot be listed, or their layout can be read in several ways.
+            DownloadError: They are not on disk and cannot be downloaded.
+            MissingExtra: Reading them needs another package.
         """
-        opening = Opening(datasets_dir=datasets_dir, report=report, download=download, columns=columns)
+        opening = OpenOptions(datasets_dir=datasets_dir, report=report, download=download, columns=columns)
         kind = _REGISTERED.get(self.kind) or _kinds()[self.kind]
         source = kind.open(self, opening)
         if self.kind != OPEN:
@@ -112,8 +122,15 @@ class Location:
         return source
 
     @contextmanager
-    def opened(self, **opening: Any) -> Iterator[ImageSource]:
-        """The same, closed at the end; a source that was given open stays open."""
+    def open_and_close(self, **opening: Any) -> Iterator[ImageSource]:
+        """Open the images for a `with` block, then close them; a source that the user had opened stays open.
+
+        Args:
+            **opening: The arguments of `open`.
+
+        Raises:
+            SourceError, DownloadError, MissingExtra: As `open` does.
+        """
         source = self.open(**opening)
         try:
             yield source
@@ -123,13 +140,13 @@ class Location:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Given:
-    """The images argument, and what is known of it before anything is read.
+class ImagesArgument:
+    """The images argument as the user gave it, and what follows from its text or path.
 
     Args:
-        value: As it was given.
-        labels, classes: Of the images of an object, where these are given beside it.
-        split: Which split the images of an object are.
+        value: The argument: text, a path or an object.
+        labels, classes: Those given together with an object.
+        split: The split of an object's images.
     """
 
     value: Any
@@ -139,37 +156,37 @@ class Given:
 
     @property
     def is_text(self) -> bool:
-        """Whether it is text or a path, not an object that holds images."""
+        """Whether it is text or a path, not an object that contains images."""
         return isinstance(self.value, str | os.PathLike)
 
     @functools.cached_property
     def text(self) -> str:
-        """It as text without its options; empty for an object."""
+        """The text without its options; empty for an object."""
         return self._parts[0]
 
     @functools.cached_property
     def options(self) -> tuple[tuple[str, str], ...]:
-        """What stands behind its question mark."""
+        """The options after its question mark."""
         return self._parts[1]
 
     @functools.cached_property
     def _parts(self) -> tuple[str, tuple[tuple[str, str], ...]]:
         whole = os.fspath(self.value) if self.is_text else ""
-        place, mark, asked = whole.rpartition("?")
-        # A question mark may belong to a file's name, also behind hf: and the like, or to a pattern.
+        place, mark, query = whole.rpartition("?")
+        # A question mark may also be part of a file name, with or without a prefix such as hf:, or of a pattern.
         names = (whole, whole.partition(":")[2])
-        if not mark or "=" not in asked or any(name and _status(_expanded(name)) is not None for name in names):
+        if not mark or "=" not in query or any(name and _status(_expand_home(name)) is not None for name in names):
             return whole, ()
-        return place, tuple(sorted(parse_qsl(asked, keep_blank_values=True)))
+        return place, tuple(sorted(parse_qsl(query, keep_blank_values=True)))
 
     @functools.cached_property
     def path(self) -> Path:
-        """It as an absolute path, without links."""
+        """The text as an absolute path, with links resolved."""
         return absolute(self.text)
 
     @functools.cached_property
     def status(self) -> os.stat_result | None:
-        """Of the file or folder; None where there is none. Raises SourceError where it cannot be looked at."""
+        """The status of the file or folder; None if it does not exist. Raises SourceError if it cannot be read."""
         return _status(self.path)
 
     @property
@@ -184,7 +201,7 @@ class Given:
 
     @property
     def looks_like_path(self) -> bool:
-        """Whether a path is meant, not a name, although nothing is there."""
+        """Whether the text looks like a path, not a name, even if nothing exists there."""
         separators = "/" + os.sep
         return (
             isinstance(self.value, os.PathLike)
@@ -194,26 +211,26 @@ class Given:
         )
 
     def at(self, kind: str, place: str | None = None, *, prefix: str = "", options: Sequence[str] = ()) -> Location:
-        """It as a location. `options`: those that the kind knows. Raises SourceError for another one."""
+        """The location of this argument. `options`: those that the kind supports. Raises SourceError for others."""
         unknown = sorted({name for name, _ in self.options} - set(options))
         if unknown:
             known = f"options of this kind ({kind}) are {', '.join(options)}" if options else f"a {kind} has no options"
-            raise SourceError(f"{self.value}: no option {unknown[0]!r}", hint=known)
+            raise SourceError(f"{self.value}: unknown option {unknown[0]!r}", hint=known)
         return Location(
             kind=kind, place=str(self.path) if place is None else place, options=self.options, prefix=prefix
         )
 
 
 def absolute(text: str) -> Path:
-    """A path, perhaps with `~`, as an absolute one without links. Raises SourceError for what can be none."""
+    """A path, perhaps with `~`, as an absolute path with links resolved. Raises SourceError for an invalid one."""
     try:
-        return _expanded(text).resolve()
+        return _expand_home(text).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise SourceError(f"{text!r} is no path: {error}") from error
+        raise SourceError(f"{text!r} is not a valid path: {error}") from error
 
 
-def _expanded(text: str) -> Path:
-    # Not Path.expanduser: a Path has lost the dot of ./~ana, which is a folder here.
+def _expand_home(text: str) -> Path:
+    # Not Path.expanduser: a Path drops the dot of ./~ana, which is a folder here, not a home directory.
     return Path(os.path.expanduser(text))  # noqa: PTH111
 
 
@@ -221,7 +238,7 @@ def _status(path: Path) -> os.stat_result | None:
     try:
         return path.stat()
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        # A name with a NUL in it is nowhere.
+        # ValueError: no file can have a name with a NUL.
         return None
     except OSError as error:
         raise SourceError(f"{path}: cannot be opened: {error.strerror or error}") from error
@@ -235,86 +252,86 @@ class Kind:
     """A kind of source.
 
     Args:
-        name: What it is called.
-        rank: Kinds of a lower rank are asked first.
-        locate: The location that is meant, where it is one of this kind.
-        open: Lists its images.
+        name: The name of the kind.
+        rank: Kinds with a lower rank are tried first.
+        locate: Returns the location of an images argument, None if it is not of this kind.
+        open: Lists the images of a location.
     """
 
     name: str
     rank: int
-    locate: Callable[[Given], Location | None]
-    open: Callable[[Location, Opening], ImageSource]
+    locate: Callable[[ImagesArgument], Location | None]
+    open: Callable[[Location, OpenOptions], ImageSource]
 
 
 # The origin of an object.
 _OBJECT = re.compile(r"(array|paths|dataset|splits):[\w.-]+")
 
 
-def refuse_columns(location: Location, opening: Opening) -> None:
-    """Raises SourceError where columns are asked of images that have none but the label."""
-    asked = opening.columns
-    if asked is not None and (asked.columns or asked.kinds):
+def refuse_columns(location: Location, opening: OpenOptions) -> None:
+    """Raises SourceError if columns are requested of images that have only the label."""
+    requested = opening.columns
+    if requested is not None and (requested.columns or requested.kinds):
         raise SourceError(
             f"{location.origin} has no columns but the label",
             hint="leave --column and --kind out, or add columns of a table with `featcache label`",
         )
 
 
-#: The kind of a source that is open already.
+#: The kind of a source that the user opened.
 OPEN: Final = "open source"
-#: The kind of a path with nothing behind it.
+#: The kind of a path at which nothing exists.
 ABSENT: Final = "absent path"
 _REGISTERED: dict[str, Kind] = {}
 
 
 def register(
-    name: str, *, rank: int, locate: Callable[[Given], Location | None]
-) -> Callable[[Callable[[Location, Opening], ImageSource]], Callable[[Location, Opening], ImageSource]]:
-    """Makes a function that opens locations of one kind known to `locate`."""
+    name: str, *, rank: int, locate: Callable[[ImagesArgument], Location | None]
+) -> Callable[[Callable[[Location, OpenOptions], ImageSource]], Callable[[Location, OpenOptions], ImageSource]]:
+    """Decorator: registers a function that opens locations of one kind, so that `locate` finds the kind."""
 
-    def note(opens: Callable[[Location, Opening], ImageSource]) -> Callable[[Location, Opening], ImageSource]:
+    def add(opens: Callable[[Location, OpenOptions], ImageSource]) -> Callable[[Location, OpenOptions], ImageSource]:
         _REGISTERED[name] = Kind(name=name, rank=rank, locate=locate, open=opens)
         return opens
 
-    return note
+    return add
 
 
 @functools.cache
 def _kinds() -> Mapping[str, Kind]:
-    """All kinds by name, in the order in which they are asked."""
+    """All kinds by name, in the order in which they are tried."""
     package = importlib.import_module("featcache.images.sources")
     for module in pkgutil.iter_modules(package.__path__):
         importlib.import_module(f"{package.__name__}.{module.name}")
     return {kind.name: kind for kind in sorted(_REGISTERED.values(), key=lambda kind: kind.rank)}
 
 
-@register(OPEN, rank=0, locate=lambda given: _given_open(given))
-def _open_given(location: Location, opening: Opening) -> ImageSource:
+@register(OPEN, rank=0, locate=lambda given: _locate_open_source(given))
+def _open_given(location: Location, opening: OpenOptions) -> ImageSource:
     source: ImageSource = location.given
     return source
 
 
-def _given_open(given: Given) -> Location | None:
+def _locate_open_source(given: ImagesArgument) -> Location | None:
     if not isinstance(given.value, ImageSource):
         return None
     return Location(kind=OPEN, place=given.value.origin, given=given.value)
 
 
-def _absent(given: Given) -> Location | None:
-    """A path with nothing behind it still names the images of a cache; opening it says that they are gone."""
+def _locate_absent(given: ImagesArgument) -> Location | None:
+    """Accept a path at which nothing exists: it still names the images of a cache, and only opening it is an error."""
     if not given.is_text or given.status is not None or not given.looks_like_path:
         return None
     return Location(kind=ABSENT, place=str(given.path), options=given.options)
 
 
-@register(ABSENT, rank=99, locate=_absent)
-def _open_absent(location: Location, opening: Opening) -> ImageSource:
-    raise _nowhere(Given(value=Path(location.place)))
+@register(ABSENT, rank=99, locate=_locate_absent)
+def _open_absent(location: Location, opening: OpenOptions) -> ImageSource:
+    raise _not_found_error(ImagesArgument(value=Path(location.place)))
 
 
-def object_location(kind: str, given: Given, content: Iterable[bytes], name: str = "") -> Location:
-    """The location of an object, named by a digest of what tells its content."""
+def object_location(kind: str, given: ImagesArgument, content: Iterable[bytes], name: str = "") -> Location:
+    """The location of an object, named by a digest of its content (of `content`, bytes that identify it)."""
     hashed = hashlib.sha256()
     for number, part in enumerate(content):
         hashed.update(b"\0" + part if number else part)
@@ -325,57 +342,60 @@ def object_location(kind: str, given: Given, content: Iterable[bytes], name: str
 def locate(
     images: Any, *, labels: Any = None, classes: Sequence[str] | None = None, split_by_folder: Sequence[str] = ()
 ) -> Location:
-    """Where images are, from text or an object; nothing is listed yet.
+    """Find where images are, from text or an object; nothing is listed yet.
 
     Args:
         images: The name of a data set; a path with or without `~`; `hf:`, `wds:` and `torchvision:` names; a list of
-            paths, an array (N, H, W[, C]) uint8, a torch dataset, an ImageSource; a mapping of splits to any of these.
-        labels: Of an array or of paths: N class names or numbers, or a mapping of column names to N values.
-        classes: The names of labels that are numbers.
+            paths, an array uint8 (N, H, W[, C]), a torch dataset, an ImageSource; a mapping of splits to any of these.
+        labels: For an array or paths: N class names or numbers, or a mapping of column names to N values.
+        classes: The names of the classes, if labels are numbers.
         split_by_folder: FOLDER=SPLIT for folders that are splits, or `none`.
 
+    Returns:
+        The location. A path at which nothing exists has a location too; opening that raises SourceError.
+
     Raises:
-        UnknownName: A name that there is not; the nearest are offered.
-        SourceError: An object that holds no images. A path with nothing behind it is a location; opening it raises.
+        UnknownName: There is no data set of that name; the message offers the nearest names.
+        SourceError: The object contains no images, or an option does not apply.
     """
     if isinstance(images, Location):
         return images
-    given = Given(value=images, labels=labels, classes=classes)
+    given = ImagesArgument(value=images, labels=labels, classes=classes)
     if given.is_text and not given.text:
         raise _unknown_name(given, [])
-    found = locate_given(given)
-    if not found.is_object and (labels is not None or classes is not None):
+    location = locate_given(given)
+    if not location.is_object and (labels is not None or classes is not None):
         raise SourceError(
-            f"{found.origin} brings its own labels",
+            f"{location.origin} has its own labels",
             hint="labels and classes belong to arrays and lists of paths; `featcache label` adds columns of a table",
         )
     extra = tuple((SPLIT_BY_FOLDER, one) for one in split_by_folder)
-    if extra and found.kind not in ("folder", "archive", ABSENT):
-        raise SourceError(f"{found.origin} has no folders that could be splits", hint="leave --split-by-folder out")
-    # In the order in which the origin is parsed again.
-    return replace(found, options=tuple(sorted(found.options + extra)))
+    if extra and location.kind not in ("folder", "archive", ABSENT):
+        raise SourceError(f"{location.origin} has no folders that could be splits", hint="leave --split-by-folder out")
+    # Sorted, as the options of an origin are when it is parsed again.
+    return replace(location, options=tuple(sorted(location.options + extra)))
 
 
-def locate_given(given: Given) -> Location:
-    """The location of the first kind that knows the argument. Raises what `locate` raises."""
-    named = _name_of_a_set(given)
+def locate_given(given: ImagesArgument) -> Location:
+    """The location of the first kind that accepts the argument. Raises what `locate` raises."""
+    named = _locate_named_set(given)
     if named is not None:
         return named
     found = next((place for kind in _kinds().values() if (place := kind.locate(given)) is not None), None)
     if found is None:
-        raise _nowhere(given)
+        raise _not_found_error(given)
     return found
 
 
-def _name_of_a_set(given: Given) -> Location | None:
-    """The location of a set that has a name; it is asked for before the other kinds are imported."""
+def _locate_named_set(given: ImagesArgument) -> Location | None:
+    """The location of a named set. Tried before the other kinds are imported, which takes time."""
     if not (isinstance(given.value, str) and given.value.isidentifier()):
         return None
     importlib.import_module("featcache.images.sources.torchvision_sets")
     return _REGISTERED["named set"].locate(given)
 
 
-def _nowhere(given: Given) -> FeatcacheError:
+def _not_found_error(given: ImagesArgument) -> FeatcacheError:
     if not given.is_text:
         return SourceError(
             f"expected images, got {type(given.value).__name__}",
@@ -384,27 +404,27 @@ def _nowhere(given: Given) -> FeatcacheError:
         )
     if _OBJECT.fullmatch(given.text):
         return SourceError(
-            f"{given.text} are images that were handed over from Python, and are not kept",
-            hint="hand them over again: featcache.extract(images, ...)",
+            f"{given.text} names images that were passed from Python, which are not stored",
+            hint="pass them again: featcache.extract(images, ...)",
         )
     if given.status is not None:
         return SourceError(f"{given.text}: neither a folder nor a regular file", hint=EXPECTED)
-    beside = _names_beside(given.path)
+    nearby = _names_in_parent(given.path)
     if given.looks_like_path:
-        near = difflib.get_close_matches(given.path.name, beside, n=1)
+        near = difflib.get_close_matches(given.path.name, nearby, n=1)
         offer = f"did you mean {Path(given.text).with_name(near[0])}? " if near else ""
         return SourceError(f"{given.text}: no such file or folder", hint=offer + EXPECTED)
-    return _unknown_name(given, beside)
+    return _unknown_name(given, nearby)
 
 
-def _unknown_name(given: Given, beside: Sequence[str]) -> UnknownName:
+def _unknown_name(given: ImagesArgument, nearby: Sequence[str]) -> UnknownName:
     from featcache.images.sources.torchvision_sets import dataset_names
 
-    return UnknownName("data set", given.text, [*dataset_names(), *beside], listed_by="featcache datasets")
+    return UnknownName("data set", given.text, [*dataset_names(), *nearby], listed_by="featcache datasets")
 
 
-def _names_beside(path: Path) -> list[str]:
-    """The names of the folders and archives where `path` was looked for."""
+def _names_in_parent(path: Path) -> list[str]:
+    """The names of the folders and archives in the parent folder of `path`."""
     try:
         return sorted(one.name for one in path.parent.iterdir() if one.is_dir() or has_archive_suffix(one.name))
     except (OSError, ValueError):
@@ -422,14 +442,27 @@ def open_images(
     report: Report | None = None,
     download: bool = True,
 ) -> ImageSource:
-    """List images: `locate` and `Location.open` in one. The caller closes the source.
+    """List images: `locate` and `Location.open` in one call. The caller closes the source.
 
     Args:
-        images, labels, classes, split_by_folder: As `locate` takes them.
-        datasets_dir, columns, report, download: As `Opening` has them.
+        images: The name of a data set; a path with or without `~`; `hf:`, `wds:` and `torchvision:` names; a list of
+            paths, an array uint8 (N, H, W[, C]), a torch dataset, an ImageSource; a mapping of splits to any of these.
+        datasets_dir: Where data sets are stored and downloaded to.
+        labels: For an array or paths: N class names or numbers, or a mapping of column names to N values.
+        classes: The names of the classes, if labels are numbers.
+        split_by_folder: FOLDER=SPLIT for folders that are splits, or `none`.
+        columns: Which columns become targets; None: only the label is read.
+        report: Receives progress messages, one line per call.
+        download: Whether a set that is not on disk may be downloaded; if not, it is a DownloadError.
+
+    Returns:
+        The open source.
 
     Raises:
-        UnknownName, SourceError, DownloadError, MissingExtra: As `locate` and `Location.open` do.
+        UnknownName: There is no data set of that name; the message offers the nearest names.
+        SourceError: The images do not exist, cannot be listed, or their layout can be read in several ways.
+        DownloadError: They are not on disk and cannot be downloaded.
+        MissingExtra: Reading them needs another package.
     """
     place = locate(images, labels=labels, classes=classes, split_by_folder=split_by_folder)
     return place.open(datasets_dir=Path(datasets_dir), report=report, download=download, columns=columns)

@@ -1,8 +1,8 @@
-"""The images of a folder or an archive, with what a table beside them knows of each.
+"""Lists the images of a folder or an archive, with the columns of metadata tables in it.
 
-A file called metadata.csv, .jsonl or .parquet describes the images below its folder, as Hugging Face's imagefolder has
-it: a column `file_name` with paths relative to it, and any others. Its label, where it has one, is that of the images;
-names of folders count where it has none.
+A file named metadata.csv, .jsonl or .parquet describes the images below its folder, as in Hugging Face's imagefolder:
+a column `file_name` with paths relative to the table, and any other columns. If the table has a label, it is that of
+the images; else the folder names are.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _SUFFIXES = (".csv", ".jsonl", ".parquet")
 
 @dataclass(kw_only=True)
 class Tree:
-    """What is found in a folder or an archive, as POSIX paths inside it.
+    """The content of a folder or an archive, as POSIX paths inside it.
 
     Args:
-        images: Files that are images by their names.
-        tables: Tables that describe them.
-        folders: Folders, so that those without an image are known.
+        images: Files with the name of an image.
+        tables: Metadata tables that describe them.
+        folders: Folders, to find those without an image.
         omissions: What is left out.
     """
 
@@ -43,7 +43,7 @@ class Tree:
 
 
 def is_metadata(path: str) -> bool:
-    """Whether a file describes the images below its folder, by its name."""
+    """Whether a file has the name of a metadata table."""
     name = PurePosixPath(path)
     return name.stem.lower() == _NAME and name.suffix.lower() in _SUFFIXES
 
@@ -56,20 +56,20 @@ def list_tree(
     columns: ColumnOptions | None,
     read_table: Callable[[str], Table],
 ) -> tuple[str, Listing]:
-    """The listing of a folder or an archive.
+    """List a folder or an archive.
 
     Args:
-        tree: What is in it.
-        where: Names it in messages.
+        tree: Its content.
+        where: Its name in messages.
         split_by_folder: FOLDER=SPLIT, or `none`.
-        columns: Which columns of tables become targets; None: the label alone.
+        columns: Which columns of tables become targets; None: only the label.
         read_table: Opens a table of the tree.
 
     Returns:
-        The prefix that stands before each sample's id in the tree, and the listing.
+        The prefix of each sample's id in the tree, and the listing.
 
     Raises:
-        SourceError: There are no images, or they can be read in two ways.
+        SourceError: There are no images, or their layout can be read in two ways.
         UnknownName: A column that no table has.
     """
     layout = arrange(tree.images, where, splits=SplitFolders.parse(split_by_folder))
@@ -81,25 +81,25 @@ def list_tree(
         omissions.add_empty_folder(folder)
     opened = {path: read_table(path) for path in sorted(tree.tables)}
     names = tuple(dict.fromkeys(name for table in opened.values() for name in column_names(table)))
-    tables = [_Described.of(path, table, names, columns, omissions) for path, table in opened.items()]
-    asked = () if columns is None else (*columns.columns, *(name for name in columns.kind_of if name != LABEL))
-    if asked and not tables:
+    tables = [_MetadataTable.of(path, table, names, columns, omissions) for path, table in opened.items()]
+    requested = () if columns is None else (*columns.columns, *(name for name in columns.kind_of if name != LABEL))
+    if requested and not tables:
         raise SourceError(
-            f"{where} has no column {asked[0]!r}: folders tell the label alone",
-            hint="put a metadata.csv with a column file_name beside the images, or add columns with `featcache label`",
+            f"{where} has no column {requested[0]!r}: folder names give only the label",
+            hint="put a metadata.csv with a column file_name next to the images, or add columns with `featcache label`",
         )
     builder = _build(layout, tables)
     builder.omissions.merge(omissions)
     labelled = [table for table in tables if table.has_labels]
-    asked_kind = None if columns is None else columns.kind_of.get(LABEL)
-    label_kind = labelled[0].roles.label_kind if labelled else asked_kind or "classes"
-    # Folders are sorted as torchvision's ImageFolder does it: 10 before 2.
+    requested_kind = None if columns is None else columns.kind_of.get(LABEL)
+    label_kind = labelled[0].roles.label_kind if labelled else requested_kind or "classes"
+    # Folder names are sorted as torchvision's ImageFolder sorts them: 10 before 2.
     return layout.prefix, builder.listing(where, label_kind=label_kind, by_value=bool(labelled))
 
 
 @dataclass(kw_only=True, eq=False)
-class _Described:
-    """A table and what it says of each image by its path in the tree: label, split, other cells."""
+class _MetadataTable:
+    """A metadata table: the label, split and other cells of each image, by its path in the tree."""
 
     path: str
     roles: Roles
@@ -108,19 +108,19 @@ class _Described:
 
     @functools.cached_property
     def has_labels(self) -> bool:
-        """Whether it has a label, which at least one row fills."""
+        """Whether it has a label column with at least one value."""
         return self.roles.label is not None and any(row.label is not None for row in self.rows.values())
 
     def has_label_of(self, path: str) -> bool:
-        """Whether the label of an image is its own to say: it lies below the table's folder."""
+        """Whether this table defines the label of an image: it has labels, and the image is below its folder."""
         folder = self.path.rpartition("/")[0]
         return self.has_labels and (not folder or path.startswith(f"{folder}/"))
 
     @classmethod
     def of(
         cls, path: str, table: Table, names: Sequence[str], columns: ColumnOptions | None, omissions: Omissions
-    ) -> _Described:
-        """`names`: the columns of all tables; one that this table lacks has no values in it."""
+    ) -> _MetadataTable:
+        """Read a table. `names`: the columns of all tables; a column that this table lacks has no values."""
         own = column_names(table)
         foreign = [name for name in names if name not in own and not is_role(name)]
         roles = find_roles(path, [*own, *foreign], {}, columns, omissions, types=column_kinds(table))
@@ -137,15 +137,15 @@ class _Described:
             rows[inside] = roles.read(cells)
         return cls(path=path, roles=roles, rows=rows)
 
-    def about(self, path: str) -> RowValues | None:
-        """What it says of an image; None where it does not name it."""
-        found = self.rows.get(path)
-        if found is not None:
+    def row_of(self, path: str) -> RowValues | None:
+        """The row of an image, which is marked as used; None if there is none."""
+        row = self.rows.get(path)
+        if row is not None:
             self.used.add(path)
-        return found
+        return row
 
 
-def _build(layout: Layout, tables: Sequence[_Described]) -> ListingBuilder:
+def _build(layout: Layout, tables: Sequence[_MetadataTable]) -> ListingBuilder:
     builder = ListingBuilder(kinds := _kinds_of(tables))
     if not tables:
         for row in layout.rows:
@@ -158,7 +158,7 @@ def _build(layout: Layout, tables: Sequence[_Described]) -> ListingBuilder:
         label = None if any(table.has_label_of(path) for table in tables) else folder_class
         named = False
         for table in tables:
-            found = table.about(path)
+            found = table.row_of(path)
             if found is None:
                 continue
             named = True
@@ -173,8 +173,8 @@ def _build(layout: Layout, tables: Sequence[_Described]) -> ListingBuilder:
     return builder
 
 
-def _kinds_of(tables: Sequence[_Described]) -> dict[str, str | None]:
-    """What the columns hold, where one table says it and no other says something else."""
+def _kinds_of(tables: Sequence[_MetadataTable]) -> dict[str, str | None]:
+    """The kind of each column: that of the first table that knows it, None if none does."""
     kinds: dict[str, str | None] = {}
     for table in tables:
         for name, kind in table.roles.kinds.items():
@@ -182,15 +182,15 @@ def _kinds_of(tables: Sequence[_Described]) -> dict[str, str | None]:
     return kinds
 
 
-def _note(omissions: Omissions, tables: Sequence[_Described], unnamed: int) -> None:
+def _note(omissions: Omissions, tables: Sequence[_MetadataTable], unnamed: int) -> None:
     for table in tables:
         missing = [name for name in table.rows if name not in table.used]
         if missing:
             omissions.note(
-                f"rows of {table.path} that name no image here: {len(missing):,}, the first is {min(missing)}"
+                f"rows of {table.path} whose image does not exist: {len(missing):,}, the first is {min(missing)}"
             )
     labelled = [table.path for table in tables if table.has_labels]
     if labelled:
-        omissions.note(f"labels are those of {', '.join(labelled)}")
+        omissions.note(f"labels are read from {', '.join(labelled)}")
     if unnamed:
-        omissions.note(f"images that no table names, and that have no values: {unnamed:,}")
+        omissions.note(f"images that are in no table, and so have no values: {unnamed:,}")

@@ -1,4 +1,4 @@
-"""What of a source is left out or ignored, so that no file is left out silently."""
+"""Records which files of a source are left out or ignored, so that none is left out silently."""
 
 from __future__ import annotations
 
@@ -18,46 +18,46 @@ _ONE_AND_MANY = {
     NO_SPLIT: ("in a folder that is no split", "in folders that are no split"),
 }
 _SHOWN = 3
-# What else stands behind a dot is no extension: `notes.3`, `Dr. Miller`.
+# Other text after a dot is not an extension: `notes.3`, `Dr. Miller`.
 _EXTENSION = re.compile(r"\.(?=.*[a-z])[a-z0-9_+-]{1,10}", re.DOTALL)
 
 
 class Omissions:
-    """What is left out, counted by reason and extension with one example each, and notes on what was read oddly.
+    """Files that are left out, counted by reason and extension with one example each, and notes on unusual readings.
 
     The example is the first path by code points, so the order of adding does not matter.
     """
 
     def __init__(self) -> None:
-        # [how many, the first path] by (reason, extension): a list, since it changes a million times.
+        # [count, first path] by (reason, extension): a list, because it may change a million times.
         self._counts: dict[tuple[str, str], list[Any]] = {}
         self._notes: dict[str, None] = {}
         self._empty: set[str] = set()
 
     def add(self, path: str, reason: str) -> None:
-        """One file that is left out. `reason`: a constant of this module, or a few words that fit behind "files"."""
+        """Add a file that is left out. `reason`: a constant of this module, or a few words that can follow "files"."""
         self._count((reason, extension_of(path)), 1, path)
 
     def note(self, text: str) -> None:
-        """A sentence about something that was looked through or read in an unusual way; the same one counts once."""
+        """Add a sentence about something that was ignored or read in an unusual way; repeated sentences count once."""
         self._notes[text] = None
 
     def add_empty_folder(self, folder: str) -> None:
-        """A folder of a class in which there is no image."""
+        """Add a class folder that contains no image."""
         self._empty.add(folder)
 
     @property
     def empty_folders(self) -> list[str]:
-        """The folders of classes without an image, sorted."""
+        """The class folders without an image, sorted."""
         return sorted(self._empty)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """The notes, in the order in which they came."""
+        """The notes, in the order in which they were added."""
         return tuple(self._notes)
 
     def merge(self, other: Omissions) -> None:
-        """Take over all that `other` counted and noted."""
+        """Add all counts and notes of `other`."""
         for key, (count, first) in other._counts.items():
             self._count(key, count, first)
         self._notes.update(other._notes)
@@ -73,22 +73,22 @@ class Omissions:
             entry[1] = path
 
     def __len__(self) -> int:
-        """How many files are left out."""
+        """The number of files that are left out."""
         return sum(count for count, _ in self._counts.values())
 
     def __bool__(self) -> bool:
-        """Whether there is anything to say."""
+        """Whether there is any omission or note."""
         return bool(self._counts or self._notes or self._empty)
 
     def sentences(self) -> list[str]:
-        """All of it in sentences: a reason a line, the most frequent first, then empty folders, then the notes."""
+        """Everything as sentences: one per reason, the most frequent first, then empty folders, then the notes."""
         reasons = {reason for reason, _ in self._counts}
         ordered = sorted(reasons, key=lambda reason: (-self._total(reason), reason))
         empty = [_sentence_on_folders(self.empty_folders)] if self._empty else []
         return [*map(self._sentence, ordered), *empty, *self._notes]
 
     def to_json(self) -> dict[str, Any]:
-        """The counts with an example each, the empty folders and the notes, as JSON holds them."""
+        """The counts with an example each, the empty folders and the notes, as JSON values."""
         return {
             "left_out": [
                 {"reason": reason, "extension": extension, "files": count, "first": first}
@@ -121,7 +121,7 @@ def extension_of(path: str) -> str:
 
 
 def and_more(names: Iterable[str], shown: int = _SHOWN) -> str:
-    """The first names, and how many more there are."""
+    """["a", "b", "c", "d", "e"] -> "a, b, c and 2 more". `shown`: how many names are written."""
     listed = list(names)
     more = len(listed) - shown
     return ", ".join(listed[:shown]) + (f" and {more:,} more" if more > 0 else "")
@@ -136,4 +136,4 @@ def _by_extension(found: dict[str, tuple[int, str]]) -> str:
 
 def _sentence_on_folders(folders: list[str]) -> str:
     count = f"{len(folders):,} class folders" if len(folders) > 1 else "1 class folder"
-    return f"no image lies in {count}: {and_more(folders)}"
+    return f"no images in {count}: {and_more(folders)}"

@@ -1,4 +1,4 @@
-"""Which images of which set: the options of every command that reads images."""
+"""The options of every command that reads images: the set, its splits, and a limit."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from featcache.images.source import ImageSource
 
 SPLITS = ("train", "val", "test")
-"""The splits there can be, in the order in which they stand everywhere."""
+"""All possible splits, in the order that is used everywhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions:
-    """Which images of which set. Raises InvalidOption, and UnknownName for a split that is none."""
+    """Which images of which set. Raises InvalidOption, and UnknownName for an unknown split."""
 
-    PANEL: ClassVar[str] = "Of which images"
+    PANEL: ClassVar[str] = "Images"
 
     dataset: Annotated[
         str | Path | ImageSource | Location,
         Option(
-            help="A set of `featcache datasets`; a folder, zip or tar of class/image; a CSV or Parquet table of paths "
-            "or URLs, or of images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME.",
+            help="A name of `featcache datasets`, or a path. A folder, zip or tar of class/image; a CSV or "
+            "Parquet table of paths, URLs or images; a folder of WebDataset tars, or wds:PATTERN; hf:NAME.",
             flags=("--dataset", "-d"),
             metavar="<name or path>",
             completion="datasets",
@@ -36,10 +36,11 @@ class ImageOptions:
     split_by_folder: Annotated[
         tuple[str, ...],
         Option(
-            help="FOLDER=SPLIT: a folder that holds the images of a split; may be repeated, and other folders are left "
-            "out. none: no folder is a split.",
+            help="FOLDER=SPLIT: the folder with the images of a split; may be repeated; other folders are left out. "
+            "none: no folder is a split.",
             metavar="<folder=split>",
-            default="by the folders' names",
+            default="by the names of folders",
+            advanced=True,
         ),
     ] = ()
     splits: Annotated[
@@ -49,19 +50,25 @@ class ImageOptions:
             flags=("--split",),
             metavar="<split>",
             default="all",
+            advanced=True,
         ),
     ] = None
     limit: Annotated[
         int | None,
-        Option(help="So many images per split, balanced over the classes.", metavar="<images>", default="all", least=1),
+        Option(
+            help="At most so many images per split, balanced over the classes.",
+            metavar="<images>",
+            default="all",
+            least=1,
+        ),
     ] = None
-    select_seed: Annotated[int, Option(help="Which images --limit takes.", metavar="<seed>")] = 0
+    select_seed: Annotated[int, Option(help="Which images --limit takes.", metavar="<seed>", advanced=True)] = 0
 
     def __post_init__(self) -> None:
         check(self)
         for split in self.splits or ():
             if split not in SPLITS:
                 raise UnknownName("split", split, SPLITS)
-        # An order or a repetition means nothing here: equal options are equal.
+        # Order and repetition have no meaning: options with the same splits must be equal.
         ordered = tuple(split for split in SPLITS if split in self.splits) if self.splits else None
         object.__setattr__(self, "splits", ordered)

@@ -1,4 +1,4 @@
-"""One way to open, and to read whole, what must be a regular file: never a pipe, a device, a socket or a folder."""
+"""Opens and reads regular files only: never a pipe, a device, a socket or a folder."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from featcache.errors import ImageError, SourceError
 from featcache.images.formats import HEAD_BYTES, READ, format_of
 
 MAX_FILE_BYTES: Final = 256 * 2**20
-"""Larger encoded files are refused: no image of `decoding.MAX_PIXELS` needs as much once it is compressed."""
+"""Larger encoded files are refused: an image of `decoding.MAX_PIXELS` pixels is smaller when compressed."""
 
 UNSEEN_BYTES: Final = 16 * 2**20
-"""Of larger files the first bytes are looked at before the others are read."""
+"""For larger files the first bytes are checked before the rest is read."""
 
-# Without O_NONBLOCK a named pipe called x.jpg would be waited for. Windows has only O_BINARY of these.
+# Without O_NONBLOCK, opening a named pipe called x.jpg would block. Windows has only O_BINARY of these flags.
 _OPEN_FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"))
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -27,27 +27,30 @@ _KINDS = (
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether a file's first bytes (HEAD_BYTES of them, or all) are those of a format that is read."""
+    """Whether a file's first bytes (HEAD_BYTES of them, or all) are those of a supported format."""
     return format_of(head) is not None
 
 
 def open_regular(path: str | os.PathLike[str], name: str, *, error: type[SourceError] = ImageError) -> int:
-    """A descriptor of a regular file, open for reading and to be closed by the caller. Never waits.
+    """Open a regular file for reading, without blocking.
 
     Args:
-        path: the file; links are followed.
-        name: what messages call it.
-        error: what is raised.
+        path: The file; links are followed.
+        name: The name of the file in messages.
+        error: The type of the error.
+
+    Returns:
+        A file descriptor, which the caller closes.
 
     Raises:
-        ImageError: (or `error`) it is missing, not permitted, or no regular file.
+        ImageError: (or `error`) The file is missing, not readable, or not a regular file.
     """
     try:
         descriptor = os.open(path, _OPEN_FLAGS)
     except ValueError as fault:
         raise error(f"{name}: cannot be read: {fault}") from fault
     except OSError as fault:
-        # A socket cannot be opened at all, nor a folder on some systems: the system's words say something else.
+        # Sockets, and folders on some systems, cannot be opened, and the system's message does not say why.
         _refuse_irregular(_mode(path), name, error)
         raise error(f"{name}: cannot be read: {fault.strerror or fault}") from fault
     try:
@@ -59,16 +62,19 @@ def open_regular(path: str | os.PathLike[str], name: str, *, error: type[SourceE
 
 
 def read_regular(path: str | os.PathLike[str], name: str, most_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """An encoded image's bytes, from a regular file. Its size counts before any of it is read.
+    """Read an encoded image from a regular file. The size is checked before anything is read.
 
     Args:
-        path: the file; links are followed.
-        name: what messages call it.
-        most_bytes: larger files are refused.
+        path: The file; links are followed.
+        name: The name of the file in messages.
+        most_bytes: Larger files are refused.
+
+    Returns:
+        All bytes of the file.
 
     Raises:
-        ImageError: it is missing, not permitted, no regular file, too large, changes its size while it is read, or is
-            larger than UNSEEN_BYTES and begins like no image.
+        ImageError: The file is missing, not readable, not a regular file, too large, changes its size while it is
+            read, or is larger than UNSEEN_BYTES and does not begin like an image.
     """
     descriptor = open_regular(path, name)
     try:
@@ -83,20 +89,20 @@ def read_regular(path: str | os.PathLike[str], name: str, most_bytes: int = MAX_
 
 
 def _whole(descriptor: int, size: int, name: str) -> bytes:
-    chunks = [_checked_head(descriptor, size, name)] if size > UNSEEN_BYTES else []
+    chunks = [_read_head(descriptor, size, name)] if size > UNSEEN_BYTES else []
     total = sum(map(len, chunks))
-    # One byte more than there should be: where it comes, the file is growing.
+    # Request one byte more than the size: if it comes, the file is growing.
     while chunk := os.read(descriptor, size - total + 1):
         chunks.append(chunk)
         total += len(chunk)
         if total > size:
-            raise ImageError(f"{name}: grows while it is read", hint="wait until it is written")
+            raise ImageError(f"{name}: grows while it is read", hint="wait until the file is complete")
     if total < size:
         raise ImageError(f"{name}: shrinks while it is read: expected {size:,} bytes, got {total:,}")
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-def _checked_head(descriptor: int, size: int, name: str) -> bytes:
+def _read_head(descriptor: int, size: int, name: str) -> bytes:
     head = os.read(descriptor, HEAD_BYTES)
     if not looks_like_image(head):
         raise ImageError(f"{name}: {size:,} bytes and not an image (first bytes {head[:8].hex(' ')})", hint=READ)

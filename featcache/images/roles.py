@@ -1,4 +1,4 @@
-"""What the columns of a table of images are for: the image, its label, its split, and what else becomes a target."""
+"""Assigns roles to the columns of a table of images: image, label, split, digest, and further targets."""
 
 from __future__ import annotations
 
@@ -23,26 +23,28 @@ PLACES: Final = ("path", "url", "file_name", "filename", "file", "image", "image
 LABELS: Final = ("label", "labels", "class", "classes", "category", "target")
 SPLIT_NAMES: Final = ("split", "subset", "partition")
 DIGEST_NAMES: Final = ("sha256",)
-# What pandas calls the number of a row.
+# The names that pandas gives to a column of row numbers.
 _INDEX_NAMES: Final = ("unnamed:", "__index")
-#: What an option behind `?` may name: `photos.csv?label=species`.
+#: The roles that an option after `?` can set: `photos.csv?label=species`.
 OPTIONS: Final = ("image", "label", "split")
 
 
 def is_role(name: str) -> bool:
-    """Whether a column says by its name what it is for: image, label, split or digest."""
+    """Whether the name of a column gives its role: image, label, split or digest."""
     return name.strip().lower() in (*PLACES, *LABELS, *SPLIT_NAMES, *DIGEST_NAMES)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Roles:
-    """Which column is for what.
+    """The role of each column.
 
     Args:
-        image: That of the images: paths, URLs, or the images themselves.
-        other_image: That of URLs, where `image` has paths: a row may have either.
-        label, split, digest: Those of the label, the split and the SHA-256; None where there is none.
-        targets: What else becomes a target, and of which kind where that is known.
+        image: The column of images: paths, URLs, or encoded images.
+        other_image: The column of URLs, if `image` has paths, or the reverse: a row may have either.
+        label, split, digest: The columns of the label, the split and the SHA-256; None if there is none.
+        targets: The further targets.
+        kinds: The kind of each target by name, None if it is not known.
+        label_kind: The kind of the label; None if it is not known.
     """
 
     image: str
@@ -56,12 +58,12 @@ class Roles:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """All columns that are read, each once."""
+        """All columns that have a role, each once."""
         named = (self.image, self.other_image, self.label, self.split, self.digest)
         return tuple(dict.fromkeys(name for name in (*named, *self.of_targets) if name is not None))
 
     def read(self, cells: Mapping[str, str | None]) -> RowValues:
-        """What a row says, by its cells of `columns`."""
+        """Read a row from its cells, by name of the `columns`."""
         return RowValues(
             label=None if self.label is None else cell_text(cells[self.label]),
             split=None if self.split is None else cells[self.split],
@@ -70,12 +72,12 @@ class Roles:
 
     @property
     def of_targets(self) -> tuple[str, ...]:
-        """The columns that targets are made of."""
+        """The columns that targets are made from."""
         return tuple(column for choice in self.targets for column in choice.columns)
 
 
 class RowValues(NamedTuple):
-    """What a row says of its image: its label, the cell of its split, and those of the other targets."""
+    """The values of one image: its label, the cell of its split, and those of the other targets."""
 
     label: str | None
     split: str | None
@@ -94,31 +96,34 @@ def find_roles(
     label: str | None = None,
     without: Sequence[str] = (),
 ) -> Roles:
-    """The roles of a table's columns, by their names.
+    """Find the roles of a table's columns by their names.
 
     Args:
-        where: Names the table in messages.
-        names: Its columns.
-        options: Columns that are named for a role: image, label, split.
-        columns: Which columns become targets; None: none but the label.
-        omissions: Takes note of columns that are ignored.
-        types: What columns hold, as far as their types say it.
-        image, label: Those columns, where types say it.
+        where: The name of the table in messages.
+        names: The names of its columns.
+        options: Columns that the user assigned to a role: image, label, split.
+        columns: Which columns become targets; None: only the label.
+        omissions: Receives a note on columns that are ignored.
+        types: The kinds of columns that are known from their types.
+        image, label: Those columns, if they are known from types.
         without: Columns that are never targets.
 
+    Returns:
+        The roles.
+
     Raises:
-        SourceError: There is no column of images, or several columns may be meant as label.
-        UnknownName: A column that there is not.
+        SourceError: There is no column of images, or several columns could be the label.
+        UnknownName: A requested column does not exist.
     """
     places = [name for name in names if name.strip().lower() in PLACES]
-    chosen = _named(where, names, options, "image") or image or _first(places, PLACES)
+    chosen = _column_of_option(where, names, options, "image") or image or _first(places, PLACES)
     if chosen is None:
         raise SourceError(
             f"{where}: no column names or holds images; it has {', '.join(names) or 'none'}",
-            hint=f"expected one called {', '.join(PLACES[:-1])} or {PLACES[-1]}, or name it: ?image=COLUMN",
+            hint=f"expected one named {', '.join(PLACES[:-1])} or {PLACES[-1]}, or set it: ?image=COLUMN",
         )
-    labels = _named(where, names, options, "label") or label or _only_label(where, names, chosen)
-    split = _named(where, names, options, "split") or _first_of(names, SPLIT_NAMES)
+    labels = _column_of_option(where, names, options, "label") or label or _only_label(where, names, chosen)
+    split = _column_of_option(where, names, options, "split") or _first_of(names, SPLIT_NAMES)
     digest = _first_of(names, DIGEST_NAMES)
     other = next(
         (name for name in places if name != chosen and {name.lower(), chosen.lower()} == {"path", "url"}), None
@@ -141,12 +146,12 @@ def find_roles(
 
 
 def _label_kind(label: str | None, types: Mapping[str, str], columns: ColumnOptions | None) -> str | None:
-    """What the label is, where that is asked for or its type says it; that of a float does not: 1.0 may be a class."""
+    """The kind of the label, if requested or known from its type. A float type does not count: 1.0 may be a class."""
     if label is None or columns is None:
         return None
-    asked = columns.kind_of.get(label, columns.kind_of.get(LABEL))
+    requested = columns.kind_of.get(label, columns.kind_of.get(LABEL))
     by_type = types.get(label)
-    return asked or (by_type if by_type != "numbers" else None)
+    return requested or (by_type if by_type != "numbers" else None)
 
 
 def _targets(
@@ -154,48 +159,48 @@ def _targets(
 ) -> tuple[Choice, ...]:
     # The label is a target anyway, under that name.
     own = {label, LABEL} - {None}
-    asked = ColumnOptions(
+    requested = ColumnOptions(
         columns=tuple(name for name in columns.columns if name not in own),
         kinds=tuple(text for text in columns.kinds if text.rpartition("=")[0] not in own),
     )
-    # A column `label` beside the one that is named as such would take its place.
+    # A column `label` next to the one that the user chose as label would replace it.
     plain = [name for name in rest if name != LABEL and is_target_name(name)]
     default = plain if len(plain) <= MOST_DEFAULT_COLUMNS else ()
-    if columns.columns and not asked.columns:
+    if columns.columns and not requested.columns:
         default = ()
-    taken_already = next((name for name in asked.columns if name not in rest and is_role(name)), None)
+    taken_already = next((name for name in requested.columns if name not in rest and is_role(name)), None)
     if taken_already is not None:
         raise SourceError(
-            f"{where}: the column {taken_already} says which image, split or digest a row is about, so it is no target",
+            f"{where}: the column {taken_already} gives the image, split or digest of a row, so it cannot be a target",
             hint="leave it out of --column",
         )
-    chosen = choose(where, rest, asked, default=default)
+    chosen = choose(where, rest, requested, default=default)
     taken = {column for choice in chosen for column in choice.columns}
-    # A column without a name is the number of a row.
+    # A column without a name has the row numbers.
     ignored = [name for name in rest if name and name not in taken]
     if ignored:
         omissions.note(
             f"{len(ignored)} columns are ignored: {and_more(ignored, 5)} (`--column NAME` keeps one)"
             if len(ignored) > 1
-            else f"the column {ignored[0]} is ignored (`--column {_asking(ignored[0])}` keeps it)"
+            else f"the column {ignored[0]} is ignored (`--column {_column_option(ignored[0])}` keeps it)"
         )
     return chosen
 
 
-def _asking(name: str) -> str:
-    """How a column is asked for: by another name where a target cannot have its own."""
+def _column_option(name: str) -> str:
+    """How a column is requested with --column: under another name if its own is not valid for a target."""
     return name if is_target_name(name) and name != LABEL else f"NAME={name}"
 
 
-def _named(where: str, names: Sequence[str], options: Mapping[str, str], role: str) -> str | None:
+def _column_of_option(where: str, names: Sequence[str], options: Mapping[str, str], role: str) -> str | None:
     name = options.get(role)
     if name is not None and name not in names:
         raise SourceError(f"{where}: no column {name!r}; it has {', '.join(names)}")
     return name
 
 
-def _first(found: Sequence[str], known: Sequence[str]) -> str | None:
-    return min(found, key=lambda name: known.index(name.strip().lower()), default=None)
+def _first(names: Sequence[str], known: Sequence[str]) -> str | None:
+    return min(names, key=lambda name: known.index(name.strip().lower()), default=None)
 
 
 def _first_of(names: Sequence[str], known: Sequence[str]) -> str | None:
@@ -208,14 +213,14 @@ def _only_label(where: str, names: Sequence[str], image: str) -> str | None:
     found = exact or found
     if len(found) > 1:
         raise SourceError(
-            f"{where}: the columns {', '.join(found)} may all be meant as label",
-            hint=f"name one of them: {where.partition('?')[0]}?label={found[0]}",
+            f"{where}: the columns {', '.join(found)} could all be the label",
+            hint=f"choose one of them: {where.partition('?')[0]}?label={found[0]}",
         )
     return found[0] if found else None
 
 
 def split_of_cell(cell: str | None, where: str, file_split: str | None = None) -> str:
-    """The split that a cell names; of an empty one that of the file, else train. Raises SourceError."""
+    """The split that a cell names; for an empty cell that of the file, else train. Raises SourceError."""
     text = cell_text(cell)
     if text is None:
         return file_split or "train"

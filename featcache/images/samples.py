@@ -1,4 +1,7 @@
-"""One image of a set, and many of them kept as columns, so that ten million cost what their names take."""
+"""The samples (images) of a data set: `Samples` of one split, `SampleRows` of several.
+
+Ids and labels are stored as columns, so that ten million need little more memory than their names.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 UNLABELLED = -1
-"""The label of a sample whose class is not known."""
+"""The label of a sample whose class is unknown."""
 _ROWS_AT_ONCE = 4096
 _ENCODING = ("utf-8", "surrogatepass")
-# With this byte a surrogate begins, which only names have that are no UTF-8 (and some Korean letters).
+# The first byte of a surrogate, which occurs only in names that are not valid UTF-8 (and in some Korean letters).
 _SURROGATE = b"\xed"
 
 
@@ -24,8 +27,11 @@ _SURROGATE = b"\xed"
 class Sample:
     """One image of a source.
 
-    `id` is stable: the POSIX path inside the set without a wrapping folder ("train/airplane/0001.jpg"), or
-    split and number ("train/00012"). `label` indexes the source's `classes`; -1: unlabelled.
+    Attributes:
+        id: Stable: the POSIX path inside the set without wrapper folders ("train/airplane/0001.jpg"), or split and
+            number ("train/00012").
+        split: `train`, `val` or `test`.
+        label: An index into the source's `classes`; -1: unlabelled.
     """
 
     id: str
@@ -34,9 +40,9 @@ class Sample:
 
 
 class Samples(Sequence[Sample]):
-    """Samples of one split. Each is made when it is asked for; slices share the columns.
+    """The samples of one split, stored as columns. Each sample is created on access; slices share the columns.
 
-    About 20 bytes a sample beside its id's own, where objects take 150.
+    Needs about 20 bytes per sample plus the bytes of its id; objects would need 150.
     """
 
     def __init__(
@@ -47,16 +53,16 @@ class Samples(Sequence[Sample]):
         labels: npt.NDArray[np.int64],
         rows: Any = None,
     ) -> None:
-        """`text`: all ids one after the other in UTF-8; `ends` (n + 1,): where each begins, and the end.
+        """`text`: all ids concatenated, in UTF-8; `ends`: where each begins, and the end, int64 (n + 1,).
 
-        `labels` int64 (n,); `rows`: which of these it holds, in order, int64 (m,); None: all.
+        `labels`: int64 (n,); `rows`: which of these the object contains, in order, int64 (m,); None: all.
         """
         self.split = split
         self._text, self._ends, self._labels, self._rows = text, ends, labels, rows
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
-        """(n,) indices into the source's classes, -1: unlabelled."""
+        """Indices into the source's classes, -1: unlabelled; int64 (n,)."""
         return self._labels if self._rows is None else self._labels[self._rows]
 
     def ids(self) -> Iterator[str]:
@@ -66,8 +72,8 @@ class Samples(Sequence[Sample]):
             for begin, end in zip(self._ends[rows].tolist(), self._ends[rows + 1].tolist(), strict=True):
                 yield self._text[begin:end].decode(*_ENCODING)
 
-    def encoded_ids(self) -> npt.NDArray[np.bytes_] | None:
-        """The ids as UTF-8 of fixed length: (n,); None where a name is no text that UTF-8 can hold."""
+    def to_utf8(self) -> npt.NDArray[np.bytes_] | None:
+        """The ids as fixed-length UTF-8, (n,); None if a name cannot be encoded as UTF-8."""
         if _SURROGATE in self._text:
             return None
         text = np.frombuffer(self._text, np.uint8)
@@ -86,7 +92,7 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of(cls, split: str, samples: Iterable[Sample]) -> Samples:
-        """The same samples as columns."""
+        """Store samples as columns."""
         if isinstance(samples, Samples):
             return samples
         columns = SampleColumns(split)
@@ -95,46 +101,46 @@ class Samples(Sequence[Sample]):
         return columns.samples()
 
     def take(self, rows: npt.NDArray[np.int64]) -> Samples:
-        """Those at `rows` (m,), in that order."""
+        """The samples at `rows`, int64 (m,), in that order."""
         return Samples(self.split, self._text, self._ends, self._labels, self._numbers(rows))
 
     @property
-    def listed_rows(self) -> npt.NDArray[np.int64]:
-        """(n,) which of the samples that were listed each one is: what stands in columns beside them is found by it."""
+    def rows_in_listing(self) -> npt.NDArray[np.int64]:
+        """The row of each sample in the original listing, int64 (n,): it indexes columns that belong to the listing."""
         return np.arange(len(self)) if self._rows is None else self._rows
 
-    def relabelled(self, numbers: npt.NDArray[np.int64]) -> Samples:
-        """The same with label `numbers[label]` in place of each label; unlabelled ones stay so."""
+    def renumber_labels(self, numbers: npt.NDArray[np.int64]) -> Samples:
+        """Replace each label by `numbers[label]`; unlabelled samples stay unlabelled."""
         labels = np.append(numbers, -1)[self._labels]
         return Samples(self.split, self._text, self._ends, labels, self._rows)
 
-    def in_split(self, split: str) -> Samples:
-        """The same as samples of that split."""
+    def move_to_split(self, split: str) -> Samples:
+        """The same samples, assigned to another split."""
         return Samples(split, self._text, self._ends, self._labels, self._rows)
 
-    def unlabelled(self) -> Samples:
-        """The same without labels."""
+    def without_labels(self) -> Samples:
+        """The same samples, all unlabelled."""
         return Samples(self.split, self._text, self._ends, np.full_like(self._labels, -1), self._rows)
 
     def find(self, sample_id: str) -> int:
-        """The place of that id among samples sorted by id. KeyError where it is not there."""
-        # UTF-8 is ordered as code points are, so nothing need be decoded.
-        wanted = sample_id.encode(*_ENCODING)
-        place = bisect.bisect_left(range(len(self)), wanted, key=self._encoded)
-        if place == len(self) or self._encoded(place) != wanted:
+        """The index of an id; the samples must be sorted by id. Raises KeyError if it is missing."""
+        # UTF-8 sorts like code points, so nothing needs to be decoded.
+        encoded = sample_id.encode(*_ENCODING)
+        place = bisect.bisect_left(range(len(self)), encoded, key=self._id_bytes)
+        if place == len(self) or self._id_bytes(place) != encoded:
             raise KeyError(sample_id)
         return place
 
-    def _encoded(self, place: int) -> bytes:
+    def _id_bytes(self, place: int) -> bytes:
         row = place if self._rows is None else int(self._rows[place])
         return bytes(self._text[int(self._ends[row]) : int(self._ends[row + 1])])
 
-    def sorted_by_id(self) -> Samples:
-        """The same in the order of their ids (code points)."""
+    def sort_by_id(self) -> Samples:
+        """The same samples in the order of their ids (code points)."""
         if all(before < after for before, after in itertools.pairwise(self.ids())):
             return self
         ids = list(self.ids())
-        # By id, then label: what is listed twice is found beside itself.
+        # By id, then label: duplicates are neighbours.
         order = sorted(range(len(ids)), key=lambda row: (ids[row], self._labels[row]))
         return self.take(np.array(order, np.int64))
 
@@ -155,13 +161,13 @@ class Samples(Sequence[Sample]):
         return Sample(id=text.decode(*_ENCODING), split=self.split, label=int(self._labels[row]))
 
     def __iter__(self) -> Iterator[Sample]:
-        for one, label in zip(self.ids(), _numbers_of(self.labels), strict=True):
-            yield Sample(id=one, split=self.split, label=label)
+        for sample_id, label in zip(self.ids(), _numbers_of(self.labels), strict=True):
+            yield Sample(id=sample_id, split=self.split, label=label)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return len(self) == len(other) and all(left == right for left, right in zip(self, other, strict=True))
 
     def __repr__(self) -> str:
         return f"<Samples {self.split}: {len(self):,}>"
@@ -179,7 +185,7 @@ def _numbers_of(labels: npt.NDArray[np.int64]) -> Iterator[int]:
 
 
 class SampleColumns:
-    """Samples of one split as they are listed, one at a time."""
+    """Builds the samples of one split, one at a time."""
 
     def __init__(self, split: str) -> None:
         self._split = split
@@ -189,21 +195,21 @@ class SampleColumns:
         return len(self._labels)
 
     def append(self, sample_id: str, label: int) -> None:
-        """One more."""
+        """Append a sample."""
         self._text += sample_id.encode(*_ENCODING)
         self._ends.append(len(self._text))
         self._labels.append(label)
 
     def samples(self) -> Samples:
-        """All of them, in that order; the last call."""
-        # No copies: of ten million names they would be 400 MB. Nothing can be appended afterwards.
+        """All samples, in order. Nothing can be appended afterwards."""
+        # Shares the buffers instead of copying them: the copies of ten million names would need 400 MB.
         ends = np.frombuffer(self._ends, np.int64)
         labels = np.frombuffer(self._labels, np.int64) if len(self._labels) else np.empty(0, np.int64)
         return Samples(self._split, self._text, ends, labels)
 
 
 class SampleIds(Sequence[str]):
-    """The ids of samples, each decoded when it is asked for."""
+    """The ids of samples, each decoded on access."""
 
     def __init__(self, samples: Samples) -> None:
         self._samples = samples
@@ -221,26 +227,26 @@ class SampleIds(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         return self._samples.ids()
 
-    def encoded(self) -> npt.NDArray[np.bytes_] | None:
-        """All of them as UTF-8 of fixed length: (N,); None where a name is no text that UTF-8 can hold."""
-        return self._samples.encoded_ids()
+    def to_utf8(self) -> npt.NDArray[np.bytes_] | None:
+        """All ids as fixed-length UTF-8, (n,); None if a name cannot be encoded as UTF-8."""
+        return self._samples.to_utf8()
 
 
 class SampleRows(Sequence[Sample]):
-    """Samples of several splits one after the other, any of them any number of times, made when they are asked for."""
+    """Samples of several splits, concatenated; each may occur any number of times, and is created on access."""
 
     def __init__(self, splits: Sequence[Samples], rows: npt.NDArray[np.int64] | None = None) -> None:
-        """`rows` (n,): numbers among the samples of all `splits`, in order; None: all."""
+        """`rows`: indices into the concatenated samples of all `splits`, int64 (n,); None: all, in order."""
         self.splits = tuple(splits)
         self._starts = np.cumsum([0, *map(len, self.splits)])
         self._rows = rows
 
     def take(self, index: npt.NDArray[Any] | slice) -> SampleRows:
-        """Those at `index`: numbers, a mask or a slice."""
+        """The samples at `index`: indices, a boolean mask or a slice."""
         return SampleRows(self.splits, self._numbers(index))
 
     def by_split(self) -> dict[str, Samples]:
-        """Those of each split, in their order; a split without any is left out."""
+        """The samples of each split, in their order; a split without samples is left out."""
         if self._rows is None:
             return {samples.split: samples for samples in self.splits if len(samples)}
         holder = self._holder(self._rows)
@@ -278,10 +284,10 @@ class SampleRows(Sequence[Sample]):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
             return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+        return len(self) == len(other) and all(left == right for left, right in zip(self, other, strict=True))
 
     def _numbers(self, index: npt.NDArray[Any] | slice) -> npt.NDArray[np.int64]:
-        """The numbers at `index`. All of ten million samples would be 80 MB of numbers that say nothing."""
+        """The rows at `index`. They are not stored if they are all rows: for ten million samples they need 80 MB."""
         numbers: npt.NDArray[np.int64]
         if self._rows is not None:
             numbers = self._rows[index]

@@ -1,4 +1,4 @@
-"""One open file that many threads, and children after a fork, read at offsets without getting in each other's way."""
+"""An open file that many threads, and child processes after a fork, can read at offsets at the same time."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import IO
 
 
 class SharedFile:
-    """Reads at offsets: `os.pread` leaves no position to share; where it is missing, a lock guards the position."""
+    """Reads at offsets with `os.pread`, which needs no file position; without it, a lock protects the position."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        """Takes over `file`, a binary file open for reading. Nothing else may use its position any more."""
+        """`file`: a binary file open for reading. Nothing else may use its position afterwards."""
         self._file = file
         self._lock = threading.Lock()
 
     def read_at(self, size: int, offset: int) -> bytes:
-        """`size` bytes from `offset`, fewer only at the end of the file. Raises OSError, also once closed."""
+        """Read `size` bytes from `offset`, fewer only at the end of the file. Raises OSError, also after `close`."""
         chunks = []
         while size > 0 and (chunk := self._read_once(size, offset)):
             chunks.append(chunk)
@@ -35,10 +35,13 @@ class SharedFile:
 
     @property
     def file(self) -> IO[bytes]:
-        """The file itself, to be listed before it is shared."""
+        """The open file itself, to read for example an archive's directory.
+
+        Only before another thread calls `read_at`: to use it moves the file's position.
+        """
         return self._file
 
-    def look(self) -> os.stat_result:
+    def stat(self) -> os.stat_result:
         """Size and times of the open file."""
         return os.fstat(self._file.fileno())
 

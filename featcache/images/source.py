@@ -1,7 +1,7 @@
-"""What every source of images promises, whatever lies behind it: a folder, an archive, arrays, a named set.
+"""The interface of all sources of images: folders, archives, arrays, tables, named sets.
 
 A source lists its samples once, always in the same order, and reads one encoded file or one array at a time.
-It never decodes: `digest` is taken over the very bytes that are decoded afterwards.
+It never decodes: `digest` is computed from the same bytes that are decoded afterwards.
 """
 
 from __future__ import annotations
@@ -25,24 +25,23 @@ from featcache.images.samples import Sample
 
 Pixels = npt.NDArray[np.uint8]
 Payload = bytes | Pixels
-"""One image as a source hands it out: an encoded file, or uint8 pixels (H, W) or (H, W, C)."""
+"""One image as a source reads it: an encoded file, or pixels, uint8 (H, W) or (H, W, C)."""
 
 Stamp = tuple[int | str, ...]
 Report = Callable[[str], None]
-"""Takes progress in words, one line a call."""
+"""Receives progress messages, one line per call."""
 
 
 class ImageSource(ABC):
-    """Images that can be listed and read. Picklable; reading is safe from several threads and after a fork.
+    """Images that can be listed and read. Picklable; reading is thread-safe and works after a fork.
 
     Attributes:
-        name: short, for the names of caches made from it; only a-z, 0-9, ".", "_" and "-".
-        origin: what names it in a selection: the data set's name, or an absolute path.
-        classes: names; a sample's label is an index into them. Sorted by code points where they come from
-            folders; a named set and arrays keep the order that their labels have.
-        native_size: (H, W) in pixels when all images are known to have that size, else None.
-        columns: What else is known of the images, in the order of their samples; one called `label` where labels
-            are no classes.
+        name: A short name for the names of caches; only a-z, 0-9, ".", "_" and "-".
+        origin: The text that identifies the images: the data set's name, or an absolute path.
+        classes: The class names; a sample's label is an index into them. Sorted by code points if they come from
+            folders; named sets and arrays keep the order of their labels.
+        native_size: (H, W) in pixels if all images are known to have that size, else None.
+        columns: Further columns, in the order of the samples; one named `label` if the labels are not classes.
         omissions: What was left out or ignored when the source was listed.
     """
 
@@ -60,9 +59,16 @@ class ImageSource(ABC):
         return tuple(self._listing.samples)
 
     def samples(self, split: str) -> Sequence[Sample]:
-        """The samples of one split in source order: sorted by id, the same on every machine.
+        """List the samples of one split.
 
-        Raises SourceError for a split that the source lacks.
+        Args:
+            split: `train`, `val` or `test`.
+
+        Returns:
+            The samples sorted by id, in the same order on every machine.
+
+        Raises:
+            SourceError: The source does not have the split.
         """
         try:
             return self._listing.samples[split]
@@ -73,24 +79,44 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, sample: Sample) -> Payload:
-        """The encoded file, or the uint8 pixels, of one sample. Raises ImageError naming the sample."""
+        """Read one image, without decoding it.
+
+        Args:
+            sample: A sample of this source.
+
+        Returns:
+            The encoded file, or pixels, uint8 (H, W) or (H, W, C).
+
+        Raises:
+            ImageError: The image is missing or cannot be read; the message names the sample.
+        """
 
     @abstractmethod
     def stamp(self, sample: Sample) -> Stamp | None:
-        """A cheap key that changes when the sample's bytes do; None: there is none, read them.
+        """A cheap key that changes whenever the bytes of the sample change, so that they need not be read again.
 
-        Its first item says what it rests on, the rest is for comparison only.
+        Args:
+            sample: A sample of this source.
+
+        Returns:
+            The key: its first item names its basis, the others are only compared. None: there is no such key.
         """
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """When the file behind `stamp` was last written (ns since 1970); None where the stamp needs no time.
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """When the file that `stamp` describes was last written.
 
-        A stamp taken within the clock's grain of that moment does not exclude a second write.
+        A stamp taken within one clock tick of that moment cannot exclude a second write.
+
+        Args:
+            sample: A sample of this source.
+
+        Returns:
+            Nanoseconds since 1970; None if the stamp does not depend on a time.
         """
         return None
 
     def close(self) -> None:
-        """Let go of open files, where there are any. Nothing can be read afterwards."""
+        """Close open files, if there are any. Nothing can be read afterwards."""
         return
 
     def __enter__(self) -> Self:
@@ -107,7 +133,14 @@ class ImageSource(ABC):
 
 
 def digest(payload: Payload) -> bytes:
-    """SHA-256 (32 bytes) of what is decoded: an encoded file's bytes; for pixels their shape and bytes."""
+    """The SHA-256 of an image as it is read.
+
+    Args:
+        payload: An encoded file, or pixels.
+
+    Returns:
+        32 bytes: the digest of the file's bytes, or of the dtype, shape and bytes of the pixels.
+    """
     if isinstance(payload, np.ndarray):
         header = f"featcache {payload.dtype} {payload.shape}\n".encode()
         return hashlib.sha256(header + payload.tobytes()).digest()
@@ -115,15 +148,15 @@ def digest(payload: Payload) -> bytes:
 
 
 def stamp_of(found: os.stat_result) -> tuple[int, ...]:
-    """What tells whether a file has changed: its size, its mtime and ctime in ns, its inode.
+    """A key that changes if a file changes: its size, its mtime and ctime in ns, its inode.
 
-    A tool that edits a file in place and puts its mtime back cannot put back the ctime.
+    A tool that edits a file in place and restores its mtime cannot restore the ctime.
     """
     return (found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
 
 
 def slug(name: str) -> str:
-    """`name` in lower case with only a-z, 0-9, ".", "_" and "-", so that it can stand in a file name."""
+    """Reduce `name` to lower case with only a-z, 0-9, ".", "_" and "-", so that it can be part of a file name."""
     plain = re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-.")
     return plain or "images"
 
@@ -132,23 +165,23 @@ _ARCHIVE_SUFFIX = re.compile(r"\.(zip|tar|tar\.(gz|bz2|xz)|tgz|tbz2?|txz)$", re.
 
 
 def has_archive_suffix(name: str) -> bool:
-    """Whether a file of that name is meant as an archive of images."""
+    """Whether a file name has the extension of an archive."""
     return _ARCHIVE_SUFFIX.search(name) is not None
 
 
 def name_of(path: Path) -> str:
-    """The short name of a folder or archive: its last component without an archive's suffix."""
+    """The short name of a folder or archive: its last component without the extension of an archive."""
     return slug(_ARCHIVE_SUFFIX.sub("", path.name))
 
 
-def numbered_ids(split: str, numbers: Iterable[int], count: int) -> list[str]:
-    """Ids "train/00012" for rows without a path, wide enough that sorting by id sorts by number."""
+def row_ids(split: str, numbers: Iterable[int], count: int) -> list[str]:
+    """Ids such as "train/00012" for rows without a path, with enough digits that sorting by id sorts by number."""
     width = max(5, len(str(max(count - 1, 0))))
     return [f"{split}/{number:0{width}d}" for number in numbers]
 
 
 def check_splits(found: Mapping[str, object]) -> None:
-    """SourceError unless the keys are splits."""
+    """Raises SourceError unless all keys are splits."""
     for split in found:
         if split not in SPLITS:
             raise SourceError(f"unknown split {split!r}", hint=f"splits are {', '.join(SPLITS)}")

@@ -1,4 +1,4 @@
-"""Which split a word or a name speaks of, and what the user says about folders (`--split-by-folder`)."""
+"""Finds the split in a word or a name, and parses the option `--split-by-folder`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ SPLIT_WORDS = {
 NO_SPLITS = "none"
 FLAG = "--split-by-folder"
 
-# Letters only: digits and signs end a word. Then `TrainImages` and `HDTrain` come apart, `train` stays whole.
+# Letters only: digits and signs end a word. Then `TrainImages` and `HDTrain` are divided at capitals.
 _LETTERS = re.compile(r"[^\W\d_]+")
 _CAMEL = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[^A-Z]+")
 
 
 class SplitAmbiguous(ValueError):
-    """A name speaks of two splits. `splits` has them in the order of `SPLITS`."""
+    """A name contains the words of two splits, `splits`, in the order of `SPLITS`."""
 
     def __init__(self, name: str, splits: tuple[str, ...]) -> None:
         super().__init__(f"{name!r} names {len(splits)} splits: {', '.join(splits)}")
@@ -39,18 +39,18 @@ class SplitAmbiguous(ValueError):
 
 
 def split_word(text: str) -> str | None:
-    """The split that `text` names as one whole word, in any case: "Validation" is val. None: it names none."""
+    """The split whose word `text` is, in upper or lower case: "Validation" is val. None: it is no such word."""
     return SPLIT_WORDS.get(text.strip().lower())
 
 
 def split_in(name: str) -> str | None:
-    """The split that stands as a word in `name`: `x_train`, `TrainImages`, `val2017`, `imagenet-val-0001`.
+    """The split that occurs as a word in `name`: `x_train`, `TrainImages`, `val2017`, `imagenet-val-0001`.
 
-    Words end at whatever is no letter and at a capital after a small letter. A name such as `train_station` counts:
-    whether it is meant so is for the caller, which sees the names beside it.
+    Words end at any character that is not a letter, and before a capital after a small letter. A name such as
+    `train_station` counts too: the caller, which sees the other names, decides whether it is a split.
 
     Returns:
-        The split; None where no word names one.
+        The split; None if no word names one.
 
     Raises:
         SplitAmbiguous: The words name two different splits, as in `train_val`.
@@ -63,24 +63,24 @@ def split_in(name: str) -> str | None:
 
 @functools.lru_cache(maxsize=4096)
 def splits_in(name: str) -> tuple[str, ...]:
-    """All splits that stand as words in `name`, in the order of `SPLITS`; empty where there is none."""
+    """All splits that occur as words in `name`, in the order of `SPLITS`; empty if there is none."""
     found = {split for letters in _LETTERS.findall(name) for split in _splits_of(letters)}
     return tuple(split for split in SPLITS if split in found)
 
 
 def _splits_of(letters: str) -> list[str]:
-    # The whole first: eVal is eval, no matter what its parts say.
+    # First the whole word: eVal is eval, although its part Val is val.
     words = [letters] if split_word(letters) else _CAMEL.findall(letters)
     return [split for word in words if (split := split_word(word)) is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFolders:
-    """Which folders are which splits, as the user says.
+    """The folders that are splits, according to the user.
 
     Attributes:
-        named: (folder, split) in the order given; a split may have several folders. Folders that are not named are
-            left out. Empty: the folders' own names say it.
+        named: Pairs (folder, split) in the given order; a split may have several folders. Other folders are left out.
+            Empty: the names of the folders decide.
         none: No folder is a split; the top folders are classes.
     """
 
@@ -89,11 +89,11 @@ class SplitFolders:
 
     @classmethod
     def parse(cls, texts: Sequence[str]) -> Self:
-        """What the values of `--split-by-folder` say: `FOLDER=SPLIT`, any number of them, or `none` alone.
+        """Parse the values of `--split-by-folder`: any number of `FOLDER=SPLIT`, or `none` alone.
 
         Raises:
-            InvalidOption: A value without "=", without a folder or with an unknown split; a folder that is named
-                twice; `none` beside others.
+            InvalidOption: A value without "=", without a folder or with an unknown split; a folder that is given
+                twice; `none` together with other values.
         """
         texts = list(dict.fromkeys(texts))
         if texts == [NO_SPLITS]:
@@ -104,32 +104,32 @@ class SplitFolders:
 
     @property
     def automatic(self) -> bool:
-        """Whether the folders' own names say which splits there are."""
+        """Whether the names of the folders decide which are splits."""
         return not self.named and not self.none
 
 
 BY_NAME = SplitFolders()
-"""The folders' own names say which are splits."""
+"""The names of the folders decide which are splits."""
 
 
 def values_for(pairs: Iterable[tuple[str, str]]) -> str:
-    """How (folder, split) pairs are given on the command line, for a hint."""
-    return " ".join(f"{FLAG} {_quoted(folder)}={split}" for folder, split in pairs)
+    """The options for pairs (folder, split) as text for the command line, for hints."""
+    return " ".join(f"{FLAG} {_quote(folder)}={split}" for folder, split in pairs)
 
 
 def same_name(name: str) -> str:
-    """The form of a folder's name by which names are compared: macOS writes é as two characters."""
+    """Normalise a folder's name for comparison: macOS stores é as two characters."""
     return unicodedata.normalize("NFC", name)
 
 
-def _quoted(folder: str) -> str:
+def _quote(folder: str) -> str:
     return folder if re.fullmatch(r"[\w./+-]+", folder) else f'"{folder}"'
 
 
 def _pair(text: str) -> tuple[str, str]:
     if text == NO_SPLITS:
-        raise InvalidOption(f"{FLAG}: `none` stands beside others", hint="give it alone, or leave it out")
-    # The folder's name may hold "=", a split's does not.
+        raise InvalidOption(f"{FLAG}: `none` is given together with others", hint="give it alone, or leave it out")
+    # A folder's name may contain "=", that of a split does not.
     folder, equals, word = text.rpartition("=")
     folder = folder.strip().removeprefix("./").strip("/")
     if not equals or not folder:
@@ -147,4 +147,4 @@ def _refuse_twice(folders: list[str]) -> None:
     names = [same_name(folder) for folder in folders]
     twice = next((folder for folder, name in zip(folders, names, strict=True) if names.count(name) > 1), None)
     if twice is not None:
-        raise InvalidOption(f"{FLAG}: the folder {twice!r} is given twice", hint="a folder is one split")
+        raise InvalidOption(f"{FLAG}: the folder {twice!r} is given twice", hint="give each folder once")

@@ -1,4 +1,4 @@
-"""Tables, row by row: CSV, TSV, JSON lines and Parquet, as columns of images and of their targets are read."""
+"""Reads tables of images and targets row by row: CSV, TSV, JSON lines and Parquet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class TableBytes:
 
     @property
     def suffix(self) -> str:
-        """The ending of its name."""
+        """The extension of its name."""
         return PurePosixPath(self.name).suffix
 
     def __str__(self) -> str:
@@ -36,31 +36,32 @@ Table = Path | TableBytes
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _ROWS_AT_ONCE = 8192
 _DELIMITERS = ",;\t"
-# What a column of a Parquet file holds, by the beginning of its Arrow type.
+# The kind of a Parquet column, by the beginning of its Arrow type.
 _KINDS = {"float": "numbers", "double": "numbers", "halffloat": "numbers", "decimal": "numbers", "list": "lists"}
 _NO_CELLS = ("struct", "binary", "large_binary", "fixed_size_binary", "map", "extension")
-# Lists of numbers with a fraction are embeddings or boxes, of which each number would be a class.
+# Lists of floats are embeddings or boxes; as lists of classes, each number would become a class.
 _NO_ITEMS = (*_NO_CELLS, "float", "double", "halffloat", "decimal", "list", "large_list", "fixed_size_list")
 
-#: The cells of a row by column; None where there is nothing.
+#: The cells of a row by column; None for a missing value.
 Row = Mapping[str, str | None]
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file is meant as a table, by its name."""
+    """Whether a file name has the extension of a table."""
     return path.suffix.lower() in SUFFIXES
 
 
 def is_parquet(path: Table) -> bool:
-    """Whether a file is meant as a Parquet file, by its name."""
+    """Whether a file name has the extension of a Parquet file."""
     return path.suffix.lower() == ".parquet"
 
 
 def column_names(path: Table) -> tuple[str, ...]:
-    """The names of the columns that hold texts, numbers or lists of them, in order, without blanks around them.
+    """The names of the columns of texts, numbers or lists of these, in order, without surrounding blanks.
 
-    Raises SourceError where the file is no table, or has two columns of one name, MissingExtra for Parquet without
-    pyarrow.
+    Raises:
+        SourceError: The file is not a table, or has two columns of the same name.
+        MissingExtra: A Parquet file, without pyarrow.
     """
     if is_parquet(path):
         names = names_in(schema_of(path))
@@ -68,31 +69,31 @@ def column_names(path: Table) -> tuple[str, ...]:
         names = list(_keys(path)) if path.suffix.lower() == ".jsonl" else next(_csv_cells(path), [])
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise SourceError(f"{path}: {', '.join(map(repr, twice))} stands twice among its columns", hint="rename one")
+        raise SourceError(f"{path}: the column {', '.join(map(repr, twice))} occurs twice", hint="rename one")
     return tuple(names)
 
 
 def _holds_cells(arrow_type: Any) -> bool:
-    """Whether the values of a Parquet column are texts, numbers or lists of them."""
+    """Whether the values of a Parquet column are texts, numbers or lists of these."""
     items = getattr(arrow_type, "value_type", None)
     is_list = "list" in str(arrow_type).partition("<")[0]
     return not str(arrow_type).startswith(_NO_CELLS) and not (is_list and str(items).startswith(_NO_ITEMS))
 
 
 def column_kinds(path: Table) -> dict[str, str]:
-    """What columns hold, as far as their types say it."""
+    """The kinds of the columns that are known from their types."""
     if not is_parquet(path):
         return {}
     return kinds_in(schema_of(path))
 
 
 def names_in(schema: Any) -> list[str]:
-    """The columns of an Arrow schema whose values are texts, numbers or lists of them."""
+    """The columns of an Arrow schema whose values are texts, numbers or lists of these."""
     return [field.name for field in schema if _holds_cells(field.type)]
 
 
 def kinds_in(schema: Any) -> dict[str, str]:
-    """What the columns of an Arrow schema hold, as far as their types say it."""
+    """The kinds of the columns of an Arrow schema that are known from their types."""
     found = {field.name: _kind_of(str(field.type)) for field in schema}
     return {name: kind for name, kind in found.items() if kind is not None}
 
@@ -102,11 +103,20 @@ def _kind_of(arrow_type: str) -> str | None:
 
 
 def table_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
-    """The rows of a table: for each the cells of these columns as text, in this order.
+    """Iterate over the rows of a table.
 
-    A list in a cell is joined with `;`, also where it is empty: `;`. A column that is not there has no cells.
+    A list is joined with `;`; an empty list is `;`. A column that does not exist has only missing values.
 
-    Raises what `column_names` raises, and SourceError for a row with more cells than there are columns.
+    Args:
+        path: The table.
+        columns: The columns to read.
+
+    Yields:
+        For each row the cells of these columns as text, in their order.
+
+    Raises:
+        SourceError: As `column_names` does, and for a row with more cells than there are columns.
+        MissingExtra: A Parquet file, without pyarrow.
     """
     if is_parquet(path):
         yield from _parquet_rows(path, columns)
@@ -118,28 +128,28 @@ def table_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None
 
 
 def text_of(value: object) -> str | None:
-    """A value as the text of a cell; None where there is nothing, or nothing that a cell can hold."""
+    """A value as the text of a cell; None if it is missing, or of a type that a cell cannot represent."""
     if value is None or isinstance(value, dict | bytes):
         return None
     if isinstance(value, list | tuple):
         if any(isinstance(one, list | tuple | dict | bytes) for one in value):
             return None
         texts = [str(one) for one in value if one is not None]
-        # One item alone would look like a class.
+        # The separator after a single item distinguishes it from a class.
         return ";".join(texts) + ("" if len(texts) > 1 else ";")
     return None if isinstance(value, float) and math.isnan(value) else str(value)
 
 
 def cells_of(values: Sequence[Any], names: Sequence[str] | None, where: object) -> list[str | None]:
-    """The cells of a column of Arrow values; of numbers of classes their names. `where` names the table.
+    """The cells of a column of Arrow values; class numbers are replaced by `names`, if these are given.
 
-    Raises SourceError for a number without a name.
+    Raises SourceError for a number without a name; `where` is the table in its message.
     """
     if names is None:
         return [text_of(value) for value in values]
-    strange = next((value for value in values if value is not None and not -1 <= value < len(names)), None)
-    if strange is not None:
-        raise SourceError(f"{where}: expected labels from -1 to {len(names) - 1}, got {strange}")
+    invalid = next((value for value in values if value is not None and not -1 <= value < len(names)), None)
+    if invalid is not None:
+        raise SourceError(f"{where}: expected labels from -1 to {len(names) - 1}, got {invalid}")
     return [None if value is None or value < 0 else str(names[value]) for value in values]
 
 
@@ -161,17 +171,17 @@ def _csv_cells(path: Table) -> Iterator[list[str]]:
             file.seek(0)
             rows = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             yield [name.strip() for name in next(rows, [])]
-            # Spreadsheets write rows of delimiters alone.
+            # Spreadsheets write empty rows as delimiters only.
             yield from (row for row in rows if any(map(str.strip, row)))
     except UnicodeDecodeError as error:
         hint = "save it as UTF-8 (in Excel: CSV UTF-8)"
-        raise SourceError(f"{path}: no UTF-8 text at byte {error.start:,}", hint=hint) from error
+        raise SourceError(f"{path}: invalid UTF-8 at byte {error.start:,}", hint=hint) from error
     except (OSError, csv.Error) as error:
         raise SourceError(f"{path}: cannot be read as a table: {error}") from error
 
 
 def _delimiter(header: str) -> str:
-    """What separates cells: the most frequent of `,`, `;` and tabs among the names of columns."""
+    """The delimiter of cells: the most frequent of `,`, `;` and tab in the header line."""
     return max(_DELIMITERS, key=header.count)
 
 
@@ -225,15 +235,15 @@ def open_parquet(path: Table) -> Any:
     try:
         if isinstance(path, TableBytes):
             return ParquetFile(io.BytesIO(path.content))
-        # Refused before Arrow opens it, and waits: what is no regular file.
+        # First refuse anything but a regular file: Arrow would block on a pipe.
         os.close(open_regular(path, str(path), error=SourceError))
         return ParquetFile(path)
     except parquet_errors() as error:
-        raise SourceError(f"{path}: no Parquet file: {error}") from error
+        raise SourceError(f"{path}: not a Parquet file: {error}") from error
 
 
 def parquet_errors() -> tuple[type[Exception], ...]:
-    """What pyarrow raises over damaged files."""
+    """The errors that pyarrow raises for damaged files."""
     from pyarrow import ArrowException
 
     return (SourceError, OSError, ArrowException, ValueError, OverflowError, MemoryError, KeyError)
@@ -241,11 +251,11 @@ def parquet_errors() -> tuple[type[Exception], ...]:
 
 def _parquet_rows(path: Table, columns: Sequence[str]) -> Iterator[tuple[str | None, ...]]:
     file = open_parquet(path)
-    there = [name for name in columns if name in file.schema_arrow.names]
+    existing = [name for name in columns if name in file.schema_arrow.names]
     try:
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
-            found = {name: map(text_of, batch.column(name).to_pylist()) for name in there}
-            nothing = [None] * batch.num_rows
-            yield from zip(*(found.get(name, nothing) for name in columns), strict=True)
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=existing):
+            cells = {name: map(text_of, batch.column(name).to_pylist()) for name in existing}
+            missing = [None] * batch.num_rows
+            yield from zip(*(cells.get(name, missing) for name in columns), strict=True)
     except parquet_errors() as error:
         raise SourceError(f"{path}: damaged Parquet file: {error}") from error

@@ -1,8 +1,8 @@
-"""The members of a plain tar, one header after the other, each checked before anything is allocated for it.
+"""Reads the headers of a plain tar one by one, and validates each before memory is allocated for it.
 
-tarfile reads as many bytes as a header declares and follows headers by recursion, so a few hostile bytes are a
-MemoryError, a RecursionError or a loop without end. Here a member lies within the file, its extensions (GNU long
-names, POSIX "pax" records) are small and few, and every step leads forward. Only the fields that matter are parsed:
+tarfile reads as many bytes as a header declares and follows headers by recursion, so a few malicious bytes cause a
+MemoryError, a RecursionError or an endless loop. Here a member must be within the file, its extensions (GNU long
+names, POSIX "pax" records) must be small and few, and every step moves forward. Only the needed fields are parsed:
 tarfile takes nearly twice as long, and a million samples of WebDataset are three million headers.
 """
 
@@ -23,9 +23,9 @@ BLOCK: Final = tarfile.BLOCKSIZE
 # Name, size, checksum, kind, target of a link, first folders of the name.
 _FIELDS: Final = struct.Struct("100s24x12s12x8sc100s88x155s12x")
 _ENCODING: Final = ("utf-8", "surrogateescape")
-# A path has 4,096 bytes at most; records may hold attributes that are of no interest here.
+# A path has at most 4,096 bytes; records may also contain attributes that are not needed here.
 _MOST_EXTENSION_BYTES: Final = 1 << 20
-# Writers put at most four before a member: global and own records, a long name, a long target.
+# Writers put at most four before a member: global records, its own records, a long name, a long link target.
 _MOST_EXTENSIONS: Final = 16
 _LONG_NAMES: Final = {tarfile.GNUTYPE_LONGNAME: "path", tarfile.GNUTYPE_LONGLINK: "linkpath"}
 _RECORDS: Final = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
@@ -37,7 +37,7 @@ _MORE_HOLES: Final = {"header": 482, "extension": 504}
 
 
 class TarHeader(NamedTuple):
-    """One member: its name and kind, where a link leads, where its bytes begin and how many there are."""
+    """One member: its name and kind, the target of a link, and the offset and size of its bytes."""
 
     name: str
     kind: bytes
@@ -48,7 +48,7 @@ class TarHeader(NamedTuple):
 
     @property
     def is_file(self) -> bool:
-        """Whether it has bytes of its own, perhaps with holes."""
+        """Whether it is a regular file, which may have holes."""
         return self.kind in tarfile.REGULAR_TYPES
 
     @property
@@ -58,9 +58,9 @@ class TarHeader(NamedTuple):
 
 
 def tar_headers(file: SharedFile, path: Path) -> Iterator[TarHeader]:
-    """Every member of the tar at `path`, in its order, without the headers that only extend another.
+    """Iterate over the members of the tar at `path`, in order; headers that only extend another are merged into it.
 
-    Raises SourceError for a tar that is damaged, or declares what cannot be.
+    Raises SourceError for a tar that is damaged, or declares impossible sizes.
     """
     walk = _Walk(file, path)
     while (header := walk.next_member()) is not None:
@@ -68,7 +68,7 @@ def tar_headers(file: SharedFile, path: Path) -> Iterator[TarHeader]:
 
 
 class RawHeader(NamedTuple):
-    """What one block says of itself, nothing of which need be true."""
+    """The fields of one header block, not validated."""
 
     name: str
     kind: bytes
@@ -77,7 +77,7 @@ class RawHeader(NamedTuple):
 
 
 def parse_header(block: bytes) -> RawHeader:
-    """One header of 512 bytes. Raises tarfile.HeaderError where it is none, or its checksum is wrong."""
+    """Parse one header of 512 bytes. Raises tarfile.HeaderError if it is not a header, or its checksum is wrong."""
     if len(block) != BLOCK:
         raise tarfile.HeaderError("a header is truncated")
     name, size, checksum, kind, link, folders = _FIELDS.unpack(block)
@@ -109,16 +109,16 @@ def _text(field: bytes) -> str:
 
 
 class _Walk:
-    """Where the next header stands, and what global records say."""
+    """The position of the next header, and the values of global records."""
 
     def __init__(self, file: SharedFile, path: Path) -> None:
         self._file, self._path = file, path
-        self._file_size = file.look().st_size
+        self._file_size = file.stat().st_size
         self._at = 0
         self._common: dict[str, str] = {}
 
     def next_member(self) -> TarHeader | None:
-        """The next, None at the end mark."""
+        """Read the next member; None at the end mark."""
         extended: dict[str, str] = {}
         for count in itertools.count():
             if count > _MOST_EXTENSIONS:
@@ -147,13 +147,13 @@ class _Walk:
         except tarfile.HeaderError as error:
             raise SourceError(f"{self._where()}: neither a member nor an end mark: {error}") from error
 
-    def _require_room(self, size: int, offset: int) -> None:
+    def _require_space(self, size: int, offset: int) -> None:
         left = max(0, self._file_size - offset)
         if not 0 <= size <= left:
             self._fail(f"a member of {size:,} bytes is declared, and {left:,} bytes are left")
 
     def _extend(self, header: RawHeader, extended: dict[str, str]) -> None:
-        self._require_room(header.size, self._at + BLOCK)
+        self._require_space(header.size, self._at + BLOCK)
         if header.size > _MOST_EXTENSION_BYTES:
             self._fail(f"a header's extension of {header.size:,} bytes, at most {_MOST_EXTENSION_BYTES:,} are read")
         body = self._read(header.size, self._at + BLOCK)
@@ -183,9 +183,9 @@ class _Walk:
         name = extended.get(_SPARSE_NAME) or extended.get("path") or header.name
         link = extended.get("linkpath") or header.link
         found = TarHeader(name, header.kind, link, offset, size, is_sparse or _SPARSE in extended)
-        # Folders and links have no bytes, whatever size they declare; unknown kinds have.
+        # Folders and links have no bytes, whatever size they declare; members of unknown kinds do.
         if found.is_file or header.kind not in tarfile.SUPPORTED_TYPES:
-            self._require_room(size, offset)
+            self._require_space(size, offset)
             self._at = offset + _blocks(size)
         else:
             self._at = offset
@@ -198,7 +198,7 @@ class _Walk:
         return header.size if text is None else int(text)
 
     def _map_bytes(self, block: bytes) -> int:
-        """How many bytes of further blocks list the holes of an old GNU member."""
+        """The size in bytes of the further blocks that list the holes of an old GNU member."""
         at, more = self._at + BLOCK, block[_MORE_HOLES["header"]]
         while more:
             more = self._read(BLOCK, at)[_MORE_HOLES["extension"]]

@@ -1,7 +1,7 @@
-"""Many tars named by one text, as users of WebDataset write it: `set/{train,extra}-{000..099}.tar`, `set/*.tar`.
+"""Expands patterns for many tars, as in WebDataset: `set/{train,extra}-{000..099}.tar`, `set/*.tar`.
 
-Braces are those of bash, and everything they name must be there. `*`, `?` and `[...]` name what is there. A file
-that is called like the pattern goes before all of that.
+Braces are those of bash, and every file that they name must exist. `*`, `?` and `[...]` match existing files. A file
+whose name is the pattern itself has precedence.
 """
 
 from __future__ import annotations
@@ -25,25 +25,29 @@ _WILD: Final = re.compile(r"[*?\[{]")
 
 
 def tars_of(pattern: Path) -> tuple[Path, list[Path]]:
-    """The folder that all of a pattern's tars lie in or below, and the tars, in the pattern's order, each once.
+    """Expand a pattern.
 
-    Raises SourceError for braces that are not closed, name too many files, or one that is not there.
+    Returns:
+        The folder that contains all tars, directly or in subfolders, and the tars in the pattern's order, each once.
+
+    Raises:
+        SourceError: Braces are not closed, name too many files, or name one that does not exist.
     """
     base = _folder_of(pattern)
     text = str(pattern.relative_to(base))
-    found: dict[Path, None] = {}
+    tars: dict[Path, None] = {}
     for name in [text] if os.path.lexists(base / text) else _expand(text):
-        some = _there(base, name)
-        if not some and name != text:
-            raise SourceError(f"{base / name} is missing", hint="all that the braces of a pattern name must be there")
-        found |= dict.fromkeys(some)
-    return base, list(found)
+        existing = _existing(base, name)
+        if not existing and name != text:
+            raise SourceError(f"{base / name} is missing", hint="every file that the braces name must exist")
+        tars |= dict.fromkeys(existing)
+    return base, list(tars)
 
 
-def _there(base: Path, name: str) -> list[Path]:
+def _existing(base: Path, name: str) -> list[Path]:
     if Path(name).is_absolute():
-        raise SourceError(f"{name} lies outside {base}", hint="give the folder before the braces")
-    # `lexists` and no more: a pipe that is called like a tar is refused with its name when it is opened.
+        raise SourceError(f"{name} is outside {base}", hint="give the folder before the braces")
+    # Only `lexists`: a pipe with such a name is refused later, when it is opened, with its name in the message.
     if os.path.lexists(base / name):
         return [base / name]
     try:
@@ -64,7 +68,7 @@ def _expand(text: str) -> list[str]:
     if count > _MOST_TARS:
         raise SourceError(
             f"{text[:100]}: the braces name {_in_words(count)} files, at most {_MOST_TARS:,} are read",
-            hint="name fewer, or the folder that they lie in",
+            hint="name fewer files, or give their folder",
         )
     try:
         return list(braceexpand(text, escape=False))
@@ -77,7 +81,7 @@ def _in_words(count: int) -> str:
 
 
 def _count(text: str) -> int:
-    """How many names the braces stand for; counted, not made: `{0..999999999}` is ten characters."""
+    """The number of names that the braces stand for. Nothing is expanded: `{0..999999999}` would fill the memory."""
     if len(text) > _MOST_CHARACTERS or "\0" in text:
         raise SourceError(f"{text[:100]!r}..: expected a pattern of at most {_MOST_CHARACTERS:,} characters")
     while (found := _INNERMOST.search(text)) is not None:

@@ -1,4 +1,4 @@
-"""TIFF as Pillow reads it, and the kinds of deep gray that it does not list."""
+"""A TIFF reader: Pillow's, extended to further kinds of gray with more than 8 bits."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _WHITE_IS_ZERO, _BLACK_IS_ZERO = 0, 1
 
 
 class TiffReader(TiffImageFile):
-    """Pillow's, which also opens gray of 12 and 16 bits whose white is zero, and of 12 bits in big-endian files.
+    """Pillow's reader, which here also opens white-is-zero gray of 12 and 16 bits, and 12-bit gray in big-endian files.
 
-    The tags stay as the file has them, so `decoding` sees what to turn over.
+    The tags keep the values of the file, so that `decoding` knows what to invert.
     """
 
     def _setup(self) -> None:

@@ -1,4 +1,4 @@
-"""What torchvision's data set objects hold, as a source of images: arrays in memory, or files on disk."""
+"""Makes a source of images from torchvision's data set objects: arrays in memory, or files on disk."""
 
 from __future__ import annotations
 
@@ -28,17 +28,21 @@ def images_of(
     private: tuple[str, str] | None = None,
     native_size: tuple[int, int] | None = None,
 ) -> ImageSource:
-    """The images of torchvision's objects.
+    """Make a source from torchvision's objects.
 
     Args:
         datasets: By split, objects with public `samples` of (path, label), as DatasetFolder has them, or with public
             `data`, uint8 (N, H, W), (N, H, W, C) or (N, C, H, W), and `targets` or `labels`, (N,) integers.
-        origin: What names the set in a selection, and caches made from it.
-        classes: Names; None: numbers up to the greatest label. Files need names.
-        private: The names of the attributes with files and with labels, where those are private.
-        native_size: (H, W) of all files.
+        origin: The name of the set, also for the names of its caches.
+        classes: The class names; None: numbers up to the greatest label. Files need names.
+        private: The names of the attributes with files and with labels, if those are private.
+        native_size: (H, W) in pixels of all files.
 
-    Raises SourceError for objects that hold something else.
+    Returns:
+        The source.
+
+    Raises:
+        SourceError: The objects contain something else.
     """
     try:
         listed = {split: _files(data, private) for split, data in datasets.items()}
@@ -52,17 +56,17 @@ def images_of(
 
 
 def classes_of(datasets: Mapping[str, Any], name: str, *, published: int | None = None) -> tuple[str, ...] | None:
-    """The names of the classes, where the objects have `classes`; None where they have none.
+    """The class names, from the attribute `classes` of the objects; None if they have none.
 
-    Raises SourceError where there are not as many as are published, or not the same in all splits.
+    Raises SourceError if their number differs from `published`, or they differ between splits.
     """
     found = {split: tuple(map(str, getattr(data, "classes", None) or ())) for split, data in datasets.items()}
     for split, names in found.items():
-        # Some of torchvision's classes number what folders they find: a missing one would shift all labels.
+        # Some of torchvision's data sets number the folders that exist: a missing one would shift all labels.
         if names and published is not None and len(names) != published:
             raise SourceError(f"{name}: {len(names)} classes in {split}, {published} are published; {_INCOMPLETE}")
     if len(set(found.values())) > 1:
-        raise SourceError(f"{name}: the classes differ from split to split; {_INCOMPLETE}")
+        raise SourceError(f"{name}: the classes differ between splits; {_INCOMPLETE}")
     return next(iter(found.values()), ()) or None
 
 
@@ -70,13 +74,13 @@ def _pixels(data: Any) -> npt.NDArray[Any]:
     """(N, H, W) or (N, H, W, C)."""
     images = np.asarray(data.data)
     channels_first = images.ndim == 4 and images.shape[1] in _CHANNELS and images.shape[3] not in _CHANNELS
-    # A copy, once: rows of the transposed view would be gathered from all over the memory.
+    # Copied once: in the transposed view the bytes of one row are scattered over the memory.
     return np.ascontiguousarray(images.transpose(0, 2, 3, 1)) if channels_first else images
 
 
 def _labels(data: Any) -> npt.NDArray[Any]:
     labels = np.asarray(data.targets if hasattr(data, "targets") else data.labels)
-    # QMNIST's: eight numbers of a digit, its class first.
+    # QMNIST has eight numbers per digit, of which the first is the class.
     return labels[:, 0] if labels.shape[1:] == (8,) else labels
 
 

@@ -1,7 +1,7 @@
-"""What an encoded image carries beside its picture, dropped before a decoder sees it.
+"""Removes metadata from an encoded image before it is decoded.
 
-Decoders refuse, or take minutes for, metadata that is merely large: a colour profile of some megabytes, a comment in a
-million pieces. No profile is applied and no text is shown here, so they go; EXIF and XMP stay, for the orientation.
+Decoders refuse large metadata, or take minutes for it: a colour profile of some megabytes, a comment in a million
+pieces. Profiles and texts are not used here, so they are removed; EXIF and XMP stay, for the orientation.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 HEADER_BYTES: Final = 64 * 2**10
-"""A longer header of a PPM file is damage: it holds four short words and perhaps a comment."""
+"""A longer header of a PPM file is an error: it contains four short words and perhaps a comment."""
 
 MOST_BLOCKS: Final = 65_536
-"""More pieces of metadata than that are damage: 20 MB of EXIF in a JPEG file are 300 of them."""
+"""More pieces of metadata are an error: 20 MB of EXIF in a JPEG file are only 300 pieces."""
 
-# Smaller files hold too little to cost a decoder much, and walking through them would cost as much as it spares.
+# Smaller files cannot slow a decoder down much; parsing them would cost as much time as it saves.
 _SMALL_BYTES: Final = 256 * 2**10
 _PIECE_BYTES: Final = 2**20
 
@@ -27,13 +27,13 @@ _PNG_LOOKED_AT: Final = frozenset((b"iCCP", b"tEXt", b"zTXt", b"iTXt", b"IEND"))
 _PNG_ORIENTING: Final = frozenset((b"exif", b"Raw profile type exif", b"XML:com.adobe.xmp"))
 _MOST_TEXT_BYTES: Final = 16 * 2**20
 _MOST_INFLATED_BYTES: Final = 2**20
-"""Pillow refuses the whole picture for a compressed text beyond it."""
+"""Pillow refuses the whole image if a compressed text is larger."""
 
 _JPEG_ALONE: Final = frozenset((0x01, *range(0xD0, 0xDA)))
 _JPEG_MARKER: Final = re.compile(rb"\xff[^\0\xff]", re.DOTALL)
 _JPEG_SCAN: Final = 0xDA
 _JPEG_COMMENT: Final = 0xFE
-# JFIF and Adobe's marker say how colours are stored.
+# Not dropped: the markers of JFIF and Adobe, which define how colours are stored.
 _JPEG_DROPPED: Final = frozenset((_JPEG_COMMENT, *range(0xE2, 0xEE), 0xEF))
 _JPEG_EXIF: Final = b"Exif\0\0"
 _JPEG_XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
@@ -50,16 +50,19 @@ _Block = tuple[int, int, int, int]
 
 
 def trim(kind: str, payload: bytes) -> bytes:
-    """The file without what no pixel depends on; the same object where there is nothing to drop.
+    """Remove the metadata that no pixel depends on.
 
-    Damage is left to the decoder to find: from where a file makes no sense, it stays as it is.
+    From the first damaged byte on, a file stays unchanged: the decoder reports the damage.
 
     Args:
-        kind: as `formats.format_of` names it.
-        payload: the whole file.
+        kind: The format, as `formats.format_of` returns it.
+        payload: The whole file.
+
+    Returns:
+        The smaller file; the same object if there is nothing to remove.
 
     Raises:
-        ValueError: the header of a PPM file is longer than HEADER_BYTES, or a JPEG or GIF file has more than
+        ValueError: The header of a PPM file is longer than HEADER_BYTES, or a JPEG or GIF file has more than
             MOST_BLOCKS pieces of metadata before its picture.
     """
     trim_kind = _TRIMS.get(kind)
@@ -67,8 +70,8 @@ def trim(kind: str, payload: bytes) -> bytes:
 
 
 def _trim_png(payload: bytes) -> bytes:
-    # To the end: Pillow reads texts behind the picture as well. However small, a profile may inflate to megabytes.
-    # Most small files are a header and one chunk of picture, which is seen at once.
+    # To the end of the file: Pillow also reads texts after the picture. Small files too, since a small profile may
+    # inflate to megabytes. Most small files are just a header and one chunk of picture, which is quick to check.
     if payload.startswith(b"IDAT", 37) and int.from_bytes(payload[33:37], "big") + 57 == len(payload):
         return payload
     dropped: list[int] = []
@@ -122,7 +125,7 @@ def _trim_jpeg(payload: bytes) -> bytes:
 
 
 def _jpeg_segments(payload: bytes) -> Iterator[_Block]:
-    # Marker, where the junk before it begins, where itself, its end; up to the first scan.
+    # (marker, start of the junk before it, its own start, its end), up to the first scan.
     junk, size = 2, len(payload)
     while found := _JPEG_MARKER.search(payload, junk):
         at, marker = found.start(), payload[found.start() + 1]
@@ -151,7 +154,7 @@ def _trim_gif(payload: bytes) -> bytes:
 
 
 def _gif_extensions(payload: bytes) -> Iterator[_Block]:
-    # As `_jpeg_segments`: label, junk, start, end; up to the first image.
+    # As `_jpeg_segments`: (label, start of the junk before it, its own start, its end), up to the first image.
     flags, size = payload[10], len(payload)
     junk = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     while (found := _GIF_BLOCK.search(payload, junk)) and found[0] == b"!":
@@ -179,13 +182,13 @@ def _trim_ppm(payload: bytes) -> bytes:
         if len((head + b"." if head[-1:].isspace() else head).split(None, words)) <= words:
             raise ValueError(f"its header is longer than {HEADER_BYTES:,} bytes")
     if payload.startswith(_PPM_PLAIN) and b"#" in payload:
-        # Pillow moves the rest of the numbers for every comment among them.
+        # Pillow copies the rest of the numbers for every comment among them.
         return b"".join(_PPM_COMMENT.sub(b"", piece) for piece in _line_pieces(payload))
     return payload
 
 
 def _line_pieces(payload: bytes) -> Iterator[bytes]:
-    # Whole lines, about _PIECE_BYTES at once: millions of tiny matches in one go would take gigabytes.
+    # Whole lines, about _PIECE_BYTES at once: millions of tiny matches in one call would need gigabytes.
     at = 0
     while at < len(payload):
         end = payload.find(b"\n", at + _PIECE_BYTES) + 1 or len(payload)
@@ -194,7 +197,7 @@ def _line_pieces(payload: bytes) -> Iterator[bytes]:
 
 
 def _drop(dropped: list[int], start: int, end: int) -> None:
-    # Starts and ends in turn. A million neighbours become one.
+    # A flat list start, end, start, end, ...; adjacent ranges are merged.
     if dropped and dropped[-1] == start:
         dropped[-1] = end
     elif start < end:

@@ -1,8 +1,8 @@
-"""What stands beside an image in a WebDataset tar: `.cls` is its class, `.json` its columns, `.txt` its caption.
+"""Parses the annotations of an image in a WebDataset tar: `.cls` is its class, `.json` its columns, `.txt` its caption.
 
-The fields of a `.json` object that are a text, a number, true or false, or a list of these, are columns: lists joined
-with `;`, numbers and truth values as Python writes them, null left out. Objects within are no columns. The first of
-its fields `label`, `cls` and `class` names the class, or the classes, where no `.cls` does.
+The fields of a `.json` object become columns if they are a text, a number, a boolean or a list of these: lists are
+joined with `;`, numbers and booleans are written as in Python, null is left out. Nested objects are ignored. The first
+of the fields `label`, `cls` and `class` gives the class, or several classes, if there is no `.cls`.
 """
 
 from __future__ import annotations
@@ -15,47 +15,47 @@ from featcache.errors import SourceError
 CLASS_FIELDS: Final = ("label", "cls", "class")
 CAPTION: Final = "txt"
 MOST_BYTES: Final = {"cls": 1 << 20, "txt": 1 << 20, "json": 16 << 20}
-"""The kinds of members that are read beside images, and the size beyond which one is refused."""
+"""The kinds of annotations, and their greatest sizes in bytes; larger ones are refused."""
 
 
-class Beside(NamedTuple):
-    """What is known of one image: its class by `.cls`, its class by `.json`, and its cells by column."""
+class Annotation(NamedTuple):
+    """The annotation of one image: its class from `.cls`, its class from `.json`, and its cells by column."""
 
     label: str | None
     named: str | None
     cells: dict[str, str]
 
-    def join(self, other: Beside) -> Beside:
-        """Both; what `other` says counts."""
-        return Beside(other.label or self.label, other.named or self.named, self.cells | other.cells)
+    def join(self, other: Annotation) -> Annotation:
+        """Combine both; `other` has precedence."""
+        return Annotation(other.label or self.label, other.named or self.named, self.cells | other.cells)
 
 
-NOTHING: Final = Beside(None, None, {})
+NOTHING: Final = Annotation(None, None, {})
 
 
-def parse_beside(kind: str, content: bytes, where: str) -> Beside:
-    """What the member's bytes say. Raises SourceError, naming `where`, for bytes that are no UTF-8 and no JSON."""
+def parse_annotation(kind: str, content: bytes, where: str) -> Annotation:
+    """Parse the bytes of a member. Raises SourceError, naming `where`, for invalid UTF-8 or JSON."""
     try:
         text = content.decode("utf-8-sig").strip()
         if kind == "cls":
-            return Beside(text or None, None, {})
-        return Beside(None, None, {CAPTION: text}) if kind == CAPTION else _fields(json.loads(text))
+            return Annotation(text or None, None, {})
+        return Annotation(None, None, {CAPTION: text}) if kind == CAPTION else _fields(json.loads(text))
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{where} cannot be read: {error}", hint="expected UTF-8, and JSON in .json") from error
 
 
-def _fields(values: object) -> Beside:
+def _fields(values: object) -> Annotation:
     if not isinstance(values, dict):
         return NOTHING
     cells = {name: cell for name, value in values.items() if name and (cell := _cell(value)) is not None}
     named = next((cells[name] for name in CLASS_FIELDS if name in cells), None)
-    return Beside(None, named or None, cells)
+    return Annotation(None, named or None, cells)
 
 
 def _cell(value: object) -> str | None:
     if isinstance(value, list):
         items = [_text(item) for item in value if item is not None]
-        # One item alone would look like a class.
+        # The separator after a single item distinguishes it from a class.
         end = "" if len(items) > 1 else ";"
         return None if None in items else ";".join(item for item in items if item is not None) + end
     return _text(value)

@@ -1,13 +1,13 @@
-"""inference: a run and images go in, classes come out; and a run leaves the house as one file.
+"""Predictions for images by a trained head, and exports of runs and caches.
 
     predicted = predict("latest", "photos/")
 
-`classifier` rebuilds what a head was trained behind, backbone, weights and transform, and refuses other weights;
-`pictures` are the images that were named; `prediction` brings the two together, and `nearest` shows the cached images
-most like each. `exporting` writes a run as one file: `network` is all of it as one torch network, `resizing` Pillow's
-resize inside it, `formats` how it becomes a file, and `witnesses` the images it is checked on. `cache_export` writes
-a cache's rows (`cache_rows`) as arrays, as a table, or for TensorBoard's projector.
-Names are resolved when they are first used, because most of them need torch.
+`classifier` opens a run's backbone again, with the same weights and transform; `pictures` opens the images to classify;
+`prediction` combines the two, and `nearest` finds the most similar cached images. `exporting` writes a run as one file:
+`network` is the whole classifier as one torch module, `resizing` is Pillow's resize inside it, `formats` writes the
+file, and `verification_images` finds the images that it is checked on. `cache_export` writes a cache's rows
+(`cache_rows`) as arrays, as a table, or for TensorBoard's projector.
+Names are imported when they are first used, because most of them need torch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
     "predict",
 ]
 
-_HOMES = {
+_MODULES = {
     "Classifier": "classifier",
     "ExportedCache": "cache_export",
     "ExportedRun": "exporting",
@@ -50,8 +50,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -1,9 +1,9 @@
-"""A cache's rows as arrays: an npz file, a folder of npy files, a safetensors file.
+"""Write a cache's rows as arrays: an npz file, a folder of npy files, or a safetensors file.
 
-They hold `features` (of several layers `features/LAYER`, in the folder `features.LAYER.npy`), `labels`, `ids`, `split`
-and `classes`, and for each augmented view k of the train images `views/k/LAYER` (`views.k.LAYER.npy`), whose rows are
-those of train. Nothing needs pickle, and features are written as they are read, so memory stays flat however large the
-cache is.
+They contain `features` (for several layers `features/LAYER`, in the folder `features.LAYER.npy`), `labels`, `ids`,
+`split` and `classes`, and for each augmented view k of the train images `views/k/LAYER` (`views.k.LAYER.npy`), with a
+row for each train image. No array needs pickle. Features are read and written in blocks, so memory does not grow with
+the cache.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from featcache.errors import InvalidOption
-from featcache.files import file_aside, folder_aside, fsync_file, publishing
+from featcache.files import atomic_file, atomic_folder, fsync_file, publishing
 from featcache.inference.cache_rows import Advance, CacheRows
 
 _SAFETENSORS_TYPES = {"float16": "F16", "float32": "F32", "int64": "I64", "uint8": "U8"}
 
 
 def write_npz(rows: CacheRows, path: Path, advance: Advance) -> None:
-    """One file for `numpy.load`; not compressed, for features hardly shrink."""
-    with file_aside(path) as building, zipfile.ZipFile(building, "w", zipfile.ZIP_STORED) as archive:
+    """Write one file for `numpy.load`; not compressed, because features hardly shrink."""
+    with atomic_file(path) as building, zipfile.ZipFile(building, "w", zipfile.ZIP_STORED) as archive:
         for name, table in _tables(rows).items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 npy.write_array(file, table, allow_pickle=False)
         for view, layer in itertools.product(range(rows.views), rows.layers):
-            # A zip's members are written one after the other: with several layers the cache is walked once for each.
+            # A zip's members are written one after the other: with several layers the cache is read once for each.
             with archive.open(f"{rows.key(layer, view)}.npy", "w", force_zip64=True) as file:
                 _write_header(file, rows, layer, view)
                 for block in CacheRows.of(rows.cache, rows.splits, [layer]).blocks(advance, view):
@@ -49,9 +49,9 @@ def _write_header(file: IO[bytes], rows: CacheRows, layer: str, view: int) -> No
 
 
 def write_npy(rows: CacheRows, path: Path, advance: Advance) -> None:
-    """A folder of npy files, which `numpy.load(..., mmap_mode="r")` reads without loading them."""
+    """Write a folder of npy files, which `numpy.load(..., mmap_mode="r")` maps into memory."""
     require_new_folder("npy", path)
-    with folder_aside(path) as folder:
+    with atomic_folder(path) as folder:
         for name, table in _tables(rows).items():
             np.save(folder / f"{name}.npy", table, allow_pickle=False)
         for view in range(rows.views):
@@ -75,18 +75,18 @@ def _write_view(rows: CacheRows, view: int, folder: Path, advance: Advance) -> N
 
 
 def require_new_folder(format: str, path: Path) -> None:
-    """Raises InvalidOption where something has this name: a folder's files would be mixed with another's."""
+    """Raise InvalidOption where the path exists: the files would be mixed with those of another export."""
     if path.exists() or path.suffix == ".npy":
-        what = "is there already" if path.exists() else "is the name of one file"
+        what = "exists already" if path.exists() else "is the name of one file"
         raise InvalidOption(
             f"{format} is a folder of several files, and {path} {what}", hint=f"-o NEW_FOLDER --format {format}"
         )
 
 
 def write_safetensors(rows: CacheRows, path: Path, advance: Advance) -> None:
-    """One safetensors file. It has no text: `ids` are UTF-8 bytes (N, W) padded with 0, `split` is a number (N,).
+    """Write one safetensors file. It has no text: `ids` are UTF-8 bytes (N, W) padded with 0, `split` a number (N,).
 
-    The metadata name them: `classes`, `splits` as JSON lists; and `spec`, what the features were computed from.
+    The metadata contain the names, `classes` and `splits`, as JSON lists, and `spec`, the spec of the features.
     """
     tables = _as_numbers(rows)
     types = {name: (table.dtype, table.shape) for name, table in tables.items()}
@@ -110,7 +110,7 @@ def _safetensors_header(
     rows: CacheRows, types: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]]
 ) -> tuple[bytes, dict[str, int], int]:
     """The file's first bytes, where each array begins in it, and its whole size."""
-    told: dict[str, Any] = {
+    header_entries: dict[str, Any] = {
         "__metadata__": {
             "classes": json.dumps(rows.classes),
             "splits": json.dumps(rows.splits),
@@ -121,12 +121,12 @@ def _safetensors_header(
     begins: dict[str, int] = {}
     for name, (dtype, shape) in types.items():
         begins[name], end = end, end + dtype.itemsize * int(np.prod(shape))
-        told[name] = {
+        header_entries[name] = {
             "dtype": _SAFETENSORS_TYPES[dtype.name],
             "shape": list(shape),
             "data_offsets": [begins[name], end],
         }
-    text = json.dumps(told).encode()
+    text = json.dumps(header_entries).encode()
     # Arrays begin at a multiple of 8 bytes.
     text += b" " * (-len(text) % 8)
     header = struct.pack("<Q", len(text)) + text
@@ -134,7 +134,7 @@ def _safetensors_header(
 
 
 def _tables(rows: CacheRows) -> dict[str, NDArray[Any]]:
-    """Everything but the features, as arrays that need no pickle."""
+    """All arrays but the features, without pickled objects."""
     names = np.array(rows.splits)
     return {
         "labels": rows.labels(),
@@ -147,7 +147,7 @@ def _tables(rows: CacheRows) -> dict[str, NDArray[Any]]:
 def _as_numbers(rows: CacheRows) -> dict[str, NDArray[Any]]:
     ids = np.array([one.encode("utf-8", "surrogateescape") for one in rows.ids()], dtype=np.bytes_)
     width = ids.dtype.itemsize
-    # Bytes last: what follows would not lie at a multiple of 8.
+    # The bytes come last: arrays after them would not begin at a multiple of 8.
     return {
         "labels": rows.labels(),
         "split": rows.split_numbers(),

@@ -1,4 +1,4 @@
-"""A cache in another format, for those who do not read HDF5: rows with ids, labels, splits and class names."""
+"""Export a cache to other formats than HDF5: rows with ids, labels, splits and class names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from featcache.inference.table_files import write_csv, write_parquet
 
 Write = Callable[[CacheRows, Path, Advance], None]
 _PROJECTOR = "projector"
-# They hold augmented views too; the others have a row an image.
+# These formats contain augmented views; the others have one row per image.
 _WITH_VIEWS = ("npz", "npy", "safetensors")
 _WRITERS: Mapping[str, Write] = {
     "npz": write_npz,
@@ -34,9 +34,16 @@ CACHE_FORMATS = (*_WRITERS, _PROJECTOR)
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedCache:
-    """A published file or folder: rows of each split, and D of each layer.
+    """A published file or folder.
 
-    `views`: how many views of each train image are in it, the plain one among them.
+    Attributes:
+        path: The file or folder.
+        format: Its format.
+        cache: The name of the cache.
+        rows: Rows by split.
+        feature_dim: D by layer.
+        views: Views of each train image in it, including the plain one.
+        nbytes: Its size in bytes.
     """
 
     path: Path
@@ -71,17 +78,30 @@ def export_cache(
     data_dir: str | Path = "data",
     reporter: Reporter | None = None,
 ) -> ExportedCache:
-    """Write a cache's rows in another format: "npz", "npy", "safetensors", "parquet", "csv" or "projector".
+    """Write a cache's rows in another format.
 
-    The first three also hold the augmented views of train images, as arrays of their own; the others have a row an
-    image, and `reporter` is told what they leave out.
+    The rows of all splits follow each other; a column or array `split` names the split of each row. Memory does not
+    grow with the cache, and the file or folder appears only when it is complete.
 
-    `cache`: an open cache or the path of one; `splits`, `layers`: which, None for all. Rows of all splits follow each
-    other, and `split` says which is which. `sprite`: for the projector, the images too; `data_dir` holds downloaded
-    ones. Memory stays flat; what is written appears whole or not at all.
+    Args:
+        cache: An open cache, or its path.
+        path: The file or folder to write.
+        format: "npz", "npy" or "safetensors", which also contain the augmented views of train images, as separate
+            arrays; or "parquet", "csv" or "projector", with one row per image.
+        splits, layers: Which to export; None: all.
+        sprite: For the projector, write a picture of all images too.
+        data_dir: The folder of downloaded data sets, for `sprite`.
+        reporter: Receives progress, and a warning where augmented views are left out.
 
-    Raises UnknownName for a format, split or layer, InvalidOption where npy or projector would overwrite something,
-    MissingExtra, CacheError for a cache that cannot be read or a disk that refuses, ExportError for missing images.
+    Returns:
+        The file or folder, and what it contains.
+
+    Raises:
+        UnknownName: There is no such format, split or layer.
+        InvalidOption: npy or projector would overwrite something, or `sprite` is given for another format.
+        MissingExtra: A package that the format needs is not installed.
+        CacheError: The cache cannot be read, or the disk cannot be written.
+        ExportError: Images for the sprite are missing.
     """
     if format not in CACHE_FORMATS:
         raise UnknownName("format of a cache", format, CACHE_FORMATS)
@@ -94,8 +114,8 @@ def export_cache(
         rows = CacheRows.of(cache, splits, layers)
         if rows.views > 1 and format not in _WITH_VIEWS:
             reporter.warn(
-                f"{rows.views - 1} augmented views of each train image are left out: {format} has a row an image; "
-                f"{', '.join(_WITH_VIEWS)} hold them"
+                f"{rows.views - 1} augmented views of each train image are left out: {format} has one row per image; "
+                f"{', '.join(_WITH_VIEWS)} contain them"
             )
         write = _WRITERS.get(format) or partial(write_projector, sprite=sprite, data_dir=Path(data_dir))
         try:

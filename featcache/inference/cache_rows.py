@@ -1,8 +1,8 @@
-"""What of a cache is exported: chosen splits and layers, as values, a block of rows at a time.
+"""The rows of a cache to export: chosen splits and layers, as values, read in blocks.
 
-Values are what a head is given: rows that are stored in bytes (pixels) come out as float32, all others in the type in
-which they are stored. A row is an image. Augmented views of the train images are arrays beside the rows: view k of
-`len(cache["train"])` images.
+Values are the inputs of a head: rows that are stored in bytes (pixels) become float32, all others keep their stored
+type. There is one row per image. Augmented views of the train images are separate arrays: view k has
+`len(cache["train"])` rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.splits import FeatureArray
 from featcache.errors import UnknownName
 
-# Of all layers together, as values: what an export holds in memory.
+# The size of a block in memory, all layers together.
 BLOCK_BYTES = 32 << 20
 
 Advance = Callable[[int, int], None]
@@ -26,9 +26,14 @@ Advance = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RowBlock:
-    """Neighbouring rows of one split. `first`: their place among all that are exported.
+    """Consecutive rows of one split.
 
-    `labels`: int64 (n,), -1 for unlabelled; `features`: {layer: (n, D)}.
+    Args:
+        first: The index of the first row among all exported rows.
+        split: The split.
+        ids: Their n ids.
+        labels: int64 (n,), -1 for unlabelled.
+        features: {layer: (n, D)}.
     """
 
     first: int
@@ -53,7 +58,7 @@ class CacheRows:
     def of(
         cls, cache: FeatureCache, splits: Sequence[str] | None = None, layers: Sequence[str] | None = None
     ) -> CacheRows:
-        """All splits and layers, or those named. Raises UnknownName for one that the cache has not."""
+        """The rows of the given splits and layers; None: all. Raises UnknownName for one that the cache lacks."""
         _require_known("split", splits or (), cache.splits)
         _require_known("layer", layers or (), cache.layers)
         return cls(
@@ -72,12 +77,12 @@ class CacheRows:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Their names; a label is an index into them."""
+        """The class names; a label is an index into them."""
         return self.cache.classes
 
     @property
     def views(self) -> int:
-        """How many views there are of each train image among the rows, the plain one among them; 1 without train."""
+        """Views of each train image, including the plain one; 1 where train is not exported."""
         return self.cache["train"].views if "train" in self.splits else 1
 
     def dim(self, layer: str) -> int:
@@ -85,21 +90,21 @@ class CacheRows:
         return self.cache.spec.layer(layer).feature_dim
 
     def dtype(self, layer: str) -> np.dtype[Any]:
-        """Of a layer's values."""
+        """The type of a layer's values."""
         array = self.cache[self.splits[0]].layer(layer)
         return array.dtype if _is_plain(array) else np.dtype(np.float32)
 
     def key(self, layer: str, view: int = 0) -> str:
-        """What a layer's array is called.
+        """The name of a layer's array.
 
-        Of plain images `features`, or where there are several layers `features/LAYER`; of view k `views/k/LAYER`.
+        For plain images `features`, or `features/LAYER` where there are several layers; for view k `views/k/LAYER`.
         """
         if view:
             return f"views/{view}/{layer}"
         return "features" if len(self.layers) == 1 else f"features/{layer}"
 
     def count(self, view: int = 0) -> int:
-        """Rows of a layer's array: of plain images all, of an augmented view those of train."""
+        """The number of rows of a layer's array: for plain images all, for an augmented view those of train."""
         return len(self.cache["train"]) if view else len(self)
 
     def class_name(self, label: int) -> str:
@@ -115,13 +120,13 @@ class CacheRows:
         return np.concatenate([self.cache[split].labels for split in self.splits])
 
     def split_numbers(self) -> NDArray[np.int64]:
-        """For every row the place of its split in `splits`, int64 (N,)."""
+        """For every row the index of its split in `splits`, int64 (N,)."""
         return np.repeat(np.arange(len(self.splits)), list(self.counts.values()))
 
     def blocks(self, advance: Advance, view: int = 0) -> Iterator[RowBlock]:
-        """All rows, verified, in blocks of about `BLOCK_BYTES`; of an augmented view those of train.
+        """Yield all rows, verified, in blocks of about `BLOCK_BYTES`; for an augmented view those of train.
 
-        `advance` is told how many of how many are through.
+        `advance(done, total)` is called after each block.
         """
         row_bytes = sum(self.dim(layer) * self.dtype(layer).itemsize for layer in self.layers)
         step = max(1, BLOCK_BYTES // max(row_bytes, 1))
@@ -141,8 +146,8 @@ class CacheRows:
                 advance(first, self.count(view))
 
 
-def _require_known(kind: str, asked: Sequence[str], known: Sequence[str]) -> None:
-    for name in asked:
+def _require_known(kind: str, requested: Sequence[str], known: Sequence[str]) -> None:
+    for name in requested:
         if name not in known:
             raise UnknownName(kind, name, known)
 

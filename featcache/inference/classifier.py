@@ -1,9 +1,9 @@
-"""What a head was trained behind, rebuilt: images -> features -> what the head says.
+"""A run with its backbone: images -> features -> the head's outputs.
 
-Everything comes from the run's record: backbone, layers, pooling and the transform's numbers. Weights are taken only if
-their bytes are those that the head was trained on. Features are computed in fp32 unless told otherwise, and never
-rounded to the type a cache stores. Torch is imported where a backbone computes, where the head was trained by steps,
-and for a device that is not the CPU.
+Backbone, layers, pooling and transform are read from the run's record. Weights are accepted only if their bytes equal
+those that the head was trained with. Features are computed in fp32 by default, and never rounded to the type a cache
+stores. Torch is imported only where a backbone computes, where the head was trained by steps, and for a device other
+than the CPU.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.execution import Execution
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Failure, Gathered, Pipeline
-from featcache.extraction.rebuild import rebuilt, require_same
-from featcache.heads.metrics import readable
+from featcache.extraction.rebuild import rebuild, require_same
+from featcache.heads.metrics import to_predictions
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource
 from featcache.rows.origins import FeatureLayer, FeatureOrigin
 from featcache.runs.run import Run
 
-# Images that are read, computed and answered for together: it bounds what is in memory.
+# Images that are processed together: it limits the memory.
 CHUNK = 256
 
-# float32 (n, D) -> float32 (n, C), what a head gives.
+# The function of a head: float32 (n, D) -> float32 (n, C).
 Outputs = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 Weights = str | Path | Mapping[str, str | Path] | None
@@ -46,21 +46,25 @@ Weights = str | Path | Mapping[str, str | Path] | None
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Branch:
-    """One backbone, and those of its layers that the head reads, in the head's order."""
+    """One backbone, and the layers that the head reads, in the head's order."""
 
     backbone: Network
     layers: tuple[FeatureLayer, ...]
 
     def values(self, features: dict[str, NDArray[np.generic]]) -> list[NDArray[np.float32]]:
-        """{layer: (n, D) as computed} -> the head's inputs, float32 (n, D) a layer: value = number x scale + offset."""
+        """{layer: (n, D) as computed} -> the head's inputs, float32 (n, D) per layer: number x scale + offset."""
         return [layer.values(features[layer.name]) for layer in self.layers]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answers:
-    """What came out for some samples: `index` (n,) says which, in ascending order.
+class ChunkOutputs:
+    """The results of a chunk of samples.
 
-    `features`: float32 (n, D), what the head was given; `outputs`: float32 (n, C).
+    Args:
+        index: The indices of the n samples that could be read, ascending: (n,).
+        features: The head's inputs: float32 (n, D).
+        outputs: The head's outputs: float32 (n, C).
+        failures: The samples that could not be read.
     """
 
     index: NDArray[np.int64]
@@ -70,7 +74,15 @@ class Answers:
 
 
 class Classifier:
-    """A run with its backbone on a device. `run.target` names the columns of the outputs."""
+    """A run with its backbones on a device.
+
+    Args:
+        run: The run. `run.target` names the columns of the outputs.
+        branches: Its backbones, each with the layers that the head reads.
+        device: Where to compute.
+        precision: How features are computed: "fp32", "bf16" or "fp16".
+        head: Makes the head, for a run whose head is a module of your own.
+    """
 
     def __init__(
         self,
@@ -100,13 +112,21 @@ class Classifier:
         device: str = "auto",
         precision: str = "fp32",
     ) -> Classifier:
-        """Rebuild what a run's record describes.
+        """Open the classifier that a run's record describes.
 
-        `weights`: where they are now, if elsewhere than when the head was trained; of several backbones by name.
-        `backbone`: one's own, for a run whose backbone was a module; `head`: what makes the head, for a run whose head
-        is one's own and cannot be imported by its path. `data_dir` holds downloaded weights.
-        Raises WeightsError where the weights are not there or are others, HeadError where the head is damaged,
-        InvalidOption for weights of a backbone that the head does not read.
+        Args:
+            run: The run.
+            weights: Where the backbone's weights are now, if they were moved; for several backbones a mapping by name.
+            backbone: The module, for a run whose backbone is a module of your own.
+            head: Makes the head, for a run whose head is a module of your own that cannot be imported by its path.
+            data_dir: The folder of downloaded weights.
+            device: Where to compute; "auto": on a GPU, where there is one.
+            precision: How features are computed: "fp32", "auto", "bf16" or "fp16".
+
+        Raises:
+            WeightsError: The weights are missing, or differ from those that the head was trained with.
+            HeadError: The head's file is damaged.
+            InvalidOption: `weights` names a backbone that the head does not read.
         """
         origins = run.features.origins
         place = "cpu" if device == "auto" and not _needs_torch(run) else devices.resolve_device(device)
@@ -116,8 +136,17 @@ class Classifier:
         ]
         return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place), head=head)
 
-    def answers(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[Answers]:
-        """Probabilities for `samples`, chunk by chunk, in order. Images that cannot be read are failures."""
+    def predict_chunks(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[ChunkOutputs]:
+        """Yield the outputs for `samples`, chunk by chunk, in order.
+
+        Args:
+            source: Where the samples are read.
+            samples: The samples.
+            how: Batch size and threads.
+
+        Yields:
+            The outputs of a chunk; samples that cannot be read are its failures.
+        """
         with closing(self._pipeline(source, how)) as pipeline:
             for start in range(0, len(samples), CHUNK):
                 yield self._answers(pipeline.gather(samples[start : start + CHUNK]), start)
@@ -134,18 +163,20 @@ class Classifier:
         workers = how.workers or max(decoding_threads_for(one.spec, self.device) for one in self._programs)
         return Pipeline(source=source, backbones=backbones, workers=workers)
 
-    def _answers(self, found: Gathered, start: int) -> Answers:
+    def _answers(self, found: Gathered, start: int) -> ChunkOutputs:
         index, failures = found.rows[0].images + start, found.failures
         if not len(index):
             empty = np.empty((0, self.run.features.feature_dim), np.float32)
-            return Answers(index=index, features=empty, outputs=self.outputs(empty), failures=_later(failures, start))
+            return ChunkOutputs(
+                index=index, features=empty, outputs=self.outputs(empty), failures=_later(failures, start)
+            )
         values = [
             part
             for branch, rows in zip(self.branches, found.rows, strict=True)
             for part in branch.values(rows.features)
         ]
         features = np.concatenate(values, axis=1)
-        return Answers(
+        return ChunkOutputs(
             index=index,
             features=features,
             outputs=self.outputs(features),
@@ -153,30 +184,37 @@ class Classifier:
         )
 
     def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Of features float32 (n, D): float32 (n, C), probabilities of classes, or numbers in their units."""
+        """The head's outputs for features.
+
+        Args:
+            features: float32 (n, D).
+
+        Returns:
+            float32 (n, C): probabilities of classes, or numbers in their units.
+        """
         if not len(features):
             return np.empty((0, self.run.target.outputs), np.float32)
-        return readable(self._outputs(features), self.run.target)
+        return to_predictions(self._outputs(features), self.run.target)
 
 
 def _needs_torch(run: Run) -> bool:
-    """Whether anything is computed that a device could speed up."""
+    """Whether a network computes something, so that a GPU could be faster."""
     backbones = {origin.backbone for origin in run.features.origins}
     return not run.config.architecture.solved or backbones != {PIXELS}
 
 
 def _outputs_on(run: Run, device: str, own: Callable[..., Any] | None) -> Outputs:
-    """What the head of a run gives, computed on a device; of a solved head on the CPU without torch."""
+    """The function of a run's head on a device; for a solved head on the CPU it needs no torch."""
     if run.config.architecture.solved and device == "cpu" and own is None:
-        return run.solved_head().outputs
+        return run.load_solved_head().outputs
     import torch
 
     head = run.head(own).to(device)
 
     def outputs(features: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
-            given: NDArray[np.float32] = head(torch.from_numpy(features).to(device)).float().cpu().numpy()
-        return given
+            values: NDArray[np.float32] = head(torch.from_numpy(features).to(device)).float().cpu().numpy()
+        return values
 
     return outputs
 
@@ -186,23 +224,23 @@ def _program(network: Network, device: str, precision: str) -> Program:
 
 
 def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Path | None]:
-    """For each cache where its backbone's weights are now, None for where they were."""
+    """For each cache the current path of its backbone's weights; None where they were not moved."""
     names = [origin.backbone for origin in origins]
     if isinstance(weights, Mapping):
-        if strangers := sorted(set(weights) - set(names)):
-            raise InvalidOption(f"--weights: expected {', '.join(names)}, got {', '.join(strangers)}")
+        if unknown := sorted(set(weights) - set(names)):
+            raise InvalidOption(f"--weights: expected {', '.join(names)}, got {', '.join(unknown)}")
         return [weights.get(name) for name in names]
     if weights is not None and len(names) > 1:
         raise InvalidOption(
-            f"the head reads {len(names)} backbones, and --weights {weights} could be of any",
-            hint=f"say whose they are: --weights {names[0]}={weights}",
+            f"the head reads {len(names)} backbones, and --weights {weights} could belong to any of them",
+            hint=f"name the backbone: --weights {names[0]}={weights}",
         )
     return [weights] * len(names)
 
 
 def spec_of(origin: FeatureOrigin) -> Spec:
     """The spec of the layers that the head reads. Raises CacheForeign for a spec of another version."""
-    return Spec.from_json(origin.spec).restricted_to(layer.name for layer in origin.layers)
+    return Spec.from_json(origin.spec).with_layers(layer.name for layer in origin.layers)
 
 
 def _network(
@@ -212,7 +250,7 @@ def _network(
     if backbone is not None:
         require_same(backbone, spec, run.folder.name, probe)
         return backbone
-    return rebuilt(spec, origin.weights, what=run.folder.name, probe=probe, weights=weights, data_dir=data_dir)
+    return rebuild(spec, origin.weights, what=run.folder.name, probe=probe, weights=weights, data_dir=data_dir)
 
 
 def _later(failures: Sequence[Failure], start: int) -> tuple[Failure, ...]:

@@ -1,8 +1,8 @@
-"""A run as one file that anyone can ask, published only after it has said what featcache says.
+"""Exports a run as one file, and keeps it only if its outputs match featcache's on real images.
 
-The file is written beside its place, opened again by the runtime it is meant for, and asked about real images. Only if
-every number is within `TOLERANCE` of featcache's own fp32 prediction, and every image's first class is the same, it
-takes its name.
+The file is written under a temporary name, opened by the runtime that it is meant for, and run on real images. It gets
+its name only if every number is within `TOLERANCE` of featcache's own fp32 prediction, and the most probable class of
+every image is the same.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from featcache.backbones.network import Network
 from featcache.errors import ExportError, InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.run import Execution
-from featcache.files import file_aside
+from featcache.files import atomic_file
 from featcache.images import ArraySource, decode
 from featcache.inference.classifier import Classifier, Weights, spec_of
-from featcache.inference.formats import NETWORK_FORMATS, Ask, NetworkFormat
+from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictFile
 from featcache.inference.network import WholeNetwork
-from featcache.inference.pictures import Images, opened
+from featcache.inference.pictures import Images, open_pictures
 from featcache.inference.prediction import thresholds_of
-from featcache.inference.witnesses import cached_images
+from featcache.inference.verification_images import images_of_cache
 from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import find_run
 from featcache.runs.run import Run
@@ -42,9 +42,17 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRun:
-    """A published file: on how many images it was checked, and the greatest difference of an output there.
+    """A published file.
 
-    `target`: what it says. Differences of numbers are in parts of the largest of an image, if that is above 1.
+    Attributes:
+        path: The file.
+        format: Its format.
+        run: The folder of the run.
+        target: What the outputs are.
+        nbytes: Its size in bytes.
+        images: On how many images it was checked.
+        greatest_difference: The greatest difference of an output from featcache's. For an image whose largest output is
+            above 1, it is relative to that output.
     """
 
     path: Path
@@ -83,15 +91,25 @@ def export_run(
     runs_dir: str | Path = "runs",
     reporter: Reporter | None = None,
 ) -> ExportedRun:
-    """Write a run as one file, `images` (N, H, W, 3) uint8 -> `probabilities` (N, C), or `values` of numbers.
+    """Write a run as one file: `images` (N, H, W, 3) uint8 -> `probabilities` (N, C), or `values` for numbers.
 
-    `format`: "onnx" or "pt2". `verify_images`: real images to check the file on, `verify_limit` of them; without them
-    those that the run's cache was extracted from. `weights`, `backbone`, `head`, `data_dir`, `runs_dir`: as for
-    `predict`.
+    Args:
+        run: A Run, its folder, its name in `runs_dir`, the beginning of its name, or "latest".
+        path: The file to write; an existing one is replaced.
+        format: "onnx" or "pt2".
+        verify_images: Real images to check the file on; None: those that the run's cache was extracted from.
+        verify_limit: How many of them, at most.
+        weights, backbone, head, data_dir, runs_dir: As for `predict`.
+        reporter: Receives messages and progress.
 
-    Raises ExportError where the network cannot be exported, or what was written does not say what featcache says:
-    nothing is left behind then, and what stood under the name before stands there still. Raises MissingExtra,
-    and what `predict` raises.
+    Returns:
+        The file, and how far its outputs are from featcache's.
+
+    Raises:
+        ExportError: The network cannot be exported, or the outputs of the file differ from featcache's. Nothing is
+            written then, and an existing file at `path` is kept.
+        MissingExtra: A package that the format needs is not installed.
+        FeatcacheError: What `predict` raises.
     """
     kind = _kind(format)
     kind.require()
@@ -99,12 +117,12 @@ def export_run(
         raise InvalidOption(f"expected --verify-limit of at least 1, got {verify_limit}")
     run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     reporter, path, data_dir = reporter or LogReporter(), Path(path), Path(data_dir)
-    images = _witnesses(run, verify_images, verify_limit, data_dir)
+    images = _verification_images(run, verify_images, verify_limit, data_dir)
     classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device="cpu")
-    reporter.say(f"asking featcache about {len(images)} images")
-    expected = _asked(classifier, images)
-    with file_aside(path) as building:
-        reporter.say(f"writing {path.name}")
+    reporter.info(f"predicting {len(images)} images with featcache")
+    expected = _predict(classifier, images)
+    with atomic_file(path) as building:
+        reporter.info(f"writing {path.name}")
         kind.write(WholeNetwork(classifier), building, _metadata(run, classifier), _output(run.target))
         difference = _require_same(kind.open(building), images, expected, run.target, kind.name, reporter)
     return ExportedRun(
@@ -124,12 +142,12 @@ def _kind(name: str) -> NetworkFormat:
     return NETWORK_FORMATS[name]
 
 
-def _witnesses(run: Run, images: Images | None, limit: int, data_dir: Path) -> list[Pixels]:
-    """Decoded images (H, W, 3), and two cuttings of the first: the file must take any size."""
+def _verification_images(run: Run, images: Images | None, limit: int, data_dir: Path) -> list[Pixels]:
+    """Decoded images (H, W, 3), and two crops of the first, because the file must accept any size."""
     if images is None:
-        found = cached_images(run, limit, data_dir)
+        found = images_of_cache(run, limit, data_dir)
     else:
-        source, samples = opened(images)
+        source, samples = open_pictures(images)
         with closing(source):
             found = [decode(source.read(sample), sample.id) for sample in samples[:limit]]
     height, width = found[0].shape[:2]
@@ -140,24 +158,27 @@ def _witnesses(run: Run, images: Images | None, limit: int, data_dir: Path) -> l
     ]
 
 
-def _asked(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
+def _predict(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
     source = ArraySource(images, split="test")
-    answers = classifier.answers(source, source.samples("test"), Execution(device="cpu"))
+    answers = classifier.predict_chunks(source, source.samples("test"), Execution(device="cpu"))
     return np.concatenate([answer.outputs for answer in answers])
 
 
 def _require_same(
-    ask: Ask,
+    predict_file: PredictFile,
     images: Sequence[Pixels],
     expected: NDArray[np.float32],
     target: HeadTarget,
     format: str,
     reporter: Reporter,
 ) -> float:
-    """The greatest difference of an output. Raises ExportError where it is too large, or a first class differs."""
+    """The greatest difference of an output.
+
+    Raises ExportError where it is too large, or where the most probable class of an image differs.
+    """
     greatest, done = 0.0, 0
     for rows in _batches(images):
-        got, wanted = ask(np.stack([images[row] for row in rows])), expected[rows]
+        got, wanted = predict_file(np.stack([images[row] for row in rows])), expected[rows]
         if got.shape != wanted.shape or not np.isfinite(got).all():
             raise ExportError(f"the {format} file gives no {_output(target)} {wanted.shape}: got {got.shape}")
         differences = np.abs(got - wanted).max(axis=1) / np.maximum(1, np.abs(wanted).max(axis=1))
@@ -167,18 +188,18 @@ def _require_same(
         if wrong.any():
             row = int(np.flatnonzero(wrong)[0])
             raise ExportError(
-                f"the {format} file does not say what featcache says: on image {rows[row] + 1} of {len(images)} "
-                f"expected {_said(wanted[row], target)}, got {_said(got[row], target)}; the greatest difference is "
-                f"{differences.max():.2g}, {TOLERANCE:g} is allowed",
-                hint="nothing was written; another --format may do",
+                f"the outputs of the {format} file differ from featcache's: on image {rows[row] + 1} of {len(images)} "
+                f"expected {_describe(wanted[row], target)}, got {_describe(got[row], target)}; "
+                f"the greatest difference is {differences.max():.2g}, {TOLERANCE:g} is allowed",
+                hint="nothing was written; another --format may work",
             )
         greatest, done = max(greatest, float(differences.max())), done + len(rows)
         reporter.advance("verifying images", done, len(images))
     return greatest
 
 
-def _said(row: NDArray[np.float32], target: HeadTarget) -> str:
-    """The first class, or the numbers."""
+def _describe(row: NDArray[np.float32], target: HeadTarget) -> str:
+    """The most probable class, or the numbers, as text."""
     named = zip(target.names, row.tolist(), strict=True)
     if target.kind == "numbers":
         return ", ".join(f"{name} {value:.4g}" for name, value in named)
@@ -190,7 +211,7 @@ def _output(target: HeadTarget) -> str:
 
 
 def _batches(images: Sequence[Pixels]) -> Iterator[list[int]]:
-    """Images of one size together: the first alone, the others in batches."""
+    """Indices of images of the same size: the first one alone, to check a batch of 1, the others in batches."""
     of_size: dict[tuple[int, ...], list[int]] = {}
     for row, image in enumerate(images):
         of_size.setdefault(image.shape, []).append(row)
@@ -201,7 +222,7 @@ def _batches(images: Sequence[Pixels]) -> Iterator[list[int]]:
 
 
 def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
-    """What the file says of itself."""
+    """The metadata of the file."""
     return {
         "featcache": version("featcache"),
         "run": run.folder.name,

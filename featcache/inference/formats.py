@@ -1,10 +1,10 @@
-"""The formats of an exported network: how a file of each is written, and how it is asked.
+"""The file formats of an exported network: how to write a file, and how to run it.
 
-    onnx    for onnxruntime and whatever else reads ONNX; one file
-    pt2     torch.export's own archive, for torch alone
+    onnx    one file, for onnxruntime and other programs that read ONNX
+    pt2     torch.export's own archive, only for torch
 
-Both take `images` (N, H, W, 3) uint8 with any N, H and W, and give float32 (N, C): `probabilities`, or
-`values` where a head gives numbers.
+Both take `images` (N, H, W, 3) uint8 with any N, H and W, and return float32 (N, C): `probabilities`, or
+`values` where a head predicts numbers.
 """
 
 from __future__ import annotations
@@ -26,37 +26,44 @@ from torch.export import Dim, ExportedProgram
 
 from featcache.errors import ExportError, MissingExtra
 
-Ask = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+PredictFile = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
-# Neither 1, which would be taken for a constant, nor the size that a backbone wants.
+# Not 1, because torch.export treats a dimension of 1 as constant, and not the size that a backbone needs.
 _EXAMPLE = (2, 37, 41, 3)
 _DYNAMIC = {"images": {0: "batch", 1: "height", 2: "width"}}
-# What protobuf can hold is 2 GiB; the graph itself needs little.
+# protobuf is limited to 2 GiB; the graph itself is small.
 _ONNX_BYTES = 2_000_000_000
-# torch.onnx itself translates to this one.
+# The version of ONNX operators that torch.onnx produces without a conversion.
 _OPSET = 18
 METADATA = "featcache"
 
 
 class NetworkFormat(ABC):
-    """How a network becomes a file."""
+    """A file format for networks."""
 
     name: ClassVar[str]
 
     @abstractmethod
     def require(self) -> None:
-        """Raises MissingExtra where a package is missing, before anything is computed."""
+        """Raise MissingExtra where a package is missing. Called before anything is computed."""
 
     @abstractmethod
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any], output: str) -> None:
-        """Write the network, and what is known of it as JSON under the name `featcache`. Raises ExportError.
+        """Write the network, with its metadata as JSON under the name `featcache`.
 
-        `output`: what the file calls what it gives.
+        Args:
+            network: (N, H, W, 3) uint8 -> (N, C).
+            path: The file to write.
+            metadata: Facts about the run.
+            output: The name of the output in the file.
+
+        Raises:
+            ExportError: The network cannot be exported.
         """
 
     @abstractmethod
-    def open(self, path: Path) -> Ask:
-        """The file as a function: (N, H, W, 3) uint8 -> float32 (N, C), on the CPU."""
+    def open(self, path: Path) -> PredictFile:
+        """Load a file as a function: (N, H, W, 3) uint8 -> float32 (N, C), on the CPU."""
 
 
 class Onnx(NetworkFormat):
@@ -77,7 +84,7 @@ class Onnx(NetworkFormat):
             )
         with _quiet():
             program = torch.onnx.export(
-                _traced(network),
+                _trace(network),
                 input_names=["images"],
                 output_names=[output],
                 dynamic_shapes=_DYNAMIC,
@@ -85,18 +92,18 @@ class Onnx(NetworkFormat):
                 verbose=False,
             )
         if program is None:
-            raise ExportError("torch gave no ONNX program")
+            raise ExportError("torch returned no ONNX program")
         program.model.metadata_props[METADATA] = json.dumps(metadata)
         program.save(str(path), external_data=False)
 
-    def open(self, path: Path) -> Ask:
+    def open(self, path: Path) -> PredictFile:
         session = _import("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
-        def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def predict_file(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             (outputs,) = session.run(None, {"images": images})
             return np.asarray(outputs)
 
-        return ask
+        return predict_file
 
 
 class Pt2(NetworkFormat):
@@ -105,41 +112,41 @@ class Pt2(NetworkFormat):
     name = "pt2"
 
     def require(self) -> None:
-        """Torch is always there."""
+        """Nothing to check: torch is always installed."""
 
     def write(self, network: nn.Module, path: Path, metadata: Mapping[str, Any], output: str) -> None:
         with _quiet(), path.open("wb") as file:
-            torch.export.save(_traced(network), file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
+            torch.export.save(_trace(network), file, extra_files={f"{METADATA}.json": json.dumps(metadata)})
 
-    def open(self, path: Path) -> Ask:
+    def open(self, path: Path) -> PredictFile:
         with _quiet(), path.open("rb") as file:
             network = torch.export.load(file).module()
 
-        def ask(images: NDArray[np.uint8]) -> NDArray[np.float32]:
+        def predict_file(images: NDArray[np.uint8]) -> NDArray[np.float32]:
             with torch.inference_mode():
                 outputs: NDArray[np.float32] = network(torch.tensor(images)).numpy()
             return outputs
 
-        return ask
+        return predict_file
 
 
 NETWORK_FORMATS: Mapping[str, NetworkFormat] = {kind.name: kind for kind in (Onnx(), Pt2())}
 
 
-def _traced(network: nn.Module) -> ExportedProgram:
+def _trace(network: nn.Module) -> ExportedProgram:
     sizes = {"images": {number: Dim(name, min=1, max=1 << 20) for number, name in _DYNAMIC["images"].items()}}
     example = torch.zeros(_EXAMPLE, dtype=torch.uint8)
     try:
         with torch.no_grad():
             return torch.export.export(network, (example,), dynamic_shapes=sizes, strict=False)
     except Exception as error:
-        # Whatever tracing may raise about a module of one's own.
+        # Tracing a module of the user's own may raise any exception.
         reason = str(error).strip().splitlines()[0]
         raise ExportError(f"torch cannot export this network: {type(error).__name__}: {reason}") from error
 
 
 def _import(package: str) -> Any:
-    # Before onnxruntime is loaded: it would report home otherwise.
+    # Set before onnxruntime is loaded: otherwise it sends usage data to its vendor.
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
         return importlib.import_module(package)
@@ -148,5 +155,5 @@ def _import(package: str) -> Any:
 
 
 def _quiet() -> warnings.catch_warnings[None]:
-    """Silences what exporters say about themselves; what they write is checked anyway."""
+    """Suppress the warnings of the exporters; the files that they write are checked anyway."""
     return warnings.catch_warnings(action="ignore")

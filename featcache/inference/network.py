@@ -1,4 +1,4 @@
-"""A whole classifier as one torch network, from an image's bytes to what the head says: what is exported."""
+"""A whole classifier as one torch module, from the pixels of images to the head's outputs: the module to export."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from featcache.inference.resizing import Resizer
 
 
 class WholeNetwork(nn.Module):
-    """(N, H, W, 3) uint8 RGB, of any size -> float32 (N, C): probabilities, or values where a head gives numbers.
+    """(N, H, W, 3) uint8 RGB, of any size -> float32 (N, C): probabilities, or values where a head predicts numbers.
 
     Resize, normalisation, backbones, pooling and head, in fp32 on the CPU.
     """
@@ -27,7 +27,7 @@ class WholeNetwork(nn.Module):
         self.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """All of it."""
+        """The outputs (N, C) for images (N, H, W, 3) uint8."""
         channels_first = images.permute(0, 3, 1, 2)
         values: list[Tensor] = []
         for resizer, backbone, layers in zip(self.resizers, self.backbones, self.layers, strict=True):

@@ -1,4 +1,4 @@
-"""The images that somebody names, in the order in which they are named: files, folders, archives, bytes, arrays."""
+"""Open the images to predict, in the order in which they are given: files, folders, archives, bytes, arrays."""
 
 from __future__ import annotations
 
@@ -16,43 +16,53 @@ from featcache.images.source import Stamp, has_archive_suffix
 from featcache.images.sources.archive import open_archive
 from featcache.images.sources.folder import FilesSource, image_files
 
-# None of these images belongs to a set: the split only has to be one.
+# These images belong to no data set, but a source needs a split.
 _SPLIT = "test"
 
 Images = str | Path | bytes | Sequence[str | Path | bytes] | ImageSource | np.ndarray | Sequence[np.ndarray]
 
 
-def opened(images: Images) -> tuple[ImageSource, list[Sample]]:
-    """A source and its samples in the order that was meant.
+def open_pictures(images: Images) -> tuple[ImageSource, list[Sample]]:
+    """Open images; returns a source, and its samples in the given order.
 
-    A path is an image, a folder with images anywhere in it, or a zip or tar of some; bytes are an encoded image; a
-    uint8 array is one image (H, W, 3) or several (N, H, W, 3). Raises SourceError for a folder or an archive without
-    images.
+    Args:
+        images: Paths of images, of folders with images at any depth, or of zip and tar archives; bytes of encoded
+            images; uint8 arrays (H, W, 3) or (N, H, W, 3); or an ImageSource.
+
+    Raises:
+        SourceError: A folder or an archive has no images.
+        InvalidOption: `images` is empty.
     """
     if isinstance(images, ImageSource):
         return images, [sample for split in images.splits() for sample in images.samples(split)]
     if isinstance(images, np.ndarray):
-        return opened(ArraySource(images[None] if images.ndim == 3 else images, split=_SPLIT, name="array"))
+        return open_pictures(ArraySource(images[None] if images.ndim == 3 else images, split=_SPLIT, name="array"))
     if isinstance(images, str | Path | bytes):
         images = [images]
     if not len(images):
         raise InvalidOption("expected images, got none", hint="name files, folders or archives")
     arrays = [image for image in images if isinstance(image, np.ndarray)]
     if arrays:
-        return opened(ArraySource(arrays, split=_SPLIT, name="array"))
+        return open_pictures(ArraySource(arrays, split=_SPLIT, name="array"))
     named = [image for image in images if not isinstance(image, np.ndarray)]
     pictures = Pictures([image if isinstance(image, bytes) else Path(image) for image in named])
     return pictures, pictures.in_order
 
 
 class Pictures(ImageSource):
-    """Images at paths, or encoded ones.
+    """Images at paths, or encoded images.
 
-    Ids are the paths as they were given, those in folders and archives behind them; encoded images are called image-0,
-    image-1 and so on.
+    Ids are the paths as they were given; for images in folders and archives, the path inside is appended. Encoded
+    images are called image-0, image-1 and so on.
 
-    `in_order`: a sample for every image as often as it was named. A file that is not there is an image that cannot be
-    read. Raises SourceError for a folder or an archive that holds none, or cannot be opened.
+    Args:
+        images: Paths and encoded images. A missing file counts as an image that cannot be read.
+
+    Attributes:
+        in_order: A sample for every image, repeated if it was given several times.
+
+    Raises:
+        SourceError: A folder or an archive has no images, or cannot be opened.
     """
 
     def __init__(self, images: Sequence[Path | bytes]) -> None:
@@ -92,7 +102,7 @@ class Pictures(ImageSource):
         return self._files.read(sample)
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None: what is read once needs no key."""
+        """None: these images are read only once, so their digests are not saved."""
         return None
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""A run and images in, classes or numbers out.
+"""Predict classes or numbers for images with a trained head.
 
     predicted = predict("latest", "photos/")
     predicted.images[0].label, predicted.outputs
 
-What a table, JSON and CSV show is the same record.
+Tables, JSON and CSV are all made from these records.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from featcache.backbones.network import Network
 from featcache.errors import HeadError, InvalidOption, SourceError
 from featcache.extraction.execution import Execution
-from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.heads.metric_records import ListMetrics
 from featcache.images.samples import Sample
-from featcache.inference.classifier import Answers, Classifier, Weights
-from featcache.inference.pictures import Images, opened
+from featcache.inference.classifier import ChunkOutputs, Classifier, Weights
+from featcache.inference.pictures import Images, open_pictures
 from featcache.inference.records import Guess, ImagePrediction, NearImage, Predicted, Unread
+from featcache.progress import StageProgress
 from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import find_run
 from featcache.runs.run import Run
@@ -49,31 +50,51 @@ def predict(
     on_error: Literal["fail", "skip"] = "fail",
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
+    progress: StageProgress | bool | None = None,
     reporter: Reporter | None = None,
 ) -> Predicted:
-    """What the head of a run says of images.
+    """Predict images with the head of a run.
 
-    `run`: a Run, a run's folder, its name in `runs_dir`, how that begins, or "latest". `images`: the path of an
-    image, of a folder with images anywhere in it, of a zip or tar of some, the bytes of an encoded image, several of
-    these, an ImageSource, or uint8 arrays (H, W, 3). `top`: how many classes are named for an image. `neighbours`:
-    how many of the nearest cached train images are shown, by cosine; it needs the cache that the head was trained on.
-    `weights`: where the backbone's weights are now, if elsewhere than when the head was trained; of several backbones
-    a mapping by name. `backbone`: one's own, where the run's was a module. `head`: what makes
-    the head, where it is one's own and cannot be imported by its path. `precision`: how features are computed.
-    `on_error`: "fail" at the first image that cannot be read, or "skip".
+    Args:
+        run: A Run, a run's folder, its name in `runs_dir`, the beginning of its name, or "latest".
+        images: The path of an image, of a folder with images at any depth, or of a zip or tar archive; the bytes of an
+            encoded image; several of these; an ImageSource; or uint8 arrays (H, W, 3) or (N, H, W, 3).
+        top: How many classes to return for an image.
+        neighbours: How many of the nearest cached train images to return, by cosine similarity; needs the cache that
+            the head was trained on.
+        weights: Where the backbone's weights are now, if they were moved; for several backbones a mapping by name.
+        backbone: The module, where the run's backbone is a module of your own.
+        head: Makes the head, where it is a module of your own that cannot be imported by its path.
+        precision: How features are computed.
+        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
+        batch_size: Images per forward pass; None: by device.
+        workers: Threads that decode images; None: by device.
+        on_error: "fail" at the first image that cannot be read, or "skip" it.
+        data_dir: The folder of weights and caches.
+        runs_dir: The folder of runs.
+        progress: None or True for a progress bar, in a terminal or a notebook; False for none; or a function, called
+            with (stage, images done, images in all).
+        reporter: Receives messages and progress, in place of the logger "featcache" and of `progress`.
 
-    Raises WeightsError where the weights are gone or are not those the head was trained on, HeadError or UnknownName
-    for the run, SourceError or ImageError for images, CacheNotFound where neighbours need a cache that is gone.
+    Returns:
+        A prediction for each image that was read, and the head's outputs, float32 (N, C).
+
+    Raises:
+        WeightsError: The weights are missing, or differ from those that the head was trained with.
+        HeadError, UnknownName: The run cannot be used, or does not exist.
+        SourceError, ImageError: Images cannot be read.
+        CacheNotFound: `neighbours` needs a cache that does not exist any more.
+        InvalidOption: `top`, `neighbours` or another option is invalid.
     """
     how = Execution(device=device, batch_size=batch_size, workers=workers, on_error=on_error)
     if top < 1 or neighbours < 0:
         raise InvalidOption(f"expected --top of at least 1 and --neighbours of at least 0, got {top} and {neighbours}")
     run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
-    reporter = reporter or LogReporter()
     with ExitStack() as stack:
-        source, samples = opened(images)
+        reporter = reporter or stack.enter_context(ProgressReporter(progress))
+        source, samples = open_pictures(images)
         stack.enter_context(closing(source))
-        # The cache is looked for before anything is computed.
+        # Open the cache first, so that a missing cache is an error before anything is computed.
         nearest = stack.enter_context(closing(_train_images(run, Path(data_dir)))) if neighbours else None
         classifier = Classifier.of(
             run,
@@ -84,8 +105,8 @@ def predict(
             device=device,
             precision=precision,
         )
-        answers = _accepted(classifier.answers(source, samples, how), how, reporter, len(samples))
-        return _predicted(run, samples, answers, top, neighbours, nearest)
+        answers = _check_failures(classifier.predict_chunks(source, samples, how), how, reporter, len(samples))
+        return _collect(run, samples, answers, top, neighbours, nearest)
 
 
 def _train_images(run: Run, data_dir: Path) -> NearestImages:
@@ -94,8 +115,11 @@ def _train_images(run: Run, data_dir: Path) -> NearestImages:
     return NearestImages(run, data_dir=data_dir)
 
 
-def _accepted(answers: Iterator[Answers], how: Execution, reporter: Reporter, total: int) -> Iterator[Answers]:
+def _check_failures(
+    answers: Iterator[ChunkOutputs], how: Execution, reporter: Reporter, total: int
+) -> Iterator[ChunkOutputs]:
     done = 0
+    reporter.advance("predicting", 0, total)
     for answer in answers:
         if answer.failures and how.on_error == "fail":
             raise answer.failures[0].error
@@ -106,10 +130,10 @@ def _accepted(answers: Iterator[Answers], how: Execution, reporter: Reporter, to
         yield answer
 
 
-def _predicted(
+def _collect(
     run: Run,
     samples: Sequence[Sample],
-    answers: Iterator[Answers],
+    answers: Iterator[ChunkOutputs],
     top: int,
     neighbours: int,
     nearest: NearestImages | None,
@@ -122,7 +146,7 @@ def _predicted(
         near = [()] * len(answer.index) if nearest is None else nearest.find(answer.features, neighbours)
         names = [samples[row].id for row in answer.index]
         images += [
-            _said(run.target, name, row, top=top, thresholds=thresholds, neighbours=found)
+            _prediction_of(run.target, name, row, top=top, thresholds=thresholds, neighbours=found)
             for name, row, found in zip(names, answer.outputs, near, strict=True)
         ]
         rows.append(answer.outputs)
@@ -139,14 +163,14 @@ def _predicted(
 
 
 def thresholds_of(run: Run) -> tuple[float, ...]:
-    """The probability that each of several classes needs to be said, chosen on val. Raises HeadError."""
+    """The probability from which each class counts as present, chosen on val. Raises HeadError."""
     measured = run.metrics("val")
     if not isinstance(measured, ListMetrics):
         raise HeadError(f"the metrics of the run {run.folder} are not of several classes", hint="train again")
     return measured.thresholds
 
 
-def _said(
+def _prediction_of(
     target: HeadTarget,
     path: str,
     row: NDArray[np.float32],
@@ -155,7 +179,7 @@ def _said(
     thresholds: Sequence[float],
     neighbours: tuple[NearImage, ...],
 ) -> ImagePrediction:
-    """What a head says of one image, of its outputs (C,)."""
+    """The prediction for one image, from the head's outputs (C,)."""
     if target.kind == "numbers":
         values = dict(zip(target.names, row.tolist(), strict=True))
         return ImagePrediction(path=path, values=values, neighbours=neighbours)
@@ -168,6 +192,6 @@ def _said(
 
 
 def _best(classes: Sequence[str], probabilities: NDArray[np.float32], top: int) -> tuple[Guess, ...]:
-    # Of equals the first class, as argmax has it.
+    # Among equal probabilities the first class comes first, as with argmax.
     order = np.argsort(-probabilities, kind="stable")[:top]
     return tuple(Guess(label=classes[number], probability=float(probabilities[number])) for number in order)

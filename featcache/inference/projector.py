@@ -1,7 +1,7 @@
-"""A cache's plain images for TensorBoard's embedding projector: two tables, and a text that says what they are.
+"""Export a cache's plain images for TensorBoard's embedding projector: two tables, and a text that describes them.
 
-`tensorboard --logdir FOLDER` shows it; https://projector.tensorflow.org loads the two tables as well. With a sprite
-every point is shown as its image.
+`tensorboard --logdir FOLDER` shows them; https://projector.tensorflow.org loads the two tables too. With a sprite (one
+picture of all images) every point is shown as its image.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 from PIL import Image
 
 from featcache.errors import ExportError, InvalidOption
-from featcache.files import folder_aside, fsync_file
+from featcache.files import atomic_folder, fsync_file
 from featcache.images import decode
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource
 from featcache.inference.array_files import require_new_folder
 from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
-from featcache.inference.witnesses import source_of
+from featcache.inference.verification_images import source_of
 
 # TensorBoard's projector shows no larger sprite.
 _SPRITE_SIDE = 8192
@@ -29,9 +29,18 @@ _LARGEST_THUMBNAIL = 64
 
 
 def write_projector(rows: CacheRows, path: Path, advance: Advance, *, sprite: bool, data_dir: Path) -> None:
-    """Write the folder. `sprite`: with the images, which must be there still; `data_dir` holds downloaded ones.
+    """Write the folder.
 
-    Raises InvalidOption for several layers or a folder that is there, ExportError where images are not to be had.
+    Args:
+        rows: The rows, of one layer.
+        path: The folder to write.
+        advance: Called with (done, total) after each block.
+        sprite: Also write a picture of all images, which must still exist.
+        data_dir: The folder of downloaded data sets.
+
+    Raises:
+        InvalidOption: There are several layers, or the folder exists.
+        ExportError: Images are missing.
     """
     require_new_folder("projector", path)
     if len(rows.layers) > 1:
@@ -39,7 +48,7 @@ def write_projector(rows: CacheRows, path: Path, advance: Advance, *, sprite: bo
             f"the projector shows one layer, and {rows.cache.name} has {', '.join(rows.layers)}",
             hint=f"--layer {rows.layers[0]}",
         )
-    with folder_aside(path) as folder:
+    with atomic_folder(path) as folder:
         thumbnail = _write_sprite(rows, folder / "sprite.png", data_dir) if sprite else None
         (folder / "projector_config.pbtxt").write_text(_config(rows, thumbnail))
         with (
@@ -60,7 +69,7 @@ def _lines(rows: CacheRows, block: RowBlock) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    """The format knows no quotes: white space that would end a cell becomes a space."""
+    """The text for a cell. The format has no quotes, so tabs and line breaks become spaces."""
     return " ".join(text.split()) or "-"
 
 
@@ -83,7 +92,7 @@ def _config(rows: CacheRows, thumbnail: int | None) -> str:
 
 
 def _write_sprite(rows: CacheRows, path: Path, data_dir: Path) -> int:
-    """One picture of all images, row by row from the left, each a square of the side that is returned."""
+    """Write one picture of all images, row by row from the left, each a square; returns the side of a square."""
     across = math.ceil(math.sqrt(len(rows)))
     side = min(_LARGEST_THUMBNAIL, _SPRITE_SIDE // across)
     if side < 8:

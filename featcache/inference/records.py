@@ -1,4 +1,4 @@
-"""What a prediction says: one record an image, as JSON and as a table's rows. No torch here."""
+"""The records of a prediction: one per image, also as JSON. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,12 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class NearImage:
-    """A cached train image: its id, what is right for it, and the cosine of the angle between the features.
+    """A cached train image that is similar to an image.
 
-    `label`: its class, its classes with `;` between them, or its numbers; None for an unlabelled one.
+    Attributes:
+        id: Its id.
+        label: Its true class, its classes joined with `;`, or its numbers; None where it is unlabelled.
+        similarity: The cosine similarity of the features, from -1 to 1.
     """
 
     id: str
@@ -34,14 +37,14 @@ class NearImage:
 
 @dataclass(frozen=True, kw_only=True)
 class ImagePrediction:
-    """What a head says of one image.
+    """The prediction for one image.
 
     Attributes:
         path: The image.
-        top: The first few classes, the most probable first; none where the head gives numbers.
+        top: The most probable classes, the most probable first; empty where the head predicts numbers.
         labels: Where an image may have several classes: those above their thresholds, the most probable first; else
             None.
-        values: Where the head gives numbers: each by the name of its column; else None.
+        values: Where the head predicts numbers: {column: number}; else None.
         neighbours: The most similar train images.
     """
 
@@ -58,29 +61,29 @@ class ImagePrediction:
 
     @property
     def probability(self) -> float:
-        """That of the most probable class."""
+        """The probability of the most probable class."""
         return self.top[0].probability
 
     def to_json(self) -> dict[str, Any]:
-        """{"path", "label", "probability", "top"}, and "neighbours" where they were asked for.
+        """{"path", "label", "probability", "top"}, and "neighbours" where there are some.
 
         For several classes {"path", "labels", "top"}, for numbers {"path", "values"}.
         """
-        said: dict[str, Any] = {"path": self.path}
+        record: dict[str, Any] = {"path": self.path}
         if self.values is not None:
-            said["values"] = dict(self.values)
+            record["values"] = dict(self.values)
         elif self.labels is not None:
-            said["labels"] = [asdict(guess) for guess in self.labels]
+            record["labels"] = [asdict(guess) for guess in self.labels]
         else:
-            said |= {"label": self.label, "probability": self.probability}
+            record |= {"label": self.label, "probability": self.probability}
         if self.top:
-            said["top"] = [asdict(guess) for guess in self.top]
-        return said | ({"neighbours": [asdict(near) for near in self.neighbours]} if self.neighbours else {})
+            record["top"] = [asdict(guess) for guess in self.top]
+        return record | ({"neighbours": [asdict(near) for near in self.neighbours]} if self.neighbours else {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unread:
-    """An image that was left out, and why."""
+    """An image that could not be read, and the reason."""
 
     path: str
     reason: str
@@ -88,10 +91,15 @@ class Unread:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Predicted:
-    """All images of one call, in the order in which they were given.
+    """The predictions for all images of one call, in the order in which they were given.
 
-    `outputs`: float32 (N, C), a row for each of `images`, in the order of `target.names`: probabilities of classes, or
-    numbers in their units.
+    Attributes:
+        run: The folder of the run.
+        target: What the outputs are.
+        images: A prediction for each image that was read.
+        outputs: float32 (N, C), a row for each of `images`, with the columns `target.names`: probabilities of classes,
+            or numbers in their units.
+        unread: The images that could not be read.
     """
 
     run: str
@@ -108,5 +116,5 @@ class Predicted:
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache predict --json`."""
-        said = {"run": self.run, "images": [image.to_json() for image in self.images]}
-        return said | ({"skipped": [asdict(one) for one in self.unread]} if self.unread else {})
+        record = {"run": self.run, "images": [image.to_json() for image in self.images]}
+        return record | ({"skipped": [asdict(one) for one in self.unread]} if self.unread else {})

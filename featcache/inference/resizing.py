@@ -1,9 +1,10 @@
-"""Pillow's resize as arithmetic that can be exported: the same bytes, for images of any size.
+"""Pillow's resize as tensor operations that can be exported: the same bytes, for images of any size.
 
-A resize is two products with a matrix each, one a side, and Pillow rounds to whole bytes after each. Its weights are
-whole multiples of 2^-22, so in float64 every sum here is exact, and rounding it gives Pillow's own byte. Which side
-comes first matters then: the width, unless (since Pillow 13) the height shrinks by more than twice as many pixels as
-the width. The matrices are computed from the image's size, which is only known when the exported file runs.
+A resize multiplies the image by two matrices, one for each side, and Pillow rounds to whole bytes after each product.
+Its weights are whole multiples of 2^-22, so in float64 every sum here is exact, and rounding gives Pillow's own byte.
+Because of the rounding, the order of the sides matters: the width comes first, unless (since Pillow 13) the height
+shrinks by more than twice as many pixels as the width. The matrices are computed from the image's size, which is only
+known when the exported file runs.
 
 Source: Pillow, src/libImaging/Resample.c.
 """
@@ -32,7 +33,7 @@ class Resizer(nn.Module):
         self.interpolation = transform.interpolation
 
     def forward(self, images: Tensor) -> Tensor:
-        """Resize, and take the centre where the transform crops."""
+        """Resize, and take the centre if the transform crops."""
         sizes = [torch.scalar_tensor(images.shape[dim], dtype=torch.float64) for dim in (2, 3)]
         targets = self._targets(*sizes)
         rows, columns = (
@@ -40,10 +41,10 @@ class Resizer(nn.Module):
             for dim, size, target in zip((2, 3), sizes, targets, strict=True)
         )
         values = images.to(torch.float64)
-        wide_first = _rounded(rows @ _rounded(values @ columns.T))
+        wide_first = _round_to_bytes(rows @ _round_to_bytes(values @ columns.T))
         if _WIDTH_FIRST_ALWAYS:
             return wide_first.to(torch.uint8)
-        tall_first = _rounded(_rounded(rows @ values) @ columns.T)
+        tall_first = _round_to_bytes(_round_to_bytes(rows @ values) @ columns.T)
         shrinks = [size - target for size, target in zip(sizes, targets, strict=True)]
         is_tall = (shrinks[0] > 0) & (shrinks[0] > 2 * shrinks[1])
         return torch.where(is_tall, tall_first, wide_first).to(torch.uint8)
@@ -59,7 +60,7 @@ class Resizer(nn.Module):
     def _weights(self, pixels: int, size: Tensor, target: Tensor) -> Tensor:
         """float64 (S, `pixels`): how much of each pixel goes into each that is kept, in units of 2^-22.
 
-        `size`: `pixels` as a tensor; `target`: of how many those that are kept are the middle.
+        `size`: `pixels` as a tensor; `target`: the resized side, of which the middle S pixels are kept.
         """
         scale = size / target
         stretch = scale.clamp(min=1.0)
@@ -82,6 +83,6 @@ class Resizer(nn.Module):
         return torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
 
 
-def _rounded(sums: Tensor) -> Tensor:
-    """Sums in units of 2^-22 -> whole bytes, halves upwards."""
+def _round_to_bytes(sums: Tensor) -> Tensor:
+    """Sums in units of 2^-22 -> whole bytes; halves are rounded up."""
     return (sums / _UNIT + 0.5).floor().clamp(min=0.0, max=255.0)

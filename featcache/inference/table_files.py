@@ -1,6 +1,6 @@
-"""A cache's rows as a table: comma-separated values, or Parquet. A row an image, with id, split, label and class.
+"""Write a cache's rows as a table, CSV or Parquet: one row per image, with id, split, label and class.
 
-A table has the plain images alone: augmented views would be rows without an image of their own.
+A table contains only the plain images, because augmented views would be further rows of the same image.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import MissingExtra
-from featcache.files import file_aside
+from featcache.files import atomic_file
 from featcache.inference.cache_rows import Advance, CacheRows, RowBlock
 
 _COLUMNS = ("id", "split", "label", "class")
 
 
 def write_csv(rows: CacheRows, path: Path, advance: Advance) -> None:
-    """UTF-8, a header, and a column a number: `f0`, `f1`, ..., with several layers `LAYER.0`, ..."""
+    """Write CSV in UTF-8, with a header and a column per number: `f0`, `f1`, ..., for several layers `LAYER.0`, ..."""
     with (
-        file_aside(path) as building,
+        atomic_file(path) as building,
         building.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
@@ -39,7 +39,7 @@ def _feature_names(rows: CacheRows) -> Iterator[str]:
 
 
 def _cells(rows: CacheRows, block: RowBlock) -> Iterator[list[Any]]:
-    # As text numpy writes the fewest digits that read back as the same number of this type.
+    # NumPy writes the fewest digits that give the same number of this type when they are read.
     texts = [block.features[layer].astype(np.str_) for layer in rows.layers]
     for row in range(len(block)):
         label = int(block.labels[row])
@@ -48,9 +48,12 @@ def _cells(rows: CacheRows, block: RowBlock) -> Iterator[list[Any]]:
 
 
 def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
-    """Columns id, split, label, class and features (of several layers `features/LAYER`): a list of fixed length a row.
+    """Write Parquet with the columns id, split, label, class and features (`features/LAYER` for several layers).
 
-    The metadata's entry `featcache` holds classes and spec as JSON. Raises MissingExtra without pyarrow.
+    Features are lists of fixed length. The entry `featcache` of the metadata contains classes and spec as JSON.
+
+    Raises:
+        MissingExtra: pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -58,7 +61,7 @@ def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
     except ImportError as error:
         raise MissingExtra("--format parquet", package="pyarrow", extra="export") from error
     schema = _schema(pyarrow, rows)
-    with file_aside(path) as building, parquet.ParquetWriter(building, schema, compression="zstd") as writer:
+    with atomic_file(path) as building, parquet.ParquetWriter(building, schema, compression="zstd") as writer:
         for block in rows.blocks(advance):
             writer.write_table(pyarrow.table(_columns(pyarrow, rows, block), schema=schema))
 
@@ -69,8 +72,8 @@ def _schema(pyarrow: Any, rows: CacheRows) -> Any:
     for layer in rows.layers:
         number = pyarrow.from_numpy_dtype(rows.dtype(layer))
         fields.append((rows.key(layer), pyarrow.list_(number, rows.dim(layer))))
-    told = {"classes": rows.classes, "spec": json.loads(rows.cache.spec.to_json())}
-    return pyarrow.schema(fields, metadata={"featcache": json.dumps(told)})
+    metadata = {"classes": rows.classes, "spec": json.loads(rows.cache.spec.to_json())}
+    return pyarrow.schema(fields, metadata={"featcache": json.dumps(metadata)})
 
 
 def _columns(pyarrow: Any, rows: CacheRows, block: RowBlock) -> Mapping[str, Any]:

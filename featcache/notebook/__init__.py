@@ -1,1 +1,1 @@
-"""notebook: the notebook's nine experiments, and whether they come out alike."""
+"""notebook: the notebook's nine experiments as recipes, and the comparison with its results."""

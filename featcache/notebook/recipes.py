@@ -1,8 +1,8 @@
-"""The notebook's nine experiments on CIFAR-10, as recipes: a named experiment is a record, not a script.
+"""The notebook's nine experiments on CIFAR-10, as recipes: records of backbone, input, head and published result.
 
-A recipe says how features are made in plain fields, for heads know nothing of extraction; whoever has both rooms
-puts them together. `notebook` is what the original printed. It tested its last epoch, on the images that
-featcache calls val: 10,000 of the 50,000 train images.
+A recipe describes its features in plain fields, because this package does not import extraction; the command line
+connects the two. `notebook` is the result that the original printed: that of the last epoch, on the images that
+featcache calls val, 10,000 of the 50,000 train images.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from featcache.heads.config import HeadConfig
 
 @dataclass(frozen=True, kw_only=True)
 class InputSettings:
-    """What an image becomes before the backbone sees it: a square of `image_size` pixels a side, scaled.
+    """The backbone's input: square images of `image_size` pixels a side, normalised.
 
-    `normalize`: "weights" (their own mean and std) or "half" ((x-0.5)/0.5). None stands for the weights' own size.
+    `image_size`: None for the size that belongs to the weights. `normalize`: "weights" (the mean and std that belong
+    to the weights) or "half" ((x-0.5)/0.5).
     """
 
     image_size: int | None = None
@@ -28,10 +29,10 @@ class InputSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class NotebookResult:
-    """What the notebook says of an experiment; None where it says nothing.
+    """The result of an experiment in the notebook; None for values that it does not give.
 
     `accuracy`: a fraction from 0 to 1; `loss`: mean cross-entropy; both of the last epoch, on val.
-    `minutes`: at least that long, the backbone computed anew in every epoch.
+    `minutes`: the least duration, with the backbone computed again in every epoch.
     """
 
     accuracy: float
@@ -43,10 +44,10 @@ class NotebookResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A named experiment: the last features of `backbone`, a head and its settings, and what the notebook got.
+    """A named experiment: the last features of `backbone`, a head and its settings, and the notebook's result.
 
-    `input` is what the weights were trained for; `written` what the notebook did instead, where that differs.
-    `weights`: the backbone's weights as a cache records their source; None where it has none.
+    `input`: the input that the weights were trained for. `written`: the notebook's own input, if it differs.
+    `weights`: the source of the backbone's weights, as a cache records it; None for a backbone without weights.
     `feature_dim`: width D of the head's input.
     """
 
@@ -72,18 +73,18 @@ class Recipe:
             )
 
     def width_doubt(self, feature_dim: int) -> str | None:
-        """What to know before training on features of this width D; None where it is the recipe's own."""
+        """A warning about features of another width D than the recipe's; None for the same width."""
         if feature_dim == self.feature_dim:
             return None
         size = "" if self.input.image_size is None else f" --image-size {self.input.image_size}"
         return (
             f"the recipe {self.name} is made for {self.feature_dim:,} features, got {feature_dim:,}: its settings are "
-            "used all the same, but the notebook's numbers are of another head; "
-            f"`featcache extract --backbone {self.backbone}{size}` makes the features it is made for"
+            "used anyway, but the notebook's numbers are those of another head; "
+            f"`featcache extract --backbone {self.backbone}{size}` makes the expected features"
         )
 
     def head_options(self) -> dict[str, Any]:
-        """The head's settings by name; the seed and the layers are no part of a recipe."""
+        """The head's settings by name, without the seed and the layers, which are not part of a recipe."""
         options = asdict(self.head)
         del options["seed"], options["layers"]
         return options
@@ -94,7 +95,7 @@ class Recipe:
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe called `name`. Raises UnknownName, which offers the nearest."""
+    """The recipe called `name`. Raises UnknownName, which suggests the nearest names."""
     try:
         return _RECIPES[name]
     except KeyError:
@@ -118,7 +119,7 @@ def _mlp(name: str, notebook: NotebookResult, *, hidden: str = "64,16", **settin
     )
 
 
-# The notebook gives no batch size for the two networks: that of its perceptrons stands in.
+# The notebook gives no batch size for the two networks: that of its perceptrons is used.
 _NETWORK_HEAD = HeadConfig(head="mlp:128,64", activation="leaky_relu", standardize=False, val_cut="random")
 
 _RECIPES: Mapping[str, Recipe] = {
@@ -126,7 +127,7 @@ _RECIPES: Mapping[str, Recipe] = {
     for one in (
         _mlp("mlp", NotebookResult(accuracy=0.5021, loss=1.4608, epochs=13)),
         _mlp("mlp-l1", NotebookResult(accuracy=0.4976, loss=1.4784), l1=1e-5),
-        # How much weight decay is not written in the notebook.
+        # The notebook does not give the weight decay.
         _mlp("mlp-l2", NotebookResult(accuracy=0.4950, loss=1.5035, epochs=14), weight_decay=1e-4),
         _mlp("mlp-leaky", NotebookResult(accuracy=0.5092, loss=1.4292, epochs=11), activation="leaky_relu"),
         _mlp("mlp-dropout", NotebookResult(accuracy=0.4190, loss=1.6188, epochs=39), dropout=0.5),

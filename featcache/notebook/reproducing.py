@@ -1,4 +1,4 @@
-"""The notebook's recipes are trained: a sweep over their heads, on features that they have in common."""
+"""Trains the notebook's recipes as a sweep over their heads, on the same features."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from featcache.cache.reader import FeatureCache
 from featcache.notebook.recipes import Recipe
 from featcache.notebook.reproduction import Features, Reproduction
-from featcache.rows.notes import Report, tell
+from featcache.rows.notes import Report, report_notes
 from featcache.sweeps.grid import Combination
 from featcache.sweeps.plan import SweepPlan
 from featcache.sweeps.records import Sweep
@@ -26,19 +26,24 @@ def sweep_recipes(
     progress: SweepProgress | None = None,
     report: Report | None = None,
 ) -> Sweep:
-    """Train the heads of recipes together: a row a recipe, every head tested, the best of each row written as a run.
+    """Train the heads of recipes in one sweep, with one row per recipe.
+
+    All heads are evaluated on test, and the best head of each row is written as a run.
 
     Args:
-        cache: The features of all of them.
-        recipes: At least one.
-        seeds: How many heads each gets, with the seeds 0, 1, ...
+        cache: The features for all recipes.
+        recipes: At least one recipe.
+        seeds: Number of heads per recipe, with the seeds 0, 1, ...
         runs_dir: The folder that holds runs.
-        how: Device, threads and memory.
-        progress: Called with (epochs done, epochs in all).
-        report: Called with a sentence about whatever was left out.
+        how: Device, threads and memory; None for the defaults.
+        progress: Called with (epochs done, epochs in total).
+        report: Called with a sentence about anything that was left out.
+
+    Returns:
+        The sweep.
 
     Raises:
-        KeyboardInterrupt: After a Ctrl-C before any head had finished an epoch.
+        KeyboardInterrupt: Ctrl-C came before any head had finished an epoch.
         HeadError: No head could be trained.
     """
     return sweep_heads([cache], recipes_plan(recipes, seeds), how, runs_dir=runs_dir, progress=progress, report=report)
@@ -57,9 +62,9 @@ def recipes_plan(recipes: Sequence[Recipe], seeds: int) -> SweepPlan:
 def reproductions(
     found: Sweep, recipes: Sequence[Recipe], cache: FeatureCache, *, report: Report | None = None
 ) -> tuple[Reproduction, ...]:
-    """The rows of such a sweep beside the notebook's numbers, in the order of `recipes`.
+    """Compare the rows of a sweep of recipes with the notebook's numbers, in the order of `recipes`.
 
-    A recipe of which no head was trained, because of a Ctrl-C or because all diverged, is left out and reported.
+    A recipe without a trained head, because of Ctrl-C or because all diverged, is left out and reported.
     """
     weights = cache.provenance.get("weights")
     features = Features(
@@ -70,5 +75,5 @@ def reproductions(
     )
     rows = {row.values["recipe"]: row for row in found.rows}
     coming = [(one, Reproduction.of(one, rows[one.name], features) if one.name in rows else None) for one in recipes]
-    tell(report, [f"no head of the recipe {recipe.name} was trained" for recipe, row in coming if row is None])
+    report_notes(report, [f"no head of the recipe {recipe.name} was trained" for recipe, row in coming if row is None])
     return tuple(row for _, row in coming if row is not None)

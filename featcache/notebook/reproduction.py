@@ -1,7 +1,7 @@
-"""What came out of a recipe, beside what the notebook got, and whether the two agree.
+"""Compares the results of a recipe with those of the notebook.
 
-Judged is the last epoch on val, as in the notebook, and the mean over the seeds: single seeds scatter by as much as
-the agreement allows. Whatever makes the comparison unfair stands in place of a verdict.
+Compared is the accuracy of the last epoch on val, as in the notebook, as a mean over the seeds, because single seeds
+vary by as much as the tolerance. If the comparison would be unfair, the reasons are given instead of a verdict.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hor
 
 @dataclass(frozen=True, kw_only=True)
 class Features:
-    """What the heads of several recipes were trained on.
+    """The features that the heads of several recipes were trained on.
 
     Attributes:
-        set_name: The short name of the images.
+        set_name: The short name of the image set.
         classes: The names of the classes.
-        images: How many images each part has.
-        weights: The source of the backbone's weights, as the cache records it; None where it has none.
+        images: Number of images of each part.
+        weights: The source of the backbone's weights, as the cache records it; None for a backbone without weights.
     """
 
     set_name: str
@@ -40,13 +40,13 @@ class Features:
 
 @dataclass(frozen=True, kw_only=True)
 class Reproduction:
-    """A recipe, and its heads.
+    """The results of a recipe's heads.
 
     Attributes:
         recipe: The recipe.
-        set_name: The short name of the images.
-        results: Those of its heads, one a seed; at least one. Each has a score on val.
-        doubts: Why they cannot be compared with the notebook, in sentences; empty where they can.
+        set_name: The short name of the image set.
+        results: The results of its heads, one per seed, at least one; each has a score on val.
+        doubts: The reasons why they cannot be compared with the notebook; empty if they can.
     """
 
     recipe: Recipe
@@ -56,7 +56,7 @@ class Reproduction:
 
     @classmethod
     def of(cls, recipe: Recipe, row: SweepRow, features: Features) -> Reproduction | None:
-        """From the row of a recipe in a sweep; None where none of its heads could be trained."""
+        """The reproduction from a recipe's row in a sweep; None if none of its heads could be trained."""
         results = tuple(result for result in row.heads if result.val is not None)
         if not results:
             return None
@@ -69,42 +69,42 @@ class Reproduction:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Those of the heads."""
+        """The seeds of the heads."""
         return tuple(result.seed for result in self.results)
 
     @property
     def val(self) -> Score:
-        """Mean over the seeds, of the best epoch on val."""
+        """Mean score over the seeds, of the best epoch on val."""
         return _mean_score([result.val for result in self.results])
 
     @property
     def last(self) -> Score:
-        """Mean over the seeds, of the last epoch on val."""
+        """Mean score over the seeds, of the last epoch on val."""
         return _mean_score([result.last for result in self.results])
 
     @property
     def test(self) -> Score | None:
-        """Mean over the seeds, of the best epoch on test; None where the set has no test images."""
+        """Mean score over the seeds, of the best epoch on test; None without test images."""
         scores = [result.test for result in self.results]
         return _mean_score(scores) if any(scores) else None
 
     @property
     def epochs(self) -> float:
-        """Mean over the seeds."""
+        """Mean number of epochs over the seeds."""
         return self._mean(lambda result: result.epochs)
 
     @property
     def seconds(self) -> float:
-        """Mean over the seeds, of each head's share of the training alone."""
+        """Mean over the seeds of each head's share of the training time, in seconds."""
         return self._mean(lambda result: result.seconds)
 
     @property
     def agrees(self) -> bool | None:
-        """Whether `last` is within 1.5 points of the notebook's accuracy; None where that would say nothing."""
+        """Whether `last` is within 1.5 points of the notebook's accuracy; None if they cannot be compared."""
         return None if self.doubts else agreement(self.last.accuracy, self.recipe.notebook.accuracy)
 
     def to_json(self) -> dict[str, Any]:
-        """One of the rows of `featcache reproduce --json`."""
+        """One row of `featcache reproduce --json`."""
         test = self.test
         return {
             "recipe": self.recipe.name,
@@ -123,13 +123,13 @@ class Reproduction:
 
 
 def agreement(accuracy: float, notebook: float) -> bool:
-    """Whether two accuracies (fractions) lie within 1.5 points of each other."""
-    # Rounded, so that 0.5171 against 0.5021 is 1.5 points and not a little more.
+    """Whether two accuracies (fractions) differ by at most 1.5 points."""
+    # Rounded, so that 0.5171 against 0.5021 is exactly 1.5 points.
     return round(abs(accuracy - notebook), 9) <= TOLERANCE
 
 
 def comparison_doubts(recipe: Recipe, row: SweepRow, features: Features) -> tuple[str, ...]:
-    """Why the heads of a recipe cannot be compared with the notebook, in sentences; none where they can."""
+    """The reasons why the heads of a recipe cannot be compared with the notebook; empty if they can."""
     return tuple(_doubts(recipe, row, features))
 
 
@@ -138,7 +138,7 @@ def _doubts(recipe: Recipe, row: SweepRow, features: Features) -> Iterator[str]:
         yield "other classes than CIFAR-10's"
     images = {part: count for part, count in features.images.items() if part in _IMAGES}
     if images != _IMAGES:
-        yield f"{_counted(images)} images, the notebook had {_counted(_IMAGES)}"
+        yield f"{_counts_text(images)} images, the notebook had {_counts_text(_IMAGES)}"
     if features.weights != recipe.weights:
         yield f"other weights than the notebook's: {_short(features.weights)}"
     diverged = sum(result.trouble is not None for result in row.heads)
@@ -148,12 +148,12 @@ def _doubts(recipe: Recipe, row: SweepRow, features: Features) -> Iterator[str]:
         yield "interrupted"
 
 
-def _counted(images: Mapping[str, int]) -> str:
+def _counts_text(images: Mapping[str, int]) -> str:
     return " and ".join(f"{count:,} {part}" for part, count in images.items())
 
 
 def _short(weights: str | None) -> str:
-    """A source without the folder it lies in, which means nothing on another machine."""
+    """The source of weights without its folder, which is different on another machine."""
     kind, _, where = (weights or "none").partition(":")
     return where.replace("\\", "/").rpartition("/")[2] if kind == "file" else weights or kind
 

@@ -1,11 +1,11 @@
-"""report: runs go in, one HTML page comes out that opens from disk and asks the network for nothing.
+"""Writes an HTML report about runs: one self-contained file that makes no network requests.
 
     written = write_report([run], "report.html")
 
-The way of the data: `subjects` reads the records of runs; `albums` puts runs that judged the same images together and
-finds these images in the cache; `thumbnails` makes little pictures of them, `plane` a map of their features; `charts`
-says what is drawn, `drawing` draws it; `content` and `page` make the page, `writing` joins them all. Only records and
-tables are read: a page is made anew where there is neither a network's weights nor torch.
+`run_results` reads the records of runs; `image_sets` groups runs that were evaluated on the same images and finds these
+images in the caches; `thumbnails` makes small pictures of them, `embedding` projects their features to two dimensions;
+`charts` describes the charts, `drawing` draws them; `content` and `page` make the page, and `writing` joins all steps.
+Only records and tables are read: neither a network's weights nor torch are needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What `featcache benchmark` wrote, as far as a report shows it: seconds by way, and what caching gains."""
+"""Reads the JSON file of `featcache benchmark`: the seconds of the four ways of training, and the speed-ups as text.
+
+The ways are end to end, as a notebook or tuned, and cached, cold or warm.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from featcache.errors import ReportError
 _FORMAT: Final = 1
 _TITLES: Final = {
     "notebook": "end to end, as a notebook",
-    "tuned": "end to end, featcache's speed",
+    "tuned": "end to end, at featcache's speed",
     "cold": "featcache, cold",
     "warm": "featcache, warm",
 }
@@ -21,19 +24,23 @@ _TITLES: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """`bars`: `way`, `what` and `seconds` of each mark; `told`: the speed-ups in words; `note`: what was scaled."""
+    """A benchmark as the page shows it.
+
+    `bars`: `setup`, `what` and `seconds` of each mark of the chart. `summary`: the speed-ups as text. `note`: which
+    numbers were extrapolated.
+    """
 
     bars: tuple[Mapping[str, Any], ...]
-    told: str
+    summary: str
     note: str
 
 
 def read_benchmark(path: Path) -> Benchmark:
-    """The result in a file. Raises ReportError for a file that is none."""
+    """Read a benchmark result. Raises ReportError for a file that is not one."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(values, dict) or values.get("format") != _FORMAT:
-            raise _foreign(path, "it is no result of this version")
+            raise _foreign(path, "it is not a result of this version")
         return _benchmark(values)
     except OSError as error:
         raise ReportError(
@@ -53,23 +60,23 @@ def _benchmark(values: Mapping[str, Any]) -> Benchmark:
     totals, scenario = values["summary"]["totals"], values["scenario"]
     heads = int(scenario["heads"])
     bars = [
-        {"way": title, "what": what, "seconds": float(totals[way][key])}
-        for way, title in _TITLES.items()
+        {"setup": title, "what": what, "seconds": float(totals[setup][key])}
+        for setup, title in _TITLES.items()
         for what, key in (("one head", "one_head_s"), (f"{heads} heads", "all_heads_s"))
-        if way in totals and (heads > 1 or key == "one_head_s")
+        if setup in totals and (heads > 1 or key == "one_head_s")
     ]
     gains = values["summary"]["comparisons"]
     over = "; ".join(
-        f"over {_TITLES[way]}: {_times(gain['warm_epoch'])} an epoch with the cache present, "
-        f"{_times(gain['cold_all_heads'])} for all {heads} heads with extraction counted"
-        for way, gain in gains.items()
+        f"over {_TITLES[setup]}: {_times(gain['warm_epoch'])} per epoch with the cache present, "
+        f"{_times(gain['cold_all_heads'])} for all {heads} heads, extraction included"
+        for setup, gain in gains.items()
     )
-    scaled = [_TITLES[way] for way, total in totals.items() if total["scaled"] or total["multiplied"]]
+    scaled = [_TITLES[setup] for setup, total in totals.items() if total["scaled"] or total["multiplied"]]
     machine = values["machine"]
     return Benchmark(
         bars=tuple(bars),
-        told=f"Speed-ups {over}. On {machine['cores']} cores of {machine['processor']}, {machine['date']}.",
-        note=f"Reckoned from fewer images or heads than the whole: {', '.join(scaled)}." if scaled else "",
+        summary=f"Speed-ups {over}. On {machine['cores']} cores of {machine['processor']}, {machine['date']}.",
+        note=f"Extrapolated from fewer images or heads: {', '.join(scaled)}." if scaled else "",
     )
 
 

@@ -1,6 +1,6 @@
-"""What is drawn: each chart as Altair's description, for the page and for papers alike.
+"""The charts of a report as Altair specifications, for the page and for papers.
 
-`drawing` gives lines and words their colour, for a page that is light or dark, or for print.
+`drawing` adds the colours of lines and text, for a light or dark page, or for print.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any, Final
 import altair as alt
 
 from featcache.heads.metric_records import Bin
-from featcache.report.subjects import Subject
+from featcache.report.run_results import RunResult
 
 Chart = alt.Chart | alt.LayerChart | alt.VConcatChart
 Rows = list[dict[str, Any]]
 
 SERIES: Final = ("#4269d0", "#e8871e", "#3ca951", "#d94f70", "#7c5cd6", "#2a9d9d", "#9c6b4e", "#8a8f98")
-"""Colours of series: told apart on white and on black, and by most who see colours differently."""
+"""Colours of series: distinct on white and on black, and with most kinds of colour blindness."""
 
 WIDTH: Final = 330
 LARGEST_MATRIX: Final = 40
-"""Classes of a confusion matrix that can still be read."""
+"""The most classes of a confusion matrix that is still readable."""
 
 
-def accuracies(subjects: Sequence[Subject]) -> Chart:
-    """Every run's accuracy with its 95 % interval."""
+def accuracies(results: Sequence[RunResult]) -> Chart:
+    """The accuracy of every run with its 95 % interval."""
     rows = [
         {
             "run": one.name,
@@ -33,7 +33,7 @@ def accuracies(subjects: Sequence[Subject]) -> Chart:
             "low": one.measured.accuracy_interval[0],
             "high": one.measured.accuracy_interval[1],
         }
-        for one in subjects
+        for one in results
     ]
     base = alt.Chart(_data(rows)).encode(
         y=alt.Y("run:N", title=None, sort=None, axis=alt.Axis(labelLimit=150)), color=_FIRST
@@ -42,21 +42,21 @@ def accuracies(subjects: Sequence[Subject]) -> Chart:
         x=alt.X("low:Q", title="accuracy, 95 % interval", axis=_PER_CENT, scale=alt.Scale(zero=False, nice=True)),
         x2="high:Q",
     )
-    return _sized(
+    return _with_size(
         interval + base.mark_point(filled=True, size=70, opacity=1).encode(x="accuracy:Q"),
         WIDTH - 110,
         max(60, 26 * len(rows)),
     )
 
 
-def accuracy_by_epoch(subjects: Sequence[Subject]) -> Chart:
-    """Val accuracy of each run, epoch by epoch; of trained heads alone, for solved ones have no epochs."""
+def accuracy_by_epoch(results: Sequence[RunResult]) -> Chart:
+    """Val accuracy of each run by epoch; only of trained heads, because solved heads have no epochs."""
     rows = [
         {"run": one.name, "epoch": record.epoch, "val accuracy": record.val_score}
-        for one in subjects
+        for one in results
         for record in one.history
     ]
-    drawn = (
+    chart = (
         alt.Chart(_data(rows))
         .mark_line(point=_points(rows), interpolate="linear")
         .encode(
@@ -65,14 +65,14 @@ def accuracy_by_epoch(subjects: Sequence[Subject]) -> Chart:
             color=alt.Color("run:N", sort=None, legend=_LEGEND),
         )
     )
-    return _sized(drawn, WIDTH, 220)
+    return _with_size(chart, WIDTH, 220)
 
 
-def learning_curve(subject: Subject) -> Chart:
-    """Loss on train and val by epoch, and which epoch was kept."""
+def learning_curve(result: RunResult) -> Chart:
+    """Loss on train and val by epoch, with a mark at the epoch that was kept."""
     rows = [
         {"epoch": record.epoch, "loss": value, "of": part}
-        for record in subject.history
+        for record in result.history
         for part, value in (("train", record.train_loss), ("val", record.val_loss))
         # knn has no train loss.
         if value == value
@@ -86,21 +86,21 @@ def learning_curve(subject: Subject) -> Chart:
             color=alt.Color("of:N", sort=None, legend=_LEGEND),
         )
     )
-    kept = [{"epoch": subject.run.training.best_epoch, "what": "kept"}]
+    kept = [{"epoch": result.run.training.best_epoch, "what": "kept"}]
     rule = alt.Chart(_data(kept)).mark_rule(strokeDash=[4, 4]).encode(x="epoch:Q")
     words = (
         alt.Chart(_data(kept)).mark_text(align="left", dx=4, dy=6, baseline="top").encode(x="epoch:Q", text="what:N")
     )
-    return _sized(lines + rule + words.encode(y=alt.value(0)), WIDTH, 220)
+    return _with_size(lines + rule + words.encode(y=alt.value(0)), WIDTH, 220)
 
 
-def candidates(subject: Subject) -> Chart:
-    """Val accuracy of each candidate of a head that is solved, in the order in which they were tried."""
+def candidates(result: RunResult) -> Chart:
+    """Val accuracy of each candidate of a solved head, in the order of evaluation."""
     rows = [
         {"candidate": record.candidate or str(record.epoch), "val accuracy": record.val_score}
-        for record in subject.history
+        for record in result.history
     ]
-    drawn = (
+    chart = (
         alt.Chart(_data(rows))
         .mark_point(filled=True, size=70, opacity=1)
         .encode(
@@ -109,37 +109,37 @@ def candidates(subject: Subject) -> Chart:
             color=_FIRST,
         )
     )
-    return _sized(drawn, WIDTH - 90, max(80, 22 * len(rows)))
+    return _with_size(chart, WIDTH - 90, max(80, 22 * len(rows)))
 
 
-def reliability_diagram(subject: Subject) -> Chart:
-    """How often the head is right beside how sure it is, before and after the temperature chosen on val."""
-    scaled = f"temperature {subject.measured.temperature:.2f}"
+def reliability_diagram(result: RunResult) -> Chart:
+    """Accuracy by confidence, before and after scaling with the temperature chosen on val."""
+    scaled = f"temperature {result.measured.temperature:.2f}"
     rows = [
-        *_reliability_rows(subject.measured.bins, "as it is"),
-        *_reliability_rows(subject.measured.scaled_bins, scaled),
+        *_reliability_rows(result.measured.bins, "not scaled"),
+        *_reliability_rows(result.measured.scaled_bins, scaled),
     ]
-    x = alt.X("confidence:Q", title="how sure it is", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))
-    y = alt.Y("accuracy:Q", title="how often it is right", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))
+    x = alt.X("confidence:Q", title="confidence", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))
+    y = alt.Y("accuracy:Q", title="accuracy", axis=_PER_CENT, scale=alt.Scale(domain=[0, 1]))
     diagonal = alt.Chart(_data([{"confidence": 0, "accuracy": 0}, {"confidence": 1, "accuracy": 1}]))
-    found = (
+    lines = (
         alt.Chart(_data(rows))
         .mark_line(point={"filled": True, "size": 45})
         .encode(x=x, y=y, color=alt.Color("probabilities:N", sort=None, legend=_LEGEND), order="confidence:Q")
     )
-    return _sized(diagonal.mark_line(strokeDash=[4, 4], strokeWidth=1).encode(x=x, y=y) + found, WIDTH, 260)
+    return _with_size(diagonal.mark_line(strokeDash=[4, 4], strokeWidth=1).encode(x=x, y=y) + lines, WIDTH, 260)
 
 
-def confusion(subject: Subject) -> Chart:
-    """The confusion matrix: shares of each class, by what was said of its images."""
-    counts, classes = subject.measured.confusion or (), subject.run.classes
+def confusion(result: RunResult) -> Chart:
+    """The confusion matrix: the share of each class by predicted class."""
+    counts, classes = result.measured.confusion or (), result.run.classes
     rows = [
-        {"class": classes[row], "said": classes[column], "images": count, "share": count / max(1, sum(line))}
+        {"class": classes[row], "predicted": classes[column], "images": count, "share": count / max(1, sum(line))}
         for row, line in enumerate(counts)
         for column, count in enumerate(line)
     ]
     base = alt.Chart(_data(rows)).encode(
-        x=alt.X("said:N", title="what was said", sort=None, axis=alt.Axis(labelAngle=-45, orient="top")),
+        x=alt.X("predicted:N", title="predicted", sort=None, axis=alt.Axis(labelAngle=-45, orient="top")),
         y=alt.Y("class:N", title="class", sort=None),
     )
     cells = base.mark_rect().encode(
@@ -149,14 +149,14 @@ def confusion(subject: Subject) -> Chart:
         text="images:Q", color=alt.condition("datum.share > 0.5", alt.value("white"), alt.value("black"))
     )
     size = max(WIDTH, 34 * len(classes))
-    return _sized(cells + numbers, size, size)
+    return _with_size(cells + numbers, size, size)
 
 
-def recalls(subject: Subject) -> Chart:
-    """The share of each class that is recognised, the best first."""
-    pairs = zip(subject.run.classes, subject.measured.recall, strict=True)
+def recalls(result: RunResult) -> Chart:
+    """The recall of each class, the best first."""
+    pairs = zip(result.run.classes, result.measured.recall, strict=True)
     rows = [{"class": name, "recall": value} for name, value in pairs if value is not None]
-    drawn = (
+    chart = (
         alt.Chart(_data(rows))
         .mark_bar()
         .encode(
@@ -165,42 +165,42 @@ def recalls(subject: Subject) -> Chart:
             color=_FIRST,
         )
     )
-    return _sized(drawn, WIDTH - 110, max(60, 20 * len(rows)))
+    return _with_size(chart, WIDTH - 110, max(60, 20 * len(rows)))
 
 
-def feature_map(places: Sequence[tuple[int, int]], classes: Sequence[str], explained: Sequence[str]) -> Chart:
-    """The map of features, a point an image, coloured by class; `explained`: the titles of both axes."""
-    rows = [{"x": x, "y": y, "class": name} for (x, y), name in zip(places, classes, strict=True)]
+def feature_map(positions: Sequence[tuple[int, int]], classes: Sequence[str], titles: Sequence[str]) -> Chart:
+    """The map of features, one point per image, coloured by class; `titles`: of both axes."""
+    rows = [{"x": x, "y": y, "class": name} for (x, y), name in zip(positions, classes, strict=True)]
     axis = alt.Axis(labels=False, ticks=False, grid=False)
-    drawn = (
+    chart = (
         alt.Chart(_data(rows))
         .mark_circle(size=14, opacity=0.6)
         .encode(
-            x=alt.X("x:Q", title=explained[0], axis=axis),
-            y=alt.Y("y:Q", title=explained[1], axis=axis),
+            x=alt.X("x:Q", title=titles[0], axis=axis),
+            y=alt.Y("y:Q", title=titles[1], axis=axis),
             color=alt.Color("class:N", sort=sorted(set(classes)), legend=_LEGEND),
         )
     )
-    return _sized(drawn, 2 * WIDTH, 2 * WIDTH)
+    return _with_size(chart, 2 * WIDTH, 2 * WIDTH)
 
 
 def benchmark(bars: Sequence[Mapping[str, Any]]) -> Chart:
-    """Seconds to the first tested head, and to all of them, by way: `way`, `what`, `seconds`. A logarithmic scale."""
-    drawn = (
+    """Seconds to the first and to all tested heads of each setup, from bars of `setup`, `what` and `seconds`."""
+    chart = (
         alt.Chart(_data(list(map(dict, bars))))
         .mark_point(filled=True, size=90, opacity=1)
         .encode(
-            x=alt.X("seconds:Q", scale=alt.Scale(type="log"), title="seconds, logarithmic"),
-            y=alt.Y("way:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
+            x=alt.X("seconds:Q", scale=alt.Scale(type="log"), title="seconds (logarithmic)"),
+            y=alt.Y("setup:N", title=None, sort=None, axis=alt.Axis(labelLimit=190)),
             color=alt.Color("what:N", sort=None, legend=_LEGEND),
             shape=alt.Shape("what:N", sort=None, legend=_LEGEND),
         )
     )
-    return _sized(drawn, WIDTH - 150, 150)
+    return _with_size(chart, WIDTH - 150, 150)
 
 
 def _reliability_rows(bins: Sequence[Bin], name: str) -> Rows:
-    # A bin of two images is a spike that says nothing.
+    # A bin of very few images is a meaningless spike.
     least = min(10.0, sum(one.images for one in bins) / 50)
     return [
         {"confidence": one.confidence, "accuracy": one.accuracy, "images": one.images, "probabilities": name}
@@ -213,14 +213,14 @@ def _data(rows: Rows) -> dict[str, Rows]:
     return {"values": rows}
 
 
-def _sized(chart: Chart, width: int, height: int) -> Chart:
+def _with_size(chart: Chart, width: int, height: int) -> Chart:
     sized: Chart = chart.properties(width=width, height=height)
     return sized
 
 
 def _epochs(rows: Rows) -> alt.X:
     last = max((row["epoch"] for row in rows), default=1)
-    # Whole epochs only, also where there are few.
+    # Ticks at whole epochs only, even if there are few.
     return alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", tickCount=min(last, 8), tickMinStep=1))
 
 

@@ -1,4 +1,4 @@
-"""What a page shows, as plain values: the template's tables, and the JSON that its script reads."""
+"""The content of a page as plain values: tables for the template, and JSON for the script."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.report.albums import Album
-from featcache.report.audited import Audited
+from featcache.report.audit_view import AuditView
 from featcache.report.charts import LARGEST_MATRIX
 from featcache.report.drawing import svg
-from featcache.report.figures import Figure, of_one
+from featcache.report.embedding import UNITS, Embedding2d
+from featcache.report.figures import Figure, run_figures
+from featcache.report.image_sets import ImageSet
 from featcache.report.page import per_cent
-from featcache.report.plane import UNITS, Plane
-from featcache.report.subjects import Subject
+from featcache.report.run_results import RunResult
 from featcache.report.thumbnails import COLUMNS, PER_SHEET, Thumbnails
 from featcache.runs.comparison import compare_runs
 
@@ -25,23 +25,24 @@ Values = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Shelf:
-    """What was found: all runs, those shown in detail, and the best on val.
+class ReportData:
+    """The data of a report.
 
-    `albums` with `thumbnails` each, and a plane for each of their sites in `planes`.
+    `results`: all runs. `detailed`: the runs that are shown in detail. `best`: the run with the best val accuracy.
+    `thumbnails` and `embeddings`: one entry per image set; an entry of `embeddings` has one per cache of the set.
     """
 
-    subjects: tuple[Subject, ...]
-    detailed: tuple[Subject, ...]
-    best: Subject
-    albums: tuple[Album, ...]
+    results: tuple[RunResult, ...]
+    detailed: tuple[RunResult, ...]
+    best: RunResult
+    image_sets: tuple[ImageSet, ...]
     thumbnails: tuple[Thumbnails, ...]
-    planes: tuple[tuple[Plane | None, ...], ...]
-    audited: Audited | None = None
+    embeddings: tuple[tuple[Embedding2d | None, ...], ...]
+    audit_view: AuditView | None = None
 
 
-def drawn(figures: Sequence[Figure]) -> list[Values]:
-    """Figures with their SVG, as the template shows them."""
+def with_svg(figures: Sequence[Figure]) -> list[Values]:
+    """Figures as values for the template, with their charts as SVG."""
     return [
         {field.name: getattr(figure, field.name) for field in fields(Figure)} | {"svg": svg(figure.chart)}
         for figure in figures
@@ -51,65 +52,71 @@ def drawn(figures: Sequence[Figure]) -> list[Values]:
 # --- the script's JSON -------------------------------------------------------------------------------------
 
 
-def script_data(shelf: Shelf) -> Values:
-    """Images, answers and places, in whole numbers: confidences in tenths of a per cent, -1 where there is nothing."""
+def script_data(report: ReportData) -> Values:
+    """The JSON of the page's script, in whole numbers: confidences in tenths of a per cent, -1 for a missing value."""
     return {
         "columns": COLUMNS,
         "perSheet": PER_SHEET,
-        "first": shelf.detailed.index(shelf.best),
-        # What an audit names stands last.
-        "albums": [
-            *(_album_data(*found) for found in zip(shelf.albums, shelf.thumbnails, shelf.planes, strict=True)),
-            *([] if shelf.audited is None else [_audited_data(shelf.audited)]),
+        "first": report.detailed.index(report.best),
+        # The images of an audit are last.
+        "imageSets": [
+            *(
+                _image_set_data(*parts)
+                for parts in zip(report.image_sets, report.thumbnails, report.embeddings, strict=True)
+            ),
+            *([] if report.audit_view is None else [_audit_data(report.audit_view)]),
         ],
-        "runs": [_run_data(shelf, one) for one in shelf.detailed],
+        "runs": [_run_data(report, one) for one in report.detailed],
     }
 
 
-def _audited_data(audited: Audited) -> Values:
-    return {"ids": [sample.id for sample in audited.samples], **_sheet_data(audited.thumbnails)}
+def _audit_data(audit_view: AuditView) -> Values:
+    return {"ids": [sample.id for sample in audit_view.samples], **_sheet_data(audit_view.thumbnails)}
 
 
 def _sheet_data(thumbnails: Thumbnails) -> Values:
     return {"sheets": list(thumbnails.sheets), "side": thumbnails.side, "tiles": thumbnails.tiles.tolist()}
 
 
-def _album_data(album: Album, thumbnails: Thumbnails, planes: Sequence[Plane | None]) -> Values:
+def _image_set_data(image_set: ImageSet, thumbnails: Thumbnails, embeddings: Sequence[Embedding2d | None]) -> Values:
     return {
-        "classes": list(album.classes),
-        "ids": album.ids,
-        "labels": album.labels.tolist(),
+        "classes": list(image_set.classes),
+        "ids": image_set.ids,
+        "labels": image_set.labels.tolist(),
         **_sheet_data(thumbnails),
-        "maps": [None if plane is None or (plane.places < 0).all() else _map_data(plane) for plane in planes],
+        "maps": [
+            None if embedding is None or (embedding.positions < 0).all() else _map_data(embedding)
+            for embedding in embeddings
+        ],
     }
 
 
-def _map_data(plane: Plane) -> Values:
+def _map_data(embedding: Embedding2d) -> Values:
     return {
-        "title": plane.title,
-        "highest": np.clip(plane.places.max(axis=0), 1, UNITS).tolist(),
-        "x": plane.places[:, 0].tolist(),
-        "y": plane.places[:, 1].tolist(),
+        "title": embedding.title,
+        "highest": np.clip(embedding.positions.max(axis=0), 1, UNITS).tolist(),
+        "x": embedding.positions[:, 0].tolist(),
+        "y": embedding.positions[:, 1].tolist(),
     }
 
 
-def _run_data(shelf: Shelf, subject: Subject) -> Values:
-    number, site = next(
+def _run_data(report: ReportData, result: RunResult) -> Values:
+    number, place = next(
         (number, place)
-        for number, album in enumerate(shelf.albums)
-        for place, site in enumerate(album.sites)
-        if subject in site.subjects
+        for number, image_set in enumerate(report.image_sets)
+        for place, cached in enumerate(image_set.caches)
+        if result in cached.results
     )
-    shown = shelf.albums[number].shown
+    shown = report.image_sets[number].shown
     return {
-        "album": number,
-        "map": site,
-        "answers": subject.answers[shown].tolist(),
-        "confidences": np.rint(1000 * subject.confidences[shown]).astype(int).tolist(),
+        "imageSet": number,
+        "map": place,
+        "predicted": result.predicted[shown].tolist(),
+        "confidences": np.rint(1000 * result.confidences[shown]).astype(int).tolist(),
     }
 
 
-# --- runs beside each other --------------------------------------------------------------------------------
+# --- comparison of runs --------------------------------------------------------------------------------
 
 _RUN_COLUMNS = (
     *(("Run", False), ("Test accuracy", True), ("Val accuracy", True), ("Test loss", True)),
@@ -117,39 +124,39 @@ _RUN_COLUMNS = (
 )
 
 
-def run_columns(shelf: Shelf) -> tuple[tuple[str, bool], ...]:
-    """What the cells of `run_rows` are, and whether they are numbers."""
-    return (*_RUN_COLUMNS, ("Features", False)) if _several_features(shelf) else _RUN_COLUMNS
+def run_columns(report: ReportData) -> tuple[tuple[str, bool], ...]:
+    """The columns of `run_rows`: (title, whether its values are numbers)."""
+    return (*_RUN_COLUMNS, ("Features", False)) if _several_features(report) else _RUN_COLUMNS
 
 
-def _several_features(shelf: Shelf) -> bool:
-    return len({one.run.features.label for one in shelf.subjects}) > 1
+def _several_features(report: ReportData) -> bool:
+    return len({one.run.features.label for one in report.results}) > 1
 
 
-def run_rows(shelf: Shelf) -> list[Values]:
-    """A row a run."""
-    detailed = list(shelf.detailed)
+def run_rows(report: ReportData) -> list[Values]:
+    """The rows of the table of runs, one per run."""
+    detailed = list(report.detailed)
     return [
         {
             "name": one.name,
-            "best": one is shelf.best and len(shelf.subjects) > 1,
-            "look": detailed.index(one) if one in detailed else None,
-            "cells": _cells(one) + ([_cell(one.run.features.label)] if _several_features(shelf) else []),
+            "best": one is report.best and len(report.results) > 1,
+            "detail": detailed.index(one) if one in detailed else None,
+            "cells": _cells(one) + ([_cell(one.run.features.label)] if _several_features(report) else []),
         }
-        for one in shelf.subjects
+        for one in report.results
     ]
 
 
-def _cells(subject: Subject) -> list[Values]:
-    done, measured = subject.run.training, subject.measured
+def _cells(result: RunResult) -> list[Values]:
+    done, measured = result.run.training, result.measured
     low, high = measured.accuracy_interval
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in subject.settings.items())
-    kind = "tried" if subject.run.config.architecture.solved else f"best {done.best_epoch}"
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result.settings.items())
+    kind = "candidates" if result.run.config.architecture.solved else f"best {done.best_epoch}"
     test = [
         _cell(per_cent(measured.accuracy, 2), measured.accuracy, f"{per_cent(low)} to {per_cent(high)}"),
-        _cell(f"{subject.score.loss:.4f}", subject.score.loss),
+        _cell(f"{result.score.loss:.4f}", result.score.loss),
     ]
-    # Without a test split there is nothing to say of it.
+    # Without a test split these cells are empty.
     accuracy, loss = test if done.test is not None else (_cell("", ""), _cell("", ""))
     return [
         accuracy,
@@ -159,7 +166,7 @@ def _cells(subject: Subject) -> list[Values]:
         _cell(str(done.epochs), done.epochs, kind),
         _cell(f"{done.seconds:,.1f}", done.seconds, done.device),
         _cell(f"{done.trainable:,}", done.trainable),
-        _cell(settings or "as by default"),
+        _cell(settings or "defaults"),
     ]
 
 
@@ -167,29 +174,29 @@ def _cell(text: str, value: float | str | None = None, more: str = "") -> Values
     return {"text": text, "value": value, "more": more}
 
 
-def pairs(shelf: Shelf) -> list[Values]:
-    """Every run beside the best on val, on the same images of the same part."""
-    return [_pair(shelf.best, one) for one in shelf.subjects if one is not shelf.best]
+def pairs(report: ReportData) -> list[Values]:
+    """Every other run compared with the best on val, on the same images of the same part."""
+    return [_pair(report.best, one) for one in report.results if one is not report.best]
 
 
-def _pair(reference: Subject, other: Subject) -> Values:
+def _pair(reference: RunResult, other: RunResult) -> Values:
     if other.part != reference.part:
-        return {"name": other.name, "problem": f"it was judged on {other.part}, the other on {reference.part}"}
+        return {"name": other.name, "problem": f"it was evaluated on {other.part}, the other on {reference.part}"}
     try:
-        found = compare_runs(other.run, reference.run, other.part)
+        comparison = compare_runs(other.run, reference.run, other.part)
     except HeadError as error:
         return {"name": other.name, "problem": error.message}
-    low, high = found.interval
-    # Subjects tell classes apart, so there is one.
-    p_value = found.p_value or 0.0
+    low, high = comparison.interval
+    # Reports only show classifiers, so there is a p-value.
+    p_value = comparison.p_value or 0.0
     return {
         "name": other.name,
         "problem": None,
-        "difference": found.difference,
-        "difference_text": f"{100 * found.difference:+.2f}",
+        "difference": comparison.difference,
+        "difference_text": f"{100 * comparison.difference:+.2f}",
         "interval": f"{100 * low:+.2f} to {100 * high:+.2f}",
-        "only_this": found.only_first,
-        "only_reference": found.only_second,
+        "only_this": comparison.only_first,
+        "only_reference": comparison.only_second,
         "p": p_value,
         "p_text": "< 0.0001" if p_value < 1e-4 else f"{p_value:.4f}",
     }
@@ -198,25 +205,25 @@ def _pair(reference: Subject, other: Subject) -> Values:
 # --- one run -----------------------------------------------------------------------------------------------
 
 
-def detail(subject: Subject) -> Values:
-    """All that is shown of one run."""
+def detail(result: RunResult) -> Values:
+    """All values that the template shows for one run."""
     return {
-        "name": subject.name,
-        "notes": [*subject.run.training.notes, *subject.notes],
-        "facts": _facts(subject),
-        "charts": drawn(of_one(subject)),
-        "classes": list(subject.run.classes),
-        "matrix": _matrix(subject),
-        "confused": _confused(subject),
-        "per_class": _per_class(subject),
+        "name": result.name,
+        "notes": [*result.run.training.notes, *result.notes],
+        "facts": _facts(result),
+        "charts": with_svg(run_figures(result)),
+        "classes": list(result.run.classes),
+        "matrix": _matrix(result),
+        "confused": _confusions(result),
+        "per_class": _per_class(result),
     }
 
 
-def _facts(subject: Subject) -> list[tuple[str, str]]:
-    run, measured = subject.run, subject.measured
+def _facts(result: RunResult) -> list[tuple[str, str]]:
+    run, measured = result.run, result.measured
     images = ", ".join(f"{count:,} {part}" for part, count in run.training.images.items())
     facts = [
-        ("judged on", f"{subject.part}: {per_cent(measured.accuracy, 2)} of {sum(measured.images):,} images are right"),
+        ("evaluated on", f"{result.part}: {per_cent(measured.accuracy, 2)} of {sum(measured.images):,} images correct"),
         ("balanced", f"{per_cent(measured.balanced_accuracy)} mean recall, {per_cent(measured.macro_f1)} macro F1"),
         ("images", images),
         ("cache", f"{run.features.cache_name}, fingerprint {run.features.fingerprint[:12]}"),
@@ -228,28 +235,28 @@ def _facts(subject: Subject) -> list[tuple[str, str]]:
     return [*facts[:1], *top5, *facts[1:]]
 
 
-def _matrix(subject: Subject) -> list[Values] | None:
-    counts = subject.measured.confusion
+def _matrix(result: RunResult) -> list[Values] | None:
+    counts = result.measured.confusion
     if counts is None or len(counts) > LARGEST_MATRIX:
         return None
     return [{"counts": list(line), "total": max(1, sum(line))} for line in counts]
 
 
-def _confused(subject: Subject) -> list[Values]:
-    labels, answers = subject.said.targets, subject.answers
-    wrong = labels != answers
-    kinds, counts = np.unique(np.stack([labels[wrong], answers[wrong]], axis=1), axis=0, return_counts=True)
-    of_class = subject.measured.images
+def _confusions(result: RunResult) -> list[Values]:
+    labels, predicted = result.predictions.targets, result.predicted
+    wrong = labels != predicted
+    kinds, counts = np.unique(np.stack([labels[wrong], predicted[wrong]], axis=1), axis=0, return_counts=True)
+    of_class = result.measured.images
     order = np.argsort(-counts, kind="stable")[:MOST_CONFUSIONS]
     return [
-        {"label": label, "answer": answer, "images": count, "share": count / max(1, of_class[label])}
-        for (label, answer), count in zip(kinds[order].tolist(), counts[order].tolist(), strict=True)
+        {"label": label, "predicted": predicted, "images": count, "share": count / max(1, of_class[label])}
+        for (label, predicted), count in zip(kinds[order].tolist(), counts[order].tolist(), strict=True)
     ]
 
 
-def _per_class(subject: Subject) -> list[Values]:
-    measured, classes = subject.measured, subject.run.classes
-    taken = {one["label"]: one for one in reversed(_confused(subject))}
+def _per_class(result: RunResult) -> list[Values]:
+    measured, classes = result.measured, result.run.classes
+    most_frequent = {one["label"]: one for one in reversed(_confusions(result))}
     return [
         {
             "name": name,
@@ -257,7 +264,7 @@ def _per_class(subject: Subject) -> list[Values]:
             "recall": measured.recall[label],
             "precision": measured.precision[label],
             "f1": _f1(measured.recall[label], measured.precision[label]),
-            "taken_for": _taken_for(taken.get(label), classes),
+            "most_confused_with": _most_confused_with(most_frequent.get(label), classes),
         }
         for label, name in enumerate(classes)
     ]
@@ -269,5 +276,5 @@ def _f1(recall: float | None, precision: float | None) -> float | None:
     return 2 * recall * precision / (recall + precision) if recall + precision else 0.0
 
 
-def _taken_for(confusion: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
-    return "" if confusion is None else f"{classes[confusion['answer']]} ({confusion['images']:,})"
+def _most_confused_with(confusion: Mapping[str, Any] | None, classes: Sequence[str]) -> str:
+    return "" if confusion is None else f"{classes[confusion['predicted']]} ({confusion['images']:,})"

@@ -1,4 +1,4 @@
-"""Charts as pictures: Vega draws them, without a browser, as SVG for the page and as SVG and PNG for papers."""
+"""Draws charts with Vega, without a browser: as SVG for the page, and as SVG and PNG for papers."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ _INK: Final = {"page": ("currentColor", "transparent"), "paper": ("#1b1f24", "wh
 
 
 def svg(chart: Chart, purpose: Purpose = "page") -> str:
-    """The chart as an SVG element. On a page its lines and words have the colour of the text around it."""
+    """The chart as an SVG element. On a page its lines and text have the colour of the surrounding text."""
     import vl_convert
 
-    drawn: str = vl_convert.vegalite_to_svg(_dressed(chart, purpose))
-    return drawn
+    text: str = vl_convert.vegalite_to_svg(_specification(chart, purpose))
+    return text
 
 
 def png(chart: Chart) -> bytes:
-    """The chart as a PNG file, three pixels where a screen has one."""
+    """The chart as the bytes of a PNG file, at three times the resolution of the screen."""
     import vl_convert
 
-    drawn: bytes = vl_convert.vegalite_to_png(_dressed(chart, "paper"), scale=3)
-    return drawn
+    data: bytes = vl_convert.vegalite_to_png(_specification(chart, "paper"), scale=3)
+    return data
 
 
-def _dressed(chart: Chart, purpose: Purpose) -> dict[str, Any]:
+def _specification(chart: Chart, purpose: Purpose) -> dict[str, Any]:
     ink, background = _INK[purpose]
     quiet = {"gridColor": ink, "gridOpacity": 0.12, "domainColor": ink, "domainOpacity": 0.4, "tickColor": ink}
-    words = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500}
-    # Altair refuses more than 5,000 rows, lest a notebook grows.
+    text = {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": 500}
+    # By default Altair refuses more than 5,000 rows, to keep notebooks small.
     with alt.data_transformers.enable("default", max_rows=None):
         specification: dict[str, Any] = chart.to_dict()
     specification["config"] = {
         "background": background,
         "font": "system-ui, sans-serif",
         "view": {"stroke": None},
-        "axis": {**quiet, **words, "tickOpacity": 0.4},
+        "axis": {**quiet, **text, "tickOpacity": 0.4},
         "legend": {"labelColor": ink, "titleColor": ink, "labelFontSize": 12, "symbolStrokeWidth": 2},
         "range": {"category": list(SERIES)},
         "rule": {"color": ink},

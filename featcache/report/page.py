@@ -1,7 +1,7 @@
-"""The HTML page: a template, its style and its script in one file, and a policy that lets nothing else in.
+"""Renders the HTML page: template, style and script in one file, with a strict content security policy.
 
-Class names, ids and settings are strangers' words. Jinja escapes them, the script sets them as text, the JSON keeps
-`<` out; and the page's content security policy runs no script but this one and loads nothing from anywhere.
+Class names, ids and settings are untrusted text. Jinja escapes them, the script inserts them as text, and the JSON
+escapes `<`. The policy runs only this script and loads nothing from outside.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 FOLDER = Path(__file__).parent / "page"
 
 
-def rendered(page: Mapping[str, Any], data: Mapping[str, Any]) -> str:
-    """The page. `page`: what the template shows; `data`: what the script reads, as JSON."""
+def render_page(page: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """The HTML of the page. `page`: values for the template; `data`: values for the script, as JSON."""
     script = (FOLDER / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     template = _environment().get_template("page.html.j2")
@@ -36,14 +36,14 @@ def rendered(page: Mapping[str, Any], data: Mapping[str, Any]) -> str:
 
 
 def json_for_page(data: Mapping[str, Any]) -> str:
-    """JSON that can stand inside a script element: no `<` ends it, and no surrogate is left of a name in bytes."""
+    """JSON that is safe inside a script element: without `<`, which could end it, and without surrogates."""
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escaped = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return readable(escaped)
 
 
 def readable(text: str) -> str:
-    """Text that UTF-8 can hold: bytes of a file name that are none are shown escaped."""
+    """Text that UTF-8 can encode: bytes of a file name that are not UTF-8 are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 

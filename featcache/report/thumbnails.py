@@ -1,6 +1,6 @@
-"""Little pictures of an album's images, many in one sheet, as good as the room on the page allows.
+"""Thumbnails of the images of an image set, many in one sheet, in the best quality that fits on the page.
 
-One picture a sheet would cost a header each; in a sheet of 500 a CIFAR image takes about 200 bytes.
+Separate image files would need a header each; in a sheet of 500 a CIFAR image takes about 200 bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import FeatcacheError, ImageError
 from featcache.images import ImageSource, Sample, decode, digest, open_images
-from featcache.report.albums import Album, Rows, Site
+from featcache.report.image_sets import CachedImages, ImageSet, Rows
 
 Pixels = npt.NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
@@ -31,7 +31,7 @@ PIXELS: Final = "pixels"
 LARGEST_SIDE: Final = 48
 COLUMNS: Final = 25
 PER_SHEET: Final = 500
-# WebP mixes colours within blocks of 16 pixels: smaller tiles would run into each other.
+# WebP mixes colours within blocks of 16 pixels: the colours of smaller tiles would bleed into each other.
 _LOSSLESS_UP_TO: Final = 16
 _QUALITIES: Final = ((48, 80), (48, 60), (32, 85), (32, 75), (32, 60), (32, 45), (32, 30), (16, 100))
 _SAMPLE: Final = 200
@@ -41,9 +41,10 @@ _INFLATION: Final = 4 / 3
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Thumbnails:
-    """`sheets`: images as data URLs, `COLUMNS` tiles of `side` x `side` pixels a row, `PER_SHEET` a sheet.
+    """Thumbnails as tiles of larger images.
 
-    `tiles` int64 (n,): the number of each image's tile, -1 where it has none. `notes`: which have none, and why.
+    `sheets`: data URLs, each with up to `PER_SHEET` tiles of `side` x `side` pixels, `COLUMNS` per row. `tiles`: int64
+    (n,), the tile of each image, -1 for an image without a thumbnail. `notes`: why images have none.
     """
 
     sheets: tuple[str, ...]
@@ -53,43 +54,44 @@ class Thumbnails:
 
     @property
     def nbytes(self) -> int:
-        """What the sheets take on the page."""
+        """The size of the sheets on the page, in bytes."""
         return sum(map(len, self.sheets))
 
 
 def no_thumbnails(count: int, *notes: str) -> Thumbnails:
-    """None of `count` images has a picture."""
+    """Thumbnails of `count` images without any picture. `notes`: sentences that the page shows to say why."""
     return Thumbnails(sheets=(), side=0, tiles=np.full(count, -1, np.int64), notes=notes)
 
 
 def pictures_of(
-    album: Album, datasets_dir: Path, progress: Progress | None = None
+    image_set: ImageSet, datasets_dir: Path, progress: Progress | None = None
 ) -> tuple[list[Pixels | None], list[str]]:
-    """The images of an album, at most 48 pixels a side, None where one cannot be had; and why not.
+    """The images of an image set, None for an image that is not available, and the reasons.
 
-    Each is uint8 (H, W, 3). An image whose bytes are not those that were extracted is left out. Nothing is downloaded.
+    Each is uint8 (H, W, 3), at most 48 pixels a side. An image whose bytes have changed since the extraction is left
+    out. Nothing is downloaded.
     """
-    found: list[Pixels | None] = [None] * len(album.shown)
+    pictures: list[Pixels | None] = [None] * len(image_set.shown)
     reasons: list[str] = []
-    # A cache of pixels is the images themselves; else the first cache's source is asked.
-    for site in sorted((one for one in album.sites if one.cache is not None), key=_is_no_pixels):
-        found, reasons = _of_site(site, album.ids, datasets_dir, progress)
-        if any(image is not None for image in found):
+    # A cache of pixels contains the images themselves and comes first; otherwise they are read from their source.
+    for cached in sorted((one for one in image_set.caches if one.cache is not None), key=_is_no_pixels):
+        pictures, reasons = _read_images(cached, image_set.ids, datasets_dir, progress)
+        if any(image is not None for image in pictures):
             break
-    return found, reasons
+    return pictures, reasons
 
 
-def _is_no_pixels(site: Site) -> bool:
-    return site.subjects[0].run.features.backbone != PIXELS
+def _is_no_pixels(cached: CachedImages) -> bool:
+    return cached.results[0].run.features.backbone != PIXELS
 
 
-def _of_site(
-    site: Site, ids: Sequence[str], datasets_dir: Path, progress: Progress | None
+def _read_images(
+    cached: CachedImages, ids: Sequence[str], datasets_dir: Path, progress: Progress | None
 ) -> tuple[list[Pixels | None], list[str]]:
-    if site.cache is None or not (site.rows >= 0).any():
+    if cached.cache is None or not (cached.rows >= 0).any():
         return [None] * len(ids), []
-    with FeatureCache.open(site.cache) as cache:
-        return pictures_at(cache, site.split, ids, site.rows, datasets_dir, progress)
+    with FeatureCache.open(cached.cache) as cache:
+        return pictures_at(cache, cached.split, ids, cached.rows, datasets_dir, progress)
 
 
 def pictures_at(
@@ -100,26 +102,26 @@ def pictures_at(
     datasets_dir: Path,
     progress: Progress | None = None,
 ) -> tuple[list[Pixels | None], list[str]]:
-    """The images called `ids` at `rows` int64 (n,) of a split (-1: in none of them), as `pictures_of` gives them."""
+    """The images `ids` at `rows`, int64 (n,), of a split (row -1: absent), in the form that `pictures_of` returns."""
     if cache.spec.backbone == PIXELS:
-        return _stored_pixels(cache[split], rows), []
+        return _pixels_of_cache(cache[split], rows), []
     try:
         source = open_images(cache.selection.source, datasets_dir=datasets_dir, download=False)
     except FeatcacheError as error:
-        return [None] * len(ids), [f"The images cannot be read, so none is shown: {error.message}."]
+        return [None] * len(ids), [f"The images cannot be read, so there are no pictures: {error.message}."]
     with closing(source):
         return _read(source, cache[split], list(zip(ids, rows.tolist(), strict=True)), progress)
 
 
-def _stored_pixels(split: CachedSplit, rows: Rows) -> list[Pixels | None]:
-    # A cache of pixels is the images themselves, channels first.
+def _pixels_of_cache(split: CachedSplit, rows: Rows) -> list[Pixels | None]:
+    # A cache of pixels contains the images themselves, channels first.
     stored = split.features
     places = np.flatnonzero(rows >= 0)
     pixels = stored.gather(rows[places]).reshape(-1, *stored.feature_shape).transpose(0, 2, 3, 1)
-    found: list[Pixels | None] = [None] * len(rows)
+    pictures: list[Pixels | None] = [None] * len(rows)
     for place, image in zip(places.tolist(), pixels, strict=True):
-        found[place] = _shrunk(np.ascontiguousarray(image))
-    return found
+        pictures[place] = _shrink(np.ascontiguousarray(image))
+    return pictures
 
 
 def _read(
@@ -134,29 +136,29 @@ def _read(
         if row < 0:
             return None
         if "://" in name:
-            reasons.append(f"{name} lies on the network, which a report does not ask")
+            reasons.append(f"{name} is on the network, and a report makes no network requests")
             return None
         if name not in samples:
-            reasons.append(f"{name} is no longer there")
+            reasons.append(f"{name} is missing")
             return None
         try:
             payload = source.read(samples[name])
             if digest(payload) != digests[row].tobytes():
-                reasons.append(f"{name} is another image now")
+                reasons.append(f"{name} has changed")
                 return None
-            return _shrunk(decode(payload, name))
+            return _shrink(decode(payload, name))
         except ImageError as error:
             reasons.append(error.message)
             return None
 
-    found: list[Pixels | None] = []
-    # Pillow decodes without holding Python's lock.
+    pictures: list[Pixels | None] = []
+    # Pillow releases Python's global lock while it decodes.
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for image in threads.map(read, jobs):
-            found.append(image)
+            pictures.append(image)
             if progress is not None:
-                progress("reading images", len(found), len(jobs))
-    return found, [f"{len(reasons):,} images cannot be shown: {min(reasons)}."] if reasons else []
+                progress("reading images", len(pictures), len(jobs))
+    return pictures, [f"{len(reasons):,} images have no picture: {min(reasons)}."] if reasons else []
 
 
 def _samples(source: ImageSource, split: str) -> dict[str, Sample]:
@@ -165,7 +167,7 @@ def _samples(source: ImageSource, split: str) -> dict[str, Sample]:
     return {sample.id: sample for sample in source.samples(split)}
 
 
-def _shrunk(pixels: Pixels) -> Pixels:
+def _shrink(pixels: Pixels) -> Pixels:
     height, width = pixels.shape[:2]
     largest = max(height, width)
     if largest <= LARGEST_SIDE:
@@ -174,12 +176,12 @@ def _shrunk(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def packed(
-    pictures: Sequence[Pixels | None], room: int, *, wanted: Rows | None = None, notes: Sequence[str] = ()
+def pack_sheets(
+    pictures: Sequence[Pixels | None], max_bytes: int, *, wanted: Rows | None = None, notes: Sequence[str] = ()
 ) -> Thumbnails:
-    """Sheets of all pictures within `room` bytes: in the best quality that fits, and fewer where none does.
+    """Pack pictures into sheets of at most `max_bytes` in all: in the best quality that fits, or else fewer pictures.
 
-    `wanted` int64 (n,): all positions, those first that are kept where there is no room for all.
+    `wanted`: int64 (n,), all positions by priority: the first are kept if not all fit.
     """
     order = range(len(pictures)) if wanted is None else wanted.tolist()
     chosen = [(number, image) for number in order if (image := pictures[number]) is not None]
@@ -188,34 +190,38 @@ def packed(
     have, images = [number for number, _ in chosen], [image for _, image in chosen]
     natural = max(max(image.shape[:2]) for image in images)
     steps = [step for step in _QUALITIES if step[0] < natural + 16] or [_QUALITIES[-1]]
-    said = list(notes)
     for side, quality in steps:
-        if _estimate(images, min(side, natural), quality) > room:
+        if _estimate(images, min(side, natural), quality) > max_bytes:
             continue
         sheets = _sheets(images, min(side, natural), quality)
-        if sum(map(len, sheets)) <= room:
-            return _numbered(sheets, min(side, natural), have, len(pictures), said)
-    return _fewer(images, have, len(pictures), room, (min(steps[-1][0], natural), steps[-1][1]), said)
+        if sum(map(len, sheets)) <= max_bytes:
+            return _thumbnails(sheets, min(side, natural), have, len(pictures), notes)
+    return _fewer(images, have, len(pictures), max_bytes, (min(steps[-1][0], natural), steps[-1][1]), notes)
 
 
 def _fewer(
-    images: Sequence[Pixels], have: Sequence[int], count: int, room: int, step: tuple[int, int], notes: list[str]
+    images: Sequence[Pixels],
+    have: Sequence[int],
+    count: int,
+    max_bytes: int,
+    step: tuple[int, int],
+    notes: Sequence[str],
 ) -> Thumbnails:
-    kept = int(len(images) * min(1.0, room / _estimate(images, *step)))
-    while kept and sum(map(len, sheets := _sheets(images[:kept], *step))) > room:
+    kept = int(len(images) * min(1.0, max_bytes / _estimate(images, *step)))
+    while kept and sum(map(len, sheets := _sheets(images[:kept], *step))) > max_bytes:
         kept = int(kept * 0.9)
-    said = [*notes, f"{kept:,} of {len(images):,} images have a picture: more would make the page too large."]
-    return _numbered(sheets, step[0], have[:kept], count, said) if kept else no_thumbnails(count, *said)
+    notes = [*notes, f"{kept:,} of {len(images):,} images have a picture: more would make the page too large."]
+    return _thumbnails(sheets, step[0], have[:kept], count, notes) if kept else no_thumbnails(count, *notes)
 
 
-def _numbered(sheets: Sequence[str], side: int, have: Sequence[int], count: int, notes: Sequence[str]) -> Thumbnails:
+def _thumbnails(sheets: Sequence[str], side: int, have: Sequence[int], count: int, notes: Sequence[str]) -> Thumbnails:
     tiles = np.full(count, -1, np.int64)
     tiles[list(have)] = np.arange(len(have))
     return Thumbnails(sheets=tuple(sheets), side=side, tiles=tiles, notes=tuple(notes))
 
 
 def _estimate(images: Sequence[Pixels], side: int, quality: int) -> float:
-    """About how many bytes all would take: from some, evenly chosen."""
+    """The approximate size of the sheets of all images in bytes, from an even sample."""
     some = images[:: max(1, len(images) // _SAMPLE)]
     return sum(map(len, _sheets(some, side, quality))) * len(images) / len(some)
 
@@ -233,13 +239,13 @@ def _sheet(images: Sequence[Pixels], side: int) -> Image.Image:
     for number, pixels in enumerate(images):
         row, column = divmod(number, COLUMNS)
         image = Image.fromarray(pixels)
-        image = image.resize(_fitted(image.size, side), Image.Resampling.LANCZOS)
+        image = image.resize(_size_within(image.size, side), Image.Resampling.LANCZOS)
         left, top = (side - image.width) // 2, (side - image.height) // 2
         sheet.paste(image, (column * side + left, row * side + top))
     return sheet
 
 
-def _fitted(size: tuple[int, int], side: int) -> tuple[int, int]:
+def _size_within(size: tuple[int, int], side: int) -> tuple[int, int]:
     scale = side / max(size)
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 

@@ -1,1 +1,1 @@
-"""rows: which rows of a cache, as batches: cuts, folds, draws, caches side by side."""
+"""rows: select rows of a cache (splits, folds, few-shot draws, several caches) and read them as arrays or batches."""

@@ -1,4 +1,4 @@
-"""Where a head is trained, and whether its features fit there. Torch is imported where a device is not the CPU."""
+"""Choose the device that a head is trained on, and find its free memory. Torch is imported only if it is needed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from featcache.errors import InvalidOption
 if TYPE_CHECKING:
     import torch
 
-# What features may take of the memory that is free; the rest is for batches, the head and other processes.
+# The share of the free memory that features may take; the rest is for batches, the head and other processes.
 RESIDENT_SHARE = 0.6
-# Where the system does not say what is free.
+# Used where the system does not report its free memory.
 ASSUMED_FREE_BYTES = 2 << 30
 _UNLIMITED = 1 << 62
 
@@ -23,7 +23,7 @@ _UNLIMITED = 1 << 62
 def choose_device(name: str) -> torch.device:
     """The device for `auto` (cuda, else mps, else cpu) or for a name that torch knows.
 
-    Raises InvalidOption for a name that is none or a device that is not there.
+    Raises InvalidOption for an unknown name or a device that this machine does not have.
     """
     import torch
 
@@ -38,11 +38,11 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
-def place_of(name: str, *, solved: bool) -> str:
-    """The device of a head by its name as torch has it: `cpu`, `cuda:0`, `mps`.
+def resolve_device_name(name: str, *, solved: bool) -> str:
+    """The torch name of a head's device: `cpu`, `cuda:0`, `mps`.
 
-    A head that is solved is quick on the CPU, so `auto` is the CPU for it: looking for another device imports torch,
-    which takes longer than most of them do.
+    For a head with a closed-form solver (`solved`), `auto` is the CPU: looking for another device imports torch, which
+    takes longer than solving most of these heads.
     Raises what `choose_device` raises.
     """
     if name == "cpu" or (solved and name == "auto"):
@@ -51,7 +51,7 @@ def place_of(name: str, *, solved: bool) -> str:
 
 
 def free_bytes(device: torch.device | str) -> int:
-    """Bytes that could still be allocated on a device, as far as the system says."""
+    """Bytes that can still be allocated on a device, as far as the system reports them."""
     if str(device).startswith("cuda"):
         import torch
 
@@ -60,8 +60,8 @@ def free_bytes(device: torch.device | str) -> int:
 
 
 @contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's global generators start from `seed` inside, and are as before outside."""
+def seed_generators(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators inside the `with` block, and restore their states afterwards."""
     import torch
 
     cuda = [device.index or 0] if device.type == "cuda" else []
@@ -111,7 +111,7 @@ def _system_free() -> int:
 
 
 def _container_free() -> int:
-    # A container's limit is invisible in /proc/meminfo, and overstepping it ends in a kill.
+    # A container's limit does not show in /proc/meminfo, and a process that exceeds it is killed.
     for folder, limit, used in (
         (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
         (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
@@ -127,7 +127,7 @@ def _container_free() -> int:
 
 
 def _inactive_file_bytes(statistics: str) -> int:
-    # Cached file pages count as used and are given up at need: a fresh cache file would fill the limit by itself.
+    # Cached file pages count as used, but are freed when memory is needed: a new cache file alone could fill the limit.
     for line in statistics.splitlines():
         if line.startswith(("inactive_file ", "total_inactive_file ")):
             return int(line.split()[1])

@@ -22,18 +22,18 @@ Codes = NDArray[np.int64]
 
 
 def group_codes(cache: FeatureCache, split: str, group: str) -> Codes:
-    """The group of each row of a split, (N,); -1 for a row without one.
+    """The group of each row of a split: int64 (N,); -1 for a row without a group.
 
     Raises:
         UnknownName: The cache has no such target.
-        HeadError: It holds neither groups nor classes.
+        HeadError: The target holds neither groups nor classes.
     """
     known = cache.targets
     if group not in known:
         raise UnknownName("group", group, [name for name, column in known.items() if column.kind in _KINDS])
     if known[group].kind not in _KINDS:
         raise HeadError(
-            f"{group} holds {known[group].kind}, which is no group of images",
+            f"{group} holds {known[group].kind}, which are not groups of images",
             hint=f"add it again as groups: `featcache label ... --kind {group}=groups`",
         )
     codes: Codes = cache[split].target(group).values
@@ -41,7 +41,7 @@ def group_codes(cache: FeatureCache, split: str, group: str) -> Codes:
 
 
 def units_of(codes: Codes) -> Codes:
-    """Numbers from 0 without gaps: one for each group, and one for each row without a group (-1)."""
+    """The unit of each row, numbered from 0 without gaps: a unit is a group, or a single row without a group (-1)."""
     known, unit = np.unique(codes, return_inverse=True)
     alone = codes < 0
     if not alone.any():
@@ -51,19 +51,20 @@ def units_of(codes: Codes) -> Codes:
     return unit
 
 
-def straddling_notes(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str | None) -> list[str]:
-    """Sentences about groups that stand in two parts, so that what one part says of another is too good.
+def group_overlap_notes(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str | None) -> list[str]:
+    """Warnings about groups with images in two of the parts, which can make scores too high.
 
     Args:
-        cache: It has the groups.
+        cache: The cache with the groups.
         parts: The rows of train, val and test.
-        group: Those that were kept together; None for none. Others of the cache are looked at too.
+        group: The target of groups that the split kept together; None for none. All other targets of groups are
+            checked too.
     """
     columns = [name for name, column in cache.targets.items() if column.kind == "groups" or name == group]
-    return [note for name in columns for note in _straddling(cache, parts, name, kept=name == group)]
+    return [note for name in columns for note in _overlap_notes(cache, parts, name, kept=name == group)]
 
 
-def _straddling(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str, *, kept: bool) -> list[str]:
+def _overlap_notes(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str, *, kept: bool) -> list[str]:
     names, notes = cache.targets[group].names, []
     there = {part: _groups_there(cache, rows, group) for part, rows in parts.items()}
     for one, other in combinations(parts, 2):
@@ -73,13 +74,13 @@ def _straddling(cache: FeatureCache, parts: Mapping[str, SplitRows], group: str,
             from_one = parts[one].source == parts[other].source
             advice = f"; --group {group} keeps them together" if from_one and not kept else ""
             notes.append(
-                f"{len(both)} groups of {group} stand in {one} and in {other} ({shown}): "
-                f"what {other} says may be too good{advice}"
+                f"{len(both)} groups of {group} are in both {one} and {other} ({shown}): "
+                f"scores on {other} may be too high{advice}"
             )
     return notes
 
 
 def _groups_there(cache: FeatureCache, rows: SplitRows, group: str) -> NDArray[np.bool_]:
-    """Which groups have an image among some rows: (groups,)."""
+    """Whether each group has an image among some rows: bool (groups,)."""
     codes = group_codes(cache, rows.source, group)[rows.rows]
     return np.bincount(codes[codes >= 0], minlength=len(cache.targets[group].names)) > 0

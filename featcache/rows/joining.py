@@ -1,11 +1,11 @@
-"""Several caches of the same images, side by side: what two backbones say of an image becomes one row.
+"""Join several caches of the same images: the features of two backbones for an image become one row.
 
     columns = (CacheLayers(cache=vgg, layers=("avgpool",)), CacheLayers(cache=inception, layers=("avgpool",)))
-    rows = joined_rows(columns, cut.train, cut.target)
+    rows = join_rows(columns, cut.train, cut.target)
 
-The first cache says which rows there are. A row of another one belongs to it if it shows the same image: the same
-sample id in the same split, the same digest of the image's bytes, the same target. Nothing is matched by position.
-View k of one cache stands beside view k of the others, so all of them have the same views.
+The first cache determines the rows. A row of another cache is joined to it if it shows the same image: the same sample
+id in the same split, the same digest of the image's bytes, the same target. Nothing is matched by position.
+View k of one cache is joined to view k of the others, so all of them must have the same views.
 """
 
 from __future__ import annotations
@@ -19,43 +19,51 @@ from numpy.typing import NDArray
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.columns import LABEL
 from featcache.errors import HeadError, UnknownName
-from featcache.rows.cuts import SplitRows
+from featcache.rows.cuts import SplitRows, few_names
 from featcache.rows.features import Column, FeatureRows, choose_layers
+from featcache.rows.options import ALL_LAYERS
 from featcache.rows.stratifying import Rows
 from featcache.rows.target import HeadTarget
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CacheLayers:
-    """A cache, and which of its layers are read."""
+    """A cache, and the layers to read from it."""
 
     cache: FeatureCache
     layers: tuple[str, ...]
 
 
-def choose_columns(caches: Sequence[FeatureCache], asked: tuple[str, ...] | None) -> tuple[CacheLayers, ...]:
-    """The layers to read of each cache: those asked for that it has, else its only one.
+def choose_columns(caches: Sequence[FeatureCache], requested: tuple[str, ...] | None) -> tuple[CacheLayers, ...]:
+    """The layers to read from each cache: the requested ones that it has, else its only layer.
 
-    A layer is asked for by its name, which means that of every cache that has one, or as `backbone/layer`.
+    A layer is requested by its name, which means that layer of every cache that has it, or as `backbone/layer`.
     Raises UnknownName for a layer that no cache has, InvalidOption where a cache has several and none was named.
     """
     if len(caches) == 1:
-        return (CacheLayers(cache=caches[0], layers=choose_layers(caches[0], asked)),)
+        return (CacheLayers(cache=caches[0], layers=choose_layers(caches[0], requested)),)
     known = {name: None for cache in caches for layer in cache.layers for name in _names(cache, layer)}
-    for name in asked or ():
-        if name not in known:
+    for name in requested or ():
+        if name not in known and requested != ALL_LAYERS:
             raise UnknownName("layer", name, known)
-    return tuple(CacheLayers(cache=cache, layers=choose_layers(cache, _asked_of(cache, asked))) for cache in caches)
+    return tuple(
+        CacheLayers(cache=cache, layers=choose_layers(cache, _layers_of(cache, requested))) for cache in caches
+    )
 
 
-def joined_rows(
+def join_rows(
     columns: Sequence[CacheLayers], chosen: SplitRows, target: HeadTarget | None, views: int = 1
 ) -> FeatureRows:
-    """The rows `chosen` in the first cache, in so many views, with the layers of all caches side by side.
+    """The rows `chosen` of the first cache, with the layers of all caches concatenated.
 
-    What a head learns is read from the first cache: its `target` has to be the same in others that have it, too; None
-    where nothing is learned.
-    Raises HeadError naming the images that another cache lacks, or has with another content or target.
+    Args:
+        columns: The caches and their layers.
+        chosen: Rows of the first cache; their targets are used.
+        target: The target to learn, which must be equal in every cache that has it; None where nothing is learned.
+        views: Number of views of each image.
+
+    Raises:
+        HeadError: Another cache lacks images, or has them with another content or target; the error names them.
     """
     first = columns[0].cache
     return FeatureRows(
@@ -63,7 +71,7 @@ def joined_rows(
         columns=tuple(
             Column(array=split.layer(layer), rows=rows)
             for column in columns
-            for split, rows in [_matched(first, column.cache, chosen, target)]
+            for split, rows in [_match_rows(first, column.cache, chosen, target)]
             for layer in column.layers
         ),
         split=first[chosen.source],
@@ -72,7 +80,7 @@ def joined_rows(
 
 
 def require_same_images(caches: Sequence[FeatureCache], target: HeadTarget) -> None:
-    """Raise HeadError unless the caches could be of the same images: views must agree, and the target of both."""
+    """Raise HeadError unless the caches agree in their views and in the kind and classes of the target."""
     first = caches[0]
     for other in caches[1:]:
         for name in target.columns:
@@ -91,7 +99,7 @@ def _require_same(first: FeatureCache, other: FeatureCache, what: str, this: obj
     if this != that:
         raise HeadError(
             f"{first.name} and {other.name} differ in {what}: {_short(this)} and {_short(that)}",
-            hint="caches that are put side by side are extracted from the same images, with the same --views",
+            hint="caches that are joined must be extracted from the same images, with the same --views",
         )
 
 
@@ -99,12 +107,14 @@ def _names(cache: FeatureCache, layer: str) -> tuple[str, str]:
     return layer, f"{cache.spec.backbone}/{layer}"
 
 
-def _asked_of(cache: FeatureCache, asked: tuple[str, ...] | None) -> tuple[str, ...] | None:
+def _layers_of(cache: FeatureCache, requested: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if requested == ALL_LAYERS:
+        return requested
     there = {name: layer for layer in cache.layers for name in _names(cache, layer)}
-    return tuple(dict.fromkeys(there[name] for name in asked or () if name in there)) or None
+    return tuple(dict.fromkeys(there[name] for name in requested or () if name in there)) or None
 
 
-def _matched(
+def _match_rows(
     first: FeatureCache, other: FeatureCache, chosen: SplitRows, target: HeadTarget | None
 ) -> tuple[CachedSplit, Rows]:
     """The split of `other` that shows the same images, and its rows in the order of `chosen`."""
@@ -113,24 +123,24 @@ def _matched(
     if chosen.source not in other:
         raise _different(first, other, f"{other.name} has no {chosen.source} split")
     here, there = first[chosen.source], other[chosen.source]
-    found = _positions(first, other, here, there, chosen.rows)
-    _require_equal(first, other, here, chosen.rows, found, "image bytes", here.digests, there.digests)
+    rows = _positions(first, other, here, there, chosen.rows)
+    _require_equal(first, other, here, chosen.rows, rows, "image bytes", here.digests, there.digests)
     for name in () if target is None else target.columns:
         if name in other.targets:
             what = "labels" if name == LABEL else name
             values = here.target(name).values, there.target(name).values
-            _require_equal(first, other, here, chosen.rows, found, what, *values)
-    return there, found
+            _require_equal(first, other, here, chosen.rows, rows, what, *values)
+    return there, rows
 
 
 def _positions(first: FeatureCache, other: FeatureCache, here: CachedSplit, there: CachedSplit, rows: Rows) -> Rows:
-    """Where the images of some rows of `here` stand in `there`, by sample id: int64 (n,)."""
+    """The rows of `there` with the same sample ids as some rows of `here`: int64 (n,)."""
     place = {sample: number for number, sample in enumerate(there.ids)}
     wanted = here.ids_at(rows)
     missing = [sample for sample in wanted if sample not in place]
     if missing:
         raise _different(
-            first, other, f"{len(missing)} {here.name} images are missing in {other.name}: {_listed(missing)}"
+            first, other, f"{len(missing)} {here.name} images are missing in {other.name}: {few_names(missing)}"
         )
     return np.array([place[sample] for sample in wanted], np.int64)
 
@@ -150,7 +160,7 @@ def _require_equal(
     if len(wrong):
         names = split.ids_at(rows[wrong])
         raise _different(
-            first, other, f"{len(names)} {split.name} images have other {what} in {other.name}: {_listed(names)}"
+            first, other, f"{len(names)} {split.name} images have other {what} in {other.name}: {few_names(names)}"
         )
 
 
@@ -161,9 +171,5 @@ def _different(first: FeatureCache, other: FeatureCache, what: str) -> HeadError
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
 def _short(value: object) -> str:
-    return _listed(value) if isinstance(value, tuple) else str(value)
+    return few_names(value) if isinstance(value, tuple) else str(value)

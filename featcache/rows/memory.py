@@ -1,4 +1,4 @@
-"""Rows that lie in memory, as if they were a layer of a cache: what is trained on a cache trains on an array."""
+"""Arrays in memory with the interface of a cached layer, so that heads can be trained on plain arrays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from featcache.rows.features import Column, FeatureRows
 
 
 class MemoryArray:
-    """Features float32 (N, D) with what is asked of a layer on disk.
+    """An array of features with the interface of a layer on disk (FeatureArray).
 
     Args:
-        values: The features; no copy is made.
+        values: The features, float32 (N, D); no copy is made.
     """
 
     name, view, scale, offset = "features", 0, 1.0, 0.0
@@ -28,23 +28,23 @@ class MemoryArray:
         self.split = MemorySplit()
 
     def gather(self, rows: NDArray[np.int64], out: NDArray[Any]) -> NDArray[Any]:
-        """Rows by their numbers, into `out`."""
-        # Clipping, of numbers that are all there, saves a copy.
+        """Copy the rows with the given numbers into `out`."""
+        # mode="clip" avoids a copy; all numbers are in range.
         return np.take(self._values, rows, axis=0, out=out, mode="clip")
 
 
 class MemorySplit:
-    """Where rows in memory come from: nowhere. They are called by their numbers."""
+    """The split of rows in memory (CachedSplit); their ids are their numbers."""
 
     name = "memory"
 
     def ids_at(self, rows: Sequence[int] | NDArray[np.int64]) -> tuple[str, ...]:
-        """Their numbers, counted from 0."""
+        """The row numbers as text, counted from 0."""
         return tuple(str(int(row)) for row in rows)
 
 
 def memory_rows(values: NDArray[np.float32], chosen: SplitRows) -> FeatureRows:
-    """Some rows of an array float32 (N, D)."""
+    """The rows `chosen` of an array, float32 (N, D)."""
     array = MemoryArray(values)
     column = Column(array=cast("FeatureArray", array), rows=chosen.rows)
     return FeatureRows(chosen=chosen, columns=(column,), split=cast("CachedSplit", array.split))

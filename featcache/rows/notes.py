@@ -1,4 +1,4 @@
-"""Sentences about what was left out or decided, for the person who trains."""
+"""Notes: sentences for the user about what was left out or decided."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 Report = Callable[[str], None]
 
 
-def tell(report: Report | None, notes: Sequence[str]) -> None:
-    """Say the sentences, if anybody listens."""
+def report_notes(report: Report | None, notes: Sequence[str]) -> None:
+    """Pass each sentence to `report`, if it is given."""
     if report is not None:
         for note in notes:
             report(note)

@@ -1,4 +1,4 @@
-"""Which rows of a cache are read, what is learned from them, and how val is cut: the options of all that read rows."""
+"""Options that choose layers, target and val images; shared by everything that reads rows of a cache."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from featcache.config import Option, check
 from featcache.errors import InvalidOption
 from featcache.rows.views import DEFAULT_TRAIN_VIEWS, TrainViews
 
+#: As the layers: every layer of the caches that are read.
+ALL_LAYERS = ("all",)
 LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowOptions:
-    """What rows hold, and which of them are val.
+    """The layers and targets to read, and how val is split off.
 
-    Raises InvalidOption for a layer or target that stands twice, and for a group that is a target.
+    Raises InvalidOption for a layer or target that is given twice, and for a group that is also a target.
     """
 
     PANEL: ClassVar[str] = "What is learned from which rows"
@@ -24,7 +26,8 @@ class RowOptions:
     layers: Annotated[
         tuple[str, ...] | None,
         Option(
-            help="A layer to read; several stand side by side, and BACKBONE/LAYER is that of one cache.",
+            help="A layer to read, or all. May be repeated: the features of several layers are read side by "
+            "side; BACKBONE/LAYER is a layer of one cache.",
             flags=("--layer",),
             metavar="<name>",
             default="the only one",
@@ -33,8 +36,8 @@ class RowOptions:
     target: Annotated[
         tuple[str, ...],
         Option(
-            help="A target of the cache to learn: classes, several classes an image, or numbers; may be repeated for "
-            "columns of numbers. Images without a value are left out.",
+            help="The target to learn. Classes, several classes for one image, or numbers; may be repeated "
+            "for columns of numbers. Images without a value are left out.",
             metavar="<name>",
             default="label",
         ),
@@ -42,7 +45,8 @@ class RowOptions:
     group: Annotated[
         str | None,
         Option(
-            help="A target of groups, such as patients: images of one group are never both in train and in val.",
+            help="A column of groups: each in train or in val. Such as patients: no images of one group are both in "
+            "train and in val.",
             metavar="<name>",
             default="none",
         ),
@@ -50,28 +54,34 @@ class RowOptions:
     train_views: Annotated[
         TrainViews | None,
         Option(
-            help="Of a cache with --views: all views of every train image in an epoch, or one of them, drawn anew for "
-            "every image and epoch.",
+            help="For a cache with --views: all: an epoch has all views of every train image; draw: it has one view of "
+            "each, drawn anew in every epoch.",
             default=DEFAULT_TRAIN_VIEWS,
+            advanced=True,
         ),
     ] = None
     val_fraction: Annotated[
         float,
         Option(
-            help="Share of the train images that become val, where the set has no val split.",
+            help="Share of the train images that become val, if the dataset has no val split.",
             metavar="<fraction>",
             above=0,
             below=1,
+            advanced=True,
         ),
     ] = 0.2
     val_seed: Annotated[
-        int, Option(help="Which images --val-fraction takes.", metavar="<seed>", least=0, greatest=LARGEST_SEED)
+        int,
+        Option(
+            help="Seed for choosing the val images.", metavar="<seed>", least=0, greatest=LARGEST_SEED, python_only=True
+        ),
     ] = 42
     val_cut: Annotated[
         Literal["stratified", "random"],
         Option(
             help="stratified: every class, or range of numbers, has its share in val. random: a permutation, as in the "
-            "notebook."
+            "notebook.",
+            advanced=True,
         ),
     ] = "stratified"
 

@@ -1,4 +1,4 @@
-"""Where a head's features came from, as a run records it. No torch here: runs are listed without it."""
+"""The origin of a head's features, as a run records it. Does not import torch: runs are listed without it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featcache.rows.scaling import scale_stored
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureLayer:
-    """One layer a head reads: `dim` values a row, stored as `dtype`; a value is stored x scale + offset."""
+    """One layer that a head reads: `dim` values per row, stored as `dtype`; value = stored x scale + offset."""
 
     name: str
     dim: int
@@ -25,18 +25,25 @@ class FeatureLayer:
     offset: float
 
     def values(self, stored: NDArray[Any]) -> NDArray[np.float32]:
-        """Stored numbers of any type -> a float32 copy: what a head is given."""
+        """Stored numbers of any dtype, (n, dim) -> the values a head takes: a float32 copy of the same shape."""
         return scale_stored(np.array(stored, dtype=np.float32), self.scale, self.offset)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureOrigin:
-    """Where a head's features came from: the cache as it was found, and the spec that determines them.
+    """Where a head's features came from: the cache, and the spec that determines the features.
 
-    `spec`: the spec's canonical JSON; `layers`: those the head reads, in the order in which they stand side by side.
-    `beside`: further caches of the same images, whose layers follow.
-    `weights`: where the backbone's weights came from; None for pixels, and in a run that did not write it down.
-    `images`: what names the set of images, a name or a path. `probe`: what the backbone gave for two probe images.
+    Attributes:
+        cache: Path of the cache.
+        cache_name: Name of the cache.
+        backbone: Name of the backbone.
+        fingerprint: Fingerprint of the spec.
+        spec: Canonical JSON of the spec.
+        layers: The layers that the head reads, in the order of its input.
+        beside: Further caches of the same images, whose layers follow in the head's input.
+        weights: Origin of the backbone's weights; None for pixels, and in runs that did not record it.
+        images: Name or path of the image set.
+        probe: The backbone's outputs for two probe images.
     """
 
     cache: str
@@ -52,12 +59,12 @@ class FeatureOrigin:
 
     @property
     def origins(self) -> tuple[FeatureOrigin, ...]:
-        """This cache and those beside it, in the order of their features."""
+        """This cache and those in `beside`, in the order of the head's input."""
         return (self, *self.beside)
 
     @property
     def columns(self) -> tuple[FeatureLayer, ...]:
-        """The layers of all caches, in the order in which they stand side by side."""
+        """The layers of all caches, in the order of the head's input."""
         return tuple(layer for origin in self.origins for layer in origin.layers)
 
     @property
@@ -66,9 +73,9 @@ class FeatureOrigin:
         return sum(layer.dim for layer in self.columns)
 
     @property
-    def views_told(self) -> str:
-        """What of augmentation the head has seen, for people."""
-        return Spec.from_json(self.spec).views_told
+    def views_description(self) -> str:
+        """The augmented views that the features come from, as text for the user."""
+        return Spec.from_json(self.spec).views_description
 
     @property
     def label(self) -> str:
@@ -85,9 +92,9 @@ class FeatureOrigin:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> FeatureOrigin:
-        """What `to_json` described. Raises KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote. Raises KeyError or TypeError for anything else."""
         spec = json.dumps(values["spec"], sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         layers = tuple(FeatureLayer(**layer) for layer in values["layers"])
-        # Runs from before several caches could be read say nothing of others.
+        # Runs from before several caches could be joined have no `beside`.
         beside = tuple(cls.from_json(origin) for origin in values.get("beside", ()))
         return cls(**{**values, "spec": spec, "layers": layers, "beside": beside})

@@ -1,4 +1,4 @@
-"""Reading ahead: while one piece is used, a thread reads the next."""
+"""Prefetching: a thread reads the next item while the current one is used."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ Read = TypeVar("Read")
 
 
 def read_ahead(read: Callable[[Wanted], Read], wanted: Iterable[Wanted]) -> Iterator[Read]:
-    """`read` of each, in order: the next one is read while the last one is used.
+    """Yield `read(item)` for each item of `wanted`, in order; the next one is read while the current one is used.
 
-    So two pieces are in use at a time, and `read` may write over what it gave two calls before. What it raises is
-    raised where its piece would have come. It is called by one thread, which ends with the iteration.
+    Two results are in use at a time, so `read` may overwrite the result of two calls before. An exception of `read` is
+    raised where its result would have been yielded. One thread calls `read`, and ends with the iteration.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="featcache-ahead") as reader:
         coming: Future[Read] | None = None
-        for one in wanted:
-            following = reader.submit(read, one)
+        for item in wanted:
+            following = reader.submit(read, item)
             if coming is not None:
                 yield coming.result()
             coming = following

@@ -1,7 +1,7 @@
-"""Other cuts of the same train images: folds that are each held out once, and draws of a few images a class.
+"""Cross-validation folds and few-shot draws of the train images of a cache.
 
-What judges is cut off first: the images of a fold before val is cut from the others, val before any shot is drawn. So
-nothing that judges a head has taught one.
+Images for evaluation are set aside first: those of a fold before val is taken from the others, and val before any shot
+is drawn. So no head is evaluated on images that it was trained on.
 """
 
 from __future__ import annotations
@@ -17,15 +17,18 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
 from featcache.rows.cuts import Cut, SplitRows, cut_cache, cut_rows, few_names, train_images
 from featcache.rows.groups import group_codes, units_of
-from featcache.rows.stratifying import Marked, Rows, marked, stratified_folds
+from featcache.rows.stratifying import Rows, UnitLabels, label_units, stratify_folds
 from featcache.rows.target import HeadTarget, head_target
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Fold:
-    """One of several equal parts of the train images, and the cut of all others into train and val.
+    """One fold: a part of the train images that is held out, and the cut of all others into train and val.
 
-    `number`: counted from 1. `held`: the images of this part; the cut knows nothing of them.
+    Attributes:
+        number: Number of the fold, counted from 1.
+        cut: Train and val, from the images of the other folds.
+        held: The images that are held out.
     """
 
     number: int
@@ -43,15 +46,15 @@ def fold_cuts(
     target: HeadTarget | None = None,
     group: str | None = None,
 ) -> tuple[Fold, ...]:
-    """The labelled train images as `count` folds, over which classes, or numbers, are spread evenly.
+    """Divide the labelled train images into `count` folds, with classes, or numbers, spread evenly over them.
 
-    Val, which chooses epochs, is the cache's own or cut from the other folds: so a fold's score is that on images
-    which have neither taught nor chosen. Both cuts are stratified and keep groups together.
+    Val, which is used to choose the epoch, is the cache's own or is taken from the other folds. So the images of a fold
+    are used neither to train its head nor to choose the epoch. Both splits are stratified and keep groups together.
 
     Args:
-        cache: Its targets are read.
-        count: How many folds.
-        seed: Of the folds.
+        cache: The cache whose targets are read.
+        count: Number of folds.
+        seed: Seed of the folds.
         val_fraction, val_seed, target, group: As in `cut_cache`.
 
     Raises:
@@ -61,11 +64,11 @@ def fold_cuts(
     whole = cut_cache(cache, val_fraction=val_fraction, val_seed=val_seed, target=target, group=group)
     pool = train_images(cache, target)
     unit = None if group is None else units_of(group_codes(cache, "train", group)[pool.rows])
-    # With two folds, three images: one held out, one for train and one for val.
+    # Two folds still need three images: one held out, one for train and one for val.
     least = max(count, 3 if whole.val.source == "train" else 2)
-    rows = marked(pool.targets, target.kind, target.outputs, unit)
+    rows = label_units(pool.targets, target.kind, target.outputs, unit)
     _require_units(rows, target, least, f"{count} folds", "images" if unit is None else f"groups of {group}")
-    dealt = rows.of_rows(stratified_folds(rows, count, seed=seed))
+    dealt = rows.spread_to_rows(stratify_folds(rows, count, seed=seed))
     folds = []
     for number in range(1, count + 1):
         others, held = pool.at(np.flatnonzero(dealt != number - 1)), pool.at(np.flatnonzero(dealt == number - 1))
@@ -81,26 +84,26 @@ def fold_cuts(
 
 
 def draw_cuts(cut: Cut, shots: int, draws: int, *, seed: int) -> tuple[Cut, ...]:
-    """`draws` cuts with `shots` train images of each class, drawn from the train images of `cut`; val and test stay.
+    """Draw `draws` cuts with `shots` train images of each class from the train images of `cut`; val and test stay.
 
-    A draw of few images is contained in the draw of the same number with more. Raises HeadError for a class with
-    fewer train images than shots, and for another target than classes.
+    Draw i with fewer shots is a subset of draw i with more shots. Raises HeadError for a class with fewer train images
+    than `shots`, and for a target that is not classes.
     """
     if cut.target.kind != "classes":
         raise HeadError(
-            f"--shots are images a class, and {', '.join(cut.target.columns)} holds {cut.target.kind}",
-            hint="leave out --shots, or take a target of classes",
+            f"--shots is a number of images per class, and {', '.join(cut.target.columns)} holds {cut.target.kind}",
+            hint="leave out --shots, or choose a target of classes",
         )
-    rows = marked(cut.train.targets, "classes", cut.target.outputs, None)
+    rows = label_units(cut.train.targets, "classes", cut.target.outputs, None)
     _require_units(rows, cut.target, shots, f"{shots} shots", "images")
     labels = cut.train.targets
-    return tuple(replace(cut, train=cut.train.at(_drawn(labels, shots, (seed, draw)))) for draw in range(draws))
+    return tuple(replace(cut, train=cut.train.at(_draw(labels, shots, (seed, draw)))) for draw in range(draws))
 
 
 def mean_interval(values: Sequence[float], *, lowest: float = 0.0) -> tuple[float, float] | None:
-    """The 95 % confidence interval of a mean by Student's t: the draws are independent. None for a single value.
+    """The 95 % confidence interval of the mean of independent draws, by Student's t; None for a single value.
 
-    `lowest`: what the metric cannot fall below; R2 can be as low as you like (-inf).
+    `lowest`: lower bound of the metric; -inf for R2.
     """
     if len(values) < 2:
         return None
@@ -111,18 +114,18 @@ def mean_interval(values: Sequence[float], *, lowest: float = 0.0) -> tuple[floa
     return max(lowest, middle - half), min(1.0, middle + half)
 
 
-def _drawn(labels: Rows, shots: int, seed: tuple[int, int]) -> Rows:
-    # int64 positions, ascending.
+def _draw(labels: Rows, shots: int, seed: tuple[int, int]) -> Rows:
+    # Positions of the drawn images: int64, ascending.
     order = np.random.default_rng(seed).permutation(len(labels))
     chosen = [order[labels[order] == label][:shots] for label in np.unique(labels)]
     return np.sort(np.concatenate(chosen))
 
 
-def _require_units(rows: Marked, target: HeadTarget, wanted: int, what: str, units: str) -> None:
+def _require_units(rows: UnitLabels, target: HeadTarget, wanted: int, what: str, units: str) -> None:
     if target.kind == "numbers":
         short = [] if rows.units >= wanted else [f"all ({rows.units})"]
     else:
-        # A class without any image is a note of the cut.
+        # A class without any image is no error here: the cut has a note on it.
         pairs = zip(target.names, rows.counts().tolist(), strict=True)
         few = 1 if target.kind == "lists" else wanted
         short = [f"{name} ({count})" for name, count in pairs if 0 < count < few]

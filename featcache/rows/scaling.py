@@ -1,4 +1,4 @@
-"""Stored numbers and values: value = stored x scale + offset. Pixels are stored as bytes; for others it is x 1 + 0."""
+"""Convert stored numbers to values: value = stored x scale + offset. Only pixels, stored as bytes, need it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 
 
 def scale_stored(stored: Floats, scale: Any, offset: Any) -> Floats:
-    """Turn stored numbers into values where they lie.
+    """Convert stored numbers to values in place.
 
     Args:
         stored: float32 (n, d), an array or a tensor; it is changed.
-        scale, offset: A number each, or float32 (d,) of the same kind as `stored`.
+        scale, offset: Numbers, or float32 (d,) of the same type as `stored`.
 
     Returns:
         `stored` itself.

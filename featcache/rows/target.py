@@ -1,9 +1,11 @@
-"""What a head is to say of an image: one class, several classes, or numbers.
+"""The target of a head, that is what it predicts for an image: one class, several classes, or numbers.
 
 kind      values of n rows        outputs of a head (n, C)           metric
 classes   int64 (n,)              logits of C classes                accuracy
 lists     int8 (n, C), 0 and 1    logits of C independent classes    map, mean average precision
 numbers   float64 (n, C)          C numbers                          r2
+
+`lists` is several classes of one image (multi-label).
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ class HeadTarget:
     """The target of a head.
 
     Attributes:
-        kind: Of values: one class (`classes`), several classes (`lists`) or `numbers`.
-        columns: The names of the cache's targets: one, or several of numbers side by side.
-        names: Of the outputs: the classes, or the columns of numbers.
+        kind: One class per image (`classes`), several classes (`lists`) or `numbers`.
+        columns: Names of the cache's targets: one, or several that hold numbers.
+        names: Names of the outputs: the classes, or the columns of numbers.
     """
 
     kind: TargetKind
@@ -45,12 +47,12 @@ class HeadTarget:
 
     @property
     def outputs(self) -> int:
-        """How many outputs a head has."""
+        """Number of outputs of a head."""
         return len(self.names)
 
     @property
     def metric(self) -> str:
-        """What a score's value is."""
+        """Name of the metric that scores a head: accuracy, map or r2."""
         return _METRICS[self.kind]
 
     def to_json(self) -> dict[str, Any]:
@@ -59,7 +61,7 @@ class HeadTarget:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> HeadTarget:
-        """What `to_json` described. Raises KeyError or TypeError for anything else."""
+        """Read what `to_json` wrote. Raises KeyError or TypeError for anything else."""
         return cls(kind=values["kind"], columns=tuple(values["columns"]), names=tuple(values["names"]))
 
 
@@ -69,22 +71,22 @@ def class_target(names: Iterable[str]) -> HeadTarget:
 
 
 def head_target(cache: FeatureCache, columns: Sequence[str]) -> HeadTarget:
-    """What a head on a cache is to say.
+    """The target of a head, from columns of a cache.
 
     Args:
-        cache: It has the targets.
-        columns: Which of them: one, or several of numbers.
+        cache: The cache with the targets.
+        columns: Names of its targets: one, or several that hold numbers.
 
     Raises:
         UnknownName: The cache has no such target.
-        HeadError: It has none at all, or a head cannot learn it.
-        InvalidOption: Several were named, and not all hold numbers, or one was named twice.
+        HeadError: The cache has no targets, or the target holds text or groups, which no head can learn.
+        InvalidOption: Several targets were named, and one does not hold numbers or is named twice.
     """
     known = cache.targets
     if not known:
         raise HeadError(
-            f"{cache.name} knows nothing of its images that a head could learn",
-            hint="labels come from folders, one a class, or from a table: `featcache label CACHE table.csv`",
+            f"{cache.name} has no labels or other targets that a head could learn",
+            hint="labels come from folders, one per class, or from a table: `featcache label CACHE table.csv`",
         )
     for name in columns:
         if name not in known:
@@ -92,9 +94,9 @@ def head_target(cache: FeatureCache, columns: Sequence[str]) -> HeadTarget:
     chosen = [known[name] for name in columns]
     kinds = {column.name: column.kind for column in chosen}
     if len(chosen) != 1 and (set(kinds.values()) != {"numbers"} or len(kinds) < len(chosen)):
-        found = ", ".join(f"{column.name} ({column.kind})" for column in chosen) or "none"
+        got = ", ".join(f"{column.name} ({column.kind})" for column in chosen) or "none"
         raise InvalidOption(
-            f"expected one target, or several of numbers, each once, got {found}", hint="train a head for each"
+            f"expected one target, or several of numbers, each once, got {got}", hint="train a head for each"
         )
     first = chosen[0]
     if first.kind == "numbers":
@@ -103,16 +105,22 @@ def head_target(cache: FeatureCache, columns: Sequence[str]) -> HeadTarget:
         return HeadTarget(kind=cast("TargetKind", first.kind), columns=(first.name,), names=first.names)
     raise HeadError(
         f"a head cannot learn {first.name}: it holds {first.kind}",
-        hint=f"add it again as something else: `featcache label ... --kind {first.name}=classes`",
+        hint=f"add it again as another kind: `featcache label ... --kind {first.name}=classes`",
     )
 
 
 def read_targets(split: CachedSplit, target: HeadTarget) -> tuple[Values, NDArray[np.bool_]]:
-    """The values of all rows of a split, of the shape that `target` has, and which rows have one: (N,).
+    """Read the targets of all rows of a split.
 
-    Raises CacheDamaged, and CacheForeign for values that are none of the target's.
+    Returns:
+        The values, (N,) or (N, C) by the kind of `target`, and whether each row has a value, bool (N,).
+
+    Raises:
+        CacheDamaged: The stored values cannot be read.
+        CacheForeign: A stored value is not valid for the target.
     """
-    found = [split.target(name) for name in target.columns]
+    columns = [split.target(name) for name in target.columns]
     if target.kind != "numbers":
-        return found[0].values, found[0].has_value
-    return np.stack([one.values for one in found], axis=1), np.logical_and.reduce([one.has_value for one in found])
+        return columns[0].values, columns[0].has_value
+    has_value = np.logical_and.reduce([column.has_value for column in columns])
+    return np.stack([column.values for column in columns], axis=1), has_value

@@ -1,1 +1,1 @@
-"""runs: one trained head in a folder of its own: written, read, found, compared."""
+"""runs: writes, reads, finds and compares runs; a run is one trained head in its own folder."""

@@ -1,7 +1,7 @@
-"""Which runs there are, and which one a name means. Needs neither NumPy nor torch.
+"""Lists the runs in a folder and finds one by name. Needs neither NumPy nor torch.
 
-`latest` is the run that was made last; `best` the one with the highest score on val among those that were trained on
-the same targets and judged on the same val images as `latest`.
+`latest` is the newest run. `best` is the run with the highest score on val, among those with the same targets and the
+same val images as `latest`.
 """
 
 from __future__ import annotations
@@ -19,20 +19,28 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.json"
 VAL_PREDICTIONS_FILE = "predictions_val.npz"
 LATEST, BEST = "latest", "best"
-# What can be wrong with a file of JSON, or with what it holds.
+# What reading a damaged JSON file, or an unexpected content, raises.
 _UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, zipfile.BadZipFile)
 
 
 def run_folders(runs_dir: Path) -> list[Path]:
-    """The folders of finished runs, by name; none where there is no such folder."""
+    """The folders of finished runs, sorted by name; an empty list if `runs_dir` does not exist."""
     return sorted(path.parent for path in runs_dir.glob(f"*/{CONFIG_FILE}") if not is_tmp(path.parent))
 
 
 def find_run(runs_dir: Path, ref: str | Path) -> Path:
-    """The folder of the run that `ref` means: a path, a name in `runs_dir`, a beginning that only one name has,
-    `latest` or `best`.
+    """Find the folder of a run.
 
-    Raises UnknownName with the nearest names, HeadError where several begin like that or there is none at all.
+    Args:
+        runs_dir: The folder that holds runs.
+        ref: A path, the name of a run in `runs_dir` or the beginning of exactly one name, `latest` or `best`.
+
+    Returns:
+        The run's folder; a path is returned as it is.
+
+    Raises:
+        UnknownName: No run has that name; the error lists the nearest names.
+        HeadError: Several names begin with `ref`, or there are no runs.
     """
     name, path = str(ref), Path(ref)
     if len(path.parts) > 1 or path.is_absolute() or (path / CONFIG_FILE).is_file():
@@ -54,10 +62,10 @@ def find_run(runs_dir: Path, ref: str | Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Judged:
-    """A run's score on val, and what has to be equal for two scores to be compared.
+class _ValScore:
+    """A run's score on val. Scores can be compared only if their `on` is equal.
 
-    `on`: the targets, the metric, the images' source and which of them are val.
+    `on`: the targets, the metric, the source of the images, and the size and checksum of the list of val images.
     """
 
     folder: Path
@@ -67,40 +75,40 @@ class _Judged:
 
 
 def _best(folders: Sequence[Path]) -> Path:
-    """The best run of those that can be compared with the latest. Raises HeadError where the latest does not say."""
+    """The best of the runs that can be compared with the latest. Raises HeadError if the latest has no val score."""
     latest = max(folders, key=_age)
     try:
-        on = _judged(latest).on
+        on = _read_val_score(latest).on
     except _UNREADABLE as error:
         raise HeadError(
-            f"the latest run {latest.name} does not say how it was judged, so none can be called best: {error!r}",
-            hint="name a run, or train again",
+            f"cannot find the best run: the latest run {latest.name} has no readable val score: {error!r}",
+            hint="give the name of a run, or train again",
         ) from error
-    rivals = [one for one in map(_judged_or_none, folders) if one is not None and one.on == on]
+    rivals = [one for one in map(_val_score_or_none, folders) if one is not None and one.on == on]
     return max(rivals, key=lambda one: (one.value, -one.loss, _age(one.folder))).folder
 
 
-def _judged_or_none(folder: Path) -> _Judged | None:
+def _val_score_or_none(folder: Path) -> _ValScore | None:
     try:
-        return _judged(folder)
+        return _read_val_score(folder)
     except _UNREADABLE:
         return None
 
 
-def _judged(folder: Path) -> _Judged:
+def _read_val_score(folder: Path) -> _ValScore:
     config = json.loads((folder / CONFIG_FILE).read_bytes())
     val = dict(json.loads((folder / METRICS_FILE).read_bytes())["val"])
     loss = float(val.pop("loss"))
     ((metric, value),) = val.items()
     with zipfile.ZipFile(folder / VAL_PREDICTIONS_FILE) as predictions:
-        # The checksum of the array of ids, as the archive lists it: nothing is unpacked.
+        # The archive lists the checksum of the array of ids, so nothing is unpacked.
         ids = predictions.getinfo("ids.npy")
     on = (*config["options"]["target"], metric, config["features"]["images"], ids.CRC, ids.file_size)
-    return _Judged(folder=folder, on=on, value=float(value), loss=loss)
+    return _ValScore(folder=folder, on=on, value=float(value), loss=loss)
 
 
 def _age(folder: Path) -> tuple[str, int]:
-    # Two trained within a second of each other are told apart by their files.
+    # For runs of the same second, the file's modification time decides.
     path = folder / CONFIG_FILE
     try:
         return str(json.loads(path.read_bytes()).get("created") or ""), path.stat().st_mtime_ns

@@ -1,7 +1,7 @@
-"""Two heads on the same images: is one better, or was it luck?
+"""Tests whether one of two heads is better on the same images, or whether the difference is chance.
 
-Only images on which they disagree say anything about that. Of classes McNemar's test asks how likely so uneven a split
-of those is. The bootstrap draws the images again, for both heads the same ones, and says how far their metrics differ.
+For classes: McNemar's test, which uses only the images that exactly one of the heads predicts correctly. For all
+targets: a paired bootstrap over the images gives the confidence interval of the difference of the metrics.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.heads.bootstrap import middle_share
+from featcache.heads.bootstrap import percentile_interval
 from featcache.heads.list_metrics import map_draws, mean_average_precision
 from featcache.heads.number_metrics import mean_r2, r2_draws
 from featcache.heads.records import Predictions
@@ -24,16 +24,16 @@ BOOTSTRAP_DRAWS = 10_000
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two heads on the same images.
+    """The comparison of two heads on the same images.
 
     Attributes:
-        metric: What is compared: "accuracy", "map" or "r2".
-        images: How many there are.
+        metric: The metric compared: "accuracy", "map" or "r2".
+        images: Number of images.
         first, second: The metric of each head.
         difference: first - second.
-        interval: The 95 % interval of the difference, by bootstrap over the images.
-        only_first, only_second: Of classes: images that only one of them has right; else None.
-        p_value: Of classes: McNemar's, exact and two-sided; else None.
+        interval: The 95 % confidence interval of the difference, by bootstrap over the images.
+        only_first, only_second: For classes: number of images that only this head predicts correctly; else None.
+        p_value: For classes: of McNemar's test, exact and two-sided; else None.
     """
 
     metric: str
@@ -48,9 +48,19 @@ class Comparison:
 
 
 def compare_runs(first: Run | Path | str, second: Run | Path | str, part: str = "test", *, seed: int = 0) -> Comparison:
-    """Compare two runs, or the folders of two, on `val` or `test`.
+    """Compare two runs on the same images.
 
-    Raises HeadError if they are of other targets or other images, or cannot be read.
+    Args:
+        first: A run, or its folder.
+        second: A run, or its folder.
+        part: "val" or "test".
+        seed: Seed of the bootstrap.
+
+    Returns:
+        The comparison, `first` minus `second`.
+
+    Raises:
+        HeadError: The runs have different targets or images, or cannot be read.
     """
     one, other = (run if isinstance(run, Run) else Run.load(run) for run in (first, second))
     if one.target != other.target:
@@ -64,9 +74,9 @@ def compare_runs(first: Run | Path | str, second: Run | Path | str, part: str = 
 
 
 def compare_predictions(first: Predictions, second: Predictions, *, seed: int = 0) -> Comparison:
-    """Compare what two heads predicted of the same images, in whatever order they stand. `seed`: the bootstrap's.
+    """Compare the predictions of two heads on the same images, in any order. `seed`: of the bootstrap.
 
-    Raises HeadError if the images or what is right for them differ, or there are none.
+    Raises HeadError if the images or their labels differ, or if there are no images.
     """
     places = _places(first, second)
     if first.kind == "classes":
@@ -82,7 +92,7 @@ def compare_predictions(first: Predictions, second: Predictions, *, seed: int = 
         first=one,
         second=other,
         difference=one - other,
-        interval=middle_share(draws[0] - draws[1]),
+        interval=percentile_interval(draws[0] - draws[1]),
     )
 
 
@@ -103,7 +113,7 @@ def _compare_classes(one: NDArray[np.bool_], other: NDArray[np.bool_], seed: int
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """How likely it is that fair coins split the disagreements at least so unevenly. 1.0 where there are none."""
+    """McNemar's exact two-sided p-value, from the images that only one head predicts correctly; 1.0 without any."""
     # Imported here, because it takes a second.
     from scipy.stats import binomtest
 
@@ -115,7 +125,7 @@ def _interval(only_first: int, only_second: int, images: int, seed: int) -> tupl
     # Drawing images with replacement draws these counts from a multinomial distribution.
     shares = np.array([only_first, only_second, images - only_first - only_second]) / images
     drawn = np.random.default_rng(seed).multinomial(images, shares, size=BOOTSTRAP_DRAWS)
-    return middle_share((drawn[:, 0] - drawn[:, 1]) / images)
+    return percentile_interval((drawn[:, 0] - drawn[:, 1]) / images)
 
 
 def _right(predicted: Predictions) -> NDArray[np.bool_]:
@@ -124,7 +134,7 @@ def _right(predicted: Predictions) -> NDArray[np.bool_]:
 
 
 def _places(first: Predictions, second: Predictions) -> NDArray[np.int64]:
-    # Where the images of `first` stand in `second`.
+    # For each image of `first`, its row in `second`.
     place = {sample: row for row, sample in enumerate(second.ids)}
     missing = [sample for sample in first.ids if sample not in place]
     more = sorted(set(second.ids) - set(first.ids))
@@ -133,7 +143,7 @@ def _places(first: Predictions, second: Predictions) -> NDArray[np.int64]:
             "expected two runs on the same images: "
             f"{_count(missing)} only in the first, {_count(more)} only in the second, "
             f"{len(first.ids) - len(missing)} in both",
-            hint="the same --val-fraction and --val-seed give the same val images; test depends on the cache alone",
+            hint="the same val_fraction and val_seed give the same val images; test depends on the cache alone",
         )
     places = np.array([place[sample] for sample in first.ids], dtype=np.int64)
     other = first.targets != second.targets[places]
@@ -142,7 +152,7 @@ def _places(first: Predictions, second: Predictions) -> NDArray[np.int64]:
         raise HeadError(
             f"expected the same labels in both runs, but {len(relabelled)} images have another, "
             f"the first {first.ids[relabelled[0]]}",
-            hint="images were relabelled between the runs: train the older one again",
+            hint="the labels changed between the runs: train the older one again",
         )
     return places
 

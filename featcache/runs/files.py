@@ -1,4 +1,4 @@
-"""The files of a run: how each is written as bytes and read back, and how a folder of them appears at once."""
+"""The files of a run: converts each to bytes and back, and writes a whole folder atomically."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.files import folder_aside
+from featcache.files import atomic_folder
 from featcache.heads.records import EpochRecord, Predictions
 from featcache.rows.target import TargetKind
 
 WEIGHTS_FILE = "head.safetensors"
 HISTORY_FILE = "history.csv"
 SWEEP_FILE = "sweep.json"
-# File names that are no UTF-8 keep their bytes, in ids and paths.
+# Ids and paths that are not valid UTF-8 keep their bytes.
 _UTF8 = ("utf-8", "surrogateescape")
-# Of trained heads, and of solved ones.
+# `rate` for heads trained by steps, `candidate` for solved heads.
 _MORE_COLUMNS = ("rate", "candidate")
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Write a folder of files, whole or not at all, also after Ctrl-C or on a full disk. Raises OSError."""
-    with folder_aside(folder) as building:
+    """Write a folder of files atomically: complete or not at all, even on Ctrl-C or a full disk. Raises OSError."""
+    with atomic_folder(folder) as building:
         for name, content in files.items():
             write_durably(building / name, content)
 
 
 def write_durably(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it. Raises OSError."""
+    """Write a file and wait until it is on the disk (fsync). Raises OSError."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
@@ -43,12 +43,12 @@ def write_durably(path: Path, content: bytes) -> None:
 
 
 def json_bytes(content: Mapping[str, Any]) -> bytes:
-    """A JSON object, for people and programs. Raises ValueError for NaN."""
+    """A JSON object as indented UTF-8 text. Raises ValueError for NaN."""
     return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode(*_UTF8)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises HeadError if there is none."""
+    """Read the JSON object in a file. Raises HeadError if there is none."""
     try:
         content = json.loads(path.read_bytes().decode(*_UTF8))
     except FileNotFoundError as error:
@@ -61,9 +61,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def history_bytes(history: Sequence[EpochRecord], metric: str) -> bytes:
-    """A CSV with a line an epoch: the score on val is called after its `metric`, `val_accuracy`.
+    """The history as CSV, one line per epoch; the column of the val score is named after the metric: `val_accuracy`.
 
-    It has the column `rate`, or `candidate` where a solver tried some.
+    Has the column `rate` for heads trained by steps, or `candidate` for heads whose solver tried several.
     """
     more = {name: name for name in _MORE_COLUMNS if any(getattr(record, name) for record in history)}
     columns = _history_columns(metric) | more
@@ -75,7 +75,7 @@ def history_bytes(history: Sequence[EpochRecord], metric: str) -> bytes:
 
 
 def read_history(path: Path, max_epochs: int, metric: str) -> tuple[EpochRecord, ...]:
-    """The epochs of such a CSV. Raises HeadError if it is missing or damaged."""
+    """Read the epochs from a CSV of `history_bytes`. Raises HeadError if it is missing or damaged."""
     try:
         with path.open(newline="") as file:
             return tuple(_epoch(row, max_epochs, metric) for row in csv.DictReader(file))
@@ -97,7 +97,7 @@ def predictions_bytes(predictions: Predictions) -> bytes:
 
 
 def read_predictions(path: Path, kind: TargetKind) -> Predictions:
-    """The predictions in such an .npz, of targets of a `kind`. Raises HeadError if it is missing or damaged."""
+    """Read an .npz of `predictions_bytes`, with targets of this `kind`. Raises HeadError if missing or damaged."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return Predictions(
@@ -111,7 +111,7 @@ def read_predictions(path: Path, kind: TargetKind) -> Predictions:
 
 
 def _history_columns(metric: str) -> dict[str, str]:
-    """The columns that every history has, and the field of a record that each holds."""
+    """The columns that every history has, each with the EpochRecord field that it holds."""
     names = {"epoch": "epoch", "train_loss": "train_loss", "val_loss": "val_loss"}
     return names | {f"val_{metric}": "val_score", "seconds": "seconds"}
 

@@ -1,9 +1,9 @@
-"""From a cache to a trained head in a run folder.
+"""Trains a head on a cache and writes it into a run folder.
 
     run = train_head("data/features/digits-vgg16-....h5", head="mlp:128,64")
     run.training.test.accuracy
 
-Train teaches, val chooses the epoch, test is looked at once, after everything has been decided.
+The head is fitted on train, val selects the epoch, and test is evaluated once, after everything has been decided.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from featcache.cache.reader import FeatureCache
-from featcache.config import accepts, divided
+from featcache.config import accepts, divide_options
 from featcache.errors import HeadError
 from featcache.heads.config import HeadConfig
 from featcache.heads.doubts import worse_than_constant
 from featcache.heads.records import Progress
 from featcache.heads.stopping import Interruption
-from featcache.rows.devices import place_of
-from featcache.rows.notes import Report, tell
-from featcache.runs.conclusion import conclude
+from featcache.progress import ProgressBar, call_bar
+from featcache.rows.devices import resolve_device_name
+from featcache.rows.notes import Report, report_notes
 from featcache.runs.run import Run, prepare_runs_dir, run_name
+from featcache.runs.saving import evaluate_and_save
 from featcache.training.checkpoint_file import CHECKPOINT_FILE
 from featcache.training.checkpoints import EVERY_S, Checkpoint, Unfinished, about_training
 from featcache.training.fit import fit
@@ -47,45 +48,54 @@ def train_head(
     head_arguments: Mapping[str, Any] | None = None,
     beside: Sequence[FeatureCache | str | Path] = (),
     runs_dir: Path | str = RUNS_DIR,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     report: Report | None = None,
     **options: Any,
 ) -> Run:
-    """Train a head on cached features and write it, with all that belongs to it, into a run folder.
+    """Train a head on cached features and write it into a run folder.
 
-    Ctrl-C ends the training; the best epoch so far is kept, evaluated and written, marked as interrupted. Before
-    the first epoch is finished, and when it comes twice, it is a KeyboardInterrupt, and nothing is written. What a
-    killed training had reached a few seconds before stays, and `resume_head` goes on from there.
+    Ctrl-C stops the training; the best epoch so far is evaluated and written as a run marked interrupted. A Ctrl-C
+    before the end of the first epoch, or a second Ctrl-C, raises KeyboardInterrupt, and nothing is written. A training
+    that is killed leaves its last checkpoint, usually a few seconds old; `resume_head` continues from it.
 
     Args:
-        cache: An open cache, which stays open, or the path of one.
-        head: `linear`; `mlp:` and the sizes of hidden layers; or one that is solved instead of trained by steps:
-            `logreg`, `ridge`, `centroid`, `knn`. Or a head of one's own: a class of torch modules, or a function
-            f(in_features, outputs, **head_arguments) -> nn.Module, that maps float32 (B, D) to (B, C). `loss` may then,
-            as for any head that is trained by steps, be a function f(outputs, targets) -> a tensor of one number, with
-            targets int64 (B,) for classes and float32 (B, C) else.
-        head_arguments: For a head of one's own; numbers, text, lists and mappings of them.
-        beside: Further caches of the same images (other backbones), whose features stand beside those of `cache`, image
-            by image. A layer's name then means that of every cache that has one, and `backbone/layer` one of them.
+        cache: An open cache, which stays open, or the path of a cache.
+        head: `linear`; `mlp:` and the sizes of the hidden layers; or a head that is solved instead of trained by
+            steps: `logreg`, `ridge`, `centroid`, `knn`. Or your own head: a class of torch modules, or a function
+            f(in_features, outputs, **head_arguments) -> nn.Module, that maps float32 (B, D) to (B, C). The option
+            `loss` of any head trained by steps may be a function f(outputs, targets) -> tensor with one number;
+            targets are int64 (B,) for classes, else float32 (B, C).
+        head_arguments: Arguments of your own head: numbers, text, and lists and mappings of these.
+        beside: Further caches of the same images (other backbones). Their features are joined to those of `cache`,
+            image by image. A layer's name then selects it in every cache that has it; `backbone/layer` in one cache.
         runs_dir: The folder that holds runs.
-        progress: Called with an EpochRecord after every epoch.
-        report: Called with a sentence about whatever was left out.
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            an EpochRecord after every epoch.
+        report: Called with a sentence about anything that was left out.
         {options}
 
     Returns:
-        The run, which stands in a folder of its own in `runs_dir`.
+        The run, written into its own folder in `runs_dir`.
 
     Raises:
-        InvalidOption, UnknownName: An option that there is not, a value that cannot be used, or one that would do
-            nothing.
-        HeadError: No head can be trained: no labels, a class missing, NaN in the features, a loss that diverges.
+        InvalidOption, UnknownName: An unknown option, a value that cannot be used, or an option without effect.
+        HeadError: No head can be trained: no labels, a class missing, NaN in the features, a diverging loss.
         CacheError: A cache that cannot be used.
     """
     own = ("cache", "head", "head_arguments", "beside", "runs_dir", "progress", "report")
-    given, how = divided(options, "train_head", HeadConfig, TrainingOptions, without=("head",), also=own)
+    given, how = divide_options(options, "train_head", HeadConfig, TrainingOptions, without=("head",), also=own)
     config = HeadConfig.of({"head": head, "head_arguments": head_arguments or {}, **given})
     TrainingOptions(**how).require_steps(config)
-    return fit_head(cache, config, beside=beside, runs_dir=runs_dir, progress=progress, report=report, **how)
+    with call_bar(progress) as bar:
+        shown = epoch_progress(progress, bar)
+        return fit_head(cache, config, beside=beside, runs_dir=runs_dir, progress=shown, report=report, **how)
+
+
+def epoch_progress(progress: Progress | bool | None, bar: ProgressBar) -> Progress:
+    """The function to call with every epoch: the caller's own, or one that draws the epochs on `bar`."""
+    if callable(progress):
+        return progress
+    return lambda epoch: bar.advance("solving" if epoch.candidate else "training", epoch.epoch, epoch.max_epochs)
 
 
 @accepts(TrainingOptions)
@@ -101,24 +111,34 @@ def fit_head(
     checkpoint_every_s: float = EVERY_S,
     **options: Any,
 ) -> Run:
-    """`train_head` for options that are a HeadConfig already, as recipes are.
+    """Like `train_head`, for head options that are a HeadConfig already, as in a recipe.
 
-    A head that is solved takes no notice of options that belong to training by steps.
+    A head that is solved ignores the options that belong to training by steps.
 
     Args:
+        cache: An open cache, which stays open, or the path of a cache.
+        config: The head's options.
+        beside: Further caches of the same images, as in `train_head`.
+        runs_dir: The folder that holds runs.
+        progress: Called with an EpochRecord after every epoch.
+        report: Called with a sentence about anything that was left out.
         created: The time in UTC that names the run; None for now.
         checkpoint_every_s: Seconds between two checkpoints, at least.
         {options}
     """
-    (given,) = divided(options, "fit_head", TrainingOptions)
+    (given,) = divide_options(options, "fit_head", TrainingOptions)
     how = TrainingOptions(**given)
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
     with ExitStack() as opened:
-        first, *others = (opened.enter_context(one) for one in map(opened_cache, (cache, *beside)))
+        first, *others = (opened.enter_context(one) for one in map(open_cache, (cache, *beside)))
         config = config.for_views(first.spec.views)
         prepared = prepare(
-            first, config, beside=others, place=place_of(how.device, solved=config.architecture.solved), report=report
+            first,
+            config,
+            beside=others,
+            device=resolve_device_name(how.device, solved=config.architecture.solved),
+            report=report,
         )
         created = created or datetime.now(UTC)
         about = about_training(prepared, config, created=created, threads=how.threads, logger=how.logger)
@@ -135,8 +155,8 @@ def fit_head(
         )
 
 
-def opened_cache(cache: FeatureCache | str | Path) -> AbstractContextManager[FeatureCache]:
-    """The cache as a context, which closes what it opened. Raises CacheError."""
+def open_cache(cache: FeatureCache | str | Path) -> AbstractContextManager[FeatureCache]:
+    """A context that gives the cache, and closes it only if it was opened here. Raises CacheError."""
     return nullcontext(cache) if isinstance(cache, FeatureCache) else FeatureCache.open(Path(cache))
 
 
@@ -151,19 +171,19 @@ def fit_and_write(
     resumed: Checkpoint | None = None,
     trainer: Literal["featcache", "lightning"] | Trainer = "featcache",
 ) -> Run:
-    """Fit, test and write a run. `resumed`: the checkpoint from which the training goes on."""
+    """Fit a head, evaluate it on test and write the run. `resumed`: the checkpoint to continue from."""
     with unfinished, Interruption() as interruption, ExitStack() as opened:
-        board = None
+        run_logger = None
         if unfinished.about["logger"]:
             past = () if resumed is None else resumed.history
-            board = opened.enter_context(
+            run_logger = opened.enter_context(
                 RunLogger(unfinished.about["logger"], unfinished, metric=prepared.target.metric, past=past)
             )
         try:
             fitted = fit(
                 prepared,
                 config,
-                progress=progress if board is None else board.joined(progress),
+                progress=progress if run_logger is None else run_logger.wrap_progress(progress),
                 report=report,
                 resident_bytes=resident_bytes,
                 interruption=interruption,
@@ -173,15 +193,17 @@ def fit_and_write(
                 trainer=trainer,
             )
         except HeadError:
-            # It would end the same way again.
+            # Resuming from the checkpoint would fail in the same way.
             unfinished.discard()
             raise
         doubts = worse_than_constant(fitted.val.score(), outputs=prepared.target.outputs, config=config)
         fitted = replace(fitted, notes=(*fitted.notes, *doubts))
-        tell(report, [f"warning: {doubt}" for doubt in doubts])
+        report_notes(report, [f"warning: {doubt}" for doubt in doubts])
         if fitted.interrupted:
-            tell(report, ["interrupted: the best epoch so far is tested and written; Ctrl-C again ends at once"])
-        run = conclude(
+            report_notes(
+                report, ["interrupted: the best epoch so far is tested and written; Ctrl-C again ends at once"]
+            )
+        run = evaluate_and_save(
             prepared,
             config,
             fitted,
@@ -191,16 +213,16 @@ def fit_and_write(
             interruption=interruption,
             trainer="featcache" if trainer == "featcache" else "lightning",
             logger=unfinished.about["logger"],
-            more=_kept(unfinished, board, interrupted=fitted.interrupted),
+            more=_extra_files(unfinished, run_logger, interrupted=fitted.interrupted),
         )
         if interruption.requested and not run.training.interrupted:
-            # It came while the run was written: the run is whole, and the caller has to stop.
+            # Ctrl-C came while the run was written: the run is complete, and the caller has to stop.
             raise KeyboardInterrupt
     return run
 
 
-def _kept(unfinished: Unfinished, board: RunLogger | None, *, interrupted: bool) -> dict[str, bytes]:
-    """What a training leaves in its run besides the head: where it can go on, what a logger has written."""
-    files = {} if board is None else board.files()
+def _extra_files(unfinished: Unfinished, run_logger: RunLogger | None, *, interrupted: bool) -> dict[str, bytes]:
+    """Further files of a run: the checkpoint of an interrupted training, and the files of a logger."""
+    files = {} if run_logger is None else run_logger.files()
     checkpoint = unfinished.checkpoint if interrupted else None
     return files if checkpoint is None else files | {CHECKPOINT_FILE: checkpoint}

@@ -1,4 +1,4 @@
-"""A run as a notebook shows it: what was trained on what, and how good it is."""
+"""A run as HTML for notebooks: the head, its features and its scores."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def run_html(run: Run) -> str:
     )
 
 
-def _shown(score: Score) -> str:
+def _score_text(score: Score) -> str:
     return f"{score.value:.3f}" if score.metric == "r2" else f"{100 * score.value:.2f} %"
 
 
 def _row(part: str, score: Score | None, images: int) -> str:
     if score is None:
         return ""
-    return f"<tr><th>{part}</th><td>{_shown(score)}</td><td>{score.loss:.4f}</td><td>{images:,}</td></tr>"
+    return f"<tr><th>{part}</th><td>{_score_text(score)}</td><td>{score.loss:.4f}</td><td>{images:,}</td></tr>"

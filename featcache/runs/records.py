@@ -1,4 +1,4 @@
-"""What came out of a training."""
+"""The record of a training."""
 
 from __future__ import annotations
 
@@ -10,14 +10,24 @@ from featcache.heads.records import Score
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What came out of a training, before and after it has a folder.
+    """The outcome of a training. For a head that is solved, candidates take the place of epochs.
 
-    `seconds`: reading the features and fitting; not imports, the test split or writing.
-    `trainable`: numbers that were learned; 0 for knn, which only remembers.
-    `images`: how many images each part has. `last`: val at the last epoch, as against `val`, at the best.
-    Of a head that is solved, `epochs` counts the candidates, `best_epoch` is the number of the chosen one, and `last`
-    is `val`. `threads`: torch's while it was trained by steps on the CPU, else None.
-    `trainer`: "featcache" or "lightning"; None for a head that is solved. `logger`: as `--logger` has it.
+    Attributes:
+        trainable: Number of learned parameters; 0 for knn, which stores the train rows.
+        frozen: Number of parameters of the backbone; None if unknown.
+        images: Number of images of each part.
+        epochs: Number of epochs, or of candidates.
+        best_epoch: The selected epoch or candidate, counted from 1.
+        interrupted: Whether Ctrl-C ended it.
+        seconds: Time to read the features and fit; without imports, the test split and writing.
+        val: Score on val of the best epoch.
+        last: Score on val of the last epoch; for a head that is solved, `val`.
+        test: Score on test; None without test images.
+        device: The device, as text.
+        notes: Sentences about the training.
+        threads: Number of torch threads, if trained by steps on the CPU; else None.
+        trainer: "featcache" or "lightning"; None for a head that is solved.
+        logger: The value of `--logger`.
     """
 
     trainable: int

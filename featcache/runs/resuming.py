@@ -1,6 +1,6 @@
-"""A training goes on where it was cut off, and ends with the weights it would have had.
+"""Continues an interrupted or killed training from its last checkpoint, with the same final weights.
 
-run = resume_head("last")
+run = resume_head("latest")
 """
 
 from __future__ import annotations
@@ -12,61 +12,66 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
-from featcache.config import accepts, divided, options_of
+from featcache.config import accepts, divide_options, options_of
 from featcache.errors import HeadError, InvalidOption
 from featcache.heads.config import HeadConfig
 from featcache.heads.own import own_loss, remember
 from featcache.heads.records import Progress
-from featcache.rows.devices import place_of
-from featcache.rows.notes import Report, tell
-from featcache.runs.fit import RUNS_DIR, fit_and_write
+from featcache.progress import call_bar
+from featcache.rows.devices import resolve_device_name
+from featcache.rows.notes import Report, report_notes
+from featcache.runs.fit import RUNS_DIR, epoch_progress, fit_and_write
 from featcache.runs.run import Run, prepare_runs_dir, run_name
 from featcache.training.checkpoint_file import CHECKPOINT_FILE, UNFINISHED_SUFFIX, read_checkpoint_metadata
 from featcache.training.checkpoints import EVERY_S, Checkpoint, Unfinished, rows_digest
 from featcache.training.options import TrainingOptions
 from featcache.training.preparation import Prepared, prepare
 
-LAST = "last"
+LATEST = "latest"
+# An older word for it.
+_LAST = "last"
 
 
-# All other options are those that the training began with.
-SETTLED = tuple(field.name for field in options_of(TrainingOptions) if field.name != "resident_bytes")
+# A resumed training takes these from its checkpoint; only `resident_bytes` may be given anew.
+FIXED_OPTIONS = tuple(field.name for field in options_of(TrainingOptions) if field.name != "resident_bytes")
 
 
-@accepts(TrainingOptions, without=SETTLED)
+@accepts(TrainingOptions, without=FIXED_OPTIONS)
 def resume_head(
-    run: str | Path = LAST,
+    run: str | Path = LATEST,
     *,
     head: Callable[..., Any] | None = None,
     loss: Callable[..., Any] | None = None,
     runs_dir: Path | str = RUNS_DIR,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
     report: Report | None = None,
     checkpoint_every_s: float = EVERY_S,
     **options: Any,
 ) -> Run:
-    """Go on with a training that was killed, or that Ctrl-C ended, from its last checkpoint.
+    """Continue a training that was killed or ended by Ctrl-C, from its last checkpoint.
 
-    All options but those below are as they were at first: the same head, caches, device and number of threads, and so
-    bit for bit the same head as if it had never stopped. A run that Ctrl-C had ended stays as it is, and becomes
-    another.
+    All other options keep their first values: head, caches, device and number of threads. The resulting head is
+    bit for bit the one that an uninterrupted training gives. A run that Ctrl-C ended is not changed; the continued
+    training writes a new run.
 
     Args:
-        run: "last", a folder, or the name of one in `runs_dir` or how that begins.
-        head: What makes a head of one's own, where it cannot be imported by its path.
-        loss: The loss of one's own, where this process did not begin the training.
+        run: "latest", a folder, or the name of a folder in `runs_dir` or the beginning of one name.
+        head: Builds your own head, if it cannot be imported by its path.
+        loss: Your own loss, if the training was begun by another process.
         runs_dir: The folder that holds runs.
-        progress: Called with an EpochRecord after every new epoch.
-        report: Called with a sentence about whatever was left out.
-        checkpoint_every_s: Seconds between two checkpoints, at least.
+        progress: As in `train_head`; of the new epochs.
+        report: Called with a sentence about anything that was left out.
+        checkpoint_every_s: Least time between two checkpoints, in seconds.
         {options}
 
+    Returns:
+        The run, written into its own folder in `runs_dir`.
+
     Raises:
-        HeadError: There is nothing to go on with, another process is doing so already, or the caches hold other rows
-            now.
+        HeadError: There is no checkpoint, another process is continuing it already, or the caches now hold other rows.
         CacheError: A cache that cannot be used.
     """
-    (given,) = divided(options, "resume_head", TrainingOptions, without=SETTLED)
+    (given,) = divide_options(options, "resume_head", TrainingOptions, without=FIXED_OPTIONS)
     resident_bytes = TrainingOptions(**given).resident_bytes
     runs_dir = Path(runs_dir)
     prepare_runs_dir(runs_dir)
@@ -75,9 +80,11 @@ def resume_head(
     about = checkpoint.about
     config = HeadConfig.from_json(about["options"])
     _take_own(config, head, loss)
-    with ExitStack() as opened:
+    with call_bar(progress) as bar, ExitStack() as opened:
         first, *beside = (opened.enter_context(FeatureCache.open(path)) for path in about["caches"])
-        prepared = prepare(first, config, beside=beside, place=place_of(about["device"], solved=False), report=report)
+        prepared = prepare(
+            first, config, beside=beside, device=resolve_device_name(about["device"], solved=False), report=report
+        )
         if rows_digest(prepared) != about["rows"]:
             raise HeadError(
                 f"the caches of {folder.name} hold other rows or labels than when its training began",
@@ -85,12 +92,12 @@ def resume_head(
             )
         unfinished = _place(runs_dir, folder, prepared, config, about, checkpoint_every_s)
         unfinished.claim()
-        tell(report, [f"going on after epoch {len(checkpoint.history)} of at most {config.max_epochs}"])
+        report_notes(report, [f"resuming after epoch {len(checkpoint.history)} of at most {config.max_epochs}"])
         return fit_and_write(
             prepared,
             config,
             unfinished,
-            progress=progress,
+            progress=epoch_progress(progress, bar),
             report=report,
             resident_bytes=resident_bytes,
             resumed=checkpoint,
@@ -98,9 +105,10 @@ def resume_head(
 
 
 def find_checkpoint(runs_dir: Path, run: str | Path, *, sweeps: bool) -> Path:
-    """The folder with the checkpoint that is meant, of a sweep or of a single head.
+    """Find the folder of a checkpoint: of a sweep if `sweeps`, else of a single training.
 
-    Raises HeadError where there is none, or several.
+    `run`: "latest", a folder, or the name of a folder in `runs_dir` or the beginning of one name. Raises HeadError
+    unless exactly one matches.
     """
     found = _find_checkpoint(runs_dir, run, sweeps)
     if _is_sweep(found) is not sweeps:
@@ -110,12 +118,12 @@ def find_checkpoint(runs_dir: Path, run: str | Path, *, sweeps: bool) -> Path:
 
 
 def _find_checkpoint(runs_dir: Path, run: str | Path, sweeps: bool) -> Path:
-    there = sorted((path.parent for path in runs_dir.glob(f"*/{CHECKPOINT_FILE}")), key=_written)
-    if str(run) == LAST:
+    there = sorted((path.parent for path in runs_dir.glob(f"*/{CHECKPOINT_FILE}")), key=_checkpoint_time)
+    if str(run) in (LATEST, _LAST):
         there = [folder for folder in there if _is_sweep(folder) is sweeps]
         if not there:
             what, command = ("sweep", "sweep") if sweeps else ("training", "train-head")
-            raise HeadError(f"no {what} in {runs_dir} can go on", hint=f"{command} begins one")
+            raise HeadError(f"no {what} in {runs_dir} can be resumed", hint=f"{command} starts one")
         return there[-1]
     if Path(run).is_dir():
         return _with_checkpoint(Path(run))
@@ -127,8 +135,8 @@ def _find_checkpoint(runs_dir: Path, run: str | Path, sweeps: bool) -> Path:
         return _with_checkpoint(runs_dir / run)
     names = ", ".join(folder.name for folder in found or there)
     raise HeadError(
-        f"expected one training called {run} that can go on, got {len(found)} in {runs_dir}",
-        hint=f"there is {names}" if names else "train-head begins one",
+        f"expected one training named {run} that can be resumed, got {len(found)} in {runs_dir}",
+        hint=f"resumable: {names}" if names else "train-head starts one",
     )
 
 
@@ -140,37 +148,39 @@ def _is_sweep(folder: Path) -> bool:
 def _with_checkpoint(folder: Path) -> Path:
     if not (folder / CHECKPOINT_FILE).exists():
         raise HeadError(
-            f"{folder} has no checkpoint: its training was done, or ended within its first seconds", hint="train again"
+            f"{folder} has no checkpoint: its training is complete, or ended within its first seconds",
+            hint="train again",
         )
     return folder
 
 
 def _take_own(config: HeadConfig, head: Callable[..., Any] | None, loss: Callable[..., Any] | None) -> None:
-    """Know what is given by the paths that the training began with.
+    """Register the given head and loss under the import paths in the checkpoint.
 
-    Raises InvalidOption for what it has none of, HeadError for what is missing, before the checkpoint is touched.
+    Raises InvalidOption for a head or loss that the training does not use, HeadError for one that is needed and
+    missing; the checkpoint is not changed.
     """
     if head is not None:
         config.own_by(head)
         remember("head", config.architecture.path, head)
     if loss is not None:
         if config.own_loss is None:
-            raise InvalidOption("expected no loss: this training has none of one's own")
+            raise InvalidOption("expected no loss: this training uses no loss of your own")
         remember("loss", config.own_loss, loss)
     if config.own is not None:
-        config.own.found()
+        config.own.resolve()
     if config.own_loss is not None:
         own_loss(config.own_loss)
 
 
-def _written(folder: Path) -> int:
+def _checkpoint_time(folder: Path) -> int:
     return (folder / CHECKPOINT_FILE).stat().st_mtime_ns
 
 
 def _place(
     runs_dir: Path, folder: Path, prepared: Prepared, config: HeadConfig, about: Mapping[str, Any], every_s: float
 ) -> Unfinished:
-    """Where it goes on: in its own folder, or beside the run that Ctrl-C had made of it."""
+    """Where it continues: in its own folder, or in a new one if Ctrl-C had ended it and a run was written."""
     if folder.name.endswith(UNFINISHED_SUFFIX):
         return Unfinished(folder=folder, about=about, every_s=every_s)
     created = datetime.now(UTC)

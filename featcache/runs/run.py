@@ -1,16 +1,16 @@
-"""A run: one trained head in a folder of its own, with all that is needed to use it and to repeat it.
+"""Writes and reads runs. A run is one trained head in its own folder, with all that is needed to use and repeat it.
 
     <runs_dir>/<UTC time>-<backbone>-<head>-<unique>/
-        head.safetensors        the best epoch's weights, float32; knn: the train features as stored, and their labels
+        head.safetensors        the weights of the best epoch, float32; knn: the train features as stored, and labels
         config.json             options, features, cache and its spec, target, versions
-        metrics.json            what `Run.to_json` gives, and under "metrics" what `Run.metrics` gives, of each part
-        history.csv             a line an epoch; of a head that is solved, a line a candidate
-        predictions_val.npz     ids, targets, outputs; likewise for test where there is one
-        checkpoint.safetensors  of a training that Ctrl-C ended: where it can go on
-        events.out.tfevents.*   what TensorBoard shows, if that was asked for
+        metrics.json            the result of `Run.to_json`, and under "metrics" that of `Run.metrics` for each part
+        history.csv             one line per epoch; for a head that is solved, one line per candidate
+        predictions_val.npz     ids, targets, outputs; predictions_test.npz if there are test images
+        checkpoint.safetensors  only if Ctrl-C ended the training: where it can be resumed
+        events.out.tfevents.*   only with the TensorBoard logger
 
-The folder is built under another name and renamed when it is whole. Reading a run needs no torch, until its head
-is asked for.
+The folder is built under a temporary name and renamed when it is complete. Reading a run needs no torch, except to
+build a head that was trained by steps.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from featcache.files import is_tmp
 from featcache.heads.architectures import HeadShape
 from featcache.heads.config import HeadConfig
 from featcache.heads.metric_records import Metrics, metrics_from_json, metrics_to_json
-from featcache.heads.metrics import readable
+from featcache.heads.metrics import to_predictions
 from featcache.heads.records import EpochRecord, Predictions, Score
 from featcache.heads.solved import SolvedHead
-from featcache.heads.stored import head_module, solved_head
+from featcache.heads.stored import build_head_module, build_solved_head
 from featcache.rows.origins import FeatureOrigin
 from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import CONFIG_FILE, METRICS_FILE, run_folders
@@ -73,7 +73,18 @@ REPORT_FILE = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A trained head and its record, as `train_head` returns it and `Run.load` reads it back."""
+    """A trained head and its record, returned by `train_head` and read by `Run.load`.
+
+    Attributes:
+        folder: The run's folder.
+        created: When the training began, in UTC, as ISO 8601 text.
+        config: The head's options.
+        features: The caches and layers that it was trained on.
+        target: What the head predicts.
+        training: The outcome of the training: scores, epochs, seconds.
+        versions: Versions of Python and the packages, by name.
+        weights_sha256: SHA-256 of the file of weights, as hex digits.
+    """
 
     folder: Path
     created: str
@@ -86,12 +97,22 @@ class Run:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The names of the classes, one or several of which an image has; none where the head gives numbers."""
+        """The names of the classes; empty if the head predicts numbers."""
         return () if self.target.kind == "numbers" else self.target.names
 
     @classmethod
     def load(cls, folder: Path | str) -> Run:
-        """Read a run folder. Raises HeadError if it is none, or if its records are damaged."""
+        """Read a run folder.
+
+        Args:
+            folder: The run's folder.
+
+        Returns:
+            The run; the weights are read when the head is built.
+
+        Raises:
+            HeadError: The folder is not a run, has another format, or its records are damaged.
+        """
         folder = Path(folder)
         config, metrics = read_json(folder / CONFIG_FILE), read_json(folder / METRICS_FILE)
         if config.get("format") != RUN_FORMAT:
@@ -105,7 +126,11 @@ class Run:
             raise HeadError(f"the records of the run {folder} are damaged: {error!r}", hint="train again") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The result of `featcache train-head --json`, ready for `json.dumps`."""
+        """The result of `featcache train-head --json`.
+
+        Returns:
+            JSON values, ready for `json.dumps`.
+        """
         done = self.training
         return {
             "run": str(self.folder),
@@ -124,9 +149,13 @@ class Run:
         }
 
     def history(self) -> tuple[EpochRecord, ...]:
-        """All finished epochs, or all candidates of a head that is solved.
+        """Read all finished epochs, or all candidates of a head that is solved.
 
-        Raises HeadError if the file is missing or damaged.
+        Returns:
+            One record per epoch or candidate, in order.
+
+        Raises:
+            HeadError: The file is missing or damaged.
         """
         solved = self.config.architecture.solved
         return read_history(
@@ -134,7 +163,17 @@ class Run:
         )
 
     def metrics(self, part: str) -> Metrics:
-        """How good the head is on `val` or `test`, in detail. Raises HeadError if that was not written down."""
+        """Read the detailed metrics of the head on one part.
+
+        Args:
+            part: "val" or "test".
+
+        Returns:
+            The metrics, in the record of the target's kind.
+
+        Raises:
+            HeadError: The run has no metrics of this part, or they are damaged.
+        """
         kept = read_json(self.folder / METRICS_FILE).get("metrics")
         if not isinstance(kept, dict) or part not in kept:
             there = ", ".join(kept) if isinstance(kept, dict) else "none"
@@ -147,16 +186,30 @@ class Run:
             ) from error
 
     def predictions(self, part: str) -> Predictions:
-        """What the head predicted for `val` or `test`. Raises HeadError if the file is missing or damaged."""
+        """Read the head's predictions for one part.
+
+        Args:
+            part: "val" or "test".
+
+        Returns:
+            Ids, targets and outputs, image by image.
+
+        Raises:
+            HeadError: The file is missing or damaged.
+        """
         return read_predictions(self.folder / predictions_file(part), self.target.kind)
 
     def head(self, own: Callable[..., Any] | None = None) -> nn.Module:
-        """The trained head as a torch module in eval mode on the CPU: float32 (N, D) -> outputs float32 (N, C).
+        """Build the trained head as a torch module.
 
         Args:
-            own: What makes the module, for a head of one's own that cannot be imported by its path.
+            own: Builds the module of your own head, if it cannot be imported by its path.
 
-        Raises HeadError if the weights are missing, not those that were written, or do not fit the head.
+        Returns:
+            The module, in eval mode on the CPU: features float32 (N, D) -> outputs float32 (N, C).
+
+        Raises:
+            HeadError: The weights are missing, were changed, or do not fit the head.
         """
         shape = HeadShape(
             in_features=self.features.feature_dim,
@@ -168,23 +221,29 @@ class Run:
             own=self.config.own_by(own),
         )
         try:
-            return head_module(self.config.architecture, self._weights(), shape)
+            return build_head_module(self.config.architecture, self._weights(), shape)
         except ValueError as error:
-            raise self._damaged(str(error)) from error
+            raise self._weights_error(str(error)) from error
 
-    def solved_head(self) -> SolvedHead:
-        """The head of a kind that is solved, without torch.
+    def load_solved_head(self) -> SolvedHead:
+        """Load a head of a solved kind (`logreg`, `ridge`, `centroid`, `knn`), without torch.
 
-        Raises HeadError for a head that was trained by steps, and what `head` raises.
+        Returns:
+            The head; its `outputs` maps features float32 (N, D) to outputs float32 (N, C).
+
+        Raises:
+            HeadError: The head was trained by steps, or its weights are missing, were changed, or do not fit.
         """
         if not self.config.architecture.solved:
-            raise HeadError(f"expected a head that was solved, got {self.config.head}", hint="Run.head gives any")
+            raise HeadError(
+                f"expected a head that is solved, got {self.config.head}", hint="Run.head builds a head of any kind"
+            )
         try:
-            return solved_head(
+            return build_solved_head(
                 self.config.architecture, self._weights(), in_features=self.features.feature_dim, target=self.target
             )
         except ValueError as error:
-            raise self._damaged(str(error)) from error
+            raise self._weights_error(str(error)) from error
 
     def predict(
         self,
@@ -193,24 +252,31 @@ class Run:
         batch_rows: int = 4096,
         own: Callable[..., Any] | None = None,
     ) -> NDArray[np.float32]:
-        """What the head says of features (N, D): float32 (N, C), probabilities of classes, or numbers in their units.
+        """Predict from features.
 
-        A head of several layers also takes a list of arrays, (N, d) each, in the order of `features.columns`.
-        Floats are taken as values. uint8 is taken as stored by a cache of pixels, and scaled as its cache says.
-        `own`: as `head` has it.
-        Raises HeadError for another width, or a head that is damaged.
+        Args:
+            features: Array (N, D); for a head of several layers also a list of arrays (N, d), in the order of
+                `features.columns`. Floats are used as they are; uint8 is scaled like the cache of pixels it is from.
+            batch_rows: Rows per batch.
+            own: As in `head`.
+
+        Returns:
+            float32 (N, C): class probabilities, or numbers in the units of the target.
+
+        Raises:
+            HeadError: The features have another width, or the head is damaged.
         """
         columns = self._columns(features)
         outputs = self._outputs(own)
         parts = [np.empty((0, self.target.outputs), np.float32)]
         for start in range(0, len(columns[0]), batch_rows):
             values = self._values([column[start : start + batch_rows] for column in columns])
-            parts.append(readable(outputs(values), self.target))
+            parts.append(to_predictions(outputs(values), self.target))
         return np.concatenate(parts)
 
     def _outputs(self, own: Callable[..., Any] | None = None) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
         if self.config.architecture.solved:
-            return self.solved_head().outputs
+            return self.load_solved_head().outputs
         import torch
 
         head = self.head(own)
@@ -223,11 +289,16 @@ class Run:
         return outputs
 
     def report(self, path: Path | str | None = None, **options: Any) -> Path:
-        """Write this run as one HTML page, into its folder unless `path` says where; the page's path.
+        """Write a report on this run as one HTML page.
 
-        `options`: those of `featcache.write_report`, which does it.
+        Args:
+            path: The page's path; None for `report.html` in the run's folder.
+            options: Options of `featcache.write_report`.
+
+        Returns:
+            The page's path.
         """
-        # The package's door, asked when it is needed: heads know nothing of pages.
+        # Imported here, through the public API: the package `runs` does not depend on `report`.
         import featcache
 
         return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
@@ -236,9 +307,9 @@ class Run:
         return run_html(self)
 
     def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
-        """One array (N, d) a layer."""
+        """One array (N, d) per layer."""
         widths = [layer.dim for layer in self.features.columns]
-        columns = _given_arrays(features)
+        columns = _as_arrays(features)
         if len(columns) == 1 and columns[0].ndim == 2 and columns[0].shape[1] == sum(widths):
             columns = np.split(columns[0], np.cumsum(widths)[:-1], axis=1)
         if [column.shape for column in columns] != [(*columns[0].shape[:1], width) for width in widths]:
@@ -260,19 +331,19 @@ class Run:
         try:
             content = (self.folder / WEIGHTS_FILE).read_bytes()
         except OSError as error:
-            raise self._damaged(str(error)) from error
+            raise self._weights_error(str(error)) from error
         if hashlib.sha256(content).hexdigest() != self.weights_sha256:
-            raise self._damaged(f"expected sha256 {self.weights_sha256[:12]}.., got other bytes")
+            raise self._weights_error(f"expected sha256 {self.weights_sha256[:12]}.., got other bytes")
         try:
             return dict(safetensors.numpy.load(content))
         except SafetensorError as error:
-            raise self._damaged(str(error)) from error
+            raise self._weights_error(str(error)) from error
 
-    def _damaged(self, reason: str) -> HeadError:
+    def _weights_error(self, reason: str) -> HeadError:
         return HeadError(f"the head in {self.folder / WEIGHTS_FILE} cannot be used: {reason}", hint="train again")
 
 
-def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+def _as_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     if isinstance(features, list | tuple) and features:
         arrays = [one for one in features if isinstance(one, np.ndarray) and one.ndim == 2]
         if len(arrays) == len(features):
@@ -280,15 +351,18 @@ def _given_arrays(features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[
     return [np.asarray(features)]
 
 
-def used_caches(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
-    """The caches that the runs, sweeps and unfinished trainings in a folder read, as they were called then.
+def caches_in_use(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
+    """The paths of the caches that the runs, sweeps and unfinished trainings in a folder have recorded.
 
-    One that does not say which it read is passed over, and `report` is called.
+    A run, sweep or training without a readable record is skipped, and `report` is called with a sentence about it.
     """
     readers: list[tuple[Callable[[Path], Iterable[Path]], list[Path]]] = [
-        (_used_caches, run_folders(runs_dir)),
-        (_swept_caches, [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")) if not is_tmp(path.parent)]),
-        (_trained_caches, sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}"))),
+        (_caches_of_run, run_folders(runs_dir)),
+        (
+            _caches_of_sweep,
+            [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")) if not is_tmp(path.parent)],
+        ),
+        (_caches_of_checkpoint, sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}"))),
     ]
     used: set[Path] = set()
     for read, places in readers:
@@ -300,33 +374,33 @@ def used_caches(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
     return used
 
 
-def _used_caches(folder: Path) -> tuple[Path, ...]:
+def _caches_of_run(folder: Path) -> tuple[Path, ...]:
     try:
         origin = FeatureOrigin.from_json(read_json(folder / CONFIG_FILE)["features"])
     except (KeyError, TypeError, AttributeError) as error:
         raise HeadError(
-            f"the run {folder} does not say which cache it used", hint="remove it, or train again"
+            f"the run {folder} does not record which cache it used", hint="remove it, or train again"
         ) from error
     return tuple(Path(one.cache) for one in origin.origins)
 
 
-def _swept_caches(folder: Path) -> tuple[Path, ...]:
+def _caches_of_sweep(folder: Path) -> tuple[Path, ...]:
     caches = read_json(folder / SWEEP_FILE).get("caches")
     if not isinstance(caches, list) or not all(isinstance(cache, str) for cache in caches):
-        raise HeadError(f"the sweep {folder} does not say which caches it used", hint="remove it, or sweep again")
+        raise HeadError(f"the sweep {folder} does not record which caches it used", hint="remove it, or sweep again")
     return tuple(map(Path, caches))
 
 
-def _trained_caches(checkpoint: Path) -> list[Path]:
+def _caches_of_checkpoint(checkpoint: Path) -> list[Path]:
     about, _ = read_checkpoint_metadata(checkpoint)
     try:
         return list(map(Path, about["caches"]))
     except (KeyError, TypeError) as error:
-        raise HeadError(f"the checkpoint {checkpoint} does not say which caches it used") from error
+        raise HeadError(f"the checkpoint {checkpoint} does not record which caches it used") from error
 
 
 def prepare_runs_dir(runs_dir: Path) -> None:
-    """Make sure, before anything is trained, that runs can be written. Raises HeadError."""
+    """Create the folder of runs and check that it is writable, before training. Raises HeadError."""
     try:
         runs_dir.mkdir(parents=True, exist_ok=True)
         if not os.access(runs_dir, os.W_OK | os.X_OK):
@@ -351,9 +425,9 @@ def write_run(
     predictions: Mapping[str, Predictions],
     more: Mapping[str, bytes],
 ) -> Run:
-    """Write a run folder called `name`, whole or not at all.
+    """Write the run folder `name` atomically: complete or not at all.
 
-    `created` is in UTC; `weights` are the head's tensors by name; `more` are further files.
+    `created` is in UTC; `weights` are the head's tensors by name; `more` are further files by file name.
     Raises HeadError if it cannot be written.
     """
     content = safetensors.numpy.save({name: np.asarray(tensor, order="C") for name, tensor in weights.items()})
@@ -391,12 +465,12 @@ def write_run(
 
 
 def run_name(created: datetime, features: FeatureOrigin, config: HeadConfig) -> str:
-    """A name for a run that no other has: when, on which backbone, which head."""
+    """A unique name for a run: time, backbones, head."""
     return folder_name(created, [origin.backbone for origin in features.origins], str(config.architecture))
 
 
 def folder_name(created: datetime, backbones: Sequence[str], what: str) -> str:
-    """A name for a folder that no other has: the time in UTC, the backbones, what it holds."""
+    """A unique name for a folder: the time in UTC, the backbones, what it holds."""
     words = (created.strftime("%Y%m%dT%H%M%SZ"), "-".join(dict.fromkeys(backbones)), what, secrets.token_hex(3))
     return "-".join(re.sub(r"[^A-Za-z0-9._]+", "-", word).strip("-.")[:60] for word in words)
 

@@ -1,1 +1,1 @@
-"""sweeps: many heads over the same rows: grid, trials, results."""
+"""sweeps: trains many heads on the same rows and ranks them."""

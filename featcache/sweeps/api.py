@@ -1,4 +1,4 @@
-"""Many heads from one call: which options are best, how much seeds scatter, what few images or other folds would give.
+"""Trains many heads with one call: grids of options, several seeds, folds, and few-shot draws.
 
 found = sweep(cache, "mlp:128,64", grid={"dropout": [0, 0.5], "weight_decay": [0, 1e-4]}, seeds=3)
 found = sweep([vgg, dinov2], grid={"head": ["linear", "knn"]})
@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
-from featcache.config import accepts, divided
+from featcache.config import accepts, divide_options
 from featcache.errors import InvalidOption
 from featcache.heads.config import HeadConfig
-from featcache.rows.notes import Report, tell
-from featcache.runs.fit import RUNS_DIR, opened_cache
-from featcache.runs.resuming import LAST, SETTLED, find_checkpoint
+from featcache.progress import ProgressBar, call_bar
+from featcache.rows.notes import Report, report_notes
+from featcache.runs.fit import RUNS_DIR, open_cache
+from featcache.runs.resuming import FIXED_OPTIONS, LATEST, find_checkpoint
 from featcache.sweeps.grid import Grid
 from featcache.sweeps.options import SweepOptions
 from featcache.sweeps.plan import SweepPlan, cache_names
@@ -41,43 +42,44 @@ def sweep(
     grid: Grid | None = None,
     beside: Sequence[AnyCache] = (),
     runs_dir: Path | str = RUNS_DIR,
-    progress: SweepProgress | None = None,
+    progress: SweepProgress | bool | None = None,
     report: Report | None = None,
     **options: Any,
 ) -> Sweep:
-    """Train a head for every combination of `grid`, rank them, and write the best one as a run.
+    """Train a head for every combination of `grid`, rank the combinations, and write the best head as a run.
 
-    Val ranks (with folds, the images that were held out); test is looked at for the chosen head alone. Heads of one
-    shape train as one, as far as that is measured to be faster; each is, within rounding, the head that `train_head`
-    gives, but for dropout, whose random numbers differ. A head that diverges is marked, and ranks last.
+    The score on val ranks the heads (with folds, the score on the held-out images); only the selected head is
+    evaluated on test. Heads of the same shape are trained as one batch where that is faster. Each equals, within
+    rounding, the head that `train_head` gives, except that dropout draws other random numbers. A head that diverges
+    is marked and ranks last.
 
-    Ctrl-C ends it: what was finished is ranked, the best so far written, and the record marked as interrupted. Before
-    any head has finished an epoch it is a KeyboardInterrupt, and nothing is written.
+    Ctrl-C stops the sweep: finished heads are ranked, the best so far is written, and the record is marked
+    interrupted. Before any head has finished an epoch, Ctrl-C raises KeyboardInterrupt, and nothing is written.
 
     Args:
         cache: An open cache or the path of one; or several of the same images, each a value of the grid.
-        head: The head, where the grid does not vary it. As in `train_head` it may be one's own, here and in the grid.
-        head_arguments: For all heads of one's own.
-        grid: Lists of values by the name of an option: `{"dropout": [0, 0.5], "layer": ["a", ("a", "b")]}`.
-        beside: Further caches of the same images, whose features stand beside those of each `cache`.
+        head: The head, if the grid does not vary it. May be your own head, as in `train_head`, here and in the grid.
+        head_arguments: Arguments for all of your own heads.
+        grid: Lists of values by option name: `{"dropout": [0, 0.5], "layer": ["a", ("a", "b")]}`.
+        beside: Further caches of the same images. Their features are joined to those of each `cache`.
         runs_dir: The folder that holds runs.
-        progress: Called with (epochs done, epochs in all); a head that stops early has done all of its own.
-        report: Called with a sentence about whatever was left out.
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (epochs done, epochs in total); a head that stops early counts as having done all of its epochs.
+        report: Called with a sentence about anything that was left out.
         {options}
 
     Returns:
-        What was found: a row a combination, the best first, and the run that was written of the best head.
+        The sweep: one row per combination, the best first, and the run of the best head.
 
     Raises:
-        InvalidOption, UnknownName: An option that there is not, a value that cannot be used, or one that would do
-            nothing.
+        InvalidOption, UnknownName: An unknown option, a value that cannot be used, or an option without effect.
         HeadError: No head can be trained: too few images for the folds or shots, no labels, every head diverged.
         CacheError: A cache that cannot be used.
     """
     own = ("cache", "head", "head_arguments", "grid", "beside", "runs_dir", "progress", "report")
     left_out = ("head", "logger", "trainer")
     records = (HeadConfig, SweepOptions, TrainingOptions)
-    given, which, how = divided(options, "sweep", *records, without=left_out, also=own)
+    given, which, how = divide_options(options, "sweep", *records, without=left_out, also=own)
     if head is not None:
         given["head"] = head
     if head_arguments:
@@ -85,64 +87,78 @@ def sweep(
     several: Sequence[AnyCache] = [cache] if isinstance(cache, FeatureCache | str | Path) else cache
     if not several:
         raise InvalidOption("expected a cache, or a list of them, got an empty list")
-    with ExitStack() as opened:
-        caches = [opened.enter_context(opened_cache(one)) for one in several]
-        others = [opened.enter_context(opened_cache(one)) for one in beside]
+    with call_bar(progress) as bar, ExitStack() as opened:
+        caches = [opened.enter_context(open_cache(one)) for one in several]
+        others = [opened.enter_context(open_cache(one)) for one in beside]
         plan = SweepPlan.of(given, grid or {}, SweepOptions(**which), caches=cache_names(caches))
         return sweep_heads(
-            caches, plan, TrainingOptions(**how), beside=others, runs_dir=runs_dir, progress=progress, report=report
+            caches,
+            plan,
+            TrainingOptions(**how),
+            beside=others,
+            runs_dir=runs_dir,
+            progress=_epochs_progress(progress, bar),
+            report=report,
         )
 
 
-@accepts(TrainingOptions, without=SETTLED)
+@accepts(TrainingOptions, without=FIXED_OPTIONS)
 def resume_sweep(
-    run: str | Path = LAST,
+    run: str | Path = LATEST,
     *,
     runs_dir: Path | str = RUNS_DIR,
-    progress: SweepProgress | None = None,
+    progress: SweepProgress | bool | None = None,
     report: Report | None = None,
     checkpoint_every_s: float = EVERY_S,
     **options: Any,
 ) -> Sweep:
-    """Go on with a sweep that was killed, or that Ctrl-C ended, from its last checkpoint.
+    """Continue a sweep that was killed or ended by Ctrl-C, from its last checkpoint.
 
-    Everything else is as it was at first: the same options, caches, device and threads, and so bit for bit the same
-    heads trained by steps as if it had never stopped.
+    All other options keep their first values, also caches, device and threads. The heads trained by steps are bit for
+    bit those that an uninterrupted sweep gives.
 
     Args:
-        run: "last", a folder, or the name of one in `runs_dir` or how that begins.
+        run: "latest", a folder, or the name of a folder in `runs_dir` or the beginning of one name.
         runs_dir: The folder that holds runs.
-        progress: Called with (epochs done, epochs in all).
-        report: Called with a sentence about whatever was left out.
-        checkpoint_every_s: Seconds between two checkpoints, at least.
+        progress: As in `sweep`.
+        report: Called with a sentence about anything that was left out.
+        checkpoint_every_s: Least time between two checkpoints, in seconds.
         {options}
 
+    Returns:
+        The sweep, as `sweep` returns it.
+
     Raises:
-        HeadError: There is nothing to go on with, or it is in training, or the caches hold other rows now.
+        HeadError: There is no checkpoint, another process is continuing it already, or the caches now hold other rows.
         CacheError: A cache that cannot be used.
     """
-    (given,) = divided(options, "resume_sweep", TrainingOptions, without=SETTLED)
+    (given,) = divide_options(options, "resume_sweep", TrainingOptions, without=FIXED_OPTIONS)
     runs_dir = Path(runs_dir)
     folder = find_checkpoint(runs_dir, run, sweeps=True)
     checkpoint = Checkpoint.load(folder / CHECKPOINT_FILE)
     about = checkpoint.about
     created = datetime.fromisoformat(about["created"]) if folder.name.endswith(UNFINISHED_SUFFIX) else datetime.now(UTC)
-    with ExitStack() as opened:
+    with call_bar(progress) as bar, ExitStack() as opened:
         caches, others = (
             [opened.enter_context(FeatureCache.open(Path(path))) for path in about[name]]
             for name in ("alternatives", "beside")
         )
-        tell(report, [f"going on with {len(checkpoint.progress['finished'])} heads finished"])
+        report_notes(report, [f"resuming with {len(checkpoint.progress['finished'])} heads finished"])
         return sweep_heads(
             caches,
             SweepPlan.from_json(about["sweep"]),
             TrainingOptions(device=about["device"], threads=about["threads"], **given),
             beside=others,
             runs_dir=runs_dir,
-            progress=progress,
+            progress=_epochs_progress(progress, bar),
             report=report,
             created=created,
             name=folder.name.removesuffix(UNFINISHED_SUFFIX) if folder.name.endswith(UNFINISHED_SUFFIX) else None,
             checkpoint_every_s=checkpoint_every_s,
             resumed=checkpoint,
         )
+
+
+def _epochs_progress(progress: SweepProgress | bool | None, bar: ProgressBar) -> SweepProgress:
+    """The function to call with the epochs: the caller's own, or one that draws them on `bar`."""
+    return progress if callable(progress) else lambda epochs, total: bar.advance("sweeping", epochs, total)

@@ -1,4 +1,4 @@
-"""After all heads of a sweep are trained: rows are ranked, heads chosen and tested, and become runs."""
+"""Ranks the rows of a trained sweep, chooses heads, evaluates them on test and writes them as runs."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from featcache.errors import HeadError
 from featcache.heads.records import Score
 from featcache.heads.stopping import Interruption
 from featcache.rows.batches import StreamedBatches
-from featcache.runs.conclusion import conclude
 from featcache.runs.run import Run
+from featcache.runs.saving import evaluate_and_save
 from featcache.sweeps.fits import SweepContext, SweepTrial
 from featcache.sweeps.plan import SweepPlan
-from featcache.sweeps.records import SweepRow, TrialResult, ranked
+from featcache.sweeps.records import SweepRow, TrialResult, rank_rows
 from featcache.sweeps.results import SweepResults, mean_estimate, over_images
 from featcache.training.evaluation import evaluate
 from featcache.training.fit import fit
-from featcache.training.fitted import Fitted
+from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared, prepare
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Choice:
-    """A head that becomes a run.
+    """A chosen head, which is written as a run.
 
     Attributes:
         trial: The head as the sweep trained it.
@@ -34,16 +34,16 @@ class Choice:
     """
 
     trial: SweepTrial
-    fitted: Fitted
+    fitted: FitResult
 
-    def written(self, runs_dir: Path, created: datetime, sweep_name: str, interruption: Interruption) -> Run:
-        """Look at test, and write the run."""
+    def write(self, runs_dir: Path, created: datetime, sweep_name: str, interruption: Interruption) -> Run:
+        """Evaluate the head on test and write the run."""
         record = self.trial.record
         notes = (*self.fitted.notes, f"chosen by the sweep {sweep_name}")
         if record.draw is not None:
             images = len(self.trial.prepared.cut.train)
             notes = (*notes, f"trained on {images} images only: draw {record.draw} of that sweep")
-        return conclude(
+        return evaluate_and_save(
             self.trial.prepared,
             self.trial.config,
             replace(self.fitted, notes=notes),
@@ -53,35 +53,35 @@ class Choice:
         )
 
 
-def chosen(
+def rank_and_choose(
     results: SweepResults, plan: SweepPlan, contexts: Sequence[SweepContext]
 ) -> tuple[tuple[SweepRow, ...], dict[int, Choice]]:
     """Rank the rows and choose the heads that become runs.
 
     Args:
-        results: All that was trained.
-        plan: What was to be trained.
-        contexts: Those of the caches.
+        results: The trained heads.
+        plan: The sweep's plan.
+        contexts: One per cache.
 
     Returns:
-        All rows, the best first, and the chosen heads by the number of their row: that of row 0, or of every row
-        where the plan says so.
+        All rows, the best first, and the chosen heads by row number: the head of row 0, or with `plan.every` the best
+        head of every row.
 
     Raises:
         HeadError: No head could be trained.
     """
     found = results.rows()
     keys = {id(row): key for key, row in found.items()}
-    rows = ranked(list(found.values()))
+    rows = rank_rows(list(found.values()))
     _require_a_head(rows)
     if plan.folds is not None:
-        choice = None if results.interrupted else _fitted_on_all(contexts[rows[0].cache], rows[0])
+        choice = None if results.interrupted else _fit_on_all(contexts[rows[0].cache], rows[0])
         return rows, {} if choice is None else {0: choice}
     heads = [results.heads(keys[id(row)]) for row in rows]
     tested = range(len(rows)) if plan.every else _best_of_shots(rows)
     written = range(len(rows)) if plan.every else [0]
     choices = {number: _best(heads[number]) for number in written if heads[number]}
-    return tuple(_tested(row, heads[number]) if number in tested else row for number, row in enumerate(rows)), choices
+    return tuple(_test_row(row, heads[number]) if number in tested else row for number, row in enumerate(rows)), choices
 
 
 def _require_a_head(rows: Sequence[SweepRow]) -> None:
@@ -93,7 +93,7 @@ def _require_a_head(rows: Sequence[SweepRow]) -> None:
 
 
 def _best_of_shots(rows: Sequence[SweepRow]) -> list[int]:
-    """The number of the best row of each number of shots."""
+    """The number of the best row for each value of `shots`."""
     first: dict[int, int] = {}
     for number, row in enumerate(rows):
         if row.shots is not None:
@@ -112,13 +112,13 @@ def _goodness(trial: SweepTrial) -> tuple[float, float]:
     return (-math.inf, 0.0) if score is None else (score.value, -score.loss)
 
 
-def _fitted_on_all(context: SweepContext, best: SweepRow) -> Choice | None:
-    """Folds choose options, not a head: it is trained now, on train and val as `train_head` cuts them.
+def _fit_on_all(context: SweepContext, best: SweepRow) -> Choice | None:
+    """Train the best combination of a sweep with folds once more, on train and val as `train_head` cuts them.
 
-    None where a Ctrl-C came before there was one.
+    Folds select options, not a head. None if Ctrl-C came before there was a head.
     """
     config = best.config
-    prepared = prepare(context.caches[0], config, beside=context.caches[1:], place=context.place)
+    prepared = prepare(context.caches[0], config, beside=context.caches[1:], device=context.device)
     try:
         fitted = fit(
             prepared,
@@ -128,15 +128,15 @@ def _fitted_on_all(context: SweepContext, best: SweepRow) -> Choice | None:
             threads=context.threads,
         )
     except KeyboardInterrupt:
-        if context.interruption.insisted:
+        if context.interruption.aborted:
             raise
         return None
     trial = SweepTrial(number=0, record=TrialResult(seed=config.seed), config=config, prepared=prepared)
     return Choice(trial=trial, fitted=fitted)
 
 
-def _tested(row: SweepRow, trials: Sequence[SweepTrial]) -> SweepRow:
-    """A row with its heads on test; as it is where there is no test."""
+def _test_row(row: SweepRow, trials: Sequence[SweepTrial]) -> SweepRow:
+    """The row with its heads evaluated on test; unchanged without test images."""
     records = {
         (trial.record.seed, trial.record.draw): replace(trial.record, test=_test_score(trial)) for trial in trials
     }

@@ -1,7 +1,7 @@
-"""Fitting the heads of one round: those trained by steps share stacks (training/engine.py), others are solved.
+"""Fits the heads of one round: heads trained by steps in batches (stacks, see training/engine.py), the others alone.
 
-Features are read once for all heads of a round that want the same layers. Heads come out as they are finished, with
-a way to build them; their test rows are not touched.
+Features are read once for all heads of a round that use the same layers. Each head is given out when it is finished,
+with a function that builds it; test rows are not read.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from featcache.heads.stopping import Interruption
 from featcache.rows.batches import Batches, StreamedBatches, open_batches
 from featcache.rows.devices import free_bytes
 from featcache.rows.features import FeatureRows
-from featcache.rows.notes import Report, tell
+from featcache.rows.notes import Report, report_notes
 from featcache.rows.target import HeadTarget
 from featcache.sweeps.keeping import TrialKeeper, TrialKey
 from featcache.sweeps.plan import Case, Round
 from featcache.sweeps.records import TrialResult
 from featcache.training.engine import Engine
 from featcache.training.evaluation import evaluate
-from featcache.training.finished import finished_head, numbers_in
-from featcache.training.fitted import Fitted
-from featcache.training.fitting import fitted_trial, scaling_of
+from featcache.training.finished import final_head, parameter_count
+from featcache.training.fit_result import FitResult
+from featcache.training.fitting import fit_result_of, scaling_of
 from featcache.training.preparation import Prepared, open_prepared, prepare
 from featcache.training.solving import fit_solved
 from featcache.training.stacking import Setting, initial_module
 from featcache.training.trial import Scaling, Source, Trial
 
-# What weights, gradients, optimiser, best epoch and a trial take, in numbers a weight.
+# Memory of weights, gradients, optimiser, best epoch and trial, in numbers per weight.
 NUMBERS_A_WEIGHT = 7
-# What heads in training may take of the memory that is free once features are resident.
+# The share of the memory free once features are resident that heads in training may use.
 STACKS_SHARE = 0.5
 
 Advance = Callable[[float], None]
@@ -53,14 +53,14 @@ class SweepTrial:
     """One head that a sweep has trained: its result, and how to build it.
 
     Attributes:
-        number: Of its combination in the plan, counted from 0.
-        record: What is known of it.
+        number: Index of its combination in the plan.
+        record: Its result.
         config: Its options, with its own seed.
         prepared: The rows that it was trained on.
-        head: Builds the head; None where there is none, or where it can no longer be chosen.
+        head: Builds the head; None if it could not be trained or can no longer be chosen.
         fitted: Builds the head with its outputs for val; None as for `head`.
-        trial: The trial of a head that was trained by steps; else None.
-        scale: The unit in which the loss of numbers is measured, float64 (C,); None for other targets.
+        trial: The trial of a head trained by steps; else None.
+        scale: For numbers: the standard deviations that the loss is measured in, float64 (C,); else None.
     """
 
     number: int
@@ -68,14 +68,14 @@ class SweepTrial:
     config: HeadConfig
     prepared: Prepared
     head: Callable[[], nn.Module | SolvedHead] | None = None
-    fitted: Callable[[], Fitted] | None = None
+    fitted: Callable[[], FitResult] | None = None
     trial: Trial | None = None
     scale: NDArray[np.float64] | None = None
 
-    def forgotten(self) -> SweepTrial:
-        """The record alone."""
+    def without_head(self) -> SweepTrial:
+        """The trial with its record only, which frees the tensors of the head."""
         if self.trial is not None:
-            # It may be in a checkpoint: without tensors that will not be needed.
+            # Checkpoints keep trials too: without tensors that are no longer needed.
             self.trial.best = {}
         return replace(self, head=None, fitted=None, trial=None)
 
@@ -85,19 +85,19 @@ class SweepContext:
     """Where and how the heads of a sweep are trained on one of its caches.
 
     Attributes:
-        caches: The cache, and those whose features stand beside its own.
-        place: The device.
-        interruption: How Ctrl-C arrives.
-        report: Called with a sentence about whatever was left out.
-        threads: Torch's while heads are trained by steps on the CPU; None for what is measured to be fastest.
-        resident_bytes: The most that features may take on the device; None for a share of what is free.
-        stack_bytes: The most that heads in training may take there; None for a share of what is free.
+        caches: The cache, and those whose features are joined to its own.
+        device: The device.
+        interruption: Records Ctrl-C.
+        report: Called with a sentence about anything that was left out.
+        threads: Torch threads while heads are trained by steps on the CPU; None for the number measured to be fastest.
+        resident_bytes: Device memory for features; None for a share of the free memory.
+        stack_bytes: Device memory for heads in training; None for a share of the free memory.
         stacks: The sizes of the stacks so far.
-        keeper: Of what goes into checkpoints; None for no checkpoints.
+        keeper: Keeps trials for checkpoints; None for no checkpoints.
     """
 
     caches: tuple[FeatureCache, ...]
-    place: torch.device
+    device: torch.device
     interruption: Interruption
     report: Report | None = None
     threads: int | None = None
@@ -106,11 +106,11 @@ class SweepContext:
     stacks: list[int] = field(default_factory=list)
     keeper: TrialKeeper | None = None
 
-    def prepared(self, config: HeadConfig, case: Case) -> Prepared:
-        """The rows of a case, none of them read."""
-        return prepare(self.caches[0], config, beside=self.caches[1:], place=self.place, cut=case.cut)
+    def prepare_case(self, config: HeadConfig, case: Case) -> Prepared:
+        """The rows of a case; no features are read yet."""
+        return prepare(self.caches[0], config, beside=self.caches[1:], device=self.device, cut=case.cut)
 
-    def stop_if_asked(self) -> None:
+    def stop_if_requested(self) -> None:
         """Raise KeyboardInterrupt after a Ctrl-C."""
         if self.interruption.requested:
             raise KeyboardInterrupt
@@ -119,10 +119,11 @@ class SweepContext:
 def fit_round(
     context: SweepContext, configs: Sequence[tuple[int, HeadConfig]], round_: Round, advance: Advance
 ) -> Iterator[SweepTrial]:
-    """Every combination, given with its number and of the same layers, in every case of a round.
+    """Fit every combination in every case of a round, and yield each head when it is finished.
 
-    `advance` is called with what has been done since its last call, in epochs; a head that is over has done all it
-    might. Raises KeyboardInterrupt after a Ctrl-C, when what was finished or has a best epoch has come out.
+    `configs`: combinations of the same layers, with their indices. `advance` is called with the epochs done since its
+    last call; a finished head counts as all its epochs. After a Ctrl-C, yields all heads that are finished or have a
+    best epoch, then raises KeyboardInterrupt.
     """
     solved = [(number, config) for number, config in configs if config.architecture.solved]
     trained = [(number, config) for number, config in configs if not config.architecture.solved]
@@ -133,25 +134,25 @@ def fit_round(
 
 
 class _RoundRows:
-    """The features of a round, read once: train rows a cut, val rows and standardisation for all of them."""
+    """The features of a round, read once: train rows for each cut, val rows and standardisation shared by all."""
 
     def __init__(self, context: SweepContext, config: HeadConfig, round_: Round) -> None:
         self.cases, self.number = round_.cases, round_.number
         self.prepared: list[Prepared] = []
         self.train: list[Batches] = []
-        first = context.prepared(config, self.cases[0])
+        first = context.prepare_case(config, self.cases[0])
         self.target = first.target
         train, self.val = open_prepared(first, config, report=context.report, resident_bytes=context.resident_bytes)
-        # The budget holds for all that is open at a time.
+        # The memory budget is for everything that is open at the same time.
         self._left = context.resident_bytes
         self._spend(train, self.val)
-        tell(context.report, standardising_notes(len(train.rows), config))
+        report_notes(context.report, standardising_notes(len(train.rows), config))
         for case in self.cases:
             if case.cut is self.cases[0].cut:
                 self._take(first, train)
             else:
-                prepared = context.prepared(config, case)
-                self._take(prepared, self._opened(prepared.rows["train"], config.head_batch_size, config.seed))
+                prepared = context.prepare_case(config, case)
+                self._take(prepared, self._open(prepared.rows["train"], config.head_batch_size, config.seed))
         self._scalings: dict[tuple[int, bool], Scaling] = {}
         self._held: dict[int, Batches] = {}
 
@@ -159,8 +160,8 @@ class _RoundRows:
         self.prepared.append(prepared)
         self.train.append(train)
 
-    def _opened(self, rows: FeatureRows, batch_size: int, seed: int) -> Batches:
-        """Rows as batches: resident where they fit into what others leave of the budget, else streamed."""
+    def _open(self, rows: FeatureRows, batch_size: int, seed: int) -> Batches:
+        """Rows as batches: resident if they fit into the rest of the memory budget, else streamed."""
         batches = open_batches(
             rows, batch_size=batch_size, seed=seed, device=self.val.device, resident_bytes=self._left
         )
@@ -172,17 +173,17 @@ class _RoundRows:
             self._left -= sum(batches.resident_bytes for batches in opened)
 
     def source(self, number: int, config: HeadConfig) -> Source:
-        """What heads of a case learn from, in the order of its seed."""
-        batches = self.train[number].reordered(
+        """The train batches of a case, in the order of its seed, with their standardisation."""
+        batches = self.train[number].with_order(
             seed=self.cases[number].seed, batch_size=config.head_batch_size, draw=config.draws_views
         )
         return Source(batches=batches, scaling=self._scaling(number, config))
 
-    def held(self, number: int) -> Batches | None:
-        """The rows of the fold that a case leaves out; None where there are no folds."""
+    def fold_rows(self, number: int) -> Batches | None:
+        """The rows of the fold that a case holds out; None without folds."""
         chosen = self.cases[number].held
         if chosen is not None and number not in self._held:
-            self._held[number] = self._opened(self.prepared[number].of(chosen), self.val.batch_size, 0)
+            self._held[number] = self._open(self.prepared[number].of(chosen), self.val.batch_size, 0)
         return self._held.get(number)
 
     def _scaling(self, number: int, config: HeadConfig) -> Scaling:
@@ -193,7 +194,7 @@ class _RoundRows:
         return self._scalings[key]
 
 
-# --- heads that train together -----------------------------------------------------------------------------
+# --- heads trained by steps, in batches --------------------------------------------------------------------
 
 
 def _fit_trained(
@@ -207,22 +208,22 @@ def _fit_trained(
         sources = [rows.source(number, several[0][1]) for number in range(len(rows.cases))]
         left: list[tuple[TrialKey, Trial]] = []
         for key, trial in _trials(several, rows):
-            if context.keeper is not None and context.keeper.restored(key, trial):
+            if context.keeper is not None and context.keeper.restore_finished(key, trial):
                 advance(trial.config.max_epochs)
-                yield _restored(key, trial, rows, sources[trial.source], context.keeper)
+                yield _restore_trial(key, trial, rows, sources[trial.source], context.keeper)
             else:
                 left.append((key, trial))
-        begun = [] if context.keeper is None else context.keeper.begun()
-        going_on = [(key, trial) for key, trial in left if key in begun]
-        if going_on:
-            going_on.sort(key=lambda one: begun.index(one[0]))
-            yield from _fit_wave(context, going_on, rows, sources, advance, resumed=True)
-        for wave in _waves([one for one in left if one[0] not in begun], rows, context):
+        started = [] if context.keeper is None else context.keeper.keys_in_training()
+        continued = [(key, trial) for key, trial in left if key in started]
+        if continued:
+            continued.sort(key=lambda one: started.index(one[0]))
+            yield from _fit_wave(context, continued, rows, sources, advance, resumed=True)
+        for wave in _waves([one for one in left if one[0] not in started], rows, context):
             yield from _fit_wave(context, wave, rows, sources, advance)
 
 
 def _trials(configs: Sequence[tuple[int, HeadConfig]], rows: _RoundRows) -> Iterator[tuple[TrialKey, Trial]]:
-    """A trial for each combination in each case, all cases of a combination behind each other."""
+    """A trial for each combination in each case; the cases of one combination follow each other."""
     for number, config in configs:
         for source, case in enumerate(rows.cases):
             key = TrialKey(combination=number, round=rows.number, case=source)
@@ -232,8 +233,8 @@ def _trials(configs: Sequence[tuple[int, HeadConfig]], rows: _RoundRows) -> Iter
 def _waves(
     trials: Sequence[tuple[TrialKey, Trial]], rows: _RoundRows, context: SweepContext
 ) -> Iterator[list[tuple[TrialKey, Trial]]]:
-    """Heads that fit in memory at once, all cases of a combination together where that is possible."""
-    budget = int(free_bytes(context.place) * STACKS_SHARE) if context.stack_bytes is None else context.stack_bytes
+    """Groups of trials that fit into memory together; the cases of a combination stay together if possible."""
+    budget = int(free_bytes(context.device) * STACKS_SHARE) if context.stack_bytes is None else context.stack_bytes
     target = rows.target
     wave: list[tuple[TrialKey, Trial]] = []
     taken = 0
@@ -241,7 +242,7 @@ def _waves(
         cases = list(several)
         config = cases[0][1].config
         size = 4 * NUMBERS_A_WEIGHT * _weights(config, rows.val, target)
-        # Of several classes the outputs for val are kept.
+        # For several classes per image, the outputs for val are kept.
         size += 4 * len(rows.val.rows) * target.outputs if target.kind == "lists" else 0
         if wave and taken + size * len(cases) > budget:
             yield wave
@@ -285,8 +286,8 @@ def _fit_wave(
     if resumed and context.keeper is not None:
         context.keeper.restore(engine)
     interrupted = False
-    # From here on a Ctrl-C is looked at where nothing is half done.
-    context.interruption.keeping = True
+    # From here on Ctrl-C takes effect between two steps only.
+    context.interruption.has_result = True
     try:
         context.stacks.extend(engine.train())
     except KeyboardInterrupt:
@@ -305,28 +306,28 @@ def _fit_wave(
 
 
 class _Progress:
-    """What trials have done, given as what came since the last time."""
+    """Reports the epochs that trials have done since the last report."""
 
     def __init__(self, trials: Sequence[Trial], advance: Advance) -> None:
         self._trials, self._advance, self._reported = trials, advance, 0.0
 
     def advance(self, share: float) -> None:
-        """`share` of the present epoch is done."""
+        """Report that `share` (0 to 1) of the current epoch is done."""
         done = sum(
             trial.config.max_epochs if trial.over else min(len(trial.history) + share, trial.config.max_epochs)
             for trial in self._trials
         )
-        # Stacks on other sources may be an epoch apart from what was guessed.
+        # An estimate: stacks on other sources may be one epoch ahead or behind.
         self._advance(max(0.0, done - self._reported))
         self._reported = max(done, self._reported)
 
 
-def _restored(key: TrialKey, trial: Trial, rows: _RoundRows, source: Source, keeper: TrialKeeper) -> SweepTrial:
-    """A trial that was finished before the sweep went on; one that was beaten then is only a record."""
+def _restore_trial(key: TrialKey, trial: Trial, rows: _RoundRows, source: Source, keeper: TrialKeeper) -> SweepTrial:
+    """A trial that was finished before the sweep was resumed; if it could no longer be chosen, only its record."""
     result = keeper.result(key)
     if trial.best or result is None:
         finished = _sweep_trial(key.combination, trial, rows, source)
-        # The next checkpoint has the result of every finished trial, as it has in a sweep that was not cut off.
+        # The next checkpoint holds the result of every finished trial, as in an uninterrupted sweep.
         keeper.judge(key, finished.record)
         return finished
     keeper.judge(key, result)
@@ -337,7 +338,7 @@ def _restored(key: TrialKey, trial: Trial, rows: _RoundRows, source: Source, kee
 def _sweep_trial(number: int, trial: Trial, rows: _RoundRows, source: Source) -> SweepTrial:
     case, prepared = rows.cases[trial.source], rows.prepared[trial.source]
     there = trial.val is not None
-    # Neither holds the features that it was trained on.
+    # Neither function keeps the features that the head was trained on.
     head = partial(_trial_head, trial, prepared, source.scaling) if there else None
     record = TrialResult(
         seed=case.seed,
@@ -357,28 +358,28 @@ def _sweep_trial(number: int, trial: Trial, rows: _RoundRows, source: Source) ->
         head=head,
         trial=trial,
         scale=source.scaling.deviations,
-        fitted=None if head is None else partial(_fitted_trial, trial, prepared, head, source.scaling),
+        fitted=None if head is None else partial(_fit_of_trial, trial, prepared, head, source.scaling),
     )
-    return _judged(mine, case, rows.held(trial.source))
+    return _add_case(mine, case, rows.fold_rows(trial.source))
 
 
 def _trial_head(trial: Trial, prepared: Prepared, scaling: Scaling) -> nn.Module:
-    return finished_head(trial, scaling, prepared.target, prepared.rows["val"].feature_dim).to(prepared.device)
+    return final_head(trial, scaling, prepared.target, prepared.rows["val"].feature_dim).to(prepared.device)
 
 
-def _fitted_trial(trial: Trial, prepared: Prepared, built: Callable[[], nn.Module], scaling: Scaling) -> Fitted:
-    val = _streamed(prepared.rows["val"], prepared)
-    return fitted_trial(trial, built(), val, prepared.target, scaling, seconds=trial.seconds)
+def _fit_of_trial(trial: Trial, prepared: Prepared, built: Callable[[], nn.Module], scaling: Scaling) -> FitResult:
+    val = _stream(prepared.rows["val"], prepared)
+    return fit_result_of(trial, built(), val, prepared.target, scaling, seconds=trial.seconds)
 
 
 def _weights(config: HeadConfig, val: Batches, target: HeadTarget) -> int:
     if config.architecture.own:
-        return numbers_in(initial_module(config, val, target))
+        return parameter_count(initial_module(config, val, target))
     sizes = (val.feature_dim, *config.architecture.hidden, target.outputs)
     return sum((deep + 1) * out for deep, out in itertools.pairwise(sizes))
 
 
-# --- heads that are fitted alone ---------------------------------------------------------------------------
+# --- heads that are solved, one at a time ------------------------------------------------------------------
 
 
 def _fit_solved(
@@ -386,18 +387,18 @@ def _fit_solved(
 ) -> Iterator[SweepTrial]:
     cuts: list[object] = []
     for case in round_.cases:
-        # It draws nothing: another seed on the same rows would be the same head.
+        # A solver uses no random numbers: another seed on the same rows gives the same head.
         if case.cut not in cuts:
             cuts.append(case.cut)
-            prepared, mine = context.prepared(config, case), replace(config, seed=case.seed)
+            prepared, mine = context.prepare_case(config, case), replace(config, seed=case.seed)
             fit = partial(fit_solved, prepared, mine, interruption=context.interruption)
-            yield _judged(_fitted_alone(number, mine, prepared, fit), case, _streamed_fold(prepared, case))
-            context.stop_if_asked()
+            yield _add_case(_fit_alone(number, mine, prepared, fit), case, _stream_fold(prepared, case))
+            context.stop_if_requested()
         advance(config.max_epochs)
 
 
-def _fitted_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Callable[[], Fitted]) -> SweepTrial:
-    """A head by itself. What makes it impossible is its own trouble, and no other head's."""
+def _fit_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Callable[[], FitResult]) -> SweepTrial:
+    """Fit one head alone. An error is recorded as this head's trouble and does not stop the others."""
     try:
         fitted = fit()
     except HeadError as error:
@@ -424,18 +425,21 @@ def _fitted_alone(number: int, config: HeadConfig, prepared: Prepared, fit: Call
     )
 
 
-def _streamed_fold(prepared: Prepared, case: Case) -> Batches | None:
-    return None if case.held is None else _streamed(prepared.of(case.held), prepared)
+def _stream_fold(prepared: Prepared, case: Case) -> Batches | None:
+    return None if case.held is None else _stream(prepared.of(case.held), prepared)
 
 
-def _streamed(rows: FeatureRows, prepared: Prepared) -> Batches:
+def _stream(rows: FeatureRows, prepared: Prepared) -> Batches:
     return StreamedBatches(rows, batch_size=1, seed=0, device=prepared.device)
 
 
-def _judged(one: SweepTrial, case: Case, held: Batches | None) -> SweepTrial:
-    """With what the case adds. A head of a fold is judged on its images now, and not kept: no fold's head is chosen."""
+def _add_case(one: SweepTrial, case: Case, held: Batches | None) -> SweepTrial:
+    """The trial with its case's fold and draw. With folds, scores the held-out images and drops the head.
+
+    A head of a fold is never chosen, so it need not be kept.
+    """
     record = replace(one.record, fold=case.fold, draw=case.draw)
     if held is None or one.head is None:
         return replace(one, record=record)
     score = evaluate(one.head(), held, one.prepared.target, scale=one.scale, loss=one.config.loss).score()
-    return replace(one.forgotten(), record=replace(record, held=score, held_images=len(held.rows)))
+    return replace(one.without_head(), record=replace(record, held=score, held_images=len(held.rows)))

@@ -1,13 +1,13 @@
-"""Many heads from a few words: `dropout=0,0.5` and `head=mlp:64,mlp:128-64` become every combination of them.
+"""Reads a grid, such as `dropout=0,0.5` and `head=mlp:64,mlp:128-64`, and makes all combinations of its values.
 
     grid = parse_grid(["dropout=0,0.5", "head=mlp:64,mlp:128-64"])
     for one in combinations({"batch_norm": True}, grid):
         one.values, one.config        # {"dropout": "0", "head": "mlp:64"}, HeadConfig(...)
 
-Every option of a head may be varied, but for those that say what is learned and which images are val: heads that
-are chosen on different images cannot be ranked. Where there are several caches, they are values of the grid too. What
-means nothing to a head (a learning rate to `knn`, an activation to `linear`) is left out of it where the grid mixes
-kinds of heads, and combinations that come out equal stand once.
+Every option of a head may be varied, except those that set the targets and the val images: heads selected on
+different images cannot be ranked. Several caches are values of the grid too. If the grid mixes kinds of heads, options
+without effect on a head (a learning rate for `knn`, an activation for `linear`) are dropped for that head; equal
+combinations are kept once.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ class Combination:
     """One point of a grid.
 
     Attributes:
-        values: By the option's name, as a person would write them.
+        values: The values as text, by option name.
         config: The options of its head.
-        cache: The number of its cache, counted from 0.
+        cache: Index of its cache.
     """
 
     values: Mapping[str, str]
@@ -57,7 +57,7 @@ class Combination:
 
 
 def parse_grid(texts: Sequence[str]) -> dict[str, tuple[object, ...]]:
-    """Read `name=value,value`, one text an option; sizes of hidden layers are joined by `-`, layers by `+`.
+    """Read texts `name=value,value`, one per option. Sizes of hidden layers are joined by `-`, layers by `+`.
 
     Raises UnknownName or InvalidOption.
     """
@@ -69,24 +69,25 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[object, ...]]:
             raise InvalidOption(f"expected --grid name=value,value, got {text!r}", hint="for example dropout=0,0.5")
         if name in grid:
             raise InvalidOption(f"expected --grid {name} once, got it twice", hint=f"{name}=value,value")
-        grid[name] = tuple(_parsed(name, part.strip()) for part in values.split(","))
+        grid[name] = tuple(_parse(name, part.strip()) for part in values.split(","))
     return grid
 
 
 def combinations(options: Mapping[str, Any], grid: Grid, caches: Sequence[str] = ()) -> tuple[Combination, ...]:
-    """Every combination of the grid's values, on top of the `options` that were given; `seed` is left to the caller.
-
-    Equal ones stand once.
+    """All combinations of the grid's values, each added to `options`. The grid's `seed` is left to the caller.
 
     Args:
-        options: Options of a HeadConfig by name.
-        grid: Lists of values by name.
-        caches: What the caches are called, where there are several.
+        options: Options of a HeadConfig, by name.
+        grid: Lists of values, by name.
+        caches: The names of the caches, if there are several.
+
+    Returns:
+        The combinations in the order of the grid; equal ones once.
 
     Raises:
         UnknownName, InvalidOption: Values that cannot be used.
     """
-    varied = _checked(grid)
+    varied = _check(grid)
     varied.pop(SEED, None)
     numbers = {CACHE: tuple(range(len(caches)))} if len(caches) > 1 else {}
     found: dict[tuple[HeadConfig, int], Combination] = {}
@@ -96,25 +97,25 @@ def combinations(options: Mapping[str, Any], grid: Grid, caches: Sequence[str] =
     return tuple(found.values())
 
 
-def written_grid(grid: Grid, caches: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
-    """The values of a grid as a person would write them; of `caches` where there are several."""
+def grid_texts(grid: Grid, caches: Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The values of a grid as text, by option name; with the names of `caches`, if there are several."""
     several = {CACHE: tuple(caches)} if len(caches) > 1 else {}
-    return several | {name: tuple(_written(name, value) for value in values) for name, values in _checked(grid).items()}
+    return several | {name: tuple(_text_of(name, value) for value in values) for name, values in _check(grid).items()}
 
 
 def seeds_of(options: Mapping[str, Any], grid: Grid, count: int) -> tuple[int, ...]:
-    """The seeds that every combination is trained with: those of the grid, else `count` from the option `seed` on."""
+    """The seeds of every combination: those of the grid, else `count` seeds beginning with the option `seed`."""
     if SEED in grid and count > 1:
-        raise InvalidOption("--seeds and --grid seed=... both say which seeds there are", hint="leave one of them out")
+        raise InvalidOption("--seeds and --grid seed=... both set the seeds", hint="leave one of them out")
     if SEED in grid:
-        return tuple(dict.fromkeys(_checked(grid)[SEED]))
+        return tuple(dict.fromkeys(_check(grid)[SEED]))
     first = HeadConfig(seed=options.get(SEED, HeadConfig.seed)).seed
     return tuple(HeadConfig(seed=first + number).seed for number in range(count))
 
 
 def _combination(options: Mapping[str, Any], values: Mapping[str, Any], caches: Sequence[str]) -> Combination:
     cache = values.get(CACHE, 0)
-    written = {name: caches[cache] if name == CACHE else _written(name, value) for name, value in values.items()}
+    written = {name: caches[cache] if name == CACHE else _text_of(name, value) for name, value in values.items()}
     chosen = {**options, **{_FIELDS[name].name: value for name, value in values.items() if name != CACHE}}
     for name in _meaningless(chosen, values):
         chosen.pop(name, None)
@@ -124,7 +125,7 @@ def _combination(options: Mapping[str, Any], values: Mapping[str, Any], caches: 
 
 
 def _meaningless(chosen: Mapping[str, Any], varied: Mapping[str, object]) -> Iterator[str]:
-    """Options that say nothing to this head, where other heads of the grid are why they were given."""
+    """Options without effect on this head, given for other heads of the grid."""
     head = parse_head(chosen.get("head", HeadConfig.head))
     if "head" in varied:
         yield from STEP_OPTIONS if head.solved else ()
@@ -134,27 +135,27 @@ def _meaningless(chosen: Mapping[str, Any], varied: Mapping[str, object]) -> Ite
         yield "momentum"
 
 
-def _checked(grid: Grid) -> dict[str, tuple[Any, ...]]:
-    """Names and values as options of a head have them."""
+def _check(grid: Grid) -> dict[str, tuple[Any, ...]]:
+    """The grid with valid option names and values of the options' types. Raises UnknownName or InvalidOption."""
     found: dict[str, tuple[Any, ...]] = {}
     for key, values in grid.items():
         name = _name(key)
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
             raise InvalidOption(f"expected a list of values for {name}, got {values!r}", hint=f"{name}=[value, value]")
         values = _own_heads(values) if name == "head" else values
-        found[name] = tuple(_FIELDS[name].fitted(value) for value in values)
+        found[name] = tuple(_FIELDS[name].fit(value) for value in values)
     return found
 
 
 def _own_heads(values: Sequence[object]) -> list[object]:
-    """Heads as they are written; raises InvalidOption where two of one's own would be written alike."""
+    """Heads as text. Raises InvalidOption if two different functions or classes have the same text."""
     written: list[object] = [f"own:{own_path(one, 'head')}" if callable(one) else one for one in values]
     for number, (one, text) in enumerate(zip(values, written, strict=True)):
         before = written.index(text)
         if callable(one) and before < number and values[before] is not one:
             raise InvalidOption(
-                f"expected heads of different names, got two that are {text}",
-                hint="one function each, with a name of its own; or one, and head_arguments",
+                f"expected heads with different names, got two named {text}",
+                hint="give each head a function with its own name; or use one function, and head_arguments",
             )
     return written
 
@@ -164,8 +165,8 @@ def _name(text: str) -> str:
     name = LAYER if name == "layers" else name
     if name in _FIXED:
         raise InvalidOption(
-            f"{name} cannot be varied: heads that are chosen on different images cannot be ranked",
-            hint="--folds says how much the choice of images matters",
+            f"{name} cannot be varied: heads selected on different images cannot be ranked",
+            hint="use --folds to see how much the choice of images matters",
         )
     if name in GRID_OPTIONS:
         return name
@@ -174,8 +175,8 @@ def _name(text: str) -> str:
     raise UnknownName("option of a grid", name, known)
 
 
-def _parsed(name: str, text: str) -> object:
-    """A value of the command line, as its option has it."""
+def _parse(name: str, text: str) -> object:
+    """A value from the command line, in the type of its option."""
     if name == LAYER:
         return tuple(text.split("+"))
     if name == "head" and text.replace("-", "").isdecimal():
@@ -183,10 +184,10 @@ def _parsed(name: str, text: str) -> object:
             f"expected heads in --grid head=..., got {text!r}",
             hint="the sizes of one head are joined by -: head=mlp:128-64,mlp:64",
         )
-    return _FIELDS[name].parsed(text)
+    return _FIELDS[name].parse(text)
 
 
-def _written(name: str, value: object) -> str:
+def _text_of(name: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple):

@@ -1,7 +1,7 @@
-"""What a sweep has trained so far, for its checkpoint: so that it goes on after a kill as if nothing had happened.
+"""Keeps what a sweep has trained so far, for its checkpoint, so that it can continue after a kill.
 
-Heads that are solved are solved again, which gives the same heads; those trained by steps are kept with their best
-tensors, as long as they may yet be chosen, and the stacks in training with all that their next step depends on.
+Solved heads are not kept: solving them again gives the same heads. Finished heads trained by steps are kept with their
+best tensors as long as they may be chosen; stacks in training with all the state that their next step depends on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from featcache.training.trial import Trial
 
 @dataclass(frozen=True, kw_only=True)
 class TrialKey:
-    """A trial of a sweep: the numbers of its combination, of its round and of its case in that, all from 0."""
+    """Identifies a trial of a sweep: the indices of its combination, of its round, and of its case in that round."""
 
     combination: int
     round: int
@@ -32,17 +32,17 @@ class TrialKey:
 
     @classmethod
     def of(cls, text: str) -> TrialKey:
-        """The key that was written like this. Raises ValueError."""
+        """The key that `str` wrote as this text. Raises ValueError."""
         combination, round_, case = map(int, text.split("-"))
         return cls(combination=combination, round=round_, case=case)
 
 
 class TrialKeeper:
-    """The trials that are finished, and those in training.
+    """Keeps finished trials and those in training, and writes checkpoints of them.
 
     Args:
-        unfinished: Where checkpoints go.
-        resumed: The checkpoint from which the sweep goes on; None for one that begins.
+        unfinished: The folder that checkpoints are written to.
+        resumed: The checkpoint to continue from; None for a new sweep.
     """
 
     def __init__(self, unfinished: Unfinished, resumed: Checkpoint | None = None) -> None:
@@ -50,8 +50,11 @@ class TrialKeeper:
         self._finished: dict[TrialKey, Trial] = {}
         self._results: dict[TrialKey, TrialResult] = {}
 
-    def restored(self, key: TrialKey, trial: Trial) -> bool:
-        """Whether a trial was finished before; it is then as it was. Raises HeadError for another sweep's."""
+    def restore_finished(self, key: TrialKey, trial: Trial) -> bool:
+        """Restore a trial if it was finished in the checkpoint; returns whether it was.
+
+        Raises HeadError for the checkpoint of another sweep.
+        """
         if self._resumed is None or str(key) not in self._resumed.progress["finished"]:
             return False
         best = self._resumed.part(f"finished.{key}")
@@ -63,25 +66,25 @@ class TrialKeeper:
         return True
 
     def result(self, key: TrialKey) -> TrialResult | None:
-        """What was known of a trial when it had been judged."""
+        """The result of a finished trial in the checkpoint; None if it has none."""
         results = {} if self._resumed is None else self._resumed.progress["results"]
         return TrialResult.from_json(results[str(key)]) if str(key) in results else None
 
     def judge(self, key: TrialKey, result: TrialResult) -> None:
-        """What is known of a finished trial."""
+        """Keep the result of a finished trial."""
         self._results[key] = result
 
-    def begun(self) -> list[TrialKey]:
-        """The trials that were in training together, in their order."""
+    def keys_in_training(self) -> list[TrialKey]:
+        """The trials that were in training together at the checkpoint, in their order."""
         return [] if self._resumed is None else [TrialKey.of(text) for text in self._resumed.progress["training"]]
 
     def restore(self, engine: Engine) -> None:
-        """Let the engine of those trials go on."""
+        """Restore the state of the engine of those trials."""
         assert self._resumed is not None
         engine.restore(self._resumed.progress["engine"], self._resumed.part("engine"))
 
     def epoch_ended(self, keys: Sequence[TrialKey], engine: Engine) -> None:
-        """Write a checkpoint, if the last one is old enough. `keys`: of the engine's trials."""
+        """Write a checkpoint, if the last one is old enough. `keys`: those of the engine's trials."""
 
         def state() -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
             progress, tensors = engine.state()
@@ -96,5 +99,5 @@ class TrialKeeper:
         self._unfinished.epoch_ended(state)
 
     def finish(self, keys: Sequence[TrialKey], trials: Sequence[Trial]) -> None:
-        """These trials are over. What is chosen from later belongs to the trials themselves."""
+        """Keep these finished trials, each with its best tensors (`Trial.best`)."""
         self._finished |= dict(zip(keys, trials, strict=True))

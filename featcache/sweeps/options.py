@@ -1,4 +1,4 @@
-"""How many heads a sweep trains of each combination, and on which rows."""
+"""The options of a sweep: how many heads it trains for each combination, and on which rows."""
 
 from __future__ import annotations
 
@@ -19,17 +19,22 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions:
-    """Which rows the heads of a sweep are trained on, and how often. Raises InvalidOption."""
+    """Which rows the heads of a sweep are trained on, and how often. Raises InvalidOption for options that conflict."""
 
     PANEL: ClassVar[str] = "The sweep"
 
     seeds: Annotated[
-        int, Option(help="Repeat with N seeds, from --seed on, and take the mean.", metavar="<n>", least=1)
+        int,
+        Option(
+            help="Repeat with N seeds, and rank by the mean. The seeds are --seed and those that follow it.",
+            metavar="<n>",
+            least=1,
+        ),
     ] = 1
     folds: Annotated[
         int | None,
         Option(
-            help="Hold out each of N parts of train once, and rank by the score there.",
+            help="Cross-validate in N folds of train. Each is held out once, and heads are ranked by the score there.",
             metavar="<n>",
             default="none",
             least=2,
@@ -38,7 +43,7 @@ class SweepOptions:
     shots: Annotated[
         tuple[int, ...] | None,
         Option(
-            help="Train on N images a class, as in 1,5,10, drawn from train after val is cut off.",
+            help="Train on N images a class, as in 1,5,10. They are drawn from train after val is cut off.",
             metavar="<images>",
             default="all images",
             read=_whole_numbers,
@@ -46,7 +51,7 @@ class SweepOptions:
         ),
     ] = None
     draws: Annotated[
-        int | None, Option(help="Random draws for each of --shots.", metavar="<n>", default="5", least=1)
+        int | None, Option(help="Random draws for each of --shots.", metavar="<n>", default="5", least=1, advanced=True)
     ] = None
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
-"""What a sweep will do, settled before anything is read: which heads, and which rows each of them sees.
+"""The plan of a sweep, made before features are read: which heads are trained, and on which rows.
 
-Every combination of the grid is trained once a case: a seed, a fold, or a draw of a few images. Cases that have val
-and the number of train rows in common make a round, whose heads can be trained side by side.
+Every combination of the grid is trained once per case: a seed, a fold, or a few-shot draw. Cases with the same val rows
+and the same number of train rows form a round; its heads can be trained in one batch.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError, UnknownName
 from featcache.heads.config import HeadConfig
 from featcache.rows.cuts import Cut, SplitRows
+from featcache.rows.options import ALL_LAYERS
 from featcache.rows.resampling import Fold, draw_cuts, fold_cuts
 from featcache.rows.target import head_target
-from featcache.sweeps.grid import Combination, Grid, combinations, seeds_of, written_grid
+from featcache.sweeps.grid import Combination, Grid, combinations, grid_texts, seeds_of
 from featcache.sweeps.options import SweepOptions
 from featcache.training.preparation import cut_of
 
@@ -31,10 +32,11 @@ class SweepPlan:
         combinations: The points of the grid.
         grid: The values of each option, as text.
         seeds: The seeds that each combination is trained with.
-        folds: The number of folds; None for none.
-        shots: Train images a class; empty for all.
-        draws: Random draws for each of the shots.
-        every: Whether each head is tested and the best of every combination becomes a run; else only the best of all.
+        folds: The number of folds; None for no folds.
+        shots: Train images per class; empty for all.
+        draws: Random draws for each value of `shots`.
+        every: Whether all heads are evaluated on test, and the best head of every combination is written as a run; if
+            not, only the best head of all.
     """
 
     combinations: tuple[Combination, ...]
@@ -49,14 +51,14 @@ class SweepPlan:
     def of(
         cls, given: Mapping[str, Any], grid: Grid, which: SweepOptions | None = None, *, caches: Sequence[str] = ()
     ) -> SweepPlan:
-        """The plan for a grid, on top of the options of a HeadConfig that were given.
+        """The plan for a grid, with the `given` options of a HeadConfig for all heads.
 
-        `caches`: what the caches are called, where there are several. Raises UnknownName or InvalidOption.
+        `caches`: the names of the caches, if there are several. Raises UnknownName or InvalidOption.
         """
         which = which or SweepOptions()
         return cls(
             combinations=combinations(given, grid, caches),
-            grid=written_grid(grid, caches),
+            grid=grid_texts(grid, caches),
             seeds=seeds_of(given, grid, which.seeds),
             folds=which.folds,
             shots=tuple(sorted(set(which.shots or ()))),
@@ -64,10 +66,10 @@ class SweepPlan:
         )
 
     def for_caches(self, caches: Sequence[FeatureCache], beside: Sequence[FeatureCache] = ()) -> SweepPlan:
-        """The plan for these caches: what was left to a default is filled in as their views ask for.
+        """The plan for these caches: defaults that depend on augmented views are filled in.
 
-        Of several caches, each has the combinations whose layers it holds. Raises UnknownName for a layer that none
-        holds, and what `HeadConfig.for_views` raises.
+        With several caches, combinations whose layers are not in their cache are left out. Raises UnknownName for a
+        layer that no cache holds, and what `HeadConfig.for_views` raises.
         """
         there = [_layer_names((cache, *beside)) for cache in caches]
         for name in (name for one in self.combinations for name in one.config.layers or ()):
@@ -83,7 +85,7 @@ class SweepPlan:
         )
 
     def groups(self) -> dict[tuple[int, tuple[str, ...] | None], list[int]]:
-        """The numbers of the combinations that read the same features, by cache and layers."""
+        """The indices of the combinations that read the same features, by cache and layers."""
         found: dict[tuple[int, tuple[str, ...] | None], list[int]] = {}
         for number, one in enumerate(self.combinations):
             found.setdefault((one.cache, one.config.layers), []).append(number)
@@ -103,7 +105,7 @@ class SweepPlan:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SweepPlan:
-        """The plan that `to_json` described. Raises KeyError or TypeError for anything else."""
+        """The plan from the result of `to_json`. Raises KeyError or TypeError for anything else."""
         return cls(
             combinations=tuple(
                 Combination(values=one["values"], config=HeadConfig.from_json(one["config"]), cache=one["cache"])
@@ -119,18 +121,18 @@ class SweepPlan:
 
     @property
     def first(self) -> HeadConfig:
-        """The options of the first combination; what says which images are val is the same for all of them."""
+        """The options of the first combination; the options that set the val images are the same for all."""
         return self.combinations[0].config
 
 
 def cache_names(caches: Sequence[FeatureCache]) -> tuple[str, ...]:
-    """What to call each of several caches: their backbones where these differ, else their own names."""
+    """A name for each of several caches: its backbone if all backbones differ, else the cache's name."""
     backbones = tuple(cache.spec.backbone for cache in caches)
     return backbones if len(set(backbones)) == len(caches) else tuple(cache.name for cache in caches)
 
 
 def require_same_rows(caches: Sequence[FeatureCache], plan: SweepPlan) -> None:
-    """Raises HeadError unless the same images are train, and the same are val, in all caches."""
+    """Raise HeadError unless all caches have the same train, val and test images."""
     if len(caches) == 1:
         return
     first, *others = (_ids(cache, plan.first) for cache in caches)
@@ -153,12 +155,16 @@ def _ids(cache: FeatureCache, config: HeadConfig) -> dict[str, list[str]]:
 
 
 def _layer_names(caches: Sequence[FeatureCache]) -> set[str]:
-    return {name for cache in caches for layer in cache.layers for name in (layer, f"{cache.spec.backbone}/{layer}")}
+    names = {name for cache in caches for layer in cache.layers for name in (layer, f"{cache.spec.backbone}/{layer}")}
+    return names | set(ALL_LAYERS)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """The rows and the seed that a head is trained with. `fold` and `draw` are counted from 1."""
+    """The rows and the seed that a head is trained with.
+
+    `fold` and `draw` are counted from 1; None without folds or draws. `held`: the rows of the fold, held out.
+    """
 
     seed: int
     cut: Cut
@@ -169,9 +175,9 @@ class Case:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Round:
-    """Cases with the same val rows and as many train rows. `shots`: images a class, None for all.
+    """Cases with the same val rows and the same number of train rows.
 
-    `number`: counted from 0 through the rounds of a cache.
+    `shots`: train images per class, None for all. `number`: index among the rounds of a cache.
     """
 
     cases: tuple[Case, ...]
@@ -196,7 +202,7 @@ def _rounds(cache: FeatureCache, plan: SweepPlan) -> tuple[Round, ...]:
     if not plan.shots:
         return (Round(cases=tuple(Case(seed=seed, cut=cut) for seed in plan.seeds)),)
     (seed,) = plan.seeds
-    # The most shots first: if the images are too few, it shows at once.
+    # The most shots first, so that too few images fail at once.
     drawn = {shots: draw_cuts(cut, shots, plan.draws, seed=seed) for shots in reversed(plan.shots)}
     return tuple(
         Round(

@@ -1,4 +1,4 @@
-"""What a sweep found: the small records that it hands out and its folder keeps. No torch is needed to read them."""
+"""The records of a sweep's results, as returned and as stored in its folder. Reading them needs no torch."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ SWEEP_FORMAT = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What the heads of a row say together.
+    """The mean score of the heads of a row.
 
     Attributes:
-        value, loss: Means over the heads; what `value` is, `metric` says, as in Score.
+        value, loss: Means over the heads.
+        metric: The metric of `value`, as in Score.
         spread: The standard deviation of the heads' values; None for a single head.
-        interval: 95 %: over draws by Student's t, else over the images that judge, by Wilson's score; None for a
-            metric that has no such interval.
+        interval: The 95 % interval: over draws by Student's t; else over the images scored, by Wilson's score; None
+            for a metric that has no such interval.
     """
 
     value: float
@@ -36,28 +37,28 @@ class Estimate:
 
     @property
     def score(self) -> Score:
-        """The two means."""
+        """The mean value and the mean loss, as a Score."""
         return Score(value=self.value, loss=self.loss, metric=self.metric)
 
     @property
     def accuracy(self) -> float:
-        """`value`, where it is one. Raises AttributeError where it is another metric."""
+        """`value`, if the metric is accuracy. Raises AttributeError for another metric."""
         return self.score.accuracy
 
     def apart_from(self, best: Estimate) -> bool | None:
-        """Whether the intervals of the two have nothing in common; None where one has no interval."""
+        """Whether this interval lies below that of `best`, without overlap; None if either has no interval."""
         if self.interval is None or best.interval is None:
             return None
         return self.interval[1] < best.interval[0]
 
     def to_json(self) -> dict[str, Any]:
-        """All fields by name, the value by its metric's."""
+        """All fields by name; the value under the name of its metric."""
         interval = None if self.interval is None else list(self.interval)
         return {**self.score.to_json(), "spread": self.spread, "interval": interval}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Estimate:
-        """What `to_json` described. Raises KeyError, TypeError or ValueError for anything else."""
+        """The estimate from the result of `to_json`. Raises KeyError, TypeError or ValueError for anything else."""
         interval = values["interval"]
         score = Score.from_json({name: one for name, one in values.items() if name not in ("spread", "interval")})
         return cls(
@@ -71,22 +72,22 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """What is known of one head of a sweep.
+    """The result of one head of a sweep.
 
     Attributes:
         seed: Its seed.
-        fold, draw: Which one it belongs to, counted from 1; None where there are no folds or draws.
-        val: Score of the best epoch, or of the candidate that a solver chose; None for a head without one, and
-            `trouble` is the reason.
-        last: Score on val of the last epoch; of a head that is solved, `val`.
-        held: Score on the `held_images` images of its fold, which it was not trained on.
-        test: Score on test: of the chosen draws, or of every head where the sweep was asked for it.
-        epochs: How many were trained, or how many candidates a solver tried.
-        best_epoch: The one that was kept, counted from 1.
-        seconds: Its share of the time.
-        candidate: What a solver chose, in words.
+        fold, draw: Its fold or draw, counted from 1; None without folds or draws.
+        val: Score on val of the best epoch, or of the candidate that a solver chose; None if there is no head.
+        last: Score on val of the last epoch; for a head that is solved, `val`.
+        held: Score on the held-out images of its fold.
+        held_images: The number of these images.
+        test: Score on test, for the heads that were evaluated there; else None.
+        epochs: Number of epochs trained, or of candidates that a solver tried.
+        best_epoch: The selected epoch or candidate, counted from 1.
+        seconds: Its share of the training time.
+        candidate: The candidate that a solver chose, as text.
         interrupted: Whether Ctrl-C ended it.
-        trouble: Why there is no head; None where there is one.
+        trouble: Why there is no head; None if there is one.
     """
 
     seed: int
@@ -106,7 +107,7 @@ class TrialResult:
 
     @property
     def judged(self) -> Score | None:
-        """What it is ranked by: on the fold's images where there are folds, else on val."""
+        """The score that ranks the head: on the held-out images with folds, else on val."""
         return self.val if self.fold is None else self.held
 
     def to_json(self) -> dict[str, Any]:
@@ -116,7 +117,7 @@ class TrialResult:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> TrialResult:
-        """What `to_json` described."""
+        """The result that `to_json` wrote."""
         scores = {part: _score(values[part]) for part in ("val", "last", "held", "test")}
         return cls(**{**values, **scores})
 
@@ -126,15 +127,15 @@ class SweepRow:
     """One combination of the grid, and all heads that were trained for it.
 
     Attributes:
-        values: Those of the grid, as text.
+        values: Its values of the grid, as text, by option name.
         config: The options of its heads.
-        heads: Their results.
-        wanted: How many heads it should have.
-        cache: The number of its cache among those of the sweep, counted from 0.
-        shots: Train images a class; None for all.
-        estimate: Their scores together; None where no head could be judged.
-        test: The scores on test together; None where test was not looked at.
-        run: The folder of the run of its best head; None where none was written.
+        heads: The results of its heads.
+        wanted: The number of heads that it has when complete.
+        cache: Index of its cache among those of the sweep.
+        shots: Train images per class; None for all.
+        estimate: The mean score of its heads; None if no head has a score.
+        test: The mean score on test; None if test was not evaluated.
+        run: The run folder of its best head; None if no run was written.
     """
 
     values: Mapping[str, str]
@@ -149,29 +150,29 @@ class SweepRow:
 
     @property
     def complete(self) -> bool:
-        """Whether every head that it should have was judged."""
+        """Whether all of its heads have a score."""
         return sum(head.judged is not None for head in self.heads) == self.wanted
 
     @property
     def rank(self) -> tuple[bool, float, float]:
-        """Larger is better: complete ones first, then the metric, then loss."""
+        """The sort key, larger is better: complete rows first, then by metric, then by loss."""
         if self.estimate is None:
             return False, -math.inf, 0.0
         return self.complete, self.estimate.value, -self.estimate.loss
 
     @property
     def epochs(self) -> float:
-        """Mean over the heads."""
+        """Mean number of epochs of the heads."""
         return sum(head.epochs for head in self.heads) / max(1, len(self.heads))
 
     @property
     def seconds(self) -> float:
-        """Of all heads together."""
+        """The training time of all heads, in seconds."""
         return sum(head.seconds for head in self.heads)
 
     @property
     def remark(self) -> str:
-        """What has to be known of it, in a few words."""
+        """Short remarks on the row: troubles, missing heads, interruption, the candidate."""
         return "; ".join(self._remarks())
 
     def _remarks(self) -> Iterator[str]:
@@ -188,7 +189,7 @@ class SweepRow:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SweepRow:
-        """What `asdict` described, with a config as JSON."""
+        """The row from the result of `to_json`."""
         return cls(
             values=values["values"],
             config=HeadConfig.from_json(values["config"]),
@@ -214,23 +215,23 @@ class SweepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """All rows of a sweep, the best first, and what was chosen.
+    """The result of a sweep: all rows, the best first, and the chosen head.
 
     Attributes:
-        folder: Its own folder, beside the runs.
-        created: When it began, in UTC, as ISO 8601 has it.
+        folder: The sweep's folder, in the folder of runs.
+        created: When it began, in UTC, as ISO 8601 text.
         caches: The paths of its caches.
         grid: The values of each option, as text.
-        seeds, folds, shots, draws: Those of its plan.
-        images: How many each part has, before any resampling.
+        seeds, folds, shots, draws: As in its plan.
+        images: Number of images of each part, before any resampling.
         rows: The best first; with shots, those of the most shots first.
-        run: The folder of the chosen head's run; None where Ctrl-C came before it could be made.
+        run: The run folder of the chosen head; None if Ctrl-C came before it was written.
         chosen: Seed and draw of the chosen head.
-        test: Its score on test.
-        seconds: What all of it took.
+        test: The chosen head's score on test.
+        seconds: Duration of the whole sweep.
         interrupted: Whether Ctrl-C ended it.
-        stacks: How many heads were trained as one, from the most to the fewest.
-        notes: What has to be known of it, in sentences.
+        stacks: The numbers of heads trained in one batch, in descending order.
+        notes: Sentences about the sweep.
     """
 
     folder: Path
@@ -253,12 +254,12 @@ class Sweep:
 
     @property
     def best(self) -> SweepRow:
-        """The row that the chosen head stands in."""
+        """The row of the chosen head."""
         return self.rows[0]
 
     @classmethod
     def load(cls, folder: Path | str) -> Sweep:
-        """Read a sweep's folder. Raises HeadError if it is none, or damaged."""
+        """Read the folder of a sweep. Raises HeadError if it is not a sweep, or damaged."""
         folder = Path(folder)
         values = read_json(folder / SWEEP_FILE)
         if values.get("format") != SWEEP_FORMAT:
@@ -272,7 +273,7 @@ class Sweep:
             raise HeadError(f"the record of the sweep {folder} is damaged: {error!r}", hint="sweep again") from error
 
     def to_json(self) -> dict[str, Any]:
-        """The result of `featcache sweep --json`, and what sweep.json holds."""
+        """The result of `featcache sweep --json`, which is also the content of sweep.json."""
         return {
             "sweep": str(self.folder),
             "run": None if self.run is None else str(self.run),
@@ -298,14 +299,14 @@ class Sweep:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the rows differ in, by name; but for shots."""
+        """The names of the options that the rows differ in, except shots."""
         return tuple(name for name in self.grid if name != "seed")
 
     @property
     def tied(self) -> int:
-        """How many of the first rows cannot be told apart from the best one: their 95 % intervals overlap.
+        """How many of the first rows do not differ clearly from the best: their 95 % intervals overlap with its own.
 
-        0 where there are no intervals.
+        0 if there are no intervals.
         """
         best = self.best.estimate
         if best is None:
@@ -316,7 +317,7 @@ class Sweep:
 
     @property
     def judge(self) -> str:
-        """On what the rows are ranked."""
+        """The images that rank the rows, as text: "val" or "out of fold"."""
         return "out of fold" if self.folds else "val"
 
 
@@ -351,6 +352,6 @@ def _estimate(values: Mapping[str, Any] | None) -> Estimate | None:
     return None if values is None else Estimate.from_json(values)
 
 
-def ranked(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
-    """The best first; with shots, the rows of the most shots first. Those that could not be judged are last."""
+def rank_rows(rows: Sequence[SweepRow]) -> tuple[SweepRow, ...]:
+    """Sort rows, the best first; with shots, the rows of the most shots first. Rows without a score are last."""
     return tuple(sorted(rows, key=lambda row: (row.estimate is not None, row.shots or 0, row.rank), reverse=True))

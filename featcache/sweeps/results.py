@@ -1,4 +1,4 @@
-"""What a sweep has so far: heads by row of its table, what they say together, and which may yet be chosen."""
+"""Collects the heads of a sweep by table row, and computes the mean score of each row."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from featcache.sweeps.records import Estimate, SweepRow, TrialResult
 
 @dataclass(frozen=True, kw_only=True)
 class RowKey:
-    """A row of the table: a combination's number, and shots."""
+    """Identifies a row of the table: the index of its combination, and shots."""
 
     number: int
     shots: int | None
 
 
 class SweepResults:
-    """What has been trained so far, row by row. Only heads that may yet be chosen are kept to be built.
+    """The heads trained so far, by row. Heads that can no longer be chosen are dropped; their records are kept.
 
     Args:
-        plan: What is trained.
-        rounds: Those of one cache; the other caches have as many.
-        val_images: How many images val has.
+        plan: The sweep's plan.
+        rounds: The rounds of one cache; the other caches have as many.
+        val_images: Number of val images.
     """
 
     def __init__(self, plan: SweepPlan, rounds: Sequence[Round], *, val_images: int) -> None:
@@ -43,25 +43,25 @@ class SweepResults:
         self.interrupted = False
 
     def collect(self, coming: Iterable[tuple[Round, SweepTrial]], interruption: Interruption) -> None:
-        """Take all that comes until Ctrl-C ends it. Raises KeyboardInterrupt if it came before any head was judged."""
+        """Collect all heads, or those before a Ctrl-C. Raises KeyboardInterrupt if no head has a score by then."""
         try:
             for round_, trial in coming:
                 key = RowKey(number=trial.number, shots=round_.shots)
                 self._found.setdefault(key, []).append(trial)
                 self._drop_beaten(key)
-                interruption.keeping = True
+                interruption.has_result = True
         except KeyboardInterrupt:
             judged = any(trial.record.judged is not None for several in self._found.values() for trial in several)
-            if interruption.insisted or not judged:
+            if interruption.aborted or not judged:
                 raise
             self.interrupted = True
 
     def rows(self) -> dict[RowKey, SweepRow]:
-        """All rows that have a head."""
+        """All rows with at least one head."""
         return {key: self._row(key) for key in self._found}
 
     def heads(self, key: RowKey) -> list[SweepTrial]:
-        """The heads of a row that can be built."""
+        """The heads of a row that can still be built."""
         return [trial for trial in self._found[key] if trial.fitted is not None]
 
     def _row(self, key: RowKey) -> SweepRow:
@@ -74,11 +74,11 @@ class SweepResults:
             heads=heads,
             wanted=self._wanted[key],
             shots=key.shots,
-            estimate=estimated(heads, val_images=self._val_images),
+            estimate=estimate_row(heads, val_images=self._val_images),
         )
 
     def _drop_beaten(self, key: RowKey) -> None:
-        # A complete row that is not the best of its kind will never be chosen.
+        # Of the complete rows with the same shots, only the best can be chosen.
         if self._plan.every or len(self._found[key]) < self._wanted[key]:
             return
         rivals = [other for other in self._found if other.shots == key.shots and self.heads(other)]
@@ -86,7 +86,7 @@ class SweepResults:
         best = max(complete, key=lambda other: self._row(other).rank, default=None)
         for other in complete:
             if other != best:
-                self._found[other] = [trial.forgotten() for trial in self._found[other]]
+                self._found[other] = [trial.without_head() for trial in self._found[other]]
 
 
 def _heads_wanted(plan: SweepPlan, number: int, shots: int | None, rounds: Sequence[Round]) -> int:
@@ -95,10 +95,10 @@ def _heads_wanted(plan: SweepPlan, number: int, shots: int | None, rounds: Seque
     return len({id(case.cut) for case in cases}) if solved else len(cases)
 
 
-def estimated(heads: Sequence[TrialResult], *, val_images: int) -> Estimate | None:
-    """What heads of one row say together; None where none was judged.
+def estimate_row(heads: Sequence[TrialResult], *, val_images: int) -> Estimate | None:
+    """The mean score of the heads of one row; None if no head has a score.
 
-    Folds are pooled: every image counts the same, and with several seeds the score is the mean of theirs.
+    Folds are weighted by their number of images, so every image counts the same; seeds are averaged.
     """
     judged = [(head, score) for head in heads for score in [head.judged] if score is not None]
     if not judged:
@@ -114,12 +114,12 @@ def estimated(heads: Sequence[TrialResult], *, val_images: int) -> Estimate | No
 
 
 def over_images(one: Estimate, images: int) -> Estimate:
-    """With the interval of an accuracy over so many images; other metrics have none."""
+    """The estimate with Wilson's 95 % interval for `images` images, if its metric is accuracy; else unchanged."""
     return one if one.metric != "accuracy" else replace(one, interval=wilson_interval(one.value * images, images))
 
 
 def mean_estimate(scores: Sequence[Score], *, independent: bool, weights: Sequence[int] | None = None) -> Estimate:
-    """Their means; with an interval where they are independent of each other."""
+    """The means of scores; with a 95 % interval (Student's t) if they are independent of each other."""
     values = [score.value for score in scores]
     return Estimate(
         value=statistics.fmean(values, weights),

@@ -1,8 +1,7 @@
-"""A sweep is carried out: its heads are fitted, ranked, and the best one written.
+"""Runs a sweep: fits its heads, ranks them, and writes the best head as a run and the sweep as a record.
 
-Val ranks (with folds, the images that were held out); test is looked at after everything has been decided, for the
-chosen head alone unless the plan asks for every head. A chosen head becomes an ordinary run, the sweep a record beside
-it.
+Val ranks the heads (with folds, the held-out images). Test is evaluated after everything has been decided: for the
+chosen head, or for every head if the plan sets `every`.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
 from featcache.heads.stopping import Interruption
 from featcache.rows.devices import choose_device
-from featcache.rows.notes import Report, tell
+from featcache.rows.notes import Report, report_notes
 from featcache.rows.views import views_notes
 from featcache.runs.fit import RUNS_DIR
 from featcache.runs.run import Run, folder_name, prepare_runs_dir
-from featcache.sweeps.choosing import Choice, chosen
+from featcache.sweeps.choosing import Choice, rank_and_choose
 from featcache.sweeps.fits import SweepContext, SweepTrial, fit_round
 from featcache.sweeps.keeping import TrialKeeper
 from featcache.sweeps.plan import Round, SweepPlan, require_same_rows, rounds_of
@@ -51,27 +50,37 @@ def sweep_heads(
     checkpoint_every_s: float = EVERY_S,
     resumed: Checkpoint | None = None,
 ) -> Sweep:
-    """`sweep` for what is a plan for these caches already.
+    """Run a sweep from a plan.
 
     Args:
-        caches: Each is one of the alternatives that the plan's combinations name by number.
-        beside: Caches whose features stand beside those of each of them.
-        stack_bytes: Memory that heads in training may take; None for a share of what is free.
+        caches: The caches that the plan's combinations refer to by index.
+        plan: The sweep's plan.
+        how: Device, threads and memory; None for the defaults.
+        beside: Caches whose features are joined to those of each cache.
+        runs_dir: The folder that holds runs.
+        progress: Called with (epochs done, epochs in total).
+        report: Called with a sentence about anything that was left out.
+        stack_bytes: Memory for heads in training, in bytes; None for a share of the free memory.
         created: The time in UTC that names the folders; None for now.
-        name: The sweep's folder; None for one made of time and backbones.
-        checkpoint_every_s: Seconds between two checkpoints, at least.
-        resumed: The checkpoint of the same sweep from which it goes on.
+        name: The name of the sweep's folder; None for a name made of time and backbones.
+        checkpoint_every_s: Least time between two checkpoints, in seconds.
+        resumed: The checkpoint of the same sweep to continue from.
+
+    Returns:
+        The sweep, which is written too.
     """
     how = how or TrainingOptions()
     runs_dir, began = Path(runs_dir), time.perf_counter()
     prepare_runs_dir(runs_dir)
-    asked, plan = len(plan.combinations), plan.for_caches(caches, beside)
-    if missing := asked - len(plan.combinations):
-        tell(report, [f"{missing} of {asked} combinations are left out: their cache does not hold the layer"])
+    requested, plan = len(plan.combinations), plan.for_caches(caches, beside)
+    if missing := requested - len(plan.combinations):
+        report_notes(
+            report, [f"{missing} of {requested} combinations are left out: their cache does not hold the layer"]
+        )
     require_same_rows(caches, plan)
     whole = cut_of(caches[0], plan.first)
     notes = (*whole.notes, *_views_notes(plan, caches[0]))
-    tell(report, notes)
+    report_notes(report, notes)
     rounds = [rounds_of(cache, plan) for cache in caches]
     created = created or datetime.now(UTC)
     every = (*caches, *beside)
@@ -89,7 +98,7 @@ def sweep_heads(
         contexts = [
             SweepContext(
                 caches=(cache, *beside),
-                place=choose_device(how.device),
+                device=choose_device(how.device),
                 interruption=interruption,
                 report=report,
                 threads=how.threads,
@@ -101,9 +110,9 @@ def sweep_heads(
             for cache in caches
         ]
         results = SweepResults(plan, rounds[0], val_images=len(whole.val))
-        results.collect(_fitted_rounds(contexts, plan, rounds, _Counter(plan, rounds[0], progress)), interruption)
-        rows, choices = chosen(results, plan, contexts)
-        runs = {number: one.written(runs_dir, created, name, interruption) for number, one in choices.items()}
+        results.collect(_fit_rounds(contexts, plan, rounds, _Counter(plan, rounds[0], progress)), interruption)
+        rows, choices = rank_and_choose(results, plan, contexts)
+        runs = {number: one.write(runs_dir, created, name, interruption) for number, one in choices.items()}
         run = runs.get(0)
         found = Sweep(
             folder=runs_dir / name,
@@ -117,7 +126,7 @@ def sweep_heads(
             seconds=time.perf_counter() - began,
             interrupted=interruption.requested or results.interrupted,
             stacks=tuple(sorted(stacks, reverse=True)),
-            **_settled(plan, choices.get(0)),
+            **_plan_fields(plan, choices.get(0)),
         )
         write_sweep(found, unfinished.checkpoint if found.interrupted else None)
     return found
@@ -129,13 +138,13 @@ def _read_rows(
     plan: SweepPlan,
     rounds: Sequence[Sequence[Round]],
 ) -> list[Prepared]:
-    """The rows of every group of combinations that read the same features, none of them read."""
+    """The rows of every group of combinations that read the same features; no features are read yet."""
     return [
         prepare(
             caches[cache],
             plan.combinations[numbers[0]].config,
             beside=beside,
-            place="cpu",
+            device="cpu",
             cut=rounds[cache][0].cases[0].cut,
         )
         for (cache, _), numbers in plan.groups().items()
@@ -151,7 +160,7 @@ def _about(
     created: datetime,
     digest: str,
 ) -> dict[str, Any]:
-    """What is trained on what: all that has to be the same for a sweep to go on, and its date."""
+    """What a checkpoint records of the sweep: everything that must be the same when it is resumed, and its date."""
     return {
         "created": created.isoformat(),
         "sweep": plan.to_json(),
@@ -165,18 +174,18 @@ def _about(
 
 
 def _views_notes(plan: SweepPlan, cache: FeatureCache) -> tuple[str, ...]:
-    """What all heads see of augmentation; where they differ, the table has a column for it."""
+    """Notes on augmented views, if all heads use the same; otherwise the table has a column for it."""
     ways = {one.config.train_views for one in plan.combinations}
     return views_notes(cache.spec, ways.pop() if len(ways) == 1 else None)
 
 
 def _with_runs(rows: Sequence[SweepRow], runs: Mapping[int, Run]) -> tuple[SweepRow, ...]:
-    """The rows with the runs that were written of them, by the number of the row."""
+    """The rows with their run folders; `runs` is by row number."""
     return tuple(replace(row, run=runs[number].folder) if number in runs else row for number, row in enumerate(rows))
 
 
-def _settled(plan: SweepPlan, choice: Choice | None) -> dict[str, Any]:
-    """What the record takes from the plan, and the case of the chosen head."""
+def _plan_fields(plan: SweepPlan, choice: Choice | None) -> dict[str, Any]:
+    """The fields of the record that are taken from the plan, and seed and draw of the chosen head."""
     record = None if choice is None else choice.trial.record
     planned = {name: getattr(plan, name) for name in ("grid", "seeds", "folds", "shots", "draws")}
     return planned | {"chosen": {"seed": record and record.seed, "draw": record and record.draw}}
@@ -185,12 +194,12 @@ def _settled(plan: SweepPlan, choice: Choice | None) -> dict[str, Any]:
 # --- fitting -----------------------------------------------------------------------------------------------
 
 
-def _fitted_rounds(
+def _fit_rounds(
     contexts: Sequence[SweepContext], plan: SweepPlan, rounds: Sequence[Sequence[Round]], counter: _Counter
 ) -> Iterable[tuple[Round, SweepTrial]]:
     for (cache, _), numbers in plan.groups().items():
-        # A layer that is not there shows now, not after those before it have been trained on.
-        contexts[cache].prepared(plan.combinations[numbers[0]].config, rounds[cache][0].cases[0])
+        # A missing layer raises now, not after the layers before it have been trained on.
+        contexts[cache].prepare_case(plan.combinations[numbers[0]].config, rounds[cache][0].cases[0])
     for (cache, _), numbers in plan.groups().items():
         configs = [(number, plan.combinations[number].config) for number in numbers]
         for round_ in rounds[cache]:
@@ -199,7 +208,7 @@ def _fitted_rounds(
 
 
 class _Counter:
-    """Epochs of all heads, as if none stopped early."""
+    """Counts the epochs of all heads; a head that stops early counts as all its epochs."""
 
     def __init__(self, plan: SweepPlan, rounds: Sequence[Round], progress: SweepProgress | None) -> None:
         cases = sum(len(round_.cases) for round_ in rounds)
@@ -208,7 +217,7 @@ class _Counter:
         self._progress = progress
 
     def advance(self, epochs: float) -> None:
-        """So many more are done."""
+        """Add finished epochs and report the total."""
         self._done += epochs
         if self._progress is not None:
             self._progress(min(round(self._done), self._total), self._total)

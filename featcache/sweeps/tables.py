@@ -1,11 +1,11 @@
-"""A sweep as files and as a table: a folder beside the runs.
+"""Writes a sweep as files and as a table, into its own folder in the folder of runs.
 
     <runs_dir>/<UTC time>-<backbone>-sweep-<unique>/
-        sweep.json      what `Sweep.to_json` gives
-        table.csv       a line a row of the table, numbers as they are
-        table.md        the table as a person reads it
+        sweep.json      the result of `Sweep.to_json`
+        table.csv       one line per row of the table, for programs
+        table.md        the table, for reading
 
-Each chosen head is a run of its own, in a folder beside this one.
+Each chosen head is a run, in its own folder.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _CSV_COLUMNS = ("metric", "value", "spread", "low", "high", "loss", "test", "epo
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Cells for people: accuracies in per cent, a row a combination.
+    """A table as text cells, one row per combination; accuracies in per cent.
 
-    `tied`: after how many rows a line stands, above which no row can be told apart from the best; 0 for none. `legend`:
-    what it all means, in sentences.
+    `tied`: the number of first rows that do not differ clearly from the best (a line is drawn below them); 0 for none.
+    `legend`: sentences that explain the table.
     """
 
     header: tuple[str, ...]
@@ -40,9 +40,9 @@ class Table:
 
 
 def write_sweep(sweep: Sweep, checkpoint: bytes | None = None) -> None:
-    """Write its folder, whole or not at all. Raises HeadError if it cannot be written.
+    """Write the folder of a sweep atomically. Raises HeadError if it cannot be written.
 
-    `checkpoint`: of a sweep that Ctrl-C ended: where it can go on.
+    `checkpoint`: from which an interrupted sweep can be resumed; None if it was not interrupted.
     """
     files = {
         SWEEP_FILE: json_bytes(sweep.to_json()),
@@ -58,7 +58,7 @@ def write_sweep(sweep: Sweep, checkpoint: bytes | None = None) -> None:
 
 
 def csv_text(sweep: Sweep) -> str:
-    """The table for programs: accuracies as fractions, empty where there is nothing."""
+    """The table as CSV: accuracies as fractions, missing values empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     options = [name for name in sweep.options if name != "head"]
@@ -70,7 +70,7 @@ def csv_text(sweep: Sweep) -> str:
 
 
 def markdown(sweep: Sweep) -> str:
-    """The table for people as a page."""
+    """The table as a Markdown page."""
     table = table_of(sweep)
     lines = [table.header, ("---",) * len(table.header), *table.rows]
     paragraphs = [
@@ -96,7 +96,7 @@ def table_of(sweep: Sweep) -> Table:
 
 @dataclass(frozen=True, kw_only=True)
 class _Columns:
-    """Which columns a table has: none that would be empty."""
+    """The columns of a table; columns that would be empty are left out."""
 
     sweep: Sweep
     intervals: bool
@@ -131,17 +131,17 @@ class _Columns:
 
 def _legend(sweep: Sweep) -> Iterator[str]:
     count = max(row.wanted for row in sweep.rows)
-    means = "one head a row" if count == 1 else f"means over {count} heads a row; +-: their standard deviation"
+    means = "one head per row" if count == 1 else f"means over {count} heads per row; +-: their standard deviation"
     metric = next((row.estimate.metric for row in sweep.rows if row.estimate is not None), "accuracy")
     yield f"{sweep.judge}: {IN_WORDS[metric]}, {means}."
     if sweep.folds:
-        yield f"Each of {sweep.folds} folds was held out once: it neither taught nor chose."
+        yield f"Each of {sweep.folds} folds was held out once: not used to train the head or to choose its epoch."
     if sweep.shots:
-        yield f"{sweep.draws} draws of that many images a class; val was cut off before."
+        yield f"{sweep.draws} random draws of this number of images per class; val was cut off before."
     if sweep.best.estimate is not None and sweep.best.estimate.interval is not None:
         yield f"95 %: the interval over the {'draws' if sweep.shots else f'images of {sweep.judge}'}."
     if sweep.tied > 1:
-        yield f"Rows 1 to {sweep.tied} cannot be told apart: their intervals overlap that of row 1."
+        yield f"Rows 1 to {sweep.tied} do not differ clearly: their intervals overlap that of row 1."
 
 
 def _csv_cells(row: SweepRow) -> tuple[object, ...]:
@@ -155,7 +155,7 @@ def _csv_cells(row: SweepRow) -> tuple[object, ...]:
 
 
 def score_text(value: float, metric: str) -> str:
-    """A metric for people: accuracies in per cent, others as they are."""
+    """A metric as text: accuracy in per cent, others unchanged."""
     return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4f}"
 
 

@@ -1,1 +1,1 @@
-"""training: heads trained by steps, their checkpoints, their standardisation."""
+"""training: fit heads on cached features, with checkpoints and early stopping."""

@@ -1,4 +1,4 @@
-"""The file of a checkpoint, as far as it is read without torch: its name, and what its metadata say."""
+"""The name and the metadata of a checkpoint file, which are read without torch."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from featcache.errors import HeadError
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 CHECKPOINT_FORMAT = 2
-# Of the folder of a training that has not ended.
+# Suffix of the folder of an unfinished training.
 UNFINISHED_SUFFIX = ".unfinished"
 _CHECKPOINT_KEY = "featcache"
 
 
 def other_version(found: object, known: int, again: str) -> str:
-    """A hint for a file of another format than the known one. `again`: what makes a file of this version."""
+    """A hint for a file of another format version than the known one. `again`: the action that writes a new file."""
     if isinstance(found, int) and found < known:
         return f"an earlier featcache wrote it: {again}"
     return f"a newer featcache wrote it: upgrade, or {again}"
 
 
 def checkpoint_metadata(about: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, str]:
-    """What a checkpoint says beside its tensors (training/checkpoints.py), as the metadata of a safetensors file."""
+    """The metadata of a checkpoint (training/checkpoints.py), for a safetensors file."""
     content = {"format": CHECKPOINT_FORMAT, "about": dict(about), "progress": dict(progress)}
     return {_CHECKPOINT_KEY: json.dumps(content, allow_nan=False)}
 
 
 def read_checkpoint_metadata(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """`about` and `progress` of a checkpoint; no tensor is read. Raises HeadError if there is none, or another file."""
+    """Read `about` and `progress` of a checkpoint, but no tensors. Raises HeadError if it is no checkpoint file."""
     try:
         with safe_open(path, framework="np") as file:
             content = json.loads((file.metadata() or {})[_CHECKPOINT_KEY])

@@ -1,11 +1,11 @@
-"""What a training has to leave behind, so that it can go on after a kill as if nothing had happened.
+"""Checkpoints of a training, from which it can be resumed with the same result, even after a kill.
 
     <runs_dir>/<name of the run>.unfinished/
-        checkpoint.safetensors      the state after a finished epoch, published whole or not at all
+        checkpoint.safetensors      the state after an epoch, written atomically
 
-The tensors are those of the head, of its best epoch, of the optimiser, of the random generators and of the
-standardisation; everything else stands as JSON in the file's metadata. Nothing in it can execute code. A run that
-Ctrl-C has ended keeps the file in its own folder.
+The tensors are those of the head, of its best epoch, of the optimizer, of the random generators and of the
+standardisation; everything else is JSON in the file's metadata. Nothing in it can execute code. A run that Ctrl-C has
+ended keeps the file in its own folder.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors import SafetensorError
 
-from featcache.cache.locks import locked
+from featcache.cache.locks import lock_cache
 from featcache.errors import CacheBusy, CacheUnwritable, HeadError
-from featcache.files import file_aside
+from featcache.files import atomic_file
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord
 from featcache.training.checkpoint_file import (
@@ -42,20 +42,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 EVERY_S = 5.0
-# Writing may take this share of the time that training takes.
+# Largest share of the training time that writing checkpoints may take.
 _SHARE = 0.02
 _ROWS_AT_ONCE = 1 << 20
 
-# Gives how far a training is, as JSON values, and its tensors.
+# Returns the progress of a training, as JSON values, and its tensors.
 State = Callable[[], "tuple[Mapping[str, Any], Mapping[str, Tensor]]"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Checkpoint:
-    """The state of a training after a finished epoch.
+    """The state of a training after an epoch.
 
-    `about`: what is trained on what (runs/resuming.py); `progress`: how far it is, as JSON values; `tensors`: by
-    name, on the CPU.
+    Attributes:
+        about: Options, caches and rows of the training (runs/resuming.py), as JSON values.
+        progress: The epochs so far, as JSON values.
+        tensors: The tensors by name, on the CPU.
     """
 
     about: Mapping[str, Any]
@@ -63,11 +65,11 @@ class Checkpoint:
     tensors: Mapping[str, Tensor]
 
     def publish(self, path: Path) -> None:
-        """Write a safetensors file, whole or not at all; no copy of the tensors is made. Raises CacheUnwritable."""
+        """Write a safetensors file atomically, without a copy of the tensors. Raises CacheUnwritable."""
         import safetensors.torch
 
         tensors = {name: tensor.contiguous() for name, tensor in self.tensors.items()}
-        with file_aside(path) as building:
+        with atomic_file(path) as building:
             try:
                 safetensors.torch.save_file(tensors, building, checkpoint_metadata(self.about, self.progress))
             except SafetensorError as error:
@@ -75,7 +77,7 @@ class Checkpoint:
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
-        """Read such a file. Raises HeadError if there is none, or if it is another file."""
+        """Read a checkpoint. Raises HeadError if the file is missing or is no checkpoint."""
         import safetensors.torch
 
         about, progress = read_checkpoint_metadata(path)
@@ -86,11 +88,11 @@ class Checkpoint:
 
     @property
     def history(self) -> tuple[EpochRecord, ...]:
-        """The epochs that were finished."""
+        """The records of all epochs so far."""
         return tuple(EpochRecord(**record) for trial in self.progress["trials"] for record in trial["history"])
 
     def part(self, name: str) -> dict[str, Tensor]:
-        """The tensors whose names begin with `name.`, without that."""
+        """The tensors whose names begin with `name.`, by the rest of their names."""
         return {
             key.removeprefix(f"{name}."): tensor for key, tensor in self.tensors.items() if key.startswith(f"{name}.")
         }
@@ -98,13 +100,17 @@ class Checkpoint:
 
 @dataclass(kw_only=True)
 class Unfinished:
-    """The folder of a training that has not ended, made when there is something to put there.
+    """The folder of an unfinished training, which is created for the first checkpoint.
 
-    As a context: the folder goes when the block ends well. After an error, Ctrl-C or a full disk, the last checkpoint
-    stays.
+    As a context manager: the folder is removed when the block ends without an error. After an error, Ctrl-C or a full
+    disk, the last checkpoint stays.
 
-    `about`: what every checkpoint says of what is trained. `every_s`: seconds between two checkpoints, at least, and
-    more where writing one takes long; 0 for one after every epoch. `clock` gives seconds.
+    Args:
+        folder: The folder.
+        about: Options, caches and rows of the training, which every checkpoint contains.
+        every_s: The least seconds between two checkpoints, and more where writing one takes long; 0 for a checkpoint
+            after every epoch.
+        clock: Returns the time in seconds.
     """
 
     folder: Path
@@ -120,27 +126,27 @@ class Unfinished:
 
     @classmethod
     def of(cls, runs_dir: Path, name: str, *, about: Mapping[str, Any], every_s: float = EVERY_S) -> Unfinished:
-        """That of the run that is going to be called `name`."""
+        """The folder for a run that will have this name."""
         return cls(folder=runs_dir / f"{name}{UNFINISHED_SUFFIX}", about=about, every_s=every_s)
 
     @property
     def name(self) -> str:
-        """The name of the run that comes of it."""
+        """The name of the run."""
         return self.folder.name.removesuffix(UNFINISHED_SUFFIX)
 
     @property
     def checkpoint(self) -> bytes | None:
-        """The last checkpoint, if one was written."""
+        """The bytes of the last checkpoint; None if none was written."""
         path = self.folder / CHECKPOINT_FILE
         return path.read_bytes() if path.exists() else None
 
     def claim(self) -> None:
-        """Make the folder, and keep other processes from going on with it. Raises HeadError where one does already."""
+        """Create and lock the folder, so that no other process resumes it. Raises HeadError if another one has it."""
         if self._claimed:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._held.enter_context(locked(self.folder, "training", wait=False))
+            self._held.enter_context(lock_cache(self.folder, "training", wait=False))
             self._claimed = True
         except CacheBusy as error:
             raise HeadError(f"{self.name} is in training: {error.message}", hint="wait until it is done") from error
@@ -150,7 +156,7 @@ class Unfinished:
             raise _unwritable(error.message) from error
 
     def epoch_ended(self, state: State) -> None:
-        """Write a checkpoint, if the last one is old enough. Raises CacheUnwritable."""
+        """Write a checkpoint if the last one is older than `every_s`. Raises CacheUnwritable."""
         began = self.clock()
         if began < self._due:
             return
@@ -164,7 +170,7 @@ class Unfinished:
         self._due = now + (max(self.every_s, (now - began) / _SHARE) if self.every_s else 0)
 
     def discard(self) -> None:
-        """Leave nothing behind."""
+        """Remove the folder."""
         self._held.close()
         if self._claimed:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -183,20 +189,20 @@ class Unfinished:
 def about_training(
     prepared: Prepared, config: HeadConfig, *, created: datetime, threads: int | None, logger: str | None
 ) -> dict[str, Any]:
-    """What is trained on what: all that has to be the same for a training to go on, and its run's date."""
+    """Everything that must be equal for a training to be resumed, and the date of its run, as JSON values."""
     return {
         "created": created.isoformat(),
         "options": config.to_json(),
         "caches": [str(column.cache.path) for column in prepared.columns],
         "rows": rows_digest(prepared),
-        "device": str(prepared.place),
+        "device": str(prepared.device_name),
         "threads": threads,
         "logger": logger,
     }
 
 
 def rows_digest(*prepared: Prepared) -> str:
-    """SHA-256 over the targets and the checksums of all rows that a training reads: other rows, another digest."""
+    """SHA-256 over the targets and the checksums of all rows that a training reads."""
     seen = hashlib.sha256()
     for part, rows in (one for some in prepared for one in sorted(some.rows.items())):
         seen.update(part.encode())
@@ -204,7 +210,7 @@ def rows_digest(*prepared: Prepared) -> str:
         for column, view in itertools.product(rows.columns, range(rows.views)):
             array = column.of_view(view)
             seen.update(f"{array.name} {array.dtype} {array.scale} {array.offset}".encode())
-            # A piece at a time: of ten million rows a copy is 80 MB.
+            # In pieces, because the row numbers of ten million rows are 80 MB.
             for start in range(0, len(column.rows), _ROWS_AT_ONCE):
                 some = column.rows[start : start + _ROWS_AT_ONCE]
                 seen.update(array.split.checksums(array.name, some, view).data)
@@ -212,4 +218,4 @@ def rows_digest(*prepared: Prepared) -> str:
 
 
 def _unwritable(message: str) -> CacheUnwritable:
-    return CacheUnwritable(message, hint="free some space, or another --runs-dir")
+    return CacheUnwritable(message, hint="free some space, or choose another --runs-dir")

@@ -1,4 +1,4 @@
-"""What a head that torch runs gives for rows, as NumPy arrays that are measured without torch."""
+"""Evaluate a head on batches: its outputs as NumPy arrays, from which metrics are computed without torch."""
 
 from __future__ import annotations
 
@@ -25,14 +25,17 @@ def evaluate(
     scale: NDArray[np.float64] | None = None,
     loss: str = "mse",
 ) -> Outcome:
-    """What a head in eval mode gives for all rows; the mode it was in is restored.
+    """Run a head in eval mode on all rows; afterwards it is in its previous mode.
 
     Args:
         head: float32 (B, D) -> (B, C): logits, or numbers in the target's own units.
-        batches: The rows, in order.
-        target: What the head is to say.
+        batches: The rows.
+        target: The target of the head.
         scale: For numbers: float64 (C,), the unit in which the loss is measured.
         loss: For numbers: "mse", "l1" or "huber".
+
+    Returns:
+        The outputs and the targets of all rows, in the order of the cache.
     """
     outputs, targets = outputs_of(head, batches)
     return Outcome(
@@ -41,7 +44,7 @@ def evaluate(
 
 
 def outputs_of(head: nn.Module | SolvedHead, batches: Epochs) -> tuple[NDArray[np.float32], NDArray[Any]]:
-    """What a head in eval mode gives for all rows, float32 (N, C), and their targets as the batches have them."""
+    """Outputs of a head in eval mode for all rows, float32 (N, C), and the targets of the batches."""
     if isinstance(head, SolvedHead):
         solved = [
             (head.outputs(features.cpu().numpy()), targets.cpu().numpy()) for features, targets in batches.in_order()

@@ -1,6 +1,6 @@
-"""A head for prepared rows: solved at once, or trained by steps, by featcache's engine or by Lightning's Trainer.
+"""Fit a head on prepared rows: by a solver, by featcache's training engine, or by Lightning's Trainer.
 
-torch is imported for a head that is trained by steps, and not for one that is solved.
+torch is imported only for heads that are trained by gradient steps.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.records import Progress
 from featcache.heads.stopping import Interruption
 from featcache.rows.notes import Report
-from featcache.training.fitted import Fitted
+from featcache.training.fit_result import FitResult
 from featcache.training.solving import fit_solved
 
 if TYPE_CHECKING:
@@ -33,21 +33,21 @@ def fit(
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
     trainer: Literal["featcache", "lightning"] | Trainer = "featcache",
-) -> Fitted:
-    """Fit a head on train and val; the test rows are not touched.
+) -> FitResult:
+    """Fit a head on train and val; the test rows are not read.
 
     Args:
-        prepared: The rows.
+        prepared: The rows of train and val.
         config: The head's options.
-        progress: Called with every epoch, or with every candidate of a head that is solved.
-        report: Called with a sentence about whatever was left out.
-        resident_bytes: The most that features may take on the device before they are streamed.
-        interruption: How Ctrl-C arrives.
-        threads: Torch's, on the CPU; None for what is measured to be fastest.
-        unfinished: Where checkpoints go; None for nowhere. With a Trainer there are none.
-        resumed: The checkpoint from which the training goes on.
+        progress: Called with the record of every epoch, or of every candidate of a solver.
+        report: Called with notes for the user.
+        resident_bytes: The most bytes that features may take on the device; above that they are streamed.
+        interruption: Handles Ctrl-C.
+        threads: Torch's threads on the CPU; None for the fastest number by measurement.
+        unfinished: The folder for checkpoints; None for no checkpoints. A Trainer writes none.
+        resumed: The checkpoint to resume from.
         trainer: `featcache` for its own engine, `lightning` for a Trainer with the options' epochs and patience, or
-            one's own Trainer.
+            your own Trainer.
     """
     if config.architecture.solved:
         return fit_solved(prepared, config, progress=progress, report=report, interruption=interruption)

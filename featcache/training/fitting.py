@@ -1,4 +1,4 @@
-"""One head is trained by steps. Train teaches, val chooses; nothing here sees test."""
+"""Train one head by gradient steps on train, and choose its best epoch on val. Test is not read here."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor, nn
 
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, Progress
-from featcache.heads.standardisation import Standardisation, sampled_rows, standardising_notes
+from featcache.heads.standardisation import Standardisation, sample_rows, standardising_notes
 from featcache.heads.stopping import Interruption
 from featcache.heads.target_scale import TargetScale
 from featcache.rows.batches import Batches
-from featcache.rows.notes import Report, tell
+from featcache.rows.notes import Report, report_notes
 from featcache.rows.target import HeadTarget
 from featcache.training.checkpoints import Checkpoint, Unfinished
 from featcache.training.engine import Engine
 from featcache.training.evaluation import evaluate
-from featcache.training.finished import finished_head, numbers_in
-from featcache.training.fitted import Fitted
+from featcache.training.finished import final_head, parameter_count
+from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared, open_prepared
 from featcache.training.stacking import Setting
 from featcache.training.threads import training_threads
 from featcache.training.trial import Scaling, Source, Trial
 
-# What a batch norm has counted, not learned.
+# Statistics of batch norms, which are not learned by gradients.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -41,15 +41,15 @@ def fit_prepared(
     threads: int | None = None,
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
-) -> Fitted:
-    """Train a head by steps on the rows of train and val, which are opened first.
+) -> FitResult:
+    """Open the rows of train and val, and train a head on them by gradient steps.
 
-    `fit` (training/fit.py) has the same arguments and explains them. Raises what `fit_batches` raises.
+    The arguments are those of `fit` (training/fit.py). Raises what `fit_batches` raises.
     """
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     reading = time.perf_counter() - began
-    tell(report, standardising_notes(len(train.rows), config))
+    report_notes(report, standardising_notes(len(train.rows), config))
     fitted = fit_batches(
         train,
         val,
@@ -75,23 +75,23 @@ def fit_batches(
     threads: int | None = None,
     unfinished: Unfinished | None = None,
     resumed: Checkpoint | None = None,
-) -> Fitted:
-    """Train a head by steps, in the order that `train` has; the best epoch on val is kept.
+) -> FitResult:
+    """Train a head by gradient steps, in the order of `train`, and return the head of the best epoch on val.
 
     Args:
-        train: What it learns from.
-        val: What chooses the epoch.
-        target: What it learns.
-        config: Its options.
-        progress: Called with every epoch.
-        interruption: How Ctrl-C arrives. It keeps the best epoch so far; before the first there is none.
-        threads: Torch's, on the CPU; None for what is measured to be fastest.
-        unfinished: Where checkpoints go; None for nowhere.
-        resumed: The checkpoint of the same training from which it goes on.
+        train: The train batches.
+        val: The val batches, which choose the epoch.
+        target: The target.
+        config: The head's options.
+        progress: Called with the record of every epoch.
+        interruption: Handles Ctrl-C, after which the best epoch so far is returned.
+        threads: Torch's threads on the CPU; None for the fastest number by measurement.
+        unfinished: The folder for checkpoints; None for no checkpoints.
+        resumed: The checkpoint of the same training to resume from.
 
     Raises:
-        KeyboardInterrupt: After a Ctrl-C before the first epoch was done, and after a second one.
-        HeadError: The loss stops being finite.
+        KeyboardInterrupt: After a Ctrl-C before the first epoch has ended, and after a second one.
+        HeadError: The loss became infinite or NaN.
     """
     began = time.perf_counter()
     interruption = interruption or Interruption()
@@ -123,21 +123,21 @@ def fit_batches(
         try:
             engine.train()
         except KeyboardInterrupt:
-            if not trial.history or interruption.insisted:
+            if not trial.history or interruption.aborted:
                 raise
-    trial.require_sound()
-    head = finished_head(trial, source.scaling, target, train.feature_dim)
+    trial.require_finite()
+    head = final_head(trial, source.scaling, target, train.feature_dim)
     seconds = past + time.perf_counter() - began
-    return fitted_trial(trial, head, val, target, source.scaling, seconds=seconds)
+    return fit_result_of(trial, head, val, target, source.scaling, seconds=seconds)
 
 
-def fitted_trial(
+def fit_result_of(
     trial: Trial, head: nn.Module, val: Batches, target: HeadTarget, scaling: Scaling, *, seconds: float
-) -> Fitted:
-    """The finished head of a trial, judged on val."""
+) -> FitResult:
+    """The result of a trial with its final head, which is evaluated on val."""
     with training_threads(trial.threads):
         outcome = evaluate(head, val, target, scale=scaling.deviations, loss=trial.config.loss)
-    return Fitted(
+    return FitResult(
         head=head,
         val=outcome,
         last=trial.last,
@@ -145,7 +145,7 @@ def fitted_trial(
         best_epoch=trial.best_epoch,
         interrupted=trial.interrupted,
         seconds=seconds,
-        folded=0 if trial.config.architecture.own else learned_numbers(trial) - numbers_in(head),
+        folded=0 if trial.config.architecture.own else count_trained(trial) - parameter_count(head),
         notes=_loss_notes(trial.config),
         threads=trial.threads,
     )
@@ -155,23 +155,23 @@ def _loss_notes(config: HeadConfig) -> tuple[str, ...]:
     if config.own_loss is None:
         return ()
     return (
-        f"epochs are trained and chosen by the loss {config.own_loss}; the losses of val and test are those that "
-        "featcache has for such a target",
+        f"the loss {config.own_loss} is used for training and to choose the epoch; the losses of val and test are "
+        "featcache's default for this kind of target",
     )
 
 
-def learned_numbers(trial: Trial) -> int:
-    """How many numbers were trained."""
+def count_trained(trial: Trial) -> int:
+    """Number of parameters that were trained."""
     return sum(tensor.numel() for name, tensor in trial.best.items() if not name.endswith(_COUNTED))
 
 
 def source_of(train: Batches, config: HeadConfig, target: HeadTarget) -> Source:
-    """The batches of a training with what standardises them."""
+    """The batches of a training with their standardisation."""
     return Source(batches=train, scaling=scaling_of(train, config, target))
 
 
 def scaling_of(train: Batches, config: HeadConfig, target: HeadTarget) -> Scaling:
-    """What standardises these rows for a head with these options."""
+    """The standardisation of these rows for a head with these options."""
     return Scaling(
         features=standardisation(train) if config.standardize else None,
         targets=TargetScale.of(train.rows.targets) if target.kind == "numbers" else None,
@@ -179,8 +179,8 @@ def scaling_of(train: Batches, config: HeadConfig, target: HeadTarget) -> Scalin
 
 
 def standardisation(batches: Batches) -> Standardisation:
-    """Mean and deviation of the rows of `batches`, or of a sample of very many."""
-    sample = sampled_rows(len(batches.rows))
+    """Mean and standard deviation of the rows of `batches`, or of a sample if there are very many."""
+    sample = sample_rows(len(batches.rows))
 
     def read() -> Iterator[Tensor]:
         if sample is None:

@@ -1,4 +1,4 @@
-"""Lightning's loggers by name: the same numbers as history.csv, where they can be watched while a head is trained."""
+"""Log every epoch with one of Lightning's loggers, to watch a training. The same numbers are in history.csv."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from featcache.training.options import LoggerName
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
 
-# Those whose files lie in the run's folder; the others have places of their own beside the runs.
+# Loggers whose files are in the run's folder; the others have their own places next to the runs.
 _INSIDE = ("tensorboard", "csv")
 
 
 class RunLogger:
-    """Writes a point an epoch and curve. Use it as a context manager.
+    """Writes one point per epoch and curve. Use it as a context manager.
 
     Args:
         name: One of the loggers that `--logger` takes (training/options.py).
-        unfinished: The folder of the training, whose run then takes the files.
-        metric: What an epoch's score is.
-        past: Epochs that were finished before, by a training that goes on: they are written again.
+        unfinished: The folder of the training; the run gets the files from it.
+        metric: The metric of an epoch's score.
+        past: Earlier epochs of a resumed training, which are logged again.
 
     Raises:
         MissingExtra: The package is not installed.
@@ -48,7 +48,7 @@ class RunLogger:
             self.add(record)
 
     def add(self, epoch: EpochRecord) -> None:
-        """Another epoch, on the disk when this returns where the logger writes files."""
+        """Log an epoch; a logger with files has written it to disk when this returns."""
         points = {
             "loss/train": epoch.train_loss,
             "loss/val": epoch.val_loss,
@@ -58,8 +58,8 @@ class RunLogger:
         self.logger.log_metrics({name: value for name, value in points.items() if math.isfinite(value)}, epoch.epoch)
         self.logger.save()
 
-    def joined(self, progress: Progress | None) -> Progress:
-        """A progress callback that adds every epoch here, and then calls `progress`."""
+    def wrap_progress(self, progress: Progress | None) -> Progress:
+        """A progress callback that logs every epoch, and then calls `progress`."""
 
         def both(epoch: EpochRecord) -> None:
             self.add(epoch)
@@ -69,7 +69,7 @@ class RunLogger:
         return both
 
     def files(self) -> dict[str, bytes]:
-        """What the logger has written into the folder, by name, as a run keeps it. Nothing can be added after that."""
+        """Close the logger, and return the files it has written into the folder, by name."""
         self._close("success")
         return {path.name: path.read_bytes() for path in self._own_files()}
 
@@ -92,7 +92,7 @@ class RunLogger:
         self._open = False
         self.logger.finalize(status)
         if self._name == "wandb":
-            # Else the next training in this process would be written into the same run.
+            # Otherwise the next training in this process would log into the same run.
             getattr(self.logger, "experiment").finish()  # noqa: B009 - not every logger has one
 
 
@@ -114,7 +114,7 @@ def _csv(unfinished: Unfinished) -> Logger:
 
     logger = CSVLogger(unfinished.folder, name="", version="")
     with warnings.catch_warnings():
-        # It would delete its own older file, and that is gone already; what else lies there is ours, and stays.
+        # The warning is about deleting older files of this logger, which are already gone; our checkpoint stays.
         warnings.filterwarnings("ignore", message=r"Experiment logs directory .* exists and is not empty")
         _ = logger.experiment
     return logger

@@ -1,7 +1,7 @@
-"""The losses of many heads on one batch: a mean over the rows for each head, in torch's definitions.
+"""The losses of many heads on one batch: for each head the mean over the rows, as torch defines the losses.
 
-Outputs are float32 (H, B, C): of H heads, for B rows. Targets are those of each head's rows: int64 (H, B) for one
-class, float32 (H, B, C) for several classes (0 and 1) and for numbers (in deviations of the train values).
+Outputs are float32 (H, B, C), of H heads for B rows. Targets are those of each head's rows: int64 (H, B) for one
+class, float32 (H, B, C) for several classes (0 and 1) and for numbers (standardised).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class HeadLosses:
     """The losses of H heads.
 
     Attributes:
-        kind: Of the target.
+        kind: Kind of the target.
         name: For numbers: `mse`, `l1` or `huber`.
         smoothing: Share of each label that is spread over all classes, float32 (H,); None for none.
-        weights: For one class what an image of each class counts, for several what the presence of each counts,
-            float32 (H, C); None where all count the same.
+        weights: float32 (H, C): for one class, the weights of the classes; for several, the weights of images that have
+            the class. None for equal weights.
     """
 
     kind: str
@@ -41,7 +41,7 @@ class HeadLosses:
 
     @classmethod
     def of(cls, configs: Sequence[HeadConfig], weights: Sequence[Tensor | None], target: HeadTarget) -> Self:
-        """Those of heads with these options. `weights`: float32 (C,) a head, None for equal ones."""
+        """The losses of heads with these options. `weights`: float32 (C,) for each head, None for equal ones."""
         given = [one for one in weights if one is not None]
         ones = torch.ones(target.outputs, device=given[0].device if given else None)
         return cls(
@@ -52,16 +52,16 @@ class HeadLosses:
         )
 
     def to(self, device: torch.device) -> Self:
-        """The same on a device."""
+        """A copy on a device."""
         moved = [None if one is None else one.to(device) for one in (self.smoothing, self.weights)]
         return type(self)(kind=self.kind, name=self.name, smoothing=moved[0], weights=moved[1])
 
     def plain(self) -> Self:
-        """Without weights of classes and without smoothing: what val is judged by."""
+        """The losses without class weights and without smoothing, which are used on val."""
         return type(self)(kind=self.kind, name=self.name, smoothing=None, weights=None)
 
-    def narrowed(self, heads: Tensor) -> Self:
-        """Those of some of the heads, int64 (h,)."""
+    def select(self, heads: Tensor) -> Self:
+        """The losses of some of the heads, int64 (h,)."""
         some = [None if one is None else one[heads] for one in (self.smoothing, self.weights)]
         return type(self)(kind=self.kind, name=self.name, smoothing=some[0], weights=some[1])
 
@@ -77,7 +77,7 @@ class HeadLosses:
         heads, rows, classes = outputs.shape
         if self.weights is None and self.smoothing is None:
             if outputs.stride(0) < outputs.stride(1):
-                # Heads of one layer give all of a row side by side: taken as it lies.
+                # In heads of one layer, the outputs of all heads for a row are contiguous: flattened without a copy.
                 flat = outputs.transpose(0, 1).reshape(-1, classes), targets.T.reshape(-1)
                 return F.cross_entropy(*flat, reduction="none").view(rows, heads).mean(dim=0)
             flat = outputs.reshape(-1, classes), targets.reshape(-1)
@@ -102,10 +102,10 @@ class HeadLosses:
 
 
 class OwnLoss:
-    """A loss of one's own, of one head: f(outputs float32 (B, C), targets) -> a tensor of one number.
+    """A custom loss of one head: f(outputs float32 (B, C), targets) -> a tensor of one number.
 
     Args:
-        path: What it is called.
+        path: Its path, for messages.
         function: The loss itself.
     """
 
@@ -113,15 +113,15 @@ class OwnLoss:
         self._path, self._function = path, function
 
     def to(self, device: torch.device) -> Self:
-        """The same: it has no tensors."""
+        """The loss itself: it has no tensors."""
         return self
 
     def plain(self) -> Self:
-        """The same: val is judged by it too."""
+        """The loss itself: it is used on val too."""
         return self
 
-    def narrowed(self, heads: Tensor) -> Self:
-        """The same: there is one head."""
+    def select(self, heads: Tensor) -> Self:
+        """The loss itself: there is only one head."""
         return self
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -139,14 +139,14 @@ class OwnLoss:
                 f"expected of the loss {self._path} a tensor of one number, got {got}", hint="the mean over the rows"
             )
         if outputs.requires_grad and not loss.requires_grad:
-            raise InvalidOption(f"the loss {self._path} does not depend on the outputs: nothing can be learned by it")
+            raise InvalidOption(f"the loss {self._path} does not depend on the outputs: nothing can be learned with it")
         return loss.reshape(1).float()
 
 
 def losses_of(
     configs: Sequence[HeadConfig], weights: Sequence[Tensor | None], target: HeadTarget
 ) -> HeadLosses | OwnLoss:
-    """The losses of heads with these options; `weights`: as `HeadLosses.of` has them."""
+    """The losses of heads with these options; `weights`: see `HeadLosses.of`."""
     path = configs[0].own_loss
     return HeadLosses.of(configs, weights, target) if path is None else OwnLoss(path, own_loss(path))
 
@@ -158,16 +158,16 @@ NUMBER_LOSSES: Mapping[str, Loss] = {
 }
 
 
-def balanced_weights(targets: Tensor, target: HeadTarget) -> Tensor:
-    """Weights float32 (C,) with which every class counts the same, however many rows it has.
+def balance_class_weights(targets: Tensor, target: HeadTarget) -> Tensor:
+    """Class weights that give every class the same total weight, however many rows it has.
 
     Args:
-        targets: Of all train rows: int64 (N,) for one class, float32 (N, C) for several.
+        targets: Targets of all train rows: int64 (N,) for one class, float32 (N, C) for several.
         target: What they are.
 
     Returns:
-        For one class N / (classes there are x rows of the class), 1 for a class without rows; for several the rows
-        without the class over the rows with it, 1 where there are none of either.
+        float32 (C,). For one class: N / (number of classes with rows x rows of the class), and 1 for a class without
+        rows. For several: rows without the class / rows with it, and 1 where either is 0.
     """
     if target.kind == "classes":
         counts = torch.bincount(targets, minlength=target.outputs).float()

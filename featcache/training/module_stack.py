@@ -1,8 +1,8 @@
-"""One head of one's own as a stack: whatever module it is, with its own buffers and its own loss.
+"""A stack of one head with a custom module or a custom loss, which cannot be batched with other heads.
 
-The module's parameters stay where they are; the stack's tensors are the same memory with a leading 1. So the step, its
-penalties and its optimizer are those of every head. What a module draws at random comes from torch's global generators,
-which start from a number of each step and are then as before: a training that goes on draws what it would have drawn.
+The stack's tensors share the memory of the module's parameters, with a leading dimension of 1. So the step, its
+penalties and its optimizer are the same as for built-in heads. Random numbers of the module come from torch's global
+generators, which are seeded for each step and restored afterwards: a resumed training draws the same numbers.
 """
 
 from __future__ import annotations
@@ -27,40 +27,41 @@ class ModuleStack(Stack):
         assert head.module is not None
         self.module: nn.Module = head.module
         self._name = head.config.head
-        # The first name of each tensor, for all names that a module has for it.
+        # The first name of each tensor: a module can have several names for one tensor.
         first = {id(tensor): name for name, tensor in reversed(self._state().items())}
         self._names = {name: first[id(tensor)] for name, tensor in self._state().items()}
         super().__init__(heads, target)
 
     @property
     def draws(self) -> bool:
-        """Whether a step needs random numbers: what a module does is not known."""
+        """Whether a step needs random numbers; always True, since a module may use dropout or noise."""
         return True
 
     @property
-    def normed(self) -> bool:
-        """Whether a batch is normalized over its rows."""
+    def has_batch_norm(self) -> bool:
+        """Whether the module has a batch norm."""
         return any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in self.module.modules())
 
     def tensors_of(self, head: int) -> dict[str, Tensor]:
-        """The tensors of the head by all names that its module has for them: copies."""
+        """Copies of the head's tensors, by all names that its module has for them."""
         return {name: self.tensors[first][0].detach().clone() for name, first in self._names.items()}
 
-    def _stacked(self, heads: Sequence[InitialHead]) -> dict[str, Tensor]:
+    def _stack_tensors(self, heads: Sequence[InitialHead]) -> dict[str, Tensor]:
         state = self._state()
         return {name: state[name].detach()[None] for name in dict.fromkeys(self._names.values())}
 
-    def _trained_names(self) -> list[str]:
+    def _parameter_names(self) -> list[str]:
         state = self._state()
         return [name for name in self.tensors if isinstance(state[name], nn.Parameter) and state[name].requires_grad]
 
     def _require_gradients(self) -> None:
-        """The module's own parameters have them."""
+        """Nothing to do: the module's own parameters require gradients."""
 
     def _gradients(self, losses: Tensor, weights: Tensor) -> list[Tensor]:
         state = self._state()
-        found = torch.autograd.grad(losses, [state[name] for name in self._trained], weights, materialize_grads=True)
-        return [gradient[None] for gradient in found]
+        parameters = [state[name] for name in self._trained]
+        gradients = torch.autograd.grad(losses, parameters, weights, materialize_grads=True)
+        return [gradient[None] for gradient in gradients]
 
     def _forward(self, features: Tensor, *, training: bool, random: StepRandom | None) -> Tensor:
         if self.module.training != training:
@@ -80,7 +81,7 @@ class ModuleStack(Stack):
         return outputs[None]
 
     def _follow_buffers(self) -> None:
-        """Buffers that the module has put others in the place of."""
+        """Update the stack's tensors where the module has replaced a buffer by a new tensor."""
         state = self._state()
         for name, tensor in self.tensors.items():
             if state[name].data_ptr() != tensor.data_ptr():

@@ -1,12 +1,12 @@
-"""One step of Adam, AdamW or SGD for the parameters of many heads at once.
+"""Steps of Adam, AdamW or SGD for the parameters of many heads at once.
 
-The steps are torch's own fused operators, called without the classes of torch.optim: constructing one of those imports
-torch's compiler, which takes longer than many a training. tests/training/test_optimizers.py holds them to torch.optim.
+The steps are torch's own fused operators, called without the classes of torch.optim: constructing one of these imports
+torch's compiler, which takes longer than many trainings. A test compares them with torch.optim.
 
-Each head has a learning rate of its own, and an operator takes one for all. Heads whose rates are equal share a step
-as they are. Where rates differ, a parameter w is stored as w / rate and every rate is 1: Adam's update of w is the rate
-times something that does not depend on it, and of w / rate it is that something; momentum alike. The caller gives
-gradients by w itself, not by what is stored, so that Adam's epsilon keeps its meaning.
+Each head has its own learning rate, but an operator takes one rate for all. Heads with equal rates share a step without
+further work. If rates differ, a parameter w is stored as w / rate, and the rate of the step is 1: Adam's update of w is
+the rate times a term that does not depend on the rate, so the update of w / rate is that term. The same holds for
+momentum. The caller passes gradients with respect to w, not to w / rate, so that Adam's epsilon keeps its meaning.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ _EPSILON = 1e-8
 
 
 class FusedOptimizer:
-    """The moments of some tensors, and a step for all of them.
+    """The moments of some parameters, and steps for all of them.
 
     Args:
-        name: `adam`, `adamw` or `sgd`. Decay differs from head to head and is the caller's, so adamw is adam here.
-        tensors: The parameters, (K, ...) each; written to in place.
-        momentum: For sgd; 0 keeps nothing.
+        name: `adam`, `adamw` or `sgd`. The caller applies weight decay, which differs between heads, so adamw is the
+            same as adam here.
+        tensors: The parameters, (K, ...) each; they are changed in place.
+        momentum: For sgd; 0 for none.
     """
 
     def __init__(self, name: OptimizerName, tensors: Sequence[Tensor], *, momentum: float) -> None:
@@ -47,8 +48,8 @@ class FusedOptimizer:
         return ("mean", "square")
 
     def step(self, gradients: Sequence[Tensor], rate: float) -> None:
-        """Change the parameters by gradients of their shapes. `rate`: the learning rate of all."""
-        # The operators ignore strides, and a transposed gradient would be applied wrongly without a word.
+        """Update the parameters by gradients of the same shapes. `rate`: the learning rate of all heads."""
+        # The operators ignore strides: a transposed gradient would silently be applied wrongly.
         grads = [gradient.contiguous() for gradient in gradients]
         self._steps += 1
         if self.name == "sgd":
@@ -83,19 +84,19 @@ class FusedOptimizer:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """Steps and moments by name, as they lie; what `restore` takes."""
+        """The number of steps and the moments, by name, without copies; `restore` takes them."""
         kept = {f"{kind}.{number}": one for kind, some in self._kept.items() for number, one in enumerate(some)}
         return {"steps": torch.tensor(self._steps), **kept}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from such a state. Raises KeyError or RuntimeError for one of other parameters."""
+        """Restore such a state. Raises KeyError or RuntimeError if it does not fit the parameters."""
         self._steps = int(state["steps"])
         for kind, some in self._kept.items():
             for number, one in enumerate(some):
                 one.copy_(state[f"{kind}.{number}"])
 
-    def narrowed(self, tensors: Sequence[Tensor], heads: Tensor) -> Self:
-        """The optimizer of some of the heads, int64 (k,), whose parameters are `tensors` now."""
+    def select(self, tensors: Sequence[Tensor], heads: Tensor) -> Self:
+        """The optimizer for some of the heads, int64 (k,), with the new parameters `tensors`."""
         other = type(self)(self.name, [], momentum=self._momentum)
         other._tensors = [tensor.detach() for tensor in tensors]
         other._steps = self._steps

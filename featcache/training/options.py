@@ -1,11 +1,11 @@
-"""How a head is trained, beside what it is: options that change no more than the last bits of it."""
+"""Options of how training runs: device, threads, memory. They change a head by rounding errors at most."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from featcache.config import Option, check, given_values, options_of
+from featcache.config import Option, check, non_default_options, options_of
 from featcache.errors import InvalidOption
 from featcache.heads.config import HeadConfig
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 LoggerName = Literal["tensorboard", "csv", "mlflow", "wandb"]
 _MEGABYTE = 10**6
-#: What a head that is solved has no use for.
+#: Options that apply to heads trained by steps only.
 _OF_STEPS = ("threads", "resident_bytes", "logger", "trainer")
 
 
@@ -26,9 +26,9 @@ def _megabytes(text: str) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Where and with what a head is trained. None stands for what is best here. Raises InvalidOption."""
+    """The device, threads and memory of a training; None chooses the best value. Raises InvalidOption."""
 
-    PANEL: ClassVar[str] = "How it runs"
+    PANEL: ClassVar[str] = HeadConfig.PANEL
 
     device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>")] = "auto"
     threads: Annotated[
@@ -38,29 +38,34 @@ class TrainingOptions:
             metavar="<n>",
             unset="auto",
             least=1,
+            python_only=True,
         ),
     ] = None
     resident_bytes: Annotated[
         int | None,
         Option(
-            help="Memory that features may take, a GPU's where the head is trained there; what is more is streamed, in "
-            "the same order. Megabytes on the command line, bytes in Python. For heads that are trained by steps.",
+            help="Memory for features, on the GPU if the head is trained there; larger features are streamed, in the "
+            "same order. Megabytes on the command line, bytes in Python. For heads that are trained by steps.",
             flags=("--feature-memory",),
             metavar="<mb>",
-            default="a share of what is free",
+            default="a share of the free memory",
             read=_megabytes,
             least=0,
+            advanced=True,
         ),
     ] = None
     logger: Annotated[
         LoggerName | None,
-        Option(help="Also write every epoch as one of Lightning's loggers does, into the run.", default="none"),
+        Option(
+            help="Also log every epoch with one of Lightning's loggers, into the run.", default="none", advanced=True
+        ),
     ] = None
     trainer: Annotated[
         Literal["featcache", "lightning"] | Trainer,
         Option(
-            help="featcache's own loop, or Lightning's Trainer, to the same head but without checkpoints; from Python "
-            "also a Trainer."
+            help="featcache's own loop, or Lightning's Trainer, which trains the same head but without checkpoints; in "
+            "Python also a Trainer object.",
+            advanced=True,
         ),
     ] = "featcache"
 
@@ -68,13 +73,13 @@ class TrainingOptions:
         check(self)
 
     def require_steps(self, config: HeadConfig) -> None:
-        """Raises InvalidOption where an option of training by steps is given for a head that is solved."""
+        """Raise InvalidOption if an option of training by steps is given for a solved head."""
         if not config.architecture.solved:
             return
-        given = given_values(self)
+        given = non_default_options(self)
         idle = [one.flag for one in options_of(TrainingOptions) if one.name in _OF_STEPS and one.name in given]
         if idle:
             raise InvalidOption(
                 f"expected {', '.join(idle)} for a head that is trained by steps, got the head {config.head}",
-                hint=f"leave out {', '.join(idle)}, or take linear or mlp:128,64",
+                hint=f"leave out {', '.join(idle)}, or choose linear or mlp:128,64",
             )

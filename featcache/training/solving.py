@@ -1,4 +1,4 @@
-"""A head that is solved at once, from prepared rows. No torch here, so that it is done before torch were imported."""
+"""Fit a head with a solver on prepared rows. Does not import torch, because importing it takes longer than solving."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from featcache.heads.solved import outcome_of
 from featcache.heads.solvers import solve
 from featcache.heads.stopping import Interruption
 from featcache.heads.target_scale import TargetScale
-from featcache.rows.notes import Report, tell
-from featcache.training.fitted import Fitted
+from featcache.rows.notes import Report, report_notes
+from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared
 
 
@@ -22,8 +22,8 @@ def fit_solved(
     progress: Progress | None = None,
     report: Report | None = None,
     interruption: Interruption | None = None,
-) -> Fitted:
-    """The best candidate on val of a head that is solved at once; the test rows are not touched."""
+) -> FitResult:
+    """Solve a head for all candidates, and return the best one on val; the test rows are not read."""
     train, val, target = prepared.rows["train"], prepared.rows["val"], prepared.target
     began = time.perf_counter()
     choice = solve(
@@ -31,16 +31,16 @@ def fit_solved(
         train,
         val,
         target,
-        device=prepared.place,
+        device=prepared.device_name,
         interruption=interruption or Interruption(),
         progress=progress,
     )
     head = choice.candidate.build()
     seconds = time.perf_counter() - began
-    tell(report, choice.notes())
+    report_notes(report, choice.notes())
     scale = TargetScale.of(train.targets).deviation if target.kind == "numbers" else None
     outcome = outcome_of(head, val, target, scale=scale)
-    return Fitted(
+    return FitResult(
         head=head,
         val=outcome,
         last=outcome.score(),

@@ -1,13 +1,13 @@
-"""Heads of one shape as one module: every parameter has a leading dimension, the heads, and a step takes all of them.
+"""Batched heads: heads of one shape are trained as one module, whose parameters have the heads as first dimension.
 
-Heads stand in G groups of K. A group reads one order of the rows (one seed), so its first layer is one wide matrix
-product (B, D) x (D, K O), whatever the learning rates are. What a head computes does not depend on its neighbours:
-after any number of steps it is, within rounding, the head that would have been trained alone; a head that is trained
+Heads are in G groups of K. A group reads one order of the rows (one seed), so its first layer is one wide matrix
+product (B, D) x (D, K O), even if learning rates differ. What a head computes does not depend on the other heads: after
+any number of steps it equals, within rounding, the head that would have been trained alone. A head that is trained
 alone is a stack of one.
 
-Gradients come from autograd, the step from training/optimizers.py, which says how heads with learning rates of their
-own share one: parameters are then stored divided by the rate, and the layers multiply by it what they give (a few
-numbers an image), instead of the optimizer every weight.
+Gradients come from autograd, steps from training/optimizers.py, which explains how heads with different learning rates
+share one step: parameters are then stored divided by the rate, and each layer multiplies its outputs (a few numbers per
+image) by the rate, instead of the optimizer multiplying every weight.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from featcache.rows.target import HeadTarget
 from featcache.training.augmentation import Randomness, StepRandom
 from featcache.training.losses import losses_of
 from featcache.training.optimizers import FusedOptimizer, OptimizerName
-from featcache.training.trial import scheduled_rate
+from featcache.training.trial import rate_at_epoch
 
-# As torch's BatchNorm1d has them.
+# The defaults of torch's BatchNorm1d.
 _NORM_MOMENTUM = 0.1
 _NORM_EPSILON = 1e-5
 _STATISTICS = ("running_mean", "running_var")
@@ -37,7 +37,7 @@ _STATISTICS = ("running_mean", "running_var")
 
 @dataclass(frozen=True, kw_only=True)
 class StackShape:
-    """What the heads of a stack have in common; all else may differ from head to head."""
+    """The options that are equal for all heads of a stack; all others may differ."""
 
     hidden: tuple[int, ...]
     activation: str
@@ -50,7 +50,7 @@ class StackShape:
 
     @classmethod
     def of(cls, config: HeadConfig) -> Self:
-        """That of one head."""
+        """The shape of a head with these options."""
         hidden = config.architecture.hidden
         return cls(
             hidden=hidden,
@@ -65,15 +65,19 @@ class StackShape:
 
 
 def is_own(config: HeadConfig) -> bool:
-    """Whether a head trains as a module by itself: its module or its loss is one's own."""
+    """Whether a head cannot be batched with others, because its module or its loss is a custom one."""
     return config.architecture.own or config.own_loss is not None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InitialHead:
-    """A head before it is stacked: its options, its tensors by name, and what each class counts, float32 (C,).
+    """A head before it is stacked.
 
-    `module`: the head itself, where it trains as a module by itself.
+    Attributes:
+        config: Its options.
+        tensors: Its initial tensors, by name.
+        class_weights: The weight of each class in the loss, float32 (C,).
+        module: The module, for a head that cannot be batched with others.
     """
 
     config: HeadConfig
@@ -85,7 +89,8 @@ class InitialHead:
 class Stack(ABC):
     """G groups of K heads of one shape, with their optimizer.
 
-    Features are float32 (G, B, D), a batch a group; targets (G, B) or (G, B, C).
+    The heads of a group read the same batches (one seed). Lists and tensors over all heads (G K) have the heads of the
+    first group first. Features are float32 (G, B, D), one batch per group; targets (G, B) or (G, B, C).
     """
 
     def __init__(self, heads: Sequence[Sequence[InitialHead]], target: HeadTarget) -> None:
@@ -94,9 +99,9 @@ class Stack(ABC):
         self.groups, self.members = len(heads), len(heads[0])
         self.target = target
         self.shape = StackShape.of(first.config)
-        self.tensors = self._stacked(flat)
+        self.tensors = self._stack_tensors(flat)
         self.device = next(iter(self.tensors.values())).device
-        self._trained = self._trained_names()
+        self._trained = self._parameter_names()
         self._losses = losses_of([head.config for head in flat], [head.class_weights for head in flat], target).to(
             self.device
         )
@@ -105,17 +110,17 @@ class Stack(ABC):
             for name in ("weight_decay", "l1")
         )
         self._penalized = {"l1": bool(self._l1.any()), "decay": bool(self._decay.any())}
-        # What parameters are stored divided by, one number a head; None for nothing.
+        # The numbers that parameters are stored divided by, one per head; None for no division.
         self._scales: Tensor | None = None
-        self._rate = scheduled_rate(first.config, 0)
-        self._rates = [scheduled_rate(head.config, 0) for head in flat]
+        self._rate = rate_at_epoch(first.config, 0)
+        self._rates = [rate_at_epoch(head.config, 0) for head in flat]
         self._require_gradients()
         self._optimizer = FusedOptimizer(self.shape.optimizer, self.parameters, momentum=self.shape.momentum)
         self.set_rates(self._rates)
 
     @property
     def heads(self) -> int:
-        """How many heads there are."""
+        """Number of heads."""
         return self.groups * self.members
 
     @property
@@ -124,30 +129,33 @@ class Stack(ABC):
         return bool(self.shape.randomness)
 
     @property
-    def normed(self) -> bool:
-        """Whether a batch is normalized over its rows."""
+    def has_batch_norm(self) -> bool:
+        """Whether the heads have batch norms."""
         return self.shape.batch_norm
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What is trained, (G K, ...) each."""
+        """The trainable tensors, (G K, ...) each."""
         return [self.tensors[name] for name in self._trained]
 
     @property
     def weights(self) -> int:
-        """How many numbers the weight matrices of all heads have."""
+        """Number of elements of the weight matrices of all heads."""
         return sum(tensor.numel() for tensor in self.parameters if tensor.dim() > 2)
 
     def set_rates(self, rates: Sequence[float]) -> None:
-        """The learning rate of each head, group by group, from the next step on."""
-        alike = len(set(rates)) == 1
-        scales = None if alike else torch.tensor(rates, dtype=torch.float64)
+        """Set the learning rate of each head from the next step on.
+
+        `rates`: one for each head (G K), those of the first group first.
+        """
+        equal = len(set(rates)) == 1
+        scales = None if equal else torch.tensor(rates, dtype=torch.float64)
         self._rescale(scales)
-        self._rate = rates[0] if alike else 1.0
+        self._rate = rates[0] if equal else 1.0
         self._rates = list(rates)
 
     def tensors_of(self, head: int) -> dict[str, Tensor]:
-        """The tensors of one head, counted through all groups, by the names of its module: copies."""
+        """Copies of the tensors of one head, numbered through all groups, by the names of its module."""
         scale = None if self._scales is None else self._scales[head]
         return {
             name: tensor[head].detach().clone() if scale is None or name not in self._trained
@@ -156,22 +164,22 @@ class Stack(ABC):
         }  # fmt: skip
 
     def step(self, features: Tensor, targets: Tensor, random: StepRandom | None) -> Tensor:
-        """One step of every head; their mean losses on the batch, float32 (G K,), without penalties.
+        """Train every head for one step, and return their mean losses on the batch, float32 (G K,), without penalties.
 
-        `random`: the step's random numbers; None where nothing is drawn.
+        `random`: the step's random numbers; None if none are needed.
         """
         mixture = None
         if random is not None and self.shape.randomness.noise:
-            features = random.noisy(features, self.shape.randomness.noise)
+            features = random.add_noise(features, self.shape.randomness.noise)
         if random is not None and self.shape.randomness.mixup:
-            features, mixture = random.mixed(features, targets, self.shape.randomness.mixup)
+            features, mixture = random.mix(features, targets, self.shape.randomness.mixup)
         with torch.enable_grad():
             outputs = self._forward(features, training=True, random=random)
             losses = self._losses(outputs, self.for_each_head(targets))
             if mixture is not None:
                 own = mixture.shares.repeat_interleave(self.members)
                 losses = own * losses + (1 - own) * self._losses(outputs, self.for_each_head(mixture.partners))
-        # By the parameters themselves, also where they are stored divided by something.
+        # Gradients with respect to the parameters, even if these are stored divided by the rate.
         weights = torch.ones_like(losses) if self._scales is None else 1 / self._scales
         gradients = self._gradients(losses, weights)
         with torch.no_grad():
@@ -179,44 +187,44 @@ class Stack(ABC):
         return losses.detach()
 
     def outputs(self, features: Tensor) -> Tensor:
-        """float32 (G, B, D), or (1, B, D) for all groups -> outputs float32 (G K, B, C), as in use."""
+        """Outputs in eval mode: float32 (G, B, D), or (1, B, D) for all groups -> float32 (G K, B, C)."""
         with torch.inference_mode():
             return self._forward(features, training=False, random=None)
 
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """The mean plain loss of each head, float32 (G K,): without weights of classes and without smoothing.
+        """The mean loss of each head, float32 (G K,), without class weights and smoothing.
 
-        Outputs float32 (G K, B, C), targets (1, B) or (1, B, C), the same for all heads.
+        Outputs are float32 (G K, B, C). Targets are (G K, B, ...), or (1, B, ...) for all heads.
         """
         return self._losses.plain()(outputs, targets.expand(len(outputs), *targets.shape[1:]))
 
     def for_each_head(self, targets: Tensor) -> Tensor:
-        """(G, B, ...) -> (G K, B, ...)."""
+        """Repeat the targets of each group for its heads: (G, B, ...) -> (G K, B, ...)."""
         return targets.repeat_interleave(self.members, dim=0) if self.heads > self.groups else targets
 
-    def narrowed(self, chosen: Sequence[Sequence[int]]) -> Self:
-        """A stack of some of the heads, with all that their optimizer knows: numbers (G', K') through all groups."""
+    def select(self, chosen: Sequence[Sequence[int]]) -> Self:
+        """A stack of some of the heads with their optimizer state; `chosen` (G', K'): numbers through all groups."""
         heads = torch.tensor([number for group in chosen for number in group], device=self.device)
         other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__)
         other.groups, other.members = len(chosen), len(chosen[0])
         other.tensors = {name: tensor.detach()[heads] for name, tensor in self.tensors.items()}
         other._decay, other._l1 = self._decay[heads], self._l1[heads]
-        other._losses = self._losses.narrowed(heads)
+        other._losses = self._losses.select(heads)
         other._scales = None if self._scales is None else self._scales[heads]
         other._require_gradients()
-        other._optimizer = self._optimizer.narrowed(other.parameters, heads)
+        other._optimizer = self._optimizer.select(other.parameters, heads)
         other.set_rates([self._rates[number] for number in heads.tolist()])
         return other
 
     def state(self) -> dict[str, Tensor]:
-        """All that the next step depends on, as it lies; `restore` takes it."""
+        """All tensors that the next step depends on, without copies; `restore` takes them."""
         kept = {f"tensor.{name}": tensor.detach() for name, tensor in self.tensors.items()}
         kept |= {f"optimizer.{name}": tensor for name, tensor in self._optimizer.state().items()}
         return kept if self._scales is None else kept | {"scales": self._scales}
 
     def restore(self, state: Mapping[str, Tensor], rates: Sequence[float]) -> None:
-        """Go on from such a state, with these learning rates. Raises KeyError or RuntimeError for another stack's."""
+        """Restore such a state, with these learning rates. Raises KeyError or RuntimeError if it does not fit."""
         with torch.no_grad():
             for name, tensor in self.tensors.items():
                 tensor.copy_(state[f"tensor.{name}"])
@@ -226,17 +234,17 @@ class Stack(ABC):
 
     @abstractmethod
     def _forward(self, features: Tensor, *, training: bool, random: StepRandom | None) -> Tensor:
-        """Outputs float32 (G K, B, C) of features (G, B, D), or (1, B, D) where all groups read the same."""
+        """Outputs float32 (G K, B, C) for features (G, B, D), or (1, B, D) if all groups read the same rows."""
 
-    def _stacked(self, heads: Sequence[InitialHead]) -> dict[str, Tensor]:
+    def _stack_tensors(self, heads: Sequence[InitialHead]) -> dict[str, Tensor]:
         """The tensors of all heads by name, (G K, ...) each."""
         return {name: torch.stack([head.tensors[name] for head in heads]).contiguous() for name in heads[0].tensors}
 
-    def _trained_names(self) -> list[str]:
+    def _parameter_names(self) -> list[str]:
         return [name for name in self.tensors if not name.endswith(_STATISTICS)]
 
     def _gradients(self, losses: Tensor, weights: Tensor) -> Sequence[Tensor]:
-        """Of the losses of all heads, each times a weight, by the parameters."""
+        """The gradients of the weighted sum of all heads' losses with respect to the parameters."""
         return torch.autograd.grad(losses, self.parameters, weights)
 
     def _require_gradients(self) -> None:
@@ -244,7 +252,7 @@ class Stack(ABC):
             tensor.requires_grad_()
 
     def _rescale(self, scales: Tensor | None) -> None:
-        """Store parameters divided by these numbers, float64 (H,), from now on."""
+        """Store parameters divided by these numbers, float64 (H,); None for no division."""
         if scales is None and self._scales is None:
             return
         before = torch.ones(self.heads) if self._scales is None else self._scales
@@ -257,35 +265,35 @@ class Stack(ABC):
         self._scales = None if scales is None else scales.to(self.device, torch.float32)
 
     def _penalize(self, gradients: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients by the parameters, with those of the penalties; adamw takes decay off the parameters itself."""
+        """Add the gradients of the penalties; for adamw, apply weight decay to the parameters directly."""
         new = []
         for tensor, gradient in zip(self.parameters, gradients, strict=True):
             if self._penalized["l1"]:
-                gradient = self._added(gradient, tensor.detach().sign(), _along(self._l1, tensor))
+                gradient = self._add_product(gradient, tensor.detach().sign(), _along(self._l1, tensor))
             if self._penalized["decay"]:
                 decay = self._decay if self._scales is None else self._decay * self._scales
                 if self.shape.optimizer == "adamw":
                     rates = self._rate * self._decay if self._scales is None else decay
                     tensor.detach().mul_(_along(1 - rates, tensor))
                 else:
-                    gradient = self._added(gradient, tensor.detach(), _along(decay, tensor))
+                    gradient = self._add_product(gradient, tensor.detach(), _along(decay, tensor))
             new.append(gradient)
         return new
 
-    def _added(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        """A gradient plus a product. A new tensor: of a module that is not known, gradients may be the same memory."""
+    def _add_product(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """A gradient plus a product, as a new tensor: gradients of a custom module may share memory."""
         return torch.addcmul(gradient, first, second)
 
 
 class PerceptronStack(Stack):
-    """Heads that are linear layers with an activation between them: `linear` and `mlp`."""
+    """A stack of linear layers with activations between them: the heads `linear` and `mlp`."""
 
     def __init__(self, heads: Sequence[Sequence[InitialHead]], target: HeadTarget) -> None:
         super().__init__(heads, target)
         self._activation = _activation(self.shape.activation)
 
-    def _added(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        # Of linear layers each gradient is memory of its own; for wide ones another copy costs more than the sum.
+    def _add_product(self, gradient: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        # In place: gradients of linear layers share no memory, and for wide layers a copy costs more than the sum.
         return gradient.addcmul_(first, second)
 
     def _forward(self, features: Tensor, *, training: bool, random: StepRandom | None) -> Tensor:
@@ -293,41 +301,41 @@ class PerceptronStack(Stack):
         values = self._first_layer(features, [*names, "output"][0])
         for number, following in enumerate([*names, "output"][1:], start=1):
             if self.shape.batch_norm:
-                values = self._normed(values, f"norm{number}", training=training)
+                values = self._batch_norm(values, f"norm{number}", training=training)
             assert self._activation is not None
             values = self._activation(values)
             if random is not None and self.shape.randomness.dropout:
-                values = self._dropped(values, random)
+                values = self._dropout(values, random)
             values = self._layer(values, following)
         return values
 
     def _first_layer(self, features: Tensor, name: str) -> Tensor:
-        """(1 or G, B, D) -> (H, B, O): as wide a product as the heads that read the same rows allow."""
+        """The first layer, (1 or G, B, D) -> (H, B, O), as one matrix product for all heads that read the same rows."""
         weight, bias = self.tensors[f"{name}.weight"], self.tensors.get(f"{name}.bias")
         heads, wide, deep = weight.shape
         if len(features) == 1:
             flat = None if bias is None else bias.view(-1)
             values = F.linear(features[0], weight.view(-1, deep), flat).view(-1, heads, wide)
-            return self._scaled(values, 1).transpose(0, 1)
+            return self._times_scale(values, 1).transpose(0, 1)
         grouped = weight.view(self.groups, self.members * wide, deep).transpose(1, 2)
         values = torch.bmm(features, grouped)
         if bias is not None:
             values = values + bias.view(self.groups, 1, -1)
         values = values.view(self.groups, -1, self.members, wide).transpose(1, 2).reshape(heads, -1, wide)
-        return self._scaled(values, 0)
+        return self._times_scale(values, 0)
 
     def _layer(self, values: Tensor, name: str) -> Tensor:
-        """(H, B, I) -> (H, B, O)."""
+        """Another layer: (H, B, I) -> (H, B, O)."""
         weight, bias = self.tensors[f"{name}.weight"].transpose(1, 2), self.tensors.get(f"{name}.bias")
         if bias is None:
-            return self._scaled(torch.bmm(values, weight), 0)
-        return self._scaled(torch.baddbmm(bias[:, None], values, weight), 0)
+            return self._times_scale(torch.bmm(values, weight), 0)
+        return self._times_scale(torch.baddbmm(bias[:, None], values, weight), 0)
 
-    def _normed(self, values: Tensor, name: str, *, training: bool) -> Tensor:
-        """Each head's (B, O) normalized over its rows: heads and values together are the channels of one norm."""
+    def _batch_norm(self, values: Tensor, name: str, *, training: bool) -> Tensor:
+        """Normalize each head's (B, O) over its rows, as one batch norm whose channels are the values of all heads."""
         heads, rows, wide = values.shape
         gain, shift = (
-            self._scaled(self.tensors[f"{name}.{part}"], 0, trailing=1).reshape(-1) for part in ("weight", "bias")
+            self._times_scale(self.tensors[f"{name}.{part}"], 0, trailing=1).reshape(-1) for part in ("weight", "bias")
         )
         mean, variance = (self.tensors[f"{name}.{part}"].view(-1) for part in _STATISTICS)
         flat = F.batch_norm(
@@ -342,21 +350,21 @@ class PerceptronStack(Stack):
         )
         return flat.view(rows, heads, wide).transpose(0, 1)
 
-    def _dropped(self, values: Tensor, random: StepRandom) -> Tensor:
-        factors = random.kept(values.shape[1], values.shape[2], self.shape.randomness.dropout)
+    def _dropout(self, values: Tensor, random: StepRandom) -> Tensor:
+        factors = random.dropout_factors(values.shape[1], values.shape[2], self.shape.randomness.dropout)
         if self.groups == 1:
             return values * factors
         return values * factors.repeat_interleave(self.members, dim=0)
 
-    def _scaled(self, values: Tensor, heads: int, *, trailing: int = 2) -> Tensor:
-        """Values times the numbers that parameters are stored divided by; dimension `heads` of them is the heads."""
+    def _times_scale(self, values: Tensor, heads: int, *, trailing: int = 2) -> Tensor:
+        """Values times the numbers that parameters are stored divided by; `heads` is the dimension of the heads."""
         if self._scales is None:
             return values
         return values * self._scales.view(-1, *(1,) * (trailing - heads))
 
 
 def _along(values: Tensor, tensor: Tensor) -> Tensor:
-    # A value a head, for every number of the head.
+    # One value per head, in a shape that broadcasts over the head's numbers.
     return values.view(-1, *(1,) * (tensor.dim() - 1))
 
 

@@ -1,7 +1,9 @@
-"""Which heads stand in one stack: those of one shape, as many as is measured to be fastest.
+"""Group heads of one shape into stacks that are trained as one module, of a size that is chosen by measurement.
 
-Small heads are fastest all together, wide ones in stacks that stay in the processor's cache. With how many of torch's
-threads they train is measured with it (training/threads.py says why that matters).
+Of one shape: equal layers, activation, batch norm, dropout, mixup, noise, optimizer and loss (`StackShape`); learning
+rates and penalties may differ. Small heads are fastest all together, heads with large layers in stacks that fit in the
+processor's cache. The number of torch's
+threads is measured too (training/threads.py explains why).
 """
 
 from __future__ import annotations
@@ -17,24 +19,24 @@ from torch import Tensor, nn
 from featcache.heads.architectures import HeadShape, build_head
 from featcache.heads.config import HeadConfig
 from featcache.rows.batches import Batch, Batches
-from featcache.rows.devices import seeded
+from featcache.rows.devices import seed_generators
 from featcache.rows.target import HeadTarget
 from featcache.training.augmentation import StepRandom
-from featcache.training.losses import balanced_weights
+from featcache.training.losses import balance_class_weights
 from featcache.training.module_stack import ModuleStack
 from featcache.training.stack import InitialHead, PerceptronStack, Stack, StackShape, is_own
 from featcache.training.threads import training_threads
-from featcache.training.trial import Source, Trial, side_by_side
+from featcache.training.trial import Source, Trial, stack_batches
 
 STACK_SIZES = (1, 4, 16, 64, 256)
-# Without a trial step, where all steps together take less time than one.
+# The size of stacks without a measurement, if the whole training takes less time than measuring.
 UNTRIED_SIZE = 64
 FEWEST_STEPS_TO_TRY = 100
 TRIAL_SECONDS = 0.2
 MOST_TRIAL_STEPS = 20
-# All threads have to be faster by this much, or one is taken.
+# All threads are used only if their time is at most this share of the time of one thread.
 THREADS_GAIN = 0.9
-# Multiplications of a forward pass below which a step never gains by sharing them.
+# Below this number of multiplications in a forward pass, several threads are never faster than one.
 SMALL_STEP = 2_000_000
 Groups = list[list[Trial]]
 _Item = TypeVar("_Item")
@@ -42,12 +44,12 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How heads of one shape train.
+    """How heads of one shape are trained.
 
     Attributes:
-        size: So many in a stack at most; None for what is fastest.
-        threads: Torch's on the CPU; None for what is fastest, and on other devices.
-        seconds: What a step took a head when it was tried.
+        size: The most heads in a stack; None for the fastest number.
+        threads: Torch's threads on the CPU; None for the fastest number, and on other devices.
+        seconds: Measured time of a step per head.
     """
 
     size: int | None = None
@@ -55,13 +57,13 @@ class Setting:
     seconds: float = 0.0
 
 
-def formed(
+def form_stacks(
     trials: Sequence[Trial], sources: Sequence[Source], target: HeadTarget, setting: Setting
 ) -> tuple[list[tuple[Groups, Stack]], int | None]:
-    """The heads of all trials in stacks, and the number of threads to train them with.
+    """Group the heads of all trials into stacks, and choose the number of threads.
 
-    Each stack comes with the trials whose heads stand in it, as groups of one source each. Heads of several shapes
-    train with the threads of those that take longest; None where it is not the CPU.
+    Each stack comes with its trials, as groups of one source each. Heads of several shapes are trained with the number
+    of threads that is best for those that take longest; None on other devices than the CPU.
     """
     shapes: dict[StackShape, list[Trial]] = {}
     for trial in trials:
@@ -70,7 +72,7 @@ def formed(
     settings = []
     first: dict[int, Batch] = {}
     for shape, alike in shapes.items():
-        starts = _Starts(sources, target, first)
+        starts = _InitialHeads(sources, target, first)
         chosen = _fastest(alike, starts, setting if shape.own is None else replace(setting, size=1))
         settings.append((chosen.seconds * len(alike), chosen.threads))
         stacks += [(groups, starts.stack(groups)) for groups in _rectangles(alike, chosen.size or len(alike))]
@@ -78,12 +80,15 @@ def formed(
 
 
 def stack_of(groups: Sequence[Sequence[Trial]], sources: Sequence[Source], target: HeadTarget) -> Stack:
-    """The stack of these trials' heads, before their first step."""
-    return _Starts(sources, target, {}).stack(groups)
+    """One stack of exactly these trials, untrained and without a measurement, to restore a checkpoint into.
+
+    (`form_stacks` divides trials into stacks, and measures.)
+    """
+    return _InitialHeads(sources, target, {}).stack(groups)
 
 
-class _Starts:
-    """Heads before their first step: with the weights that each would have alone."""
+class _InitialHeads:
+    """Creates stacks of heads with their initial weights, which are the same as if each were trained alone."""
 
     def __init__(self, sources: Sequence[Source], target: HeadTarget, first: dict[int, Batch]) -> None:
         self.sources, self._target, self._first = sources, target, first
@@ -91,7 +96,7 @@ class _Starts:
         self._weights: dict[int, Tensor] = {}
 
     def stack(self, groups: Sequence[Sequence[Trial]]) -> Stack:
-        """A stack of them."""
+        """A stack of the heads of these trials."""
         kind = ModuleStack if is_own(groups[0][0].config) else PerceptronStack
         return kind([[self._head(trial) for trial in group] for group in groups], self._target)
 
@@ -99,21 +104,21 @@ class _Starts:
         """The first batch of the first epoch, for heads in these groups."""
         for source in {group[0].source for group in groups} - self._first.keys():
             self._first[source] = next(self.sources[source].epoch(0))
-        return side_by_side([self._first[group[0].source] for group in groups])
+        return stack_batches([self._first[group[0].source] for group in groups])
 
     def _head(self, trial: Trial) -> InitialHead:
         config, batches = trial.config, self.sources[trial.source].batches
         if is_own(config):
-            # A module is changed by its training: each stack has one of its own.
+            # Training changes a module in place, so each stack needs a new one.
             return InitialHead(config=config, tensors={}, module=initial_module(config, batches, self._target))
         if config.seed not in self._tensors:
             self._tensors[config.seed] = initial_tensors(config, batches, self._target)
-        weights = self._balanced(trial.source, batches) if config.class_weights == "balanced" else None
+        weights = self._class_weights(trial.source, batches) if config.class_weights == "balanced" else None
         return InitialHead(config=config, tensors=self._tensors[config.seed], class_weights=weights)
 
-    def _balanced(self, source: int, batches: Batches) -> Tensor:
+    def _class_weights(self, source: int, batches: Batches) -> Tensor:
         if source not in self._weights:
-            self._weights[source] = balanced_weights(batches.targets, self._target)
+            self._weights[source] = balance_class_weights(batches.targets, self._target)
         return self._weights[source]
 
 
@@ -121,19 +126,19 @@ def initial_tensors(config: HeadConfig, batches: Batches, target: HeadTarget) ->
     """The initial tensors of a head by name, drawn from its seed, on the device of its batches."""
     head = initial_module(config, batches, target)
     state = {name: tensor.detach().to(batches.device) for name, tensor in head.state_dict().items()}
-    # A count of batches, which nothing depends on.
+    # This count of batches has no effect.
     return {name: tensor for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
 
 
 def initial_module(config: HeadConfig, batches: Batches, target: HeadTarget) -> nn.Module:
-    """The head before its first step, its weights drawn from its seed, on the device of its batches."""
-    with seeded(config.seed, batches.device):
+    """The head with initial weights, drawn from its seed, on the device of its batches."""
+    with seed_generators(config.seed, batches.device):
         head = build_head(config.architecture, head_shape(config, batches.feature_dim, target.outputs))
     return head.to(batches.device)
 
 
 def head_shape(config: HeadConfig, in_features: int, outputs: int) -> HeadShape:
-    """What building the head of `config` needs."""
+    """The shape of the head of `config`, from which it is built."""
     return HeadShape(
         in_features=in_features,
         classes=outputs,
@@ -163,8 +168,8 @@ def _chunks(items: Sequence[_Item], size: int) -> Iterator[Sequence[_Item]]:
         yield items[start : start + size]
 
 
-def _fastest(trials: Sequence[Trial], starts: _Starts, setting: Setting) -> Setting:
-    """By the seconds that steps take a head, on the first batch of the first epoch."""
+def _fastest(trials: Sequence[Trial], starts: _InitialHeads, setting: Setting) -> Setting:
+    """The size of stacks and number of threads with the fastest step per head, on the first batch of epoch 0."""
     sources = starts.sources
     steps = len(sources[0].batches) * max(trial.config.max_epochs for trial in trials)
     sizes = [*(size for size in STACK_SIZES if size < len(trials)), len(trials)][: len(STACK_SIZES)]
@@ -188,7 +193,7 @@ def _fastest(trials: Sequence[Trial], starts: _Starts, setting: Setting) -> Sett
 
 
 def _thread_counts(stack: Stack, rows: int) -> tuple[int | None, ...]:
-    """What is worth trying: one thread, and all that torch has now where a step is large enough to share."""
+    """The numbers of threads to try: one, and all of torch's threads if a step is large enough to gain from them."""
     everything = torch.get_num_threads()
     if stack.device.type != "cpu":
         return (None,)
@@ -196,11 +201,11 @@ def _thread_counts(stack: Stack, rows: int) -> tuple[int | None, ...]:
 
 
 def _step_seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
-    """The mean of a few steps; the first is not counted."""
+    """The mean time of a few steps, in seconds; the first step is not counted."""
     random = StepRandom([0] * stack.groups, 0, 0, stack.device) if stack.draws else None
     stack.step(features, targets, random)
     began, steps, passed = time.perf_counter(), 0, 0.0
     while steps < MOST_TRIAL_STEPS and passed < TRIAL_SECONDS:
-        float(stack.step(features, targets, random)[0])  # which waits for the device
+        float(stack.step(features, targets, random)[0])  # waits for the device
         steps, passed = steps + 1, time.perf_counter() - began
     return passed / steps

@@ -1,12 +1,12 @@
-"""How many of torch's threads a head is trained with.
+"""Set the number of torch's threads for training.
 
-Threads that wait for each other spin, and on a machine where others compute as well they wait for whole time slices:
-a small head then trains tens of times slower with two threads than with one. A step that is too small to share has
-one thread. For others both numbers are tried for a moment (training/stacking.py), and all threads are taken where they
-are clearly faster.
+Threads wait for each other in busy loops, and on a machine that also runs other programs they wait for whole time
+slices: a small head then trains tens of times slower with two threads than with one. So small steps use one thread. For
+larger ones, both numbers are measured for a moment (training/stacking.py), and all threads are used if they are clearly
+faster.
 
-The number changes the order in which products are summed, and so the last bits of a head: it is recorded with the
-run, and `threads` pins it.
+The number of threads changes the order in which products are summed, and so the last bits of a head. It is recorded
+with the run, and the option `threads` sets it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 
 @contextmanager
 def training_threads(count: int | None) -> Iterator[None]:
-    """Torch computes with `count` threads inside, and with as many as before outside. None: nothing is changed."""
+    """Set torch's threads to `count` inside the `with` block, and restore them afterwards. None changes nothing."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

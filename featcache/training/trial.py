@@ -1,4 +1,4 @@
-"""One head in training: its options, its epochs so far, its best tensors. And the batches that heads learn from."""
+"""The state of one head in training (Trial), and the batches that heads are trained on (Source, Scaling)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from featcache.rows.batches import Batch, Batches
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scaling:
-    """What rows are standardised by while a head learns from them; it is folded into the head afterwards.
+    """The standardisation of rows in training, which is folded into the head afterwards.
 
     Attributes:
-        features: Of the features; None for nothing.
-        targets: Of targets that are numbers; None for other kinds.
+        features: Standardisation of the features; None for none.
+        targets: Scale of targets that are numbers; None for other kinds.
     """
 
     features: Standardisation | None = None
@@ -39,25 +39,25 @@ class Scaling:
         """The unit in which the loss of numbers is measured, float64 (C,)."""
         return None if self.targets is None else self.targets.deviation
 
-    def standardised(self, features: Tensor, out: Tensor | None = None) -> Tensor:
-        """Standardised features float32 (B, D); written into `out` where it is given."""
+    def standardise(self, features: Tensor, out: Tensor | None = None) -> Tensor:
+        """Standardise features float32 (B, D); the result is written into `out`, if it is given."""
         if self.features is None:
             return features
         mean, deviation = self._on(features.device, "features", self.features.mean, self.features.deviation)
         return torch.sub(features, mean, out=out).mul_(deviation)
 
-    def scaled(self, targets: Tensor) -> Tensor:
-        """Targets as heads learn them: int64 (B,) for one class, float32 (B, C) for several and for numbers."""
+    def scale_targets(self, targets: Tensor) -> Tensor:
+        """Convert targets for training: int64 (B,) for one class, float32 (B, C) for several and for numbers."""
         if self.targets is None:
             return targets if targets.dtype == torch.int64 else targets.float()
         mean, factor = self._on(targets.device, "targets", self.targets.mean, self.targets.deviation)
-        # In the precision that targets have: of large numbers float32 would drop what differs.
+        # In the precision of the targets: float32 would lose the differences between large numbers.
         return torch.sub(targets, mean).mul_(factor).float()
 
     def _on(
         self, device: torch.device, name: str, mean: NDArray[np.float64], deviation: NDArray[np.float64]
     ) -> tuple[Tensor, Tensor]:
-        """A mean and one over a deviation on a device: float32 for features, float64 for targets where it has that."""
+        """The mean and 1 / deviation on a device: float32 for features, float64 for targets if the device has it."""
         key = f"{name} on {device}"
         if key not in self._tensors:
             kind = torch.float32 if name == "features" or device.type == "mps" else torch.float64
@@ -68,46 +68,46 @@ class Scaling:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
-    """An order of rows that heads learn from. Sources of one training have batches of the same sizes.
+    """Train rows in the order of one seed. All sources of a training have batches of the same sizes.
 
     Attributes:
         batches: The rows.
-        scaling: What standardises them. Sources that show the same rows share one.
+        scaling: Their standardisation, which sources with the same rows share.
     """
 
     batches: Batches
     scaling: Scaling = field(default_factory=Scaling)
 
     def epoch(self, number: int, *, reuse: bool = False) -> Iterator[Batch]:
-        """The batches of an epoch, standardised: float32 (B, D) and the targets. `reuse`: as batches have it."""
+        """The batches of an epoch, standardised: float32 (B, D) and the targets. `reuse`: see `Batches.epoch`."""
         for features, targets in self.batches.epoch(number, reuse=reuse):
-            # A batch belongs to this loop alone.
-            yield self.scaling.standardised(features, out=features), self.scaling.scaled(targets)
+            # In place: a batch is a new tensor, or a buffer that is not used otherwise.
+            yield self.scaling.standardise(features, out=features), self.scaling.scale_targets(targets)
 
 
-def side_by_side(batches: Sequence[Batch]) -> Batch:
-    """Batches of several sources as (G, B, D) and (G, B, ...)."""
-    # One source needs no copy.
+def stack_batches(batches: Sequence[Batch]) -> Batch:
+    """Stack the batches of several sources: features (G, B, D) and targets (G, B, ...)."""
+    # No copy for one source.
     if len(batches) == 1:
         return batches[0][0][None], batches[0][1][None]
     return torch.stack([features for features, _ in batches]), torch.stack([targets for _, targets in batches])
 
 
 class Trial:
-    """One head in training.
+    """The state of one head in training.
 
     Args:
         config: Its options.
-        source: The number of the source that its batches come from.
-        metric: What the score of an epoch is; see Score.
+        source: Number of the source of its batches.
+        metric: The metric of an epoch's score; see Score.
 
     Attributes:
-        history: Finished epochs.
-        best_epoch: That of the lowest val loss, counted from 1; 0 before the first.
-        best: The tensors of that epoch by name, as the stack has them.
-        trouble: Why it ended early, in a sentence; None where it did not.
-        over: Whether patience, epochs or its numbers have ended it.
-        threads: Torch's while it was trained on the CPU.
+        history: Records of the epochs so far.
+        best_epoch: The epoch with the lowest val loss, counted from 1; 0 before the first.
+        best: The tensors of that epoch, by name.
+        trouble: A sentence, if the loss became infinite or NaN; else None.
+        over: Whether training has ended, by patience, the number of epochs, or a loss that is not finite.
+        threads: Torch's threads during training on the CPU.
     """
 
     def __init__(self, config: HeadConfig, *, source: int = 0, metric: str = "accuracy") -> None:
@@ -121,41 +121,41 @@ class Trial:
         self.over = False
         self.threads: int | None = None
         self._patience = Patience(patience=config.patience, min_delta=config.min_delta)
-        # Half the patience that ends a training, so that a lower rate still has its chance.
+        # Half the patience of early stopping, so that a lower rate has some epochs to improve the loss.
         self._plateau = Plateau(patience=config.patience // 2, min_delta=config.min_delta)
 
     @property
     def rate(self) -> float:
         """The learning rate of the next epoch."""
-        return scheduled_rate(self.config, len(self.history)) * self._plateau.scale
+        return rate_at_epoch(self.config, len(self.history)) * self._plateau.scale
 
     @property
     def interrupted(self) -> bool:
-        """Whether Ctrl-C ended it: neither patience, nor its last epoch, nor its numbers."""
+        """Whether Ctrl-C ended the training, since it is not over."""
         return not self.over
 
-    def require_sound(self) -> None:
-        """Raises HeadError where its numbers have ended it."""
+    def require_finite(self) -> None:
+        """Raise HeadError if a loss became infinite or NaN."""
         if self.trouble is not None:
             raise HeadError(f"training {self.trouble}", hint=f"a lower --lr, for example {self.config.lr / 10:g}")
 
     @property
     def val(self) -> Score | None:
-        """That of the best epoch; None before the first epoch and for a head that diverged."""
+        """The score of the best epoch; None before the first epoch and for a head that diverged."""
         return None if self.trouble is not None or not self.history else self._score(self.history[self.best_epoch - 1])
 
     @property
     def last(self) -> Score:
-        """That of the last epoch."""
+        """The score of the last epoch."""
         return self._score(self.history[-1])
 
     @property
     def seconds(self) -> float:
-        """What its epochs took."""
+        """Duration of all epochs so far."""
         return sum(record.seconds for record in self.history)
 
-    def take(self, record: EpochRecord, tensors: Callable[[], dict[str, Tensor]]) -> None:
-        """One more epoch; `tensors` gives those at its end, and is called if they are the best so far."""
+    def add_epoch(self, record: EpochRecord, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        """Add an epoch. `tensors` returns the tensors at its end, and is called only if they are the best so far."""
         for name, loss in (("train loss", record.train_loss), ("val loss", record.val_loss)):
             if not math.isfinite(loss):
                 self.trouble = f"diverged: {name} is {loss} in epoch {record.epoch} with lr {self.config.lr:g}"
@@ -172,7 +172,7 @@ class Trial:
             self._plateau.step(record.val_loss)
 
     def progress(self) -> dict[str, Any]:
-        """How far it is, as JSON values; its best tensors are not among them."""
+        """The state as JSON values, without the best tensors."""
         return {
             "history": [asdict(record) for record in self.history],
             "best_epoch": self.best_epoch,
@@ -184,7 +184,7 @@ class Trial:
         }
 
     def resume(self, progress: Mapping[str, Any], best: Mapping[str, Tensor]) -> None:
-        """Be as far as `progress` says, with these best tensors. Raises KeyError or TypeError for anything else."""
+        """Restore a state from `progress`, and the best tensors. Raises KeyError or TypeError for anything else."""
         self.history = [EpochRecord(**record) for record in progress["history"]]
         self.best_epoch, self.trouble, self.over = (progress[name] for name in ("best_epoch", "trouble", "over"))
         self.threads = progress["threads"]
@@ -196,10 +196,10 @@ class Trial:
         return Score(value=record.val_score, loss=record.val_loss, metric=self.metric)
 
 
-def scheduled_rate(config: HeadConfig, epoch: int) -> float:
-    """The learning rate of an epoch, counted from 0: a half cosine falls from lr towards 0 over `max_epochs`.
+def rate_at_epoch(config: HeadConfig, epoch: int) -> float:
+    """The learning rate of an epoch, counted from 0: constant, or half a cosine from lr towards 0 over `max_epochs`.
 
-    What a plateau takes off it depends on the losses (heads/stopping.py).
+    The schedule `plateau` depends on the losses, and is in heads/stopping.py.
     """
     if config.schedule != "cosine":
         return config.lr
@@ -207,5 +207,5 @@ def scheduled_rate(config: HeadConfig, epoch: int) -> float:
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    """Without what JSON cannot hold: an infinite loss is that of the beginning."""
+    """Leave out infinite values, which JSON cannot hold: they are the initial ones."""
     return {name: value for name, value in values.items() if math.isfinite(value)}

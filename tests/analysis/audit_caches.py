@@ -1,4 +1,4 @@
-"""Small caches for the tests of audits: clouds of points, with the digests and ids that a test wants."""
+"""Small caches for the tests of audits: clouds of points with chosen digests and ids."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CLASSES = ("ant", "bee", "cow")
 def clouds(
     images: int, *, dim: int = 32, classes: int = 3, distance: float = 3.0, seed: int = 0
 ) -> tuple[Features, Labels]:
-    """Float32 (images, dim) and labels: a cloud a class, whose centres all seeds share."""
+    """Float32 (images, dim) and labels: one cloud per class; the centres are the same for all seeds."""
     centres = np.random.default_rng(1234).standard_normal((classes, dim)) * distance
     labels = np.arange(images) % classes
     noise = np.random.default_rng(seed).standard_normal((images, dim))
@@ -47,8 +47,8 @@ def write_cache(
 ) -> FeatureCache:
     """Write a cache file into `folder` and open it.
 
-    `ids`: by split, else "train/00000", ...; `digests`: by split, else that of each id. `augmented`: the features of
-    each further view of train.
+    `ids`: by split, by default "train/00000", ...; `digests`: by split, by default the digest of each id. `augmented`:
+    the features of each further view of train.
     """
     wide = next(iter(splits.values()))[0].shape[1]
     spec = Spec(
@@ -65,8 +65,8 @@ def write_cache(
     tables, donors = {}, []
     for name, (features, labels) in splits.items():
         names = tuple((ids or {}).get(name) or (f"{name}/{row:05d}" for row in range(len(labels))))
-        told = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
-        of_rows = np.frombuffer(b"".join(told), np.uint8).reshape(-1, 32)
+        row_digests = (digests or {}).get(name) or [hashlib.sha256(one.encode()).digest() for one in names]
+        of_rows = np.frombuffer(b"".join(row_digests), np.uint8).reshape(-1, 32)
         tables[name] = SplitTable(ids=names, targets={"label": labels.astype(np.int64)}, digests=of_rows)
         views = [{LAYER: view} for view in augmented] if name == "train" else []
         donors.append(

@@ -1,4 +1,4 @@
-"""An audit finds what was planted: wrong labels, odd images, splits that do not fit; and nothing in a sound cache."""
+"""An audit finds planted faults (wrong labels, unusual images, unlike splits), and nothing in a clean cache."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from featcache.extraction.run import extract
 Splits = dict[str, tuple[Features, Labels]]
 
 
-def sound() -> Splits:
+def clean_splits() -> Splits:
     """Train and test from the same clouds."""
     return {"train": clouds(300, distance=0.8), "test": clouds(120, distance=0.8, seed=1)}
 
 
-def found(tmp_path: Path, splits: Splits, kind: str, **options: object) -> tuple[Finding, ...]:
+def findings_of(tmp_path: Path, splits: Splits, kind: str, **options: object) -> tuple[Finding, ...]:
     with write_cache(tmp_path, splits, **options) as cache:  # type: ignore[arg-type]  # passed on
         return audit_cache(cache).section(kind).findings
 
@@ -47,10 +47,11 @@ def ids(finding: Finding) -> list[str]:
 # --- the whole ---------------------------------------------------------------------------------------------
 
 
-def test_a_sound_cache_has_next_to_no_findings(tmp_path: Path) -> None:
+def test_a_cache_without_faults_has_nearly_no_findings(tmp_path: Path) -> None:
     stages: list[str] = []
     audit = audit_cache(
-        write_cache(tmp_path, sound()), progress=lambda stage, done, total: stages.append(f"{stage} {done}/{total}")
+        write_cache(tmp_path, clean_splits()),
+        progress=lambda stage, done, total: stages.append(f"{stage} {done}/{total}"),
     )
     assert [section.kind for section in audit.sections] == list(KINDS)
     sizes = {section.kind: len(section.findings) for section in audit.sections}
@@ -63,25 +64,25 @@ def test_a_sound_cache_has_next_to_no_findings(tmp_path: Path) -> None:
 
 
 def test_the_same_cache_gives_the_same_findings(tmp_path: Path) -> None:
-    with write_cache(tmp_path, sound()) as cache:
+    with write_cache(tmp_path, clean_splits()) as cache:
         one, other = (audit_cache(cache).to_json() | {"seconds": 0} for _ in range(2))
     assert json.dumps(one, allow_nan=False) == json.dumps(other, allow_nan=False)
 
 
-def test_another_layer_must_exist(tmp_path: Path) -> None:
+def test_an_unknown_layer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown layer 'fc'"):
-        audit_cache(write_cache(tmp_path, sound()), layer="fc")
+        audit_cache(write_cache(tmp_path, clean_splits()), layer="fc")
 
 
 def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
-    splits = sound()
+    splits = clean_splits()
     splits["test"][0][5, 2] = np.nan
     with pytest.raises(HeadError, match="NaN or infinity in row 5 of <FeatureArray test/features/avgpool"):
         audit_cache(write_cache(tmp_path, splits))
 
 
 @pytest.mark.parametrize("images", [1, 2, 20])
-def test_a_few_images_are_audited_as_far_as_they_go(images: int, tmp_path: Path) -> None:
+def test_too_few_images_are_noted(images: int, tmp_path: Path) -> None:
     audit = audit_cache(write_cache(tmp_path, {"test": clouds(images)}))
     assert "too few" in audit.section("label_error").note
     assert "too few" in audit.section("outlier").note
@@ -94,79 +95,81 @@ def test_wrong_labels_are_found_in_every_split(tmp_path: Path) -> None:
     splits = {"train": clouds(300, distance=1.5), "test": clouds(120, distance=1.5, seed=1)}
     for _, labels in splits.values():
         labels[7] = (labels[7] + 1) % 3
-    findings = found(tmp_path, splits, "label_error")
+    findings = findings_of(tmp_path, splits, "label_error")
     assert sorted(ids(finding) for finding in findings) == [["test/00007"], ["train/00007"]]
     assert all(finding.suggested == 7 % 3 for finding in findings)
     assert all(finding.score > 0.9 for finding in findings)
     assert findings[0].reason.startswith("labelled cow, looks like bee: ")
 
 
-def test_a_wrong_label_is_found_though_its_copies_have_it_too(tmp_path: Path) -> None:
-    splits = sound()
+def test_a_wrong_label_is_found_although_its_copies_have_it_too(tmp_path: Path) -> None:
+    splits = clean_splits()
     features, labels = splits["train"]
-    # Ten copies of one image: whoever has seen the label of one would believe the others.
+    # Ten copies of one image: a head fitted on one of them would predict the wrong label for the others.
     features[:10], labels[:10] = features[1], (labels[1] + 1) % 3
     digests = {"train": [bytes(32)] * 10 + [bytes([n % 256, n // 256] * 16) for n in range(10, 300)]}
-    findings = found(tmp_path, splits, "label_error", digests=digests)
+    findings = findings_of(tmp_path, splits, "label_error", digests=digests)
     assert sorted(ids(finding)[0] for finding in findings) == [f"train/{n:05d}" for n in range(10)]
 
 
-def test_unlabelled_images_are_listed_and_judged_by_nobody(tmp_path: Path) -> None:
-    splits = sound()
+def test_unlabelled_images_are_listed_and_have_no_label_errors(tmp_path: Path) -> None:
+    splits = clean_splits()
     splits["train"][1][[3, 8]] = -1
     splits["test"][1][:] = -1
-    assert found(tmp_path / "a", splits, "label_error") == ()
-    whole, partly = found(tmp_path / "b", splits, "unlabelled")
+    assert findings_of(tmp_path / "a", splits, "label_error") == ()
+    whole, partly = findings_of(tmp_path / "b", splits, "unlabelled")
     if whole.samples:
         whole, partly = partly, whole
     assert (whole.reason, whole.samples, whole.score) == ("120 of 120 images of test have no label", (), 1)
     assert ids(partly) == ["train/00003", "train/00008"]
 
 
-def test_confident_errors_need_a_confident_class_and_little_for_their_own() -> None:
-    said = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.01, 0.99, 0.0], [0.3, 0.7, 0.0], [0.985, 0.015, 0.0]])
-    suspects, suggested = confident_errors(said, np.array([0, 0, 0, 1, 1]))
+def test_confident_errors_need_a_confident_class_and_an_unlikely_label() -> None:
+    probabilities = np.array(
+        [[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.01, 0.99, 0.0], [0.3, 0.7, 0.0], [0.985, 0.015, 0.0]]
+    )
+    suspects, suggested = confident_errors(probabilities, np.array([0, 0, 0, 1, 1]))
     assert suspects.tolist() == [2, 4]
     assert suggested.tolist() == [1, 0]
 
 
-def test_nobody_is_judged_by_a_head_that_has_seen_it() -> None:
+def test_no_image_is_predicted_by_a_head_fitted_on_it() -> None:
     rows, labels = clouds(100, dim=6, classes=2, distance=0.0)
-    said = out_of_fold(rows, np.arange(100), labels)
-    assert said.shape == (100, 2)
-    np.testing.assert_allclose(said.sum(axis=1), 1)
-    # There is nothing to learn: whoever had seen the labels would do better.
-    assert (said.argmax(axis=1) == labels).mean() < 0.65
+    probabilities = out_of_fold(rows, np.arange(100), labels)
+    assert probabilities.shape == (100, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1)
+    # There is nothing to learn: only a head fitted on the same labels would do better.
+    assert (probabilities.argmax(axis=1) == labels).mean() < 0.65
 
 
-def test_a_class_of_one_image_is_no_trouble() -> None:
+def test_a_class_of_one_image_is_handled() -> None:
     rows, labels = clouds(60, dim=6, classes=2)
     labels[0] = 4
-    said = out_of_fold(rows, np.arange(60), labels)
-    assert said.shape == (60, 5)
-    assert np.isfinite(said).all()
-    assert (said[:, 2:4] == 0).all()
-    assert said[0, 4] == 0
+    probabilities = out_of_fold(rows, np.arange(60), labels)
+    assert probabilities.shape == (60, 5)
+    assert np.isfinite(probabilities).all()
+    assert (probabilities[:, 2:4] == 0).all()
+    assert probabilities[0, 4] == 0
 
 
 # --- outliers ----------------------------------------------------------------------------------------------
 
 
-def test_odd_images_come_first(tmp_path: Path) -> None:
-    splits = sound()
-    # As real features do, these share most of what they are and lie near a space of few dimensions; four do not.
+def test_unusual_images_come_first(tmp_path: Path) -> None:
+    splits = clean_splits()
+    # Like real features, these share a large mean and lie near a subspace of few dimensions; four of them do not.
     generator = np.random.default_rng(0)
     spread = generator.standard_normal((32, 32)).astype(np.float32) * np.where(np.arange(32) < 8, 1, 0.1)[:, None]
     common = 10 * generator.standard_normal(32).astype(np.float32)
     splits = {split: ((features @ spread + common).astype(np.float32), of) for split, (features, of) in splits.items()}
     splits["train"][0][[5, 50, 51, 200]] = 5 * generator.standard_normal((4, 32))
-    findings = found(tmp_path, splits, "outlier")
+    findings = findings_of(tmp_path, splits, "outlier")
     assert {ids(finding)[0] for finding in findings[:4]} == {f"train/{n:05d}" for n in (5, 50, 51, 200)}
     assert [finding.score for finding in findings] == sorted((one.score for one in findings), reverse=True)
     assert "half of all images are within" in findings[0].reason
 
 
-def test_what_is_no_photograph_is_named_among_photographs(tmp_path: Path, cifar_zip: Path, vgg_weights: Path) -> None:
+def test_images_that_are_no_photographs_are_outliers(tmp_path: Path, cifar_zip: Path, vgg_weights: Path) -> None:
     folder = tmp_path / "mixed"
     with zipfile.ZipFile(cifar_zip) as archive:
         names = [name for name in archive.namelist() if "/test/" in name and int(Path(name).stem) < 60]
@@ -213,55 +216,55 @@ def test_ids_that_name_another_split_are_found(tmp_path: Path) -> None:
     names["train"][4] = "train/cow/from_test_4.jpg"
     names["train"][9] = "valid/cow/9.jpg"
     splits = {"train": clouds(300, distance=0.8)}
-    findings = found(tmp_path, splits, "split", ids={"train": sorted(names["train"])})
-    assert reasons(findings) == ["1 of 300 images of train are called val"]
-    # It says train as well: nothing to complain of.
+    findings = findings_of(tmp_path, splits, "split", ids={"train": sorted(names["train"])})
+    assert reasons(findings) == ["1 of 300 images of train have ids that name val"]
+    # An id that names train as well is not reported.
     names["train"][4] = "cow/holdout-test-4.jpg"
-    assert len(found(tmp_path / "b", splits, "split", ids={"train": sorted(names["train"])})) == 2
+    assert len(findings_of(tmp_path / "b", splits, "split", ids={"train": sorted(names["train"])})) == 2
 
 
 def test_a_class_may_be_called_train(tmp_path: Path) -> None:
     names = {"test": [f"test/train/{n:04d}.jpg" for n in range(120)]}
     splits = {"test": clouds(120)}
-    assert found(tmp_path, splits, "split", ids=names, classes=("bus", "car", "train")) == ()
+    assert findings_of(tmp_path, splits, "split", ids=names, classes=("bus", "car", "train")) == ()
 
 
-def test_a_small_split_says_what_it_cannot_measure(tmp_path: Path) -> None:
-    splits = sound() | {"val": clouds(24, distance=0.8, seed=2)}
-    (finding,) = found(tmp_path, splits, "split")
+def test_a_small_split_is_reported_with_its_uncertainty(tmp_path: Path) -> None:
+    splits = clean_splits() | {"val": clouds(24, distance=0.8, seed=2)}
+    (finding,) = findings_of(tmp_path, splits, "split")
     assert finding.reason == "val has 24 images: an accuracy of 90 % on them is uncertain by 12 points"
 
 
-def test_a_missing_class_is_named(tmp_path: Path) -> None:
-    splits = sound()
+def test_a_missing_class_is_reported(tmp_path: Path) -> None:
+    splits = clean_splits()
     features, labels = splits["train"]
     splits["train"] = (features[labels != 1], labels[labels != 1])
-    said = reasons(found(tmp_path, splits, "split"))
-    assert "train has no image of bee, which other splits have" in said
+    texts = reasons(findings_of(tmp_path, splits, "split"))
+    assert "train has no image of bee, which other splits have" in texts
 
 
 def test_other_shares_of_the_classes_are_found(tmp_path: Path) -> None:
-    splits = sound()
+    splits = clean_splits()
     features, labels = clouds(300, distance=0.8, seed=1)
     kept = np.flatnonzero((labels == 0) | (np.arange(300) < 100))
     splits["test"] = (features[kept], labels[kept])
-    (finding,) = found(tmp_path, splits, "split")
-    assert finding.reason.startswith("the classes of test have other shares than in train: ")
+    (finding,) = findings_of(tmp_path, splits, "split")
+    assert finding.reason.startswith("the class shares of test differ from those of train: ")
 
 
-def test_images_of_another_kind_are_told_apart(tmp_path: Path) -> None:
-    splits = sound()
+def test_a_split_of_different_images_is_found(tmp_path: Path) -> None:
+    splits = clean_splits()
     features, labels = splits["test"]
     splits["test"] = (features + np.float32(0.8), labels)
-    (finding,) = found(tmp_path, splits, "split")
-    assert finding.reason.startswith("images of test look other than those of train: a linear head puts ")
+    (finding,) = findings_of(tmp_path, splits, "split")
+    assert finding.reason.startswith("images of test look different from those of train: a linear head separates ")
     assert finding.score > 0.5
 
 
-def test_rare_and_frequent_classes_are_named(tmp_path: Path) -> None:
+def test_rare_and_frequent_classes_are_reported(tmp_path: Path) -> None:
     labels = np.repeat([0, 1, 2, 3], [50, 60, 10, 200])
     features = clouds(320)[0]
-    findings = found(tmp_path, {"train": (features, labels)}, "balance", classes=("a", "b", "c", "d"))
+    findings = findings_of(tmp_path, {"train": (features, labels)}, "balance", classes=("a", "b", "c", "d"))
     assert reasons(findings) == [
         "c has 10 images in train, the median class 55",
         "d has 200 images in train, the median class 55",
@@ -272,7 +275,7 @@ def test_rare_and_frequent_classes_are_named(tmp_path: Path) -> None:
 
 
 def test_directions_are_centred_and_of_length_one(tmp_path: Path) -> None:
-    splits = sound()
+    splits = clean_splits()
     rows = directions(ImageTable.of(write_cache(tmp_path, splits)))
     values = np.concatenate([splits["train"][0], splits["test"][0]])
     values -= values.mean(axis=0)
@@ -295,8 +298,8 @@ def test_features_that_do_not_vary_have_no_direction(tmp_path: Path) -> None:
         assert not audit_cache(cache).section("duplicate").findings
 
 
-def test_directions_beyond_memory_lie_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with write_cache(tmp_path, sound()) as cache:
+def test_large_directions_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with write_cache(tmp_path, clean_splits()) as cache:
         expected = audit_cache(cache).to_json()["sections"]
         monkeypatch.setattr("featcache.analysis.directions.RESIDENT_BYTES", 1000)
         assert isinstance(directions(ImageTable.of(cache)), np.memmap)

@@ -1,4 +1,4 @@
-"""What an audit found becomes JSON that names images and classes."""
+"""An audit becomes JSON that names images and classes."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ AUDIT = Audit(
 
 
 def test_an_audit_becomes_json_with_classes_by_name() -> None:
-    said = AUDIT.to_json()
-    assert json.loads(json.dumps(said, allow_nan=False)) == said
-    assert said["rows"] == {"train": 5, "test": 2}
-    (section,) = said["sections"]
+    values = AUDIT.to_json()
+    assert json.loads(json.dumps(values, allow_nan=False)) == values
+    assert values["rows"] == {"train": 5, "test": 2}
+    (section,) = values["sections"]
     assert (section["kind"], section["title"], section["count"]) == ("leak", KINDS["leak"], 1)
     (finding,) = section["findings"]
     assert finding["samples"] == [

@@ -1,4 +1,4 @@
-"""The same picture twice is found: by its bytes, by its outlines, by its features; and different pictures are not."""
+"""Pictures that occur twice are found by their bytes, outlines or features, and different pictures are not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featcache.analysis.audit import audit_cache
-from featcache.analysis.duplicates import Match, grouped
+from featcache.analysis.duplicates import Match, group_matches
 from featcache.analysis.pairs import near_pairs
 from featcache.analysis.pictures import Pictures, gradient_correlation
 from featcache.analysis.records import Audit, Finding
@@ -29,40 +29,40 @@ Change = Callable[[Pixels], Pixels]
 
 
 def photograph(seed: int, side: int = 32) -> Pixels:
-    """Something with large and small shapes, different for every seed."""
+    """An image with large and small shapes, different for every seed."""
     generator = np.random.default_rng(seed)
     coarse = Image.fromarray(generator.integers(0, 256, (9, 9, 3), dtype=np.uint8))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def recompressed(pixels: Pixels) -> Pixels:
+def recompress(pixels: Pixels) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=70)
     return np.asarray(Image.open(file).convert("RGB"))
 
 
-def mirrored(pixels: Pixels) -> Pixels:
+def mirror(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels[:, ::-1])
 
 
-def brighter(pixels: Pixels) -> Pixels:
+def brighten(pixels: Pixels) -> Pixels:
     return (pixels * 0.7 + 60).astype(np.uint8)
 
 
-def smaller(pixels: Pixels) -> Pixels:
+def shrink(pixels: Pixels) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize((24, 24)))
 
 
-def moved(pixels: Pixels) -> Pixels:
+def shift(pixels: Pixels) -> Pixels:
     return np.roll(pixels, 2, axis=1)
 
 
 CHANGES: dict[str, Change] = {
-    "copy": recompressed,
-    "mirrored": mirrored,
-    "brighter": brighter,
-    "smaller": smaller,
-    "moved": moved,
+    "copy": recompress,
+    "mirrored": mirror,
+    "brighter": brighten,
+    "smaller": shrink,
+    "moved": shift,
 }
 TRAIN, LABELS = clouds(60, dim=48, distance=0.7)
 TEST, TEST_LABELS = clouds(30, dim=48, distance=0.7, seed=1)
@@ -76,7 +76,7 @@ def close_to(features: NDArray[np.float32], cosine: float = 0.9) -> NDArray[np.f
     return near
 
 
-def planted(tmp_path: Path, change: Change, cosine: float) -> tuple[FeatureCache, ImageSource]:
+def plant_copy(tmp_path: Path, change: Change, cosine: float) -> tuple[FeatureCache, ImageSource]:
     """A cache whose test row 3 is a changed copy of train row 10, and the images."""
     pictures = {"train": [photograph(n) for n in range(60)], "test": [photograph(100 + n) for n in range(30)]}
     pictures["test"][3] = change(pictures["train"][10])
@@ -93,7 +93,7 @@ def ids(finding: Finding) -> list[str]:
     return [sample.id for sample in finding.samples]
 
 
-def twice(audit: Audit) -> list[Finding]:
+def findings_of(audit: Audit) -> list[Finding]:
     return [*audit.section("leak").findings, *audit.section("duplicate").findings]
 
 
@@ -138,7 +138,7 @@ def test_leaks_into_test_come_first_then_contradicting_labels(tmp_path: Path) ->
 def test_views_of_one_image_are_no_duplicates(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, {"train": (TRAIN, LABELS), "test": (TEST, TEST_LABELS)}, augmented=[TRAIN])
     audit = audit_cache(cache)
-    assert twice(audit) == []
+    assert findings_of(audit) == []
     assert sum(audit.counts["train"].values()) == 60
 
 
@@ -147,40 +147,40 @@ def test_views_of_one_image_are_no_duplicates(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_copy_in_another_split_is_a_leak(name: str, tmp_path: Path) -> None:
-    cache, source = planted(tmp_path, CHANGES[name], cosine=0.8)
-    (leak,) = twice(audit_cache(cache, source=source))
+    cache, source = plant_copy(tmp_path, CHANGES[name], cosine=0.8)
+    (leak,) = findings_of(audit_cache(cache, source=source))
     assert ids(leak) == ["train/00010", "test/00003"]
     (link,) = leak.links
     assert link.how == ("mirrored" if name == "mirrored" else "copy")
     assert link.pixels is not None
     assert link.pixels > 0.65
     assert 0.6 < link.cosine < 0.95
-    # The features alone would not do.
-    assert twice(audit_cache(cache)) == []
+    # The features alone would not suffice.
+    assert findings_of(audit_cache(cache)) == []
 
 
-def test_another_picture_with_near_features_is_none(tmp_path: Path) -> None:
-    cache, source = planted(tmp_path, lambda _: photograph(999), cosine=0.97)
-    assert twice(audit_cache(cache, source=source)) == []
-    (leak,) = twice(audit_cache(cache))
+def test_another_picture_with_similar_features_is_no_leak(tmp_path: Path) -> None:
+    cache, source = plant_copy(tmp_path, lambda _: photograph(999), cosine=0.97)
+    assert findings_of(audit_cache(cache, source=source)) == []
+    (leak,) = findings_of(audit_cache(cache))
     assert leak.reason == "features that hardly differ: 2 images in train and test"
     assert leak.links[0].pixels is None
 
 
-def test_an_image_that_has_changed_since_is_not_looked_at(tmp_path: Path) -> None:
-    cache, source = planted(tmp_path, mirrored, cosine=0.8)
+def test_an_image_that_has_changed_since_is_not_compared(tmp_path: Path) -> None:
+    cache, source = plant_copy(tmp_path, mirror, cosine=0.8)
     other = [photograph(500 + n) for n in range(60)]
     changed = ArraySource({"train": (other, LABELS), "test": ([photograph(600)] * 30, TEST_LABELS)}, classes=CLASSES)
     audit = audit_cache(cache, source=changed)
-    assert twice(audit) == []
+    assert findings_of(audit) == []
     assert "the images were not compared" in audit.section("leak").note
     assert "images were looked at" in audit_cache(cache, source=source).section("leak").note
 
 
-def test_images_that_cannot_be_read_are_judged_by_their_features(tmp_path: Path) -> None:
-    cache, _ = planted(tmp_path, mirrored, cosine=0.97)
+def test_images_that_cannot_be_read_are_compared_by_their_features(tmp_path: Path) -> None:
+    cache, _ = plant_copy(tmp_path, mirror, cosine=0.97)
     empty = ArraySource([photograph(0)])
-    (leak,) = twice(audit_cache(cache, source=empty))
+    (leak,) = findings_of(audit_cache(cache, source=empty))
     assert leak.links[0].how == "features"
 
 
@@ -213,10 +213,10 @@ def test_a_picture_without_outlines_has_no_correlation(tmp_path: Path) -> None:
     assert plain[2] == pytest.approx(1)
 
 
-def test_real_photographs_are_told_from_their_neighbours(cifar_zip: Path, tmp_path: Path) -> None:
+def test_different_photographs_do_not_match_but_their_copies_do(cifar_zip: Path, tmp_path: Path) -> None:
     source = open_images(cifar_zip, datasets_dir=tmp_path)
     real = [decode(source.read(sample), sample.id) for sample in select(source.samples("test"), 60)]
-    pictures = [*real, *(mirrored(one) for one in real), *(recompressed(one) for one in real)]
+    pictures = [*real, *(mirror(one) for one in real), *(recompress(one) for one in real)]
     look = ArraySource(pictures)
     digests = {"train": [digest(look.read(sample)) for sample in look.samples("train")]}
     table = ImageTable.of(write_cache(tmp_path, {"train": clouds(len(pictures))}, digests=digests))
@@ -231,7 +231,7 @@ def test_real_photographs_are_told_from_their_neighbours(cifar_zip: Path, tmp_pa
 # --- pairs and groups --------------------------------------------------------------------------------------
 
 
-def test_pairs_are_those_that_all_cosines_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pairs_are_those_with_the_highest_cosines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.analysis.pairs._BLOCK_BYTES", 4 * 200 * 32)
     features = clouds(200, dim=16)[0]
     rows = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -243,7 +243,7 @@ def test_pairs_are_those_that_all_cosines_say(monkeypatch: pytest.MonkeyPatch) -
     assert 10 * 200 <= 2 * len(pairs) <= 30 * 200
 
 
-def test_features_that_are_all_alike_give_no_flood_of_pairs() -> None:
+def test_identical_features_give_a_bounded_number_of_pairs() -> None:
     rows = np.full((900, 4), 0.5, np.float32)
     assert len(near_pairs(rows)) <= 64 * 900
 
@@ -256,7 +256,7 @@ def test_features_that_are_all_alike_give_no_flood_of_pairs() -> None:
 )
 def test_groups_are_the_connected_images(links: list[tuple[int, int, float]]) -> None:
     matches = [Match(first=a, second=b, how="copy", cosine=s, pixels=s, strength=s) for a, b, s in links]
-    groups = grouped(12, matches)
+    groups = group_matches(12, matches)
     together = np.eye(12, dtype=bool)
     for a, b, _ in links:
         together[a, b] = together[b, a] = True

@@ -1,4 +1,4 @@
-"""A map of features: near images lie near each other, and what is left out is said."""
+"""Maps of features: similar images are near each other, and a note says how many points were left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featcache.analysis.projection import METHODS, Method, principal
 from featcache.analysis.thinning import thin
 from featcache.errors import HeadError, InvalidOption, MissingExtra
 
-# UMAP compiles itself when it is first used: minutes on a busy machine.
+# UMAP compiles its code on first use: minutes on a busy machine.
 METHOD = pytest.mark.parametrize(
     "method", [pytest.param(name, marks=[pytest.mark.slow] if name == "umap" else []) for name in METHODS]
 )
@@ -56,7 +56,7 @@ def test_a_cache_is_read_in_blocks_with_its_scale(tmp_path: Path) -> None:
     )
 
 
-def test_many_points_are_thinned_and_it_is_said() -> None:
+def test_many_points_are_thinned_and_noted() -> None:
     found = project(FEATURES, limit=30, labels=LABELS)
     assert found.note == "30 of 60 points are shown"
     assert np.bincount(LABELS[found.rows]).tolist() == [10, 10, 10]
@@ -76,7 +76,7 @@ def test_thinning_keeps_every_labels_share(labels: list[int], limit: int, seed: 
     assert len(rows) == min(limit, len(labels))
     sizes = np.bincount(given_labels + 1, minlength=6)
     kept = np.bincount(given_labels[rows] + 1, minlength=6)[sizes > 0]
-    # With one row less, no label would have a greater share than any other.
+    # The shares are as equal as possible: with one row less, no label would exceed the share of another.
     assert ((kept - 1) / sizes[sizes > 0]).max() <= (kept / sizes[sizes > 0]).min()
 
 
@@ -88,7 +88,7 @@ def test_features_that_do_not_vary_are_one_point(method: Method) -> None:
 
 
 @METHOD
-def test_images_that_stand_twice_are_no_trouble(method: Method) -> None:
+def test_identical_images_are_handled(method: Method) -> None:
     twice = np.concatenate([np.ones((10, 20), np.float32), *[FEATURES[:20]] * 2])
     assert np.isfinite(project(twice, method=method).points).all()
 
@@ -127,7 +127,7 @@ def test_features_that_are_not_finite_are_named() -> None:
         project(broken)
 
 
-def test_a_missing_extra_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_names_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "umap", None)
     with pytest.raises(MissingExtra, match="a map by UMAP needs the package umap") as caught:
         project(FEATURES, method="umap")

@@ -1,4 +1,4 @@
-"""What every backbone must do, whatever computes its features."""
+"""The contract of every backbone, for all runners and zoos."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from featcache.backbones.spec import BackboneSpec
 
 
 def some_images(count: int, side: int, seed: int = 0) -> np.ndarray:
-    """(count, side, side, 3) uint8, all different."""
+    """Random images: uint8 (count, side, side, 3)."""
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
 
 def batch_of(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
-    """Features of a batch, filled up with black images as an extraction does it: {layer: (n, D)}."""
-    padded = np.zeros((program.padded(len(images)), *images.shape[1:]), np.uint8)
+    """Features of a batch that is padded with black images, as in an extraction: {layer: (n, D)}."""
+    padded = np.zeros((program.batch_size_for(len(images)), *images.shape[1:]), np.uint8)
     padded[: len(images)] = images
     return {name: rows[: len(images)] for name, rows in program.features(padded).items()}
 
 
 class BackboneContract:
-    """Subclass it and give the fixture `network`."""
+    """Subclass it and override the fixture `network`."""
 
     @pytest.fixture
     def network(self) -> Network:
@@ -34,20 +34,20 @@ class BackboneContract:
     def program(self, network: Network) -> Program:
         return network.on("cpu", "uint8" if network.spec.stores_bytes else "fp32")
 
-    def test_gives_one_row_an_image_of_the_width_it_declares(self, network: Network, program: Program) -> None:
+    def test_gives_one_row_per_image_with_the_declared_length(self, network: Network, program: Program) -> None:
         features = program.features(some_images(2, network.spec.transform.image_size))
         assert {name: tuple(rows.shape) for name, rows in features.items()} == {
             layer.name: (2, layer.feature_dim) for layer in network.spec.layers
         }
 
-    def test_is_deterministic_and_sees_the_image(self, network: Network, program: Program) -> None:
+    def test_is_deterministic_and_depends_on_the_image(self, network: Network, program: Program) -> None:
         images = some_images(2, network.spec.transform.image_size)
         first, again = program.features(images), program.features(images)
         for name, rows in first.items():
             assert np.array_equal(rows.numpy(), again[name].numpy())
             assert not np.array_equal(rows[0].numpy(), rows[1].numpy())
 
-    def test_takes_images_that_are_on_the_device_already(self, network: Network, program: Program) -> None:
+    def test_accepts_images_on_the_device(self, network: Network, program: Program) -> None:
         images = some_images(3, network.spec.transform.image_size)
         there = program.features(torch.from_numpy(images))
         for name, rows in program.features(images).items():
@@ -77,7 +77,7 @@ class BackboneContract:
     def test_its_description_survives_json(self, network: Network) -> None:
         assert BackboneSpec.from_json(network.spec.to_json()).to_json() == network.spec.to_json()
 
-    def test_asking_for_another_program_changes_none_that_there_is(self, network: Network, program: Program) -> None:
+    def test_a_further_program_does_not_change_existing_ones(self, network: Network, program: Program) -> None:
         images = some_images(2, network.spec.transform.image_size)
         before = program.features(images)
         if not network.spec.stores_bytes:

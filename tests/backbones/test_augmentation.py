@@ -1,4 +1,4 @@
-"""Augmented views: what they may look like, and that nothing but image, number and seed decides."""
+"""Augmented views: their parameters, and that they only depend on image, number and seed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def views(
 @given(
     height=st.integers(1, 70), width=st.integers(1, 70), number=st.integers(1, 1 << 20), seed=st.integers(-9, 1 << 70)
 )
-def test_any_image_has_any_view_and_it_is_the_same_every_time(height: int, width: int, number: int, seed: int) -> None:
+def test_a_view_of_any_image_is_always_the_same(height: int, width: int, number: int, seed: int) -> None:
     image = noise(height, width)
     before = image.copy()
     first, again = (Augmentation().view(image, digest=a_digest("x"), number=number, seed=seed) for _ in range(2))
@@ -45,11 +45,11 @@ def test_any_image_has_any_view_and_it_is_the_same_every_time(height: int, width
     assert 1 <= tall <= height and 1 <= wide <= width and channels == 3
 
 
-def test_an_augmentation_is_what_its_description_describes() -> None:
+def test_an_augmentation_survives_json() -> None:
     one = Augmentation(area=(0.5, 1.0), flip=0.0)
-    assert Augmentation.of(json.loads(json.dumps(one.described()))) == one
+    assert Augmentation.from_json(json.loads(json.dumps(one.to_json()))) == one
     with pytest.raises(InvalidOption, match="no augmentation of this version"):
-        Augmentation.of({"hue": 0.1})
+        Augmentation.from_json({"hue": 0.1})
 
 
 def test_the_first_view_is_the_plain_image() -> None:
@@ -68,8 +68,8 @@ def test_a_view_depends_on_digest_number_and_seed() -> None:
     assert len(set(seen)) == 8
 
 
-def test_the_numbers_drawn_are_these_for_ever() -> None:
-    # Whatever changes them must change the numbers in the spec too: caches would hold two kinds of views.
+def test_the_random_numbers_never_change() -> None:
+    # A change here must also change the spec, because otherwise caches would contain two kinds of views.
     image = np.arange(48 * 64 * 3, dtype=np.int64).reshape(48, 64, 3).astype(np.uint8)
     view = Augmentation().view(image, digest=bytes(range(32)), number=1, seed=0)
     assert view.shape == (37, 40, 3)
@@ -78,7 +78,7 @@ def test_the_numbers_drawn_are_these_for_ever() -> None:
     )
 
 
-def test_crops_take_the_share_and_the_ratio_they_are_allowed() -> None:
+def test_crops_have_an_allowed_area_and_ratio() -> None:
     image = noise(90, 120)
     shapes = np.array([one.shape[:2] for one in views(Augmentation(), image, 400)])
     share, ratio = shapes.prod(axis=1) / (90 * 120), shapes[:, 1] / shapes[:, 0]
@@ -88,7 +88,9 @@ def test_crops_take_the_share_and_the_ratio_they_are_allowed() -> None:
 
 
 @pytest.mark.parametrize(("height", "width", "expected"), [(10, 300, (10, 13)), (300, 10, (13, 10)), (1, 1, (1, 1))])
-def test_an_image_too_long_for_any_crop_gives_its_middle(height: int, width: int, expected: tuple[int, int]) -> None:
+def test_an_image_too_long_for_any_crop_is_cropped_at_the_centre(
+    height: int, width: int, expected: tuple[int, int]
+) -> None:
     assert {one.shape[:2] for one in views(Augmentation(area=(0.9, 1.0)), noise(height, width), 20)} == {expected}
 
 
@@ -107,10 +109,10 @@ def test_colours_change_as_pillows_do(field: str, enhance: type[ImageEnhance.Bri
     image = noise(24, 24)
     enhancer = enhance(Image.fromarray(image))
     candidates = np.array([np.asarray(enhancer.enhance(factor / 1024)) for factor in range(614, 1435)], np.int64)
-    one_colour = Augmentation(**{**PLAIN.described(), field: 0.4})
+    one_colour = Augmentation(**{**PLAIN.to_json(), field: 0.4})
     for view in views(one_colour, image, 12):
         off = np.abs(candidates - view).reshape(len(candidates), -1).max(axis=1)
-        # Pillow cuts fractions off, and its grey is rounded another way.
+        # Pillow truncates fractions, and rounds its grey differently.
         assert off.min() <= 2
 
 
@@ -119,8 +121,8 @@ def test_without_amplitudes_nothing_changes() -> None:
     assert all(np.array_equal(one, image) for one in views(PLAIN, image, 5))
 
 
-def test_the_numbers_stand_in_the_description() -> None:
-    assert Augmentation().described() == {
+def test_json_contains_all_parameters() -> None:
+    assert Augmentation().to_json() == {
         "area": [0.35, 1.0],
         "ratio": [0.75, 4 / 3],
         "flip": 0.5,

@@ -1,4 +1,4 @@
-"""Weights files: what is found in them, what is refused and in which words, and how names are fitted to a network's."""
+"""Weights files: reading state dicts, refusals and their messages, and matching names to a network."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tensors(seed: int = 0, names: tuple[str, ...] = NETWORK, before: str = "") -
     return {before + name: torch.randn(2, 3, generator=drawn) for name in names}
 
 
-def saved(content: object, path: Path) -> Checkpoint:
+def save_and_read(content: object, path: Path) -> Checkpoint:
     torch.save(content, path)
     return read_checkpoint(path)
 
@@ -43,7 +43,7 @@ def assert_equal(got: Any, expected: dict[str, Tensor]) -> None:
 
 
 def refusal(path: Path) -> WeightsError:
-    """The error that reading `path` ends with: one line, in plain characters, without advice to load unsafely."""
+    """The error of reading `path`, which must be one line of printable characters without unsafe advice."""
     with pytest.raises(WeightsError) as caught:
         read_checkpoint(path)
     for text in (caught.value.message, caught.value.hint or ""):
@@ -78,7 +78,7 @@ def test_metadata_of_safetensors_is_kept(tmp_path: Path) -> None:
 def test_tensors_stay_as_they_are_stored(dtype: torch.dtype, tmp_path: Path) -> None:
     stored = {"table": torch.ones(3, dtype=dtype), "scalar": torch.zeros((), dtype=dtype)}
     save_file(stored, tmp_path / "a.safetensors")
-    for checkpoint in (saved(stored, tmp_path / "a.pth"), read_checkpoint(tmp_path / "a.safetensors")):
+    for checkpoint in (save_and_read(stored, tmp_path / "a.pth"), read_checkpoint(tmp_path / "a.safetensors")):
         assert_equal(checkpoint.tensors, stored)
         assert {value.dtype for value in checkpoint.tensors.values()} == {dtype}
         assert_equal(fit_names(checkpoint, stored)[0], stored)
@@ -93,20 +93,20 @@ WRAPPERS = [
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
-def test_wrappers_are_looked_into(wrapper: str, tmp_path: Path) -> None:
-    checkpoint = saved({wrapper: tensors(), "epoch": 3}, tmp_path / "a.pth")
+def test_state_dicts_in_wrappers_are_found(wrapper: str, tmp_path: Path) -> None:
+    checkpoint = save_and_read({wrapper: tensors(), "epoch": 3}, tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, tensors())
     assert checkpoint.notes == ("left out: epoch",)
 
 
 @given(keys=st.lists(st.sampled_from(WRAPPERS), max_size=4), extra=st.dictionaries(st.text(max_size=3), st.integers()))
-def test_nested_wrappers_are_looked_into(
+def test_state_dicts_in_nested_wrappers_are_found(
     keys: list[str], extra: dict[str, int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     content: dict[str, Any] = dict(tensors())
     for key in keys:
         content = {**extra, key: content}
-    checkpoint = saved(content, tmp_path_factory.mktemp("nested") / "a.pth")
+    checkpoint = save_and_read(content, tmp_path_factory.mktemp("nested") / "a.pth")
     assert_equal(checkpoint.tensors, tensors())
     assert checkpoint.key == "".join(f"{key}." for key in reversed(keys))
 
@@ -114,63 +114,63 @@ def test_nested_wrappers_are_looked_into(
 @pytest.mark.parametrize("average", ["model_ema", "state_dict_ema", "ema", "teacher", "ema_model", "swa_state_dict"])
 @pytest.mark.parametrize("trained", ["model", "mine"])
 @pytest.mark.parametrize("first", [True, False])
-def test_an_average_is_taken_only_where_there_is_nothing_else(
+def test_an_average_is_used_only_if_there_is_nothing_else(
     average: str, trained: str, first: bool, tmp_path: Path
 ) -> None:
     pair = [(average, tensors(1)), (trained, tensors(2))]
-    checkpoint = saved(OrderedDict(pair if first else pair[::-1]), tmp_path / "a.pth")
+    checkpoint = save_and_read(OrderedDict(pair if first else pair[::-1]), tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, tensors(2))
     assert checkpoint.notes == (f"the file holds 2 state dicts: read {trained}, not {average}",)
 
 
-def test_an_average_is_taken_where_only_it_fits(tmp_path: Path) -> None:
-    checkpoint = saved({"model": tensors(1, ("x", "y", "z")), "ema": tensors(2)}, tmp_path / "a.pth")
-    fitted, notes = fit_names(checkpoint, NETWORK)
-    assert_equal(fitted, tensors(2))
-    assert notes == ("more of the network's names are found under ema than under model",)
+def test_an_average_is_used_if_only_its_names_match(tmp_path: Path) -> None:
+    checkpoint = save_and_read({"model": tensors(1, ("x", "y", "z")), "ema": tensors(2)}, tmp_path / "a.pth")
+    renamed, notes = fit_names(checkpoint, NETWORK)
+    assert_equal(renamed, tensors(2))
+    assert notes == ("more of the network's names match under ema than under model",)
 
 
-def test_an_average_beside_single_numbers_is_taken(tmp_path: Path) -> None:
+def test_an_average_together_with_single_numbers_is_used(tmp_path: Path) -> None:
     content = {"best_acc": torch.tensor(0.5), "model_ema": tensors()}
-    checkpoint = saved(content, tmp_path / "a.pth")
+    checkpoint = save_and_read(content, tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, tensors())
 
 
 @pytest.mark.parametrize("expected", [NETWORK, (*NETWORK, "absent")])
 def test_two_state_dicts_that_fit_alike_are_refused_with_both_keys(expected: tuple[str, ...], tmp_path: Path) -> None:
-    checkpoint = saved({"generator": tensors(1), "discriminator": tensors(2)}, tmp_path / "a.pth")
+    checkpoint = save_and_read({"generator": tensors(1), "discriminator": tensors(2)}, tmp_path / "a.pth")
     with pytest.raises(WeightsError, match=rf"5 of {len(expected)} .*generator\., discriminator\."):
         fit_names(checkpoint, expected)
 
 
 def test_parts_under_keys_of_their_own_are_put_together(tmp_path: Path) -> None:
     parts = {"encoder": tensors(1), "head": tensors(2, ("fc.weight", "fc.bias"))}
-    checkpoint = saved({**parts, "epoch": 1}, tmp_path / "a.pth")
+    checkpoint = save_and_read({**parts, "epoch": 1}, tmp_path / "a.pth")
     expected = {f"{key}.{name}": value for key, part in parts.items() for name, value in part.items()}
     assert_equal(fit_names(checkpoint, expected)[0], expected)
 
 
-def test_what_lies_beside_tensors_is_left_out_and_noted(tmp_path: Path) -> None:
+def test_values_other_than_tensors_are_left_out_and_noted(tmp_path: Path) -> None:
     network = nn.Linear(3, 2)
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     content: dict[Any, object] = dict(network.state_dict())
     content |= {"epoch": 3, "optimizer": optimizer.state_dict(), "lr": 0.1, 7: torch.ones(1)}
-    checkpoint = saved(content, tmp_path / "a.pth")
+    checkpoint = save_and_read(content, tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, dict(network.state_dict()))
     assert checkpoint.notes == ("left out: epoch, optimizer, lr, 7",)
 
 
 def test_the_state_of_an_optimiser_is_no_state_dict_of_a_network(tmp_path: Path) -> None:
     state = {"state": {"conv.weight": {"exp_avg": torch.ones(1)}}, "momenta": tensors(1)}
-    checkpoint = saved({"network": tensors(2), "optimizer": state, "optim_g": state}, tmp_path / "a.pth")
+    checkpoint = save_and_read({"network": tensors(2), "optimizer": state, "optim_g": state}, tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, tensors(2))
     assert checkpoint.held.keys() == {f"network.{name}" for name in NETWORK}
 
 
 class Settings:
-    """What a training script stores beside tensors; unpickling it would be noticed."""
+    """Settings that a training script stores with the tensors; the test notices if they are unpickled."""
 
     built = 0
 
@@ -189,22 +189,22 @@ def test_objects_of_a_training_script_are_left_out_without_being_built(tmp_path:
         "best": np.float64(0.5),
         "folder": tmp_path,
     }
-    checkpoint = saved(content, tmp_path / "a.pth")
+    checkpoint = save_and_read(content, tmp_path / "a.pth")
     assert_equal(checkpoint.tensors, tensors())
     assert checkpoint.notes == ("left out: args, settings, best, folder",)
     assert Settings.built == 0
 
 
-def test_an_object_for_which_nothing_can_stand_is_refused_by_its_class(tmp_path: Path) -> None:
+def test_an_object_that_cannot_be_replaced_is_refused_by_its_class(tmp_path: Path) -> None:
     torch.save({"model": tensors(), "history": defaultdict(list)}, tmp_path / "a.pth")
-    assert "it needs collections.defaultdict, and nothing in a file is run" in refusal(tmp_path / "a.pth").message
+    assert "it needs collections.defaultdict, but code in a file is never run" in refusal(tmp_path / "a.pth").message
     torch.save({"args": argparse.Namespace()}, tmp_path / "b.pth", _use_new_zipfile_serialization=False)
-    assert "it needs argparse.Namespace, and nothing in a file is run" in refusal(tmp_path / "b.pth").message
+    assert "it needs argparse.Namespace, but code in a file is never run" in refusal(tmp_path / "b.pth").message
 
 
-def test_nothing_that_was_allowed_stays_allowed(tmp_path: Path) -> None:
+def test_allowed_classes_are_restored(tmp_path: Path) -> None:
     before = set(torch.serialization.get_safe_globals())
-    saved({"model": tensors(), "settings": Settings()}, tmp_path / "a.pth")
+    save_and_read({"model": tensors(), "settings": Settings()}, tmp_path / "a.pth")
     assert set(torch.serialization.get_safe_globals()) == before
     with pytest.raises(pickle.UnpicklingError):
         torch.load(tmp_path / "a.pth", weights_only=True)
@@ -300,13 +300,13 @@ def test_a_whole_network_is_recognised_and_not_built(form: str, tmp_path: Path) 
     assert "state_dict()" in str(error.hint)
 
 
-def test_a_loss_beside_a_state_dict_is_no_whole_network(tmp_path: Path) -> None:
+def test_a_loss_next_to_a_state_dict_is_left_out(tmp_path: Path) -> None:
     content = {"state_dict": tensors(), "hyper_parameters": {"loss": nn.CrossEntropyLoss()}}
-    assert_equal(saved(content, tmp_path / "a.ckpt").tensors, tensors())
+    assert_equal(save_and_read(content, tmp_path / "a.ckpt").tensors, tensors())
 
 
 class Runs:
-    """Calls a function when it is unpickled."""
+    """Calls a function on unpickling."""
 
     def __init__(self, *call: object) -> None:
         self.call = call
@@ -323,11 +323,11 @@ def test_a_file_that_would_run_code_is_refused(
     monkeypatch.chdir(tmp_path)
     content = {"state_dict": tensors(), "payload": Runs(*called)}
     torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=form == "archive")
-    assert "nothing in a file is run" in refusal(tmp_path / "a.pth").message
+    assert "code in a file is never run" in refusal(tmp_path / "a.pth").message
     assert not (tmp_path / "made").exists()
 
 
-# --- damaged, absent, not to be opened ---------------------------------------------------------------------
+# --- damaged, missing and unreadable files ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", ["archive", "old", "safetensors"])
@@ -362,13 +362,13 @@ def test_a_changed_byte_gives_tensors_or_a_weights_error(
 
 
 @given(content=st.binary(max_size=200))
-def test_any_bytes_are_refused_in_plain_words(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_bytes_are_refused_with_a_plain_message(content: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("bytes") / "a.pth"
     path.write_bytes(content)
     refusal(path)
 
 
-def test_an_absent_file_is_said_to_be_absent(tmp_path: Path) -> None:
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for path in (tmp_path / "absent.pth", tmp_path / "no" / "a.pth", tmp_path / "file" / "a.pth"):
         assert "there is no weights file at" in refusal(path).message
@@ -385,7 +385,7 @@ def test_a_pipe_is_refused_without_being_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(24, "Too many open files")])
-def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(
+def test_a_file_that_cannot_be_opened_is_not_reported_as_damaged(
     error: OSError, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.save(tensors(), tmp_path / "a.pth")
@@ -394,9 +394,9 @@ def test_a_file_that_cannot_be_opened_now_is_not_called_damaged(
         raise error
 
     monkeypatch.setattr(Path, "open", refuse)
-    said = refusal(tmp_path / "a.pth")
-    assert f"cannot be opened now: {error.strerror}" in said.message
-    assert "damaged" not in f"{said.message} {said.hint}"
+    refused = refusal(tmp_path / "a.pth")
+    assert f"cannot be opened now: {error.strerror}" in refused.message
+    assert "damaged" not in f"{refused.message} {refused.hint}"
 
 
 # --- names -------------------------------------------------------------------------------------------------
@@ -421,44 +421,44 @@ PREFIXES = [
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_a_common_prefix_is_taken_off_in_both_kinds_of_file(prefix: str, form: str, tmp_path: Path) -> None:
+def test_a_common_prefix_is_removed_in_both_kinds_of_file(prefix: str, form: str, tmp_path: Path) -> None:
     path = tmp_path / f"a.{form}"
     held = tensors(before=prefix)
     save_file(held, path) if form == "safetensors" else torch.save(held, path)
-    fitted, notes = fit_names(read_checkpoint(path), NETWORK)
-    assert_equal(fitted, tensors())
-    assert notes == (f"taken off the names: {prefix}",)
+    renamed, notes = fit_names(read_checkpoint(path), NETWORK)
+    assert_equal(renamed, tensors())
+    assert notes == (f"removed from the names: {prefix}",)
 
 
 _parts = st.lists(st.text("abcdefg_0123456789", min_size=1, max_size=6), min_size=1, max_size=4)
 
 
 @given(parts=_parts)
-def test_any_stack_of_prefixes_is_taken_off(parts: list[str]) -> None:
+def test_any_sequence_of_prefixes_is_removed(parts: list[str]) -> None:
     prefix = "".join(f"{part}." for part in parts)
-    fitted, notes = fit_names(checkpoint_of(tensors(before=prefix)), NETWORK)
-    assert_equal(fitted, tensors())
-    assert notes == (f"taken off the names: {prefix}",)
+    renamed, notes = fit_names(checkpoint_of(tensors(before=prefix)), NETWORK)
+    assert_equal(renamed, tensors())
+    assert notes == (f"removed from the names: {prefix}",)
 
 
 def test_names_that_fit_are_left_as_they_are() -> None:
     held = tensors() | tensors(1, before="teacher.")
-    fitted, notes = fit_names(checkpoint_of(held), NETWORK)
-    assert_equal(fitted, held)
+    renamed, notes = fit_names(checkpoint_of(held), NETWORK)
+    assert_equal(renamed, held)
     assert notes == ()
 
 
-def test_the_prefix_that_makes_most_names_match_is_taken() -> None:
+def test_the_prefix_with_most_matching_names_is_used() -> None:
     held = tensors(1, NETWORK[:3], "small.") | tensors(2, NETWORK, "large.") | {"small.deep.conv.weight": torch.ones(1)}
-    fitted, notes = fit_names(checkpoint_of(held), NETWORK)
-    assert_equal(fitted, tensors(2))
-    assert notes == ("taken off the names: large.",)
+    renamed, notes = fit_names(checkpoint_of(held), NETWORK)
+    assert_equal(renamed, tensors(2))
+    assert notes == ("removed from the names: large.",)
 
 
-def test_a_name_that_is_absent_is_left_to_the_caller() -> None:
+def test_a_missing_name_is_left_to_the_caller() -> None:
     held = tensors(names=NETWORK[:3], before="module.") | {"n_averaged": torch.ones(())}
-    fitted, _ = fit_names(checkpoint_of(held), NETWORK)
-    assert_equal(fitted, tensors(names=NETWORK[:3]))
+    renamed, _ = fit_names(checkpoint_of(held), NETWORK)
+    assert_equal(renamed, tensors(names=NETWORK[:3]))
 
 
 @pytest.mark.parametrize(
@@ -470,17 +470,17 @@ def test_a_name_that_is_absent_is_left_to_the_caller() -> None:
         "module.features.0._checkpoint_wrapped_module.weight",
     ],
 )
-def test_what_torch_wrapped_a_part_in_is_taken_out_of_the_names(wrapped: str) -> None:
+def test_torchs_wrappers_of_parts_are_removed_from_the_names(wrapped: str) -> None:
     held = {wrapped: torch.ones(2), "classifier.bias": torch.zeros(2)}
-    fitted, notes = fit_names(checkpoint_of(held), ["features.0.weight"])
-    assert torch.equal(fitted["features.0.weight"], torch.ones(2))
-    assert "taken out of the names" in notes[0]
+    renamed, notes = fit_names(checkpoint_of(held), ["features.0.weight"])
+    assert torch.equal(renamed["features.0.weight"], torch.ones(2))
+    assert "removed from the names: the wrappers" in notes[0]
 
 
 def test_a_module_that_is_called_module_keeps_its_name() -> None:
     expected = {f"module.{name}" for name in NETWORK}
-    fitted, notes = fit_names(checkpoint_of(tensors(before="module.")), expected)
-    assert_equal(fitted, tensors(before="module."))
+    renamed, notes = fit_names(checkpoint_of(tensors(before="module.")), expected)
+    assert_equal(renamed, tensors(before="module."))
     assert notes == ()
 
 
@@ -494,13 +494,13 @@ def test_prefixes_that_fit_alike_are_refused_with_both(pair: tuple[str, str]) ->
 
 
 @pytest.mark.parametrize("pair", [("student.", "teacher."), ("model.", "ema_model."), ("net.", "model_ema.module.")])
-def test_an_average_under_a_prefix_is_taken_only_where_there_is_nothing_else(pair: tuple[str, str]) -> None:
+def test_an_average_under_a_prefix_is_used_only_if_there_is_nothing_else(pair: tuple[str, str]) -> None:
     held = tensors(2, before=pair[1]) | tensors(1, before=pair[0])
-    fitted, notes = fit_names(checkpoint_of(held), NETWORK)
-    assert_equal(fitted, tensors(1))
-    assert notes == (f"taken off the names: {pair[0]}",)
-    fitted, _ = fit_names(checkpoint_of(tensors(2, before=pair[1])), NETWORK)
-    assert_equal(fitted, tensors(2))
+    renamed, notes = fit_names(checkpoint_of(held), NETWORK)
+    assert_equal(renamed, tensors(1))
+    assert notes == (f"removed from the names: {pair[0]}",)
+    renamed, _ = fit_names(checkpoint_of(tensors(2, before=pair[1])), NETWORK)
+    assert_equal(renamed, tensors(2))
 
 
 def test_where_no_name_matches_both_sides_are_shown() -> None:
@@ -536,13 +536,15 @@ UNUSUAL: dict[str, Callable[[], Tensor]] = {
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("what", UNUSUAL)
 def test_a_tensor_that_cannot_be_computed_with_is_refused(what: str, tmp_path: Path) -> None:
-    checkpoint = saved({"module.conv.weight": UNUSUAL[what](), "module.conv.bias": torch.ones(3)}, tmp_path / "a.pth")
+    checkpoint = save_and_read(
+        {"module.conv.weight": UNUSUAL[what](), "module.conv.bias": torch.ones(3)}, tmp_path / "a.pth"
+    )
     with pytest.raises(WeightsError) as caught:
         fit_names(checkpoint, ["conv.weight", "conv.bias"])
     assert "expected conv.weight as plain numbers" in caught.value.message
     assert what in caught.value.message
 
 
-def test_an_unusual_tensor_that_is_not_expected_is_no_matter(tmp_path: Path) -> None:
-    checkpoint = saved({**tensors(), "angles": torch.ones(3, dtype=torch.complex64)}, tmp_path / "a.pth")
+def test_an_unusual_tensor_that_is_not_expected_is_ignored(tmp_path: Path) -> None:
+    checkpoint = save_and_read({**tensors(), "angles": torch.ones(3, dtype=torch.complex64)}, tmp_path / "a.pth")
     assert fit_names(checkpoint, NETWORK)[0].keys() == {*NETWORK, "angles"}

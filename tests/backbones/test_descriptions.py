@@ -1,4 +1,4 @@
-"""A backbone is described once: the description is used while what it rests on is unchanged, and needs no torch."""
+"""A backbone is described once; the description is used while its inputs are unchanged, and needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 
 from featcache.backbones import describe as descriptions
 from featcache.backbones import loading
-from featcache.backbones.describe import Choice, describe, open_network, stored
+from featcache.backbones.describe import Choice, describe, open_network, read_description
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.zoos import zoo_of
 from featcache.errors import WeightsError
@@ -39,15 +39,15 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     found: list[str] = []
     original = loading.load
 
-    def noted(asked: BackboneOptions, **others: Any) -> Any:
-        found.append(asked.name)
-        return original(asked, **others)
+    def record(chosen: BackboneOptions, **others: Any) -> Any:
+        found.append(chosen.name)
+        return original(chosen, **others)
 
-    monkeypatch.setattr(loading, "load", noted)
+    monkeypatch.setattr(loading, "load", record)
     return found
 
 
-def test_a_second_look_loads_nothing(loads: list[str], tmp_path: Path) -> None:
+def test_a_second_call_loads_nothing(loads: list[str], tmp_path: Path) -> None:
     first = describe(options(), data_dir=tmp_path)
     assert describe(options(), data_dir=tmp_path).to_json() == first.to_json()
     assert loads == ["squeezenet1_1"]
@@ -83,14 +83,14 @@ def test_a_weights_file_that_was_written_again_is_read_again(loads: list[str], t
     first = describe(options(weights=str(path)), data_dir=tmp_path)
     stamp = path.stat()
     save_weights(path, 2)
-    # As an honest tool does that keeps the time of the original.
+    # Some copy tools keep the modification time of the original.
     os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
     second = describe(options(weights=str(path)), data_dir=tmp_path)
     assert len(loads) == 2
     assert first.layers != second.layers
 
 
-def test_a_path_means_the_same_however_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_different_spellings_of_a_path_are_one_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_weights(tmp_path / "w.pth", 1)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -100,17 +100,17 @@ def test_a_path_means_the_same_however_it_is_written(tmp_path: Path, monkeypatch
     assert len(choices) == 1
 
 
-def test_without_its_weights_a_description_serves_to_find_a_cache_and_not_to_compute(tmp_path: Path) -> None:
+def test_without_its_weights_a_description_can_find_a_cache_but_not_compute(tmp_path: Path) -> None:
     path = save_weights(tmp_path / "w.pth", 1)
-    asked = options(weights=str(path))
-    spec = describe(asked, data_dir=tmp_path)
+    chosen = options(weights=str(path))
+    spec = describe(chosen, data_dir=tmp_path)
     path.unlink()
-    assert stored(asked, data_dir=tmp_path) is None
-    found = stored(asked, data_dir=tmp_path, without_files=True)
+    assert read_description(chosen, data_dir=tmp_path) is None
+    found = read_description(chosen, data_dir=tmp_path, without_files=True)
     assert found is not None
     assert found.to_json() == spec.to_json()
     with pytest.raises(WeightsError):
-        describe(asked, data_dir=tmp_path)
+        describe(chosen, data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe"])
@@ -133,14 +133,14 @@ def test_a_network_that_computes_something_else_now_is_checked_and_described_aga
     assert describe(options(), data_dir=tmp_path).to_json() == before.to_json()
 
 
-def test_a_folder_that_cannot_be_written_costs_only_time(loads: list[str], tmp_path: Path) -> None:
+def test_in_a_read_only_folder_nothing_is_stored(loads: list[str], tmp_path: Path) -> None:
     (tmp_path / "backbones").write_text("a file where the folder would be")
     first = describe(options(), data_dir=tmp_path)
     assert describe(options(), data_dir=tmp_path).to_json() == first.to_json()
     assert len(loads) == 2
 
 
-def test_a_short_name_is_the_network_it_stands_for() -> None:
+def test_a_short_name_is_replaced_by_the_full_name() -> None:
     choice = Choice.of(BackboneOptions(backbone="dinov2_vits14"))
     assert choice.backbone == "timm:vit_small_patch14_dinov2.lvd142m"
 

@@ -1,4 +1,4 @@
-"""What is called fp32 is computed in fp32, whatever torch's defaults or the caller's settings are."""
+"""fp32 features are computed in full fp32, regardless of torch's defaults and the caller's settings."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def precisions() -> tuple[str, ...]:
     return tuple(kind.fp32_precision for kind in kinds)
 
 
-def told(setting: Callable[[], object]) -> object:
+def read_setting(setting: Callable[[], object]) -> object:
     try:
         return setting()
     except RuntimeError:
@@ -36,7 +36,8 @@ def told(setting: Callable[[], object]) -> object:
 
 
 def settings() -> tuple[object, ...]:
-    return (*precisions(), told(lambda: BACKENDS.cudnn.allow_tf32), told(torch.get_float32_matmul_precision))
+    convolutions = read_setting(lambda: BACKENDS.cudnn.allow_tf32)
+    return (*precisions(), convolutions, read_setting(torch.get_float32_matmul_precision))
 
 
 def by_default() -> None:
@@ -51,7 +52,7 @@ def products_allowed() -> None:
     torch.set_float32_matmul_precision("high")
 
 
-def mixed() -> None:
+def one_of_several() -> None:
     BACKENDS.cudnn.conv.fp32_precision = "ieee"
 
 
@@ -61,7 +62,7 @@ def older_flag() -> None:
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Torch as it was."""
+    """Restore torch's settings after each test."""
     before = precisions()
     yield
     BACKENDS.fp32_precision = "none"
@@ -75,8 +76,8 @@ def restored() -> Iterator[None]:
         kind.fp32_precision = precision
 
 
-@pytest.mark.parametrize("chosen", [by_default, all_allowed, products_allowed, mixed, older_flag])
-def test_nothing_is_rounded_inside_and_the_callers_choice_comes_back(chosen: Callable[[], None]) -> None:
+@pytest.mark.parametrize("chosen", [by_default, all_allowed, products_allowed, one_of_several, older_flag])
+def test_fp32_is_exact_inside_and_the_callers_settings_are_restored(chosen: Callable[[], None]) -> None:
     chosen()
     before = settings()
     with ieee_fp32():
@@ -85,36 +86,36 @@ def test_nothing_is_rounded_inside_and_the_callers_choice_comes_back(chosen: Cal
 
 
 @pytest.mark.parametrize("chosen", [by_default, products_allowed, older_flag])
-def test_torchs_compiler_may_ask_in_the_older_way_inside(chosen: Callable[[], None]) -> None:
+def test_the_older_flags_agree_inside(chosen: Callable[[], None]) -> None:
     chosen()
     with ieee_fp32():
         assert torch.backends.cudnn.allow_tf32 is False
         assert torch.get_float32_matmul_precision() == "highest"
 
 
-class _Listening(torch.nn.Module):
-    """Takes down how fp32 is computed while it runs; fails when told to."""
+class _Recorder(torch.nn.Module):
+    """Records how fp32 is computed while it runs; raises an error on request."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[tuple[str, ...]] = []
+        self.precisions: list[tuple[str, ...]] = []
         self.fails = False
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        self.heard.append(precisions())
-        # A value decides, so that tracing cannot replace the module by what it does.
+        self.precisions.append(precisions())
+        # Branches on a value, so that the module cannot be traced.
         if self.fails and float(images.sum()) == float(images.sum()):
-            raise RuntimeError("told to")
+            raise RuntimeError("requested error")
         return images.mean(dim=(2, 3)) if float(images.sum()) == float(images.sum()) else images
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_backbone_computes_so_and_cleans_up_after_an_error(fails: bool) -> None:
-    backbone = from_module(_Listening(), name="listening", transform=Transform(image_size=8))
-    inner = next(one for one in backbone.module().modules() if isinstance(one, _Listening))
-    inner.heard, inner.fails = [], fails
+def test_a_backbone_computes_in_exact_fp32_and_restores_settings_after_an_error(fails: bool) -> None:
+    backbone = from_module(_Recorder(), name="recorder", transform=Transform(image_size=8))
+    inner = next(one for one in backbone.module().modules() if isinstance(one, _Recorder))
+    inner.precisions, inner.fails = [], fails
     before = settings()
-    with pytest.raises(RuntimeError, match="told to") if fails else nullcontext():
+    with pytest.raises(RuntimeError, match="requested error") if fails else nullcontext():
         backbone.on().features(some_images(8, 8))
-    assert inner.heard == [("ieee",) * 5]
+    assert inner.precisions == [("ieee",) * 5]
     assert settings() == before

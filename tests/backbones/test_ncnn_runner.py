@@ -1,4 +1,4 @@
-"""Networks as programs of ncnn: torch's numbers and shapes, one image at a time, and a typed error for the others."""
+"""The runner ncnn: values and shapes of torch, one image at a time, and typed errors for unsupported networks."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def program(network: Network) -> runner.Program:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for everything temporary."""
+    """An empty folder for all temporary files."""
     folder = tmp_path / "temporary"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -108,7 +108,7 @@ def test_outputs_have_the_values_and_shapes_that_torch_gives_them(
         assert max(map(relative_difference, computed, expected)) < 1e-5
 
 
-def test_a_row_is_equal_to_the_bit_in_any_company_and_position(program: runner.Program) -> None:
+def test_a_row_is_exactly_equal_in_any_batch_and_position(program: runner.Program) -> None:
     images = make_images(7)
     alone = [program(image[None]) for image in images]
     order = [3, 0, 6, 6, 1, 5, 2, 4, 0]
@@ -171,7 +171,7 @@ def test_it_works_in_inference_mode_also_for_a_network_made_there() -> None:
     assert max(map(relative_difference, computed, expected)) < 1e-5
 
 
-def test_the_network_stays_as_it_was() -> None:
+def test_the_network_is_not_changed() -> None:
     network = make_network()
     network.requires_grad_(True)
     before = {name: values.clone() for name, values in network.state_dict().items()}
@@ -190,7 +190,7 @@ def test_images_that_the_first_layer_changes_in_place_are_still_compared_rightly
 
 
 UNSUITABLE = {
-    # The second image shows it: the first one's mean stands in the trace as a constant.
+    # Only the second image differs, because the trace contains the mean of the first one as a constant.
     "differs from torch's": lambda images: torch.stack([image * float(image.mean()) for image in images]),
     "not exists or registered": lambda images: torch.fft.rfft2(images).abs(),
     # A batch of two, which torch computes first, is no scalar.
@@ -219,7 +219,7 @@ def test_a_layer_that_draws_at_random_is_refused() -> None:
 
 @pytest.fixture
 def converter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in the place of pnnx."""
+    """Replace pnnx by a shell script."""
     pnnx = pytest.importorskip("pnnx")
 
     def replace(script: str) -> None:
@@ -243,9 +243,9 @@ def test_a_converter_that_crashes_is_a_typed_error(converter: Callable[[str], No
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
-        # One input where ncnn reads two without looking: most often a segmentation fault.
+        # One input where ncnn reads two without a check: usually a segmentation fault.
         ("BinaryOp subtract 1 1 in0 out0 0=1", "ncnn cannot run Network"),
-        # An axis that no image has.
+        # An axis that does not exist.
         ("Concat join 1 1 in0 out0 0=7", "output 0 cannot be computed"),
         ("Softmax softmax 1 1 in0 out1", "output 0 cannot be computed"),
         ("Split copy 1 1 in0 out0", "output 0 differs from torch's"),
@@ -268,7 +268,7 @@ def test_a_converter_that_hangs_is_ended(
 ) -> None:
     monkeypatch.setattr(runner, "TIME_LIMIT_S", 0.5)
     converter("exec sleep 60")
-    with pytest.raises(RunnerUnsuitable, match="pnnx was not ready"):
+    with pytest.raises(RunnerUnsuitable, match="pnnx did not finish"):
         convert(make_network(), outputs=4)
     assert not list(temporary.iterdir())
 
@@ -299,7 +299,7 @@ def test_no_file_is_left_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
-def test_too_little_room_for_the_conversion_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_for_the_conversion_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(free=10**6))
     with pytest.raises(RunnerUnsuitable, match=r"MB in .*, which has 1 MB free"):
@@ -326,7 +326,7 @@ def test_a_failure_while_computing_is_an_extraction_error(capfd: pytest.CaptureF
     program._net.clear()
     with pytest.raises(ExtractionError, match="output 0 cannot be computed"):
         program(make_images(3))
-    # ncnn's own words, from C.
+    # A message of ncnn's C code.
     assert "out0" in capfd.readouterr().err
 
 
@@ -354,7 +354,7 @@ def test_an_absent_package_is_a_missing_extra(absent: str, monkeypatch: pytest.M
     assert error.value.hint == "pip install 'featcache[ncnn]'"
 
 
-def test_asking_whether_it_is_installed_imports_neither_torch_nor_ncnn() -> None:
+def test_installed_imports_neither_torch_nor_ncnn() -> None:
     code = (
         "import sys; from featcache.backbones.runners import ncnn; ncnn.require(); "
         "print(sorted({'torch', 'ncnn', 'pnnx'} & set(sys.modules)))"

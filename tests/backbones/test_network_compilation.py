@@ -1,4 +1,4 @@
-"""A network is compiled once for one batch size: whatever was placed between, and however many came before it."""
+"""A network is compiled once per batch size, regardless of other devices and of earlier networks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from featcache.backbones.transforms import Transform
 from featcache.backbones.zoos.modules import from_module
 
 SIDE = 16
-# torch.compile gives up on a function after so many programs, and computes without.
+# torch.compile stops compiling a function after this many programs.
 LIMIT = 8
 
 
@@ -35,14 +35,14 @@ class Small(nn.Module):
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """Counts the programs that torch.compile makes; they compute without a C++ compiler."""
+    """Count the programs of torch.compile; they need no C++ compiler."""
     torch._dynamo.reset()
     counter, compile_ = CompileCounter(), torch.compile
 
-    def counted(function: Callable[..., Any], *, dynamic: bool, options: dict[str, Any]) -> Any:
+    def compile_and_count(function: Callable[..., Any], *, dynamic: bool, options: dict[str, Any]) -> Any:
         return compile_(function, dynamic=dynamic, backend=counter)
 
-    monkeypatch.setattr(torch, "compile", counted)
+    monkeypatch.setattr(torch, "compile", compile_and_count)
     monkeypatch.setattr(compiled_runner, "compiler", lambda: "none is called")
     return counter
 
@@ -70,7 +70,7 @@ def test_batches_of_more_sizes_than_torch_keeps_are_all_compiled(compiled: Compi
     assert compiled.frame_count == len(sizes)
 
 
-def test_a_program_is_found_again_after_another_precision(compiled: CompileCounter) -> None:
+def test_a_program_is_reused_after_another_precision(compiled: CompileCounter) -> None:
     network = small()
     exact = network.on().features(some_images(8, SIDE))["output"]
     for _ in range(3):
@@ -89,7 +89,7 @@ def test_a_network_that_cannot_be_traced_is_compiled_as_it_is(compiled: CompileC
 
 
 class Branching(nn.Sequential):
-    """Chooses its way by a value, which symbols do not have."""
+    """Branches on a value, so it cannot be traced."""
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3))

@@ -1,4 +1,4 @@
-"""Modules of one's own as backbones: digested, checked, refused with one's own words, never changed."""
+"""The caller's own modules as backbones: digests, checks and errors; the module is never changed."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestLayersOfAnOwnModuleContract(BackboneContract):
         return own(small(), layers=("0", "2", "3"))
 
 
-def test_ones_own_module_is_digested_like_any_other() -> None:
+def test_the_weights_of_an_own_module_are_digested() -> None:
     module = Scaled()
     first = own(module)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_ones_own_module_is_digested_like_any_other() -> None:
     assert before.weights != after.weights
 
 
-def test_ones_own_module_stays_as_it_is() -> None:
+def test_an_own_module_is_not_changed() -> None:
     module = small().train()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     network = own(module, layers=("2",))
@@ -78,12 +78,12 @@ def test_a_network_computes_what_it_did_after_another_precision() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "vgg16", "pixels", "timm:resnet18", "hf:a/b", "dinov2_vits14"])
-def test_ones_own_module_needs_a_name_of_its_own(name: str) -> None:
+def test_an_own_module_needs_an_unused_name(name: str) -> None:
     with pytest.raises(InvalidOption, match="a name of your own"):
         from_module(Scaled(), name=name, transform=TRANSFORM)
 
 
-def test_a_layer_that_is_none_offers_the_nearest() -> None:
+def test_an_unknown_layer_suggests_a_similar_one() -> None:
     with pytest.raises(UnknownName, match="layer of mine"):
         own(small(), layers=("convolution",))
 
@@ -109,19 +109,19 @@ class Text(nn.Module):
 
 class Raising(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        raise KeyError("a table that was forgotten")
+        raise KeyError("a missing table")
 
 
 def lazy() -> nn.Module:
     return nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten())
 
 
-def scripted() -> nn.Module:
+def script() -> nn.Module:
     module: nn.Module = torch.jit.script(small())
     return module
 
 
-@pytest.mark.parametrize("make", [Mean, Grey, Text, Raising, lazy, scripted, lambda: nn.Conv2d(5, 2, 1)])
+@pytest.mark.parametrize("make", [Mean, Grey, Text, Raising, lazy, script, lambda: nn.Conv2d(5, 2, 1)])
 def test_a_module_that_is_no_backbone_is_refused_in_one_line(make: Callable[[], nn.Module]) -> None:
     with pytest.raises(FeatcacheError) as caught:
         own(make())
@@ -140,7 +140,7 @@ def test_a_module_in_another_precision_computes_in_fp32(dtype: torch.dtype) -> N
 
 
 class Constants(nn.Module):
-    """Makes tensors in its forward method, and holds one that is neither parameter nor buffer."""
+    """Creates tensors in its forward method, and has one that is neither parameter nor buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,13 +150,13 @@ class Constants(nn.Module):
         return images.mean(dim=(2, 3)) * torch.tensor([1.0, 2.0, 4.0]) + self.shift
 
 
-def test_tensors_that_are_made_in_the_forward_method_do_not_matter() -> None:
+def test_tensors_may_be_created_in_the_forward_method() -> None:
     images = some_images(2, 16)
     expected = Constants()(TRANSFORM.normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
     assert torch.allclose(own(Constants()).on().features(images)["output"], expected, atol=1e-6)
 
 
-class OnNumbers(nn.Module):
+class OnValues(nn.Module):
     """Its forward method branches on a value, and computes a part with NumPy."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -166,14 +166,14 @@ class OnNumbers(nn.Module):
 
 def test_a_module_that_cannot_run_on_the_meta_device_is_probed_on_the_cpu() -> None:
     images = some_images(2, 16)
-    network = own(OnNumbers())
-    expected = OnNumbers()(TRANSFORM.normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
+    network = own(OnValues())
+    expected = OnValues()(TRANSFORM.normalize(torch.from_numpy(images).permute(0, 3, 1, 2)))
     assert torch.allclose(network.on().features(images)["output"], expected)
     assert network.spec.feature_dims == {"output": 3}
 
 
 class Pair(nn.Module):
-    """A backbone that gives a mapping, as transformers' models do."""
+    """A backbone that returns a mapping, as the models of transformers do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ def test_the_first_tensor_of_a_mapping_is_the_output() -> None:
     assert own(Pair()).spec.feature_dims == own(small()).spec.feature_dims | {"output": 4 * 12 * 12}
 
 
-def test_it_is_among_the_public_names() -> None:
+def test_it_is_a_public_name() -> None:
     assert featcache.from_module is from_module
 
 

@@ -1,4 +1,4 @@
-"""`pixels` is a backbone too."""
+"""The backbone `pixels`."""
 
 from __future__ import annotations
 

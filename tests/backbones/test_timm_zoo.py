@@ -1,4 +1,4 @@
-"""timm's networks as backbones: the same promises as torchvision's, and timm's own numbers."""
+"""timm's networks as backbones: the backbone contract, and equality with timm itself."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from featcache.backbones.zoos import STANDARD_LAYERS, zoo_of
 from featcache.backbones.zoos import timm as timm_zoo
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, WeightsError
 
-# A dozen families: the network, and two sizes that are quick; the slow tests have the networks' own.
+# A dozen families with two fast sizes; the slow tests use the networks' own sizes.
 FAMILIES = {
     "timm:vit_tiny_patch16_224": (64, 96),
     "timm:vit_small_patch14_reg4_dinov2": (56, 98),
@@ -47,14 +47,14 @@ def load(name: str, data_dir: Path, **options: Any) -> Network:
     return load_backbone(name, weights="random:1", data_dir=data_dir, **options)
 
 
-def built(name: str, size: int) -> Any:
-    """timm's own network at a size, with the initialisation of the same seed."""
+def build_in_timm(name: str, size: int) -> Any:
+    """timm's own network for an image size, initialised with the same seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         return zoo_of(name).build(name, size).root.get_submodule("network")
 
 
-def normalised(network: Network, images: np.ndarray) -> torch.Tensor:
+def normalise(network: Network, images: np.ndarray) -> torch.Tensor:
     return network.spec.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
@@ -84,13 +84,13 @@ OWN_SIZES = [pytest.param(name, None, marks=pytest.mark.slow) for name in FAMILI
 )
 def test_pre_logits_and_token_poolings_are_timms_own(name: str, size: int | None, tmp_path: Path) -> None:
     size = size or zoo_of(name).transform(name).image_size
-    plain = built(name, size)
+    plain = build_in_timm(name, size)
     network = load(name, tmp_path, image_size=size)
     assert network.spec.layer_names == ("pre_logits",)
     assert network.spec.layers[0].feature_dim == getattr(plain, "head_hidden_size", plain.num_features)
     images = some_images(2, size)
     with torch.inference_mode():
-        tokens = plain.forward_features(normalised(network, images))
+        tokens = plain.forward_features(normalise(network, images))
         expected = plain.forward_head(tokens, pre_logits=True)
     assert_near(network.on().features(images)["pre_logits"], expected)
     if tokens.dim() != 3:
@@ -112,12 +112,12 @@ def test_a_network_without_a_class_token_has_no_pooling_of_that_name(name: str, 
         load(name, tmp_path, image_size=128, pool=pool)
 
 
-def test_tokens_are_pooled_as_the_authors_do_it(tmp_path: Path) -> None:
+def test_tokens_are_pooled_as_in_the_network_itself(tmp_path: Path) -> None:
     plain = load("timm:vit_tiny_patch16_224", tmp_path, image_size=64, layers=("tokens",))
     assert plain.spec.layers[0].pooling.name == "cls"
     assert plain.spec.layers[0].shape == (192,)
-    # Attention pooling is made of layers: no name of a pooling stands for it.
-    with pytest.raises(InvalidOption, match="layers of their own"):
+    # Attention pooling consists of layers, so it is none of the poolings.
+    with pytest.raises(InvalidOption, match="with its own layers"):
         load("timm:vit_base_patch16_siglip_224", tmp_path, image_size=64, layers=("tokens",))
 
 
@@ -163,13 +163,13 @@ def test_the_transform_is_timms_own_in_numbers() -> None:
 
     config = resolve_data_config({}, model=timm.create_model("vit_tiny_patch16_224"))
     image = np.random.default_rng(0).integers(0, 256, (300, 411, 3), dtype=np.uint8)
-    theirs = create_transform(**config)(Image.fromarray(image))
-    ours = found.normalize(torch.from_numpy(found.resize_image(image).copy()).permute(2, 0, 1)[None])[0]
-    assert torch.allclose(ours, theirs, atol=1e-6)
+    expected = create_transform(**config)(Image.fromarray(image))
+    got = found.normalize(torch.from_numpy(found.resize_image(image).copy()).permute(2, 0, 1)[None])[0]
+    assert torch.allclose(got, expected, atol=1e-6)
 
 
-def test_weights_are_known_by_their_bytes(tmp_path: Path) -> None:
-    tensors = {name: value.clone() for name, value in built("timm:resnet18", 64).state_dict().items()}
+def test_weights_are_identified_by_their_bytes(tmp_path: Path) -> None:
+    tensors = {name: value.clone() for name, value in build_in_timm("timm:resnet18", 64).state_dict().items()}
     save_file(tensors, tmp_path / "w.safetensors")
     options: dict[str, Any] = {"data_dir": tmp_path, "image_size": 64}
     drawn = load("timm:resnet18", tmp_path, image_size=64)
@@ -196,7 +196,7 @@ def test_position_embeddings_of_a_checkpoint_are_interpolated_as_timm_does_it(tm
     )
     images = some_images(2, 160)
     with torch.inference_mode():
-        expected = resized.forward_head(resized.forward_features(normalised(network, images)), pre_logits=True)
+        expected = resized.forward_head(resized.forward_features(normalise(network, images)), pre_logits=True)
     assert_near(network.on().features(images)["pre_logits"], expected)
 
 
@@ -216,23 +216,23 @@ def official(names: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("prefix", ["", "backbone."])
 def test_metas_own_dinov3_checkpoint_is_read(prefix: str, tmp_path: Path) -> None:
     name = "timm:vit_small_patch16_dinov3"
-    own = built(name, 64)
+    own = build_in_timm(name, 64)
     torch.save({f"{prefix}{key}": value for key, value in official(own.state_dict()).items()}, tmp_path / "m.pth")
     read = load_backbone(name, weights=str(tmp_path / "m.pth"), image_size=64, data_dir=tmp_path)
     assert read.spec.layers == load(name, tmp_path, image_size=64).spec.layers
 
 
 @pytest.mark.parametrize(
-    ("asked", "nearest"),
+    ("name", "nearest"),
     [
         ("timm:resnt18", "timm:resnet18"),
         ("timm:resnet18.a1_in2k", "timm:resnet18.a1_in1k"),
         ("dinov2_vits15", "dinov2_vits14"),
     ],
 )
-def test_a_name_that_is_none_offers_the_nearest(asked: str, nearest: str, tmp_path: Path) -> None:
+def test_an_unknown_name_suggests_a_similar_one(name: str, nearest: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownName) as caught:
-        load(asked, tmp_path)
+        load(name, tmp_path)
     assert nearest in str(caught.value.hint)
 
 

@@ -16,11 +16,11 @@ from torch import nn
 from featcache.backbones import backbone_names, load_backbone
 from featcache.backbones.cutting import cut
 from featcache.backbones.network import Network
-from featcache.backbones.tapping import Tapped, pruned
+from featcache.backbones.tapping import Tapped, prune
 from featcache.backbones.zoos import zoo_of
 from featcache.errors import InvalidOption, UnknownName
 
-# One network of each of torchvision's families, at a size that is quick.
+# One network per family of torchvision, at a fast size.
 FAMILIES = {
     "alexnet": 64,
     "convnext_tiny": 64,
@@ -47,26 +47,26 @@ def load(name: str, tmp_path: Path, **options: Any) -> Network:
     return load_backbone(name, weights="random:1", data_dir=tmp_path, **options)
 
 
-def built(name: str, size: int, seed: int = 1) -> nn.Module:
-    """Plain torchvision, with the initialisation of a seed."""
+def build_in_torchvision(name: str, size: int, seed: int = 1) -> nn.Module:
+    """A plain network of torchvision, initialised with a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network: nn.Module = zoo_of(name).build(name, size).root.get_submodule("network")
     return network
 
 
-def normalised(images: np.ndarray, network: Network) -> torch.Tensor:
+def normalise(images: np.ndarray, network: Network) -> torch.Tensor:
     return network.spec.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def last_features(name: str, images: np.ndarray, network: Network) -> np.ndarray:
-    """What the network's own classifier is given: plain torchvision, eager, fp32, hooked."""
-    plain = built(name, network.spec.transform.image_size)
+    """The input of the network's own classifier, from a hook in plain torchvision, eager, fp32."""
+    plain = build_in_torchvision(name, network.spec.transform.image_size)
     seen: list[torch.Tensor] = []
     head = next(getattr(plain, key) for key in ("fc", "classifier", "head", "heads") if hasattr(plain, key))
     head.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
     with torch.inference_mode():
-        plain(normalised(images, network))
+        plain(normalise(images, network))
     pooled = seen[0].mean(dim=(2, 3)) if name.startswith(("squeezenet", "maxvit")) else seen[0]
     return pooled.flatten(1).numpy()
 
@@ -84,7 +84,7 @@ class TestSeveralLayersContract(BackboneContract):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_default_features_equal_what_the_networks_own_classifier_is_given(name: str, tmp_path: Path) -> None:
+def test_default_features_equal_the_input_of_the_networks_classifier(name: str, tmp_path: Path) -> None:
     network = load(name, tmp_path, image_size=FAMILIES[name])
     assert network.spec.layer_names == ("pre_logits",)
     images = some_images(2, network.spec.transform.image_size)
@@ -95,27 +95,27 @@ def test_default_features_equal_what_the_networks_own_classifier_is_given(name: 
     assert np.abs(features.numpy() - expected).max() <= 1e-4 * scale
 
 
-def test_pixels_and_the_mission_are_among_the_names() -> None:
+def test_pixels_and_usual_networks_are_among_the_names() -> None:
     assert {"pixels", "vgg16", "inception_v3", "resnet50"} <= set(backbone_names())
 
 
 @pytest.mark.parametrize(
-    ("said", "nearest"), [("vgg61", "vgg16"), ("inception", "inception_v3"), ("ResNet18", "resnet18")]
+    ("name", "nearest"), [("vgg61", "vgg16"), ("inception", "inception_v3"), ("ResNet18", "resnet18")]
 )
-def test_an_unknown_backbone_offers_the_nearest(said: str, nearest: str, tmp_path: Path) -> None:
+def test_an_unknown_backbone_suggests_a_similar_one(name: str, nearest: str, tmp_path: Path) -> None:
     with pytest.raises(UnknownName) as caught:
-        load_backbone(said, data_dir=tmp_path)
+        load_backbone(name, data_dir=tmp_path)
     assert nearest in str(caught.value.hint)
 
 
-def test_an_unknown_layer_offers_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_layer_suggests_a_similar_one(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="layer of resnet18") as caught:
         load("resnet18", tmp_path, layers=("layer5",))
     assert "layer4" in str(caught.value.hint)
 
 
 @pytest.mark.parametrize(
-    ("name", "asked"),
+    ("name", "requested"),
     [
         ("resnet18", ("layer1.0.bn1", "layer1.0.bn2", "layer1.0.relu", "layer1.0", "layer2.0.bn2", "avgpool")),
         ("alexnet", ("features.0", "features.1", "features.8", "features.9", "classifier.1", "classifier.2")),
@@ -125,10 +125,10 @@ def test_an_unknown_layer_offers_the_nearest(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("traced", [False, True], ids=["watched", "traced"])
-def test_a_layer_has_the_same_value_alone_and_beside_later_ones(
-    name: str, asked: tuple[str, ...], traced: bool
+def test_a_layer_has_the_same_value_alone_and_with_later_ones(
+    name: str, requested: tuple[str, ...], traced: bool
 ) -> None:
-    # In-place operations (ReLU, +=) must not overwrite what was asked for.
+    # In-place operations (ReLU, +=) must not overwrite requested values.
     build = partial(zoo_of(name).build, name)
     images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
 
@@ -136,14 +136,14 @@ def test_a_layer_has_the_same_value_alone_and_beside_later_ones(
         root = zoo_of(name).build(name, 64).root if not roots else copy.deepcopy(roots[0])
         roots.append(root)
         probed = cut(name, build, 64, layers, None).probed
-        part = pruned(copy.deepcopy(root), probed) if traced else Tapped(copy.deepcopy(root), probed)
+        part = prune(copy.deepcopy(root), probed) if traced else Tapped(copy.deepcopy(root), probed)
         assert part is not None
         with torch.inference_mode():
             return dict(part.eval()(images.clone()))
 
     roots: list[nn.Module] = []
-    together = outputs(asked)
-    for layer in asked:
+    together = outputs(requested)
+    for layer in requested:
         assert torch.allclose(outputs((layer,))[layer], together[layer], rtol=1e-4, atol=1e-6), layer
 
 
@@ -168,13 +168,13 @@ def test_average_pooling_finds_the_channels(
     images = some_images(2, network.spec.transform.image_size)
     maps = unpooled.on().features(images)[layer].reshape(2, *unpooled.spec.layers[0].shape)
     if name.startswith("vit"):
-        # The class token is no patch.
+        # The class token is not a patch.
         maps = maps[:, 1:]
     expected = maps.mean(dim=pooled.pooling.positions)
     assert torch.allclose(network.on().features(images)[layer], expected, atol=1e-5)
 
 
-def test_a_size_the_network_cannot_take_is_refused(tmp_path: Path) -> None:
+def test_an_unsupported_size_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match=r"vit_b_32 cannot .* 70"):
         load("vit_b_32", tmp_path, image_size=70)
     with pytest.raises(InvalidOption, match=r"inception_v3 cannot .* 20x20"):
@@ -197,7 +197,7 @@ def test_transform_input_is_folded_into_mean_and_std(name: str, tmp_path: Path) 
     """Torchvision's own construction with transform_input=True, on ImageNet's normalisation, is the reference."""
     from torchvision.models import get_model
 
-    plain = built(name, 96)
+    plain = build_in_torchvision(name, 96)
     reference = get_model(name, weights=None, init_weights=False, aux_logits=True, transform_input=True).eval()
     reference.load_state_dict(plain.state_dict())
     seen: list[torch.Tensor] = []
@@ -216,7 +216,7 @@ def part_of(network: Network) -> nn.Module:
     return part
 
 
-def test_batch_norms_are_folded_and_the_convolution_that_sees_pixels_rounds_its_result_alone(tmp_path: Path) -> None:
+def test_batch_norms_are_folded_and_the_first_convolution_only_rounds_its_result(tmp_path: Path) -> None:
     network = load("resnet18", tmp_path, image_size=64)
     images = some_images(8, 64)
     (exact,) = network.on().features(images).values()
@@ -263,7 +263,7 @@ def test_position_embeddings_are_interpolated_as_torchvision_does_it(name: str, 
     resized.heads = nn.Identity()
     images = some_images(2, 160)
     with torch.inference_mode():
-        expected = resized(normalised(images, network))
+        expected = resized(normalise(images, network))
     (features,) = network.on().features(images).values()
     assert torch.allclose(features, expected, rtol=1e-4, atol=1e-5)
 

@@ -1,4 +1,4 @@
-"""Models of transformers as backbones: tiny ones with random weights, written as the library writes them."""
+"""Models of transformers as backbones: tiny models with random weights, saved by the library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _STAGES: dict[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1, 1, 1, 
 _WINDOWS: dict[str, Any] = {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "image_size": OWN, "window_size": 4}
 _TEXT: dict[str, Any] = {**_WIDTHS, "vocab_size": 40}
 
-#: By the type in config.json: what makes it tiny.
+#: By the type in config.json: the options of a tiny model.
 TINY: dict[str, dict[str, Any]] = {
     "aimv2_vision_model": _PATCHES,
     "beit": {**_PATCHES, "use_mean_pooling": True},
@@ -68,18 +68,18 @@ TINY: dict[str, dict[str, Any]] = {
 _SQUASH = {"image_processor_type": "ViTImageProcessor", "size": {"height": OWN, "width": OWN}, "resample": 3}
 
 
-def randomized(model: Any) -> Any:
-    """Every weight and statistic is drawn: zeros and ones of an initialisation hide what is left out."""
+def randomize(model: Any) -> Any:
+    """Draw all weights and statistics at random: initial zeros and ones would hide missing weights."""
     generator = torch.Generator().manual_seed(0)
     for name, value in model.state_dict().items():
         if value.is_floating_point():
-            drawn = torch.empty_like(value).normal_(0.0, 0.1, generator=generator)
-            value.copy_(drawn.abs() + 0.5 if name.endswith("running_var") else drawn)
+            pre_logits_of = torch.empty_like(value).normal_(0.0, 0.1, generator=generator)
+            value.copy_(pre_logits_of.abs() + 0.5 if name.endswith("running_var") else pre_logits_of)
     return model.eval()
 
 
-def written(model: Any, folder: Path, processor: Mapping[str, Any] = _SQUASH) -> str:
-    """Saves a model as a checkpoint; returns its name as a backbone."""
+def save_model(model: Any, folder: Path, processor: Mapping[str, Any] = _SQUASH) -> str:
+    """Save a model as a checkpoint; returns its name as a backbone."""
     model.save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     return f"hf:{folder}"
@@ -90,15 +90,15 @@ def tiny(kind: str, **changes: Any) -> Any:
 
 
 def tiny_vit(folder: Path, **changes: Any) -> str:
-    return written(randomized(transformers.ViTModel(tiny("vit", **changes), add_pooling_layer=False)), folder)
+    return save_model(randomize(transformers.ViTModel(tiny("vit", **changes), add_pooling_layer=False)), folder)
 
 
-def changed_json(path: Path, **changes: Any) -> None:
+def change_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def loaded(name: str, image_size: int) -> Architecture:
-    """The network with the weights of its folder; those that it lacks are not a number."""
+def load_network(name: str, image_size: int) -> Architecture:
+    """The network with the weights of its folder; missing weights are NaN."""
     architecture = ZOO.build(name, image_size)
     network = architecture.root.get_submodule(architecture.inside.removesuffix("."))
     for parameter in network.parameters():
@@ -127,25 +127,25 @@ def images_of(size: int) -> Tensor:
     return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
 
 
-def assert_close(ours: Tensor, theirs: Tensor) -> None:
-    assert float(theirs.std()) > 0
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * float(theirs.abs().max()))
+def assert_close(got: Tensor, expected: Tensor) -> None:
+    assert float(expected.std()) > 0
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
 
 
 def with_classifier(kind: str) -> Any:
-    """The library's own classifier of a family, which gives what its classifier is given; None where there is none."""
+    """The library's classifier of a family, changed to return the classifier's input; None if there is none."""
     config = tiny(kind)
     known = modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     if kind in TWO_TOWERS or type(config) not in known:
         return None
     found = known[type(config)]
-    model = randomized((found[0] if isinstance(found, tuple) else found)(config))
+    model = randomize((found[0] if isinstance(found, tuple) else found)(config))
     model.classifier = nn.Flatten(1)
     return model
 
 
 def at_size(model: Any, size: int) -> dict[str, bool]:
-    """The library's own option for images of another size, where a model has it."""
+    """The library's option for another image size, if the model has one."""
     takes = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
     return {"interpolate_pos_encoding": True} if takes and size != OWN else {}
 
@@ -157,7 +157,7 @@ ONE_SIZE = ("aimv2_vision_model",)
 
 def test_every_family_is_tested() -> None:
     towers = {transformers.AutoConfig.for_model(kind).vision_config.model_type for kind in TWO_TOWERS}
-    # The second is another name of the first.
+    # The second is another name for the first.
     assert ({*TINY, *towers} - {*TWO_TOWERS}) | {"mlcd_vision_model"} == set(FAMILIES)
     assert len(CLASSIFIERS) > 15
 
@@ -166,7 +166,7 @@ def test_every_family_is_tested() -> None:
 @pytest.mark.parametrize("kind", CLASSIFIERS)
 def test_pre_logits_are_what_the_librarys_own_classifier_is_given(kind: str, size: int, tmp_path: Path) -> None:
     model = with_classifier(kind)
-    layers = layers_of(loaded(written(model, tmp_path), size), images_of(size))
+    layers = layers_of(load_network(save_model(model, tmp_path), size), images_of(size))
     base = model.base_model
     with torch.no_grad():
         given = model(images_of(size), **at_size(model, size)).logits
@@ -180,24 +180,24 @@ def test_pre_logits_are_what_the_librarys_own_classifier_is_given(kind: str, siz
 @pytest.mark.parametrize("size", [OWN, OTHER])
 @pytest.mark.parametrize("kind", OTHERS)
 def test_without_a_classifier_pre_logits_are_the_models_pooled_output(kind: str, size: int, tmp_path: Path) -> None:
-    model = randomized(transformers.AutoModel.from_config(tiny(kind)))
-    name = written(model, tmp_path)
+    model = randomize(transformers.AutoModel.from_config(tiny(kind)))
+    name = save_model(model, tmp_path)
     if size != OWN and kind in ONE_SIZE:
         with pytest.raises(InvalidOption, match=f"cannot take images of {size}x{size} pixels"):
             ZOO.build(name, size)
         return
-    layers = layers_of(loaded(name, size), images_of(size))
+    layers = layers_of(load_network(name, size), images_of(size))
     tower = model.vision_model if kind in TWO_TOWERS else model
     with torch.no_grad():
-        theirs = tower(pixel_values=images_of(size), **at_size(tower, size))
-    assert_close(layers[PRE_LOGITS], theirs.pooler_output)
-    assert_close(layers[TOKENS], theirs.last_hidden_state)
+        expected = tower(pixel_values=images_of(size), **at_size(tower, size))
+    assert_close(layers[PRE_LOGITS], expected.pooler_output)
+    assert_close(layers[TOKENS], expected.last_hidden_state)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in TINY if FAMILIES.get(kind, FAMILIES["clip_vision_model"]).own_pool])
-def test_the_authors_own_pooling_of_tokens_gives_pre_logits(kind: str, tmp_path: Path) -> None:
-    model = randomized(transformers.AutoModel.from_config(tiny(kind)))
-    architecture = loaded(written(model, tmp_path), OTHER)
+def test_the_networks_own_pooling_of_tokens_gives_pre_logits(kind: str, tmp_path: Path) -> None:
+    model = randomize(transformers.AutoModel.from_config(tiny(kind)))
+    architecture = load_network(save_model(model, tmp_path), OTHER)
     layers, layout = layers_of(architecture, images_of(OTHER)), architecture.tokens
     assert layout is not None
     tokens = layers[TOKENS]
@@ -220,33 +220,33 @@ def test_the_authors_own_pooling_of_tokens_gives_pre_logits(kind: str, tmp_path:
     ],
 )
 def test_patches_follow_the_tokens_of_the_prefix(kind: str, prefix: int, class_token: bool, tmp_path: Path) -> None:
-    architecture = ZOO.build(written(transformers.AutoModel.from_config(tiny(kind)), tmp_path), OTHER)
+    architecture = ZOO.build(save_model(transformers.AutoModel.from_config(tiny(kind)), tmp_path), OTHER)
     layout = architecture.tokens
     assert isinstance(layout, TokenLayout)
     assert (layout.prefix, layout.class_token) == (prefix, class_token)
-    randomized(architecture.root)
+    randomize(architecture.root)
     assert layers_of(architecture, images_of(OTHER))[TOKENS].shape[1] == prefix + (OTHER // 8) ** 2
 
 
 @pytest.mark.parametrize("pooler", [True, False])
 def test_a_vits_pooler_is_never_used(pooler: bool, tmp_path: Path) -> None:
-    model = randomized(transformers.ViTModel(tiny("vit"), add_pooling_layer=pooler))
-    name = written(model, tmp_path)
-    layers = layers_of(loaded(name, OWN), images_of(OWN))
+    model = randomize(transformers.ViTModel(tiny("vit"), add_pooling_layer=pooler))
+    name = save_model(model, tmp_path)
+    layers = layers_of(load_network(name, OWN), images_of(OWN))
     with torch.no_grad():
         assert_close(layers[PRE_LOGITS], model(images_of(OWN)).last_hidden_state[:, 0])
     assert not [key for key in ZOO.weights(name, "default").tensors if "pooler" in key]
 
 
 def test_weights_that_a_checkpoint_lacks_are_not_drawn(tmp_path: Path) -> None:
-    name = written(randomized(transformers.BeitModel(tiny("beit"), add_pooling_layer=False)), tmp_path)
+    name = save_model(randomize(transformers.BeitModel(tiny("beit"), add_pooling_layer=False)), tmp_path)
     expected = set(ZOO.build(name, OWN).root.get_submodule("network").state_dict())
     assert expected - set(ZOO.weights(name, "default").tensors) == {"pooler.layernorm.weight", "pooler.layernorm.bias"}
 
 
 def test_half_precision_checkpoints_give_float32_networks(tmp_path: Path) -> None:
-    model = randomized(transformers.ViTModel(tiny("vit"), add_pooling_layer=False)).half()
-    name = written(model, tmp_path)
+    model = randomize(transformers.ViTModel(tiny("vit"), add_pooling_layer=False)).half()
+    name = save_model(model, tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float16"
     architecture = ZOO.build(name, OWN)
     assert {parameter.dtype for parameter in architecture.root.parameters()} == {torch.float32}
@@ -255,7 +255,7 @@ def test_half_precision_checkpoints_give_float32_networks(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", TINY)
 def test_it_is_built_without_storage(kind: str, tmp_path: Path) -> None:
-    name = written(transformers.AutoModel.from_config(tiny(kind)), tmp_path)
+    name = save_model(transformers.AutoModel.from_config(tiny(kind)), tmp_path)
     with torch.device("meta"):
         root = ZOO.build(name, OWN).root
     assert {value.device.type for value in [*root.parameters(), *root.buffers()]} == {"meta"}
@@ -266,19 +266,19 @@ def test_it_is_built_without_storage(kind: str, tmp_path: Path) -> None:
 def test_random_weights_follow_the_seed(tmp_path: Path) -> None:
     name = tiny_vit(tmp_path)
 
-    def drawn(seed: int) -> Tensor:
+    def pre_logits_of(seed: int) -> Tensor:
         torch.manual_seed(seed)
         return torch.cat([value.flatten() for value in ZOO.build(name, OWN).root.parameters()])
 
     with torch.random.fork_rng(devices=[]):
-        assert torch.equal(drawn(1), drawn(1))
-        assert not torch.equal(drawn(1), drawn(2))
-        assert bool(drawn(1).isfinite().all())
+        assert torch.equal(pre_logits_of(1), pre_logits_of(1))
+        assert not torch.equal(pre_logits_of(1), pre_logits_of(2))
+        assert bool(pre_logits_of(1).isfinite().all())
 
 
 def test_weights_in_several_files_are_read(tmp_path: Path) -> None:
-    model = randomized(transformers.ViTModel(tiny("vit"), add_pooling_layer=False))
-    name = written(model, tmp_path)
+    model = randomize(transformers.ViTModel(tiny("vit"), add_pooling_layer=False))
+    name = save_model(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     model.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) > 1
@@ -309,8 +309,8 @@ def test_remote_code_is_refused_and_never_run(file: str, kind: str, tmp_path: Pa
     name = tiny_vit(tmp_path)
     (tmp_path / "mine.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()")
     auto_map = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model", "AutoImageProcessor": "mine.Processor"}
-    changed_json(tmp_path / file, auto_map=auto_map, model_type=kind)
-    with pytest.raises(InvalidOption, match="code of its own, which is never run"):
+    change_json(tmp_path / file, auto_map=auto_map, model_type=kind)
+    with pytest.raises(InvalidOption, match="its own code, which is never run"):
         ZOO.build(name, OWN) if file == "config.json" else ZOO.transform(name)
     assert not (tmp_path / "ran").exists()
 
@@ -333,23 +333,23 @@ def test_a_tower_without_a_head_is_refused(tmp_path: Path) -> None:
     model = transformers.SiglipVisionModel(
         tiny("siglip", vision_config={**_PATCHES, "vision_use_head": False}).vision_config
     )
-    with pytest.raises(InvalidOption, match="tokens only"):
-        ZOO.build(written(model, tmp_path), OWN)
+    with pytest.raises(InvalidOption, match="only tokens"):
+        ZOO.build(save_model(model, tmp_path), OWN)
 
 
 def test_tensors_of_ones_own_file_get_the_networks_names(tmp_path: Path) -> None:
-    model = randomized(transformers.ViTForImageClassification(tiny("vit")))
-    name = written(model.base_model, tmp_path)
+    model = randomize(transformers.ViTForImageClassification(tiny("vit")))
+    name = save_model(model.base_model, tmp_path)
     architecture = ZOO.build(name, OTHER)
-    found = ZOO.converted(name, model.state_dict(), architecture, OTHER)
+    found = ZOO.convert(name, model.state_dict(), architecture, OTHER)
     torch.testing.assert_close(dict(found), dict(model.base_model.state_dict()))
     wrong = {key: value[..., :5] for key, value in model.state_dict().items()}
-    with pytest.raises(WeightsError, match="cannot be read as its config"):
-        ZOO.converted(name, wrong, architecture, OTHER)
+    with pytest.raises(WeightsError, match="cannot be read according to config"):
+        ZOO.convert(name, wrong, architecture, OTHER)
 
 
 def test_reading_weights_leaves_random_numbers_as_they_were(tmp_path: Path) -> None:
-    name = written(randomized(transformers.BeitModel(tiny("beit"), add_pooling_layer=False)), tmp_path)
+    name = save_model(randomize(transformers.BeitModel(tiny("beit"), add_pooling_layer=False)), tmp_path)
     before = torch.get_rng_state()
     ZOO.weights(name, "default")
     assert torch.equal(torch.get_rng_state(), before)
@@ -360,12 +360,12 @@ def test_arguments_follow_the_config_and_not_its_layout(tmp_path: Path) -> None:
     first = ZOO.build(name, OWN).arguments
     config.write_text(json.dumps(dict(reversed(json.loads(config.read_text()).items()))))
     assert ZOO.build(name, OWN).arguments == first
-    changed_json(config, layer_norm_eps=1e-5)
+    change_json(config, layer_norm_eps=1e-5)
     assert ZOO.build(name, OWN).arguments != first
 
 
 def test_nothing_is_printed_and_the_librarys_settings_stay(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    name = written(randomized(transformers.ViTForImageClassification(tiny("vit"))), tmp_path)
+    name = save_model(randomize(transformers.ViTForImageClassification(tiny("vit"))), tmp_path)
     before = transformers.utils.logging.get_verbosity()
     capfd.readouterr()
     ZOO.build(name, OWN)
@@ -393,7 +393,7 @@ PROCESSORS: dict[str, tuple[dict[str, Any], tuple[str, int | None, str]]] = {
         {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384}, "crop_pct": 1.0},
         ("squash", None, "bicubic"),
     ),
-    # Files of the first years: whole numbers as sizes, no rescaling named, the class by an earlier name.
+    # Old files: integers as sizes, no rescaling option, an earlier name of the class.
     "CLIP's of 2021": (
         {"feature_extractor_type": "CLIPFeatureExtractor", "do_center_crop": True, "size": 72, "crop_size": OWN},
         ("crop", 72, "bicubic"),
@@ -411,14 +411,14 @@ PROCESSORS: dict[str, tuple[dict[str, Any], tuple[str, int | None, str]]] = {
 def test_the_transform_is_the_image_processor_in_numbers(case: str, tmp_path: Path) -> None:
     processor, expected = PROCESSORS[case]
     statistics = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}
-    name = written(transformers.ViTModel(tiny("vit")), tmp_path, {**processor, **statistics})
+    name = save_model(transformers.ViTModel(tiny("vit")), tmp_path, {**processor, **statistics})
     transform = ZOO.transform(name)
     assert (transform.resize, transform.resize_size, transform.interpolation) == expected
     # Pillow's own resizing, of noise: the same operation, so the same pixels.
-    theirs = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+    processing = transformers.AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
     # Margins are even: for odd ones the library rounds the centre down, torchvision to even.
     image = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
-    pixels = theirs(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    pixels = processing(Image.fromarray(image), return_tensors="pt")["pixel_values"]
     ours = transform.normalize(torch.from_numpy(transform.resize_image(image).copy()).permute(2, 0, 1)[None])
     if transform.resize_size is not None and (transform.resize_size - OWN) % 2:
         ours, pixels = ours.mean(dim=(2, 3)), pixels.mean(dim=(2, 3))
@@ -429,7 +429,7 @@ def test_the_transform_is_the_image_processor_in_numbers(case: str, tmp_path: Pa
 
 def test_dinov3s_processor_which_has_no_form_for_pillow_is_understood(tmp_path: Path) -> None:
     published = {**_SQUASH, "image_processor_type": "DINOv3ViTImageProcessorFast", "resample": 2}
-    transform = ZOO.transform(written(transformers.ViTModel(tiny("vit")), tmp_path, published))
+    transform = ZOO.transform(save_model(transformers.ViTModel(tiny("vit")), tmp_path, published))
     assert (transform.image_size, transform.resize, transform.mean) == (OWN, "squash", (0.485, 0.456, 0.406))
 
 
@@ -455,7 +455,7 @@ def test_dinov3s_processor_which_has_no_form_for_pillow_is_understood(tmp_path: 
     ],
 )
 def test_what_a_transform_cannot_express_is_named(changes: Mapping[str, Any], reason: str, tmp_path: Path) -> None:
-    name = written(transformers.ViTModel(tiny("vit")), tmp_path, {**_SQUASH, **changes})
+    name = save_model(transformers.ViTModel(tiny("vit")), tmp_path, {**_SQUASH, **changes})
     with pytest.raises(InvalidOption, match=reason) as caught:
         ZOO.transform(name)
     assert "\n" not in caught.value.message
@@ -474,7 +474,7 @@ def test_a_description_that_is_missing_or_wrong_is_named(file: str, content: str
 
 
 @pytest.mark.parametrize("name", ["hf:resnet", "hf:", "hf:a/b/c", "hf:/no/such/folder"])
-def test_a_name_of_another_form_is_unknown(name: str) -> None:
+def test_a_malformed_name_is_unknown(name: str) -> None:
     with pytest.raises(UnknownName) as caught:
         ZOO.build(name, OWN)
     assert "hf:" in str(caught.value.hint)
@@ -487,7 +487,7 @@ def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
     assert caught.value.hint == "pip install 'featcache[transformers]'"
 
 
-def test_default_weights_are_all_there_are(tmp_path: Path) -> None:
+def test_only_default_weights_exist(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="IMAGENET1K_V1"):
         ZOO.source_of(tiny_vit(tmp_path), "IMAGENET1K_V1")
 
@@ -497,7 +497,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The hub client's own folder, without a network."""
+    """The local cache of the hub's client, without a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     _commit.cache_clear()
@@ -523,10 +523,10 @@ def test_a_model_that_is_not_here_is_a_download_error(offline_hub: Path) -> None
 
 
 def test_all_files_of_a_model_are_of_one_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str | None, list[str]]] = []
+    requests: list[tuple[str | None, list[str]]] = []
 
     def snapshot(repository: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        asked.append((revision, allow_patterns))
+        requests.append((revision, allow_patterns))
         return str(tmp_path / COMMIT)
 
     tiny_vit(tmp_path / COMMIT)
@@ -534,8 +534,8 @@ def test_all_files_of_a_model_are_of_one_commit(tmp_path: Path, monkeypatch: pyt
     _commit.cache_clear()
     ZOO.weights("hf:org/model@v1", "default")
     _commit.cache_clear()
-    assert [revision for revision, _ in asked] == ["v1", *[COMMIT] * (len(asked) - 1)]
-    wanted = {pattern for _, patterns in asked for pattern in patterns}
+    assert [revision for revision, _ in requests] == ["v1", *[COMMIT] * (len(requests) - 1)]
+    wanted = {pattern for _, patterns in requests for pattern in patterns}
     assert {pattern.rpartition(".")[2] for pattern in wanted} == {"json", "safetensors"}
-    # What only describes the model comes without its weights.
-    assert asked[0][1] == ["config.json", "preprocessor_config.json"]
+    # Descriptions are downloaded without the weights.
+    assert requests[0][1] == ["config.json", "preprocessor_config.json"]

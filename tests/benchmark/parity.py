@@ -1,4 +1,4 @@
-"""The same small training twice: on a cache, and end to end through plain torchvision, image by image."""
+"""The same small training twice: from a cache, and end to end with plain torchvision, image by image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from featcache.backbones.loading import Plain, plain
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.transforms import Transform
 from featcache.benchmark.end_to_end import ImageEpochs, NotebookForward, Ordering, cut_samples, notebook_preset
-from featcache.benchmark.training import Parts, Trained, cached_parts, train
+from featcache.benchmark.training import Parts, Trained, parts_of_cache, train
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.images import select_samples
 from featcache.extraction.request import Request
@@ -29,7 +29,7 @@ from featcache.images import open_images
 from featcache.rows.target import class_target
 
 CPU = torch.device("cpu")
-# Nine steps, large enough to carry any difference of features into the losses.
+# Nine steps, large enough that any difference of features shows in the losses.
 CONFIG = HeadConfig(
     head="mlp:16", lr=3e-3, head_batch_size=8, max_epochs=3, patience=3, val_fraction=0.5, standardize=False
 )
@@ -64,16 +64,16 @@ def request(case: Case, data_dir: Path) -> Request:
     )
 
 
-def cached(case: Case, data_dir: Path) -> Trained:
-    """Extract, then train on what was stored."""
+def train_cached(case: Case, data_dir: Path) -> Trained:
+    """Extract, then train on the cache."""
     done = extract(request(case, data_dir), Execution(device="cpu"))
     with FeatureCache.open(done.cache) as cache:
-        return train(cached_parts(cache, CONFIG, CPU), CONFIG)
+        return train(parts_of_cache(cache, CONFIG, CPU), CONFIG)
 
 
 @cache
 def plain_of(case: Case) -> Plain:
-    """The network as the benchmark uses it by hand; read once."""
+    """The network as the notebook's way of the benchmark uses it; read once."""
     options = BackboneOptions(backbone=case.name, weights=case.weights, image_size=case.image_size)
     return plain(options, weights_dir=Path())
 
@@ -95,16 +95,16 @@ def without_classifier(name: str) -> nn.Module:
         network: nn.Module = models.get_model(name, weights=None, **arguments)
     setattr(network, "classifier" if name == "vgg16" else "fc", nn.Identity())
     if name == "inception_v3":
-        # The second classifier is there in train mode only.
+        # The auxiliary classifier is used in train mode only.
         setattr(network, "aux_logits", False)  # noqa: B010 - nn.Module's own attributes are typed as tensors
         setattr(network, "AuxLogits", None)  # noqa: B010
     return network.eval().requires_grad_(False)
 
 
 def write_weights(name: str, image_size: int, folder: Path) -> Path:
-    """Initial weights whose batch norms know the mean and deviation of what they are given, as after a training.
+    """Write initial weights whose batch norms have realistic means and deviations, as after a training.
 
-    With those they begin with, Inception v3's features are about a million.
+    With the initial statistics, Inception v3's features are about a million.
     """
     network = without_classifier(name).train()
     for module in network.modules():
@@ -120,7 +120,7 @@ def write_weights(name: str, image_size: int, folder: Path) -> Path:
 
 
 def torchvisions(case: Case) -> nn.Module:
-    """The network as torchvision makes it, in eval mode, without its classifier; nothing of featcache in it."""
+    """Torchvision's own network in eval mode, without its classifier and without any code of featcache."""
     return copy.deepcopy(_torchvisions(case))
 
 
@@ -134,7 +134,7 @@ def preset_of(case: Case) -> Callable[[Image.Image], Tensor]:
 
 @dataclass(frozen=True, kw_only=True)
 class EndToEndSetup:
-    """What the end-to-end side consists of, so that a test can break one piece of it."""
+    """The parts of the end-to-end training, so that a test can break one of them."""
 
     network: nn.Module
     preset: Callable[[Image.Image], Tensor]
@@ -142,25 +142,25 @@ class EndToEndSetup:
 
 
 def in_train_mode(setup: EndToEndSetup) -> EndToEndSetup:
-    """The frozen network as the notebook's trainer left it."""
+    """The frozen network in train mode, as the notebook's trainer left it."""
     setup.network.train()
     return setup
 
 
 def without_normalisation(setup: EndToEndSetup) -> EndToEndSetup:
-    """The transform's last step is missing."""
+    """Without the last step of the transform."""
     assert isinstance(setup.preset, transforms.Compose)
     assert isinstance(setup.preset.transforms[-1], transforms.Normalize)
     return replace(setup, preset=transforms.Compose(setup.preset.transforms[:-1]))
 
 
 def in_another_order(setup: EndToEndSetup) -> EndToEndSetup:
-    """The batches of another seed."""
+    """With the batches of another seed."""
     return replace(setup, ordering=replace(setup.ordering, seed=setup.ordering.seed + 1))
 
 
 def with_other_pooling(setup: EndToEndSetup) -> EndToEndSetup:
-    """The greatest value of each position instead of the mean."""
+    """With the maximum over positions instead of the mean."""
     average = setup.network.avgpool
     assert isinstance(average, nn.AdaptiveAvgPool2d)
     setup.network.avgpool = nn.AdaptiveMaxPool2d(average.output_size)
@@ -170,7 +170,7 @@ def with_other_pooling(setup: EndToEndSetup) -> EndToEndSetup:
 def end_to_end(
     case: Case, data_dir: Path, broken: Callable[[EndToEndSetup], EndToEndSetup] = lambda setup: setup
 ) -> Trained:
-    """The backbone in every step, over the rows that a cache would have."""
+    """Train with the backbone in every step, on the rows that a cache would have."""
     with open_images(case.dataset, datasets_dir=data_dir) as source:
         samples = cut_samples(select_samples(source, request(case, data_dir)), CONFIG)
         network = torchvisions(case)

@@ -1,4 +1,4 @@
-"""Speed-ups and break-even from round numbers, and what must hold for any."""
+"""Speed-ups and break-even from round numbers, and properties that hold for any numbers."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_up import FULL, SAMPLE, result, settled, way
+from made_up import FULL, SAMPLE, make_scenario, result, way
 
-from featcache.benchmark.arithmetic import Cost, break_even, cost, predicted_speed_up, summarised
+from featcache.benchmark.arithmetic import Cost, break_even, cost, formula_speed_up, summarise
 from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM
 
 SECONDS = st.floats(min_value=1e-3, max_value=1e6)
@@ -32,7 +32,7 @@ def test_end_to_end_is_scaled_by_the_images_of_an_epoch() -> None:
 
 def test_what_saw_all_images_for_all_epochs_is_not_scaled() -> None:
     whole = way(NOTEBOOK, images=FULL, epoch_s=(200.0,) * 10)
-    found = cost(result(settled(sample=None, sample_epochs=None), notebook=whole), NOTEBOOK)
+    found = cost(result(make_scenario(sample=None, sample_epochs=None), notebook=whole), NOTEBOOK)
     assert (found.epoch_s, found.scaled) == (200.0, False)
     fewer_epochs = replace(whole, epoch_s=(200.0,) * 9)
     assert cost(result(notebook=fewer_epochs), NOTEBOOK).scaled
@@ -47,7 +47,7 @@ def test_what_a_cached_head_takes_besides_its_epochs_counts(name: str) -> None:
 
 
 def test_speed_ups_of_round_numbers() -> None:
-    gains = summarised(result()).comparisons
+    gains = summarise(result()).comparisons
     notebook, tuned = gains[NOTEBOOK], gains[TUNED]
     assert (notebook.warm_epoch, tuned.warm_epoch) == (200.0, 100.0)
     assert notebook.cold_one_head == pytest.approx((2 + 10 * 200 + 100) / 162)
@@ -56,7 +56,7 @@ def test_speed_ups_of_round_numbers() -> None:
     assert notebook.predicted == pytest.approx(40 * 200 / (200 + 40 * 1))
     assert notebook.memory == pytest.approx(2400 / 500)
     assert notebook.memory_beyond_libraries == pytest.approx(2000 / 100)
-    # 150 s of extraction and 2 s against 2 s and 100 s of testing: 50 s behind, 199 s gained an epoch.
+    # 150 s of extraction and 2 s, against 2 s and 100 s of testing: 50 s behind, and 199 s gained per epoch.
     assert notebook.break_even_epochs == pytest.approx(50 / 199)
     assert notebook.break_even_epoch == 1
     assert tuned.break_even_epochs == pytest.approx((152 - 52) / 99)
@@ -64,7 +64,7 @@ def test_speed_ups_of_round_numbers() -> None:
 
 
 def test_heads_after_the_first_cost_no_extraction() -> None:
-    totals = summarised(result()).totals
+    totals = summarise(result()).totals
     assert totals[COLD].all_heads_s == 198.0
     assert totals[WARM].all_heads_s == 48.0
     assert totals[WARM].one_head_s == 12.0
@@ -73,14 +73,14 @@ def test_heads_after_the_first_cost_no_extraction() -> None:
 
 
 def test_one_head_is_not_multiplied() -> None:
-    one = summarised(result(settled(heads=1), cold=way(COLD, setup_s=150.0, heads_s=((1, 162.0),))))
+    one = summarise(result(make_scenario(heads=1), cold=way(COLD, setup_s=150.0, heads_s=((1, 162.0),))))
     assert not one.totals[NOTEBOOK].multiplied
     assert one.comparisons[NOTEBOOK].cold_all_heads == one.comparisons[NOTEBOOK].cold_one_head
 
 
-def test_a_cache_that_never_pays_says_so() -> None:
+def test_a_cache_that_never_pays_has_no_break_even() -> None:
     quick = way(NOTEBOOK, images=SAMPLE, epoch_s=(0.01, 0.01))
-    gain = summarised(result(notebook=quick)).comparisons[NOTEBOOK]
+    gain = summarise(result(notebook=quick)).comparisons[NOTEBOOK]
     assert gain.break_even_epochs is None
     assert gain.break_even_epoch is None
 
@@ -92,9 +92,9 @@ def test_a_cache_that_never_pays_says_so() -> None:
 def test_a_predicted_speed_up_is_below_trainings_and_below_the_warm_one(
     epochs: int, heads: int, forward: float, head: float
 ) -> None:
-    predicted = predicted_speed_up(epochs=epochs, heads=heads, forward_s=forward, head_s=head)
+    predicted = formula_speed_up(epochs=epochs, heads=heads, forward_s=forward, head_s=head)
     assert 0 < predicted <= min(epochs * heads, forward / head) * (1 + 1e-9)
-    more = predicted_speed_up(epochs=epochs, heads=heads + 1, forward_s=forward, head_s=head)
+    more = formula_speed_up(epochs=epochs, heads=heads + 1, forward_s=forward, head_s=head)
     assert more >= predicted * (1 - 1e-9)
 
 

@@ -1,11 +1,10 @@
-"""The README quotes a measured comparison: its first picture and its first table."""
+"""The README quotes a measured comparison: its headline and its table."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 from benchmark_files import benchmark_module
@@ -24,24 +23,21 @@ def readme() -> str:
     return (ROOT / "README.md").read_text()
 
 
-@pytest.fixture
-def job(renderer: ModuleType) -> dict[str, Any]:
-    measured: dict[str, Any] = renderer.measured()[0]
-    return measured
-
-
-def test_another_number_in_a_result_is_another_readme(renderer: ModuleType, readme: str, job: dict[str, Any]) -> None:
-    compared = result()
+def test_another_number_in_a_result_is_another_readme(renderer: ModuleType, readme: str) -> None:
     slower = result(warm=way("warm", epoch_s=(2.0,) * 10, heads_s=((1, 12.0),)))
-    page = renderer.rendered(readme, job, compared)
-    assert page == renderer.rendered(page, job, compared)
-    assert page != renderer.rendered(page, job, slower)
+    pages = [renderer.render(readme, {"comparison": renderer.comparison(one)}) for one in (result(), result(), slower)]
+    assert pages[0] == pages[1] != pages[2]
+    again = renderer.render(pages[0], {"comparison": renderer.comparison(result())})
+    assert again == pages[0]
 
 
-def test_the_comparison_is_the_readmes_first_picture_and_first_table(
-    renderer: ModuleType, readme: str, job: dict[str, Any]
-) -> None:
-    page = renderer.rendered(readme, job, result())
+def test_the_comparison_has_the_measured_picture_and_table(renderer: ModuleType, readme: str) -> None:
+    page = renderer.render(readme, {"comparison": renderer.comparison(result())})
     pictures, rows = re.findall(r"<img [^>]*src=\"([^\"]+)\"", page), re.findall(r"^\| .*", page, re.MULTILINE)
-    assert pictures[0] == "benchmarks/results/end_to_end_cifar10-vgg16-ways-light.svg"
-    assert rows[0].startswith("|  | an epoch | 10 epochs | 4 heads |")
+    assert "benchmarks/results/end_to_end_cifar10-vgg16-ways-light.svg" in pictures
+    assert any(row.startswith("|  | an epoch | 10 epochs | 4 heads |") for row in rows)
+
+
+def test_the_headline_counts_the_extraction_and_names_its_baseline(renderer: ModuleType) -> None:
+    text = renderer.headline(result())
+    assert "extraction included" in text and "end to end" in text

@@ -1,4 +1,4 @@
-"""`featcache benchmark` as a person runs it: a small one, every way in its process."""
+"""`featcache benchmark` from the command line: a small one, with every way in its own process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from featcache.benchmark import Result as Measured
 from featcache.benchmark import scenario
 from featcache.benchmark.kinds import screen
 from featcache.benchmark.records import NOTEBOOK, TUNED, WARM, WAYS
-from featcache.benchmark.ways import Task, cold
+from featcache.benchmark.ways import Task, measure_cold
 from featcache.cli.app import app
 from featcache.cli.benchmark import show
 
@@ -38,8 +38,8 @@ def answer(folder: Path) -> dict[str, Any]:
     ran = benchmark(*SMALL, "--json", "--data-dir", folder / "data", "--output", folder / "out")
     assert ran.exit_code == 0, ran.stderr
     assert ran.stdout.count("\n") == 1
-    said: dict[str, Any] = json.loads(ran.stdout)
-    return said
+    printed: dict[str, Any] = json.loads(ran.stdout)
+    return printed
 
 
 def test_every_way_is_measured_and_nothing_is_scaled(answer: dict[str, Any]) -> None:
@@ -62,12 +62,12 @@ def test_end_to_end_and_cached_end_at_the_same_head(answer: dict[str, Any]) -> N
     assert exact["val_accuracy"][0] == exact["val_accuracy"][1]
     assert product["baseline"] == TUNED
     assert product["logits"] < 1e-2
-    # Warm is the tuned way's twin, trained by the product itself.
+    # The warm way trains the same head as the control of the tuned way, but with `fit_head`.
     assert product["val_accuracy"][1] == answer["ways"][WARM]["val_accuracy"]
     assert product["cached"]["train_loss"] == pytest.approx(answer["ways"][WARM]["curve"]["train_loss"], rel=1e-5)
 
 
-def test_the_output_folder_holds_what_was_said(answer: dict[str, Any], folder: Path) -> None:
+def test_the_output_folder_holds_the_printed_result(answer: dict[str, Any], folder: Path) -> None:
     written = json.loads((folder / "out" / "benchmark.json").read_text())
     assert written == answer
     assert (folder / "out" / "benchmark.md").read_text().startswith("# Benchmark quick")
@@ -84,7 +84,7 @@ def test_what_a_person_sees_fits_one_screen(answer: dict[str, Any], capsys: pyte
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24
     assert max(map(len, lines)) <= 80
-    # Whoever has never heard of a feature cache is told what is compared.
+    # The first sentence explains what is compared to readers without any knowledge of feature caches.
     assert "runs it once" in screen(result).before[0]
 
 
@@ -92,25 +92,25 @@ def test_many_heads_are_trained_by_a_sweep(folder: Path) -> None:
     chosen = replace(
         scenario("quick"), backbone="resnet18", image_size=32, images=200, epochs=2, heads=5, together=True
     )
-    heard: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
 
-    class Heard:
-        def say(self, text: str) -> None: ...
+    class RecordingReporter:
+        def info(self, text: str) -> None: ...
 
         def warn(self, text: str) -> None: ...
 
         def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
-            heard.append((stage, done, total))
+            calls.append((stage, done, total))
 
-    found = cold(Task(scenario=chosen, data_dir=folder / "sweep"), Heard())
+    found = measure_cold(Task(scenario=chosen, data_dir=folder / "sweep"), RecordingReporter())
     assert [heads for heads, _ in found.way.heads_s] == [1, 5]
-    assert ("heads", 5, 5) in heard
+    assert ("heads", 5, 5) in calls
     (written,) = (folder / "sweep" / "runs").glob("*sweep*/*.json")
     assert json.loads(written.read_text())["rows"]
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (("--scenario", "quik"), "unknown scenario 'quik'"),
         (("--backbone", "pixels"), "pixels computes no network"),
@@ -118,10 +118,10 @@ def test_many_heads_are_trained_by_a_sweep(folder: Path) -> None:
         (("--device", "cuda:99"), "cuda:99"),
     ],
 )
-def test_what_cannot_be_measured_is_said_at_once(words: tuple[str, ...], said: str, folder: Path) -> None:
+def test_what_cannot_be_measured_is_an_error_at_once(words: tuple[str, ...], message: str, folder: Path) -> None:
     ran = benchmark(*words, "--data-dir", folder / "none")
     assert (ran.exit_code, ran.stdout) == (1, "")
-    assert said in ran.stderr
+    assert message in ran.stderr
 
 
 def test_an_output_that_is_no_folder_is_refused_before_anything_is_measured(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Scenarios check themselves, and come back from JSON."""
+"""Scenarios check their values, and are the same after JSON."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from made_up import settled
+from made_up import make_scenario
 
 from featcache.benchmark import Scenario, scenario, scenario_names
 from featcache.errors import FeatcacheError, InvalidOption, UnknownName
@@ -27,7 +27,7 @@ def test_an_unknown_scenario_offers_the_nearest() -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "changes",
     [
         {"images": 0},
         {"epochs": 0},
@@ -40,19 +40,19 @@ def test_an_unknown_scenario_offers_the_nearest() -> None:
     ],
     ids=str,
 )
-def test_what_cannot_be_measured_is_refused(said: dict[str, object]) -> None:
+def test_what_cannot_be_measured_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(FeatcacheError):
-        settled(**said)
+        make_scenario(**changes)
 
 
 def test_every_head_is_another_one_and_trains_for_all_epochs() -> None:
     configs = scenario("many-heads").configs()
     assert len(set(configs)) == 64
     assert {config.max_epochs for config in configs} == {20}
-    # Nobody stops early: the ways are compared over the same epochs.
+    # No head stops early, because the ways are compared over the same epochs.
     assert all(config.patience >= config.max_epochs for config in configs)
-    assert configs[0] == scenario("many-heads").trained_for(20)
-    assert len(set(settled(heads=150).configs())) == 150
+    assert configs[0] == scenario("many-heads").head_for(20)
+    assert len(set(make_scenario(heads=150).configs())) == 150
 
 
 def test_a_sweep_holds_no_heads_that_differ_in_their_seed_alone() -> None:
@@ -61,12 +61,12 @@ def test_a_sweep_holds_no_heads_that_differ_in_their_seed_alone() -> None:
 
 
 def test_a_sample_is_never_larger_than_the_whole() -> None:
-    assert settled(sample=5000, sample_epochs=50).sample_images == 1000
-    assert not settled(sample=5000, sample_epochs=50).scaled
-    assert settled().scaled
-    assert not settled(sample=None, sample_epochs=None).scaled
+    assert make_scenario(sample=5000, sample_epochs=50).sample_images == 1000
+    assert not make_scenario(sample=5000, sample_epochs=50).scaled
+    assert make_scenario().scaled
+    assert not make_scenario(sample=None, sample_epochs=None).scaled
 
 
 def test_a_wrong_number_names_its_option() -> None:
     with pytest.raises(InvalidOption, match="--sample-epochs"):
-        settled(sample_epochs=0)
+        make_scenario(sample_epochs=0)

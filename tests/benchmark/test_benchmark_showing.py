@@ -1,4 +1,4 @@
-"""What a result looks like: JSON that comes back, tables that say what is scaled, charts for light and dark pages."""
+"""Results as JSON, as tables that mark scaled values, and as charts for light and dark pages."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up import FULL, MACHINE, result, settled, way
+from made_up import FULL, MACHINE, make_scenario, result, way
 
-from featcache.benchmark.charts import THEMES, charts, drawn, growth_charts, themed
+from featcache.benchmark.charts import THEMES, charts, growth_charts, render_charts, with_theme
 from featcache.benchmark.kinds import files, page, screen
 from featcache.benchmark.records import (
     COLD,
@@ -33,7 +33,7 @@ MEASURED = {
 
 def all_measured() -> Result:
     return result(
-        settled(heads=1, sample=None, sample_epochs=None),
+        make_scenario(heads=1, sample=None, sample_epochs=None),
         cold=way(COLD, setup_s=150.0, heads_s=((1, 162.0),)),
         **MEASURED,
     )
@@ -45,14 +45,14 @@ def growth() -> GrowthResult:
         for name, seconds in zip(WAYS, (0.2, 0.1, 0.15, 0.0002), strict=True)
         for images in (1000, 2000, 4000)
     ]
-    return GrowthResult(command="x", machine=MACHINE, scenario=settled(heads=1), points=tuple(points))
+    return GrowthResult(command="x", machine=MACHINE, scenario=make_scenario(heads=1), points=tuple(points))
 
 
 def streaming() -> StreamingResult:
     return StreamingResult(
         command="x",
         machine=MACHINE,
-        scenario=settled(heads=1),
+        scenario=make_scenario(heads=1),
         features=result().features,
         limit_bytes=30_000_000,
         resident=way("resident"),
@@ -65,12 +65,12 @@ def streaming() -> StreamingResult:
 
 
 def test_a_result_comes_back_from_json() -> None:
-    said = json.loads(json.dumps(result().to_json()))
-    assert Result.from_json(said) == result()
-    assert said["summary"]["comparisons"][NOTEBOOK]["warm_epoch"] == 200.0
-    assert said["scenario"]["scaled"]
-    assert said["summary"]["totals"][NOTEBOOK]["scaled"]
-    assert not said["summary"]["totals"][WARM]["scaled"]
+    json_values = json.loads(json.dumps(result().to_json()))
+    assert Result.from_json(json_values) == result()
+    assert json_values["summary"]["comparisons"][NOTEBOOK]["warm_epoch"] == 200.0
+    assert json_values["scenario"]["scaled"]
+    assert json_values["summary"]["totals"][NOTEBOOK]["scaled"]
+    assert not json_values["summary"]["totals"][WARM]["scaled"]
 
 
 def test_the_points_of_growth_come_back_from_json() -> None:
@@ -84,7 +84,7 @@ def test_the_streamed_result_is_json() -> None:
 # --- tables ------------------------------------------------------------------------------------------------
 
 
-def test_what_is_scaled_is_marked_wherever_it_stands() -> None:
+def test_scaled_values_are_marked_everywhere() -> None:
     shown = screen(result())
     for row in shown.rows[:2]:
         assert all(cell.startswith("≈ ") for cell in row[1:4])
@@ -92,7 +92,7 @@ def test_what_is_scaled_is_marked_wherever_it_stands() -> None:
         assert not any("≈" in cell for cell in row)
     assert any(line.startswith("≈ measured on 150 images and 2 epochs") for line in shown.after)
     assert "≈ measured on 150 images" in markdown(result())
-    # On fewer images an accuracy is no match.
+    # An accuracy from fewer images cannot be compared.
     assert [row[-1] for row in shown.rows] == ["-", "-", "70.0 %", "70.0 %"]
 
 
@@ -109,7 +109,7 @@ def test_where_all_is_measured_nothing_is_marked() -> None:
     assert [row[-1] for row in screen(all_measured()).rows] == ["70.0 %"] * 4
 
 
-def test_the_page_says_the_numbers_of_the_result() -> None:
+def test_the_page_shows_the_numbers_of_the_result() -> None:
     page = markdown(result())
     assert "| the notebook's way | 200 | 13 | 42 | 33 | 11 | 1 | 4.8 | 20 |" in page
     assert "| the notebook's way | fp32, float32 | 150, 2 | 1.0e-06 | 1.0e-05 | 70 of 70 |" in page
@@ -126,12 +126,12 @@ def test_every_kind_has_a_screen_and_a_page(made: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "expected"),
     [(0.0432, "0.043 s"), (3.21, "3.2 s"), (75, "75 s"), (150, "2.5 min"), (4000, "67 min"), (40000, "11.1 h"),
      (400000, "4.6 days")],
 )  # fmt: skip
-def test_durations_are_short(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+def test_durations_are_short(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
 
 
 def test_factors_are_no_more_exact_than_they_are_known() -> None:
@@ -142,7 +142,7 @@ def test_factors_are_no_more_exact_than_they_are_known() -> None:
 
 
 def values(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """All data of a chart, wherever Altair has put it."""
+    """All data of a chart, from all its datasets."""
     return [row for rows in spec["datasets"].values() for row in rows]
 
 
@@ -195,7 +195,7 @@ def luminance(colour: str) -> float:
 
 
 def contrast(first: str, second: str) -> float:
-    """From 1 to 21."""
+    """The contrast ratio of WCAG, from 1 to 21."""
     darker, lighter = sorted((luminance(first), luminance(second)))
     return (lighter + 0.05) / (darker + 0.05)
 
@@ -207,12 +207,12 @@ def test_words_and_lines_stand_out_from_the_page(theme: str) -> None:
     scale = charts(result())["ways"]["spec"]["layer"][0]["encoding"]["color"]["scale"]["range"]
     assert len(scale) == 4
     assert min(contrast(colour, colours["background"]) for colour in scale) > 2
-    assert themed(charts(result())["ways"], theme)["background"] == colours["background"]
+    assert with_theme(charts(result())["ways"], theme)["background"] == colours["background"]
 
 
 def test_charts_are_drawn_for_both_pages() -> None:
     (name, spec), *_ = charts(all_measured()).items()
-    made = drawn({name: spec})
+    made = render_charts({name: spec})
     assert set(made) == {f"{name}.vl.json"} | {f"{name}-{t}.{kind}" for t in THEMES for kind in ("svg", "png")}
     assert made[f"{name}-dark.png"].startswith(b"\x89PNG")
     svg = made[f"{name}-light.svg"].decode()

@@ -15,7 +15,7 @@ _NOT_NEEDED = (
     "torchmetrics", "typer", "vl_convert",
 )  # fmt: skip
 
-# As if these packages, and featcache itself, were not installed.
+# Runs a script as if these packages, and featcache itself, were not installed.
 _RUN = f"""
 import runpy, sys
 from pathlib import Path
@@ -43,10 +43,10 @@ import sys
 sys.path.insert(0, {str(BENCHMARKS.parent)!r})
 from featcache.backbones.resampling import Resampler
 
-def resized(self, images, **options):
+def fail(self, images, **options):
     raise NotImplementedError("no integers here")
 
-Resampler.resized = resized
+Resampler.resize = fail
 """
 _ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 

@@ -1,4 +1,4 @@
-"""Cached training is frozen end-to-end training: the same losses step by step, and a slip in either shows.
+"""Cached training equals frozen end-to-end training: the same losses in every step; any mistake in either is detected.
 
 Tolerance: 2e-4 on losses of about 2.3, over 9 steps; features stored in float32, computed in fp32, no augmentation.
 """
@@ -17,13 +17,13 @@ from parity import (
     TOLERANCE,
     Case,
     EndToEndSetup,
-    cached,
     end_to_end,
     in_another_order,
     in_train_mode,
     plain_of,
     request,
     torchvisions,
+    train_cached,
     with_other_pooling,
     without_normalisation,
     write_weights,
@@ -31,7 +31,7 @@ from parity import (
 
 from featcache.benchmark.agreement import step_difference
 from featcache.benchmark.end_to_end import NotebookNetwork, TunedForward, cut_samples, image_parts
-from featcache.benchmark.training import Trained, cached_parts, train
+from featcache.benchmark.training import Trained, parts_of_cache, train
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.execution import Execution
 from featcache.extraction.forward import ForwardPass
@@ -40,7 +40,7 @@ from featcache.extraction.pipeline import Pipeline
 from featcache.extraction.resolve import resolve
 from featcache.runs.fit import fit_head
 
-# Small images, but with several positions left to pool.
+# Small images, but large enough for several positions to pool.
 SIZES = {"resnet18": 64, "vgg16": 64, "inception_v3": 107}
 
 
@@ -56,15 +56,15 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=SIZES)
 def case(request: pytest.FixtureRequest, data_dir: Path) -> Case:
-    return made_up(request.param, data_dir)
+    return make_case(request.param, data_dir)
 
 
 @pytest.fixture(scope="module")
 def resnet(data_dir: Path) -> Case:
-    return made_up("resnet18", data_dir)
+    return make_case("resnet18", data_dir)
 
 
-def made_up(name: str, folder: Path) -> Case:
+def make_case(name: str, folder: Path) -> Case:
     path = folder / f"{name}.safetensors"
     weights = path if path.exists() else write_weights(name, SIZES[name], folder)
     return Case(name=name, weights=str(weights), image_size=SIZES[name])
@@ -72,7 +72,7 @@ def made_up(name: str, folder: Path) -> Case:
 
 @pytest.fixture(scope="module")
 def from_cache(case: Case, data_dir: Path) -> Trained:
-    return cached(case, data_dir)
+    return train_cached(case, data_dir)
 
 
 # --- the same ----------------------------------------------------------------------------------------------
@@ -84,7 +84,7 @@ def test_cached_losses_are_those_of_end_to_end_training(case: Case, from_cache: 
     assert apart(trained, from_cache) <= TOLERANCE
     assert [e.val_score for e in trained.history] == [e.val_score for e in from_cache.history]
     assert np.allclose([e.val_loss for e in trained.history], [e.val_loss for e in from_cache.history], atol=TOLERANCE)
-    # They learn: equal losses of heads that stand still would say nothing.
+    # The heads must learn: equal losses of heads that do not change would prove nothing.
     assert trained.history[-1].train_loss < trained.history[0].train_loss - 0.05
 
 
@@ -98,7 +98,7 @@ def test_the_notebooks_network_is_torchvisions_own(case: Case) -> None:
 
 
 def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, data_dir: Path) -> None:
-    from_cache = cached(resnet, data_dir)
+    from_cache = train_cached(resnet, data_dir)
     with resolve([request(resnet, data_dir)], Execution(device="cpu"), _Silent()) as (job,):
         program = job.computer.program(job.spec, 16)
         forward = ForwardPass(program=program, dtype="float32", batch_size=16)
@@ -117,11 +117,11 @@ def test_the_tuned_way_computes_what_the_cache_holds_bit_for_bit(resnet: Case, d
 
 
 def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Path, tmp_path: Path) -> None:
-    recorded = cached(resnet, data_dir)
+    recorded = train_cached(resnet, data_dir)
     (path,) = (data_dir / "features").glob("*resnet18*.h5")
     with FeatureCache.open(path) as cache:
         run = fit_head(cache, CONFIG, runs_dir=tmp_path, device="cpu")
-        again = train(cached_parts(cache, CONFIG, CPU), CONFIG)
+        again = train(parts_of_cache(cache, CONFIG, CPU), CONFIG)
     for name in ("train_loss", "val_loss", "val_score"):
         # One is featcache's engine, the other Lightning's Trainer: only the order of sums differs.
         expected = [getattr(e, name) for e in recorded.history]
@@ -133,7 +133,7 @@ def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Pat
     assert np.allclose((per_epoch * [8, 8, 4]).sum(axis=1) / 20, [e.train_loss for e in recorded.history], atol=1e-6)
 
 
-# --- and a slip is noticed ---------------------------------------------------------------------------------
+# --- mistakes are detected ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ def test_the_recorded_training_is_that_of_train_head(resnet: Case, data_dir: Pat
         ("resnet18", without_normalisation),
         ("resnet18", in_another_order),
         ("resnet18", with_other_pooling),
-        # Up to its features VGG16 has neither batch norm nor dropout: train mode is the same function.
+        # VGG16's features use neither batch norm nor dropout, so train mode would change nothing.
         ("vgg16", without_normalisation),
         ("vgg16", with_other_pooling),
         ("inception_v3", in_train_mode),
         ("inception_v3", with_other_pooling),
     ],
 )
-def test_a_slip_in_end_to_end_training_is_noticed(
+def test_a_mistake_in_end_to_end_training_is_detected(
     name: str, fault: Callable[[EndToEndSetup], EndToEndSetup], data_dir: Path
 ) -> None:
-    case = made_up(name, data_dir)
-    assert apart(end_to_end(case, data_dir, fault), cached(case, data_dir)) > 10 * TOLERANCE
+    case = make_case(name, data_dir)
+    assert apart(end_to_end(case, data_dir, fault), train_cached(case, data_dir)) > 10 * TOLERANCE
 
 
 # --- real images and weights -------------------------------------------------------------------------------
@@ -166,16 +166,16 @@ def real(name: str, image_size: int, weights: Path, images: Path) -> Case:
 
 def test_real_vgg16_agrees(cifar_zip: Path, vgg_weights: Path, data_dir: Path) -> None:
     case = real("vgg16", 48, vgg_weights, cifar_zip)
-    assert apart(end_to_end(case, data_dir), cached(case, data_dir)) <= TOLERANCE
+    assert apart(end_to_end(case, data_dir), train_cached(case, data_dir)) <= TOLERANCE
 
 
 def test_real_inception_agrees(cifar_zip: Path, inception_weights: Path, data_dir: Path) -> None:
     case = real("inception_v3", 75, inception_weights, cifar_zip)
-    assert apart(end_to_end(case, data_dir), cached(case, data_dir)) <= TOLERANCE
+    assert apart(end_to_end(case, data_dir), train_cached(case, data_dir)) <= TOLERANCE
 
 
 class _Silent:
-    def say(self, text: str) -> None: ...
+    def info(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
 

@@ -52,13 +52,13 @@ def a_spec(**changes: Any) -> Spec:
 
 
 def a_selection(**changes: Any) -> Selection:
-    """All of a set."""
+    """All images of a data set."""
     values: dict[str, Any] = {"source": "cifar10", "splits": None, "limit": None, "select_seed": 0}
     return Selection(**{**values, **changes})
 
 
 def digests_of(ids: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """One SHA-256 per id: (N, 32) uint8."""
+    """One SHA-256 for each id: uint8 (N, 32)."""
     joined = b"".join(hashlib.sha256(one.encode()).digest() for one in ids)
     return np.frombuffer(joined, np.uint8).reshape(-1, 32)
 
@@ -93,7 +93,7 @@ def donors_of(spec: Spec, split_tables: Mapping[str, SplitTable]) -> Donors:
 
 
 def an_info(spec: Spec | None = None, **changes: Any) -> CacheInfo:
-    """What a cache of the samples says of itself. `classes`: of the target `label`, which is the only one."""
+    """The metadata of a sample cache. `classes`: those of `label`, its only target."""
     values: dict[str, Any] = {
         "spec": spec or a_spec(),
         "selection": a_selection(),
@@ -137,10 +137,10 @@ def make_segments(
     written: int | None = None,
     **changes: Any,
 ) -> Path:
-    """A cache in segments, complete, or with only the first `written` of them: its folder."""
+    """The folder of a cache in segments: complete, or with only the first `written` segments."""
     info, split_tables = an_info(spec, **changes), split_tables or tables()
     cuts = [
-        (Segment.planned(split, first, len(table.ids[first : first + segment_rows])), first)
+        (Segment.plan(split, first, len(table.ids[first : first + segment_rows])), first)
         for split, table in split_tables.items()
         for first in range(0, len(table), segment_rows)
     ]
@@ -176,18 +176,18 @@ def assert_whole(path: Path, spec: Spec, split_tables: Mapping[str, SplitTable])
 
 
 def no_tmp_under(folder: Path) -> bool:
-    """Whether nothing unfinished lies there."""
+    """Whether there is no unfinished file."""
     return not list(folder.rglob("*.tmp-*"))
 
 
 def trailer_of(path: Path) -> Trailer:
-    """What the last bytes of a cache say."""
+    """The trailer of a cache."""
     with ReadableFile(path) as file:
         return read_trailer(file)
 
 
 def seal(path: Path, like: Trailer) -> None:
-    """Append a valid trailer to an HDF5 file that somebody else made, so that its seal gives no reason to refuse it."""
+    """Append a valid trailer to an HDF5 file of another program, so that it is not refused for its seal."""
     data = path.read_bytes()
     data += bytes(-len(data) % 8)
     with h5py.File(path) as file:
@@ -206,7 +206,7 @@ def seal(path: Path, like: Trailer) -> None:
 
 
 def reseal(path: Path, change: Mapping[str, Any]) -> None:
-    """Replace the trailer by a valid one that says something else."""
+    """Replace the trailer by a valid one with other values."""
     old = trailer_of(path)
     data = path.read_bytes()[: -len(old.to_bytes())]
     values = {name: getattr(old, name) for name in Trailer.__dataclass_fields__}
@@ -218,7 +218,7 @@ def reseal(path: Path, change: Mapping[str, Any]) -> None:
 
 
 def reseal_header(path: Path) -> None:
-    """Make the trailer vouch for the header as it is now."""
+    """Update the digest of the header in the trailer."""
     trailer = trailer_of(path)
     reseal(path, {"header_digest": table_digest(path.read_bytes()[: trailer.header_bytes])})
 
@@ -235,7 +235,7 @@ def _first_byte_of_data(file: h5py.File) -> int | None:
 
 
 def flip(path: Path, position: int, mask: int = 1) -> None:
-    """Turn bits of one byte over; doing it twice turns them back."""
+    """Flip bits of one byte; a second call restores them."""
     with path.open("r+b", buffering=0) as file:
         file.seek(position)
         byte = file.read(1)[0]
@@ -244,7 +244,7 @@ def flip(path: Path, position: int, mask: int = 1) -> None:
 
 
 def future_version(path: Path) -> None:
-    """Make a cache look as if a featcache of the future had written it."""
+    """Raise the format version of a cache, as a later featcache would write it."""
     data = path.read_bytes()
     magic, _, length, _ = struct.unpack("<8sQQ16s", data[-40:])
     head = struct.pack("<8sQQ", magic, FORMAT_VERSION + 1, length)

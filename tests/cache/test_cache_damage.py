@@ -1,4 +1,4 @@
-"""Flipped bits and cut files: found, named, never a crash."""
+"""Flipped bits and truncated files are found and named, and never cause a crash."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def path(sound: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_cache_verifies(path: Path) -> None:
-    told: list[tuple[int, int]] = []
-    quick, full = verify(path), verify(path, full=True, progress=lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    quick, full = verify(path), verify(path, full=True, progress=lambda done, total: calls.append((done, total)))
     assert quick.sound
     assert (quick.tables, quick.rows) == (10, 0)
     assert full.sound
     assert (full.tables, full.rows, full.bytes_read) == (10, 10, 5 * 22 * 2)
-    assert told[-1] == (5 * 22 * 2, 5 * 22 * 2)
+    assert calls[-1] == (5 * 22 * 2, 5 * 22 * 2)
 
 
 @pytest.mark.parametrize("bits", [1, pytest.param(8, marks=pytest.mark.slow)])
@@ -128,7 +128,7 @@ def test_a_header_that_was_changed_and_sealed_again_is_refused_or_means_the_same
 
 
 @pytest.mark.slow
-def test_no_header_bit_makes_libhdf5_crash_or_lie(path: Path) -> None:
+def test_no_flipped_header_bit_makes_libhdf5_crash_or_return_wrong_values(path: Path) -> None:
     _read_flipped_headers(path, every=1)
 
 
@@ -180,7 +180,7 @@ def test_a_file_with_something_appended_is_damaged(path: Path) -> None:
         FeatureCache.open(path)
 
 
-def test_a_cut_off_cache_with_a_long_header_is_still_known_as_one(tmp_path: Path) -> None:
+def test_a_truncated_cache_with_a_long_header_is_still_recognised(tmp_path: Path) -> None:
     path = make_cache(tmp_path / "c.h5", classes=[f"class {number}" for number in range(30_000)])
     for length in (path.stat().st_size - 1, trailer_of(path).header_bytes, 1000):
         os.truncate(path, length)
@@ -188,7 +188,7 @@ def test_a_cut_off_cache_with_a_long_header_is_still_known_as_one(tmp_path: Path
             FeatureCache.open(path)
 
 
-def test_a_cache_of_the_future_asks_for_an_update(path: Path) -> None:
+def test_a_cache_of_a_later_version_is_refused_with_the_hint_to_update(path: Path) -> None:
     future_version(path)
     with pytest.raises(CacheForeign, match="version 2") as caught:
         FeatureCache.open(path)

@@ -1,4 +1,4 @@
-"""Rows are found by the digest of their image, in whatever has them."""
+"""Rows are found by the digest of their image, in any donor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_split_table_checks_itself(changes: dict[str, Any]) -> None:
         SplitTable(**{**columns, **changes})
 
 
-def test_a_cache_with_a_damaged_table_has_no_rows_to_give(tmp_path: Path) -> None:
+def test_rows_of_a_cache_with_a_damaged_table_are_not_reused(tmp_path: Path) -> None:
     path = make_cache(tmp_path / "c.h5")
     digests = tables()["train"].digests
     with FeatureCache.open(path) as cache:
@@ -51,14 +51,14 @@ def test_a_cache_with_a_damaged_table_has_no_rows_to_give(tmp_path: Path) -> Non
         assert (donors.locate(digests, ["avgpool"]).donor == -1).all()
     flip(path, digest_place.offset)
     with FeatureCache.open(path) as cache:
-        told: list[str] = []
-        assert (Donors([cache["train"]], told.append).locate(digests).donor == -1).all()
-        assert "train/digests" in told[0]
+        messages: list[str] = []
+        assert (Donors([cache["train"]], messages.append).locate(digests).donor == -1).all()
+        assert "train/digests" in messages[0]
         with pytest.raises(CacheDamaged):
             Donors([cache["train"]])
 
 
-def test_the_first_donor_gives_and_an_intact_one_replaces_a_damaged_one(tmp_path: Path) -> None:
+def test_the_first_donor_is_used_and_an_intact_one_replaces_a_damaged_one(tmp_path: Path) -> None:
     one, other = make_cache(tmp_path / "a.h5"), make_cache(tmp_path / "b.h5")
     digests = tables()["train"].digests
     with FeatureCache.open(one) as cache:
@@ -77,7 +77,7 @@ def test_the_first_donor_gives_and_an_intact_one_replaces_a_damaged_one(tmp_path
             Donors([damaged["train"]]).gather("avgpool", alone)
 
 
-def test_digests_are_told_apart_by_all_their_bytes() -> None:
+def test_digests_are_compared_in_all_their_bytes() -> None:
     digests = np.zeros((4, 32), np.uint8)
     digests[:, 31] = [3, 1, 2, 1]
     features = {"l": np.arange(4, dtype=np.uint8)[:, None]}

@@ -1,4 +1,4 @@
-"""A disk that fails at every call in turn: final names hold whole files, nothing else is left, the error is clear."""
+"""After a failure of any disk call, final names hold complete files, no other file is left, and the error is clear."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ class FailingDisk:
         self.count = 0
         real = getattr(files.system, call)
 
-        def counted(*arguments: Any) -> Any:
+        def count_and_call(*arguments: Any) -> Any:
             self.count += 1
             if self.count == number:
                 raise OSError(failure, os.strerror(failure))
             return real(*arguments)
 
-        monkeypatch.setattr(files.system, call, counted)
+        monkeypatch.setattr(files.system, call, count_and_call)
 
 
 def outcomes(
     monkeypatch: pytest.MonkeyPatch, call: str, failure: int, action: Callable[[], object]
 ) -> Iterator[FeatcacheError | None]:
-    """The action with the first, second, ... call of that kind failing, until it has no more of them."""
+    """Run the action with a failure of its first, second, ... call of that kind, until it has no more such calls."""
     for number in range(1, 1000):
         with monkeypatch.context() as patched:
             disk = FailingDisk(patched, call, number, failure)
@@ -61,7 +61,7 @@ def outcomes(
 
 @pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC, errno.EDQUOT], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failing_call_leaves_the_old_cache_or_the_whole_new_one(
+def test_a_failing_call_leaves_the_old_cache_or_the_complete_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: int
 ) -> None:
     path = make_cache(tmp_path / "c.h5")
@@ -77,7 +77,7 @@ def test_a_failing_call_leaves_the_old_cache_or_the_whole_new_one(
         assert isinstance(error, CacheUnwritable)
         assert str(path) in error.message or str(path.parent) in error.message
         assert error.hint
-        # Only when the folder could not be made durable has the new file its name already.
+        # Only if syncing the folder failed does the new file have its name already.
         assert path.read_bytes() == (new if call == "fsync_folder" else old)
         path.write_bytes(old)
         assert no_tmp_under(tmp_path)
@@ -87,7 +87,7 @@ def test_a_failing_call_leaves_the_old_cache_or_the_whole_new_one(
 
 @pytest.mark.parametrize("failure", [errno.EIO, errno.ENOSPC, errno.EROFS], ids=errno.errorcode.get)
 @pytest.mark.parametrize("call", CALLS)
-def test_a_failing_call_leaves_no_segment_or_a_whole_one(
+def test_a_failing_call_leaves_no_segment_or_a_complete_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, failure: int
 ) -> None:
     path = tmp_path / "c" / "train-000000000.h5"
@@ -115,7 +115,7 @@ def test_a_segment_that_was_refused_can_be_written_again(
 
 
 def write_segment(path: Path, left_out: int = 0) -> None:
-    """A segment without its first `left_out` rows, which have to be moved then."""
+    """A segment without its first `left_out` rows, so that the others have to be moved."""
     draft = SegmentDraft(path, an_info(), split="train", ids=SEGMENT.ids)
     try:
         for row in range(left_out, len(SEGMENT)):
@@ -163,7 +163,7 @@ def test_a_disk_that_takes_nothing_is_an_error(tmp_path: Path, monkeypatch: pyte
     assert no_tmp_under(tmp_path)
 
 
-def test_a_full_disk_says_what_is_needed_and_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_of_a_full_disk_has_needed_and_free_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(fd: int, offset: int, size: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -176,7 +176,7 @@ def test_a_full_disk_says_what_is_needed_and_what_is_there(tmp_path: Path, monke
     assert "--data-dir" in str(caught.value.hint)
 
 
-def test_an_error_of_the_callers_own_leaves_nothing_either(tmp_path: Path) -> None:
+def test_an_error_of_the_caller_leaves_no_file(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), publishing(tmp_path / "a", 10) as draft:
         draft.write(b"abc", 0)
         raise KeyboardInterrupt
@@ -194,7 +194,7 @@ def test_a_draft_cannot_grow(tmp_path: Path) -> None:
     [("pwrite",), ("fallocate",), ("fsync_folder",), ("preadv",), (*CALLS[:2], "fsync_folder", "preadv")],
     ids="+".join,
 )
-def test_without_a_call_of_the_operating_system_the_same_bytes_come_out(
+def test_without_a_call_of_the_operating_system_the_same_bytes_are_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: tuple[str, ...]
 ) -> None:
     usual = make_cache(tmp_path / "usual.h5").read_bytes()
@@ -227,14 +227,14 @@ def test_a_file_system_that_cannot_fsync_a_folder_is_no_error(tmp_path: Path, mo
     assert (tmp_path / "a").read_bytes() == b"abc"
 
 
-def test_an_error_of_the_callers_own_keeps_its_name(tmp_path: Path) -> None:
+def test_an_error_of_the_caller_is_not_converted(tmp_path: Path) -> None:
     with pytest.raises(BrokenPipeError), publishing(tmp_path / "a", 10):
         raise BrokenPipeError
     assert not list(tmp_path.iterdir())
 
 
-def _limited(code: str, limit: int, folder: Path) -> subprocess.CompletedProcess[bytes]:
-    """Run code that may use `folder`, with files limited to so many bytes."""
+def _run_with_file_limit(code: str, limit: int, folder: Path) -> subprocess.CompletedProcess[bytes]:
+    """Run code that may use `folder`, with files limited to `limit` bytes."""
     return subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n{code}", str(folder)],
         capture_output=True,
@@ -257,7 +257,7 @@ except CacheUnwritable as error:
 
 
 def test_a_limit_on_file_size_is_a_clear_error(tmp_path: Path) -> None:
-    done = _limited(MAKE, 20_000, tmp_path)
+    done = _run_with_file_limit(MAKE, 20_000, tmp_path)
     names, message = done.stdout.decode().splitlines()
     assert names == "[]"
     assert "more than this process" in message
@@ -273,7 +273,7 @@ def test_a_disk_that_is_really_full_is_a_clear_error(tmp_path: Path) -> None:
     if mounted.returncode:
         pytest.skip("may not mount a small tmpfs here")
     try:
-        with pytest.raises(CacheUnwritable, match="no room for"):
+        with pytest.raises(CacheUnwritable, match="no space for"):
             make_cache(disk / "c.h5")
         assert no_tmp_under(disk)
         assert not (disk / "c.h5").exists()
@@ -328,14 +328,14 @@ def test_a_read_only_folder_is_a_clear_error(tmp_path: Path) -> None:
                 os.setuid(65534)
             publish_bytes(Path("c.h5") if Path.cwd() == folder else folder / "c.h5", b"abc")
         except CacheUnwritable as error:
-            os._exit(7 if "permission" in str(error.hint) else 8)
+            os._exit(7 if "allow writing" in str(error.hint) else 8)
         finally:
             os._exit(9)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
     assert not list(folder.iterdir())
 
 
-def test_unfinished_files_of_the_dead_are_told_from_those_of_the_living(tmp_path: Path) -> None:
+def test_unfinished_files_of_ended_processes_are_distinguished_from_those_of_running_ones(tmp_path: Path) -> None:
     pid = os.fork()
     if pid == 0:
         (tmp_path / tmp_name("c.h5")).write_text("half")

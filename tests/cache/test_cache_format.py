@@ -1,4 +1,4 @@
-"""The format on disk: old files open for ever, and docs/format.md tells the truth about them."""
+"""The format on disk: old files can always be opened, and docs/format.md describes them correctly."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_there_is_a_golden_file_for_every_version() -> None:
 
 
 @pytest.mark.parametrize("path", [CACHE, SEGMENTS], ids=lambda path: path.name)
-def test_the_golden_cache_opens_for_ever(path: Path) -> None:
+def test_the_golden_cache_can_be_opened(path: Path) -> None:
     with FeatureCache.open(path) as cache:
         assert cache.spec == GOLDEN_SPEC
         assert cache.spec.fingerprint == "47e31dd07cb8e84077ac9986a7590608a8fb74bdad2266b0903652cdc337c406"
@@ -91,7 +91,7 @@ def test_the_documents_example_reads_the_golden_file() -> None:
     exec(compile(example(), str(DOCUMENT), "exec"), found)
     np.testing.assert_allclose(found["features"], GOLDEN_ROWS * 0.5 - 1)
     assert found["ids"] == list(GOLDEN_IDS)
-    assert found["targets"] == {name: target.decoded() for name, target in GOLDEN_TARGETS.items()}
+    assert found["targets"] == {name: target.decode() for name, target in GOLDEN_TARGETS.items()}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "uint8"])

@@ -1,4 +1,4 @@
-"""Files that somebody made to hurt: sealed correctly, refused before any data is read."""
+"""Malicious files with a correct seal are refused before any data is read."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_cache(tmp_path_factory.mktemp("sound") / "c.h5")
 
 
-def stranger(path: Path, sound: Path, twist: Twist) -> Path:
-    """A file that h5py wrote with the contents of a sound cache, twisted, and sealed as a cache."""
+def foreign_file(path: Path, sound: Path, twist: Twist) -> Path:
+    """A file that h5py wrote, with the contents of a sound cache but one change, and the seal of a cache."""
     secret = path.with_name("secret.bin")
     secret.write_bytes(bytes(range(256)) * 64)
     with h5py.File(sound) as source, h5py.File(path, "w", libver=("v108", "latest")) as file:
@@ -73,8 +73,8 @@ def _nothing(file: h5py.File, secret: Path) -> None:
     pass
 
 
-def test_an_untwisted_file_of_h5py_opens_so_the_refusals_below_are_about_the_twist(tmp_path: Path, sound: Path) -> None:
-    assert_whole(stranger(tmp_path / "c.h5", sound, _nothing), a_spec(), tables())
+def test_an_unchanged_file_of_h5py_opens(tmp_path: Path, sound: Path) -> None:
+    assert_whole(foreign_file(tmp_path / "c.h5", sound, _nothing), a_spec(), tables())
 
 
 def _replace(file: h5py.File, name: str, **arguments: Any) -> None:
@@ -147,7 +147,7 @@ def _circle(file: h5py.File, secret: Path) -> None:
     file["train/features"] = file["train"]
 
 
-def _named_type(file: h5py.File, secret: Path) -> None:
+def _use_named_type(file: h5py.File, secret: Path) -> None:
     file["kind"] = np.dtype("<f2")
 
 
@@ -175,7 +175,7 @@ def _external_targets(file: h5py.File, secret: Path) -> None:
 
 
 def _target_out_of_its_group(file: h5py.File, secret: Path) -> None:
-    """An array where the name of a target leads when it is followed out of the group."""
+    """An array outside the group, to which the name of a target would lead."""
     _targets(file, name="../more")
     for split in ("train", "test"):
         file.move(f"{split}/targets/label", f"{split}/more")
@@ -237,7 +237,7 @@ TWISTS: dict[str, Twist] = {
     "group for an array": _group_for_an_array,
     "array for a group": _array_for_a_group,
     "a circle": _circle,
-    "named type": _named_type,
+    "named type": _use_named_type,
     "variable-length text": lambda file, _: file.attrs.__setitem__("spec", file.attrs["spec"].decode()),
     "array of texts": lambda file, _: file.attrs.__setitem__("spec", np.array([b"a", b"b"])),
     "number for a text": lambda file, _: file.attrs.__setitem__("targets", 3),
@@ -262,17 +262,17 @@ TWISTS: dict[str, Twist] = {
 
 
 @pytest.mark.parametrize("twist", TWISTS.values(), ids=TWISTS.keys())
-def test_a_twisted_file_is_refused(tmp_path: Path, sound: Path, twist: Twist) -> None:
-    path = stranger(tmp_path / "c.h5", sound, twist)
+def test_a_changed_file_is_refused(tmp_path: Path, sound: Path, twist: Twist) -> None:
+    path = foreign_file(tmp_path / "c.h5", sound, twist)
     before = {one.name: one.read_bytes() for one in tmp_path.iterdir()}
-    with pytest.raises(CacheForeign, match="not to be trusted"):
+    with pytest.raises(CacheForeign, match="cannot be trusted"):
         FeatureCache.open(path)
     assert not verify(path, full=True).sound
     assert {one.name: one.read_bytes() for one in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize("make", [make_cache, make_segments])
-def test_labels_that_lead_beyond_the_classes_are_refused_when_they_are_read(
+def test_labels_that_are_no_class_are_refused_when_they_are_read(
     tmp_path: Path, make: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (split, table), *_ = tables().items()
@@ -298,14 +298,14 @@ def test_labels_that_lead_beyond_the_classes_are_refused_when_they_are_read(
         {"header_bytes": -1},
     ],
 )
-def test_a_trailer_that_lies_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+def test_a_wrong_trailer_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = make_cache(tmp_path / "c.h5")
     reseal(path, change)
     with pytest.raises((CacheForeign, CacheDamaged)):
         FeatureCache.open(path)
 
 
-def test_an_array_that_reaches_behind_the_file_or_over_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_outside_the_file_or_over_another_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     arrays = arrays_of(a_spec(), {"train": 40}, {"train/ids": 9})
     texts = {
         "set_name": "s",

@@ -24,7 +24,7 @@ from featcache.cache.writer import write_packed
 ROWS = {"train": 90, "test": 30}
 SEGMENT_ROWS = 8
 SEGMENTS = [
-    Segment.planned(split, first, min(SEGMENT_ROWS, rows - first))
+    Segment.plan(split, first, min(SEGMENT_ROWS, rows - first))
     for split, rows in ROWS.items()
     for first in range(0, rows, SEGMENT_ROWS)
 ]
@@ -32,7 +32,7 @@ KILLS = int(os.environ.get("FEATCACHE_KILLS", "30"))
 
 
 def extract(folder: Path, published: int) -> None:
-    """A tiny extraction: the missing segments, told one by one through a pipe, then the manifest, then the packing."""
+    """A tiny extraction: the missing segments, reported one by one through a pipe, the manifest, then the packing."""
     segments, info, made = folder / "c", an_info(), tables(ROWS)
     manifest = Manifest(texts=info.texts(), segments=tuple(SEGMENTS), segment_rows=SEGMENT_ROWS, command="again")
     if not (segments / MANIFEST_NAME).exists():
@@ -55,7 +55,7 @@ def rows_of(segment: Segment) -> slice:
 
 
 def run_and_kill(folder: Path, after_s: float | None) -> tuple[list[str], bool]:
-    """One extraction in a child, killed after a while: what it said it had published, and whether it was done."""
+    """One extraction in a child, killed after a while: what it reported as published, and whether it was done."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -71,20 +71,20 @@ def run_and_kill(folder: Path, after_s: float | None) -> tuple[list[str], bool]:
         os.kill(pid, signal.SIGKILL)
     status = os.waitpid(pid, 0)[1]
     with os.fdopen(reading) as pipe:
-        said = pipe.read().split("\n")[:-1]
+        published = pipe.read().split("\n")[:-1]
     assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return said, not os.WIFSIGNALED(status)
+    return published, not os.WIFSIGNALED(status)
 
 
-def check_survivors(folder: Path, said: list[str]) -> None:
+def check_survivors(folder: Path, published: list[str]) -> None:
     for segment in SEGMENTS:
         path = folder / "c" / segment.file
         if path.exists():
             assert_whole(path, a_spec(), {segment.split: tables(ROWS)[segment.split].take(rows_of(segment))})
     if (folder / "c.h5").exists():
         assert_whole(folder / "c.h5", a_spec(), tables(ROWS))
-    if "cache" not in said:
-        assert set(said) <= {path.name for path in (folder / "c").glob("*.h5")}
+    if "cache" not in published:
+        assert set(published) <= {path.name for path in (folder / "c").glob("*.h5")}
     else:
         assert (folder / "c.h5").exists()
 
@@ -97,26 +97,26 @@ def kill_many(tmp_path: Path, kills: int) -> None:
     rng = np.random.default_rng(0)
     folder, killed = tmp_path / "killed", 0
     while killed < kills:
-        said, done = run_and_kill(folder, float(rng.uniform(0, whole_s * 1.1)))
+        published, done = run_and_kill(folder, float(rng.uniform(0, whole_s * 1.1)))
         killed += not done
-        check_survivors(folder, said)
+        check_survivors(folder, published)
         if (folder / "c.h5").exists() and rng.random() < 0.5:
             assert (folder / "c.h5").read_bytes() == uninterrupted
             (folder / "c.h5").unlink()
     run_and_kill(folder, None)
     assert (folder / "c.h5").read_bytes() == uninterrupted
-    # What the dead left is known as such, and nothing else is.
+    # Files left by killed processes are listed, and no others.
     left = set(folder.rglob("*.tmp-*"))
-    found = {one.path for one in garbage(folder, used=[folder / "c.h5"], now=time.time()) if "gone" in one.reason}
+    found = {one.path for one in garbage(folder, used=[folder / "c.h5"], now=time.time()) if "has ended" in one.reason}
     assert found == left
 
 
-def test_no_kill_loses_a_segment_or_makes_a_wrong_row(tmp_path: Path) -> None:
+def test_no_kill_loses_a_segment_or_writes_a_wrong_row(tmp_path: Path) -> None:
     kill_many(tmp_path, KILLS)
 
 
 @pytest.mark.slow
-def test_no_kill_of_hundreds_loses_a_segment_or_makes_a_wrong_row(tmp_path: Path) -> None:
+def test_no_kill_of_hundreds_loses_a_segment_or_writes_a_wrong_row(tmp_path: Path) -> None:
     kill_many(tmp_path, 10 * KILLS)
 
 

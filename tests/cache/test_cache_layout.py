@@ -1,4 +1,4 @@
-"""The HDF5 header: where things are, that it is always the same, that plain h5py can read it."""
+"""The HDF5 header: where arrays are, that it is always the same, and that plain h5py can read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks: a courtesy that never blocks for the dead."""
+"""Locks between writers, which a process that has ended never holds."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from featcache import files
-from featcache.cache.locks import Owner, is_locked, lock_path, locked
+from featcache.cache.locks import Owner, is_locked, lock_cache, lock_path
 from featcache.errors import CacheBusy, CacheUnwritable
 
 NAME = "cifar10-vgg16-00000000-00000000"
@@ -43,7 +43,7 @@ def status_of(pid: int) -> int:
 
 def try_lock(folder: Path, *, shared: bool = False) -> int:
     try:
-        with locked(folder, NAME, shared=shared, wait=False):
+        with lock_cache(folder, NAME, shared=shared, wait=False):
             return 0
     except CacheBusy:
         return 1
@@ -60,7 +60,7 @@ def holder(folder: Path, *, shared: bool = False) -> int:
     """A child that holds the lock until it is killed."""
 
     def hold() -> int:
-        with locked(folder, NAME, shared=shared):
+        with lock_cache(folder, NAME, shared=shared):
             (folder / f"held-{os.getpid()}").touch()
             time.sleep(60)
         return 0
@@ -70,10 +70,10 @@ def holder(folder: Path, *, shared: bool = False) -> int:
     return pid
 
 
-def test_the_second_is_told_who_holds_it_and_stops_when_it_may_not_wait(tmp_path: Path) -> None:
-    with locked(tmp_path, NAME):
+def test_a_second_process_that_may_not_wait_stops_with_the_owner_in_its_error(tmp_path: Path) -> None:
+    with lock_cache(tmp_path, NAME):
         assert is_locked(tmp_path, NAME)
-        with pytest.raises(CacheBusy) as caught, locked(tmp_path, NAME, wait=False):
+        with pytest.raises(CacheBusy) as caught, lock_cache(tmp_path, NAME, wait=False):
             pytest.fail("both hold it")
         assert f"process {os.getpid()} on " in caught.value.message
         assert NAME in caught.value.message
@@ -82,22 +82,22 @@ def test_the_second_is_told_who_holds_it_and_stops_when_it_may_not_wait(tmp_path
     assert not list(tmp_path.iterdir())
 
 
-def test_the_second_waits_and_says_for_whom(tmp_path: Path) -> None:
-    told: list[Owner | None] = []
+def test_a_second_process_waits_and_reports_the_owner(tmp_path: Path) -> None:
+    owners: list[Owner | None] = []
     got = threading.Event()
 
     def second() -> None:
-        with locked(tmp_path, NAME, waiting=told.append):
+        with lock_cache(tmp_path, NAME, waiting=owners.append):
             got.set()
 
-    with locked(tmp_path, NAME):
+    with lock_cache(tmp_path, NAME):
         thread = threading.Thread(target=second)
         thread.start()
-        until(lambda: bool(told))
+        until(lambda: bool(owners))
         assert not got.is_set()
     thread.join(20)
     assert got.is_set()
-    (owner,) = told
+    (owner,) = owners
     assert owner is not None
     assert owner.pid == os.getpid()
     assert owner.since.endswith("+00:00")
@@ -112,9 +112,9 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path: Path) -> None:
     assert try_lock(tmp_path) == 0
 
 
-def test_living_forked_children_of_a_dead_owner_block_nobody(tmp_path: Path) -> None:
+def test_running_forked_children_of_an_ended_owner_do_not_block(tmp_path: Path) -> None:
     def own_and_fork() -> int:
-        with locked(tmp_path, NAME):
+        with lock_cache(tmp_path, NAME):
             child = in_child(sleep)
             (tmp_path / "child").write_text(str(child))
             os.kill(os.getpid(), signal.SIGKILL)
@@ -123,15 +123,15 @@ def test_living_forked_children_of_a_dead_owner_block_nobody(tmp_path: Path) -> 
     status_of(in_child(own_and_fork))
     child = int((tmp_path / "child").read_text())
     try:
-        # The child lets go as its first act.
+        # The child releases it first.
         until(lambda: try_lock(tmp_path) == 0)
         assert files.is_alive(child)
     finally:
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_forked_child_that_unwinds_does_not_release_its_parents_lock(tmp_path: Path) -> None:
-    with locked(tmp_path, NAME):
+def test_a_forked_child_that_leaves_the_block_does_not_release_its_parents_lock(tmp_path: Path) -> None:
+    with lock_cache(tmp_path, NAME):
         pid = os.fork()
         if pid:
             assert status_of(pid) == 0
@@ -142,7 +142,7 @@ def test_a_forked_child_that_unwinds_does_not_release_its_parents_lock(tmp_path:
 
 
 def test_a_started_program_does_not_inherit_the_lock(tmp_path: Path) -> None:
-    with locked(tmp_path, NAME):
+    with lock_cache(tmp_path, NAME):
         program = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
         assert try_lock(tmp_path) == 0
@@ -165,15 +165,15 @@ def test_shards_hold_it_together_and_keep_others_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_many_take_turns_and_nobody_is_forgotten(tmp_path: Path, shared: bool) -> None:
+def test_many_processes_take_turns_and_each_gets_the_lock(tmp_path: Path, shared: bool) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
 
     def count() -> int:
         for _ in range(10):
-            with locked(tmp_path, NAME):
+            with lock_cache(tmp_path, NAME):
                 counter.write_text(str(int(counter.read_text()) + 1))
-            with locked(tmp_path, NAME, shared=shared):
+            with lock_cache(tmp_path, NAME, shared=shared):
                 pass
         return 0
 
@@ -193,18 +193,18 @@ def failing(monkeypatch: pytest.MonkeyPatch, failure: int) -> None:
 
 
 @pytest.mark.parametrize("failure", [errno.ENOLCK, errno.EOPNOTSUPP], ids=errno.errorcode.get)
-def test_a_file_system_that_cannot_lock_costs_double_work_at_worst(
+def test_on_a_file_system_that_cannot_lock_the_work_continues_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: int
 ) -> None:
     failing(monkeypatch, failure)
-    with locked(tmp_path, NAME), locked(tmp_path, NAME, wait=False):
+    with lock_cache(tmp_path, NAME), lock_cache(tmp_path, NAME, wait=False):
         pass
     assert not list(tmp_path.iterdir())
 
 
 def test_another_failure_of_the_lock_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, errno.EIO)
-    with pytest.raises(CacheUnwritable, match="Input/output"), locked(tmp_path, NAME):
+    with pytest.raises(CacheUnwritable, match="Input/output"), lock_cache(tmp_path, NAME):
         pytest.fail("it was held")
 
 
@@ -212,10 +212,10 @@ def test_an_extraction_waits_for_every_shard_that_has_begun(tmp_path: Path) -> N
     got = threading.Event()
 
     def whole() -> None:
-        with locked(tmp_path, NAME):
+        with lock_cache(tmp_path, NAME):
             got.set()
 
-    with locked(tmp_path, NAME, shared=True), locked(tmp_path, NAME, shared=True):
+    with lock_cache(tmp_path, NAME, shared=True), lock_cache(tmp_path, NAME, shared=True):
         assert is_locked(tmp_path, NAME)
         thread = threading.Thread(target=whole)
         thread.start()
@@ -226,25 +226,25 @@ def test_an_extraction_waits_for_every_shard_that_has_begun(tmp_path: Path) -> N
     assert not list(tmp_path.iterdir())
 
 
-def test_another_cache_whose_name_begins_alike_is_not_waited_for(tmp_path: Path) -> None:
-    with locked(tmp_path, f"{NAME}.other", shared=True), locked(tmp_path, NAME, wait=False):
+def test_another_cache_with_the_same_beginning_of_its_name_is_not_waited_for(tmp_path: Path) -> None:
+    with lock_cache(tmp_path, f"{NAME}.other", shared=True), lock_cache(tmp_path, NAME, wait=False):
         pass
 
 
 def test_a_folder_that_cannot_hold_a_lock_is_a_clear_error(tmp_path: Path) -> None:
     (tmp_path / "features").write_text("")
-    with pytest.raises(CacheUnwritable), locked(tmp_path / "features", NAME):
+    with pytest.raises(CacheUnwritable), lock_cache(tmp_path / "features", NAME):
         pytest.fail("it was held")
 
 
 def test_an_error_inside_releases_it(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), locked(tmp_path, NAME):
+    with pytest.raises(KeyError), lock_cache(tmp_path, NAME):
         raise KeyError
     assert try_lock(tmp_path) == 0
 
 
 def test_unreadable_owner_information_is_no_obstacle(tmp_path: Path) -> None:
-    with locked(tmp_path, NAME):
+    with lock_cache(tmp_path, NAME):
         lock_path(tmp_path, NAME).write_text("not json")
-        with pytest.raises(CacheBusy, match="another process"), locked(tmp_path, NAME, wait=False):
+        with pytest.raises(CacheBusy, match="another process"), lock_cache(tmp_path, NAME, wait=False):
             pytest.fail("both hold it")

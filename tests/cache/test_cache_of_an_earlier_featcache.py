@@ -1,4 +1,4 @@
-"""What an earlier featcache made is recognised by its version and left alone; it is never called damaged."""
+"""Caches of an earlier featcache are recognised by their version and not changed; they are never called damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from cache_samples import a_spec, make_cache, make_segments
 
-from featcache.cache.catalog import FOREIGN, candidates, describe, garbage, remove
+from featcache.cache.catalog import FOREIGN, caches_with_spec, describe, garbage, remove
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import SPEC_VERSION
 from featcache.cache.verification import verify
@@ -25,13 +25,13 @@ def one_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def several_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    # Its writer reads back what it has written, as the writer of the time did.
+    # Its writer reads what it has written, as the writer of that version did.
     monkeypatch.setattr("featcache.cache.spec.SPEC_VERSION", EARLIER.version)
     return make_segments(folder / "old", EARLIER)
 
 
 def a_file_of_format_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """With labels in place of targets."""
+    """A cache with labels instead of targets."""
     return Path(shutil.copy(GOLDEN / "cache-1.h5", folder))
 
 
@@ -40,7 +40,7 @@ def segments_of_format_1(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def an_earlier_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Of a featcache that kept unfinished rows in other files."""
+    """A cache of a featcache that kept unfinished rows in other files."""
     (folder / "old.parts").mkdir()
     (folder / "old.parts" / "plan.json").write_text("{}")
     return folder / "old.parts"
@@ -57,19 +57,19 @@ def test_it_is_listed_as_made_by_an_earlier_featcache(path: Path) -> None:
     entry = describe(path)
     assert (entry.state, entry.spec, entry.complete) == (FOREIGN, None, False)
     assert entry.problem == f"{path} was made by an earlier featcache; extract again"
-    assert path not in [one.path for one in candidates(path.parent)]
+    assert path not in [one.path for one in caches_with_spec(path.parent)]
 
 
 @pytest.mark.parametrize("use", [FeatureCache.open, verify, partial(verify, full=True)])
-def test_opening_or_verifying_it_says_so(path: Path, use: Callable[[Path], object]) -> None:
+def test_opening_or_verifying_it_is_an_error_with_its_version(path: Path, use: Callable[[Path], object]) -> None:
     if path.suffix != ".parts":
         with pytest.raises(CacheOutdated, match="made by an earlier featcache; extract again"):
             use(path)
 
 
-def test_it_is_left_alone(path: Path) -> None:
+def test_it_is_not_changed(path: Path) -> None:
     before = sorted(path.parent.rglob("*"))
     assert path not in [one.path for one in garbage(path.parent, used=(), now=1e12)]
-    with pytest.raises(CacheForeign, match="is left alone"):
+    with pytest.raises(CacheForeign, match="is not removed"):
         remove(path)
     assert sorted(path.parent.rglob("*")) == before

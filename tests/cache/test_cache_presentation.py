@@ -12,7 +12,7 @@ from featcache.cache.spec import LayerSpec
 
 
 class Reading(HTMLParser):
-    """The rows of all tables, and that every element is closed in its turn."""
+    """Collects the rows of all tables, and checks that every element is closed in order."""
 
     def __init__(self, html: str) -> None:
         super().__init__()

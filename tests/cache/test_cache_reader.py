@@ -1,4 +1,4 @@
-"""Reading: any rows, checked, from many threads and processes."""
+"""Any rows can be read, checked, from many threads and processes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def expected() -> np.ndarray[Any, Any]:
     return rows_for(a_spec(), tables()["train"].digests)["avgpool"]
 
 
-def test_a_cache_says_what_it_is(cache: FeatureCache, path: Path) -> None:
+def test_a_cache_has_its_metadata(cache: FeatureCache, path: Path) -> None:
     assert cache.path == path
     assert cache.name == "c"
     assert cache.spec == a_spec()
@@ -64,7 +64,7 @@ def test_a_cache_says_what_it_is(cache: FeatureCache, path: Path) -> None:
     assert (other.feature_shape, other.scale, other.offset) == ((6,), 2.0, 1.0)
 
 
-def test_the_names_of_some_rows_are_theirs(cache: FeatureCache) -> None:
+def test_the_ids_of_some_rows_can_be_read_alone(cache: FeatureCache) -> None:
     train = cache["train"]
     assert train.ids_at([3, 0, 3, -1]) == (train.ids[3], train.ids[0], train.ids[3], train.ids[COUNT - 1])
     assert train.ids_at(slice(None)) == train.ids
@@ -73,7 +73,7 @@ def test_the_names_of_some_rows_are_theirs(cache: FeatureCache) -> None:
         train.ids_at([COUNT])
 
 
-def test_an_unknown_split_or_layer_offers_what_there_is(cache: FeatureCache) -> None:
+def test_an_unknown_split_or_layer_is_an_error_with_the_known_ones(cache: FeatureCache) -> None:
     with pytest.raises(UnknownName) as caught:
         cache["trian"]
     assert "train" in str(caught.value.hint)
@@ -83,7 +83,7 @@ def test_an_unknown_split_or_layer_offers_what_there_is(cache: FeatureCache) -> 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.integers(-COUNT, COUNT - 1), max_size=60))
-def test_any_rows_in_any_order_come_back(path: Path, expected: np.ndarray[Any, Any], rows: list[int]) -> None:
+def test_any_rows_can_be_read_in_any_order(path: Path, expected: np.ndarray[Any, Any], rows: list[int]) -> None:
     with FeatureCache.open(path) as cache:
         features = cache["train"].features
         want = expected[np.array(rows, np.int64)]
@@ -141,7 +141,7 @@ def test_tables_cannot_be_written_to(cache: FeatureCache) -> None:
         cache["train"].labels[0] = 2
 
 
-def test_a_damaged_row_is_named_with_the_command_that_mends_it(tmp_path: Path) -> None:
+def test_a_damaged_row_is_named_with_the_command_that_repairs_it(tmp_path: Path) -> None:
     path = make_cache(tmp_path / "c.h5")
     with FeatureCache.open(path) as cache:
         place = cache.file.place("test/features/features.30")
@@ -156,7 +156,7 @@ def test_a_damaged_row_is_named_with_the_command_that_mends_it(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("table", ["targets/label", "ids", "digests", "checksums/avgpool"])
-def test_a_damaged_table_is_found_when_it_is_touched(tmp_path: Path, table: str) -> None:
+def test_a_damaged_table_is_found_when_it_is_read(tmp_path: Path, table: str) -> None:
     path = make_cache(tmp_path / "c.h5")
     with FeatureCache.open(path) as cache:
         flip(path, cache.file.place(f"train/{table}").offset + 5)
@@ -166,7 +166,7 @@ def test_a_damaged_table_is_found_when_it_is_touched(tmp_path: Path, table: str)
         assert len(cache["test"].ids) == 12
 
 
-# Read row by row; or all of them, which are then checked as a table.
+# Checksums are read row by row, or all of them, and are then checked as a table.
 @pytest.mark.parametrize(("array", "scattered"), [("features", 0), ("checksums", 0), ("features", 256)])
 def test_rows_of_a_very_large_cache_are_checked_without_its_checksums_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, array: str, scattered: int
@@ -229,7 +229,7 @@ def test_a_replaced_file_is_not_taken_for_the_one_that_was_opened(tmp_path: Path
     pickled = pickle.dumps(cache)
     old = cache["train"].features[:]
     make_cache(path, split_tables={"train": a_table("train", 9)})
-    # Who has it open keeps reading the old file.
+    # A reader that has it open keeps reading the old file.
     np.testing.assert_array_equal(cache["train"].features[:], old)
     with pytest.raises(CacheNotFound, match="replaced"):
         pickle.loads(pickled)["train"].features[0]

@@ -1,4 +1,4 @@
-"""A segment is written row by row, in any order, and appears whole or not at all."""
+"""A segment is written row by row, in any order, and gets its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def put(draft: SegmentDraft, places: list[int], table: SplitTable = TABLE) -> No
 
 @settings(max_examples=40, deadline=None)
 @given(order=st.permutations(range(12)), sizes=st.lists(st.integers(1, 5), min_size=12))
-def test_rows_may_come_in_any_order(
+def test_rows_may_be_written_in_any_order(
     tmp_path_factory: pytest.TempPathFactory, order: list[int], sizes: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
@@ -50,7 +50,7 @@ def test_rows_may_come_in_any_order(
 
 @settings(max_examples=40, deadline=None)
 @given(kept=st.sets(st.integers(0, 11)))
-def test_rows_that_never_came_are_left_out(tmp_path_factory: pytest.TempPathFactory, kept: set[int]) -> None:
+def test_rows_that_were_not_written_are_left_out(tmp_path_factory: pytest.TempPathFactory, kept: set[int]) -> None:
     draft = begun(tmp_path_factory.mktemp("some"))
     put(draft, sorted(kept))
     lost = [
@@ -72,7 +72,7 @@ def test_rows_that_never_came_are_left_out(tmp_path_factory: pytest.TempPathFact
     dtype=st.sampled_from(["float16", "float32", "uint8"]),
     seed=st.integers(0, 99),
 )
-def test_any_rows_come_back_bit_for_bit(
+def test_any_rows_are_read_bit_for_bit(
     tmp_path_factory: pytest.TempPathFactory, rows: int, length: int, dtype: str, seed: int
 ) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (rows, length * np.dtype(dtype).itemsize), np.uint8)
@@ -94,7 +94,7 @@ def test_until_it_is_published_only_a_temporary_file_is_there(tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_its_room_is_reserved_before_a_row_comes(tmp_path: Path) -> None:
+def test_its_disk_space_is_reserved_before_the_first_row(tmp_path: Path) -> None:
     begun(tmp_path)
     (only,) = tmp_path.iterdir()
     assert only.stat().st_blocks * 512 >= only.stat().st_size
@@ -116,7 +116,7 @@ def test_a_row_that_the_disk_lost_is_not_moved(tmp_path: Path) -> None:
     row = rows_for(a_spec(), TABLE.digests)["features.30"][4].tobytes()
     data[data.index(row)] ^= 1
     only.write_bytes(data)
-    with pytest.raises(CacheDamaged, match="not what was written"):
+    with pytest.raises(CacheDamaged, match="not those that were written"):
         draft.publish(TABLE.digests)
     draft.discard()
     assert no_tmp_under(tmp_path)
@@ -138,7 +138,7 @@ def test_rows_of_another_type_or_shape_are_refused(tmp_path: Path, features: dic
     assert not list(tmp_path.iterdir())
 
 
-def test_on_its_own_it_does_not_pass_for_the_whole(tmp_path: Path) -> None:
+def test_a_segment_alone_is_not_mistaken_for_the_whole_cache(tmp_path: Path) -> None:
     draft = begun(tmp_path)
     put(draft, list(range(12)))
     with FeatureCache.open(draft.publish(TABLE.digests)) as cache:
@@ -158,7 +158,7 @@ def test_a_row_is_kept_where_every_view_of_it_was_written(tmp_path: Path) -> Non
     assert verify(path, full=True).sound
 
 
-def test_no_row_is_held_in_memory(tmp_path: Path) -> None:
+def test_no_row_is_kept_in_memory(tmp_path: Path) -> None:
     import tracemalloc
 
     wide = LayerSpec(name="l", weights=None, shape=(1 << 16,))

@@ -1,4 +1,4 @@
-"""A cache in several files reads like one, and never with a segment that is not its own."""
+"""A cache in several files is read like a single file, and never with a segment of another cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cache_samples import ROWS, a_spec, a_table, an_info, flip, make_cache, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache.catalog import DAMAGED, describe, discard, find, garbage, list_caches, mark_used, remove
+from featcache.cache.catalog import DAMAGED, describe, find, garbage, list_caches, mark_used, remove, remove_garbage
 from featcache.cache.donors import Donors
 from featcache.cache.manifest import MANIFEST_NAME, MOST_SEGMENTS, Manifest, Segment
 from featcache.cache.reader import FeatureCache
@@ -46,20 +46,20 @@ def test_a_cache_in_segments_reads_like_a_single_file(tmp_path: Path, segment_ro
         assert (cache.splits, cache.layers, cache.classes) == (single.splits, single.layers, single.classes)
         assert cache.spec == single.spec and cache.selection == single.selection
         for split in cache.splits:
-            ours, theirs = cache[split], single[split]
-            assert ours.ids == theirs.ids
-            assert np.array_equal(ours.labels, theirs.labels) and np.array_equal(ours.digests, theirs.digests)
+            ours, expected = cache[split], single[split]
+            assert ours.ids == expected.ids
+            assert np.array_equal(ours.labels, expected.labels) and np.array_equal(ours.digests, expected.digests)
             for layer in cache.layers:
-                assert np.array_equal(ours.layer(layer)[:], theirs.layer(layer)[:])
-                assert ours.layer(layer).shape == theirs.layer(layer).shape
+                assert np.array_equal(ours.layer(layer)[:], expected.layer(layer)[:])
+                assert ours.layer(layer).shape == expected.layer(layer).shape
                 rows = np.arange(len(ours))
-                assert np.array_equal(ours.checksums(layer, rows), theirs.checksums(layer, rows))
+                assert np.array_equal(ours.checksums(layer, rows), expected.checksums(layer, rows))
     assert len(segments(tmp_path / "set")) == sum(-(-rows // segment_rows) for rows in ROWS.values())
 
 
 @given(rows=st.lists(st.integers(-ROWS["train"], ROWS["train"] - 1), max_size=60))
 @settings(max_examples=60, deadline=None)
-def test_rows_come_in_any_order_across_segments(tmp_path_factory: pytest.TempPathFactory, rows: list[int]) -> None:
+def test_rows_are_read_in_any_order_across_segments(tmp_path_factory: pytest.TempPathFactory, rows: list[int]) -> None:
     base = tmp_path_factory.getbasetemp() / "any-order"
     if not base.exists():
         make_segments(base / "set", segment_rows=7)
@@ -67,14 +67,14 @@ def test_rows_come_in_any_order_across_segments(tmp_path_factory: pytest.TempPat
     assert np.array_equal(array.gather(rows), array[:][np.array(rows, np.int64)])
 
 
-def test_a_segment_is_a_cache_file_that_does_not_pass_for_the_whole(folder: Path) -> None:
+def test_a_segment_is_a_cache_file_that_is_not_mistaken_for_the_whole_cache(folder: Path) -> None:
     with FeatureCache.open(segments(folder)[0]) as segment, FeatureCache.open(folder) as cache:
         assert np.array_equal(segment["train"].features[:], cache["train"].features[: len(segment["train"])])
         assert segment.spec.fingerprint == cache.spec.fingerprint
         assert segment.selection != cache.selection
 
 
-def test_a_cache_in_segments_pickles_and_gives_rows_to_others(folder: Path, single: FeatureCache) -> None:
+def test_a_cache_in_segments_can_be_pickled_and_its_rows_reused(folder: Path, single: FeatureCache) -> None:
     cache = pickle.loads(pickle.dumps(FeatureCache.open(folder)))
     donors = Donors([cache[split] for split in cache.splits])
     located = donors.locate(single["test"].digests)
@@ -89,12 +89,12 @@ def _short(path: Path) -> None:
     os.truncate(path, path.stat().st_size - 100)
 
 
-def _longer(path: Path) -> None:
+def _append_bytes(path: Path) -> None:
     with path.open("ab") as file:
         file.write(b"\0" * 8)
 
 
-def _swapped(path: Path) -> None:
+def _swap(path: Path) -> None:
     other = segments(path.parent)[1]
     shutil.copy(other, path)
 
@@ -108,8 +108,8 @@ def _no_file(path: Path) -> None:
     path.write_bytes(b"")
 
 
-@pytest.mark.parametrize("fault", [_missing, _short, _longer, _swapped, _of_another_spec, _no_file])
-def test_a_segment_that_is_not_its_own_is_named(folder: Path, fault: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("fault", [_missing, _short, _append_bytes, _swap, _of_another_spec, _no_file])
+def test_a_segment_of_another_cache_is_named(folder: Path, fault: Callable[[Path], None]) -> None:
     victim = segments(folder)[0]
     fault(victim)
     with pytest.raises(CacheDamaged, match=victim.name) as raised:
@@ -188,7 +188,7 @@ def test_a_manifest_that_was_edited_is_refused(folder: Path, change: Callable[[d
         lambda values: values["segments"][0].update(file="targets-2.h5"),
     ],
 )
-def test_a_resealed_manifest_that_cannot_be_is_refused(
+def test_an_invalid_manifest_with_a_correct_digest_is_refused(
     folder: Path, change: Callable[[dict[str, object]], object]
 ) -> None:
     path = folder / MANIFEST_NAME
@@ -203,7 +203,7 @@ def test_a_resealed_manifest_that_cannot_be_is_refused(
     assert describe(folder).state in ("foreign", "damaged")
 
 
-def test_segments_may_be_empty_and_their_split_then_is_not_there(tmp_path: Path) -> None:
+def test_segments_may_be_empty_and_then_the_cache_lacks_their_split(tmp_path: Path) -> None:
     tables = {"train": a_table("train", 9), "test": a_table("test", 4)}
     folder = make_segments(tmp_path / "set", split_tables=tables, segment_rows=5, written=0)
     manifest = Manifest.read(folder)
@@ -220,19 +220,19 @@ def test_segments_may_be_empty_and_their_split_then_is_not_there(tmp_path: Path)
 def test_an_unfinished_cache_is_refused_with_how_much_is_missing_and_the_command(tmp_path: Path) -> None:
     folder = make_segments(tmp_path / "set", segment_rows=15, written=2)
     for use in (FeatureCache.open, verify, lambda path: describe(path).require_complete()):
-        with pytest.raises(CacheIncomplete, match="30 of 52 rows are there") as raised:
+        with pytest.raises(CacheIncomplete, match="30 of 52 rows are written") as raised:
             use(folder)
         assert "featcache extract -b vgg16" in str(raised.value.hint)
 
 
-def test_what_an_unfinished_cache_has_can_be_reused(tmp_path: Path, single: FeatureCache) -> None:
+def test_rows_of_an_unfinished_cache_can_be_reused(tmp_path: Path, single: FeatureCache) -> None:
     folder = make_segments(tmp_path / "set", segment_rows=15, written=2)
     second = segments(folder)[1]
     with second.open("r+b") as file:
         file.truncate(1000)
     reported: list[str] = []
     ((segment, split),) = open_segments(folder, Manifest.read(folder), reported.append)
-    assert segment == Segment.planned("train", 0, 15)
+    assert segment == Segment.plan("train", 0, 15)
     assert np.array_equal(split.gather(split.spec.layer_names[0], slice(None)), single["train"].features[:15])
     assert second.name in reported[0]
 
@@ -279,11 +279,11 @@ def test_gc_lists_segments_without_a_manifest_and_caches_that_no_run_uses(folder
     (folder / MANIFEST_NAME).unlink()
     (left,) = garbage(folder.parent, used=[folder], now=0.0)
     assert left.reason == "segments without a manifest"
-    discard(left)
+    remove_garbage(left)
     assert not folder.exists()
 
 
-def test_a_folder_of_the_users_own_is_no_garbage(tmp_path: Path) -> None:
+def test_a_folder_of_the_user_is_no_garbage(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "data.h5").write_text("")
     (tmp_path / "mine" / "notes.txt").write_text("")

@@ -1,4 +1,4 @@
-"""A system call that fails, while rows or targets are written, packed or tidied: nothing is lost, again heals."""
+"""After a failed system call, while files are written, packed or removed, nothing is lost, and a retry succeeds."""
 
 from __future__ import annotations
 

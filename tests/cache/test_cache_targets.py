@@ -1,4 +1,4 @@
-"""Targets: what goes in comes back, in one file and beside segments, and what cannot be is refused."""
+"""Targets are read as they were written, from one file and from segments; invalid values are refused."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cache_samples import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.cache.carrying import Targets, carried, rewrite, tables_of
+from featcache.cache.carrying import Targets, carry_over, rewrite, tables_of
 from featcache.cache.catalog import FOREIGN, describe
 from featcache.cache.manifest import TARGETS_FILES, Manifest
 from featcache.cache.reader import FeatureCache
@@ -43,7 +43,7 @@ from featcache.cache.targets import (
     rows_by_id,
 )
 from featcache.cache.verification import verify
-from featcache.columns import FEW_CLASSES, KINDS, found_kind
+from featcache.columns import FEW_CLASSES, KINDS, infer_kind
 from featcache.errors import CacheDamaged, CacheForeign, CacheUnwritable, InvalidOption, UnknownName
 from featcache.files import system
 
@@ -63,7 +63,7 @@ CELLS: dict[str, st.SearchStrategy[Any]] = {
 
 @st.composite
 def a_target(draw: st.DrawFn, rows: int, kind: str | None = None) -> tuple[Target, list[Any]]:
-    """A target, and what its rows were made from."""
+    """A target, and the values that it was encoded from."""
     chosen = kind or draw(st.sampled_from(KINDS))
     values = draw(st.lists(st.none() | CELLS[chosen], min_size=rows, max_size=rows))
     cells = [";".join(one) if isinstance(one, tuple) else one for one in values]
@@ -75,16 +75,16 @@ def a_target(draw: st.DrawFn, rows: int, kind: str | None = None) -> tuple[Targe
 @given(st.data(), st.integers(0, 12))
 def test_what_was_encoded_is_decoded(data: st.DataObject, rows: int) -> None:
     target, values = data.draw(a_target(rows))
-    assert target.decoded() == values
+    assert target.decode() == values
     assert target.has_value.tolist() == [value is not None for value in values]
     assert target.unlabelled == values.count(None)
     order = np.array(data.draw(st.lists(st.integers(-1, rows - 1), max_size=8)), np.int64)
-    assert target.at(order).decoded() == [values[row] if row >= 0 else None for row in order.tolist()]
+    assert target.at(order).decode() == [values[row] if row >= 0 else None for row in order.tolist()]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.data(), st.integers(1, 20))
-def test_any_targets_come_back_from_one_file_and_from_segments(
+def test_any_targets_are_read_from_one_file_and_from_segments(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, segment_rows: int
 ) -> None:
     folder = tmp_path_factory.mktemp("targets")
@@ -100,8 +100,8 @@ def test_any_targets_come_back_from_one_file_and_from_segments(
         with FeatureCache.open(path) as cache:
             assert list(cache.targets.values()) == list(columns)
             for target, values in some:
-                assert cache["train"].target(target.name).decoded() == values[:9]
-                assert cache["test"].target(target.name).decoded() == values[9:]
+                assert cache["train"].target(target.name).decode() == values[:9]
+                assert cache["test"].target(target.name).decode() == values[9:]
 
 
 # --- kinds -----------------------------------------------------------------------------------------------------
@@ -124,15 +124,15 @@ def test_any_targets_come_back_from_one_file_and_from_segments(
         (["", None, "nan"], "classes"),
     ],
 )
-def test_a_kind_is_found_by_the_cells(cells: list[object], kind: str) -> None:
-    assert found_kind("x", cells) == kind
+def test_a_kind_is_inferred_from_the_cells(cells: list[object], kind: str) -> None:
+    assert infer_kind("x", cells) == kind
     assert encode("x", cells).kind == kind
 
 
 def test_none_of_the_classes_is_a_value() -> None:
     target = encode("x", ["a;b", ";", None])
     assert target.values.tolist() == [[1, 1], [0, 0], [-1, -1]]
-    assert target.decoded() == [("a", "b"), (), None]
+    assert target.decode() == [("a", "b"), (), None]
 
 
 def test_a_list_without_any_class_in_the_whole_column_is_refused() -> None:
@@ -179,7 +179,7 @@ def test_values_that_a_column_cannot_hold_are_refused(column: Column, values: An
         {"name": "x", "kind": "classes", "names": (1,)},
     ],
 )
-def test_a_column_that_cannot_be_is_refused(described: dict[str, Any]) -> None:
+def test_an_invalid_column_is_refused(described: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):
         Column(**described)
 
@@ -198,12 +198,12 @@ def test_a_column_that_cannot_be_is_refused(described: dict[str, Any]) -> None:
         columns_to_json([Column(name=f"c{number}", kind="numbers") for number in range(MOST_COLUMNS + 1)]),
     ],
 )
-def test_a_description_that_cannot_be_is_refused(text: str) -> None:
+def test_an_invalid_description_is_refused(text: str) -> None:
     with pytest.raises(CacheForeign):
         columns_of({"targets": text})
 
 
-# --- beside segments ---------------------------------------------------------------------------------------------
+# --- in segments -------------------------------------------------------------------------------------------------
 
 
 def with_ages(table: SplitTable) -> SplitTable:
@@ -221,10 +221,10 @@ def test_targets_are_joined_by_id_whatever_their_order(tmp_path: Path) -> None:
     mixed = np.random.default_rng(0).permutation(40)[:30]
     with_targets(folder, manifest, an_info(columns=COLUMNS), {"train": train.take(mixed)}).write(folder)
     with FeatureCache.open(folder) as cache:
-        found = cache["train"].target("age").decoded()
+        found = cache["train"].target("age").decode()
         assert found == [float(row) if row in mixed else None for row in range(40)]
-        # A split that the file of targets does not have.
-        assert cache["test"].target("age").decoded() == [None] * 12
+        # The targets file does not have this split.
+        assert cache["test"].target("age").decode() == [None] * 12
         assert cache["test"].labels.tolist() == [-1] * 12
     assert verify(folder, full=True).sound
 
@@ -258,9 +258,7 @@ def _a_segment(path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", [_missing, _short, _header, _another, _a_segment])
-def test_a_file_of_targets_that_is_not_the_one_that_was_written_is_named(
-    tmp_path: Path, fault: Callable[[Path], None]
-) -> None:
+def test_a_replaced_targets_file_is_named(tmp_path: Path, fault: Callable[[Path], None]) -> None:
     folder = make_segments(tmp_path / "c")
     fault(folder / TARGETS_FILES[0])
     with pytest.raises(CacheDamaged, match=TARGETS_FILES[0]):
@@ -268,7 +266,7 @@ def test_a_file_of_targets_that_is_not_the_one_that_was_written_is_named(
     assert not verify(folder).sound
 
 
-def test_damaged_values_are_found_when_they_are_touched_and_not_before(tmp_path: Path) -> None:
+def test_damaged_values_are_found_when_they_are_read_and_not_before(tmp_path: Path) -> None:
     folder = make_segments(tmp_path / "c")
     with FeatureCache.open(folder) as cache:
         place = cache.file.targets.place("train/targets/label")  # type: ignore[attr-defined]
@@ -282,7 +280,7 @@ def test_damaged_values_are_found_when_they_are_touched_and_not_before(tmp_path:
     assert finding.where == "train/targets/label"
 
 
-def test_the_file_of_targets_is_no_cache_of_its_own(tmp_path: Path) -> None:
+def test_the_targets_file_alone_is_not_a_cache(tmp_path: Path) -> None:
     path = make_segments(tmp_path / "c") / TARGETS_FILES[0]
     assert describe(path).state == FOREIGN
     with pytest.raises(CacheForeign, match="featcache-targets"):
@@ -296,7 +294,7 @@ def test_a_cache_with_targets_survives_pickling(tmp_path: Path) -> None:
     assert again.targets == cache.targets
 
 
-# --- written again -----------------------------------------------------------------------------------------------
+# --- rewriting ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=[make_cache, make_segments])
@@ -311,17 +309,17 @@ def add_ages(path: Path) -> None:
         rewrite(cache, COLUMNS, made)
 
 
-def test_other_targets_leave_every_row_as_it_was(path: Path) -> None:
+def test_replacing_targets_changes_no_row(path: Path) -> None:
     with FeatureCache.open(path) as before:
         rows = before["train"].features[:]
         add_ages(path)
-        # Open files go on.
+        # Files that are open are not affected.
         assert before["test"].labels.tolist() == [row % 3 for row in range(12)]
         assert list(before.targets) == ["label"]
     add_ages(path)
     with FeatureCache.open(path) as after:
         np.testing.assert_array_equal(after["train"].features[:], rows)
-        assert after["train"].target("age").decoded() == [float(row) for row in range(40)]
+        assert after["train"].target("age").decode() == [float(row) for row in range(40)]
         assert after["train"].labels.tolist() == [row % 3 for row in range(40)]
     assert verify(path, full=True).sound
     assert no_tmp_under(path.parent)
@@ -342,16 +340,14 @@ def test_a_full_disk_leaves_the_targets_as_they_were(path: Path, monkeypatch: py
     assert no_tmp_under(path.parent)
 
 
-def test_a_packed_file_that_does_not_fit_twice_is_refused_before_it_is_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rewriting_a_packed_file_needs_space_for_a_second_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_cache(tmp_path / "c.h5")
     monkeypatch.setattr("featcache.cache.carrying.free_bytes", lambda folder: 10)
     with pytest.raises(CacheUnwritable, match="10 are free"):
         add_ages(path)
 
 
-def test_a_target_that_is_not_there_is_an_error_that_lists_those_there_are(path: Path) -> None:
+def test_an_unknown_target_is_an_error_with_the_known_ones(path: Path) -> None:
     with FeatureCache.open(path) as cache, pytest.raises(UnknownName) as raised:
         cache["train"].target("age")
     assert "label" in str(raised.value.hint)
@@ -365,10 +361,10 @@ def test_a_cache_without_a_label_has_no_classes_and_no_labelled_row(tmp_path: Pa
         assert len(cache["train"]) == 3
 
 
-# --- taken over --------------------------------------------------------------------------------------------------
+# --- kept targets ------------------------------------------------------------------------------------------------
 
 
-def test_columns_of_tables_are_taken_over_by_id_and_across_splits(path: Path) -> None:
+def test_columns_of_tables_are_kept_by_id_and_across_splits(path: Path) -> None:
     add_ages(path)
     with FeatureCache.open(path) as cache:
         before = Targets.of(cache.file)
@@ -382,7 +378,7 @@ def test_columns_of_tables_are_taken_over_by_id_and_across_splits(path: Path) ->
             targets={"label": np.array([0, 1, 2])},
         ),
     }
-    columns, whole, remarks = carried(before, moved, [label_column(("x", "y", "z"))])
+    columns, whole, remarks = carry_over(before, moved, [label_column(("x", "y", "z"))])
     assert [column.name for column in columns] == ["label", "age"]
     assert columns[0] == label_column(("x", "y", "z"))
     np.testing.assert_array_equal(whole["train"].targets["age"], np.arange(10))
@@ -393,16 +389,16 @@ def test_columns_of_tables_are_taken_over_by_id_and_across_splits(path: Path) ->
     assert len(test) == 12
 
 
-def test_what_the_images_brought_is_not_taken_over(path: Path) -> None:
+def test_columns_that_came_with_the_images_are_not_kept(path: Path) -> None:
     with FeatureCache.open(path) as cache:
         assert {column.origin for column in cache.targets.values()} == {IMAGES}
         before = Targets.of(cache.file)
-    columns, whole, remarks = carried(before, tables(), [label_column(("a", "b", "c"))])
+    columns, whole, remarks = carry_over(before, tables(), [label_column(("a", "b", "c"))])
     assert (columns, remarks) == ((label_column(("a", "b", "c")),), [])
     assert whole == tables() or set(whole) == set(tables())
 
 
-def test_the_spec_and_the_fingerprint_know_nothing_of_targets(path: Path) -> None:
+def test_targets_do_not_change_the_spec_or_the_fingerprint(path: Path) -> None:
     with FeatureCache.open(path) as cache:
         before = cache.spec.fingerprint
     add_ages(path)

@@ -1,4 +1,4 @@
-"""A packed cache: rows come from donors that have them, or the cache is not written."""
+"""A packed cache is written from the rows of donors, or not at all."""
 
 from __future__ import annotations
 
@@ -44,28 +44,28 @@ from featcache.errors import (
 )
 
 
-def packed(path: Path, donors: Donors, **changes: Any) -> Path:
+def write_cache(path: Path, donors: Donors, **changes: Any) -> Path:
     arguments: dict[str, Any] = {"tables": tables(), **changes}
     of_info = {name: arguments.pop(name) for name in ("spec", "classes", "columns", "provenance") if name in arguments}
     return write_packed(path, an_info(**of_info), donors=donors, **arguments)
 
 
-def test_rows_of_donors_become_a_cache(tmp_path: Path) -> None:
-    assert_whole(packed(tmp_path / "c.h5", donors_of(a_spec(), tables())), a_spec(), tables())
+def test_a_cache_is_written_from_donors(tmp_path: Path) -> None:
+    assert_whole(write_cache(tmp_path / "c.h5", donors_of(a_spec(), tables())), a_spec(), tables())
 
 
-def test_segments_become_a_cache(tmp_path: Path) -> None:
+def test_a_cache_is_written_from_segments(tmp_path: Path) -> None:
     with FeatureCache.open(make_segments(tmp_path / "c", segment_rows=7)) as cache:
-        path = packed(tmp_path / "c.h5", Donors([cache[split] for split in cache.splits]))
+        path = write_cache(tmp_path / "c.h5", Donors([cache[split] for split in cache.splits]))
     assert_whole(path, a_spec(), tables())
     assert path.read_bytes() == make_cache(tmp_path / "other.h5").read_bytes()
 
 
-def test_rows_come_in_the_order_of_the_table_whatever_order_the_donors_have(tmp_path: Path) -> None:
+def test_rows_are_in_the_order_of_the_table_for_any_order_of_the_donors(tmp_path: Path) -> None:
     table = tables()["train"]
     order = np.random.default_rng(0).permutation(len(table))
     turned = table.take(order)
-    path = packed(tmp_path / "c.h5", donors_of(a_spec(), tables()), tables={"train": turned})
+    path = write_cache(tmp_path / "c.h5", donors_of(a_spec(), tables()), tables={"train": turned})
     assert_whole(path, a_spec(), {"train": turned})
 
 
@@ -78,16 +78,16 @@ def test_an_increment_copies_from_the_old_cache_and_takes_the_rest_from_others(t
         digests=np.concatenate([a_table("train", 20).digests, a_table("more", 7).digests]),
     )
     with FeatureCache.open(old) as cache:
-        # Under the name of the very cache it reads from.
-        path = packed(old, Donors([cache["train"], *new]), tables={"train": grown})
+        # At the path of the cache that it reads from.
+        path = write_cache(old, Donors([cache["train"], *new]), tables={"train": grown})
     assert_whole(path, a_spec(), {"train": grown})
 
 
-def test_a_cache_of_more_layers_donates_to_one_of_fewer(tmp_path: Path) -> None:
+def test_a_cache_of_more_layers_is_reused_for_one_of_fewer(tmp_path: Path) -> None:
     source = make_cache(tmp_path / "both.h5")
-    one = a_spec().restricted_to(["features.30"])
+    one = a_spec().with_layers(["features.30"])
     with FeatureCache.open(source) as cache:
-        path = packed(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
+        path = write_cache(tmp_path / "one.h5", Donors([cache["train"], cache["test"]]), spec=one)
     assert_whole(path, one, tables())
 
 
@@ -104,7 +104,7 @@ def test_where_open_files_cannot_be_replaced_the_donor_is_closed_first(
         replace(old, new)
 
     monkeypatch.setattr(files.system, "replace", refusing)
-    packed(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
+    write_cache(path, Donors([cache["train"], cache["test"]]), provenance={"created": "later"})
     with pytest.raises(CacheNotFound, match="replaced"):
         cache["train"].features[0]
     assert_whole(path, a_spec(), tables())
@@ -114,7 +114,7 @@ def _is_open(path: Path) -> bool:
     return any(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir())
 
 
-def test_views_are_arrays_beside_the_plain_one_over_the_same_rows(tmp_path: Path) -> None:
+def test_views_are_further_arrays_over_the_same_rows(tmp_path: Path) -> None:
     spec = a_spec(views=3, view_seed=0)
     path = make_cache(tmp_path / "c.h5", spec)
     assert_whole(path, spec, tables())
@@ -137,9 +137,9 @@ def test_a_view_is_taken_from_a_cache_that_has_it(tmp_path: Path) -> None:
     donors = Donors([plain["train"], plain["test"], whole["train"]])
     assert donors.locate(a_table("train", 3).digests).donor.tolist() == [0, 0, 0]
     assert donors.locate(a_table("train", 3).digests, view=2).donor.tolist() == [2, 2, 2]
-    assert_whole(packed(tmp_path / "c.h5", donors, spec=spec), spec, tables())
+    assert_whole(write_cache(tmp_path / "c.h5", donors, spec=spec), spec, tables())
     with pytest.raises(CacheIncomplete, match=r"train \(view 1\)"):
-        packed(tmp_path / "d.h5", Donors([plain["train"], plain["test"]]), spec=spec)
+        write_cache(tmp_path / "d.h5", Donors([plain["train"], plain["test"]]), spec=spec)
 
 
 def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_the_same_image_twice_is_two_equal_rows(tmp_path: Path) -> None:
         np.testing.assert_array_equal(cache["train"].features[0], cache["train"].features[2])
 
 
-def test_splits_come_in_the_order_train_val_test_and_may_be_empty(tmp_path: Path) -> None:
+def test_splits_are_in_the_order_train_val_test_and_may_be_empty(tmp_path: Path) -> None:
     made = {"test": a_table("test", 3), "val": a_table("val", 0), "train": a_table("train", 2)}
     path = make_cache(tmp_path / "c.h5", split_tables=made)
     with FeatureCache.open(path) as cache:
@@ -165,7 +165,7 @@ def test_splits_come_in_the_order_train_val_test_and_may_be_empty(tmp_path: Path
 def test_a_missing_row_is_counted_and_nothing_is_written(tmp_path: Path) -> None:
     donors = donors_of(a_spec(), {"train": a_table("train", 30), "test": a_table("test", 12)})
     with pytest.raises(CacheIncomplete, match="10 of train"):
-        packed(tmp_path / "c.h5", donors)
+        write_cache(tmp_path / "c.h5", donors)
     assert not (tmp_path / "c.h5").exists()
 
 
@@ -175,7 +175,7 @@ def test_a_damaged_row_stops_it_and_the_old_cache_stays(tmp_path: Path) -> None:
     with FeatureCache.open(other) as cache:
         flip(other, cache.file.place("train/features/avgpool").offset)
         with pytest.raises(CacheDamaged, match=r"other\.h5"):
-            packed(path, Donors([cache["train"], cache["test"]]))
+            write_cache(path, Donors([cache["train"], cache["test"]]))
     assert path.read_bytes() == before
     assert no_tmp_under(tmp_path)
 
@@ -183,7 +183,7 @@ def test_a_damaged_row_stops_it_and_the_old_cache_stays(tmp_path: Path) -> None:
 def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
     donors = donors_of(a_spec(precision="bf16"), tables())
     with pytest.raises(CacheForeign, match="fingerprint"):
-        packed(tmp_path / "c.h5", donors)
+        write_cache(tmp_path / "c.h5", donors)
 
 
 @pytest.mark.parametrize(
@@ -201,15 +201,15 @@ def test_rows_of_another_spec_are_refused(tmp_path: Path) -> None:
 def test_tables_that_do_not_fit_are_refused(tmp_path: Path, changes: Mapping[str, Any]) -> None:
     donors = donors_of(a_spec(), tables())
     with pytest.raises(InvalidOption):
-        packed(tmp_path / "c.h5", donors, **changes)
+        write_cache(tmp_path / "c.h5", donors, **changes)
 
 
 @pytest.mark.parametrize("bad", ["", "ends\0", "\0", "\ud800", "\udcc3\udca9"])
-def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> None:
+def test_an_id_that_cannot_be_stored_unchanged_is_refused(tmp_path: Path, bad: str) -> None:
     table = SplitTable(ids=("ok", bad), targets={"label": np.zeros(2, np.int64)}, digests=digests_of(["a", "b"]))
     donors = donors_of(a_spec(), {"train": table})
     with pytest.raises(InvalidOption):
-        packed(tmp_path / "c.h5", donors, tables={"train": table})
+        write_cache(tmp_path / "c.h5", donors, tables={"train": table})
 
 
 @settings(max_examples=30, deadline=None)
@@ -221,7 +221,7 @@ def test_an_id_that_would_not_come_back_is_refused(tmp_path: Path, bad: str) -> 
     ),
     st.data(),
 )
-def test_any_ids_and_labels_come_back(
+def test_any_ids_and_labels_are_read_as_written(
     tmp_path_factory: pytest.TempPathFactory, ids: list[str], data: st.DataObject
 ) -> None:
     labels = data.draw(st.lists(st.integers(-1, 2), min_size=len(ids), max_size=len(ids)))
@@ -234,13 +234,13 @@ def test_any_ids_and_labels_come_back(
 
 def test_progress_ends_at_all_bytes(tmp_path: Path) -> None:
     donors = donors_of(a_spec(), tables())
-    told: list[tuple[int, int]] = []
-    packed(tmp_path / "c.h5", donors, progress=lambda done, total: told.append((done, total)))
-    assert told[-1] == (52 * 22 * 2, 52 * 22 * 2)
-    assert told == sorted(told)
+    calls: list[tuple[int, int]] = []
+    write_cache(tmp_path / "c.h5", donors, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (52 * 22 * 2, 52 * 22 * 2)
+    assert calls == sorted(calls)
 
 
-def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
+def test_memory_use_does_not_depend_on_the_size_of_the_cache(tmp_path: Path) -> None:
     spec = a_spec(layers=[LayerSpec(name="l", weights=None, shape=(16384,))])
     ids = [str(row) for row in range(2000)]
     digests = digests_of(ids)
@@ -249,7 +249,7 @@ def test_memory_stays_flat_however_large_the_cache(tmp_path: Path) -> None:
     tracemalloc.start()
     try:
         with FeatureCache.open(folder) as segments:
-            path = packed(tmp_path / "c.h5", Donors([segments["train"]]), spec=spec, tables={"train": table})
+            path = write_cache(tmp_path / "c.h5", Donors([segments["train"]]), spec=spec, tables={"train": table})
         with FeatureCache.open(path) as cache:
             for _, block in cache["train"].features.blocks(256):
                 assert block.shape[1] == 16384

@@ -1,4 +1,4 @@
-"""Calling featcache as a stranger would, in this process or in one of its own, and pictures to call it on."""
+"""Calls of featcache in this process or in a process of its own, and pictures to call it on."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def answer(*words: str | Path, expect: int = 0) -> dict[str, Any]:
     stdout = featcache(*words, "--json", expect=expect).stdout
     assert stdout.count("\n") == 1
     assert stdout.endswith("}\n")
-    said = json.loads(stdout)
-    assert isinstance(said, dict)
-    return said
+    output = json.loads(stdout)
+    assert isinstance(output, dict)
+    return output
 
 
 def complaint(*words: str | Path, expect: int = 1) -> tuple[str, str]:

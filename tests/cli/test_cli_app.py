@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import typer
 from command_line import PIXELS, child, complaint, featcache
 
 from featcache.cache import catalog
+from featcache.cli.app import app
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
@@ -39,7 +42,7 @@ COMMANDS = (
 )
 
 
-def finished(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
+def run_program(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of any program."""
     ran = subprocess.run([*map(str, words)], cwd=cwd, capture_output=True, text=True, check=False)
     return ran.returncode, ran.stdout, ran.stderr
@@ -50,12 +53,12 @@ def finished(*words: str | Path, cwd: Path) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("words", [("-m", "featcache"), (ROOT / "cli.py",)], ids=["module", "cli.py"])
 def test_it_runs_as_a_module_and_from_a_checkout(words: tuple[str | Path, ...], here: Path) -> None:
-    assert finished(sys.executable, *words, "--version", cwd=here) == (0, f"featcache {version('featcache')}\n", "")
+    assert run_program(sys.executable, *words, "--version", cwd=here) == (0, f"featcache {version('featcache')}\n", "")
 
 
 def test_the_console_script_is_installed(here: Path) -> None:
     script = Path(sys.executable).parent / "featcache"
-    assert finished(script, "--version", cwd=here)[:2] == (0, f"featcache {version('featcache')}\n")
+    assert run_program(script, "--version", cwd=here)[:2] == (0, f"featcache {version('featcache')}\n")
 
 
 def test_help_lists_every_command_with_a_whole_sentence() -> None:
@@ -68,47 +71,106 @@ def test_help_lists_every_command_with_a_whole_sentence() -> None:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_common_options_are_accepted_after_any_command(name: str) -> None:
-    stdout = featcache(name, "--help").stdout
-    assert all(f"{option} " in stdout for option in ("--json", "--data-dir", "--runs-dir", "--quiet", "--debug"))
-    assert max(map(len, stdout.splitlines())) <= 80
+def test_the_help_of_a_command_fits_one_and_a_half_screens_with_two_examples(name: str) -> None:
+    lines = featcache(name, "--help").stdout.splitlines()
+    assert len(lines) <= 36
+    assert lines[-1] == "Anywhere: --json --data-dir --runs-dir --quiet --debug"
+    # An example is a line to copy: it is not wrapped.
+    examples = [line for line in lines if line.startswith("  featcache ")]
+    assert len(examples) == 2 and all(name in line for line in examples)
+    assert max(len(line) for line in lines if line not in examples) <= 80
+
+
+@pytest.mark.parametrize("name", ["extract", "train-head", "sweep"])
+def test_help_all_shows_every_option_with_all_of_its_help(name: str) -> None:
+    usual, whole = (featcache(name, word).stdout for word in ("--help", "--help-all"))
+    command = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    flags = [parameter.opts[0] for parameter in command.params if parameter.param_type_name == "option"]
+    assert all(f"{flag} " in whole for flag in flags)
+    assert not all(f"{flag} " in usual for flag in flags)
+    assert "None" not in whole and "<str>" not in whole
+
+
+@pytest.mark.parametrize("where", ["before", "after", "between"])
+def test_the_common_options_are_accepted_anywhere(where: str, cache: Path, here: Path) -> None:
+    (here / "data").rename(here / "elsewhere")
+    common, words = ("--json", "--data-dir", "elsewhere"), ("info", cache.stem)
+    line = {"before": (*common, *words), "after": (*words, *common), "between": (words[0], *common, words[1])}[where]
+    assert json.loads(featcache(*line).stdout)["name"] == cache.stem
+
+
+def test_the_data_folder_may_be_an_environment_variable(
+    cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "data").rename(here / "elsewhere")
+    monkeypatch.setenv("FEATCACHE_DATA_DIR", "elsewhere")
+    assert cache.stem in featcache("ls").stdout
+    assert cache.stem not in featcache("ls", "--data-dir", "data").stdout
+
+
+def test_there_are_at_most_220_options_and_34_of_train_head() -> None:
+    root = typer.main.get_command(app)
+    own = {
+        name: sum(parameter.param_type_name == "option" for parameter in command.params)
+        for name, command in root.commands.items()  # type: ignore[attr-defined]
+    }
+    assert own["train-head"] <= 34 and own["assemble"] <= 10
+    assert sum(own.values()) + len(root.params) <= 220
 
 
 def test_help_groups_options_in_sections() -> None:
     lines = featcache("train-head", "-h").stdout.splitlines()
     sections = [line for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert sections == [
-        *("On which cache:", "The run:", "What is learned from which rows:", "The head:", "How it is trained:"),
-        *("How it runs:", "Which features:", "Of which images:", "Common:"),
+        *("Examples:", "Which cache:", "How it starts:", "What is learned from which rows:", "The head:"),
+        "How it is trained:",
     ]
-    common = lines.index("Common:")
-    assert lines[-1].split()[:2] == ["-h,", "--help"]
-    assert "--json" in lines[common + 1]
 
 
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("exract",), "Did you mean 'extract'"),
+        (("exract",), "extract"),
         (("extract", "--limt", "3"), "--limit"),
         (("extract", "--limit", "three"), "--limit"),
         (("extract", "--pool", "max"), "--pool"),
-        (("extract", "--batch-size", "some"), "expected auto or a whole number of at least 1, got 'some'"),
+        (("extract", "--batch-size", "some"), "expected --batch-size auto or a whole number of at least 1, got 'some'"),
         (("extract", "stray"), "stray"),
-        (("info",), "Missing argument 'cache'"),
+        (("info",), "featcache info needs CACHE"),
         (("verify", "name", "--recompute", "-1"), "--recompute"),
-        (("--json", "ls"), "--json"),
+        (("train-head", "--image-size", "8"), "it is an option of extract"),
+        (("extract", "--runs"), "--runs"),
     ],
 )
 def test_wrong_usage_is_explained_and_ends_with_2(words: tuple[str, ...], expected: str) -> None:
     result = featcache(*words, expect=2)
     assert result.stdout == ""
-    assert result.stderr.startswith("Usage: featcache")
+    error, hint = result.stderr.splitlines()
+    assert error.startswith("error: ") and hint.startswith("hint: ")
     assert expected in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "kind", "code"),
+    [
+        (("ls", "--foo"), "WrongUsage", 2),
+        (("exract",), "WrongUsage", 2),
+        (("extract", "--limit", "0"), "WrongUsage", 2),
+        (("train-head", "--head", "mpl"), "WrongUsage", 2),
+        (("info", "nothing"), "CacheNotFound", 1),
+        (("predict", "latest", "x.png"), "HeadError", 1),
+    ],
+)
+def test_with_json_an_error_is_one_object_on_stdout(words: tuple[str, ...], kind: str, code: int, here: Path) -> None:
+    result = featcache(*words, "--json", expect=code)
+    error = json.loads(result.stdout)["error"]
+    assert list(error) == ["kind", "message", "hint", "exit_code"]
+    assert (error["kind"], error["exit_code"]) == (kind, code)
+    assert f"error: {error['message']}" in result.stderr
+
+
 def test_without_any_word_the_help_is_shown(here: Path) -> None:
-    code, stdout, stderr = finished(sys.executable, "-m", "featcache", cwd=here)
+    code, stdout, stderr = run_program(sys.executable, "-m", "featcache", cwd=here)
     assert code == 2
     assert "train-head" in stdout + stderr
 
@@ -122,7 +184,7 @@ def test_an_error_is_two_lines_and_no_traceback(here: Path) -> None:
 
 
 def test_debug_shows_where_an_error_was_raised(here: Path) -> None:
-    code, stdout, stderr = finished(sys.executable, "-m", "featcache", "info", "nothing", "--debug", cwd=here)
+    code, stdout, stderr = run_program(sys.executable, "-m", "featcache", "info", "nothing", "--debug", cwd=here)
     assert (code, stdout) == (1, "")
     assert "Traceback" in stderr
     assert "CacheNotFound" in stderr
@@ -154,10 +216,10 @@ def test_a_fault_of_featcache_is_called_one(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(folder: Path) -> None:
+    def interrupt(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog, "list_caches", interrupted)
+    monkeypatch.setattr(catalog, "list_caches", interrupt)
     result = featcache("ls", expect=130)
     assert (result.stdout, result.stderr) == ("", "interrupted\n")
 
@@ -166,9 +228,7 @@ def test_ctrl_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_a_reader_who_has_left_is_no_error(
-    unbuffered: str, cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_closed_pipe_is_no_error(unbuffered: str, cache: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     # Many caches: what does not fit into the pipe meets a closed one.
     for number in range(1000):
@@ -198,7 +258,7 @@ def test_a_result_that_cannot_be_written_is_an_error(
 
 def test_a_closed_stdout_is_no_fault(cache: Path, here: Path) -> None:
     closed = f"{sys.executable} -m featcache ls --json >&-"
-    assert finished("bash", "-c", closed, cwd=here) == (0, "", "")
+    assert run_program("bash", "-c", closed, cwd=here) == (0, "", "")
 
 
 def test_a_name_that_is_no_text_is_shown_escaped(here: Path) -> None:
@@ -207,7 +267,7 @@ def test_a_name_that_is_no_text_is_shown_escaped(here: Path) -> None:
         odd.write_bytes(b"no archive")
     except OSError:
         pytest.skip("this file system takes no such name")
-    code, stdout, stderr = finished(sys.executable, "-m", "featcache", "extract", *PIXELS, "-d", odd, cwd=here)
+    code, stdout, stderr = run_program(sys.executable, "-m", "featcache", "extract", *PIXELS, "-d", odd, cwd=here)
     assert (code, stdout) == (1, "")
     assert "\\udcff.zip" in stderr
     assert "Traceback" not in stderr

@@ -27,18 +27,18 @@ def test_extractions_gc_rm_and_a_training_at_once_do_no_harm(here: Path) -> None
         child("rm", other.stem, cwd=here),
         *(child("gc", "--delete", cwd=here) for _ in range(3)),
     ]
-    said = [process.communicate(timeout=300) for process in running]
+    output = [process.communicate(timeout=300) for process in running]
     # `gc` may have been quicker than `rm`, which then finds nothing.
     codes = [process.returncode for process in running]
-    assert codes[:3] + codes[4:] == [0] * 6, said
-    first, second = (json.loads(said[number][0]) for number in (0, 1))
+    assert codes[:3] + codes[4:] == [0] * 6, output
+    first, second = (json.loads(output[number][0]) for number in (0, 1))
     assert first["cache"] == second["cache"]
     # `gc` may have removed what no run uses.
     featcache(*grown)
     featcache("verify", "--full", Path(first["cache"]).stem)
     with FeatureCache.open(here / first["cache"]) as cache:
         assert sum(len(cache[split]) for split in cache) == 1797
-    run = Run.load(here / json.loads(said[2][0])["run"])
+    run = Run.load(here / json.loads(output[2][0])["run"])
     assert run.training.images["train"] > 1000
     assert not other.exists()
     assert not list((here / "data").rglob("*.tmp-*"))

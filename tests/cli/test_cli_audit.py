@@ -30,10 +30,10 @@ def leaky(here: Path) -> Path:
 
 
 def test_leaks_are_named_with_the_contradicting_label_first(leaky: Path) -> None:
-    said = answer("audit", leaky)
-    assert [section["kind"] for section in said["sections"]] == list(KINDS)
-    assert said["rows"] == {"train": 38, "test": 12}
-    leaks = said["sections"][0]["findings"]
+    output = answer("audit", leaky)
+    assert [section["kind"] for section in output["sections"]] == list(KINDS)
+    assert output["rows"] == {"train": 38, "test": 12}
+    leaks = output["sections"][0]["findings"]
     assert [[sample["id"] for sample in leak["samples"]] for leak in leaks] == [
         ["train/eel/99.png", "test/dog/01.png"],
         ["train/cat/98.png", "test/cat/00.png"],
@@ -43,7 +43,8 @@ def test_leaks_are_named_with_the_contradicting_label_first(leaky: Path) -> None
 
 def test_the_table_shows_the_worst_of_each_kind(leaky: Path) -> None:
     lines = featcache("audit", leaky, "--top", "1").stdout.splitlines()
-    assert lines[0].split() == ["cache", leaky.stem]
+    assert lines[0].endswith(f" findings in {leaky.stem}")
+    assert lines[-1] == f"next: featcache audit {leaky.stem} --output audit.csv"
     leaks = lines.index("Leaks: the same picture in several splits: 2")
     assert lines[leaks + 1].startswith("  same bytes; of ")
     table = next(number for number in range(leaks, len(lines)) if lines[number].startswith("score  what "))
@@ -53,10 +54,13 @@ def test_the_table_shows_the_worst_of_each_kind(leaky: Path) -> None:
 
 
 def test_all_findings_go_into_a_file(leaky: Path, here: Path) -> None:
-    said = answer("audit", leaky, "--output", "findings.json")
-    assert json.loads((here / "findings.json").read_text()) | {"seconds": 0} == said | {"seconds": 0}
+    output = answer("audit", leaky, "--output", "findings.json")
+    assert json.loads((here / "findings.json").read_text()) | {"seconds": 0} == output | {"seconds": 0}
     stdout = featcache("audit", leaky, "-o", "tables/findings.csv").stdout
-    assert stdout.splitlines()[-1] == "all findings are in tables/findings.csv"
+    assert stdout.splitlines()[-2:] == [
+        "all findings are in tables/findings.csv",
+        f"next: featcache train-head {leaky.stem}",
+    ]
     with (here / "tables" / "findings.csv").open(newline="") as file:
         header, *rows = csv.reader(file)
     assert tuple(header) == HEADER

@@ -1,4 +1,4 @@
-"""The shelf: `ls`, `info`, `verify`, `why`, `rm`, `gc`."""
+"""The caches: `ls`, `info`, `verify`, `why`, `rm`, `gc`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,30 @@ from featcache.files import tmp_name
 # --- ls ----------------------------------------------------------------------------------------------------
 
 
-def test_an_empty_shelf_says_how_to_fill_it() -> None:
+def test_ls_without_caches_names_the_command_that_makes_one() -> None:
     assert "featcache extract" in featcache("ls").stdout
     assert answer("ls") == {"caches": []}
 
 
-def test_ls_tells_all_about_a_cache(cache: Path) -> None:
+def test_ls_lists_a_cache(cache: Path) -> None:
     (entry,) = answer("ls")["caches"]
     assert (entry["name"], entry["path"]) == (cache.stem, str(cache.relative_to(Path.cwd())))
     assert (entry["state"], entry["problem"]) == ("complete", None)
     assert (entry["dataset"], entry["backbone"], entry["layers"]) == ("pictures", "pixels", ["pixels"])
     assert (entry["rows"], entry["rows_done"]) == ({"train": 36, "test": 12}, 48)
     assert entry["bytes"] == cache.stat().st_size
-    header, _, line = featcache("ls").stdout.splitlines()
-    assert header.split() == ["name", "layers", "rows", "views", "size", "age", "used", "state"]
-    assert line.split()[0] == cache.stem
-    assert "36 train, 12 test" in line
-    assert line.endswith("complete")
+    header, _, line, after = featcache("ls").stdout.splitlines()
+    assert header.split() == ["name", "images", "size", "age", "layers"]
+    assert line.split()[:2] == [cache.stem, "48"]
+    assert after == f"next: featcache info {cache.stem}"
 
 
-def test_ls_tells_how_far_an_unfinished_one_is(unfinished: Path) -> None:
+def test_ls_lists_an_unfinished_cache_with_its_progress(unfinished: Path) -> None:
     (entry,) = answer("ls")["caches"]
     assert (entry["state"], entry["rows_done"]) == ("unfinished", 16)
-    assert featcache("ls").stdout.endswith("unfinished, 33 %\n")
+    header, _, line, after = featcache("ls").stdout.splitlines()
+    assert header.split() == ["name", "images", "size", "age", "state", "layers"] and "unfinished, 33 %" in line
+    assert after.startswith("next: featcache extract --backbone pixels --dataset ")
 
 
 def test_ls_lists_what_is_damaged_or_foreign(damaged: Path) -> None:
@@ -55,27 +56,27 @@ def test_ls_of_a_data_folder_that_is_a_file_is_an_error(here: Path) -> None:
 
 
 def test_info_shows_the_spec_the_selection_and_where_it_came_from(cache: Path) -> None:
-    said = answer("info", cache.stem)
-    assert said["spec"]["backbone"] == "pixels"
-    assert said["selection"]["source"].endswith("/pictures")
+    output = answer("info", cache.stem)
+    assert output["spec"]["backbone"] == "pixels"
+    assert output["selection"]["source"].endswith("/pictures")
     label = {"name": "label", "kind": "classes", "names": list(CLASSES), "unlabelled": 0, "origin": "images"}
-    assert said["targets"] == [label]
-    assert said["provenance"]["device"] == "cpu"
-    told = dict(line.split(None, 1) for line in featcache("info", cache).stdout.splitlines())
-    assert told["rows"] == "36 train, 12 test"
-    assert told["spec.transform.image_size"] == "8"
-    assert told["target"].split(None, 1)[1] == "classes (cat, dog, eel), 0 rows without a value, from images"
+    assert output["targets"] == [label]
+    assert output["provenance"]["device"] == "cpu"
+    shown = dict(line.split(None, 1) for line in featcache("info", cache).stdout.splitlines())
+    assert shown["rows"] == "36 train, 12 test"
+    assert shown["spec.transform.image_size"] == "8"
+    assert shown["target"].split(None, 1)[1] == "classes (cat, dog, eel), 0 rows without a value, from images"
 
 
-def test_info_of_an_unfinished_or_damaged_one_says_so(unfinished: Path) -> None:
+def test_info_of_an_unfinished_cache_names_its_state(unfinished: Path) -> None:
     assert answer("info", unfinished.stem)["state"] == "unfinished"
     assert "unfinished, 33 %" in featcache("info", unfinished).stdout
 
 
-def test_info_of_a_damaged_one_says_what_is_wrong(damaged: Path) -> None:
-    said = answer("info", damaged.stem, expect=1)
-    assert said["state"] == "damaged"
-    assert said["problem"] in featcache("info", damaged.stem, expect=1).stdout
+def test_info_of_a_damaged_cache_names_the_problem(damaged: Path) -> None:
+    output = answer("info", damaged.stem, expect=1)
+    assert output["state"] == "damaged"
+    assert output["problem"] in featcache("info", damaged.stem, expect=1).stdout
 
 
 @pytest.mark.parametrize("name", ["nothing", "nothing.h5", "no/where.h5"])
@@ -106,9 +107,9 @@ def test_a_flipped_byte_is_found_and_ends_with_exit_1(cache: Path) -> None:
     content[at] ^= 1
     cache.write_bytes(content)
     assert answer("verify", cache.stem)["sound"] is True
-    said = answer("verify", cache.stem, "--full", expect=1)
-    assert said["sound"] is False
-    assert said["findings"][0]["count"] == 1
+    output = answer("verify", cache.stem, "--full", expect=1)
+    assert output["sound"] is False
+    assert output["findings"][0]["count"] == 1
     result = featcache("verify", cache.stem, "--full", expect=1)
     assert "error: " in result.stderr
     assert "hint: extract again" in result.stderr
@@ -123,8 +124,8 @@ def picture_row(cache: Path) -> bytes:
 
 
 def test_a_truncated_cache_is_found(damaged: Path) -> None:
-    said = answer("verify", damaged.stem, expect=1)
-    assert said["sound"] is False
+    output = answer("verify", damaged.stem, expect=1)
+    assert output["sound"] is False
 
 
 def test_an_unfinished_one_cannot_be_verified(unfinished: Path) -> None:
@@ -136,10 +137,10 @@ def test_an_unfinished_one_cannot_be_verified(unfinished: Path) -> None:
 # --- why ---------------------------------------------------------------------------------------------------
 
 
-def test_why_tells_a_hit(cache: Path) -> None:
-    said = answer("why", *PIXELS)
-    assert (said["state"], said["rows"], said["to_compute"]) == ("hit", 48, 0)
-    assert featcache("why", *PIXELS).stdout.startswith("hit: 48 of 48 rows are there")
+def test_why_reports_a_hit(cache: Path) -> None:
+    output = answer("why", *PIXELS)
+    assert (output["state"], output["rows"], output["to_compute"]) == ("hit", 48, 0)
+    assert featcache("why", *PIXELS).stdout.startswith("hit: 48 of 48 images are cached")
 
 
 def test_why_names_what_is_new_changed_and_gone(cache: Path, here: Path) -> None:
@@ -147,25 +148,25 @@ def test_why_names_what_is_new_changed_and_gone(cache: Path, here: Path) -> None
     (dogs / "new.png").write_bytes(picture(500))
     (dogs / "00.png").write_bytes(picture(501))
     (dogs / "01.png").unlink()
-    said = answer("why", *PIXELS)
-    assert (said["state"], said["to_compute"]) == ("partial", 2)
-    assert said["new"] == ["train/dog/new.png"]
-    assert said["changed"] == ["train/dog/00.png"]
-    assert said["gone"] == ["train/dog/01.png"]
+    output = answer("why", *PIXELS)
+    assert (output["state"], output["to_compute"]) == ("partial", 2)
+    assert output["new"] == ["train/dog/new.png"]
+    assert output["changed"] == ["train/dog/00.png"]
+    assert output["gone"] == ["train/dog/01.png"]
     stdout = featcache("why", *PIXELS).stdout
     assert "new: train/dog/new.png\n" in stdout
     assert "gone: train/dog/01.png\n" in stdout
 
 
-def test_why_tells_a_miss_field_by_field(cache: Path) -> None:
+def test_why_lists_the_fields_of_a_miss(cache: Path) -> None:
     other = ("-b", "pixels", "-d", "pictures", "--image-size", "9")
-    said = answer("why", *other)
-    assert (said["state"], said["to_compute"]) == ("miss", 48)
-    (nearest,) = said["nearest"]
+    output = answer("why", *other)
+    assert (output["state"], output["to_compute"]) == ("miss", 48)
+    (nearest,) = output["nearest"]
     assert nearest["cache"] == cache.stem
     sizes = {one["field"]: (one["cached"], one["asked"]) for one in nearest["differences"]}
     assert sizes["transform.image_size"] == (8, 9)
-    assert "transform.image_size: 8, asked 9" in featcache("why", *other).stdout
+    assert "transform.image_size: cached 8, requested 9" in featcache("why", *other).stdout
 
 
 def test_why_writes_nothing(here: Path) -> None:
@@ -200,11 +201,11 @@ def test_gc_lists_and_only_on_request_removes_what_no_run_uses(cache: Path) -> N
     featcache("train-head", "--head", "linear", "--max-epochs", "1")
     assert featcache("gc").stdout == "nothing to remove\n"
     featcache("extract", *PIXELS, "--limit", "6")
-    said = answer("gc")
-    (piece,) = said["garbage"]
-    assert (said["deleted"], said["bytes"]) == (False, piece["bytes"])
+    output = answer("gc")
+    (piece,) = output["garbage"]
+    assert (output["deleted"], output["bytes"]) == (False, piece["bytes"])
     assert Path(piece["path"]).exists()
-    assert "--delete does it" in featcache("gc").stdout
+    assert "next: featcache gc --delete\n" in featcache("gc").stdout
     assert answer("gc", "--delete")["garbage"] == [piece]
     assert [entry["name"] for entry in answer("ls")["caches"]] == [cache.stem]
 

@@ -15,7 +15,7 @@ from featcache.backbones.zoos.torchvision_facts import TORCHVISION
 from featcache.cli import completion
 
 
-def offered(line: str, here: Path, code: str = "") -> list[str]:
+def complete(line: str, here: Path, code: str = "") -> list[str]:
     """What bash is offered at the end of a line."""
     words = line.split(" ")
     ran = subprocess.run(
@@ -49,21 +49,21 @@ def test_the_names_of_backbones_are_those_that_there_are() -> None:
     ],
 )
 def test_names_are_offered_where_they_belong(line: str, expected: list[str], here: Path) -> None:
-    assert offered(line, here) == expected
+    assert complete(line, here) == expected
 
 
 def test_caches_and_runs_are_offered_from_their_folders(cache: Path, here: Path) -> None:
     featcache("train-head", "--head", "centroid")
     (run,) = (here / "runs").iterdir()
-    assert offered("featcache info pict", here) == [cache.stem]
-    assert offered("featcache train-head pict", here) == [cache.stem]
-    assert offered("featcache predict ", here) == [run.name, "best", "latest"]
-    assert offered("featcache export ", here) == [run.name, "best", "latest", cache.stem]
-    assert offered("featcache info --data-dir elsewhere pict", here) == []
-    assert offered("featcache predict runs/", here) == [f"runs/{run.name}/"]
+    assert complete("featcache info pict", here) == [cache.stem]
+    assert complete("featcache train-head pict", here) == [cache.stem]
+    assert complete("featcache predict ", here) == [run.name, "best", "latest"]
+    assert complete("featcache export ", here) == [run.name, "best", "latest", cache.stem]
+    assert complete("featcache info --data-dir elsewhere pict", here) == []
+    assert complete("featcache predict runs/", here) == [f"runs/{run.name}/"]
 
 
 @pytest.mark.parametrize("line", ["featcache extract -b vgg", "featcache extract -d c", "featcache predict l"])
 def test_torch_is_never_loaded_for_a_name(line: str, here: Path) -> None:
     code = "import sys; assert not {'torch', 'torchvision', 'sklearn'} & set(sys.modules), 'heavy'"
-    offered(line, here, code)
+    complete(line, here, code)

@@ -1,4 +1,4 @@
-"""`featcache doctor`: what a stranger learns of the machine."""
+"""`featcache doctor`: what it reports of the machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_it_says_what_the_machine_is_and_what_to_expect() -> None:
-    said = answer("doctor")
-    assert said["cores"] >= 1
-    assert said["threads"] >= 1
-    assert said["precisions"]["fp32"] is True
-    assert said["precisions"][said["precision"]] is True
-    assert {"python", "torch", "pillow"} <= set(said["versions"])
-    assert said["decode_images_per_s"] > 0
-    assert said["disk_mb_per_s"] > 0
-    assert list(said["expected"]) == ["vgg16", "inception_v3"]
-    for speed in said["expected"].values():
+def test_it_reports_the_machine_and_what_to_expect() -> None:
+    output = answer("doctor")
+    assert output["cores"] >= 1
+    assert output["threads"] >= 1
+    assert output["precisions"]["fp32"] is True
+    assert output["precisions"][output["precision"]] is True
+    assert {"python", "torch", "pillow"} <= set(output["versions"])
+    assert output["decode_images_per_s"] > 0
+    assert output["disk_mb_per_s"] > 0
+    assert list(output["expected"]) == ["vgg16", "inception_v3"]
+    for speed in output["expected"].values():
         assert speed["images_per_s"] > 0
         assert speed["estimate"] is True
 
@@ -60,11 +60,11 @@ def test_a_machine_without_a_compiler_has_none(monkeypatch: pytest.MonkeyPatch) 
     assert answer("doctor")["compiler"] is None
 
 
-def test_a_disk_that_cannot_be_written_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(**_: object) -> None:
+def test_a_disk_that_cannot_be_written_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
         raise PermissionError("read-only")
 
-    monkeypatch.setattr("tempfile.TemporaryFile", refused)
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
     assert answer("doctor")["disk_mb_per_s"] is None
     assert "cannot be written" in featcache("doctor").stdout
 

@@ -17,13 +17,13 @@ def run(cache: Path, here: Path) -> Path:
 
 
 def test_a_run_becomes_one_file_that_was_checked(run: Path, here: Path) -> None:
-    said = answer("export", "latest", "-o", "head.pt2", "--verify-limit", "3")
-    assert (said["path"], said["format"], said["classes"]) == ("head.pt2", "pt2", list(CLASSES))
-    assert said["bytes"] == (here / "head.pt2").stat().st_size
-    assert said["verified"]["images"] == 5
-    assert said["verified"]["greatest_difference"] < 1e-5
+    output = answer("export", "latest", "-o", "head.pt2", "--verify-limit", "3")
+    assert (output["path"], output["format"], output["classes"]) == ("head.pt2", "pt2", list(CLASSES))
+    assert output["bytes"] == (here / "head.pt2").stat().st_size
+    assert output["verified"]["images"] == 5
+    assert output["verified"]["greatest_difference"] < 1e-5
     stdout = featcache("export", run.name, "-o", "again", "--format", "pt2", "--verify-images", "pictures/train").stdout
-    assert "the same first class, probabilities within" in stdout
+    assert "the same predicted class, probabilities within" in stdout
     assert sorted(path.name for path in here.iterdir() if path.is_file()) == ["again", "head.pt2"]
 
 
@@ -37,8 +37,8 @@ def test_a_run_becomes_one_file_that_was_checked(run: Path, here: Path) -> None:
     ],
 )
 def test_what_cannot_be_exported_is_explained(words: tuple[str, ...], error: str, hint: str, here: Path) -> None:
-    said, advice = complaint("export", "latest", "--quiet", *words)
-    assert error in said
+    output, advice = complaint("export", "latest", "--quiet", *words)
+    assert error in output
     assert hint in advice
     assert not [path for path in here.iterdir() if path.is_file()]
 
@@ -47,10 +47,10 @@ def test_what_cannot_be_exported_is_explained(words: tuple[str, ...], error: str
 
 
 def test_a_cache_is_written_in_another_format(cache: Path, here: Path) -> None:
-    said = answer("export", cache.stem, "-o", "rows.npz", "--split", "test")
-    assert (said["format"], said["cache"], said["rows"]) == ("npz", cache.stem, {"test": 12})
-    assert said["feature_dim"] == {"pixels": 192}
-    assert said["bytes"] == (here / "rows.npz").stat().st_size
+    output = answer("export", cache.stem, "-o", "rows.npz", "--split", "test")
+    assert (output["format"], output["cache"], output["rows"]) == ("npz", cache.stem, {"test": 12})
+    assert output["feature_dim"] == {"pixels": 192}
+    assert output["bytes"] == (here / "rows.npz").stat().st_size
     stdout = featcache("export", "pictures", "-o", "points", "--format", "projector", "--sprite").stdout
     assert "rows      36 train, 12 test" in stdout
     assert sorted(path.name for path in (here / "points").iterdir()) == [
@@ -66,13 +66,13 @@ def test_a_cache_is_written_in_another_format(cache: Path, here: Path) -> None:
     [
         (("pictures", "-o", "rows.npzz"), "unknown format 'npzz'", "npz"),
         (("pictres", "-o", "rows.npz"), "no cache in data/features is called 'pictres'", "pictures-pixels"),
-        (("pictures", "-o", "pictures", "--format", "npy"), "pictures is there already", "-o NEW_FOLDER"),
+        (("pictures", "-o", "pictures", "--format", "npy"), "pictures exists already", "-o NEW_FOLDER"),
         (("pictures", "-o", "rows.csv", "--split", "tst"), "unknown split 'tst'", "test"),
     ],
 )
 def test_what_cannot_be_written_is_explained(words: tuple[str, ...], error: str, hint: str, here: Path) -> None:
-    said, advice = complaint("export", *words)
-    assert error in said
+    output, advice = complaint("export", *words)
+    assert error in output
     assert hint in advice
     assert not [path for path in here.iterdir() if path.is_file()]
 

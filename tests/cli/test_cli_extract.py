@@ -1,4 +1,4 @@
-"""`featcache extract`, as a stranger would call it."""
+"""`featcache extract`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
 
-from featcache.cache.locks import locked
+from featcache.cache.locks import lock_cache
 from featcache.images.location import Location
 
 
 def test_the_answer_has_exactly_the_promised_fields() -> None:
-    said = answer("extract", *PIXELS)
-    assert list(said) == [
+    output = answer("extract", *PIXELS)
+    assert list(output) == [
         "cache",
         "fingerprint",
         "complete",
@@ -31,16 +31,16 @@ def test_the_answer_has_exactly_the_promised_fields() -> None:
         "drift",
         "images",
     ]
-    assert Path(said["cache"]).is_file()
-    assert said["images"]["splits"]["train"] == {"images": 36, "unlabelled": 0, "lacking": []}
-    assert said["images"]["left_out"]["left_out"] == []
-    assert (said["complete"], said["rows"]) == (True, {"train": 36, "test": 12})
-    assert said["feature_dim"] == {"pixels": 8 * 8 * 3}
-    assert (said["computed"], said["reused"], said["skipped"]) == (48, 0, [])
-    assert said["seconds"] > 0
-    assert said["images_per_s"] > 0
-    assert sum(said["shares"].values()) == pytest.approx(1, abs=0.001)
-    assert said["bound"] == max(said["shares"], key=said["shares"].get)
+    assert Path(output["cache"]).is_file()
+    assert output["images"]["splits"]["train"] == {"images": 36, "unlabelled": 0, "lacking": []}
+    assert output["images"]["left_out"]["left_out"] == []
+    assert (output["complete"], output["rows"]) == (True, {"train": 36, "test": 12})
+    assert output["feature_dim"] == {"pixels": 8 * 8 * 3}
+    assert (output["computed"], output["reused"], output["skipped"]) == (48, 0, [])
+    assert output["seconds"] > 0
+    assert output["images_per_s"] > 0
+    assert sum(output["shares"].values()) == pytest.approx(1, abs=0.001)
+    assert output["bound"] == max(output["shares"], key=output["shares"].get)
 
 
 def test_a_second_call_computes_nothing() -> None:
@@ -53,13 +53,15 @@ def test_a_second_call_computes_nothing() -> None:
 
 def test_without_json_a_person_reads_what_happened() -> None:
     stdout = featcache("extract", *PIXELS).stdout
-    told = dict(line.split("  ", 1) for line in stdout.splitlines())
-    told = {name: value.strip() for name, value in told.items()}
-    assert told["images"] == "train 36, test 12"
-    assert told["features"] == "192 of pixels"
-    assert told["computed"].startswith("48 at ")
-    assert "decode " in told["time went to"]
-    assert Path(told["cache"]).is_file()
+    first, *lines, after = stdout.splitlines()
+    shown = {name: value.strip() for name, value in (line.split("  ", 1) for line in lines)}
+    assert first.startswith("48 images computed at ") and first.endswith(" images/s")
+    assert after == f"next: featcache train-head {Path(shown['cache']).stem}"
+    assert shown["images"] == "train 36, test 12"
+    assert shown["features"] == "192 (pixels)"
+    assert " s, " in shown["took"] and "decode " in shown["took"]
+    assert not {"computed", "reused", "skipped"} & set(shown)
+    assert Path(shown["cache"]).is_file()
 
 
 def test_what_libraries_print_never_reaches_stdout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,21 +89,21 @@ def test_remarks_go_to_stderr_and_quiet_leaves_only_warnings() -> None:
 
 
 def test_splits_limit_and_seed_choose_the_images() -> None:
-    said = answer("extract", *PIXELS, "--split", "train", "--limit", "6")
-    assert said["rows"] == {"train": 6}
+    output = answer("extract", *PIXELS, "--split", "train", "--limit", "6")
+    assert output["rows"] == {"train": 6}
     other = answer("extract", *PIXELS, "--split", "train", "--limit", "6", "--select-seed", "1")
-    assert other["fingerprint"] == said["fingerprint"]
-    assert other["cache"] != said["cache"]
+    assert other["fingerprint"] == output["fingerprint"]
+    assert other["cache"] != output["cache"]
 
 
 @pytest.mark.parametrize("where", ["--data-dir", "FEATCACHE_DATA_DIR"])
 def test_the_data_folder_can_be_chosen(where: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if where == "FEATCACHE_DATA_DIR":
         monkeypatch.setenv(where, str(here / "elsewhere"))
-        said = answer("extract", *PIXELS)
+        output = answer("extract", *PIXELS)
     else:
-        said = answer("extract", *PIXELS, where, here / "elsewhere")
-    assert Path(said["cache"]).parent == here / "elsewhere" / "features"
+        output = answer("extract", *PIXELS, where, here / "elsewhere")
+    assert Path(output["cache"]).parent == here / "elsewhere" / "features"
     assert not (here / "data").exists()
 
 
@@ -111,9 +113,9 @@ SEVERAL = ("extract", "-b", "pixels", "-b", "squeezenet1_1", "--image-size", "32
 
 
 def test_several_backbones_give_one_object_with_an_extraction_each() -> None:
-    said = answer(*SEVERAL, "--weights", "squeezenet1_1=random:0", "--layer", "squeezenet1_1=features.5")
-    assert list(said) == ["extractions"]
-    pixels, network = said["extractions"]
+    output = answer(*SEVERAL, "--weights", "squeezenet1_1=random:0", "--layer", "squeezenet1_1=features.5")
+    assert list(output) == ["caches"]
+    pixels, network = output["caches"]
     assert (pixels["feature_dim"], list(network["feature_dim"])) == ({"pixels": 32 * 32 * 3}, ["features.5"])
     assert (pixels["computed"], network["computed"]) == (6, 6)
     alone = answer("extract", *SEVERAL[3:], "--weights", "random:0", "--layer", "squeezenet1_1=features.5")
@@ -146,9 +148,9 @@ def test_an_image_that_cannot_be_read_stops_the_extraction(bad_image: Path, here
 
 
 def test_skip_leaves_it_out_and_lists_it(bad_image: Path) -> None:
-    said = answer("extract", *PIXELS, "--on-error", "skip")
-    assert said["rows"] == {"train": 35, "test": 12}
-    (skipped,) = said["skipped"]
+    output = answer("extract", *PIXELS, "--on-error", "skip")
+    assert output["rows"] == {"train": 35, "test": 12}
+    (skipped,) = output["skipped"]
     assert skipped["id"] == "train/dog/05.png"
     assert skipped["reason"]
     assert "skipped train/dog/05.png: " in featcache("extract", *PIXELS, "--on-error", "skip").stdout
@@ -158,8 +160,8 @@ def test_a_cache_with_skipped_images_is_no_hit_for_fail(bad_image: Path) -> None
     featcache("extract", *PIXELS, "--on-error", "skip")
     complaint("extract", *PIXELS)
     bad_image.write_bytes(picture(999))
-    mended = answer("extract", *PIXELS)
-    assert (mended["computed"], mended["reused"]) == (1, 47)
+    again = answer("extract", *PIXELS)
+    assert (again["computed"], again["reused"]) == (1, 47)
 
 
 def test_an_empty_folder_is_an_error(here: Path) -> None:
@@ -197,12 +199,9 @@ def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--limit", "0"), "--limit of at least 1, got 0"),
-        (("--split", "trian"), "unknown split 'trian'"),
-        (("--segment-rows", "-1"), "--segment-rows of at least 1, got -1"),
         (
             ("-b", "alexnet", "--weights", "alexnet=random", "--precision", "fp16", "--device", "cpu"),
-            "fp16 is not computed on a CPU",
+            "fp16 is not supported on a CPU",
         ),
         (("--device", "abacus"), "unknown device 'abacus'"),
         (("--split", "val"), "has no split val: it has train, test"),
@@ -210,6 +209,19 @@ def test_an_unknown_name_offers_the_nearest(words: tuple[str, ...], unknown: str
 )
 def test_a_value_that_cannot_be_used_is_an_error(words: tuple[str, ...], expected: str) -> None:
     error, _ = complaint("extract", *PIXELS, *words)
+    assert expected in error
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("--limit", "0"), "--limit of at least 1, got 0"),
+        (("--split", "trian"), "unknown split 'trian'"),
+        (("--segment-rows", "-1"), "--segment-rows of at least 1, got -1"),
+    ],
+)
+def test_a_value_that_no_extraction_takes_is_wrong_usage(words: tuple[str, ...], expected: str) -> None:
+    error, _ = complaint("extract", *PIXELS, *words, expect=2)
     assert expected in error
 
 
@@ -236,9 +248,9 @@ def test_a_data_folder_that_cannot_be_written_is_an_error(here: Path) -> None:
     assert "--data-dir" in hint
 
 
-def test_no_wait_stops_when_somebody_else_writes_the_cache(cache: Path) -> None:
+def test_no_wait_stops_when_another_process_writes_the_cache(cache: Path) -> None:
     (cache.parents[2] / "pictures" / "train" / CLASSES[0] / "99.png").write_bytes(picture(99))
-    with locked(cache.parent, cache.stem):
+    with lock_cache(cache.parent, cache.stem):
         error, _ = complaint("extract", *PIXELS, "--no-wait")
     assert f"process {os.getpid()}" in error
     assert answer("extract", *PIXELS, "--no-wait")["computed"] == 1

@@ -55,16 +55,16 @@ def test_timms_networks_are_listed_by_name() -> None:
 
 
 def test_one_of_timms_is_measured() -> None:
-    said = answer("backbones", "timm:resnet18")
-    assert (said["feature_dim"], said["image_size"], said["default"]) == (512, 224, "pre_logits")
-    assert said["source"] == "timm:timm/resnet18.a1_in1k"
+    output = answer("backbones", "timm:resnet18")
+    assert (output["feature_dim"], output["image_size"], output["default"]) == (512, 224, "pre_logits")
+    assert output["source"] == "timm:timm/resnet18.a1_in1k"
     shown = featcache("backbones", "timm:resnet18").stdout
     assert "features    512 (pre_logits)" in shown and "weights     timm:timm/resnet18.a1_in1k" in shown
 
 
 @pytest.mark.parametrize("more", [("--timm",), ("--like", "vgg")])
 def test_one_backbone_is_shown_or_several_are_listed(more: tuple[str, ...]) -> None:
-    assert "not both" in featcache("backbones", "vgg16", *more, expect=2).stderr
+    assert "got both" in featcache("backbones", "vgg16", *more, expect=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -78,17 +78,17 @@ def test_one_backbone_is_shown_or_several_are_listed(more: tuple[str, ...]) -> N
 def test_the_layers_of_a_backbone_are_listed_and_the_default_is_named(
     name: str, default: str, others: set[str]
 ) -> None:
-    said = answer("backbones", name)
-    assert (said["name"], said["default"]) == (name, default)
-    assert others | {default} <= {layer["name"] for layer in said["layers"]}
+    output = answer("backbones", name)
+    assert (output["name"], output["default"]) == (name, default)
+    assert others | {default} <= {layer["name"] for layer in output["layers"]}
     lines = featcache("backbones", name).stdout.splitlines()
     assert next(line for line in lines if line.startswith("features ")).endswith(f"({default})")
 
 
 def test_a_layer_is_shown_with_its_type_shape_widths_and_size() -> None:
-    (said,) = [layer for layer in answer("backbones", "vgg16")["layers"] if layer["name"] == "pre_logits"]
-    assert said["shape"] == [512, 7, 7]
-    assert (said["flat"], said["pooled"], said["megabytes"], said["usual"]) == (25088, 512, 501.76, True)
+    (output,) = [layer for layer in answer("backbones", "vgg16")["layers"] if layer["name"] == "pre_logits"]
+    assert output["shape"] == [512, 7, 7]
+    assert (output["flat"], output["pooled"], output["megabytes"], output["usual"]) == (25088, 512, 501.76, True)
     lines = [line.split() for line in featcache("backbones", "vgg16").stdout.splitlines()]
     assert ["*", "pre_logits", "AdaptiveAvgPool2d", "512x7x7", "512", "25,088", "502"] in lines
     assert ["*", "features.30", "MaxPool2d", "512x7x7", "512", "25,088", "502"] in lines
@@ -113,7 +113,7 @@ def test_data_sets_are_listed_with_classes_and_sizes() -> None:
     assert any(line.startswith("stl10") and line.endswith("the labelled part") for line in shown[2 + len(known) :])
 
 
-def test_the_list_of_data_sets_tells_how_others_are_named() -> None:
+def test_the_help_of_datasets_names_other_kinds() -> None:
     shown = " ".join(featcache("datasets", "--help").stdout.split())
     assert "torchvision:NAME" in shown and "hf:NAME" in shown
 

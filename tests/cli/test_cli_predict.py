@@ -25,10 +25,10 @@ def run(cache: Path, here: Path) -> Path:
 
 def test_json_has_the_images_in_the_order_in_which_they_were_named(run: Path) -> None:
     names = [f"pictures/test/{name}/00.png" for name in ("eel", "cat", "dog")]
-    said = answer("predict", run.name, *names)
-    assert said["run"] == str(Path("runs") / run.name)
-    assert [image["path"] for image in said["images"]] == names
-    for image in said["images"]:
+    output = answer("predict", run.name, *names)
+    assert output["run"] == str(Path("runs") / run.name)
+    assert [image["path"] for image in output["images"]] == names
+    for image in output["images"]:
         assert set(image) == {"path", "label", "probability", "top"}
         assert image["top"][0] == {"label": image["label"], "probability": image["probability"]}
         assert {guess["label"] for guess in image["top"]} == set(CLASSES)
@@ -36,7 +36,7 @@ def test_json_has_the_images_in_the_order_in_which_they_were_named(run: Path) ->
 
 def test_a_person_sees_a_table() -> None:
     header, rule, *lines = featcache("predict", "latest", TEST, "--neighbours", "1").stdout.splitlines()
-    assert header.split() == ["image", "class", "probability", "then", "most", "similar", "train", "images"]
+    assert header.split() == ["image", "class", "probability", "other", "classes", "most", "similar", "train", "images"]
     assert set(rule) == {"-", " "}
     assert [line.split()[0] for line in lines] == [str(path) for path in sorted(TEST.glob("*/*.png"))]
     assert all("%" in line and "(" in line for line in lines)
@@ -48,11 +48,11 @@ def test_with_one_class_an_image_there_is_nothing_more_to_show() -> None:
 
 
 def test_csv_is_read_back(run: Path) -> None:
-    said = answer("predict", run, TEST, "--top", "2", "--neighbours", "1")["images"]
+    output = answer("predict", run, TEST, "--top", "2", "--neighbours", "1")["images"]
     stdout = featcache("predict", run, TEST, "--csv", "--top", "2", "--neighbours", "1").stdout
     rows = list(csv.DictReader(io.StringIO(stdout)))
-    assert [row["path"] for row in rows] == [image["path"] for image in said]
-    for row, image in zip(rows, said, strict=True):
+    assert [row["path"] for row in rows] == [image["path"] for image in output]
+    for row, image in zip(rows, output, strict=True):
         assert (row["label"], float(row["probability"])) == (image["label"], image["probability"])
         assert row["label_2"] == image["top"][1]["label"]
         near = image["neighbours"][0]
@@ -92,9 +92,9 @@ def test_what_is_no_image_is_named_and_can_be_left_out(here: Path) -> None:
     error, hint = complaint("predict", "latest", "note.txt", TEST)
     assert error.startswith("note.txt: not an image")
     assert "JPEG" in hint
-    said = answer("predict", "latest", "note.txt", TEST, "--on-error", "skip")
-    assert len(said["images"]) == 12
-    assert said["skipped"][0]["path"] == "note.txt"
+    output = answer("predict", "latest", "note.txt", TEST, "--on-error", "skip")
+    assert len(output["images"]) == 12
+    assert output["skipped"][0]["path"] == "note.txt"
     assert (
         "warning: left out: note.txt" in featcache("predict", "latest", "note.txt", TEST, "--on-error", "skip").stderr
     )
@@ -109,7 +109,7 @@ def test_a_run_that_is_not_there_offers_the_nearest(run: Path) -> None:
     assert "no run in runs/nothing" in error
 
 
-def test_neighbours_without_the_cache_say_what_to_do(cache: Path) -> None:
+def test_neighbours_without_the_cache_are_an_error_with_a_hint(cache: Path) -> None:
     cache.unlink()
     assert len(answer("predict", "latest", TEST)["images"]) == 12
     error, hint = complaint("predict", "latest", TEST, "--neighbours", "2")
@@ -119,4 +119,5 @@ def test_neighbours_without_the_cache_say_what_to_do(cache: Path) -> None:
 
 @pytest.mark.parametrize("words", [("--csv", "--json"), ("--top", "0"), ("--batch-size", "many")])
 def test_wrong_usage_ends_with_2(words: tuple[str, ...]) -> None:
-    assert featcache("predict", "latest", TEST, *words, expect=2).stdout == ""
+    error, hint = featcache("predict", "latest", TEST, *words, expect=2).stderr.splitlines()
+    assert words[0] in error and hint.startswith("hint: ")

@@ -34,7 +34,7 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
     segments = wait_for_segment(features)
     extracting.send_signal(signal.SIGINT)
     stdout, stderr = extracting.communicate(timeout=60)
-    assert (extracting.returncode, stdout) == (130, "")
+    assert (extracting.returncode, json.loads(stdout)["error"]["exit_code"]) == (130, 130)
     assert "run the same command again to go on" in stderr
     assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
@@ -48,9 +48,9 @@ def test_an_interrupted_extraction_goes_on_where_it_stopped(here: Path) -> None:
 
     again = child(*command, cwd=here)
     stdout, stderr = again.communicate(timeout=90)
-    said = json.loads(stdout)
-    assert (said["computed"], said["reused"]) == (300 - standing, standing)
-    assert f"{standing} of 300 images stand already" in stderr
+    output = json.loads(stdout)
+    assert (output["computed"], output["reused"]) == (300 - standing, standing)
+    assert f"{standing} of 300 images exist already" in stderr
     assert not segments.exists()
 
 
@@ -59,12 +59,13 @@ def test_while_a_network_is_compiled_ctrl_c_ends_the_command(here: Path) -> None
     write_pictures(here / "many", train=4, test=4)
     compiling = child("extract", *NETWORK, "--runner", "compiled", "--device", "cpu", "--json", cwd=here)
     assert compiling.stderr is not None
-    told = next(line for line in compiling.stderr if "compiling resnet18" in line)
+    shown = next(line for line in compiling.stderr if "compiling resnet18" in line)
     # In the middle of it: the compiler is loaded, and nowhere near its end.
     time.sleep(1)
     compiling.send_signal(signal.SIGINT)
     stdout, stderr = compiling.communicate(timeout=60)
-    assert (compiling.returncode, stdout) == (130, ""), told + stderr
+    assert compiling.returncode == 130, shown + stderr
+    assert json.loads(stdout)["error"]["kind"] == "Interrupted"
     assert stderr.endswith("interrupted\n")
     assert "Traceback" not in stderr
     assert not list((here / "data" / "features").glob("*.h5"))

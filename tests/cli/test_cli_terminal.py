@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from featcache.cli.printing import human_rows, human_seconds, print_json, print_pairs, print_table
+from featcache.cli.printing import begin_output, human_rows, print_json, print_pairs, print_table
 from featcache.cli.terminal import Terminal
-from featcache.extraction.reporting import human_bytes
+from featcache.text import human_bytes, human_seconds
 
 
 class Screen(io.StringIO):
@@ -23,13 +23,13 @@ class Screen(io.StringIO):
     def isatty(self) -> bool:
         return self._terminal
 
-    def shown(self) -> str:
+    def text(self) -> str:
         """Everything written so far, without colours and cursor movements."""
         return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue())
 
 
 class Clock:
-    """Seconds that pass when they are told to."""
+    """Seconds that pass when a test says so."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -53,7 +53,7 @@ def run(screen: Screen, stage: str, steps: list[tuple[float, int]], total: int, 
         for seconds, done in steps:
             clock.now = 100.0 + seconds
             terminal.advance(stage, done, total)
-    return screen.shown()
+    return screen.text()
 
 
 def test_a_stage_that_is_over_soon_needs_no_bar() -> None:
@@ -74,7 +74,7 @@ def test_what_it_waits_for_stands_beside_the_stage() -> None:
         terminal.advance("extracting", 0, 100)
         clock.now += 3
         terminal.advance("extracting", 10, 100, bound="decode")
-    assert "extracting, decoding is slowest" in screen.shown()
+    assert "extracting, decoding is slowest" in screen.text()
 
 
 def test_the_rate_is_known_at_the_first_glance() -> None:
@@ -83,6 +83,18 @@ def test_the_rate_is_known_at_the_first_glance() -> None:
 
 def test_epochs_are_counted_as_epochs() -> None:
     assert "2.0 epochs/s" in run(Screen(), "training", [(0.0, 0), (2.0, 4), (3.0, 6)], 50)
+
+
+@pytest.mark.parametrize(
+    ("stage", "unit"), [("solving", "candidates"), ("mapping features", "maps"), ("heads", "heads")]
+)
+def test_what_is_counted_is_named(stage: str, unit: str) -> None:
+    assert f"2.0 {unit}/s" in run(Screen(), stage, [(0.0, 0), (2.0, 4), (3.0, 6)], 50)
+
+
+def test_a_sweep_of_epochs_and_candidates_counts_neither() -> None:
+    shown = run(Screen(), "sweeping", [(0.0, 0), (2.0, 4), (3.0, 6)], 50)
+    assert "12 %" in shown and "22.0 s left" in shown and "epochs" not in shown
 
 
 def test_bytes_are_shown_as_bytes() -> None:
@@ -99,7 +111,7 @@ def test_every_stage_has_its_own_two_seconds() -> None:
             terminal.advance(stage, 0, 10)
             clock.now += 1.5
             terminal.advance(stage, 10, 10)
-    assert screen.shown() == ""
+    assert screen.text() == ""
 
 
 def test_what_is_no_terminal_gets_no_bar() -> None:
@@ -110,9 +122,9 @@ def test_quiet_gets_no_bar_and_no_remark_but_warnings() -> None:
     screen = Screen()
     assert run(screen, "extracting", [(0.0, 0), (5.0, 50)], 100, quiet=True) == ""
     with Terminal(quiet=True, stream=screen) as terminal:
-        terminal.say("a remark")
+        terminal.info("a remark")
         terminal.warn("a danger")
-    assert screen.shown() == "warning: a danger\n"
+    assert screen.text() == "warning: a danger\n"
 
 
 def test_a_sentence_stands_whole_above_the_bar() -> None:
@@ -123,7 +135,7 @@ def test_a_sentence_stands_whole_above_the_bar() -> None:
         clock.now += 3
         terminal.advance("extracting", 10, 100)
         terminal.warn(sentence)
-    assert f"warning: {sentence}" in screen.shown()
+    assert f"warning: {sentence}" in screen.text()
 
 
 def test_the_cursor_comes_back_when_it_is_interrupted() -> None:
@@ -145,10 +157,10 @@ def test_while_it_is_open_prints_go_to_stderr(capsys: pytest.CaptureFixture[str]
     assert (captured.out, captured.err) == ("a result\n", "from a library\n")
 
 
-def test_without_a_stderr_it_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_stderr_nothing_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
     with Terminal() as terminal:
-        terminal.say("nobody hears this")
+        terminal.info("this is not printed")
         terminal.advance("extracting", 1, 2)
 
 
@@ -175,6 +187,7 @@ def test_pairs_stand_in_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_json_is_one_line_whatever_it_holds(value: dict[str, object], capsys: pytest.CaptureFixture[str]) -> None:
     import json
 
+    begin_output()
     print_json(value)
     stdout = capsys.readouterr().out
     assert stdout.count("\n") == 1

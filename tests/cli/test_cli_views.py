@@ -23,7 +23,7 @@ VIEWS = ("--views", "3", "--view-seed", "5")
 QUICK = ("--head", "linear", "--max-epochs", "1")
 
 
-def told(*words: str) -> dict[str, str]:
+def pairs_of(*words: str) -> dict[str, str]:
     """The pairs that a command shows."""
     lines = featcache(*words).stdout.splitlines()
     return dict(line.split(None, 1) for line in lines if len(line.split(None, 1)) == 2)
@@ -64,9 +64,9 @@ def viewed(here: Path) -> str:
 def test_ls_and_info_count_images_and_tell_their_views(viewed: str) -> None:
     (entry,) = answer("ls")["caches"]
     assert (entry["views"], entry["rows"]) == (3, {"train": 40, "test": 20})
-    header, _, row = featcache("ls").stdout.splitlines()
-    assert row[: header.index("views") + len("views")].endswith("40 train, 20 test      3")
-    assert told("info", viewed)["views"] == "3 views of each train image: plain, and 2 augmented with seed 5"
+    header, _, row, _ = featcache("ls").stdout.splitlines()
+    assert (header.split()[-2:], row.split()[-2:]) == (["views", "layers"], ["3", "a"])
+    assert pairs_of("info", viewed)["views"] == "3 views of each train image: plain, and 2 augmented with seed 5"
 
 
 @pytest.mark.parametrize(
@@ -77,27 +77,27 @@ def test_ls_and_info_count_images_and_tell_their_views(viewed: str) -> None:
         (("--train-views", "draw"), DRAWN),
     ],
 )
-def test_train_head_says_what_an_epoch_sees(viewed: str, words: tuple[str, ...], how: str) -> None:
+def test_train_head_reports_what_an_epoch_sees(viewed: str, words: tuple[str, ...], how: str) -> None:
     run = featcache("train-head", viewed, *QUICK, *words)
     seen = f"3 views of each train image: plain, and 2 augmented with seed 5, {how}"
-    assert f"train sees {seen}; val and test are judged on plain images" in run.stderr
+    assert f"train sees {seen}; val and test are evaluated on plain images" in run.stderr
     assert f"{seen}\n" in run.stdout
     assert answer("train-head", viewed, *QUICK, *words)["n"] == {"train": 32, "val": 8, "test": 20}
 
 
 def test_a_sweep_compares_both_ways(viewed: str) -> None:
-    said = answer("sweep", viewed, *QUICK, "--grid", "train_views=all,draw")
-    assert {row["values"]["train_views"] for row in said["rows"]} == {"all", "draw"}
+    output = answer("sweep", viewed, *QUICK, "--grid", "train_views=all,draw")
+    assert {row["values"]["train_views"] for row in output["rows"]} == {"all", "draw"}
 
 
 def test_views_that_cannot_be_drawn_are_refused(viewed: str) -> None:
-    error, hint = complaint("train-head", viewed, "--head", "ridge", "--train-views", "draw")
+    error, hint = complaint("train-head", viewed, "--head", "ridge", "--train-views", "draw", expect=2)
     assert "--train-views would do nothing" in error and hint
     assert "--train-views" in featcache("train-head", viewed, "--train-views", "drawn", expect=2).stderr
 
 
-def test_an_export_says_what_becomes_of_views(viewed: str, here: Path) -> None:
-    assert told("export", viewed, "-o", "rows.npz")["views"] == "3 of each train image"
+def test_an_export_reports_what_becomes_of_views(viewed: str, here: Path) -> None:
+    assert pairs_of("export", viewed, "-o", "rows.npz")["views"] == "3 of each train image"
     assert np.load(here / "rows.npz")["views/2/a"].shape == (40, 4)
     table = featcache("export", viewed, "-o", "rows.csv", "--quiet")
     assert "2 augmented views of each train image are left out" in table.stderr
@@ -107,46 +107,43 @@ def test_an_export_says_what_becomes_of_views(viewed: str, here: Path) -> None:
 
 
 def test_views_are_arrays_beside_the_rows_of_train(here: Path) -> None:
-    said = answer("extract", *PIXELS, *VIEWS)
-    assert said["rows"] == {"train": 36, "test": 12}
+    output = answer("extract", *PIXELS, *VIEWS)
+    assert output["rows"] == {"train": 36, "test": 12}
     (entry,) = answer("ls")["caches"]
     assert (entry["views"], entry["rows"]["train"]) == (3, 36)
-    assert told("info", entry["name"])["views"] == "3 views of each train image: plain, and 2 augmented with seed 5"
+    assert pairs_of("info", entry["name"])["views"] == "3 views of each train image: plain, and 2 augmented with seed 5"
     details = answer("info", entry["name"])
     assert (details["spec"]["views"], details["spec"]["view_seed"]) == (3, 5)
     assert details["spec"]["transform"]["augmentation"]["area"] == [0.35, 1]
 
 
-def test_a_plain_cache_says_that_it_holds_no_augmentation(cache: Path) -> None:
-    for shown in (told("info", cache.stem), told("train-head", *QUICK)):
-        assert shown["views"] == "each train image plain: there is no augmentation in this cache"
+def test_a_plain_cache_is_described_without_augmentation(cache: Path) -> None:
+    shown = pairs_of("info", cache.stem)
+    assert shown["views"] == "each train image plain: there is no augmentation in this cache"
+    assert "views" not in pairs_of("train-head", *QUICK)
 
 
 def test_views_that_a_cache_has_not_are_not_trained_on(cache: Path) -> None:
     error, hint = complaint("train-head", cache.stem, *QUICK, "--train-views", "draw")
-    assert "--train-views draw says nothing" in error and "--views" in hint
+    assert "--train-views draw has no effect" in error and "--views" in hint
 
 
-def test_a_head_finds_the_cache_by_its_views_and_says_what_it_saw(here: Path) -> None:
+def test_caches_that_differ_in_their_views_are_listed_with_them(here: Path) -> None:
     plain, seen = answer("extract", *PIXELS), answer("extract", *PIXELS, *VIEWS)
     assert (seen["computed"], seen["reused"]) == (36, 12)
-    assert answer("train-head", *PIXELS, *VIEWS, *QUICK)["cache"].endswith(seen["cache"])
-    assert answer("train-head", *PIXELS, *QUICK)["cache"].endswith(plain["cache"])
-    run = featcache("train-head", *PIXELS, *VIEWS, *QUICK)
+    listed = featcache("train-head", "--backbone", "pixels", *QUICK, expect=1).stderr
+    assert "views 1" in listed and "views 3, view seed 5" in listed
+    assert Path(plain["cache"]).stem in listed
+    run = featcache("train-head", Path(seen["cache"]).stem, *QUICK)
     assert "2 augmented with seed 5" in run.stdout
-    assert "val and test are judged on plain images" in run.stderr
+    assert "val and test are evaluated on plain images" in run.stderr
     assert answer("why", *PIXELS, *VIEWS)["state"] == "hit"
 
 
-def test_views_that_are_not_there_are_offered_as_a_command(cache: Path) -> None:
-    _, hint = complaint("train-head", *PIXELS, *VIEWS)
-    assert "featcache extract" in hint and "--views 3 --view-seed 5" in hint
-
-
-def test_views_of_digits_are_not_mirrored_where_that_is_said(here: Path) -> None:
+def test_views_of_digits_are_not_mirrored_with_no_view_flip(here: Path) -> None:
     featcache("extract", *PIXELS, *VIEWS)
     unmirrored = answer("extract", *PIXELS, *VIEWS, "--no-view-flip")
-    assert answer("train-head", *PIXELS, *VIEWS, "--no-view-flip", *QUICK)["cache"].endswith(unmirrored["cache"])
+    assert answer("train-head", Path(unmirrored["cache"]).stem, *QUICK)["cache"].endswith(unmirrored["cache"])
     assert "augmented with seed 5, none mirrored" in featcache("info", Path(unmirrored["cache"]).stem).stdout
 
 
@@ -155,5 +152,5 @@ def test_views_of_digits_are_not_mirrored_where_that_is_said(here: Path) -> None
     [(("--view-seed", "3"), "without --views"), (("--views", "2", "--split", "test"), "only train images have views")],
 )
 def test_views_that_mean_nothing_are_refused(words: tuple[str, ...], what: str, here: Path) -> None:
-    error, hint = complaint("extract", *PIXELS, *words)
+    error, hint = complaint("extract", *PIXELS, *words, expect=2)
     assert what in error and hint

@@ -1,4 +1,4 @@
-"""What a process does that is killed while it extracts."""
+"""The work of a process that is killed while it extracts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from featcache.backbones.program import Program
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
-# Done once, in the server that forks the children. One thread, so that no pool is lost in the fork.
+# Runs once, in the server that forks the children. One thread, because a thread pool does not survive a fork.
 torch.set_num_threads(1)
 _BACKBONE = tiny_backbone()
 
 
 def main(images: str, data_dir: str) -> None:
-    """Extracts two views with a tiny backbone that takes its time, in segments of two batches."""
+    """Extract two views with a slow tiny backbone, in segments of two batches."""
     original = Program.features
 
     def slow(program: Program, batch: np.ndarray) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""A driver of its own process: extracts on the Ray cluster at an address, and can be killed."""
+"""A driver in its own process: extracts on the Ray cluster at an address, and can be killed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--device cuda:all`: a share of the images on every GPU. Where there is no GPU, the CPU stands for each of two."""
+"""`--device cuda:all`: a share of the images on every GPU. Without a GPU, the CPU takes the place of two."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from featcache.extraction.run import Execution, extract, extract_each
 from featcache.extraction.units import Shard
 
 
-class Told:
-    """Keeps what is reported."""
+class RecordingReporter:
+    """Records what is reported."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.sentences: list[str] = []
         self.done: dict[str, tuple[int, int]] = {}
 
-    def say(self, text: str) -> None:
-        self.said.append(text)
+    def info(self, text: str) -> None:
+        self.sentences.append(text)
 
     def warn(self, text: str) -> None:
-        self.said.append(text)
+        self.sentences.append(text)
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
         self.done[stage] = done, total
@@ -46,12 +46,12 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_the_cache_is_that_of_one_process_and_all_are_told_of(request_: Request, tmp_path: Path) -> None:
-    told = Told()
+def test_the_cache_equals_that_of_one_process_and_every_share_reports(request_: Request, tmp_path: Path) -> None:
+    reporter = RecordingReporter()
     execution = Execution(device="cuda:all", segment_rows=5)
-    (done,) = extract_each([request_], execution, reporter=told)
+    (done,) = extract_each([request_], execution, reporter=reporter)
     assert (done.complete, done.computed, done.reused) == (True, 48, 0)
-    assert sum("in this share of 48" in text for text in told.said) >= 1
+    assert sum("in this share of 48" in text for text in reporter.sentences) >= 1
     alone = extract(replace(request_, data_dir=tmp_path / "alone"), Execution(segment_rows=5))
     with FeatureCache.open(done.cache) as cache, FeatureCache.open(alone.cache) as other:
         for split in cache.splits:
@@ -62,7 +62,7 @@ def test_the_cache_is_that_of_one_process_and_all_are_told_of(request_: Request,
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_an_error_in_a_share_is_raised_and_what_is_done_stands(request_: Request) -> None:
+def test_an_error_in_a_share_is_raised_and_finished_segments_are_kept(request_: Request) -> None:
     assert isinstance(request_.dataset, Path)
     (request_.dataset / "test" / "eel" / "04.jpg").write_bytes(b"no image")
     with pytest.raises(ImageError, match=r"eel/04\.jpg"):
@@ -79,8 +79,8 @@ def test_without_a_gpu_it_is_refused(request_: Request) -> None:
 
 
 @pytest.mark.usefixtures("two_gpus")
-def test_shares_are_not_cut_twice(request_: Request) -> None:
-    with pytest.raises(InvalidOption, match="leave one of --shard and --device out"):
+def test_a_share_cannot_be_divided_again(request_: Request) -> None:
+    with pytest.raises(InvalidOption, match="leave --shard or --device out"):
         extract(request_, Execution(device="cuda:all", shard=Shard(number=0, of=2)))
 
 

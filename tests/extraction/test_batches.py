@@ -1,4 +1,4 @@
-"""Batch size and decoding threads: a table by device, changed only by options and by memory that does not suffice."""
+"""Batch size and decoding threads: a table by device, changed only by options, or where memory does not suffice."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NETWORK = tiny_backbone().spec
 
 
 @pytest.mark.parametrize(("device", "images"), [("cpu", 32), ("mps", 64), ("cuda", 256), ("cuda:1", 256)])
-def test_the_batch_size_is_that_of_the_device(device: str, images: int) -> None:
+def test_the_batch_size_depends_on_the_device(device: str, images: int) -> None:
     assert batch_size_for(NETWORK, device) == images
     assert batch_size_for(PIXELS, device) == 512
 
@@ -40,7 +40,7 @@ def test_a_network_on_the_cpu_leaves_most_cores_to_its_own_arithmetic(
     ("execution", "expected"),
     [(Execution(), (32, 3)), (Execution(batch_size=5), (5, 3)), (Execution(workers=7), (32, 7))],
 )
-def test_what_an_option_says_goes_before_the_table(
+def test_options_override_the_table(
     execution: Execution, expected: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "cores", lambda: 3)

@@ -1,4 +1,4 @@
-"""Rows belong to what the network computes: equal names and weights are not enough, and equal outputs are."""
+"""Rows are reused only if the network still computes the same: equal names and weights do not suffice."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from featcache.extraction.run import Execution, extract
 
 
 class Leaky(nn.Module):
-    """Slope and stride are no weights: they stand in the code of `forward`."""
+    """Slope and stride are not weights: they belong to the code of `forward`."""
 
     def __init__(self, slope: float = 0.1, stride: int = 1) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ def test_a_changed_forward_under_the_same_name_and_weights_is_a_miss(
     first, other = extract(request_), extract(changed)
     assert (first.computed, other.computed) == (42, 42)
     assert "no longer computes what it computed for the stored rows" in caplog.text
-    # Both stand, each with its own rows.
+    # Both caches exist, each with its own rows.
     assert first.cache != other.cache and first.cache.exists() and other.cache.exists()
     assert not np.array_equal(rows(first.cache), rows(other.cache))
     for request, done in ((replace(request_, backbone=leaky()), first), (changed, other)):
@@ -77,7 +77,7 @@ def test_a_changed_forward_under_the_same_name_and_weights_is_a_miss(
 def test_segments_of_another_function_are_not_used(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = 0
 
-    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+    def interrupt(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         nonlocal seen
         seen += 1
         if seen == 3:
@@ -86,7 +86,7 @@ def test_segments_of_another_function_are_not_used(request_: Request, monkeypatc
 
     execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
-        every_forward(patched, interrupted)
+        every_forward(patched, interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(request_, execution)
     other = extract(replace(request_, backbone=leaky(slope=0.3)), execution)
@@ -95,7 +95,7 @@ def test_segments_of_another_function_are_not_used(request_: Request, monkeypatc
     assert (mine.computed, mine.reused) == (42 - 16, 16)
 
 
-def test_fewer_images_take_rows_from_the_cache_of_the_same_function_alone(request_: Request) -> None:
+def test_fewer_images_take_rows_only_from_the_cache_of_the_same_function(request_: Request) -> None:
     extract(request_)
     assert extract(replace(request_, backbone=leaky(), limit=6)).computed == 0
     assert extract(replace(request_, backbone=leaky(slope=0.3), limit=6)).computed == 12
@@ -106,13 +106,13 @@ def test_fewer_images_take_rows_from_the_cache_of_the_same_function_alone(reques
 
 @pytest.fixture
 def upgrade(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Calling it installs another version of torch, as far as can be seen."""
+    """A function that pretends that another version of torch was installed."""
     here = devices.environment()
 
-    def upgraded() -> None:
+    def install() -> None:
         monkeypatch.setattr(devices, "environment", lambda: {**here, "torch": "99.1"})
 
-    return upgraded
+    return install
 
 
 def test_equal_outputs_of_another_version_are_reused(
@@ -161,7 +161,7 @@ def squeezenet(request_: Request) -> Request:
     return replace(request_, backbone="squeezenet1_1", weights="random:0", image_size=64, precision="bf16")
 
 
-def _changed(fire: Fire, images: torch.Tensor) -> torch.Tensor:
+def _other_forward(fire: Fire, images: torch.Tensor) -> torch.Tensor:
     """Another activation, with the same weights."""
     hidden = functional.leaky_relu(fire.squeeze(images), 0.5)
     return torch.cat([functional.gelu(fire.expand1x1(hidden)), functional.gelu(fire.expand3x3(hidden))], 1)
@@ -172,18 +172,18 @@ def test_recomputing_refuses_a_network_that_computes_something_else(
 ) -> None:
     with FeatureCache.open(extract(squeezenet).cache) as cache:
         assert recompute(cache, 4, seed=0, data_dir=squeezenet.data_dir, device="cpu").equal == 4
-        monkeypatch.setattr(Fire, "forward", _changed)
-        with pytest.raises(WeightsError, match="squeezenet1_1 does not compute what it computed") as told:
+        monkeypatch.setattr(Fire, "forward", _other_forward)
+        with pytest.raises(WeightsError, match="squeezenet1_1 does not compute what it computed") as caught:
             recompute(cache, 4, seed=0, data_dir=squeezenet.data_dir, device="cpu")
-    assert "bring back the code" in str(told.value.hint)
+    assert "bring back the code" in str(caught.value.hint)
 
 
-def test_a_zoos_network_that_computes_something_else_is_a_miss_and_both_stand(
+def test_a_zoos_network_that_computes_something_else_is_a_miss_and_both_caches_are_kept(
     squeezenet: Request, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = extract(squeezenet)
     with monkeypatch.context() as patched:
-        patched.setattr(Fire, "forward", _changed)
+        patched.setattr(Fire, "forward", _other_forward)
         # Another installation, so that its description is made anew.
         patched.setattr("featcache.backbones.describe.versions", lambda: {"torchvision": "99.1"})
         other = extract(squeezenet)

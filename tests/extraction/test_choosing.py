@@ -1,4 +1,4 @@
-"""Which runner computes: the one that was named, the one a cache was begun with, else the fastest of those measured."""
+"""Which runner computes: the named one, the one that a cache was begun with, else the fastest of those measured."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from featcache.errors import InvalidOption, RunnerUnsuitable
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 
-# Of squeezenet1_1 at 64 pixels: seconds; minutes; hours, by the guess of `choose`.
+# Numbers of images for which squeezenet1_1 at 64 pixels takes seconds, minutes and hours, as `choose` estimates.
 FEW, SOME, MANY = 100, 200_000, 100_000_000
 SPEEDS = {
     "eager": Speed(start_s=0.0, images_per_s=10.0),
@@ -31,14 +31,14 @@ SPEEDS = {
 }
 
 
-class Told:
-    """Remembers what it was told."""
+class RecordingReporter:
+    """Records what is reported."""
 
     def __init__(self) -> None:
         self.sentences: list[str] = []
         self.warnings: list[str] = []
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.sentences.append(text)
 
     def warn(self, text: str) -> None:
@@ -63,7 +63,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(candidate.runner)
         return SPEEDS[candidate.runner]
 
-    monkeypatch.setattr(choosing, "_measured", speed)
+    monkeypatch.setattr(choosing, "_measure", speed)
     monkeypatch.setattr(choosing, "require_usable", lambda *_: None)
     monkeypatch.setattr("featcache.backbones.devices.cores", lambda: 1)
     return names
@@ -74,9 +74,9 @@ Choose = Callable[..., Chosen]
 
 @pytest.fixture
 def chosen(tmp_path: Path) -> Choose:
-    def asked(
+    def choose_runner(
         network: Network, images: int, runner: str = "auto", precision: str = "fp32", device: str = "cpu",
-        told: Told | None = None,
+        reporter: RecordingReporter | None = None,
     ) -> Chosen:  # fmt: skip
         return choose(
             network,
@@ -85,15 +85,15 @@ def chosen(tmp_path: Path) -> Choose:
             device=device,
             images=lambda: images,
             data_dir=tmp_path / "data",
-            report=told or Told(),
+            report=reporter or RecordingReporter(),
         )
 
-    return asked
+    return choose_runner
 
 
 @pytest.mark.parametrize("runner", ["eager", "compiled", "openvino", "ncnn"])
 @pytest.mark.parametrize("images", [1, MANY])
-def test_a_runner_that_is_named_is_obeyed_and_nothing_is_measured(
+def test_a_named_runner_is_used_and_nothing_is_measured(
     runner: str, images: int, network: Network, measured: list[str], chosen: Choose
 ) -> None:
     assert chosen(network, images, runner) == Chosen(runner=runner, precision="fp32")
@@ -110,7 +110,7 @@ def test_a_small_job_is_eager_and_nothing_is_measured(
 
 def test_the_fastest_for_so_many_images_is_chosen(network: Network, measured: list[str], chosen: Choose) -> None:
     assert chosen(network, SOME).runner == "openvino"
-    # What takes long to begin is not even tried before it can pay.
+    # A runner with a long start is not even measured where it cannot pay off.
     assert measured == ["eager", "openvino", "ncnn"]
     assert chosen(network, MANY).runner == "compiled"
     assert measured == ["eager", "openvino", "ncnn", "compiled"]
@@ -119,17 +119,17 @@ def test_the_fastest_for_so_many_images_is_chosen(network: Network, measured: li
 def test_speeds_are_kept_in_one_file_and_not_measured_twice(
     network: Network, measured: list[str], chosen: Choose, tmp_path: Path
 ) -> None:
-    told = Told()
-    first = chosen(network, MANY, told=told)
+    reporter = RecordingReporter()
+    first = chosen(network, MANY, reporter=reporter)
     content = json.loads((tmp_path / "data" / "speeds.json").read_text())
     ((circumstances, speeds),) = content.items()
     assert "squeezenet1_1 64 (pre_logits)" in circumstances and "1 cores" in circumstances
     assert speeds["compiled fp32"] == {"start_s": 60.0, "images_per_s": 200.0}
-    (sentence,) = told.sentences
+    (sentence,) = reporter.sentences
     assert "compiled fp32 200.0 images/s" in sentence and "kept in speeds.json" in sentence
     measured.clear()
-    assert chosen(squeezenet(64, tmp_path), MANY, told=told) == first
-    assert (measured, len(told.sentences)) == ([], 1)
+    assert chosen(squeezenet(64, tmp_path), MANY, reporter=reporter) == first
+    assert (measured, len(reporter.sentences)) == ([], 1)
 
 
 def test_another_size_is_measured_anew_and_the_first_is_kept(
@@ -145,7 +145,7 @@ def test_another_size_is_measured_anew_and_the_first_is_kept(
 @pytest.mark.parametrize(
     "content", [b"", b"[1]", b'{"a": {"b": {"start_s": 1}}}', b'{"a": {"b": {"start_s": 1, "images_per_s": 0}}}']
 )
-def test_a_file_that_cannot_be_understood_is_measured_again(
+def test_an_unreadable_file_of_speeds_is_measured_again(
     content: bytes, network: Network, measured: list[str], chosen: Choose, tmp_path: Path
 ) -> None:
     path = tmp_path / "data" / "speeds.json"
@@ -160,9 +160,9 @@ def test_speeds_that_cannot_be_kept_are_a_warning(
     network: Network, measured: list[str], chosen: Choose, tmp_path: Path
 ) -> None:
     (tmp_path / "data").write_text("a file where the folder should be")
-    told = Told()
-    assert chosen(network, MANY, told=told).runner == "compiled"
-    assert "measured anew the next time" in told.warnings[0]
+    reporter = RecordingReporter()
+    assert chosen(network, MANY, reporter=reporter).runner == "compiled"
+    assert "measured again next time" in reporter.warnings[0]
 
 
 @pytest.mark.parametrize(
@@ -175,18 +175,18 @@ def test_speeds_that_cannot_be_kept_are_a_warning(
 def test_a_runner_that_cannot_compute_the_network_is_passed_over_with_a_warning(
     error: Exception, network: Network, measured: list[str], chosen: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = choosing._measured
+    others = choosing._measure
 
     def speed(network: Network, candidate: Chosen) -> Speed:
         if candidate.runner == "compiled":
             raise error
         return others(network, candidate)
 
-    monkeypatch.setattr(choosing, "_measured", speed)
-    told = Told()
-    assert chosen(network, MANY, told=told).runner == "openvino"
-    (warning,) = told.warnings
-    assert "compiled" in warning and "squeezenet1_1" in warning and "the next runner is taken" in warning
+    monkeypatch.setattr(choosing, "_measure", speed)
+    reporter = RecordingReporter()
+    assert chosen(network, MANY, reporter=reporter).runner == "openvino"
+    (warning,) = reporter.warnings
+    assert "compiled" in warning and "squeezenet1_1" in warning and "trying the next runner" in warning
     assert "\n" not in warning
 
 
@@ -211,14 +211,16 @@ def test_a_runner_that_computes_other_features_is_passed_over(
     monkeypatch.setattr(Network, "on", wrong)
     monkeypatch.setattr(choosing, "RUNNERS", ("eager", "openvino"))
     monkeypatch.setattr(choosing, "require_usable", lambda *_: None)
-    told = Told()
-    assert chosen(network, MANY, told=told).runner == "eager"
+    reporter = RecordingReporter()
+    assert chosen(network, MANY, reporter=reporter).runner == "eager"
     assert started == ["openvino"]
-    assert "layer pre_logits has a cosine of" in told.warnings[0]
+    assert "layer pre_logits has a cosine of" in reporter.warnings[0]
 
 
-def test_torch_as_it_is_always_remains(network: Network, chosen: Choose, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it drifts, the extraction measures how far on real images, and says so."""
+def test_the_eager_runner_is_always_available(
+    network: Network, chosen: Choose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it drifts, the extraction measures and reports the drift on real images."""
 
     def drifting(forward: Forward, images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         return {name: rows.flip(1) for name, rows in forward(images).items()}
@@ -240,7 +242,7 @@ def test_what_torch_itself_cannot_compute_is_an_error(
         chosen(network, MANY)
 
 
-def test_ones_own_module_and_other_devices_are_eager_without_measuring(
+def test_own_modules_and_other_devices_are_eager_without_measuring(
     network: Network, measured: list[str], chosen: Choose
 ) -> None:
     assert chosen(tiny_backbone(), 10**15) == Chosen(runner="eager", precision="fp32")
@@ -248,7 +250,7 @@ def test_ones_own_module_and_other_devices_are_eager_without_measuring(
     assert measured == []
 
 
-def test_pixels_are_bytes_whatever_is_asked(chosen: Choose, tmp_path: Path) -> None:
+def test_pixels_are_bytes_whatever_is_requested(chosen: Choose, tmp_path: Path) -> None:
     pixels = load_backbone("pixels", image_size=8, data_dir=tmp_path)
     assert chosen(pixels, MANY, "compiled", "bf16") == Chosen(runner="eager", precision="uint8")
 
@@ -268,7 +270,7 @@ def test_a_named_runner_that_cannot_compute_there_is_an_error(
         chosen(network, 1, runner, precision, device)
 
 
-def test_a_precision_left_out_is_one_that_the_runner_has(
+def test_the_default_precision_is_one_that_the_runner_supports(
     network: Network, chosen: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "require_usable", lambda *_: None)
@@ -277,21 +279,21 @@ def test_a_precision_left_out_is_one_that_the_runner_has(
     assert chosen(network, 1, "ncnn", "auto").precision == "fp32"
 
 
-def test_what_is_done_beside_raises_here_and_keeps_the_threads() -> None:
+def test_a_function_in_a_thread_raises_here_and_keeps_the_number_of_threads() -> None:
     seen: list[int] = []
     before = torch.get_num_threads()
-    choosing.beside(lambda: seen.append(torch.get_num_threads()))
+    choosing.run_in_thread(lambda: seen.append(torch.get_num_threads()))
     assert seen == [before]
     with pytest.raises(ZeroDivisionError):
-        choosing.beside(lambda: 1 / 0)
+        choosing.run_in_thread(lambda: 1 / 0)
 
 
-# --- what was settled before ----------------------------------------------------------------------------------
+# --- a cache determines the runner ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Request:
-    """A set whose extraction by torch's compiler takes no compiler."""
+    """A request whose compiled extraction needs no C++ compiler."""
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
     monkeypatch.setattr("featcache.backbones.runners.compiled.compiler", lambda: "one")
     images = write_images(tmp_path / "pictures", train=6, test=2)
@@ -310,22 +312,22 @@ def test_a_cache_with_another_runner_or_precision_is_the_match_of_auto(
     assert (again.computed, again.fingerprint) == (0, first.fingerprint)
 
 
-def test_an_extraction_that_was_begun_by_a_runner_goes_on_by_it(
+def test_an_extraction_continues_with_the_runner_it_was_begun_with(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = 0
 
-    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+    def interrupt(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         nonlocal seen
         seen += 1
-        # Compiling, the comparison's two, and one batch of the other 16 images.
+        # Forward passes before: one to compile, two of the comparison, and one batch of the other 16 images.
         if seen == 5:
             raise KeyboardInterrupt
         return forward(images)
 
     execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
-        every_forward(patched, interrupted)
+        every_forward(patched, interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(replace(request_, runner="compiled"), execution)
     monkeypatch.setattr(choosing, "choose", _never)
@@ -336,4 +338,4 @@ def test_an_extraction_that_was_begun_by_a_runner_goes_on_by_it(
 
 
 def _never(*_: object, **__: object) -> Chosen:
-    raise AssertionError("a runner was chosen although a cache settles it")
+    raise AssertionError("a runner was chosen although a cache determines it")

@@ -1,4 +1,4 @@
-"""By torch's compiler: part of a cache's identity, and the same features."""
+"""Extraction with torch's compiler: the runner is part of a cache's identity, and the features are the same."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from featcache.backbones.runners.compiled import compiler
 from featcache.cache.reader import FeatureCache
-from featcache.errors import CacheNotFound, ExtractionError, InvalidOption
-from featcache.extraction import matching
+from featcache.errors import ExtractionError, InvalidOption
 from featcache.extraction.recomputation import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
@@ -41,13 +40,11 @@ def test_compiled_features_are_the_same_and_one_program_serves_all_batches(reque
     with FeatureCache.open(plain.cache) as eager, FeatureCache.open(done.cache) as compiled:
         assert compiled.spec.runner == "compiled"
         assert np.allclose(compiled["train"].features[:], eager["train"].features[:], rtol=0.02, atol=1e-3)
-    # What was settled once is obeyed, and on a hit nothing is compiled.
+    # `auto` takes the runner of the cache, and on a hit nothing is compiled.
     plain.cache.unlink()
     again = extract(request_)
     assert (again.computed, again.fingerprint) == (0, done.fingerprint)
-    assert matching.by_request(request_).path == done.cache
-    with pytest.raises(CacheNotFound):
-        matching.by_request(replace(request_, runner="eager"))
+    assert again.cache == done.cache
 
 
 @needs_compiler
@@ -57,21 +54,23 @@ def test_extractions_of_one_process_are_all_compiled_and_each_once(
     torch._dynamo.reset()
     counter, compile_ = CompileCounter(), torch.compile
     monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, dynamic=False, backend=counter))
-    # Torch keeps eight programs for a function. Three segments, the last batch short; the drift is measured in fp32.
+    # Torch keeps at most eight programs per function. Three segments, the last batch is short; drift is in fp32.
     for number in range(1, 11):
         request = replace(request_, backbone=tiny_backbone(), runner="compiled", data_dir=tmp_path / str(number))
         assert extract(request, Execution(batch_size=16, segment_rows=16)).computed == 42
         assert counter.frame_count == number
 
 
-def test_what_cannot_be_compiled_says_the_way_out(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_cannot_be_compiled_is_an_error_with_a_hint(
+    request_: Request, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*_: object, **__: object) -> object:
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(torch, "compile", lambda *_, **__: fails)
-    with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as told:
+    with pytest.raises(ExtractionError, match="tiny cannot be compiled: no such luck") as caught:
         extract(replace(request_, runner="compiled"))
-    assert told.value.hint == "extract with --runner eager"
+    assert caught.value.hint == "extract with --runner eager"
     assert not list(request_.features_dir.glob("*/manifest.json"))
 
 
@@ -93,10 +92,10 @@ def test_without_a_compiler_it_is_refused_before_anything_is_done(
     assert not request_.features_dir.exists() or not list(request_.features_dir.iterdir())
 
 
-def test_the_command_offered_says_what_was_said(request_: Request) -> None:
+def test_the_suggested_command_contains_the_runner(request_: Request) -> None:
     for runner in ("eager", "compiled", "openvino", "ncnn"):
-        assert f"--runner {runner}" in matching.as_command(replace(request_, runner=runner))
-    assert "--runner" not in matching.as_command(request_)
+        assert f"--runner {runner}" in replace(request_, runner=runner).command
+    assert "--runner" not in request_.command
 
 
 @needs_compiler

@@ -1,4 +1,4 @@
-"""Features that are the same for every image are worth a warning: the layer or the weights cannot be what was meant."""
+"""Features that are the same for every image cause a warning: the layer or the weights are probably wrong."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from featcache.extraction.run import Execution, extract
 
 
 class Dead(nn.Module):
-    """A layer of twelve that live, and one of six that give the same whatever the image is."""
+    """A layer of twelve channels that depend on the image, and one of six that are constant."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ def test_constant_features_are_a_warning_with_layer_and_weights(
     ]
 
 
-def test_a_layer_that_lives_is_not_named(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_layer_that_varies_is_not_named(images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     network = dead(layers=("alive", "output"))
     extract(Request(dataset=images, backbone=network, precision="fp32", data_dir=tmp_path / "data"))
     (warning,) = warnings(caplog)

@@ -1,4 +1,4 @@
-"""What a precision below fp32 costs is measured where it is computed, kept, and refused where it is too much."""
+"""The error of a precision below fp32 is measured, recorded, and refused where it is too large."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def provenance(cache: Path) -> Any:
         return opened.provenance["drift"]
 
 
-def test_drift_is_measured_and_stands_in_provenance_and_result(request_: Request) -> None:
+def test_drift_is_measured_and_recorded_in_provenance_and_result(request_: Request) -> None:
     done = extract(request_)
     assert done.drift == provenance(done.cache)
     found = cast("dict[str, Any]", done.to_json()["drift"])
@@ -74,11 +74,11 @@ def computed_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     precisions: list[str] = []
     original = Program.features
 
-    def noted(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
+    def record_precision(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
         precisions.append(program.precision)
         return original(program, images)
 
-    monkeypatch.setattr(Program, "features", noted)
+    monkeypatch.setattr(Program, "features", record_precision)
     return precisions
 
 
@@ -92,7 +92,7 @@ def test_fp32_is_computed_for_the_comparison_alone(request_: Request, computed_i
     assert computed_in == ["bf16", "fp32", "bf16", "bf16"]
 
 
-def test_a_network_of_the_callers_own_stays_as_it_was(request_: Request) -> None:
+def test_an_own_module_is_not_changed(request_: Request) -> None:
     network = request_.backbone
     assert isinstance(network, Network)
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
@@ -101,7 +101,7 @@ def test_a_network_of_the_callers_own_stays_as_it_was(request_: Request) -> None
     assert torch.equal(network.on().features(images)["output"], before)
 
 
-def test_on_a_hit_it_is_not_measured_but_still_told(request_: Request, computed_in: list[str]) -> None:
+def test_on_a_hit_it_is_not_measured_but_still_reported(request_: Request, computed_in: list[str]) -> None:
     first = extract(request_)
     computed_in.clear()
     again = extract(request_)
@@ -114,9 +114,9 @@ def test_it_is_kept_where_all_rows_come_from_another_cache(request_: Request) ->
     assert (fewer.computed, provenance(fewer.cache)) == (0, first.drift)
 
 
-def test_segments_remember_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_record_it(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.extraction.complete.publish", _killed)
+        patch.setattr("featcache.extraction.complete.publish", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(request_, Execution(segment_rows=16))
     again = extract(request_)
@@ -124,7 +124,7 @@ def test_segments_remember_it(request_: Request, monkeypatch: pytest.MonkeyPatch
     assert cast("dict[str, Any]", provenance(again.cache))["images"] == 8
 
 
-def _killed(*_: object, **__: object) -> None:
+def _interrupt(*_: object, **__: object) -> None:
     raise KeyboardInterrupt
 
 
@@ -132,9 +132,9 @@ def test_a_network_that_drifts_too_far_is_stopped_before_anything_is_kept(reques
     request = replace(request_, backbone=drifting())
     with pytest.raises(
         ExtractionError, match=r"layer output drifts too far in bf16: .* expected at least 0\.999"
-    ) as told:
+    ) as caught:
         extract(request)
-    assert told.value.hint == "extract with --precision fp32"
+    assert caught.value.hint == "extract with --precision fp32"
     assert not list(request.features_dir.glob("*.h5")) + list(request.features_dir.glob("*/manifest.json"))
     assert extract(replace(request, precision="fp32")).computed == 42
 
@@ -155,10 +155,10 @@ def test_few_images_are_all_measured_and_many_are_sampled_evenly() -> None:
     assert np.ptp(np.diff(many)) <= 1
 
 
-def test_figures_are_those_of_rows() -> None:
+def test_the_errors_are_those_of_rows() -> None:
     exact = np.array([[3.0, 4.0], [0.0, 2.0], [0.0, 0.0]], np.float32)
     moved = np.array([[3.0, 4.5], [0.0, 2.0], [0.0, 0.0]], np.float32)
-    found = drift.measured("bf16", {"a": exact}, {"a": moved})
+    found = drift.compare("bf16", {"a": exact}, {"a": moved})
     layer = found.layers["a"]
     assert layer.greatest == pytest.approx(0.1)
     assert layer.median == 0

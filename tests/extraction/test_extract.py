@@ -1,4 +1,4 @@
-"""images + backbone -> cache: what is computed, what is reused, what is refused."""
+"""images + backbone -> cache: which rows are computed, which are reused, and what is refused."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import CLASSES, Forward, counted_batches, every_forward, jpeg, tiny_backbone, write_images
+from tiny import CLASSES, Forward, count_batches, every_forward, jpeg, tiny_backbone, write_images
 
 import featcache
 from featcache.cache.reader import FeatureCache
@@ -47,12 +47,12 @@ def request_(images: Path, tmp_path: Path) -> Request:
     return Request(dataset=images, backbone=tiny_backbone(), data_dir=tmp_path / "data")
 
 
-def opened(extraction: Extraction) -> FeatureCache:
+def open_cache(extraction: Extraction) -> FeatureCache:
     return FeatureCache.open(extraction.cache)
 
 
 def arrays(cache: Path) -> dict[str, bytes]:
-    """Every array's bytes: what must not depend on how the cache came about."""
+    """The bytes of every array, which must not depend on how the cache was made."""
     found: dict[str, bytes] = {}
     with h5py.File(cache) as file:
         file.visititems(lambda name, it: found.update({name: it[()].tobytes()}) if hasattr(it, "shape") else None)
@@ -61,7 +61,7 @@ def arrays(cache: Path) -> dict[str, bytes]:
 
 def test_the_rows_are_those_of_the_set_in_source_order(request_: Request) -> None:
     extraction = extract(request_)
-    cache = opened(extraction)
+    cache = open_cache(extraction)
     assert extraction.rows == {"train": 30, "test": 12}
     assert cache.classes == CLASSES
     assert cache["train"].ids[:2] == ("train/cat/00.jpg", "train/cat/01.jpg")
@@ -71,7 +71,7 @@ def test_the_rows_are_those_of_the_set_in_source_order(request_: Request) -> Non
 
 
 def test_features_equal_an_independent_computation(request_: Request, images: Path) -> None:
-    cache = opened(extract(replace(request_, dtype="float32", precision="fp32")))
+    cache = open_cache(extract(replace(request_, dtype="float32", precision="fp32")))
     from tiny import TinyNetwork
 
     for row in (0, 17, 29):
@@ -110,11 +110,11 @@ def test_rows_do_not_depend_on_segments_batches_or_workers(
 def test_a_limit_takes_the_same_images_and_reuses_them_for_a_larger_one(request_: Request) -> None:
     small = extract(replace(request_, limit=6))
     assert small.rows == {"train": 6, "test": 6}
-    assert np.bincount(opened(small)["train"].labels).tolist() == [2, 2, 2]
+    assert np.bincount(open_cache(small)["train"].labels).tolist() == [2, 2, 2]
     large = extract(request_)
     assert (large.computed, large.reused) == (42 - 12, 12)
-    kept = dict(zip(opened(small)["train"].ids, opened(small)["train"].features[:], strict=True))
-    for name, row in zip(opened(large)["train"].ids, opened(large)["train"].features[:], strict=True):
+    kept = dict(zip(open_cache(small)["train"].ids, open_cache(small)["train"].features[:], strict=True))
+    for name, row in zip(open_cache(large)["train"].ids, open_cache(large)["train"].features[:], strict=True):
         assert name not in kept or np.array_equal(kept[name], row)
 
 
@@ -135,7 +135,7 @@ def test_relabelling_and_moving_costs_nothing(request_: Request, images: Path, t
     os.utime(images / "train/cat/01.jpg")
     relabelled = extract(request_)
     assert (relabelled.computed, relabelled.fingerprint) == (0, first.fingerprint)
-    cache = opened(relabelled)
+    cache = open_cache(relabelled)
     row = cache["train"].ids.index("train/dog/00-was-a-cat.jpg")
     assert cache.classes[cache["train"].labels[row]] == "dog"
     copied = extract(replace(request_, dataset=shutil.copytree(images, tmp_path / "copy")))
@@ -150,19 +150,17 @@ def test_a_zip_and_a_folder_of_the_same_images_share_rows(request_: Request, ima
     assert (zipped.computed, zipped.rows) == (0, {"train": 30, "test": 12})
 
 
-def test_images_that_stand_twice_are_computed_once(
-    request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    twin = (images / "train/cat/00.jpg").read_bytes()
-    (images / "train/cat/zz.jpg").write_bytes(twin)
-    calls = counted_batches(monkeypatch)
+def test_repeated_images_are_computed_once(request_: Request, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = (images / "train/cat/00.jpg").read_bytes()
+    (images / "train/cat/zz.jpg").write_bytes(content)
+    calls = count_batches(monkeypatch)
     extraction = extract(replace(request_, precision="fp32"))
-    cache = opened(extraction)
+    cache = open_cache(extraction)
     rows = [cache["train"].ids.index(f"train/cat/{name}.jpg") for name in ("00", "zz")]
     first, second = cache["train"].features[rows]
     assert np.array_equal(first, second)
     assert extraction.computed == 43
-    assert sum(calls) == 64  # 42 different images in two batches of 32, the second filled up
+    assert sum(calls) == 64  # 42 different images in two batches of 32, the second one padded
 
 
 @pytest.mark.parametrize(
@@ -174,7 +172,7 @@ def test_images_that_stand_twice_are_computed_once(
         {"backbone": tiny_backbone(image_size=18)},
     ],
 )
-def test_whatever_changes_a_feature_is_another_cache(change: dict[str, object], request_: Request) -> None:
+def test_options_that_change_features_give_another_cache(change: dict[str, object], request_: Request) -> None:
     first = extract(replace(request_, precision="bf16"))
     other = extract(replace(replace(request_, precision="bf16"), **change))  # type: ignore[arg-type]
     assert other.fingerprint != first.fingerprint
@@ -182,14 +180,14 @@ def test_whatever_changes_a_feature_is_another_cache(change: dict[str, object], 
     assert other.computed == 42
 
 
-def test_auto_precision_obeys_what_a_cache_was_begun_with(request_: Request) -> None:
+def test_auto_precision_is_that_of_the_existing_cache(request_: Request) -> None:
     for precision in ("fp32", "bf16"):
         first = extract(replace(request_, precision=precision))
         assert extract(request_).fingerprint == first.fingerprint
         first.cache.unlink()
 
 
-# --- images that cannot be used ----------------------------------------------------------------------------
+# --- images that cannot be read ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("content", [b"", b"no image at all", jpeg(5)[:300]], ids=["empty", "text", "truncated"])
@@ -204,7 +202,7 @@ def test_a_bad_image_can_be_skipped_and_is_listed(request_: Request, images: Pat
     (images / "train/dog/05.jpg").write_bytes(b"no image at all")
     extraction = extract(request_, Execution(on_error="skip"))
     assert [one.id for one in extraction.skipped] == ["train/dog/05.jpg"]
-    assert "train/dog/05.jpg" not in opened(extraction)["train"].ids
+    assert "train/dog/05.jpg" not in open_cache(extraction)["train"].ids
     assert (extraction.rows["train"], extraction.computed) == (29, 41)
     again = extract(request_, Execution(on_error="skip"))
     assert (again.computed, again.reused, len(again.skipped)) == (0, 41, 1)
@@ -218,16 +216,16 @@ def test_a_cache_with_skipped_images_is_no_hit_for_fail(request_: Request, image
         extract(request_)
     assert skipped.cache.read_bytes() == before
     (images / "train/dog/05.jpg").write_bytes(jpeg(77))
-    mended = extract(request_)
-    assert (mended.computed, mended.reused, mended.skipped) == (1, 41, ())
+    repaired = extract(request_)
+    assert (repaired.computed, repaired.reused, repaired.skipped) == (1, 41, ())
 
 
-def test_a_skipped_image_that_was_mended_is_computed(request_: Request, images: Path) -> None:
+def test_a_skipped_image_that_was_repaired_is_computed(request_: Request, images: Path) -> None:
     (images / "train/dog/05.jpg").write_bytes(b"no image at all")
     extract(request_, Execution(on_error="skip"))
     (images / "train/dog/05.jpg").write_bytes(jpeg(77))
-    mended = extract(request_, Execution(on_error="skip"))
-    assert (mended.computed, mended.skipped) == (1, ())
+    repaired = extract(request_, Execution(on_error="skip"))
+    assert (repaired.computed, repaired.skipped) == (1, ())
 
 
 def test_skipping_everything_is_an_error(tmp_path: Path) -> None:
@@ -247,14 +245,14 @@ def test_an_image_edited_during_the_run_has_the_row_of_the_bytes_that_were_read(
 ) -> None:
     original, seen = FolderSource.read, []
     for path in images.rglob("*.jpg"):
-        # What is younger than two seconds is read again in any case.
+        # Files younger than two seconds are always read again.
         os.utime(path, (time.time() - 60,) * 2)
 
     def editing(source: FolderSource, sample: Sample) -> object:
         payload = original(source, sample)
         seen.append(sample.id)
         if len(seen) == 10:
-            # The one is read afterwards, the other has been read.
+            # One of the edited images is read later, the other has been read already.
             (images / edited).write_bytes(jpeg(4242))
         return payload
 
@@ -272,19 +270,19 @@ def test_an_image_edited_during_the_run_has_the_row_of_the_bytes_that_were_read(
 # --- features that cannot be stored ------------------------------------------------------------------------
 
 
-def _returning(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
-    def spoiled(forward: Forward, images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
+def _spoil_features(monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    def spoil(forward: Forward, images: np.ndarray | torch.Tensor) -> dict[str, torch.Tensor]:
         rows = forward(images)["output"].clone()
         rows[2, 5] = value
         return {"output": rows}
 
-    every_forward(monkeypatch, spoiled)
+    every_forward(monkeypatch, spoil)
 
 
-def test_infinity_in_float16_names_layer_and_image_and_the_way_out(
+def test_infinity_in_float16_names_layer_and_image_with_a_hint(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _returning(monkeypatch, 1e6)
+    _spoil_features(monkeypatch, 1e6)
     with pytest.raises(ExtractionError, match=r"layer output gives infinity for train/cat/02\.jpg") as caught:
         extract(request_)
     assert "--dtype float32" in str(caught.value.hint)
@@ -292,7 +290,7 @@ def test_infinity_in_float16_names_layer_and_image_and_the_way_out(
 
 
 def test_nan_is_an_error_in_any_dtype(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
-    _returning(monkeypatch, float("nan"))
+    _spoil_features(monkeypatch, float("nan"))
     with pytest.raises(ExtractionError, match="NaN"):
         extract(replace(request_, dtype="float32"))
 
@@ -324,25 +322,27 @@ def test_memory_that_never_suffices_is_a_clear_error(request_: Request, monkeypa
         extract(replace(request_, precision="fp32"))
 
 
-def test_too_little_room_is_found_before_the_first_forward_pass(
+def test_too_little_disk_space_is_an_error_before_the_first_forward_pass(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = counted_batches(monkeypatch)
+    calls = count_batches(monkeypatch)
     monkeypatch.setattr("featcache.extraction.compute.free_bytes", lambda _: 10)
     with pytest.raises(ExtractionError, match="has 10 B free"):
         extract(request_)
     assert calls == []
 
 
-# --- interruption and company ------------------------------------------------------------------------------
+# --- interruption and other processes ----------------------------------------------------------------------
 
 
-def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_ctrl_c_the_same_call_continues(
+    request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     request_ = replace(request_, precision="fp32")
     reference = arrays(extract(replace(request_, data_dir=tmp_path / "other")).cache)
     seen = 0
 
-    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+    def interrupt(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         nonlocal seen
         seen += 1
         if seen == 4:
@@ -350,7 +350,7 @@ def test_after_ctrl_c_the_same_call_goes_on(request_: Request, tmp_path: Path, m
         return forward(images)
 
     with monkeypatch.context() as patched:
-        every_forward(patched, interrupted)
+        every_forward(patched, interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(request_, Execution(batch_size=8, segment_rows=8))
     assert not list(request_.features_dir.glob("*.h5"))
@@ -367,33 +367,33 @@ def test_damaged_rows_count_as_absent(request_: Request, caplog: pytest.LogCaptu
         place = file["train/features/output"].id.get_offset()
     data[place + 3] ^= 0x10
     first.cache.write_bytes(data)
-    # The row's checksum is wrong; nothing else is: only that row is computed again.
+    # Only the checksum of this row is wrong, so only this row is computed again.
     replaced = request_.dataset
     assert isinstance(replaced, Path)
     (replaced / "train/eel/new.jpg").write_bytes(jpeg(555))
-    mended = extract(request_)
-    assert (mended.computed, mended.reused) == (2, 41)
+    repaired = extract(request_)
+    assert (repaired.computed, repaired.reused) == (2, 41)
     (replaced / "train/eel/new.jpg").unlink()
     assert arrays(extract(request_).cache) == reference
 
 
-def test_a_truncated_cache_is_said_loudly_and_replaced(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_cache_is_replaced_with_a_warning(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
     first = extract(request_)
     first.cache.write_bytes(first.cache.read_bytes()[:-100])
     damaged = first.cache.read_bytes()
     again = extract(request_)
     assert again.computed == 42
-    # Nothing is deleted without being asked.
+    # The damaged file is kept.
     (kept,) = request_.features_dir.glob("*.damaged*")
     assert kept.read_bytes() == damaged
     assert any(record.levelname == "WARNING" and "counts as absent" in record.message for record in caplog.records)
 
 
 def test_without_waiting_a_busy_cache_is_an_error(request_: Request) -> None:
-    from featcache.cache.locks import locked
+    from featcache.cache.locks import lock_cache
 
     first = extract(request_)
-    with locked(request_.features_dir, first.cache.stem):
+    with lock_cache(request_.features_dir, first.cache.stem):
         assert extract(request_, Execution(wait=False)).computed == 0
         first.cache.unlink()
         with pytest.raises(CacheBusy, match="is being written by process"):
@@ -406,13 +406,13 @@ def test_a_hit_needs_no_folder_that_can_be_written(request_: Request, monkeypatc
     def read_only(*_: object, **__: object) -> None:
         raise CacheUnwritable("the folder is read-only")
 
-    monkeypatch.setattr("featcache.extraction.run.locked", read_only)
+    monkeypatch.setattr("featcache.extraction.run.lock_cache", read_only)
     monkeypatch.setattr("featcache.files.begin_draft", read_only)
     assert extract(request_).reused == 42
 
 
 @pytest.mark.parametrize("failure", [errno.EACCES, errno.EMFILE, errno.EIO], ids=errno.errorcode.get)
-def test_a_cache_that_cannot_be_opened_now_stops_and_stays(
+def test_a_cache_that_cannot_be_opened_now_is_an_error_and_is_kept(
     failure: int, request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = extract(request_)
@@ -446,12 +446,12 @@ def test_a_cache_that_cannot_be_opened_now_stops_and_stays(
         {"image_size": -1},
     ],
 )
-def test_options_that_cannot_be_are_refused(options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
         Request(**options)  # type: ignore[arg-type]
 
 
-def test_a_split_that_is_not_there_is_refused(request_: Request) -> None:
+def test_a_missing_split_is_refused(request_: Request) -> None:
     with pytest.raises(InvalidOption, match="has no split val: it has train, test"):
         extract(replace(request_, splits=("val",)))
 
@@ -460,7 +460,7 @@ def test_one_split_can_be_extracted_alone(request_: Request) -> None:
     assert extract(replace(request_, splits=("test",))).rows == {"test": 12}
 
 
-def test_from_python_the_sentence_is_the_same(images: Path, tmp_path: Path) -> None:
+def test_extraction_from_python(images: Path, tmp_path: Path) -> None:
     stages: list[tuple[str, int, int]] = []
     cache = featcache.extract(
         images,

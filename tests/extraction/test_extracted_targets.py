@@ -1,4 +1,4 @@
-"""Labels come with the images, other targets with tables: what an extraction does to both."""
+"""What an extraction does to targets: labels come with the images, other targets from tables."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract
 
 
-class Heard(LogReporter):
-    """Keeps what is said; stops the extraction where it is told to."""
+class RecordingReporter(LogReporter):
+    """Records what is reported; with `stop` it interrupts the extraction."""
 
     def __init__(self, stop: bool = False) -> None:
         self.sentences: list[str] = []
         self._stop = stop
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.sentences.append(text)
 
     def warn(self, text: str) -> None:
@@ -69,100 +69,102 @@ Extract = Callable[..., tuple[Extraction, list[str]]]
 
 
 @pytest.fixture(params=[True, False], ids=["packed", "segments"])
-def extracted(request: pytest.FixtureRequest, tmp_path: Path) -> Extract:
+def run_extraction(request: pytest.FixtureRequest, tmp_path: Path) -> Extract:
     """Extracts the pixels of a table of images, packed or in segments of two rows."""
 
     def run(listed: Path, pack: bool = request.param, stop: bool = False) -> tuple[Extraction, list[str]]:
-        heard = Heard(stop)
-        asked = Request(dataset=listed, backbone="pixels", image_size=8, data_dir=tmp_path / "data")
-        done = extract(asked, Execution(pack=pack, segment_rows=2, batch_size=2, workers=1), reporter=heard)
-        return done, heard.sentences
+        reporter = RecordingReporter(stop)
+        request_ = Request(dataset=listed, backbone="pixels", image_size=8, data_dir=tmp_path / "data")
+        done = extract(request_, Execution(pack=pack, segment_rows=2, batch_size=2, workers=1), reporter=reporter)
+        return done, reporter.sentences
 
     return run
 
 
-def decoded(path: Path, target: str) -> list[object]:
+def decode_target(path: Path, target: str) -> list[object]:
     with FeatureCache.open(path) as cache:
-        return cache["train"].target(target).decoded()
+        return cache["train"].target(target).decode()
 
 
-def test_other_labels_are_written_and_no_row_is_computed(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_other_labels_are_written_and_no_row_is_computed(run_extraction: Extract, listed: Path) -> None:
+    first, _ = run_extraction(listed)
     label(first.cache, ages(listed.parent / "ages.csv"))
-    standing = {path: path.stat().st_mtime_ns for path in first.cache.parent.rglob("t*-?????????.h5")}
-    again, heard = extracted(listing(listed, ["eel", "cat"] * 3))
+    existing = {path: path.stat().st_mtime_ns for path in first.cache.parent.rglob("t*-?????????.h5")}
+    again, sentences = run_extraction(listing(listed, ["eel", "cat"] * 3))
     assert (again.cache, again.computed, again.reused) == (first.cache, 0, 6)
-    assert decoded(again.cache, "label") == ["eel", "cat"] * 3
-    assert decoded(again.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
-    assert any("only targets have changed: no row is computed" in one for one in heard)
+    assert decode_target(again.cache, "label") == ["eel", "cat"] * 3
+    assert decode_target(again.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert any("only targets have changed: no row is computed" in one for one in sentences)
     assert verify(again.cache, full=True).sound
-    assert {path: path.stat().st_mtime_ns for path in first.cache.parent.rglob("t*-?????????.h5")} == standing
+    assert {path: path.stat().st_mtime_ns for path in first.cache.parent.rglob("t*-?????????.h5")} == existing
 
 
-def test_columns_of_tables_survive_an_increment_and_new_images_are_reported(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_columns_of_tables_survive_an_increment_and_new_images_are_reported(
+    run_extraction: Extract, listed: Path
+) -> None:
+    first, _ = run_extraction(listed)
     label(first.cache, ages(listed.parent / "ages.csv"))
     image(listed.parent / "images" / "6.png", 6)
-    grown, heard = extracted(listing(listed, ["cat", "dog"] * 3 + ["cat"]))
+    grown, sentences = run_extraction(listing(listed, ["cat", "dog"] * 3 + ["cat"]))
     assert (grown.computed, grown.reused) == (1, 6)
-    assert decoded(grown.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, None]
-    assert any("1 rows of new images have no value of age (ages.csv)" in one for one in heard)
-    assert decoded(grown.cache, "label")[-1] == "cat"
+    assert decode_target(grown.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, None]
+    assert any("1 rows of new images have no value of age (ages.csv)" in one for one in sentences)
+    assert decode_target(grown.cache, "label")[-1] == "cat"
 
 
-def test_columns_of_tables_survive_an_increment_that_was_stopped(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_columns_of_tables_survive_an_increment_that_was_stopped(run_extraction: Extract, listed: Path) -> None:
+    first, _ = run_extraction(listed)
     label(first.cache, ages(listed.parent / "ages.csv"))
     image(listed.parent / "images" / "6.png", 6)
     listing(listed, ["cat", "dog"] * 3 + ["cat"])
     with pytest.raises(KeyboardInterrupt):
-        extracted(listed, stop=True)
-    grown, _ = extracted(listed)
-    assert decoded(grown.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, None]
+        run_extraction(listed, stop=True)
+    grown, _ = run_extraction(listed)
+    assert decode_target(grown.cache, "age") == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, None]
     assert verify(grown.cache, full=True).sound
 
 
-def test_columns_of_tables_survive_packing_and_unpacking(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_columns_of_tables_survive_packing_and_unpacking(run_extraction: Extract, listed: Path) -> None:
+    first, _ = run_extraction(listed)
     label(first.cache, ages(listed.parent / "ages.csv"))
     other = not first.cache.is_file()
     image(listed.parent / "images" / "6.png", 6)
-    turned, _ = extracted(listing(listed, ["cat", "dog"] * 3 + ["cat"]), pack=other)
+    turned, _ = run_extraction(listing(listed, ["cat", "dog"] * 3 + ["cat"]), pack=other)
     assert turned.cache.is_file() == other
-    assert decoded(turned.cache, "age")[:6] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
+    assert decode_target(turned.cache, "age")[:6] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
 
 
-def test_a_label_that_a_table_brought_is_kept_and_said(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_a_label_from_a_table_is_kept_and_reported(run_extraction: Extract, listed: Path) -> None:
+    first, _ = run_extraction(listed)
     table = listed.parent / "mine.csv"
     table.write_text("path,label\nimages/0.png,mine\n")
     label(first.cache, table)
-    again, heard = extracted(listing(listed, ["eel", "cat"] * 3))
+    again, sentences = run_extraction(listing(listed, ["eel", "cat"] * 3))
     assert again.computed == 0
-    assert decoded(again.cache, "label") == ["mine", None, None, None, None, None]
-    assert len([one for one in heard if "label is kept as mine.csv has it" in one]) == 1
+    assert decode_target(again.cache, "label") == ["mine", None, None, None, None, None]
+    assert len([one for one in sentences if "label keeps the values from mine.csv" in one]) == 1
     label(first.cache, remove="label")
-    back, _ = extracted(listed)
-    assert decoded(back.cache, "label") == ["eel", "cat"] * 3
+    back, _ = run_extraction(listed)
+    assert decode_target(back.cache, "label") == ["eel", "cat"] * 3
 
 
-def test_targets_that_are_damaged_are_reported_and_the_rest_is_kept(extracted: Extract, listed: Path) -> None:
-    first, _ = extracted(listed)
+def test_targets_that_are_damaged_are_reported_and_the_rest_is_kept(run_extraction: Extract, listed: Path) -> None:
+    first, _ = run_extraction(listed)
     if first.cache.is_file():
-        pytest.skip("a packed file is one: its damage is told by other tests")
+        pytest.skip("other tests damage packed files")
     label(first.cache, ages(listed.parent / "ages.csv"))
     (targets,) = first.cache.glob("targets-*.h5")
     targets.unlink()
-    again, heard = extracted(listed)
+    again, sentences = run_extraction(listed)
     assert again.computed == 0 and verify(again.cache, full=True).sound
     with FeatureCache.open(again.cache) as cache:
         assert list(cache.targets) == ["label"]
-    assert any("are lost: add them again" in one for one in heard)
+    assert any("are lost: add them again" in one for one in sentences)
 
 
-def test_an_unfinished_extraction_has_no_targets(extracted: Extract, listed: Path, tmp_path: Path) -> None:
+def test_an_unfinished_extraction_has_no_targets(run_extraction: Extract, listed: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        extracted(listed, stop=True)
+        run_extraction(listed, stop=True)
     (folder,) = (one.parent for one in (tmp_path / "data").rglob(MANIFEST_NAME))
     assert Manifest.read(folder).targets is None
     assert not list(folder.glob("targets-*"))

@@ -1,5 +1,7 @@
-"""Ten times the images take no more memory, in a process of its own, for a peak never falls; a plan takes what names
-and digests take."""
+"""Memory does not grow with the number of images, except for their names and digests.
+
+Peaks are measured in a new process, because the peak of a process never falls.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from featcache.cache.checksums import leading_numbers
 from featcache.cache.donors import Donors
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.images import Images
-from featcache.extraction.processes import peak_bytes, run_apart
+from featcache.extraction.processes import peak_bytes, run_in_new_process
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
@@ -36,13 +38,13 @@ class Task:
     data_dir: Path
 
 
-def extracted(task: Task, _: Reporter) -> tuple[list[int], int]:
+def measure_peaks(task: Task, _: Reporter) -> tuple[list[int], int]:
     """The peak after each of the sets, and after all features of the last were read; then their bytes."""
     torch.set_num_threads(1)
     peaks = []
     for images in task.sets:
         request = Request(dataset=images, backbone="pixels", image_size=SIDE, data_dir=task.data_dir)
-        # Small batches, or little waits between reading and writing while there are few images.
+        # With large batches, few images would not fill the queues between reading and writing.
         done = extract(request, Execution(segment_rows=64, batch_size=8, workers=2))
         peaks.append(peak_bytes())
     with FeatureCache.open(done.cache) as cache:
@@ -51,24 +53,24 @@ def extracted(task: Task, _: Reporter) -> tuple[list[int], int]:
     return peaks, everything.nbytes
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the peak is the kernel's")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
     sets = [write_images(tmp_path / f"{count}", train=count, test=1) for count in (FEW, MANY)]
-    found = run_apart(extracted, Task(sets=sets, data_dir=tmp_path / "data"), LogReporter())
+    found = run_in_new_process(measure_peaks, Task(sets=sets, data_dir=tmp_path / "data"), LogReporter())
     (few, many, held), features_bytes = found.result
     assert features_bytes == MANY * len(CLASSES) * 3 * SIDE * SIDE
     assert many - few < features_bytes / 3
-    # And it would show.
+    # Features that are held in memory are visible in the peak.
     assert held - many > features_bytes / 3
 
 
-# --- plans of very many images ------------------------------------------------------------------------------
+# --- lists of very many images ------------------------------------------------------------------------------
 
 IMAGES = 100_000
 
 
-class Named(ImageSource):
-    """Images that are their own names, of 20 bytes each, half of them train."""
+class Numbered(ImageSource):
+    """Images whose content is their id, of 20 bytes, half of them train."""
 
     def __init__(self) -> None:
         half = IMAGES // 2
@@ -88,7 +90,7 @@ class Named(ImageSource):
 
 
 def peak_per_image(work: Callable[[], object]) -> float:
-    """Bytes beyond those that stood before."""
+    """The peak of traced memory during `work`, in bytes per image."""
     tracemalloc.start()
     try:
         work()
@@ -99,12 +101,12 @@ def peak_per_image(work: Callable[[], object]) -> float:
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Images]:
-    request = Request(dataset=Named(), backbone="pixels", data_dir=tmp_path_factory.mktemp("data"))
-    return lambda: Images(Named(), request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
+    request = Request(dataset=Numbered(), backbone="pixels", data_dir=tmp_path_factory.mktemp("data"))
+    return lambda: Images(Numbered(), request, workers=2, skip_unreadable=False, rehash=False, reporter=LogReporter())
 
 
 def read(images: Images) -> Images:
-    """All of them, none kept."""
+    """Read all images and keep none."""
     images.read_unknown(images.numbers)
     images.save()
     images.payloads.clear()
@@ -116,12 +118,12 @@ def test_images_take_little_more_than_names_digests_and_stamps(
     listed: Callable[[], Images], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.extraction.images._KEPT_BYTES", 0)
-    assert peak_per_image(lambda: read(listed())) < 190, "met for the first time"
+    assert peak_per_image(lambda: read(listed())) < 190, "read for the first time"
     assert peak_per_image(lambda: read(listed())) < 190, "found in the index"
 
 
 class Digests:
-    """A donor that is nothing but its digests."""
+    """A donor that has only digests."""
 
     fingerprint = ""
     views = 1

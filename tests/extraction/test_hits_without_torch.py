@@ -1,4 +1,4 @@
-"""What looks and computes nothing needs no torch: a hit, a question, a list, the layers of a known backbone."""
+"""Commands that compute nothing do not import torch: a hit, `why`, `ls`, the layers of a known backbone."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(json.dumps([code, [name for name in {HEAVY!r} if name in sys.modules]]), f
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with images, the cache of a network's features of them, and its layers as they were listed once."""
+    """A folder with images, two caches of them, and a stored list of the network's layers."""
     folder = tmp_path_factory.mktemp("here")
     write_images(folder / "pictures", train=3, test=1)
     with pytest.MonkeyPatch.context() as patched:
@@ -42,7 +42,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(here: Path, *words: str) -> tuple[str, list[str]]:
-    """What a command of a fresh process prints, and which of HEAVY it has loaded."""
+    """The output of a command in a new process, and which of HEAVY it has imported."""
     ran = subprocess.run(
         [sys.executable, "-c", RUN, *words], cwd=here, capture_output=True, text=True, check=False, timeout=300
     )
@@ -54,8 +54,8 @@ def run(here: Path, *words: str) -> tuple[str, list[str]]:
 @pytest.mark.parametrize("backbone", [NETWORK, PIXELS], ids=lambda words: words[1])
 def test_a_hit_of_extract(backbone: tuple[str, ...], here: Path) -> None:
     stdout, loaded = run(here, "extract", *backbone, "--json")
-    said = json.loads(stdout)
-    assert (said["computed"], said["reused"], said["complete"]) == (0, 12, True)
+    result = json.loads(stdout)
+    assert (result["computed"], result["reused"], result["complete"]) == (0, 12, True)
     assert loaded == []
 
 
@@ -70,14 +70,14 @@ def test_why_it_is_a_hit(here: Path) -> None:
     [("ls",), ("info", "pictures-squeezenet1_1"), ("verify", "pictures-squeezenet1_1"), ("backbones", "squeezenet1_1")],
     ids=" ".join,
 )
-def test_what_is_looked_at(words: tuple[str, ...], here: Path) -> None:
+def test_other_commands_that_only_read(words: tuple[str, ...], here: Path) -> None:
     stdout, loaded = run(here, *words)
     assert "squeezenet1_1" in stdout or words[0] in ("backbones", "verify")
     assert loaded == []
 
 
 def test_images_that_are_missing_are_computed_with_torch(here: Path, tmp_path: Path) -> None:
-    """Else the tests above would hold nothing."""
+    """Without this the tests above would prove nothing."""
     stdout, loaded = run(here, "extract", *NETWORK, "--data-dir", str(tmp_path), "--limit", "1", "--json")
     assert json.loads(stdout)["computed"] == 2
     assert "torch" in loaded

@@ -1,4 +1,4 @@
-"""The images of an extraction: what is known of them, what is read, and what is remembered."""
+"""The images of an extraction: which digests are known, which images are read, and what is saved."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from featcache.images.source import ImageSource, Stamp, digest
 
 
 class Source(ImageSource):
-    """Images whose bytes follow from their ids; counts what is read."""
+    """Images whose bytes are derived from their ids; counts reads."""
 
     def __init__(self, sizes: dict[str, int], unreadable: frozenset[str] = frozenset()) -> None:
         rows = [(split, f"{split}/{row:03d}", row % 2) for split, count in sizes.items() for row in range(count)]
@@ -46,7 +46,7 @@ def of(source: Source, folder: Path, *, skip: bool = False, rehash: bool = False
     return Images(source, request, workers=2, skip_unreadable=skip, rehash=rehash, reporter=LogReporter())
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+def test_nothing_is_read_before_it_is_needed(tmp_path: Path) -> None:
     source = Source({"train": 5, "test": 3})
     images = of(source, tmp_path)
     images.look_up(images.numbers)
@@ -56,22 +56,24 @@ def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(asked=st.lists(st.lists(st.integers(0, 7), unique=True), max_size=4))
+@given(requested=st.lists(st.lists(st.integers(0, 7), unique=True), max_size=4))
 def test_each_image_is_read_once_and_has_the_digest_of_its_bytes(
-    tmp_path_factory: pytest.TempPathFactory, asked: list[list[int]]
+    tmp_path_factory: pytest.TempPathFactory, requested: list[list[int]]
 ) -> None:
     source = Source({"train": 5, "test": 3})
     images = of(source, tmp_path_factory.mktemp("set"))
-    for numbers in asked:
+    for numbers in requested:
         images.read_unknown(np.array(sorted(numbers), np.int64))
-    wanted = {number for numbers in asked for number in numbers}
+    wanted = {number for numbers in requested for number in numbers}
     assert set(np.flatnonzero(images.known).tolist()) == wanted
     assert set(source.reads.values()) <= {1}
     for number in wanted:
         assert images.digests[number].tobytes() == digest(source.read(images.samples[number]))
 
 
-def test_what_was_read_is_kept_for_decoding_up_to_a_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_were_read_are_kept_for_decoding_up_to_a_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_KEPT_BYTES", 30)
     images = of(Source({"train": 5}), tmp_path)
     images.read_unknown(images.numbers)
@@ -79,7 +81,7 @@ def test_what_was_read_is_kept_for_decoding_up_to_a_bound(tmp_path: Path, monkey
     assert images.payloads == {0: b"train/000 0", 1: b"train/001 0"}
 
 
-def test_shares_of_the_images_are_remembered_together(tmp_path: Path) -> None:
+def test_digests_of_shares_are_saved_in_one_index(tmp_path: Path) -> None:
     for share in ([0, 2], [1, 3, 4]):
         images = of(Source({"train": 5}), tmp_path)
         images.read_unknown(np.array(share))
@@ -91,7 +93,7 @@ def test_shares_of_the_images_are_remembered_together(tmp_path: Path) -> None:
     assert images.digests[3].tobytes() == digest(b"train/003 0")
 
 
-def test_a_small_selection_does_not_forget_the_others(tmp_path: Path) -> None:
+def test_saving_a_small_selection_keeps_the_other_digests(tmp_path: Path) -> None:
     whole = of(Source({"train": 50}), tmp_path)
     whole.read_unknown(whole.numbers[:-1])
     whole.save()
@@ -106,7 +108,7 @@ def test_a_small_selection_does_not_forget_the_others(tmp_path: Path) -> None:
     assert again.known.all()
 
 
-def test_what_has_changed_often_does_not_grow_the_index_without_end(tmp_path: Path) -> None:
+def test_the_index_does_not_grow_without_limit(tmp_path: Path) -> None:
     sizes = []
     for version in range(6):
         source = Source({"train": 50})
@@ -134,10 +136,10 @@ def test_the_stamp_is_the_one_from_before_the_reading(tmp_path: Path) -> None:
     fresh.version = 1
     again = of(fresh, tmp_path)
     again.look_up(again.numbers)
-    assert not again.known.any(), "the bytes of version 0 would pass for those of version 1"
+    assert not again.known.any(), "the digest of version 0 was used for version 1"
 
 
-def test_rehash_knows_nothing(tmp_path: Path) -> None:
+def test_rehash_reads_everything_again(tmp_path: Path) -> None:
     first = of(Source({"train": 4}), tmp_path)
     first.read_unknown(first.numbers)
     first.save()
@@ -165,11 +167,11 @@ def test_a_skipped_image_counts_again_once_its_bytes_have_changed(tmp_path: Path
         Skipped(id="train/002", split="train", reason="truncated", digest="00" * 32),
         Skipped(id="train/000", split="test", reason="another split", digest=None),
     ]
-    assert images.kept(images.numbers_of("train"), skipped[:2]).tolist() == [0, 2]
+    assert images.without_skipped(images.numbers_of("train"), skipped[:2]).tolist() == [0, 2]
     assert images.still_skipped(skipped) == skipped[:1]
 
 
-def test_nothing_is_saved_for_a_look(tmp_path: Path) -> None:
+def test_nothing_is_saved_if_remembers_is_off(tmp_path: Path) -> None:
     images = of(Source({"train": 3}), tmp_path)
     images.remembers = False
     images.read_unknown(images.numbers)
@@ -177,9 +179,7 @@ def test_nothing_is_saved_for_a_look(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_images_that_are_looked_up_in_parts_are_remembered_in_one_writing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_are_looked_up_in_parts_are_saved_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writings: list[int] = []
     monkeypatch.setattr("featcache.extraction.index.Index.save", lambda *_: writings.append(1))
     images = of(Source({"train": 50}), tmp_path)

@@ -1,4 +1,4 @@
-"""The index of digests: unchanged images are not read again, changed ones always."""
+"""The index of digests: unchanged images are not read again, changed ones always are."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def request_(tmp_path: Path) -> Request:
 
 
 def _age(root: Path) -> None:
-    """As if the files had been there for a minute."""
+    """Set the times of the files back by a minute."""
     then = time.time() - 60
     for path in root.rglob("*.jpg"):
         os.utime(path, (then, then))
@@ -42,11 +42,11 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
     original = FolderSource.read
 
-    def counted(source: FolderSource, sample: Sample) -> object:
+    def count(source: FolderSource, sample: Sample) -> object:
         seen.append(sample.id)
         return original(source, sample)
 
-    monkeypatch.setattr(FolderSource, "read", counted)
+    monkeypatch.setattr(FolderSource, "read", count)
     return seen
 
 
@@ -84,7 +84,7 @@ def test_a_changed_image_is_read_again(change: str, request_: Request, monkeypat
     assert after.computed == (0 if change == "touched" else 1)
 
 
-def test_an_image_as_young_as_the_index_is_not_trusted(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_as_new_as_the_index_is_read_again(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(request_.dataset, Path)
     os.utime(request_.dataset / "train/dog/04.jpg")
     extract(request_)
@@ -93,7 +93,7 @@ def test_an_image_as_young_as_the_index_is_not_trusted(request_: Request, monkey
     assert seen == ["train/dog/04.jpg"]
 
 
-def test_zip_members_are_known_by_their_checksum(
+def test_zip_members_are_identified_by_their_checksum(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert isinstance(request_.dataset, Path)
@@ -107,7 +107,7 @@ def test_zip_members_are_known_by_their_checksum(
 
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "empty", "foreign"])
-def test_a_damaged_index_is_no_index(damage: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_index_is_ignored(damage: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     extract(request_)
     path = index_path(request_.data_dir, request_.origin)
     content = bytearray(path.read_bytes())
@@ -155,8 +155,8 @@ def test_what_was_saved_is_found_and_nothing_else(
     samples = SampleRows([Samples.of("train", source.samples("train"))])
     digests = np.random.default_rng(0).integers(0, 256, (len(stamps), 32), dtype=np.uint8)
     changed = data.draw(st.integers(0, len(stamps) - 1))
-    asked = data.draw(st.permutations(range(len(stamps))))
-    rows = np.array(asked[: data.draw(st.integers(0, len(asked)))], np.int64)
+    requested = data.draw(st.permutations(range(len(stamps))))
+    rows = np.array(requested[: data.draw(st.integers(0, len(requested)))], np.int64)
     mine = np.array(halves[: len(stamps)])
     with tempfile.TemporaryDirectory() as folder, mock.patch("featcache.extraction.index._ROWS_AT_ONCE", piece):
         path = Path(folder) / "i"

@@ -1,6 +1,6 @@
-"""SIGKILL at random points of a whole extraction: no segment is lost, no row is wrong, the file ends up equal.
+"""SIGKILL at random points of an extraction: no segment is lost, no row is wrong, and the final file is the same.
 
-The short version runs always; `FEATCACHE_KILLS=300 pytest tests/extraction/test_kills.py` is the long one.
+The short version runs always; `FEATCACHE_KILLS=300 pytest tests/extraction/test_kills.py` runs the long one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featcache.cache.segments import open_segments
 KILLS = int(os.environ.get("FEATCACHE_KILLS", "12"))
 
 
-# A server that has imported everything and started no thread forks the children.
+# A server process forks the children: it has imported everything and started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["killed"])
 
@@ -36,7 +36,7 @@ def server_finds_what_it_preloads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _extract_all(images: str, data_dir: str) -> None:
-    # Imported by the server, not by the tests' own process: it leaves one thread to torch.
+    # Imported only in the server, because this import limits torch to one thread.
     from killed import main
 
     main(images, data_dir)
@@ -48,7 +48,7 @@ def start(images: Path, data_dir: Path) -> BaseProcess:
     return child
 
 
-def finished(child: BaseProcess, within_s: float) -> bool:
+def has_finished(child: BaseProcess, within_s: float) -> bool:
     """Whether the child ended by itself within that time; otherwise it is killed."""
     child.join(within_s)
     if child.exitcode is None:
@@ -65,30 +65,30 @@ def arrays(cache: Path) -> dict[str, bytes]:
     return found
 
 
-def published(data_dir: Path) -> set[Path]:
+def segments_in(data_dir: Path) -> set[Path]:
     return set((data_dir / "features").glob("*/*.h5"))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
 def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Path) -> None:
     images = write_images(tmp_path / "pictures", train=12, test=8)
-    assert finished(start(images, tmp_path / "first"), within_s=120)
+    assert has_finished(start(images, tmp_path / "first"), within_s=120)
     began = time.monotonic()
-    assert finished(start(images, tmp_path / "reference"), within_s=120)
+    assert has_finished(start(images, tmp_path / "reference"), within_s=120)
     whole_s = time.monotonic() - began
     (reference,) = (tmp_path / "reference" / "features").glob("*.h5")
     expected, rng, kills, round_ = arrays(reference), random.Random(0), 0, 0
     while kills < KILLS:
         data_dir, round_ = tmp_path / f"round{round_}", round_ + 1
-        standing: set[Path] = set()
-        while not finished(start(images, data_dir), within_s=rng.uniform(0, 1.2 * whole_s)):
+        existing: set[Path] = set()
+        while not has_finished(start(images, data_dir), within_s=rng.uniform(0, 1.2 * whole_s)):
             kills += 1
-            now = published(data_dir)
+            now = segments_in(data_dir)
             finals = list((data_dir / "features").glob("*.h5"))
-            assert standing <= now or finals, "a published segment was lost"
-            standing = now
+            assert existing <= now or finals, "a segments_in segment was lost"
+            existing = now
             for manifest in (data_dir / "features").glob("*/manifest.json"):
-                # Every segment under its final name is whole.
+                # Every segment under its final name is complete.
                 folder = manifest.parent
                 assert len(open_segments(folder, Manifest.read(folder))) == len(list(folder.glob("*.h5")))
             for final in finals:
@@ -103,10 +103,10 @@ def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Pa
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
 def test_processes_that_extract_the_same_at_once_end_with_one_equal_file(tmp_path: Path) -> None:
     images = write_images(tmp_path / "pictures", train=10, test=4)
-    assert finished(start(images, tmp_path / "reference"), within_s=120)
+    assert has_finished(start(images, tmp_path / "reference"), within_s=120)
     (reference,) = (tmp_path / "reference" / "features").glob("*.h5")
     children = [start(images, tmp_path / "shared") for _ in range(4)]
-    assert all(finished(child, within_s=120) for child in children)
+    assert all(has_finished(child, within_s=120) for child in children)
     (cache,) = (tmp_path / "shared" / "features").glob("*.h5")
     assert arrays(cache) == arrays(reference)
     assert not list((tmp_path / "shared" / "features").glob("*.tmp-*"))

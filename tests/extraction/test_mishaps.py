@@ -1,4 +1,4 @@
-"""What happens in between: images that change, tables that are damaged, shares that run twice."""
+"""Events during an extraction: images that change, tables that are damaged, shares that run twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tiny import jpeg, tiny_backbone, write_images
 
 from featcache.cache import FeatureCache
-from featcache.cache.locks import locked
+from featcache.cache.locks import lock_cache
 from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.stored import StoredFile
 from featcache.cache.verification import verify
@@ -35,12 +35,12 @@ def share(text: str, **options: Any) -> Execution:
     return Execution(shard=Shard.parse(text), segment_rows=8, **options)
 
 
-def made_old(folder: Path) -> None:
+def set_old_times(folder: Path) -> None:
     for path in folder.rglob("*.jpg"):
         os.utime(path, (1e9, 1e9))
 
 
-def test_a_set_whose_images_are_all_skipped_says_so_each_time(tmp_path: Path) -> None:
+def test_a_set_whose_images_are_all_skipped_is_an_error_each_time(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", train=1, test=1)
     for path in folder.rglob("*.jpg"):
         path.write_bytes(b"no image")
@@ -49,7 +49,7 @@ def test_a_set_whose_images_are_all_skipped_says_so_each_time(tmp_path: Path) ->
             extract(request(folder, tmp_path), Execution(on_error="skip"))
 
 
-def test_a_segment_whose_images_were_all_left_out_stands(tmp_path: Path) -> None:
+def test_a_segment_whose_images_were_all_skipped_is_not_computed_again(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", train=3, test=1)
     (folder / "train" / "cat" / "01.jpg").write_bytes(b"no image")
     execution = Execution(on_error="skip", segment_rows=1, pack=False)
@@ -63,13 +63,13 @@ def test_an_image_that_changes_while_the_trial_batch_is_computed_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_images(tmp_path / "images", train=20, test=2)
-    made_old(folder)
+    set_old_times(folder)
     victim, original = folder / "train" / "cat" / "00.jpg", Pipeline.decode
 
     def decode(self: Pipeline, *arguments: Any) -> object:
         batch = original(self, *arguments)
         victim.write_bytes(jpeg(12345))
-        # So that the two seconds in which a stamp is not trusted have passed.
+        # Older than the two seconds in which a stamp is not trusted.
         os.utime(victim, (1.2e9, 1.2e9))
         return batch
 
@@ -79,29 +79,29 @@ def test_an_image_that_changes_while_the_trial_batch_is_computed_is_read_again(
     assert extract(request(folder, tmp_path), Execution(batch_size=8)).computed == 1
 
 
-def test_a_row_that_was_found_keeps_its_digest_though_another_backbone_reads_a_changed_image(
+def test_a_reused_row_keeps_its_digest_if_another_backbone_reads_a_changed_image(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_images(tmp_path / "images", train=6, test=2)
     first, victim = folder / "train" / "cat" / "00.jpg", folder / "train" / "eel" / "05.jpg"
     content = first.read_bytes()
     first.unlink()
-    made_old(folder)
+    set_old_times(folder)
     one = request(folder, tmp_path, backbone=tiny_backbone(1, name="one"))
     two = request(folder, tmp_path, backbone=tiny_backbone(2, name="two"))
     before = extract(one).cache
     with FeatureCache.open(before) as cache:
         row = cache["train"].features[16]
     first.write_bytes(content)
-    original = SegmentWriter.unresolved
+    original = SegmentWriter.open_unit
 
-    def unresolved(self: SegmentWriter, number: int) -> object:
+    def open_unit(self: SegmentWriter, number: int) -> object:
         found = original(self, number)
         victim.write_bytes(jpeg(4242))
         return found
 
     with monkeypatch.context() as patched:
-        patched.setattr(SegmentWriter, "unresolved", unresolved)
+        patched.setattr(SegmentWriter, "open_unit", open_unit)
         done, _ = extract_each([one, two], Execution(pack=False))
     with FeatureCache.open(done.cache) as cache:
         assert cache["train"].ids[17] == "train/eel/05.jpg"
@@ -128,7 +128,7 @@ def test_images_that_are_only_looked_up_are_kept_up_to_the_limit(
     assert done.computed == 0 and 0 < kept[0] <= 10_000
 
 
-def test_an_image_that_is_mended_is_no_longer_listed_by_shards_that_replace_a_packed_cache(tmp_path: Path) -> None:
+def test_a_repaired_image_is_no_longer_listed_by_shards_that_replace_a_packed_cache(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     bad = folder / "train" / "cat" / "00.jpg"
     content = bad.read_bytes()
@@ -143,7 +143,7 @@ def test_an_image_that_is_mended_is_no_longer_listed_by_shards_that_replace_a_pa
         assert cache["train"].labels[0] == 0
 
 
-def test_an_image_that_a_share_left_out_is_not_reused(tmp_path: Path) -> None:
+def test_an_image_that_a_share_skipped_is_not_reused(tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     (folder / "train" / "cat" / "00.jpg").write_bytes(b"no image")
     done = extract(request(folder, tmp_path), share("0/2", on_error="skip"))
@@ -152,50 +152,50 @@ def test_an_image_that_a_share_left_out_is_not_reused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pack", [True, False])
 @pytest.mark.parametrize("table", ["digests", "ids", "targets/label"])
-def test_a_damaged_table_is_mended_by_the_next_extraction(table: str, pack: bool, tmp_path: Path) -> None:
+def test_a_damaged_table_is_repaired_by_the_next_extraction(table: str, pack: bool, tmp_path: Path) -> None:
     folder = write_images(tmp_path / "images", train=4, test=1)
     execution = Execution(pack=pack, segment_rows=6)
     done = extract(request(folder, tmp_path), execution)
     path = done.cache if pack else done.cache / "train-000000000.h5"
     file = StoredFile.open(path)
     if f"train/{table}" not in file.contents.arrays:
-        pytest.skip("segments hold rows alone")
+        pytest.skip("segments contain only rows")
     content = bytearray(path.read_bytes())
     content[file.place(f"train/{table}").offset + 1] ^= 1
     file.close()
     path.write_bytes(content)
-    # Of another selection it is a donor, of its own the cache.
+    # For another selection the file is a donor, for its own it is the cache.
     extract(request(folder, tmp_path, limit=2), execution)
     again = extract(request(folder, tmp_path), execution)
     assert verify(again.cache, full=True).sound and again.rows == done.rows
 
 
-def test_other_segment_rows_keep_what_was_written_though_the_extraction_is_stopped(
+def test_other_segment_rows_keep_written_rows_even_if_the_extraction_is_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     extract(request(folder, tmp_path), Execution(segment_rows=4, pack=False))
     (folder / "train" / "cat" / "00.jpg").write_bytes(jpeg(77))
 
-    def stopped(*_: object) -> None:
-        raise RuntimeError("stopped")
+    def stop(*_: object) -> None:
+        raise RuntimeError("stop")
 
     with monkeypatch.context() as patched:
-        patched.setattr(SegmentDraft, "publish", stopped)
+        patched.setattr(SegmentDraft, "publish", stop)
         with pytest.raises(RuntimeError):
             extract(request(folder, tmp_path), Execution(segment_rows=16, pack=False))
     assert extract(request(folder, tmp_path), Execution(pack=False)).computed == 1
 
 
-def test_a_shard_that_runs_twice_at_once_ends_well_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shard_that_runs_twice_at_once_succeeds_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_images(tmp_path / "images", train=8, test=4)
     extract(request(folder, tmp_path), share("0/2"))
-    twins: list[bool] = []
+    runs: list[bool] = []
     original = SegmentDraft.publish
 
     def publish(self: SegmentDraft, *arguments: Any) -> Path:
-        if not twins:
-            twins.append(True)
+        if not runs:
+            runs.append(True)
             assert extract(request(folder, tmp_path), share("1/2")).complete
         return original(self, *arguments)
 
@@ -203,13 +203,13 @@ def test_a_shard_that_runs_twice_at_once_ends_well_twice(tmp_path: Path, monkeyp
     assert extract(request(folder, tmp_path), share("1/2")).complete
 
 
-def test_shards_that_begin_at_once_without_waiting_are_not_told_that_the_cache_is_busy(tmp_path: Path) -> None:
+def test_shards_that_begin_at_once_without_waiting_do_not_find_the_cache_busy(tmp_path: Path) -> None:
     busy: list[CacheBusy] = []
 
     def shard() -> None:
         for _ in range(10):
             try:
-                with locked(tmp_path, "cache", shared=True, wait=False):
+                with lock_cache(tmp_path, "cache", shared=True, wait=False):
                     pass
             except CacheBusy as error:
                 busy.append(error)

@@ -1,4 +1,4 @@
-"""OpenVINO as the runner: the same features, in programs of its own, and nobody is told."""
+"""OpenVINO as the runner: the same features, in a cache of their own, and no telemetry."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tiny import tiny_backbone, write_images
 from featcache.backbones import load_backbone
 from featcache.backbones.network import Network
 from featcache.backbones.runners import openvino
+from featcache.cache.query import CacheQuery, find_cache
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption, MissingExtra
-from featcache.extraction import matching
 from featcache.extraction.recomputation import recompute
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
@@ -43,7 +43,7 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Network:
     return load_backbone("squeezenet1_1", weights="random:0", image_size=64, data_dir=data_dir)
 
 
-def computed(
+def compute(
     network: Network, images: np.ndarray, precision: str = "fp32", runner: str = "openvino"
 ) -> dict[str, torch.Tensor]:
     program = network.on("cpu", precision, runner, batch_size=len(images))
@@ -65,7 +65,7 @@ def test_its_features_are_those_of_torch_in_a_cache_of_their_own(request_: Reque
         versions = cache.provenance["versions"]
         assert isinstance(versions, Mapping) and "openvino" in versions
         assert least_cosine(cache["train"].features[:], other["train"].features[:]) > 0.9999
-    # What was settled once is found again.
+    # `auto` finds the cache.
     again = extract(replace(request_, runner="auto", backbone=tiny_backbone()))
     assert (again.computed, again.fingerprint) == (0, done.fingerprint)
 
@@ -80,12 +80,12 @@ def test_a_cache_is_verified_by_computing_it_again(request_: Request) -> None:
 def test_in_fp32_it_agrees_with_torch_to_rounding(network: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8)
     assert network.on("cpu", "fp32", "openvino", batch_size=4).batch_size == 4
-    exact = computed(network, images, runner="eager")
-    for name, values in computed(network, images).items():
+    exact = compute(network, images, runner="eager")
+    for name, values in compute(network, images).items():
         assert torch.allclose(values, exact[name], rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_batch_gave_stays_when_the_next_is_computed(network: Network) -> None:
+def test_the_rows_of_a_batch_are_kept_when_the_next_is_computed(network: Network) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 64, 64, 3), dtype=np.uint8)
     program = network.on("cpu", "fp32", "openvino", batch_size=4)
     first = program.features(images[0])
@@ -99,7 +99,7 @@ def test_several_layers_come_out_under_their_names(tmp_path: Path) -> None:
         "resnet18", weights="random:0", layers=("layer1", "pre_logits"), image_size=64, data_dir=tmp_path
     )
     images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
-    exact, found = computed(network, images, runner="eager"), computed(network, images, "bf16")
+    exact, found = compute(network, images, runner="eager"), compute(network, images, "bf16")
     assert list(found) == list(exact) == ["layer1", "pre_logits"]
     for name, values in found.items():
         assert least_cosine(values.numpy(), exact[name].numpy()) > 0.999
@@ -114,8 +114,8 @@ def test_bf16_keeps_the_stem_of_real_networks(
     with open_images(cifar_zip, datasets_dir=tmp_path) as source:
         some = source.samples("test")[:8]
         images = np.stack([network.resize(decode(source.read(one), one.id)) for one in some])
-    exact = computed(network, images, runner="eager")
-    for layer, values in computed(network, images, "bf16").items():
+    exact = compute(network, images, runner="eager")
+    for layer, values in compute(network, images, "bf16").items():
         assert least_cosine(values.numpy(), exact[layer].numpy()) > least
 
 
@@ -134,7 +134,7 @@ def test_without_the_package_the_extra_is_named(request_: Request, monkeypatch: 
     assert not request_.features_dir.exists() or not list(request_.features_dir.iterdir())
 
 
-def test_a_cache_is_found_without_the_package_and_not_gone_on_with(
+def test_a_cache_is_found_without_the_package_but_not_extended(
     request_: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = extract(request_)
@@ -144,10 +144,10 @@ def test_a_cache_is_found_without_the_package_and_not_gone_on_with(
     Image.new("RGB", (20, 20), "red").save(Path(request_.origin) / "train" / "cat" / "new.jpg")
     with pytest.raises(MissingExtra):
         extract(replace(later, backbone=tiny_backbone()))
-    assert matching.by_request(later).path == done.cache
+    assert find_cache(later.features_dir, CacheQuery()).path == done.cache
 
 
-def test_nobody_is_told(tmp_path: Path) -> None:
+def test_no_telemetry_is_loaded(tmp_path: Path) -> None:
     program = (
         "import sys, numpy as np\n"
         "from pathlib import Path\n"

@@ -1,4 +1,4 @@
-"""Extraction on a cluster of three nodes on this machine: what dies is done again, and the bytes are the same.
+"""Extraction on a cluster of three nodes on this machine: lost units are computed again, with the same bytes.
 
 Everything stays on the loopback interface.
 """
@@ -36,17 +36,17 @@ MARK = f"FEATCACHE_TEST_CLUSTER={secrets.token_hex(8)}"
 EXECUTION = Execution(segment_rows=SEGMENT_ROWS, device="cpu")
 
 
-class Told:
-    """A reporter that remembers, and does something when so many segments are done."""
+class RecordingReporter:
+    """A reporter that records sentences; `after_3=act` calls `act` when 3 segments are done."""
 
     def __init__(self, **at: Callable[[], object]) -> None:
         self.at = {int(name.removeprefix("after_")): act for name, act in at.items()}
         self.sentences: list[str] = []
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         self.sentences.append(text)
 
-    warn = say
+    warn = info
 
     def advance(self, stage: str, done: int, total: int, *, bound: str | None = None) -> None:
         if stage == "segments":
@@ -59,7 +59,7 @@ def cluster() -> Iterator[Any]:
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         **dict([MARK.split("=")]),
-        # Ray reads it when it is loaded: whatever the system, all nodes are reached by the loopback interface.
+        # Ray reads it when it is loaded: on any system all nodes use the loopback interface.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         # A task finds the modules of these tests as the driver does.
         "PYTHONPATH": os.pathsep.join(
@@ -71,7 +71,7 @@ def cluster() -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     from ray.cluster_utils import Cluster as Nodes
 
-    # A dead node is noticed in seconds; one on a busy machine is not taken for dead.
+    # A dead node is noticed in seconds, but a slow node on a busy machine does not count as dead.
     quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 1000, "health_check_failure_threshold": 10}
     nodes: Any = Nodes(initialize_head=True, head_node_args={**NODE, "_system_config": quick})
     assert nodes.address.startswith("127.0.0.1:")
@@ -106,7 +106,7 @@ def arrays(path: Path) -> dict[str, bytes]:
 
 
 def workers() -> list[int]:
-    """Processes of this cluster that compute a unit right now."""
+    """The processes of this cluster that compute a unit now."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -117,8 +117,8 @@ def workers() -> list[int]:
     return found
 
 
-def signalled(kind: signal.Signals) -> int:
-    """Sends a signal to a process that is computing a unit, as soon as there is one; its number."""
+def send_signal(kind: signal.Signals) -> int:
+    """Send a signal to a process that computes a unit, as soon as there is one; returns its number."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for pid in workers():
@@ -128,30 +128,33 @@ def signalled(kind: signal.Signals) -> int:
     raise AssertionError("no worker was seen at work")
 
 
-def test_a_killed_worker_and_a_removed_node_cost_nothing(
+def test_a_killed_worker_and_a_removed_node_lose_nothing(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     nodes = [cluster.add_node(**NODE), cluster.add_node(**NODE)]
-    told = Told(
-        after_3=lambda: signalled(signal.SIGKILL), after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False)
+    reporter = RecordingReporter(
+        after_3=lambda: send_signal(signal.SIGKILL), after_9=lambda: cluster.remove_node(nodes[0], allow_graceful=False)
     )
     done = extract_on_ray(
-        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, max_parallel=16), reporter=told
+        request(images, tmp_path), EXECUTION, Cluster(address=cluster.address, max_parallel=16), reporter=reporter
     )
-    assert not told.at
+    assert not reporter.at
     assert done.complete
     assert done.computed + done.reused == 108
     # A worker that dies between the publishing of its segment and its answer leaves a segment that is reused.
     assert done.reused in (0, SEGMENT_ROWS, 2 * SEGMENT_ROWS)
     assert arrays(done.cache) == alone
     assert not list(tmp_path.glob("features/*/"))
-    assert sum(int(sentence.split()[-2]) for sentence in told.sentences if sentence.endswith(" images")) == done.computed
+    assert (
+        sum(int(sentence.split()[-2]) for sentence in reporter.sentences if sentence.endswith(" images"))
+        == done.computed
+    )
     again = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
     assert again.computed == 0
     cluster.remove_node(nodes[1])
 
 
-def test_a_killed_driver_goes_on_with_the_segments_that_stand(
+def test_after_a_killed_driver_written_segments_are_reused(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
     words = [
@@ -167,23 +170,23 @@ def test_a_killed_driver_goes_on_with_the_segments_that_stand(
         time.sleep(0.1)
     driver.kill()
     driver.wait()
-    stood = len(list(tmp_path.glob("features/*/*.h5")))
-    assert stood >= 4
+    written = len(list(tmp_path.glob("features/*/*.h5")))
+    assert written >= 4
     done = extract_on_ray(request(images, tmp_path), EXECUTION, Cluster(address=cluster.address))
-    assert done.computed <= 108 - stood * SEGMENT_ROWS
+    assert done.computed <= 108 - written * SEGMENT_ROWS
     assert arrays(done.cache) == alone
 
 
-def test_what_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path: Path) -> None:
+def test_a_unit_that_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path: Path) -> None:
     images = write_images(tmp_path / "images", train=4, test=0)
     (images / "train" / "dog" / "01.jpg").write_bytes(b"no image")
-    told = Told()
-    asked = request(images, tmp_path / "data")
+    reporter = RecordingReporter()
+    request_ = request(images, tmp_path / "data")
     with pytest.raises(ExtractionError, match=r"images 4 to 7 failed 3 times: .*dog/01\.jpg"):
-        extract_on_ray(asked, EXECUTION, Cluster(address=cluster.address), reporter=told)
-    assert sum("tried again" in sentence for sentence in told.sentences) == 2
+        extract_on_ray(request_, EXECUTION, Cluster(address=cluster.address), reporter=reporter)
+    assert sum("tried again" in sentence for sentence in reporter.sentences) == 2
     skipping = Execution(segment_rows=SEGMENT_ROWS, device="cpu", on_error="skip")
-    done = extract_on_ray(asked, skipping, Cluster(address=cluster.address))
+    done = extract_on_ray(request_, skipping, Cluster(address=cluster.address))
     assert [one.id for one in done.skipped] == ["train/dog/01.jpg"]
     assert (done.computed + done.reused, done.rows) == (11, {"train": 11})
 
@@ -191,31 +194,31 @@ def test_what_fails_three_times_is_reported_with_its_rows(cluster: Any, tmp_path
 def test_a_hung_task_is_cancelled_and_done_again(
     cluster: Any, images: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
-    told = Told(after_2=lambda: signalled(signal.SIGSTOP))
+    reporter = RecordingReporter(after_2=lambda: send_signal(signal.SIGSTOP))
     done = extract_on_ray(
         request(images, tmp_path),
         EXECUTION,
         Cluster(address=cluster.address, deadline_s=25, max_parallel=16),
-        reporter=told,
+        reporter=reporter,
     )
-    assert not told.at
-    # It was stopped at its unit, or just before it could say that it had begun.
-    said = ("was not done after 25 s", "nothing began or ended for 25 s")
-    assert any(one in sentence for sentence in told.sentences for one in said)
+    assert not reporter.at
+    # It was stopped at its unit, or just before it created its mark.
+    warnings = ("was not done after 25 s", "no task began or ended for 25 s")
+    assert any(one in sentence for sentence in reporter.sentences for one in warnings)
     assert arrays(done.cache) == alone
 
 
-def test_images_and_backbones_of_ones_own_stay_on_one_machine(tmp_path: Path) -> None:
+def test_own_images_and_backbones_are_refused_on_a_cluster(tmp_path: Path) -> None:
     pixels = np.zeros((4, 8, 8, 3), np.uint8)
-    asked = Request(dataset=ArraySource(pixels, [0, 1, 0, 1]), backbone="pixels", data_dir=tmp_path)
+    request_ = Request(dataset=ArraySource(pixels, [0, 1, 0, 1]), backbone="pixels", data_dir=tmp_path)
     with pytest.raises(InvalidOption, match="every worker opens images"):
-        extract_on_ray(asked, EXECUTION, Cluster())
+        extract_on_ray(request_, EXECUTION, Cluster())
 
 
 @pytest.mark.parametrize(
     "options", [{"cpus_per_task": 0}, {"max_parallel": 0}, {"deadline_s": 0}, {"gpus_per_task": -1}]
 )
-def test_a_cluster_that_cannot_be_is_refused(options: dict[str, Any]) -> None:
+def test_invalid_options_of_a_cluster_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(InvalidOption):
         Cluster(**options)
 

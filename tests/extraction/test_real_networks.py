@@ -56,7 +56,7 @@ def pictures(archive: Path, ids: list[str]) -> list[Image.Image]:
         return [Image.open(io.BytesIO(file.read(f"cifar10/{name}"))).convert("RGB") for name in ids]
 
 
-def expected_rows(
+def rows_of_torchvision(
     network: nn.Module, images: list[Image.Image], size: int, mean: list[float], std: list[float]
 ) -> np.ndarray:
     preset = v2.Compose(
@@ -100,7 +100,7 @@ def test_features_equal_plain_torchvision(
     exact = featcache.extract(cifar_zip, name, **exactly)
     quick = featcache.extract(cifar_zip, name, **options)
     images = pictures(cifar_zip, list(exact["test"].ids))
-    expected = expected_rows(network, images, size, mean, std)
+    expected = rows_of_torchvision(network, images, size, mean, std)
     got = exact["test"].features[:]
     assert got.shape == expected.shape
     assert np.abs(got - expected).max() <= 1e-4 * np.abs(expected).max()
@@ -111,8 +111,8 @@ def test_features_equal_plain_torchvision(
     assert cosines.min() > (0.999 if name == "inception_v3" else 0.9999)
 
 
-def test_rows_come_out_bit_for_bit_at_any_position(cifar_zip: Path, vgg_weights: Path, tmp_path: Path) -> None:
-    """Equal means equal: in another order, in other company, in another batch size from 8 on."""
+def test_rows_are_equal_bit_by_bit_at_any_position(cifar_zip: Path, vgg_weights: Path, tmp_path: Path) -> None:
+    """In another order, next to other images, and in other batch sizes from 8 on."""
     from featcache.backbones import load_backbone
     from featcache.backbones.devices import resolve_precision
 
@@ -123,10 +123,10 @@ def test_rows_come_out_bit_for_bit_at_any_position(cifar_zip: Path, vgg_weights:
     for precision in {"fp32", resolve_precision("auto", "cpu")}:
         program = backbone.on("cpu", precision)
 
-        def computed(batch: np.ndarray, program: Program = program) -> np.ndarray:
+        def compute(batch: np.ndarray, program: Program = program) -> np.ndarray:
             return program.features(batch)["pre_logits"].numpy()
 
-        rows = computed(images)
+        rows = compute(images)
         order = np.random.default_rng(0).permutation(16)
-        assert np.array_equal(computed(images[order]), rows[order])
-        assert np.array_equal(np.concatenate([computed(half) for half in (images[:8], images[8:])]), rows)
+        assert np.array_equal(compute(images[order]), rows[order])
+        assert np.array_equal(np.concatenate([compute(half) for half in (images[:8], images[8:])]), rows)

@@ -1,4 +1,4 @@
-"""Images resized on the device give the rows of images resized on the host, bit for bit, in any company."""
+"""Images resized on the device give bit for bit the rows of images resized on the host, in any batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from featcache.extraction.resizing import DeviceResizing, HostResizing, Original
 from featcache.extraction.run import Execution, extract
 from featcache.images import open_images
 
-# Of one size several, and one that no device takes: 30 x 40 is more than 8 times 12 x 12.
+# Several of one size, and one that the device does not take: 30 x 40 is more than 8 times 12 x 12.
 SIZES = [(20, 20), (14, 25), (20, 20), (25, 14), (12, 12), (30, 40), (20, 20)]
 
 
@@ -91,7 +91,7 @@ def test_a_cache_is_the_same_file_wherever_images_were_resized(
 
 
 @pytest.mark.parametrize("execution", [{"batch_size": 8, "workers": 1}, {"segment_rows": 3}, {"batch_size": 3}])
-def test_rows_do_not_depend_on_the_company_of_an_image(
+def test_rows_do_not_depend_on_other_images_of_the_batch(
     execution: dict[str, int], request_: Request, tmp_path: Path
 ) -> None:
     host, device = both(request_, tmp_path, **execution)
@@ -110,7 +110,7 @@ def test_pixels_are_the_same_too(images: Path, tmp_path: Path) -> None:
     assert arrays(host.path) == arrays(device.path)
 
 
-def test_rows_come_out_alike_at_any_position(images: Path) -> None:
+def test_rows_are_the_same_at_any_position(images: Path) -> None:
     source = open_images(images, datasets_dir=images)
     samples = list(source.samples("train"))
     resizing = DeviceResizing(transform())
@@ -136,7 +136,7 @@ def test_a_batch_that_does_not_fit_is_halved(
         nonlocal refused
         if len(images) > 8:
             refused += 1
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("out of memory")
         return forward(images)
 
     every_forward(monkeypatch, scarce)
@@ -156,15 +156,15 @@ def test_with_a_batch_in_flight_the_rows_are_the_same(
     assert arrays(again.cache) == expected
 
 
-def test_images_travel_grouped_by_size_and_some_are_resized_before() -> None:
+def test_images_are_grouped_by_size_and_some_are_resized_before() -> None:
     resizing = DeviceResizing(transform(resize="crop", resize_size=14))
     prepared = [
-        resizing.prepared(np.full((*size, 3), place, np.uint8), cropped=place == 2) for place, size in enumerate(SIZES)
+        resizing.prepare(np.full((*size, 3), place, np.uint8), cropped=place == 2) for place, size in enumerate(SIZES)
     ]
-    packed = resizing.packed(prepared)
+    packed = resizing.pack(prepared)
     assert isinstance(packed, Originals) and len(packed) == 7
-    told = {(group.images.shape[1:3], group.squash): group.places.tolist() for group in packed.groups}
-    assert told == {
+    places = {(group.images.shape[1:3], group.squash): group.places.tolist() for group in packed.groups}
+    assert places == {
         ((20, 20), False): [0, 6],
         ((14, 25), False): [1],
         ((25, 14), False): [3],
@@ -178,8 +178,8 @@ def test_images_travel_grouped_by_size_and_some_are_resized_before() -> None:
 def test_a_part_of_a_batch_is_the_same_images(part: slice) -> None:
     resizing = DeviceResizing(transform())
     noise = np.random.default_rng(0)
-    prepared = [resizing.prepared(noise.integers(0, 256, (*size, 3), dtype=np.uint8), cropped=False) for size in SIZES]
-    packed = resizing.packed(prepared)
+    prepared = [resizing.prepare(noise.integers(0, 256, (*size, 3), dtype=np.uint8), cropped=False) for size in SIZES]
+    packed = resizing.pack(prepared)
     whole, some = resizing.batch(packed, 8), resizing.batch(packed[part], 8)
     count = len(packed[part])
     assert torch.equal(some[:count], whole[:7][part])
@@ -187,7 +187,7 @@ def test_a_part_of_a_batch_is_the_same_images(part: slice) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "device", "kind"),
+    ("option", "device", "kind"),
     [
         ("auto", "cpu", HostResizing),
         ("auto", "cuda", DeviceResizing),
@@ -198,13 +198,13 @@ def test_a_part_of_a_batch_is_the_same_images(part: slice) -> None:
     ],
 )
 def test_auto_is_the_device_where_that_is_a_gpu(
-    said: str, device: str, kind: type, monkeypatch: pytest.MonkeyPatch
+    option: str, device: str, kind: type, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", lambda resampler: True)
-    assert type(resolve_resizing(said, backbone().spec, device, LogReporter())) is kind
+    assert type(resolve_resizing(option, backbone().spec, device, LogReporter())) is kind
 
 
-def test_pixels_are_resized_on_the_host_unless_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pixels_are_resized_on_the_host_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", lambda resampler: True)
     pixels = load_backbone("pixels", image_size=8, data_dir=tmp_path).spec
     assert type(resolve_resizing("auto", pixels, "cuda", LogReporter())) is HostResizing
@@ -226,17 +226,17 @@ def test_a_device_that_gives_other_bytes_is_not_used(
     monkeypatch.setattr("featcache.extraction.resizing.agrees_with_pillow", verdict)
     assert type(resolve_resizing("auto", backbone().spec, "cuda", LogReporter())) is HostResizing
     assert "images are resized on the host" in caplog.text
-    with pytest.raises(ExtractionError, match="does not resize to the bytes that Pillow"):
+    with pytest.raises(ExtractionError, match="does not give the same bytes as Pillow"):
         resolve_resizing("device", backbone().spec, "cpu", LogReporter())
 
 
-def test_another_place_is_refused(request_: Request) -> None:
+def test_an_invalid_place_to_resize_is_refused(request_: Request) -> None:
     with pytest.raises(InvalidOption, match="--resize-on auto, host or device"):
-        extract(request_, Execution(resize_on="elsewhere"))  # type: ignore[arg-type]  # the very thing that must fail
+        extract(request_, Execution(resize_on="elsewhere"))  # type: ignore[arg-type]  # an invalid value, on purpose
 
 
 def test_images_packed_for_the_device_are_not_for_the_host() -> None:
     resizing = DeviceResizing(transform())
-    packed = resizing.packed([resizing.prepared(np.zeros((9, 9, 3), np.uint8), cropped=False)])
+    packed = resizing.pack([resizing.prepare(np.zeros((9, 9, 3), np.uint8), cropped=False)])
     with pytest.raises(TypeError, match="packed for the device"):
         HostResizing(transform()).batch(packed, 8)

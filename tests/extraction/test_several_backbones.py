@@ -1,4 +1,4 @@
-"""Several backbones over one decoding: every image is read and decoded once, and every cache is as if made alone."""
+"""Several backbones at once: every image is read and decoded once, and every cache is as if it was made alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tiny import jpeg, tiny_backbone, write_images
 
 import featcache
 from featcache.backbones.program import Program
-from featcache.cache.locks import locked
+from featcache.cache.locks import lock_cache
 from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheBusy, InvalidOption
 from featcache.extraction import pipeline
@@ -86,12 +86,12 @@ def test_a_bad_image_is_skipped_in_all_of_them(requests: list[Request], images: 
     assert [[skipped.id for skipped in one.skipped] for one in done] == [["train/dog/05.jpg"]] * 3
 
 
-def test_after_an_interruption_all_go_on(
+def test_after_an_interruption_all_continue(
     requests: list[Request], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, seen = Program.features, 0
 
-    def interrupted(program: Program, batch: np.ndarray) -> object:
+    def interrupt(program: Program, batch: np.ndarray) -> object:
         nonlocal seen
         seen += program.spec.name == "other"
         if seen == 3:
@@ -100,7 +100,7 @@ def test_after_an_interruption_all_go_on(
 
     execution = Execution(batch_size=8, segment_rows=8)
     with monkeypatch.context() as patched:
-        patched.setattr(Program, "features", interrupted)
+        patched.setattr(Program, "features", interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract_each(requests, execution)
     assert not list(requests[0].features_dir.glob("*.h5"))
@@ -117,7 +117,7 @@ def test_two_processes_take_the_locks_in_the_same_order(requests: list[Request])
     for one in done:
         one.cache.unlink()
     for order in (requests, requests[::-1]):
-        with locked(requests[0].features_dir, first), pytest.raises(CacheBusy):
+        with lock_cache(requests[0].features_dir, first), pytest.raises(CacheBusy):
             extract_each(order, Execution(wait=False))
         assert not [path for path in requests[0].features_dir.glob("*.lock") if first not in path.name]
 

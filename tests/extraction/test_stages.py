@@ -1,4 +1,4 @@
-"""Where the time of an extraction goes is measured, and named rightly."""
+"""The time of an extraction is measured by stage, and the slowest stage is named."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ def test_shares_are_of_the_measured_time() -> None:
     stages = Stages(clock=lambda: next(now))
     assert (stages.shares, stages.bound) == (None, None)
     for stage in ("decode", "compute", "write"):
-        with stages.measured(stage):
+        with stages.measure(stage):
             pass
     assert stages.shares == {"decode": 0.25, "compute": 0.75, "write": 0.0}
     assert stages.bound == "compute"
 
 
-def test_time_counts_also_where_it_ended_in_an_error() -> None:
+def test_time_counts_also_if_it_ends_in_an_error() -> None:
     now = iter([0.0, 2.0])
     stages = Stages(clock=lambda: next(now))
-    with pytest.raises(KeyboardInterrupt), stages.measured("compute"):
+    with pytest.raises(KeyboardInterrupt), stages.measure("compute"):
         raise KeyboardInterrupt
     assert stages.bound == "compute"
 
@@ -47,21 +47,21 @@ def test_time_counts_also_where_it_ended_in_an_error() -> None:
 def test_the_slow_stage_is_the_bound(slow: str, request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     resize, features, publish = Transform.resize_image, Program.features, SegmentDraft.publish
 
-    def resized(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
+    def slow_resize(transform: Transform, image: np.ndarray, *, cropped: bool = False) -> np.ndarray:
         time.sleep(0.03 * (slow == "decode"))
         return resize(transform, image, cropped=cropped)
 
-    def computed(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
+    def slow_features(program: Program, images: np.ndarray) -> dict[str, torch.Tensor]:
         time.sleep(0.15 * (slow == "compute"))
         return features(program, images)
 
-    def written(draft: SegmentDraft, *args: object) -> Path:
+    def slow_publish(draft: SegmentDraft, *args: object) -> Path:
         time.sleep(0.15 * (slow == "write"))
         return publish(draft, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Transform, "resize_image", resized)
-    monkeypatch.setattr(Program, "features", computed)
-    monkeypatch.setattr(SegmentDraft, "publish", written)
+    monkeypatch.setattr(Transform, "resize_image", slow_resize)
+    monkeypatch.setattr(Program, "features", slow_features)
+    monkeypatch.setattr(SegmentDraft, "publish", slow_publish)
     done = extract(request_, Execution(batch_size=8, segment_rows=8, workers=1))
     assert done.bound == slow
     assert done.shares is not None

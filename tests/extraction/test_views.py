@@ -1,4 +1,4 @@
-"""Several views of each train image: which rows there are, what decides about them, and who may use them."""
+"""Several views of each train image: their rows, what determines them, and when they are reused."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ import featcache
 from featcache.backbones.augmentation import Augmentation
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.cache.verification import verify
-from featcache.errors import CacheNotFound, InvalidOption
-from featcache.extraction import matching
+from featcache.errors import InvalidOption
 from featcache.extraction.recomputation import recompute
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.request import Request
@@ -45,7 +44,7 @@ def request_(images: Path, tmp_path: Path) -> Request:
     )
 
 
-def opened(request: Request, execution: Execution | None = None) -> FeatureCache:
+def open_cache(request: Request, execution: Execution | None = None) -> FeatureCache:
     return FeatureCache.open(extract(request, execution).cache)
 
 
@@ -61,7 +60,7 @@ def arrays(cache: FeatureCache) -> dict[str, bytes]:
     return found
 
 
-def test_a_row_is_one_image_and_train_images_have_arrays_of_views_beside_the_plain_one(request_: Request) -> None:
+def test_a_row_is_one_image_and_train_images_have_further_arrays_of_views(request_: Request) -> None:
     extraction = extract(request_)
     cache = FeatureCache.open(extraction.cache)
     assert extraction.rows == {"train": 12, "test": 6} and extraction.computed == 18
@@ -74,7 +73,7 @@ def test_a_row_is_one_image_and_train_images_have_arrays_of_views_beside_the_pla
         assert sorted(file["train/views"]) == ["1", "2"]
         assert np.array_equal(file["train/views/2/features/output"][()], train.layer(view=2)[:])
     assert (cache.spec.views, cache.spec.view_seed) == (3, 7)
-    assert cache.spec.transform["augmentation"] == Augmentation().described()
+    assert cache.spec.transform["augmentation"] == Augmentation().to_json()
 
 
 def test_each_row_is_the_view_of_its_image(images: Path, tmp_path: Path) -> None:
@@ -99,38 +98,38 @@ def test_views_are_squashed_also_where_plain_images_are_cropped(images: Path, tm
 def test_views_do_not_depend_on_segments_batches_or_workers(
     execution: Execution, request_: Request, tmp_path: Path
 ) -> None:
-    assert arrays(opened(request_, execution)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
+    assert arrays(open_cache(request_, execution)) == arrays(open_cache(replace(request_, data_dir=tmp_path / "other")))
 
 
 def test_a_view_is_the_same_in_any_set_and_at_any_place(request_: Request, images: Path, tmp_path: Path) -> None:
-    whole = opened(request_)["train"]
+    whole = open_cache(request_)["train"]
     few = tmp_path / "few"
     for number, name in enumerate(("train/eel/03.jpg", "train/cat/01.jpg")):
         (few / "train" / "all").mkdir(parents=True, exist_ok=True)
         shutil.copy(images / name, few / "train" / "all" / f"{number}.jpg")
-    other = opened(replace(request_, dataset=few, data_dir=tmp_path / "elsewhere"))["train"]
+    other = open_cache(replace(request_, dataset=few, data_dir=tmp_path / "elsewhere"))["train"]
     for place, name in enumerate(("train/eel/03.jpg", "train/cat/01.jpg")):
         assert np.array_equal(views_of(whole)[whole.ids.index(name)], views_of(other)[place])
 
 
 def test_another_seed_and_another_number_are_other_caches(request_: Request) -> None:
-    first = opened(request_)
-    seeded = opened(replace(request_, view_seed=8))
+    first = open_cache(request_)
+    seeded = open_cache(replace(request_, view_seed=8))
     assert first.name != seeded.name
     same = views_of(first["train"]) == views_of(seeded["train"])
     assert same.all(axis=2).tolist() == [[True, False, False]] * 12
 
 
 def test_views_that_are_not_mirrored_are_another_cache(request_: Request) -> None:
-    first = opened(request_)
+    first = open_cache(request_)
     other = extract(replace(request_, view_flip=False))
     assert other.fingerprint != first.spec.fingerprint
-    # What is plain is the same whatever the numbers, but such a cache says nothing of that: all is computed.
+    # The plain views are the same with any augmentation, but the caches do not record that: all rows are computed.
     assert other.computed == 18
     assert extract(replace(request_, view_flip=False)).computed == 0
-    assert FeatureCache.open(other.cache).spec.views_told.endswith("augmented with seed 7, none mirrored")
-    told = why(replace(request_, view_flip=False, view_seed=1), reporter=LogReporter())
-    fields = {difference.field for one in told.nearest for difference in one.differences}
+    assert FeatureCache.open(other.cache).spec.views_description.endswith("augmented with seed 7, none mirrored")
+    reason = why(replace(request_, view_flip=False, view_seed=1), reporter=LogReporter())
+    fields = {difference.field for one in reason.nearest for difference in one.differences}
     assert "transform.augmentation.flip" in fields
 
 
@@ -141,20 +140,20 @@ def test_without_mirroring_a_view_is_the_same_or_the_mirror_image(images: Path, 
         for flip in (True, False)
     )
     same = (one == other).all(axis=(1, 2, 3))
-    # Colours are rounded, resized columns too: a mirror image may be one off.
+    # Colours and resized columns are rounded, so a mirror image may differ by one.
     mirrored = (np.abs(one[..., ::-1].astype(int) - other) <= 1).all(axis=(1, 2, 3))
     assert (same | mirrored).all()
     assert same[::4].all() and 0 < (~same).sum() < 36
 
 
-def test_edited_images_cost_their_views_and_no_more(request_: Request, images: Path, tmp_path: Path) -> None:
+def test_edited_images_cost_only_their_own_views(request_: Request, images: Path, tmp_path: Path) -> None:
     extract(request_)
     for number in range(3):
         (images / f"train/dog/0{number}.jpg").write_bytes(jpeg(900 + number))
     (images / "test/dog/00.jpg").write_bytes(jpeg(950))
     again = extract(request_)
     assert (again.computed, again.reused) == (3 + 1, 14)
-    assert arrays(FeatureCache.open(again.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "fresh")))
+    assert arrays(FeatureCache.open(again.cache)) == arrays(open_cache(replace(request_, data_dir=tmp_path / "fresh")))
 
 
 def test_a_plain_cache_gives_the_first_views_and_takes_them(request_: Request, tmp_path: Path) -> None:
@@ -162,7 +161,7 @@ def test_a_plain_cache_gives_the_first_views_and_takes_them(request_: Request, t
     extract(plain)
     grown = extract(request_)
     assert (grown.computed, grown.reused) == (12, 6)
-    assert arrays(FeatureCache.open(grown.cache)) == arrays(opened(other))
+    assert arrays(FeatureCache.open(grown.cache)) == arrays(open_cache(other))
     back = extract(replace(plain, data_dir=tmp_path / "other"))
     assert (back.computed, back.reused) == (0, 18)
 
@@ -175,17 +174,17 @@ def test_more_views_cost_only_those_that_are_new(request_: Request) -> None:
     assert (fewer.computed, fewer.reused) == (0, 18)
 
 
-def test_auto_obeys_what_a_cache_with_other_views_was_begun_with(request_: Request) -> None:
+def test_auto_takes_the_precision_of_a_cache_with_other_views(request_: Request) -> None:
     extract(replace(request_, views=1, view_seed=0))
     assert extract(replace(request_, precision="auto")).computed == 12
 
 
-def test_interrupted_between_the_views_of_an_image_it_goes_on(
+def test_an_extraction_interrupted_between_views_continues(
     request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = 0
 
-    def interrupted(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+    def interrupt(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         nonlocal seen
         seen += 1
         if seen == 3:
@@ -193,19 +192,19 @@ def test_interrupted_between_the_views_of_an_image_it_goes_on(
         return forward(images)
 
     with monkeypatch.context() as patched:
-        every_forward(patched, interrupted)
+        every_forward(patched, interrupt)
         with pytest.raises(KeyboardInterrupt):
             extract(request_, Execution(batch_size=8, segment_rows=2))
     after = extract(request_, Execution(batch_size=8, segment_rows=2))
-    # 16 is no multiple of 3: the sixth image had one of its views, and the fifth stood alone in its segment.
+    # 16 is not a multiple of 3: the sixth image had one of its views, and the fifth was alone in its segment.
     assert (after.computed, after.reused) == (18 - 4, 4)
-    assert arrays(FeatureCache.open(after.cache)) == arrays(opened(replace(request_, data_dir=tmp_path / "other")))
+    assert arrays(FeatureCache.open(after.cache)) == arrays(open_cache(replace(request_, data_dir=tmp_path / "other")))
 
 
-def test_an_image_that_stands_twice_in_train_and_in_test_is_computed_once(request_: Request, images: Path) -> None:
-    twin = (images / "train/cat/00.jpg").read_bytes()
+def test_an_image_that_is_in_train_twice_and_in_test_is_computed_once(request_: Request, images: Path) -> None:
+    content = (images / "train/cat/00.jpg").read_bytes()
     for name in ("train/cat/zz.jpg", "test/dog/zz.jpg"):
-        (images / name).write_bytes(twin)
+        (images / name).write_bytes(content)
     extraction = extract(request_)
     train, test = (FeatureCache.open(extraction.cache)[split] for split in ("train", "test"))
     first, second = train.ids.index("train/cat/00.jpg"), train.ids.index("train/cat/zz.jpg")
@@ -222,25 +221,25 @@ def test_a_skipped_image_is_left_out_with_all_its_views(request_: Request, image
     assert [one.id for one in extraction.skipped] == ["train/cat/02.jpg"]
     assert extract(request_, Execution(on_error="skip")).computed == 0
     (images / "train/cat/02.jpg").write_bytes(jpeg(77))
-    mended = extract(request_, Execution(on_error="skip"))
-    assert (mended.rows["train"], mended.computed) == (12, 1)
+    repaired = extract(request_, Execution(on_error="skip"))
+    assert (repaired.rows["train"], repaired.computed) == (12, 1)
 
 
 def test_an_image_is_decoded_once_for_all_its_views(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[str] = []
 
-    def counted(payload: Any, name: str) -> np.ndarray:
+    def count(payload: Any, name: str) -> np.ndarray:
         decoded.append(name)
         return decode(payload, name)
 
-    monkeypatch.setattr("featcache.extraction.pipeline.decode", counted)
+    monkeypatch.setattr("featcache.extraction.pipeline.decode", count)
     extract(request_, Execution(batch_size=64))
     assert len(decoded) == len(set(decoded)) == 18
 
 
 @pytest.mark.parametrize("spoil", [None, "row"])
 def test_full_verification_covers_every_view(spoil: str | None, request_: Request) -> None:
-    cache = opened(request_)
+    cache = open_cache(request_)
     if spoil:
         place = cache.file.place("train/views/2/features/output")
         content = bytearray(cache.path.read_bytes())
@@ -266,53 +265,41 @@ def test_views_are_computed_again_with_the_numbers_they_were_made_with(images: P
     assert (again.rows, again.equal) == (18, 18)
 
 
-def test_views_made_in_a_way_that_is_not_known_cannot_be_computed_again(request_: Request) -> None:
-    spec = opened(request_).spec
-    strange = {**Augmentation().described(), "hue": 0.1}
+def test_views_made_in_an_unknown_way_cannot_be_computed_again(request_: Request) -> None:
+    spec = open_cache(request_).spec
+    strange = {**Augmentation().to_json(), "hue": 0.1}
     with pytest.raises(InvalidOption, match="no augmentation of this version"):
         augmentation_of(replace(spec, transform={**spec.transform, "augmentation": strange}))
 
 
 def test_why_counts_rows_and_names_the_views(request_: Request) -> None:
     extract(replace(request_, views=1, view_seed=0))
-    told = why(request_, reporter=LogReporter())
-    assert (told.state, told.rows, told.to_compute) == ("partial", 18, 12)
+    reason = why(request_, reporter=LogReporter())
+    assert (reason.state, reason.rows, reason.to_compute) == ("partial", 18, 12)
     extract(request_)
-    told = why(request_, reporter=LogReporter())
-    assert (told.state, told.to_compute, told.new, told.changed, told.gone) == ("hit", 0, (), (), ())
-    told = why(replace(request_, view_seed=9), reporter=LogReporter())
-    fields = {difference.field for one in told.nearest for difference in one.differences}
+    reason = why(request_, reporter=LogReporter())
+    assert (reason.state, reason.to_compute, reason.new, reason.changed, reason.gone) == ("hit", 0, (), (), ())
+    reason = why(replace(request_, view_seed=9), reporter=LogReporter())
+    fields = {difference.field for one in reason.nearest for difference in one.differences}
     assert "view_seed" in fields
 
 
-@pytest.mark.parametrize("change", [{"views": 1, "view_seed": 0}, {"views": 2}, {"view_seed": 1}, {"view_flip": False}])
-def test_a_cache_is_found_by_its_views(change: dict[str, Any], images: Path, tmp_path: Path) -> None:
-    request = Request(
-        dataset=images, backbone="pixels", image_size=8, data_dir=tmp_path / "data", views=VIEWS, view_seed=7
-    )
-    made = extract(request).cache
-    assert matching.by_request(request).path == made
-    with pytest.raises(CacheNotFound) as caught:
-        matching.by_request(replace(request, **change))
-    assert caught.value.hint is not None
-
-
-def test_the_command_offered_says_the_views(request_: Request) -> None:
-    assert "--views 3 --view-seed 7" in matching.as_command(request_)
-    assert "flip" not in matching.as_command(request_)
-    assert "--no-view-flip" in matching.as_command(replace(request_, view_flip=False))
+def test_the_suggested_command_contains_the_views(request_: Request) -> None:
+    assert "--views 3 --view-seed 7" in request_.command
+    assert "flip" not in request_.command
+    assert "--no-view-flip" in replace(request_, view_flip=False).command
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"views": 0, "view_seed": 0}, "--views of at least 1"),
-        ({"views": 1, "view_seed": 3}, "--view-seed says nothing without --views"),
-        ({"views": 1, "view_seed": 0, "view_flip": False}, "--no-view-flip says nothing without --views"),
+        ({"views": 1, "view_seed": 3}, "--view-seed has no effect without --views"),
+        ({"views": 1, "view_seed": 0, "view_flip": False}, "--no-view-flip has no effect without --views"),
         ({"splits": ("test",)}, "only train images have views"),
     ],
 )
-def test_views_that_cannot_be_are_refused(options: dict[str, Any], message: str, request_: Request) -> None:
+def test_invalid_views_are_refused(options: dict[str, Any], message: str, request_: Request) -> None:
     with pytest.raises(InvalidOption, match=message):
         replace(request_, **options)
 
@@ -335,18 +322,18 @@ def test_a_set_without_train_has_no_views(tmp_path: Path) -> None:
 def test_rows_of_a_view_are_the_same_whatever_other_views_there_are(
     changed: Callable[[Request], Request], request_: Request, tmp_path: Path
 ) -> None:
-    many = opened(request_)["train"]
-    other = opened(replace(changed(request_), data_dir=tmp_path / "other"))["train"]
+    many = open_cache(request_)["train"]
+    other = open_cache(replace(changed(request_), data_dir=tmp_path / "other"))["train"]
     assert np.array_equal(views_of(other), views_of(many)[:, : other.views])
     assert np.array_equal(other.digests, many.digests)
 
 
-def test_a_head_trains_on_all_views_and_is_judged_on_plain_images(tmp_path: Path) -> None:
+def test_a_head_trains_on_all_views_and_is_evaluated_on_plain_images(tmp_path: Path) -> None:
     images = write_images(tmp_path / "more", train=10, test=2)
     cache = featcache.extract(images, tiny_backbone(), views=3, precision="fp32", data_dir=tmp_path / "data")
-    told: list[str] = []
-    run = featcache.train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path / "runs", report=told.append)
+    notes: list[str] = []
+    run = featcache.train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path / "runs", report=notes.append)
     assert run.training.images == {"train": 24, "val": 6, "test": 6}
     assert len(run.predictions("val").ids) == len(set(run.predictions("val").ids)) == 6
-    assert any("2 augmented" in note and "plain images" in note for note in told)
-    assert run.features.views_told == "3 views of each train image: plain, and 2 augmented with seed 0"
+    assert any("2 augmented" in note and "plain images" in note for note in notes)
+    assert run.features.views_description == "3 views of each train image: plain, and 2 augmented with seed 0"

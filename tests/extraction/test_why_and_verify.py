@@ -1,4 +1,4 @@
-"""`why` and `verify --recompute`: what an existing cache is worth."""
+"""`why` and `verify --recompute`: whether an existing cache can be reused, and whether its rows are right."""
 
 from __future__ import annotations
 
@@ -28,36 +28,40 @@ def request_(tmp_path: Path) -> Request:
         backbone="squeezenet1_1",
         weights=str(tmp_path / "w.safetensors"),
         image_size=64,
-        # In fp32 SqueezeNet rounds otherwise in batches of 8 than of 16.
+        # In fp32 SqueezeNet rounds differently in batches of 8 and of 16.
         precision="bf16",
         data_dir=tmp_path / "data",
     )
 
 
-def asked(request: Request) -> Why:
+def reason_for(request: Request) -> Why:
     return why(request, reporter=LogReporter())
 
 
-def fields(told: Why) -> list[str]:
-    return [difference.field for difference in told.nearest[0].differences]
+def fields(reason: Why) -> list[str]:
+    return [difference.field for difference in reason.nearest[0].differences]
 
 
 def test_before_and_after_an_extraction(request_: Request) -> None:
-    assert (asked(request_).state, asked(request_).to_compute) == ("miss", 15)
+    assert (reason_for(request_).state, reason_for(request_).to_compute) == ("miss", 15)
     assert not request_.features_dir.exists()
     extract(request_)
-    assert (asked(request_).state, asked(request_).to_compute) == ("hit", 0)
+    assert (reason_for(request_).state, reason_for(request_).to_compute) == ("hit", 0)
 
 
-def test_new_changed_and_gone_images_are_named(request_: Request) -> None:
+def test_new_changed_and_missing_images_are_named(request_: Request) -> None:
     extract(request_)
     assert isinstance(request_.dataset, Path)
     (request_.dataset / "train/cat/00.jpg").write_bytes(jpeg(900))
     (request_.dataset / "train/cat/zz.jpg").write_bytes(jpeg(901))
     (request_.dataset / "test/eel/01.jpg").unlink()
-    told = asked(request_)
-    assert (told.state, told.to_compute) == ("partial", 2)
-    assert (told.changed, told.new, told.gone) == (("train/cat/00.jpg",), ("train/cat/zz.jpg",), ("test/eel/01.jpg",))
+    reason = reason_for(request_)
+    assert (reason.state, reason.to_compute) == ("partial", 2)
+    assert (reason.changed, reason.new, reason.gone) == (
+        ("train/cat/00.jpg",),
+        ("train/cat/zz.jpg",),
+        ("test/eel/01.jpg",),
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,9 +74,9 @@ def test_new_changed_and_gone_images_are_named(request_: Request) -> None:
 )
 def test_the_field_that_differs_is_named(change: dict[str, object], field: str, request_: Request) -> None:
     extract(request_)
-    told = asked(replace(request_, **change))  # type: ignore[arg-type]
-    assert told.state == "miss"
-    assert field in fields(told)
+    reason = reason_for(replace(request_, **change))  # type: ignore[arg-type]
+    assert reason.state == "miss"
+    assert field in fields(reason)
 
 
 def test_one_bit_of_one_weight_is_a_miss_and_named(request_: Request, tmp_path: Path) -> None:
@@ -81,9 +85,9 @@ def test_one_bit_of_one_weight_is_a_miss_and_named(request_: Request, tmp_path: 
     place = data.rindex(b"}") + 200
     data[place] ^= 1
     (tmp_path / "w.safetensors").write_bytes(data)
-    told = asked(request_)
-    assert told.state == "miss"
-    assert fields(told) == ["layers.pre_logits.weights"]
+    reason = reason_for(request_)
+    assert reason.state == "miss"
+    assert fields(reason) == ["layers.pre_logits.weights"]
 
 
 def test_rows_computed_again_are_equal(request_: Request) -> None:
@@ -92,16 +96,16 @@ def test_rows_computed_again_are_equal(request_: Request) -> None:
     assert (again.rows, again.equal, again.greatest) == (10, 10, 0.0)
 
 
-def test_a_row_that_is_not_what_it_should_be_is_found(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_row_is_found(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = FeatureCache.open(extract(request_).cache)
     original = type(cache["train"]).gather
 
-    def spoiled(split: object, layer: str, rows: np.ndarray, view: int = 0) -> np.ndarray:
+    def spoil(split: object, layer: str, rows: np.ndarray, view: int = 0) -> np.ndarray:
         found: np.ndarray = original(split, layer, rows, view).copy()  # type: ignore[arg-type]
         found[0, 0] += 1
         return found
 
-    monkeypatch.setattr(type(cache["train"]), "gather", spoiled)
+    monkeypatch.setattr(type(cache["train"]), "gather", spoil)
     again = recompute(cache, 15, seed=0, data_dir=request_.data_dir, device="cpu")
     assert again.equal == 13
     assert again.greatest == pytest.approx(1.0, rel=1e-2)
@@ -121,10 +125,10 @@ def test_models_of_transformers_are_found_again(
     on_the_hub: bool, request_: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / ("a" * 40)
-    name = f"hf:{written_vit(folder)}"
+    name = f"hf:{write_vit(folder)}"
     if on_the_hub:
-        # As if it had been downloaded: the hub's client keeps each commit in a folder of its name.
-        monkeypatch.setattr("featcache.backbones.zoos.transformers._downloaded", lambda *_: folder)
+        # As if it had been downloaded: the hub's client keeps each commit in a folder with its name.
+        monkeypatch.setattr("featcache.backbones.zoos.transformers._download", lambda *_: folder)
         name = "hf:acme/tiny"
     done = extract(replace(request_, backbone=name, weights="default", precision="fp32", image_size=64))
     with FeatureCache.open(done.cache) as cache:
@@ -133,7 +137,7 @@ def test_models_of_transformers_are_found_again(
         assert recompute(cache, 15, seed=0, data_dir=request_.data_dir, device="cpu").relative < 1e-3
 
 
-def written_vit(folder: Path) -> Path:
+def write_vit(folder: Path) -> Path:
     """A tiny model, as transformers writes it."""
     transformers = pytest.importorskip("transformers")
     config = transformers.ViTConfig(

@@ -1,4 +1,4 @@
-"""A set of real little images in a folder, and a backbone that is quick: what extraction is tested with."""
+"""Small images in a folder and a fast backbone, for the tests of extraction."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TinyNetwork(nn.Module):
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            # Narrower ones would stay in fp32, whatever the precision.
+            # Narrower layers would stay in fp32, whatever the precision.
             self.first = nn.Conv2d(3, 40, 3)
             self.second = nn.Conv2d(40, 12, 3)
 
@@ -45,26 +45,26 @@ Forward = Callable[[np.ndarray | torch.Tensor], dict[str, torch.Tensor]]
 
 
 def every_forward(
-    monkeypatch: pytest.MonkeyPatch, changed: Callable[[Forward, np.ndarray | torch.Tensor], object]
+    monkeypatch: pytest.MonkeyPatch, replacement: Callable[[Forward, np.ndarray | torch.Tensor], object]
 ) -> None:
-    """From now on a program's forward pass is `changed(forward, images)`, with the real one as `forward`."""
+    """Replace a program's forward pass by `replacement(forward, images)`; `forward` is the original one."""
     original = Program.features
 
     def features(program: Program, images: np.ndarray | torch.Tensor) -> object:
-        return changed(lambda batch: original(program, batch), images)
+        return replacement(lambda batch: original(program, batch), images)
 
     monkeypatch.setattr(Program, "features", features)
 
 
-def counted_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The images of every forward pass from now on."""
+def count_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of every forward pass from now on."""
     sizes: list[int] = []
 
-    def counting(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
+    def count(forward: Forward, images: np.ndarray | torch.Tensor) -> object:
         sizes.append(len(images))
         return forward(images)
 
-    every_forward(monkeypatch, counting)
+    every_forward(monkeypatch, count)
     return sizes
 
 

@@ -29,7 +29,7 @@ def test_spaces_between_sizes_are_harmless() -> None:
     assert str(parse_head("mlp: 128, 64")) == "mlp:128,64"
 
 
-def test_every_kind_shows_how_it_is_written() -> None:
+def test_every_kind_has_an_example_of_its_name() -> None:
     assert [str(parse_head(usage)) for usage in head_names()] == [
         *("linear", "mlp:128,64"),
         *("logreg", "ridge", "centroid", "knn"),
@@ -56,7 +56,7 @@ def test_every_kind_shows_how_it_is_written() -> None:
         "mlp:" + ",".join(["8"] * 33),
     ],
 )
-def test_sizes_that_are_none_are_refused(text: str) -> None:
+def test_invalid_sizes_are_refused(text: str) -> None:
     with pytest.raises(InvalidOption) as raised:
         parse_head(text)
     assert raised.value.hint
@@ -73,7 +73,7 @@ def test_unknown_head_offers_the_nearest(text: str, nearest: str) -> None:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activation_stands_between_layers(activation: str) -> None:
+def test_an_activation_follows_each_hidden_layer(activation: str) -> None:
     head = build_head(parse_head("mlp:6,5"), HeadShape(in_features=7, classes=3, hidden=(6, 5), activation=activation))
     kinds = [type(layer).__name__ for layer in head.children()]
     assert kinds == ["Linear", ACTIVATIONS[activation], "Linear", ACTIVATIONS[activation], "Linear"]

@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn and against what their definitions say; two runs set side by side."""
+"""Metrics, compared with scikit-learn and with their definitions; comparisons of two runs."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from featcache.heads.metric_records import (
     metrics_from_json,
     metrics_to_json,
 )
-from featcache.heads.metrics import Outcome, Tuning, measure, readable, tuned
+from featcache.heads.metrics import Outcome, Tuning, measure, to_predictions, tune_on_val
 from featcache.heads.records import Predictions
 from featcache.rows.target import HeadTarget, class_target
 from featcache.runs.comparison import compare_predictions, compare_runs, mcnemar
@@ -81,8 +81,8 @@ def of_classes(logits: ArrayLike, labels: ArrayLike) -> Outcome:
     return Outcome(outputs=outputs, targets=np.asarray(labels, np.int64), target=target)
 
 
-def class_metrics(said: Outcome, temperature: float = 1.0) -> ClassMetrics:
-    found = measure(said, Tuning(temperature=temperature), seed=0)
+def class_metrics(result: Outcome, temperature: float = 1.0) -> ClassMetrics:
+    found = measure(result, Tuning(temperature=temperature), seed=0)
     assert isinstance(found, ClassMetrics)
     return found
 
@@ -94,9 +94,9 @@ def of_lists(logits: ArrayLike, targets: ArrayLike) -> Outcome:
     return Outcome(outputs=outputs, targets=np.asarray(targets, np.int8), target=target)
 
 
-def list_metrics(said: Outcome, thresholds: Sequence[float] | None = None) -> ListMetrics:
-    tuning = tuned(said) if thresholds is None else Tuning(thresholds=tuple(thresholds))
-    found = measure(said, tuning, seed=0)
+def list_metrics(result: Outcome, thresholds: Sequence[float] | None = None) -> ListMetrics:
+    tuning = tune_on_val(result) if thresholds is None else Tuning(thresholds=tuple(thresholds))
+    found = measure(result, tuning, seed=0)
     assert isinstance(found, ListMetrics)
     return found
 
@@ -108,14 +108,14 @@ def of_numbers(values: ArrayLike, targets: ArrayLike, **more: Any) -> Outcome:
     return Outcome(outputs=outputs, targets=np.asarray(targets, np.float64), target=target, **more)
 
 
-def number_metrics(said: Outcome) -> NumberMetrics:
-    found = measure(said, tuned(said), seed=0)
+def number_metrics(result: Outcome) -> NumberMetrics:
+    found = measure(result, tune_on_val(result), seed=0)
     assert isinstance(found, NumberMetrics)
     return found
 
 
 def calibration_error(probabilities: NDArray[np.floating], labels: NDArray[np.int64]) -> float:
-    """As its definition says: the gap between confidence and accuracy, weighted by the images of each bin."""
+    """By its definition: the gap between confidence and accuracy, weighted by the images of each bin."""
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
     bins = np.ceil(confidence * 15).astype(int)
     gaps = [abs(confidence[bins == bin].mean() - right[bins == bin].mean()) * (bins == bin).sum() for bin in set(bins)]
@@ -131,16 +131,16 @@ def plain(values: Sequence[float | None]) -> NDArray[np.float64]:
 
 @pytest.mark.parametrize(("classes", "absent"), [(2, 0), (3, 0), (7, 0), (7, 2)])
 def test_metrics_are_those_of_scikit_learn(classes: int, absent: int) -> None:
-    said = outcome(classes, absent=absent)
-    found = class_metrics(said, 2.0)
-    labels, logits = said.targets, said.outputs
+    result = outcome(classes, absent=absent)
+    found = class_metrics(result, 2.0)
+    labels, logits = result.targets, result.outputs
     guess = logits.argmax(axis=1)
-    assert found.accuracy == said.score().accuracy == (guess == labels).mean()
-    assert said.score().loss == pytest.approx(
+    assert found.accuracy == result.score().accuracy == (guess == labels).mean()
+    assert result.score().loss == pytest.approx(
         log_loss(labels, softmax(logits.astype(np.float64), axis=1), labels=range(classes)), rel=1e-6
     )
     with warnings.catch_warnings():
-        # It warns of classes that were said and are not there.
+        # scikit-learn warns about classes that were predicted but have no images.
         warnings.simplefilter("ignore")
         assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, guess))
     assert found.macro_f1 == pytest.approx(f1_score(labels, guess, average="macro"), abs=1e-12)
@@ -168,25 +168,25 @@ def test_confusion_of_very_many_classes_is_left_out(monkeypatch: pytest.MonkeyPa
 
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    said = outcome(7)
-    whole = (said.score(), class_metrics(said, 3.0), tuned(said))
+    result = outcome(7)
+    whole = (result.score(), class_metrics(result, 3.0), tune_on_val(result))
     monkeypatch.setattr("featcache.heads.calibration.BLOCK_BYTES", 8 * 7 * 13)
-    score, found, tuning = said.score(), class_metrics(said, 3.0), tuned(said)
+    score, found, tuning = result.score(), class_metrics(result, 3.0), tune_on_val(result)
     assert score.loss == pytest.approx(whole[0].loss, rel=1e-12)
     assert found == whole[1]
     assert tuning.temperature == pytest.approx(whole[2].temperature)
 
 
 def test_confidence_of_exactly_1_lies_in_the_last_bin() -> None:
-    # Four images of which the head is wholly sure, three of them right; torchmetrics 1.9 has a 16th bin for them.
+    # Four images with a confidence of 1, three of them right; torchmetrics 1.9 has a 16th bin for them.
     sure = class_metrics(of_classes([[200, 0]] * 4, [0, 0, 0, 1]))
     assert sure.calibration_error == pytest.approx(0.25)
     (last,) = sure.bins
     assert (last.low, last.high, last.images) == pytest.approx((14 / 15, 1.0, 4))
-    # Beside those of which it is nearly sure: one bin, one mean.
+    # Together with images of a confidence close to 1: one bin, one mean.
     nearly = class_metrics(of_classes([[200, 0]] * 2 + [[np.log(19), 0]] * 2, [0, 0, 1, 1]))
     assert nearly.calibration_error == pytest.approx(0.975 - 0.5)
-    # A confidence that is an edge belongs below it, and one of 1/C with C > 15 to the first bin.
+    # A confidence on an edge belongs to the bin below it, and one of 1/C with C > 15 to the first bin.
     assert [one.high for one in confidence_bins(np.array([3 / 15, 0.2000001]), np.array([True, True]))] == [
         pytest.approx(3 / 15),
         pytest.approx(4 / 15),
@@ -195,7 +195,7 @@ def test_confidence_of_exactly_1_lies_in_the_last_bin() -> None:
 
 
 def test_a_tie_is_not_among_the_top_5() -> None:
-    # Seven classes: those without a vote share the last place, and their order says nothing.
+    # Seven classes: those without a vote share the last place, so their order has no meaning.
     votes = [[9, 8, 0, 0, 0, 0, 0]] * 7
     assert class_metrics(of_classes(votes, range(7))).top5 == pytest.approx(2 / 7)
     assert class_metrics(of_classes([row[::-1] for row in votes], range(7))).top5 == pytest.approx(2 / 7)
@@ -218,7 +218,7 @@ def test_interval_is_wilsons(right: int, images: int) -> None:
     assert 0 <= low < high <= 1
 
 
-def test_interval_of_no_image_is_everything() -> None:
+def test_interval_without_images_is_0_to_1() -> None:
     assert wilson_interval(0, 0) == (0.0, 1.0)
 
 
@@ -228,7 +228,7 @@ def test_interval_of_no_image_is_everything() -> None:
 def several(
     images: int = 300, classes: int = 5, *, steps: int | None = None, absent: int = 0, seed: int = 0
 ) -> Outcome:
-    """Logits that go with the targets; with `steps` they have that many different values only."""
+    """Logits that are correlated with the targets; with `steps` they are rounded, so that many are equal."""
     random = np.random.default_rng(seed)
     targets = (random.random((images, classes)) < np.linspace(0.05, 0.6, classes)).astype(np.int8)
     targets[:, classes - absent :] = 0
@@ -236,17 +236,17 @@ def several(
     return of_lists(logits if steps is None else np.round(logits * steps / 6), targets)
 
 
-@pytest.mark.parametrize("said", [several(), several(steps=4), several(absent=2), several(1, seed=3), several(40, 2)])
-def test_metrics_of_several_classes_are_those_of_scikit_learn(said: Outcome) -> None:
-    found = list_metrics(said)
-    targets = said.targets
+@pytest.mark.parametrize("result", [several(), several(steps=4), several(absent=2), several(1, seed=3), several(40, 2)])
+def test_metrics_of_several_classes_are_those_of_scikit_learn(result: Outcome) -> None:
+    found = list_metrics(result)
+    targets = result.targets
     present = targets.any(axis=0)
-    each = [average_precision_score(targets[:, c], said.outputs[:, c]) for c in np.flatnonzero(present)]
+    each = [average_precision_score(targets[:, c], result.outputs[:, c]) for c in np.flatnonzero(present)]
     assert plain(found.average_precision)[present] == pytest.approx(each)
     assert all(found.average_precision[c] is None for c in np.flatnonzero(~present))
-    assert found.map == said.score().value == pytest.approx(np.mean(each) if len(each) else 0.0)
-    assert said.score().metric == "map"
-    guess = (expit(said.outputs.astype(np.float64)) >= np.array(found.thresholds)).astype(int)
+    assert found.map == result.score().value == pytest.approx(np.mean(each) if len(each) else 0.0)
+    assert result.score().metric == "map"
+    guess = (expit(result.outputs.astype(np.float64)) >= np.array(found.thresholds)).astype(int)
     assert found.micro_f1 == pytest.approx(f1_score(targets, guess, average="micro", zero_division=0))
     known = present | guess.any(axis=0)
     if known.any():
@@ -257,14 +257,14 @@ def test_metrics_of_several_classes_are_those_of_scikit_learn(said: Outcome) -> 
     assert plain(found.recall) == pytest.approx(recall, nan_ok=True)
     assert plain(found.precision) == pytest.approx(precision, nan_ok=True)
     assert found.images == tuple(images)
-    shares = expit(said.outputs.astype(np.float64))
+    shares = expit(result.outputs.astype(np.float64))
     losses = -(targets * np.log(shares) + (1 - targets) * np.log1p(-shares))
-    assert said.score().loss == pytest.approx(losses.mean(), rel=1e-5)
+    assert result.score().loss == pytest.approx(losses.mean(), rel=1e-5)
 
 
 def test_thresholds_have_the_best_f1_and_are_used_on_other_images() -> None:
     val, test = several(80), several(seed=1)
-    thresholds = tuned(val).thresholds
+    thresholds = tune_on_val(val).thresholds
     for c, threshold in enumerate(thresholds):
         marks, shares = val.targets[:, c], expit(val.outputs[:, c].astype(np.float64))
         best = max(f1_score(marks, shares >= one) for one in shares)
@@ -275,27 +275,27 @@ def test_thresholds_have_the_best_f1_and_are_used_on_other_images() -> None:
     assert found.micro_f1 == pytest.approx(f1_score(test.targets, guess, average="micro"))
 
 
-def test_a_class_that_no_val_image_has_keeps_the_middle() -> None:
-    assert tuned(of_lists([[1.0, 2.0], [2.0, 3.0]], [[0, 0], [0, 1]])).thresholds[0] == 0.5
-    # All have it: it is said of all.
-    assert tuned(of_lists([[1.0], [2.0]], [[1], [1]])).thresholds[0] == pytest.approx(expit(1.0) / 2)
+def test_the_threshold_of_a_class_without_val_images_is_a_half() -> None:
+    assert tune_on_val(of_lists([[1.0, 2.0], [2.0, 3.0]], [[0, 0], [0, 1]])).thresholds[0] == 0.5
+    # All images have it: it is predicted for all.
+    assert tune_on_val(of_lists([[1.0], [2.0]], [[1], [1]])).thresholds[0] == pytest.approx(expit(1.0) / 2)
 
 
-def test_outputs_that_are_all_equal_are_no_order() -> None:
+def test_average_precision_of_equal_outputs_is_the_share_of_the_class() -> None:
     found = list_metrics(of_lists(np.zeros((10, 1)), [[1]] * 3 + [[0]] * 7))
     assert plain(found.average_precision) == pytest.approx([0.3])
 
 
-def test_interval_of_map_is_that_of_drawing_images_again() -> None:
-    said = several(200, 4, steps=6)
+def test_interval_of_map_is_that_of_a_bootstrap() -> None:
+    result = several(200, 4, steps=6)
     random = np.random.default_rng(3)
     drawn = []
     for _ in range(600):
         rows = random.integers(0, 200, 200)
-        drawn.append(average_precision_score(said.targets[rows], said.outputs[rows], average="macro"))
-    found = list_metrics(said)
+        drawn.append(average_precision_score(result.targets[rows], result.outputs[rows], average="macro"))
+    found = list_metrics(result)
     assert found.map_interval == pytest.approx(np.percentile(drawn, [2.5, 97.5]), abs=0.015)
-    assert list_metrics(said) == found
+    assert list_metrics(result) == found
 
 
 # --- numbers ----------------------------------------------------------------------------------------------
@@ -308,18 +308,18 @@ def numbers(images: int = 300, columns: int = 2, *, steps: int | None = None, se
     return of_numbers(values, targets) if steps is None else of_numbers(np.round(values), np.round(targets))
 
 
-@pytest.mark.parametrize("said", [numbers(), numbers(steps=3), numbers(2), numbers(50, 1)])
-def test_metrics_of_numbers_are_those_of_scikit_learn(said: Outcome) -> None:
-    found = number_metrics(said)
-    targets, values = said.targets, said.outputs
+@pytest.mark.parametrize("result", [numbers(), numbers(steps=3), numbers(2), numbers(50, 1)])
+def test_metrics_of_numbers_are_those_of_scikit_learn(result: Outcome) -> None:
+    found = number_metrics(result)
+    targets, values = result.targets, result.outputs
     for name, function in (("mae", mean_absolute_error), ("rmse", root_mean_squared_error), ("r2", r2_score)):
         each = [getattr(one, name).value for one in found.columns]
         assert each == pytest.approx(function(targets, values, multioutput="raw_values"), rel=1e-6)
         assert getattr(found.overall, name).value == pytest.approx(function(targets, values), rel=1e-6)
-    for one, said_of, right in zip(found.columns, values.T, targets.T, strict=True):
+    for one, predicted, right in zip(found.columns, values.T, targets.T, strict=True):
         assert one.spearman is not None
-        assert one.spearman.value == pytest.approx(spearmanr(said_of, right).statistic)
-    assert (said.score().value, said.score().metric) == (found.overall.r2.value, "r2")
+        assert one.spearman.value == pytest.approx(spearmanr(predicted, right).statistic)
+    assert (result.score().value, result.score().metric) == (found.overall.r2.value, "r2")
     assert found.images == len(targets)
 
 
@@ -331,25 +331,25 @@ def test_constant_numbers_and_one_image_are_measured() -> None:
         )
         assert (right.overall.r2.value, wrong.overall.r2.value) == (1.0, 0.0)
         assert right.columns[0].spearman is None and wrong.overall.spearman is None
-    # scikit-learn agrees where the mean has no rounding (of 0.1 it says -5e39).
+    # scikit-learn agrees where the mean has no rounding error (for 0.1 it gives -5e39).
     assert (r2_score([5, 5, 5], [5, 5, 5]), r2_score([5, 5, 5], [6, 6, 6])) == (1.0, 0.0)
-    # Equal values for different targets: nothing to rank either, and R2 as scikit-learn has it.
+    # Equal values for different targets: no rank correlation either, and R2 as in scikit-learn.
     flat = number_metrics(of_numbers([[2.0]] * 3, [[1.0], [2.0], [3.0]]))
     assert flat.columns[0].spearman is None and flat.columns[0].r2.value == pytest.approx(0.0)
 
 
-def test_intervals_of_numbers_are_those_of_drawing_images_again() -> None:
-    said = numbers(200, 1, steps=2)
+def test_intervals_of_numbers_are_those_of_a_bootstrap() -> None:
+    result = numbers(200, 1, steps=2)
     random = np.random.default_rng(3)
     drawn: dict[str, list[float]] = {"mae": [], "rmse": [], "r2": [], "spearman": []}
     for _ in range(600):
         rows = random.integers(0, 200, 200)
-        right, values = said.targets[rows, 0], said.outputs[rows, 0]
+        right, values = result.targets[rows, 0], result.outputs[rows, 0]
         drawn["mae"].append(mean_absolute_error(right, values))
         drawn["rmse"].append(root_mean_squared_error(right, values))
         drawn["r2"].append(r2_score(right, values))
         drawn["spearman"].append(spearmanr(right, values).statistic)
-    (found,) = number_metrics(said).columns
+    (found,) = number_metrics(result).columns
     for name, values_drawn in drawn.items():
         low, high = np.percentile(values_drawn, [2.5, 97.5])
         width = high - low
@@ -358,22 +358,22 @@ def test_intervals_of_numbers_are_those_of_drawing_images_again() -> None:
 
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
 def test_loss_of_numbers_is_torchs_in_deviations(loss: str) -> None:
-    said = numbers()
+    result = numbers()
     scale = np.array([0.3, 4.0])
     functions: dict[str, Callable[..., torch.Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
     function = functions[loss]
-    wanted = function(torch.from_numpy(said.outputs / scale), torch.from_numpy(said.targets / scale))
-    assert replace(said, loss=loss, scale=scale).score().loss == pytest.approx(float(wanted))
+    wanted = function(torch.from_numpy(result.outputs / scale), torch.from_numpy(result.targets / scale))
+    assert replace(result, loss=loss, scale=scale).score().loss == pytest.approx(float(wanted))
 
 
 # --- all kinds --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("said", [outcome(7, absent=2), several(absent=1), numbers(), numbers(1)])
-def test_metrics_survive_json(said: Outcome) -> None:
-    found = measure(said, tuned(said), seed=0)
+@pytest.mark.parametrize("result", [outcome(7, absent=2), several(absent=1), numbers(), numbers(1)])
+def test_metrics_survive_json(result: Outcome) -> None:
+    found = measure(result, tune_on_val(result), seed=0)
     values = json.loads(json.dumps(metrics_to_json(found), allow_nan=False))
-    assert values["kind"] == said.target.kind
+    assert values["kind"] == result.target.kind
     assert metrics_from_json(values) == found
 
 
@@ -395,9 +395,9 @@ def test_run_keeps_the_metrics_of_val_and_test(run: Run) -> None:
         assert score is not None and kept.accuracy == score.accuracy
         assert kept.accuracy_interval[0] < kept.accuracy < kept.accuracy_interval[1]
         assert sum(kept.images) == run.training.images[part]
-        said = run.predictions(part)
-        assert kept.calibration_error == pytest.approx(calibration_error(said.outputs, said.targets), abs=1e-5)
-        # Ridge's scores were made logits on val already.
+        result = run.predictions(part)
+        assert kept.calibration_error == pytest.approx(calibration_error(result.outputs, result.targets), abs=1e-5)
+        # Ridge has already been calibrated on val.
         assert kept.temperature == pytest.approx(1.0, rel=0.05)
 
 
@@ -435,7 +435,7 @@ def test_many_disagreements_do_not_underflow() -> None:
     assert 0 <= mcnemar(1_000, 9_000) < 1e-300
 
 
-def test_comparison_counts_what_only_one_has_right() -> None:
+def test_comparison_counts_images_that_only_one_head_has_right() -> None:
     one = [True] * 60 + [False] * 40
     other = [True] * 30 + [False] * 30 + [True] * 10 + [False] * 30
     found = compare_predictions(predictions(one), predictions(other))
@@ -458,16 +458,16 @@ def test_heads_of_other_kinds_are_compared_on_the_same_draws(one: Outcome, other
     other = replace(other, targets=one.targets)
     kind, ids = one.target.kind, tuple(map(str, range(200)))
     first, second = (
-        Predictions(ids=ids, targets=said.targets, outputs=readable(said.outputs, said.target), kind=kind)
-        for said in (one, other)
+        Predictions(ids=ids, targets=result.targets, outputs=to_predictions(result.outputs, result.target), kind=kind)
+        for result in (one, other)
     )
     found = compare_predictions(first, second)
     scores = one.score(), other.score()
     assert (found.metric, found.images, found.p_value) == (scores[0].metric, 200, None)
     assert (found.first, found.second) == pytest.approx([score.value for score in scores])
     assert found.interval[0] <= found.difference == found.first - found.second <= found.interval[1]
-    # On the same draws the difference scatters less than each of both.
-    own = measure(one, tuned(one), seed=0)
+    # On the same draws, the difference varies less than either score.
+    own = measure(one, tune_on_val(one), seed=0)
     wide = own.map_interval if isinstance(own, ListMetrics) else number_metrics(one).overall.r2.interval
     assert found.interval[1] - found.interval[0] < 1.5 * (wide[1] - wide[0])
     assert compare_predictions(first, first).interval == (0.0, 0.0)
@@ -495,7 +495,7 @@ def test_other_images_are_refused_and_named() -> None:
     one, other = predictions([True] * 4, list("abcd")), predictions([True] * 4, list("bcde"))
     with pytest.raises(HeadError, match=r"1 \(a\) only in the first, 1 \(e\) only in the second, 3 in both") as raised:
         compare_predictions(one, other)
-    assert "--val-seed" in str(raised.value.hint)
+    assert "val_seed" in str(raised.value.hint)
     with pytest.raises(HeadError, match="same images"):
         compare_predictions(predictions([]), predictions([]))
 

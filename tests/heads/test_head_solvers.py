@@ -23,7 +23,7 @@ from sklearn.preprocessing import StandardScaler
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError, InvalidOption
 from featcache.heads import linear_solvers, neighbours, solvers
-from featcache.heads.calibration import lowest, sharpness
+from featcache.heads.calibration import best_factor, minimise
 from featcache.heads.candidates import Candidate
 from featcache.heads.config import HeadConfig
 from featcache.heads.linear_solvers import ridge_path
@@ -39,7 +39,7 @@ Part = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """Real handwritten digits as float16 features that no scale has been put on: 1,400 train and 397 test images."""
+    """Real handwritten digits as unscaled float16 features: 1,400 train and 397 test images."""
     images, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(labels))
     splits = {
@@ -64,7 +64,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
 
 
 def arrays(cache: FeatureCache) -> Mapping[str, Part]:
-    """Train, val and test as one would export them."""
+    """Features and labels of train, val and test."""
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     assert cut.test is not None
     parts = {"train": cut.train, "val": cut.val, "test": cut.test}
@@ -74,16 +74,16 @@ def arrays(cache: FeatureCache) -> Mapping[str, Part]:
     }
 
 
-def chosen(run: Run) -> str:
+def best_candidate(run: Run) -> str:
     return run.history()[run.training.best_epoch - 1].candidate
 
 
-def said(run: Run, part: str) -> NDArray[np.int64]:
+def class_predictions(run: Run, part: str) -> NDArray[np.int64]:
     classes: NDArray[np.int64] = run.predictions(part).outputs.argmax(axis=1)
     return classes
 
 
-def standardised(parts: Mapping[str, Part]) -> dict[str, NDArray[np.float64]]:
+def standardise(parts: Mapping[str, Part]) -> dict[str, NDArray[np.float64]]:
     scaler = StandardScaler().fit(parts["train"][0].astype(np.float64))
     return {name: scaler.transform(features.astype(np.float64)) for name, (features, _) in parts.items()}
 
@@ -92,28 +92,30 @@ def standardised(parts: Mapping[str, Part]) -> dict[str, NDArray[np.float64]]:
 
 
 @pytest.mark.parametrize("name", ["digits", "wide"])
-def test_logreg_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_logreg_equals_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cache: FeatureCache = request.getfixturevalue(name)
     run = train_head(cache, "logreg", runs_dir=tmp_path)
     parts = arrays(cache)
-    values = standardised(parts)
-    c = float(chosen(run).removeprefix("C="))
+    values = standardise(parts)
+    c = float(best_candidate(run).removeprefix("C="))
     model = LogisticRegression(C=c, max_iter=5000, tol=1e-6).fit(values["train"], parts["train"][1])
     for part in ("val", "test"):
         accuracy = model.score(values[part], parts[part][1])
-        assert (said(run, part) == parts[part][1]).mean() == pytest.approx(accuracy, abs=0.001)
+        assert (class_predictions(run, part) == parts[part][1]).mean() == pytest.approx(accuracy, abs=0.001)
         assert run.predictions(part).outputs == pytest.approx(model.predict_proba(values[part]), abs=0.02)
 
 
 @pytest.mark.parametrize("name", ["digits", "wide"])
-def test_ridge_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_ridge_equals_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cache: FeatureCache = request.getfixturevalue(name)
     run = train_head(cache, "ridge", runs_dir=tmp_path)
     parts = arrays(cache)
-    values = standardised(parts)
-    model = RidgeClassifier(alpha=float(chosen(run).removeprefix("alpha="))).fit(values["train"], parts["train"][1])
+    values = standardise(parts)
+    model = RidgeClassifier(alpha=float(best_candidate(run).removeprefix("alpha="))).fit(
+        values["train"], parts["train"][1]
+    )
     for part in ("val", "test"):
-        assert (said(run, part) == model.predict(values[part])).mean() > 0.998
+        assert (class_predictions(run, part) == model.predict(values[part])).mean() > 0.998
 
 
 @pytest.mark.parametrize("shape", [(50, 20), (20, 50), (30, 30)])
@@ -134,7 +136,7 @@ def test_ridge_solves_the_normal_equations(
 
 
 @pytest.mark.parametrize("decomposed", [0, 1024], ids=["factorised", "decomposed"])
-def test_ridge_refuses_an_alpha_that_rounding_swallows(decomposed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ridge_refuses_an_alpha_that_is_lost_in_rounding(decomposed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear_solvers, "LARGEST_DECOMPOSED", decomposed)
     features = np.full((6, 4), 1e12, np.float32)
     with pytest.raises(HeadError, match=r"alpha=0\.01"):
@@ -143,17 +145,17 @@ def test_ridge_refuses_an_alpha_that_rounding_swallows(decomposed: int, monkeypa
 
 @pytest.mark.filterwarnings("ignore:self.within_class_std_dev_")
 @pytest.mark.parametrize("name", ["digits", "wide"])
-def test_centroid_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_centroid_equals_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cache: FeatureCache = request.getfixturevalue(name)
     run = train_head(cache, "centroid", runs_dir=tmp_path)
     parts = arrays(cache)
     model = NearestCentroid().fit(parts["train"][0].astype(np.float64), parts["train"][1])
     for part in ("val", "test"):
-        assert np.array_equal(said(run, part), model.predict(parts[part][0].astype(np.float64)))
+        assert np.array_equal(class_predictions(run, part), model.predict(parts[part][0].astype(np.float64)))
 
 
 @pytest.mark.parametrize("name", ["digits", "wide"])
-def test_knn_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_knn_equals_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     cache: FeatureCache = request.getfixturevalue(name)
     run = train_head(cache, "knn", runs_dir=tmp_path)
     parts = arrays(cache)
@@ -161,8 +163,8 @@ def test_knn_is_that_of_scikit_learn(name: str, tmp_path: Path, request: pytest.
         k, metric = record.candidate.removeprefix("k=").split()
         model = KNeighborsClassifier(n_neighbors=int(k), metric=metric).fit(*parts["train"])
         assert record.val_score == pytest.approx(model.score(*parts["val"]), abs=0.0036), record.candidate
-        if record.candidate == chosen(run):
-            assert (said(run, "test") == model.predict(parts["test"][0])).mean() > 0.997
+        if record.candidate == best_candidate(run):
+            assert (class_predictions(run, "test") == model.predict(parts["test"][0])).mean() > 0.997
 
 
 def test_blocks_of_train_rows_do_not_change_neighbours(digits: FeatureCache, tmp_path: Path) -> None:
@@ -170,8 +172,8 @@ def test_blocks_of_train_rows_do_not_change_neighbours(digits: FeatureCache, tmp
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neighbours, "BLOCK_BYTES", 4 * 397 * 300)
         cut = train_head(digits, "knn", runs_dir=tmp_path)
-        assert np.array_equal(said(whole, "test"), said(cut, "test"))
-        assert chosen(whole) == chosen(cut)
+        assert np.array_equal(class_predictions(whole, "test"), class_predictions(cut, "test"))
+        assert best_candidate(whole) == best_candidate(cut)
 
 
 # --- what is kept -----------------------------------------------------------------------------------------
@@ -192,16 +194,16 @@ def test_stored_head_is_a_plain_linear_layer_on_plain_features(kind: str, wide: 
     assert run.predictions("test").outputs == pytest.approx(shares, abs=1e-3)
 
 
-def test_knn_keeps_train_features_as_stored_and_their_labels(digits: FeatureCache, tmp_path: Path) -> None:
+def test_knn_stores_train_features_in_their_stored_dtype_and_their_labels(digits: FeatureCache, tmp_path: Path) -> None:
     run = train_head(digits, "knn", runs_dir=tmp_path)
     tensors = safetensors.numpy.load_file(run.folder / "head.safetensors")
     features, labels = arrays(digits)["train"]
     assert tensors["features"].dtype == np.float16
     assert np.array_equal(tensors["features"], features) and np.array_equal(tensors["labels"], labels)
-    assert f"k={tensors['k'][0]} {'cosine' if tensors['cosine'][0] else 'euclidean'}" == chosen(run)
+    assert f"k={tensors['k'][0]} {'cosine' if tensors['cosine'][0] else 'euclidean'}" == best_candidate(run)
 
 
-def test_knn_on_pixels_and_several_layers_sees_values(tmp_path: Path) -> None:
+def test_knn_on_pixels_and_several_layers_uses_scaled_values(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     labels = np.arange(90) % 3
     pixels = [(generator.integers(0, 80, (90, width)) + 60 * labels[:, None]).astype(np.uint8) for width in (12, 5)]
@@ -211,9 +213,9 @@ def test_knn_on_pixels_and_several_layers_sees_values(tmp_path: Path) -> None:
     run = train_head(cache, "knn", layers=["late", LAYER], runs_dir=tmp_path / "runs")
     values = np.concatenate([pixels[1] / 25.5 - 3, pixels[0] / 127.5 - 1], axis=1)
     rows = cut_cache(cache, val_fraction=0.2, val_seed=42).train.rows
-    k, metric = chosen(run).removeprefix("k=").split()
+    k, metric = best_candidate(run).removeprefix("k=").split()
     model = KNeighborsClassifier(n_neighbors=int(k), metric=metric).fit(values[rows], labels[rows])
-    assert (said(run, "test") == model.predict(values)).mean() > 0.97
+    assert (class_predictions(run, "test") == model.predict(values)).mean() > 0.97
     as_stored = np.concatenate([pixels[1], pixels[0]], axis=1)
     assert run.predict(as_stored) == pytest.approx(run.predict(values), abs=1e-5)
 
@@ -224,22 +226,22 @@ def test_history_names_the_candidates(digits: FeatureCache, tmp_path: Path) -> N
         rows = list(csv.DictReader(file))
     assert [row["candidate"] for row in rows][:2] == ["alpha=1e+07", "alpha=1e+06"]
     best = max(rows, key=lambda row: (float(row["val_accuracy"]), -float(row["val_loss"])))
-    assert best["candidate"] == chosen(run)
-    assert any(chosen(run) in note and "of 10 candidates" in note for note in run.training.notes)
+    assert best["candidate"] == best_candidate(run)
+    assert any(best_candidate(run) in note and "of 10 candidates" in note for note in run.training.notes)
     assert run.training.last == run.training.val
 
 
 @pytest.mark.parametrize("kind", SOLVED)
 def test_probabilities_are_calibrated_on_val(kind: str, digits: FeatureCache, tmp_path: Path) -> None:
     run = train_head(digits, kind, runs_dir=tmp_path)
-    said, labels = run.predictions("val").outputs, run.predictions("val").targets
-    confidence, right = said.max(axis=1), said.argmax(axis=1) == labels
+    outputs, labels = run.predictions("val").outputs, run.predictions("val").targets
+    confidence, right = outputs.max(axis=1), outputs.argmax(axis=1) == labels
     assert confidence.mean() == pytest.approx(right.mean(), abs=0.05)
     assert run.training.test is not None and run.training.test.accuracy > 0.85
     assert run.training.test.loss < 0.6
 
 
-# --- what does not apply, does not fit, does not converge -------------------------------------------------
+# --- invalid options, too little memory, no convergence ---------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", SOLVED)
@@ -252,17 +254,19 @@ def test_probabilities_are_calibrated_on_val(kind: str, digits: FeatureCache, tm
     ],
 )
 def test_options_of_steps_are_refused_when_they_were_changed(kind: str, option: str, value: Any) -> None:
-    with pytest.raises(InvalidOption, match="--" + option.replace("_", "-")) as raised:
+    with pytest.raises(InvalidOption, match=option.replace("_", "[-_]")) as raised:
         HeadConfig(**{"head": kind, option: value})
     assert kind in raised.value.message and raised.value.hint
 
 
-def test_what_does_not_converge_says_so(digits: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_solver_that_does_not_converge_is_a_note(
+    digits: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(linear_solvers, "LOGREG_ITERATIONS", 2)
-    told: list[str] = []
-    run = fit_head(digits, HeadConfig(head="logreg"), runs_dir=tmp_path, report=told.append)
+    messages: list[str] = []
+    run = fit_head(digits, HeadConfig(head="logreg"), runs_dir=tmp_path, report=messages.append)
     assert any("did not converge in 2 iterations" in note for note in run.training.notes)
-    assert set(run.training.notes) == set(told)
+    assert set(run.training.notes) == set(messages)
 
 
 @pytest.mark.parametrize("kind", ["logreg", "ridge", "knn"])
@@ -279,7 +283,7 @@ def test_features_that_do_not_fit_in_memory_are_refused(
 def test_solver_that_finds_no_finite_loss_is_an_error(
     digits: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_solvers, "sharpness", lambda scores, labels: float("nan"))
+    monkeypatch.setattr(linear_solvers, "best_factor", lambda scores, labels: float("nan"))
     with pytest.raises(HeadError, match="val loss is nan at alpha"):
         train_head(digits, "ridge", runs_dir=tmp_path)
 
@@ -308,13 +312,13 @@ def test_ctrl_c_keeps_the_best_candidate_so_far(
 def test_ctrl_c_before_the_first_candidate_leaves_nothing(
     digits: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(problem: object) -> Iterator[Candidate]:
+    def interrupting(problem: object) -> Iterator[Candidate]:
         yield from (_interrupt() for _ in range(1))
 
     def _interrupt() -> Candidate:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(solvers, "LINEAR_SOLVERS", {"ridge": interrupted})
+    monkeypatch.setattr(solvers, "LINEAR_SOLVERS", {"ridge": interrupting})
     with pytest.raises(KeyboardInterrupt):
         train_head(digits, "ridge", runs_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -338,7 +342,7 @@ def test_standardisation_is_folded_into_the_layer() -> None:
     standard = Standardisation.of(features)
     assert standard.deviation[2] == 1.0
     weight, bias = generator.standard_normal((3, 6)), generator.standard_normal(3)
-    plain, shift = standard.folded(weight, bias)
+    plain, shift = standard.fold(weight, bias)
     expected = ((features - standard.mean) / standard.deviation) @ weight.T + bias
     assert features @ plain.T + shift == pytest.approx(expected, rel=1e-9, abs=1e-6)
     scaled = standard.apply_(features.copy())
@@ -347,12 +351,12 @@ def test_standardisation_is_folded_into_the_layer() -> None:
 
 
 @pytest.mark.parametrize("valley", [0.02, 1.0, 30.0])
-def test_lowest_point_of_a_valley_is_found(valley: float) -> None:
-    assert lowest(lambda x: abs(np.log(x / valley)), 0.01, 100.0) == pytest.approx(valley, rel=0.01)
+def test_the_minimum_of_a_unimodal_function_is_found(valley: float) -> None:
+    assert minimise(lambda x: abs(np.log(x / valley)), 0.01, 100.0) == pytest.approx(valley, rel=0.01)
 
 
-def test_sharpness_makes_scores_the_logits_they_were() -> None:
+def test_the_best_factor_turns_scaled_logits_back() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 2 * torch.randn((20_000, 4), generator=generator)
     labels = torch.multinomial(logits.softmax(dim=1), 1, generator=generator).squeeze(1)
-    assert sharpness((logits / 7).numpy(), labels.numpy()) == pytest.approx(7, rel=0.05)
+    assert best_factor((logits / 7).numpy(), labels.numpy()) == pytest.approx(7, rel=0.05)

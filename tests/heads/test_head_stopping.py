@@ -19,9 +19,9 @@ def test_patience_ends_where_lightnings_early_stopping_would(
     losses: list[float], patience: int, min_delta: float
 ) -> None:
     ours = Patience(patience=patience, min_delta=min_delta)
-    theirs = pl.callbacks.EarlyStopping("val_loss", patience=patience, min_delta=min_delta)
+    reference = pl.callbacks.EarlyStopping("val_loss", patience=patience, min_delta=min_delta)
     for loss in losses:
-        stops, _ = theirs._evaluate_stopping_criteria(torch.tensor(loss, dtype=torch.float64))
+        stops, _ = reference._evaluate_stopping_criteria(torch.tensor(loss, dtype=torch.float64))
         over = ours.is_over(loss)
         assert over == stops
         if over:
@@ -37,23 +37,23 @@ def test_small_steps_add_up_to_progress() -> None:
 def test_rate_falls_on_a_plateau_as_torchs_does(losses: list[float], patience: int, min_delta: float) -> None:
     ours = Plateau(patience=patience, min_delta=min_delta)
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
-    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
         optimizer, patience=patience, threshold=min_delta, threshold_mode="abs", eps=0
     )
     for loss in losses:
         ours.step(loss)
-        theirs.step(loss)
+        reference.step(loss)
         assert ours.scale == optimizer.param_groups[0]["lr"]
 
 
-def test_first_interrupt_is_a_wish_and_the_second_an_exception() -> None:
+def test_the_first_interrupt_requests_a_stop_and_the_second_aborts() -> None:
     with Interruption() as interruption:
-        interruption.keeping = True
+        interruption.has_result = True
         os.kill(os.getpid(), signal.SIGINT)
-        assert [interruption.requested, interruption.insisted] == [True, False]
+        assert [interruption.requested, interruption.aborted] == [True, False]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.insisted
+        assert interruption.aborted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -65,7 +65,7 @@ def test_interrupt_ends_at_once_where_there_is_nothing_to_keep() -> None:
 
 def test_interruption_entered_again_lasts_until_the_outer_end() -> None:
     with Interruption() as interruption:
-        interruption.keeping = True
+        interruption.has_result = True
         with interruption:
             pass
         os.kill(os.getpid(), signal.SIGINT)
@@ -73,7 +73,7 @@ def test_interruption_entered_again_lasts_until_the_outer_end() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_handler_of_somebody_else_stays_in_charge() -> None:
+def test_another_signal_handler_is_not_replaced() -> None:
     seen: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:

@@ -1,4 +1,4 @@
-"""Heads that are solved for several classes and for numbers, against scikit-learn on the same arrays."""
+"""Solvers for several classes and for numbers, compared with scikit-learn on the same arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.solved import SolvedHead, outcome_of
 from featcache.heads.solvers import require_solvable, solve
 from featcache.heads.stopping import Interruption
-from featcache.heads.stored import head_module, solved_head
+from featcache.heads.stored import build_head_module, build_solved_head
 from featcache.heads.target_scale import TargetScale
 from featcache.rows.cuts import cut_cache
 from featcache.rows.features import FeatureRows
@@ -40,7 +40,7 @@ Parts = dict[str, FeatureRows]
 
 
 def values_of(kind: str, features: NDArray[np.float32]) -> NDArray[Any]:
-    """Targets of rows (n, D), which a linear head can learn but for noise."""
+    """Targets of rows (n, D): a linear function with noise."""
     noise = np.random.default_rng(1).standard_normal((len(features), 2))
     scores = features[:, :2] + features[:, 2:4] + 0.5 * noise
     if kind == "classes":
@@ -54,7 +54,7 @@ def values_of(kind: str, features: NDArray[np.float32]) -> NDArray[Any]:
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
-    """By kind of target: train and val of the same images."""
+    """Train and val of the same images, by kind of target."""
     features = np.random.default_rng(0).standard_normal((ROWS, WIDE)).astype(np.float32) * 3 + 1
     train = Blobs(features=features, labels=np.arange(ROWS, dtype=np.int64) % 2)
     cache = write_cache(tmp_path_factory.mktemp("solved"), {"train": train}, classes=("ant", "bee"))
@@ -68,18 +68,18 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
     return found
 
 
-def solved(kind: str, parts: Parts, target: HeadTarget) -> Choice:
+def solve_head(kind: str, parts: Parts, target: HeadTarget) -> Choice:
     rows = parts["train"], parts["val"]
     return solve(kind, *rows, target, device="cpu", interruption=Interruption(), progress=None)
 
 
-def standardised(parts: Parts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def standardise(parts: Parts) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     scaler = StandardScaler().fit(parts["train"].values().astype(np.float64))
     train, val = (scaler.transform(parts[name].values().astype(np.float64)) for name in ("train", "val"))
     return train, val
 
 
-def chosen(choice: Choice, name: str) -> float:
+def best_value(choice: Choice, name: str) -> float:
     return float(choice.candidate.name.removeprefix(f"{name}="))
 
 
@@ -93,49 +93,49 @@ def probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def test_logreg_of_several_classes_is_one_of_scikit_learn_for_each(parts: dict[str, Parts]) -> None:
     mine = parts["lists"]
-    choice = solved("logreg", mine, TARGETS["lists"])
-    said = probabilities(outputs(choice, mine["val"]))
-    train, val = standardised(mine)
+    choice = solve_head("logreg", mine, TARGETS["lists"])
+    predicted = probabilities(outputs(choice, mine["val"]))
+    train, val = standardise(mine)
     for column in (0, 1):
-        model = LogisticRegression(C=chosen(choice, "C"), max_iter=5000, tol=1e-6)
+        model = LogisticRegression(C=best_value(choice, "C"), max_iter=5000, tol=1e-6)
         model.fit(train, mine["train"].targets[:, column])
-        assert said[:, column] == pytest.approx(model.predict_proba(val)[:, 1], abs=0.01)
+        assert predicted[:, column] == pytest.approx(model.predict_proba(val)[:, 1], abs=0.01)
 
 
-def test_a_class_that_no_image_or_every_image_has_is_as_likely_as_it_was(parts: dict[str, Parts]) -> None:
+def test_a_class_that_no_image_or_every_image_has_gets_its_frequency_as_probability(parts: dict[str, Parts]) -> None:
     for kind in ("logreg", "ridge", "knn"):
-        said = probabilities(outputs(solved(kind, parts["lists"], TARGETS["lists"]), parts["lists"]["val"]))
-        assert said[:, 2].max() < 0.3 and said[:, 3].min() > 0.7
-        assert np.isfinite(said).all()
+        predicted = probabilities(outputs(solve_head(kind, parts["lists"], TARGETS["lists"]), parts["lists"]["val"]))
+        assert predicted[:, 2].max() < 0.3 and predicted[:, 3].min() > 0.7
+        assert np.isfinite(predicted).all()
 
 
 def test_ridge_of_several_classes_orders_images_as_that_of_scikit_learn(parts: dict[str, Parts]) -> None:
     mine = parts["lists"]
-    choice = solved("ridge", mine, TARGETS["lists"])
-    train, val = standardised(mine)
-    model = Ridge(alpha=chosen(choice, "alpha")).fit(train, mine["train"].targets * 2.0 - 1)
-    said, expected = outputs(choice, mine["val"]), model.predict(val)
-    factor = said[:, 0].std() / expected[:, 0].std()
-    assert said == pytest.approx(expected * factor, abs=1e-3 * factor)
+    choice = solve_head("ridge", mine, TARGETS["lists"])
+    train, val = standardise(mine)
+    model = Ridge(alpha=best_value(choice, "alpha")).fit(train, mine["train"].targets * 2.0 - 1)
+    predicted, expected = outputs(choice, mine["val"]), model.predict(val)
+    factor = predicted[:, 0].std() / expected[:, 0].std()
+    assert predicted == pytest.approx(expected * factor, abs=1e-3 * factor)
 
 
 def test_knn_of_several_classes_gives_the_share_of_neighbours_that_have_each(parts: dict[str, Parts]) -> None:
     mine = parts["lists"]
-    choice = solved("knn", mine, TARGETS["lists"])
+    choice = solve_head("knn", mine, TARGETS["lists"])
     k, metric = choice.candidate.name.removeprefix("k=").split()
     near = NearestNeighbors(n_neighbors=int(k), metric=metric).fit(mine["train"].values())
     found = near.kneighbors(mine["val"].values(), return_distance=False)
     share = mine["train"].targets[found].mean(axis=1)
-    said = probabilities(outputs(choice, mine["val"]))
-    assert np.array_equal(np.argsort(said[:, 0], kind="stable"), np.argsort(share[:, 0], kind="stable"))
-    assert said == pytest.approx(share, abs=0.2)
+    predicted = probabilities(outputs(choice, mine["val"]))
+    assert np.array_equal(np.argsort(predicted[:, 0], kind="stable"), np.argsort(share[:, 0], kind="stable"))
+    assert predicted == pytest.approx(share, abs=0.2)
 
 
 def test_ridge_of_numbers_is_that_of_scikit_learn(parts: dict[str, Parts]) -> None:
     mine = parts["numbers"]
-    choice = solved("ridge", mine, TARGETS["numbers"])
-    train, val = standardised(mine)
-    expected = Ridge(alpha=chosen(choice, "alpha")).fit(train, mine["train"].targets).predict(val)
+    choice = solve_head("ridge", mine, TARGETS["numbers"])
+    train, val = standardise(mine)
+    expected = Ridge(alpha=best_value(choice, "alpha")).fit(train, mine["train"].targets).predict(val)
     deviation = mine["train"].targets.std(axis=0)
     assert outputs(choice, mine["val"]) / deviation == pytest.approx(expected / deviation, abs=1e-4)
     score = choice.candidate.val
@@ -144,7 +144,7 @@ def test_ridge_of_numbers_is_that_of_scikit_learn(parts: dict[str, Parts]) -> No
 
 def test_knn_of_numbers_is_that_of_scikit_learn(parts: dict[str, Parts]) -> None:
     mine = parts["numbers"]
-    choice = solved("knn", mine, TARGETS["numbers"])
+    choice = solve_head("knn", mine, TARGETS["numbers"])
     for record in choice.history:
         k, metric = record.candidate.removeprefix("k=").split()
         model = KNeighborsRegressor(n_neighbors=int(k), metric=metric).fit(
@@ -157,7 +157,7 @@ def test_knn_of_numbers_is_that_of_scikit_learn(parts: dict[str, Parts]) -> None
 @pytest.mark.parametrize("kind", ["ridge", "knn"])
 def test_the_loss_of_numbers_is_measured_in_deviations_of_train(kind: str, parts: dict[str, Parts]) -> None:
     mine = parts["numbers"]
-    choice = solved(kind, mine, TARGETS["numbers"])
+    choice = solve_head(kind, mine, TARGETS["numbers"])
     error = (outputs(choice, mine["val"]) - mine["val"].targets) / mine["train"].targets.std(axis=0)
     assert choice.candidate.val.loss == pytest.approx(np.square(error).mean(), rel=1e-3)
 
@@ -177,11 +177,11 @@ def test_a_stored_head_gives_the_same_without_torch_and_as_a_module(
     kind: str, head: str, parts: dict[str, Parts], tmp_path: Path
 ) -> None:
     mine, target = parts[kind], TARGETS[kind]
-    built = solved(head, mine, target).candidate.build()
+    built = solve_head(head, mine, target).candidate.build()
     features = mine["val"].values()
-    again = solved_head(parse_head(head), built.tensors(), in_features=WIDE, target=target)
+    again = build_solved_head(parse_head(head), built.tensors(), in_features=WIDE, target=target)
     shape = HeadShape(in_features=WIDE, classes=target.outputs, kind=target.kind)
-    module = head_module(parse_head(head), built.tensors(), shape)
+    module = build_head_module(parse_head(head), built.tensors(), shape)
     with torch.inference_mode():
         by_torch = module(torch.from_numpy(features)).numpy()
     assert np.array_equal(again.outputs(features), built.outputs(features))
@@ -191,33 +191,35 @@ def test_a_stored_head_gives_the_same_without_torch_and_as_a_module(
 
 @pytest.mark.parametrize("target", ["lists", "numbers", "classes"])
 def test_tensors_that_do_not_fit_a_head_are_refused(target: str, parts: dict[str, Parts]) -> None:
-    built = solved("knn", parts[target], TARGETS[target]).candidate.build()
+    built = solve_head("knn", parts[target], TARGETS[target]).candidate.build()
     tensors = built.tensors() | {"centre": np.zeros(WIDE + 1, np.float32)}
     with pytest.raises(ValueError, match="centre"):
-        solved_head(parse_head("knn"), tensors, in_features=WIDE, target=TARGETS[target])
+        build_solved_head(parse_head("knn"), tensors, in_features=WIDE, target=TARGETS[target])
 
 
 @pytest.mark.parametrize(
     ("head", "kind", "offered"),
     [("centroid", "lists", "logreg"), ("centroid", "numbers", "ridge"), ("logreg", "numbers", "knn")],
 )
-def test_a_head_that_cannot_say_what_the_target_is_is_refused_with_one_that_can(
+def test_a_head_that_does_not_support_the_target_is_refused_with_a_suggestion(
     head: str, kind: str, offered: str, parts: dict[str, Parts]
 ) -> None:
     with pytest.raises(InvalidOption, match=head) as raised:
-        solved(head, parts[kind], TARGETS[kind])
+        solve_head(head, parts[kind], TARGETS[kind])
     assert TARGETS[kind].columns[0] in raised.value.message
     assert offered in str(raised.value.hint) and "--head linear" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn"])
-def test_every_solved_head_says_one_class(head: str) -> None:
+def test_every_solved_head_supports_one_class_per_image(head: str) -> None:
     require_solvable(head, TARGETS["classes"])
 
 
-def test_rows_are_judged_block_by_block_as_whole(parts: dict[str, Parts], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_in_blocks_equals_evaluation_as_a_whole(
+    parts: dict[str, Parts], monkeypatch: pytest.MonkeyPatch
+) -> None:
     mine, target = parts["numbers"], TARGETS["numbers"]
-    head: SolvedHead = solved("ridge", mine, target).candidate.build()
+    head: SolvedHead = solve_head("ridge", mine, target).candidate.build()
     scale = TargetScale.of(mine["train"].targets).deviation
     whole = outcome_of(head, mine["val"], target, scale=scale)
     monkeypatch.setattr("featcache.rows.features.BLOCK_BYTES", 7 * 4 * WIDE)
@@ -228,7 +230,7 @@ def test_rows_are_judged_block_by_block_as_whole(parts: dict[str, Parts], monkey
 
 @pytest.mark.parametrize("head", ["logreg", "ridge", "centroid", "knn"])
 @pytest.mark.parametrize("absent", [0, 1, 2])
-def test_a_class_that_train_lacks_is_kept_and_never_given(tmp_path: Path, head: str, absent: int) -> None:
+def test_a_class_that_train_lacks_has_an_output_and_is_never_predicted(tmp_path: Path, head: str, absent: int) -> None:
     plain = blobs(120)
     there = np.flatnonzero(plain.labels != absent)
     train = Blobs(features=plain.features[there], labels=plain.labels[there])

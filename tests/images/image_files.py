@@ -19,8 +19,8 @@ def pixels(seed: int, height: int = 6, width: int = 8) -> np.ndarray[tuple[int, 
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def encoded(image: Image.Image | int, kind: str = "PNG", **options: object) -> bytes:
-    """An image, or random pixels of that seed, as a file's bytes."""
+def encode(image: Image.Image | int, kind: str = "PNG", **options: object) -> bytes:
+    """An image, or random pixels with that seed, as the bytes of a file."""
     if isinstance(image, int):
         image = Image.fromarray(pixels(image))
     file = io.BytesIO()
@@ -30,7 +30,7 @@ def encoded(image: Image.Image | int, kind: str = "PNG", **options: object) -> b
 
 def images_at(*paths: str) -> dict[str, bytes]:
     """A different PNG for every path."""
-    return {path: encoded(number) for number, path in enumerate(paths)}
+    return {path: encode(number) for number, path in enumerate(paths)}
 
 
 def write_folder(root: Path, files: Files) -> Path:
@@ -48,7 +48,7 @@ def write_zip(path: Path, files: Files, compression: int = zipfile.ZIP_DEFLATED)
 
 
 def write_tar(path: Path, files: Files) -> Path:
-    """A plain tar, whatever the path's suffix says."""
+    """A plain tar, with any extension of the path."""
     with tarfile.open(path, mode="w:") as archive:
         for name, content in files.items():
             member = tarfile.TarInfo(name)
@@ -59,13 +59,13 @@ def write_tar(path: Path, files: Files) -> Path:
 
 SPLIT_SET = {
     **images_at("train/cat/b 1.png", "train/cat/a.PNG", "train/dog/ü.png", "test/dog/1.png", "valid/cat/1.png"),
-    "train/cat/photo.JPG": encoded(77, "JPEG"),
+    "train/cat/photo.JPG": encode(77, "JPEG"),
     "readme.txt": b"no image",
     "train/cat/Thumbs.db": b"no image",
     "train/cat/.hidden.png": b"no image",
     "__MACOSX/train/cat/1.png": b"no image",
 }
-"""Three splits, two classes, names that are hard to get right, and what must be left out."""
+"""Three splits, two classes, difficult names, and files that must be left out."""
 
 SPLIT_SET_IDS = {
     "train": ["train/cat/a.PNG", "train/cat/b 1.png", "train/cat/photo.JPG", "train/dog/ü.png"],
@@ -74,6 +74,6 @@ SPLIT_SET_IDS = {
 }
 
 
-def wrapped(files: Files, folder: str = "a set") -> dict[str, bytes]:
+def wrap(files: Files, folder: str = "a set") -> dict[str, bytes]:
     """The same files inside one folder, as most archives have them."""
     return {f"{folder}/{name}": content for name, content in files.items()}

@@ -1,4 +1,4 @@
-"""What every source of images must do: inherit the class, give it a source."""
+"""The contract of every source of images: inherit the class, and give it a source."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _send_digests(source: ImageSource, pipe: Connection) -> None:
 
 
 class ImageSourceContract:
-    """Subclasses define the fixture `open_it`: a function that opens the source afresh."""
+    """Subclasses define the fixture `open_it`: a function that opens a new source."""
 
     @pytest.fixture
     def source(self, open_it: Open) -> ImageSource:
         return open_it()
 
-    def test_splits_stand_in_their_order_and_have_images(self, source: ImageSource) -> None:
+    def test_splits_are_in_order_and_have_images(self, source: ImageSource) -> None:
         assert source.splits() == tuple(split for split in SPLITS if split in source.splits())
         assert source.splits()
         assert all(len(source.samples(split)) for split in source.splits())
@@ -65,7 +65,7 @@ class ImageSourceContract:
     def test_reading_twice_gives_the_same_bytes(self, source: ImageSource) -> None:
         assert digests(source) == digests(source)
 
-    def test_eight_threads_read_what_one_does(self, source: ImageSource) -> None:
+    def test_eight_threads_read_the_same_as_one(self, source: ImageSource) -> None:
         samples = all_samples(source)[:50] * 8
         with ThreadPoolExecutor(8) as threads:
             found = list(threads.map(lambda sample: digest(source.read(sample)), samples))
@@ -80,10 +80,10 @@ class ImageSourceContract:
 
     def test_a_forked_child_reads_the_same(self, source: ImageSource) -> None:
         context = multiprocessing.get_context("fork")
-        ours, theirs = context.Pipe()
-        child = context.Process(target=_send_digests, args=(source, theirs))
+        receiver, sender = context.Pipe()
+        child = context.Process(target=_send_digests, args=(source, sender))
         child.start()
-        assert digests(source) == ours.recv()
+        assert digests(source) == receiver.recv()
         child.join()
 
     def test_every_image_decodes_to_rgb(self, source: ImageSource) -> None:
@@ -100,7 +100,7 @@ class ImageSourceContract:
         for sample in all_samples(source):
             assert source.stamp(sample) == source.stamp(sample)
 
-    def test_the_name_can_stand_in_a_file_name(self, source: ImageSource) -> None:
+    def test_the_name_is_valid_in_a_file_name(self, source: ImageSource) -> None:
         assert re.fullmatch(r"[a-z0-9._-]+", source.name)
 
     def test_a_split_that_is_not_there_is_an_error(self, source: ImageSource) -> None:
@@ -108,9 +108,9 @@ class ImageSourceContract:
             source.samples("extra")
 
     def test_a_sample_of_another_source_is_an_image_error(self, source: ImageSource) -> None:
-        stranger = Sample(id="train/nowhere/to be found.png", split=source.splits()[0], label=-1)
+        foreign = Sample(id="train/nowhere/to be found.png", split=source.splits()[0], label=-1)
         with pytest.raises(ImageError, match="to be found"):
-            source.read(stranger)
+            source.read(foreign)
 
     def test_a_selection_is_taken_in_source_order(self, source: ImageSource) -> None:
         samples = source.samples(source.splits()[0])

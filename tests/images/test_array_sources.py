@@ -14,7 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
-from image_files import encoded, pixels
+from image_files import encode, pixels
 from PIL import Image
 
 from featcache.errors import ImageError, SourceError
@@ -54,7 +54,7 @@ def test_ids_grow_wide_enough_to_stay_sorted() -> None:
     [
         (zeros(2, 4, 5, dtype="float32"), None, "expected uint8 pixels, got float32", "before scaling"),
         (zeros(2, 4, 5, dtype="int64"), None, "expected uint8 pixels, got int64", None),
-        (zeros(2, 3, 32, 32), None, r"expected pixels of shape .* got \(3, 32, 32\)", "channels stand last"),
+        (zeros(2, 3, 32, 32), None, r"expected pixels of shape .* got \(3, 32, 32\)", "channels must be last"),
         (zeros(2, 4), None, r"expected pixels of shape .* got \(4,\)", None),
         (zeros(2, 4, 5, 2), None, r"got \(4, 5, 2\)", None),
         (zeros(0, 4, 5), None, "has no images", None),
@@ -86,7 +86,7 @@ def test_an_unknown_split_is_refused() -> None:
         ArraySource(zeros(2, 4, 5), split="dev")
 
 
-def test_what_is_handed_out_cannot_be_written_to() -> None:
+def test_pixels_that_are_read_are_read_only() -> None:
     images = zeros(2, 4, 5)
     source = ArraySource(images)
     payload = source.read(source.samples("train")[0])
@@ -96,7 +96,7 @@ def test_what_is_handed_out_cannot_be_written_to() -> None:
     images[0, 0, 0] = 1
 
 
-def test_digests_tell_shapes_apart() -> None:
+def test_digests_of_different_shapes_differ() -> None:
     flat = np.zeros(12, np.uint8)
     shapes: Sequence[tuple[int, ...]] = [(3, 4), (4, 3), (2, 2, 3), (3, 4, 1)]
     assert len({digest(flat.reshape(shape)) for shape in shapes}) == len(shapes)
@@ -104,7 +104,7 @@ def test_digests_tell_shapes_apart() -> None:
 
 
 def test_the_digest_of_an_array_is_pinned() -> None:
-    """Rows are found by digest in caches of any age."""
+    """Digests find rows in old caches, so they must never change."""
     ramp = np.arange(12, dtype=np.uint8)
     assert digest(ramp.reshape(2, 2, 3)).hex().startswith("bfcef221f9058e65")
     assert digest(np.asfortranarray(ramp.reshape(2, 2, 3))) == digest(ramp.reshape(2, 2, 3))
@@ -135,7 +135,7 @@ def test_digits_are_scikit_learns(tmp_path: Path) -> None:
 
 
 class Items:
-    """A map-style dataset of whatever is given."""
+    """A map-style dataset of the given items."""
 
     def __init__(self, items: Sequence[Any], **attributes: Any) -> None:
         self.items = items
@@ -197,7 +197,7 @@ def test_labels_are_not_read_from_every_item_where_torchvisions_own_class_lists_
     for number in range(90):
         path = tmp_path / "set" / "abc"[number % 3] / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(Image.fromarray(pixels(number)), "PNG"))
+        path.write_bytes(encode(Image.fromarray(pixels(number)), "PNG"))
     read: list[str] = []
 
     def loader(path: str) -> Image.Image:
@@ -310,7 +310,7 @@ def test_the_source_itself_does_not_import_torch() -> None:
 
 
 def test_a_picture_that_cannot_be_loaded_is_an_image_error() -> None:
-    whole = encoded(Image.fromarray(pixels(1)), "BMP")
+    whole = encode(Image.fromarray(pixels(1)), "BMP")
 
     class Lazy(Items):
         def __getitem__(self, index: int) -> Any:
@@ -329,7 +329,7 @@ def test_premultiplied_alpha_is_undone() -> None:
 
 def test_given_class_names_do_not_replace_the_datasets_own() -> None:
     items = Items([(pixels(0), 1)], classes=["x", "y"])
-    with pytest.raises(SourceError, match="calls its class 'y', which is not among cat, dog"):
+    with pytest.raises(SourceError, match="names its class 'y', which is not among cat, dog"):
         TorchDatasetSource(items, classes=["cat", "dog"])
     unnamed = Items([(pixels(0), 1)])
     assert TorchDatasetSource(unnamed, classes=["cat", "dog"]).classes == ("cat", "dog")

@@ -1,4 +1,4 @@
-"""Columns of texts: what went in comes out, in the order that is asked for."""
+"""Columns of texts: they return the same texts, in the requested order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featcache.images.cells import Cells, CellsBuilder
 
-# Any code point, halves of surrogate pairs among them: JSON can spell them.
+# Any code point, also lone surrogates, which JSON can contain.
 CELL = st.none() | st.text(st.characters(exclude_categories=()))
 
 
@@ -23,7 +23,7 @@ def column(*texts: str | None) -> Cells:
 
 
 @given(st.lists(CELL))
-def test_what_is_appended_comes_out(texts: list[str | None]) -> None:
+def test_appended_cells_are_returned_in_order(texts: list[str | None]) -> None:
     cells = column(*texts)
     assert list(cells) == texts
     assert [cells[row] for row in range(len(cells))] == texts
@@ -39,7 +39,7 @@ def test_rows_are_taken_in_any_order_and_any_number_of_times(texts: list[str | N
 
 
 @given(st.dictionaries(st.integers(0, 30), st.text()), st.integers(0, 10))
-def test_rows_that_are_put_stand_where_they_belong_and_the_others_are_missing(texts: dict[int, str], more: int) -> None:
+def test_put_sets_a_row_and_the_others_are_missing(texts: dict[int, str], more: int) -> None:
     builder = CellsBuilder()
     for row, text in texts.items():
         builder.put(row, "first")
@@ -52,7 +52,7 @@ def test_an_empty_text_is_not_a_missing_one() -> None:
     assert list(column("", None, "")) == ["", None, ""]
 
 
-def test_a_column_that_begins_late_is_missing_before() -> None:
+def test_a_column_that_begins_late_has_missing_cells_before() -> None:
     builder = CellsBuilder(missing=2)
     builder.append("a")
     assert list(builder.cells()) == [None, None, "a"]
@@ -66,7 +66,7 @@ def test_a_slice_shares_the_buffer_and_a_row_beyond_the_end_is_an_error() -> Non
         cells[3]
 
 
-def test_a_million_cells_cost_sixteen_bytes_each_and_their_text() -> None:
+def test_a_million_cells_need_sixteen_bytes_each_and_their_text() -> None:
     builder = CellsBuilder()
     for _ in range(100_000):
         builder.append("abcd")

@@ -1,4 +1,4 @@
-"""Class names: cleaned, numbered, and refused where two look alike."""
+"""Class names are normalised and numbered; two that look alike are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import SourceError
-from featcache.images.names import ClassNames, clean, refuse_twins
+from featcache.images.names import ClassNames, clean, refuse_lookalikes
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ from featcache.images.names import ClassNames, clean, refuse_twins
         ("hot  dog", "hot  dog"),
         ("\u0646\u200c\u0627", "\u0646\u200c\u0627"),
         (" \u200b", ""),
-        # The flag of England ends in characters without width that say which flag it is.
+        # The emoji flag of England ends in characters without width, which distinguish it from other flags.
         ("\U0001f3f4\U000e0067\U000e0062\U000e007f", "\U0001f3f4\U000e0067\U000e0062\U000e007f"),
     ],
 )
-def test_a_name_is_composed_and_bare_at_its_ends(written: str, name: str) -> None:
+def test_a_name_is_composed_and_stripped(written: str, name: str) -> None:
     assert clean(written) == name
 
 
@@ -42,7 +42,7 @@ def test_a_clean_name_stays_as_it_is(text: str) -> None:
     assert once == once.strip()
 
 
-def test_names_are_numbered_as_they_are_met() -> None:
+def test_names_are_numbered_in_the_order_of_occurrence() -> None:
     names = ClassNames()
     assert [names.number(name) for name in ("dog", "cat", "dog", None, "", " ", "ant")] == [0, 1, 0, -1, -1, -1, 2]
     classes, place = names.in_order()
@@ -50,7 +50,7 @@ def test_names_are_numbered_as_they_are_met() -> None:
     assert place.tolist() == [2, 1, 0]
 
 
-def test_numbers_are_sorted_by_value_unless_asked_otherwise() -> None:
+def test_numbers_are_sorted_by_value_by_default() -> None:
     names = ClassNames()
     for name in ("10", "9", "2"):
         names.number(name)
@@ -106,7 +106,7 @@ def test_a_name_that_is_only_cleaned_is_not_reported() -> None:
 def test_names_that_look_alike_are_refused(one: str, other: str) -> None:
     for names in ([one, "zebra", other], [other, one]):
         with pytest.raises(SourceError, match=r"^set: the classes .* look alike") as caught:
-            refuse_twins(names, "set")
+            refuse_lookalikes(names, "set")
         for name in (one, other):
             assert repr(name) in caught.value.message
 
@@ -130,20 +130,20 @@ def test_names_that_look_alike_are_refused(one: str, other: str) -> None:
         ["9" * 40, "9" * 39 + "8"],
     ],
 )
-def test_names_that_differ_in_what_is_seen_are_classes(names: list[str]) -> None:
-    refuse_twins(names, "set")
+def test_names_that_look_different_are_different_classes(names: list[str]) -> None:
+    refuse_lookalikes(names, "set")
 
 
-def test_escapes_show_what_a_name_hides() -> None:
+def test_escapes_show_invisible_characters() -> None:
     with pytest.raises(SourceError, match=r"\\u200b"):
-        refuse_twins(["cat", "ca\u200bt"], "set")
+        refuse_lookalikes(["cat", "ca\u200bt"], "set")
 
 
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=6)))
 def test_any_names_are_taken_or_refused(names: list[str]) -> None:
     try:
-        refuse_twins(names, "set")
+        refuse_lookalikes(names, "set")
     except SourceError:
         assert len(set(names)) > 1
 
@@ -151,5 +151,5 @@ def test_any_names_are_taken_or_refused(names: list[str]) -> None:
 def test_a_hundred_thousand_names_take_little_time() -> None:
     names = [f"Kingdom_{number}_sp\u00e9cies {number}" for number in range(100_000)]
     began = time.process_time()
-    refuse_twins(names, "set")
+    refuse_lookalikes(names, "set")
     assert time.process_time() - began < 5

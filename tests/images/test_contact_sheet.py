@@ -1,4 +1,4 @@
-"""Pictures side by side: every one where it belongs, in a file and in a terminal."""
+"""Contact sheets: every picture is in its place, in a file and in a terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def colours(sheet: Pixels) -> set[tuple[int, ...]]:
     return {tuple(pixel) for pixel in sheet.reshape(-1, 3).tolist()}
 
 
-def test_every_picture_stands_in_its_place() -> None:
+def test_every_picture_is_in_its_place() -> None:
     tiles = [Tile(pictures=(plain(RED),), caption=""), Tile(pictures=(plain(BLUE),), caption="")] * 2
     sheet = contact_sheet(tiles, columns=2, side=20)
     assert sheet.shape == (2 * (20 + 18 + 8) + 8, 2 * 28 + 8, 3)
@@ -32,7 +32,7 @@ def test_every_picture_stands_in_its_place() -> None:
     assert colours(sheet) == {PAPER, RED, BLUE}
 
 
-def test_two_pictures_of_a_tile_stand_side_by_side() -> None:
+def test_two_pictures_of_a_tile_are_side_by_side() -> None:
     sheet = contact_sheet([Tile(pictures=(plain(RED), plain(BLUE)), caption="")], columns=3, side=20)
     assert (tuple(sheet[18, 18]), tuple(sheet[18, 40])) == (RED, BLUE)
 
@@ -64,7 +64,7 @@ def shades(line: Text) -> set[tuple[Color | None, Color | None]]:
     return {(span.style.color, span.style.bgcolor) for span in line.spans if not isinstance(span.style, str)}
 
 
-def test_a_terminal_gets_two_pixels_a_character() -> None:
+def test_a_terminal_shows_two_pixels_per_character() -> None:
     half = np.concatenate([plain(RED, 3, 6), plain(BLUE, 3, 6)])
     *blocks, caption = terminal_lines([Tile(pictures=(half,), caption="cat")], columns=1, width=6)
     assert [line.plain for line in blocks] == ["▀" * 6] * 3

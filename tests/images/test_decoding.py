@@ -1,4 +1,4 @@
-"""Every supported kind of picture to the same RGB pixels; everything else an error that says why."""
+"""Every supported format is decoded to the same RGB pixels; everything else is an error with a reason."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from image_files import encoded, pixels
+from image_files import encode, pixels
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin
 
 from featcache.errors import ImageError
@@ -44,18 +44,18 @@ def no_warnings() -> Any:
         ("WEBP", {"lossless": True}),
     ],
 )
-def test_lossless_formats_give_the_pixels_back(kind: str, options: dict[str, Any]) -> None:
-    assert np.array_equal(decode(encoded(PICTURE, kind, **options), "x"), np.asarray(PICTURE))
+def test_lossless_formats_return_the_same_pixels(kind: str, options: dict[str, Any]) -> None:
+    assert np.array_equal(decode(encode(PICTURE, kind, **options), "x"), np.asarray(PICTURE))
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0, "quality": 95}])
-def test_jpeg_is_what_pillow_makes_of_it(options: dict[str, Any]) -> None:
-    file = encoded(PICTURE, "JPEG", **options)
+def test_jpeg_decodes_as_in_pillow(options: dict[str, Any]) -> None:
+    file = encode(PICTURE, "JPEG", **options)
     assert np.array_equal(decode(file, "x"), np.asarray(Image.open(io.BytesIO(file))))
 
 
 def test_the_content_decides_not_the_name() -> None:
-    assert decode(encoded(PICTURE, "PNG"), "photo.jpg").shape == (20, 30, 3)
+    assert decode(encode(PICTURE, "PNG"), "photo.jpg").shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize(
@@ -77,38 +77,38 @@ def test_the_content_decides_not_the_name() -> None:
     ],
 )
 def test_other_modes_become_rgb_as_pillow_converts_them(mode: str, kind: str) -> None:
-    file = encoded(PICTURE.convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    file = encode(PICTURE.convert(mode), kind, **({"lossless": True} if kind == "WEBP" else {}))
     assert np.array_equal(decode(file, "x"), np.asarray(Image.open(io.BytesIO(file)).convert("RGB")))
 
 
 def test_gray_becomes_three_equal_channels() -> None:
-    found = decode(encoded(PICTURE.convert("L"), "PNG"), "x")
+    found = decode(encode(PICTURE.convert("L"), "PNG"), "x")
     assert np.array_equal(found, np.stack([np.asarray(PICTURE.convert("L"))] * 3, axis=2))
 
 
-def test_colours_under_transparency_show() -> None:
+def test_colours_under_transparency_are_visible() -> None:
     transparent = PICTURE.copy()
     transparent.putalpha(0)
-    assert np.array_equal(decode(encoded(transparent, "PNG"), "x"), np.asarray(PICTURE))
+    assert np.array_equal(decode(encode(transparent, "PNG"), "x"), np.asarray(PICTURE))
 
 
 @pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
 def test_a_palette_with_transparency_shows_its_colours(transparency: int | bytes) -> None:
     palette = PICTURE.convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
-    file = encoded(palette, "PNG", transparency=transparency)
+    file = encode(palette, "PNG", transparency=transparency)
     assert np.array_equal(decode(file, "x"), np.asarray(palette.convert("RGB")))
 
 
 @pytest.mark.parametrize(("mode", "transparency"), [("RGB", (1, 2, 3)), ("L", 7)])
 def test_a_transparent_colour_stays_that_colour(mode: str, transparency: Any) -> None:
     plain = PICTURE.convert(mode)
-    file = encoded(plain, "PNG", transparency=transparency)
+    file = encode(plain, "PNG", transparency=transparency)
     assert np.array_equal(decode(file, "x"), np.asarray(plain.convert("RGB")))
 
 
-def test_adobes_inverted_cmyk_is_turned_over() -> None:
+def test_adobes_inverted_cmyk_is_inverted_back() -> None:
     cmyk = Image.merge("CMYK", [Image.new("L", (16, 16), value) for value in (255, 0, 0, 0)])
-    file = encoded(cmyk, "JPEG", quality=100)
+    file = encode(cmyk, "JPEG", quality=100)
     assert b"Adobe" in file
     assert np.abs(decode(file, "x").astype(int) - [0, 255, 255]).max() <= 3
 
@@ -116,14 +116,14 @@ def test_adobes_inverted_cmyk_is_turned_over() -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_gray_is_divided_by_256(kind: str) -> None:
     deep = np.array([[0, 255, 256], [511, 65_280, 65_535]], np.uint16)
-    found = decode(encoded(Image.fromarray(deep), kind), "x")
+    found = decode(encode(Image.fromarray(deep), kind), "x")
     assert found[:, :, 0].tolist() == [[0, 0, 1], [1, 255, 255]]
     assert np.array_equal(found[:, :, 0], found[:, :, 2])
 
 
 def test_big_endian_16_bit_gray_is_divided_by_256() -> None:
     deep = Image.frombytes("I;16B", (2, 1), struct.pack(">2H", 0x1234, 0xFF00))
-    assert decode(encoded(deep, "TIFF"), "x")[0, :, 0].tolist() == [0x12, 0xFF]
+    assert decode(encode(deep, "TIFF"), "x")[0, :, 0].tolist() == [0x12, 0xFF]
 
 
 def png(width: int, height: int, depth: int, colour: int, data: bytes) -> bytes:
@@ -143,7 +143,7 @@ def test_16_bit_colour_is_divided_by_256() -> None:
 def test_pixels_without_an_8_bit_value_are_refused(mode: str, kind: str) -> None:
     image = Image.new(mode, (3, 3))
     with pytest.raises(ImageError, match=f"a/1.tif: pixels of mode {mode} have no exact 8-bit RGB value"):
-        decode(encoded(image, kind), "a/1.tif")
+        decode(encode(image, kind), "a/1.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -152,7 +152,7 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     options: dict[str, Any] = {"lossless": True} if kind == "WEBP" else {}
-    file = encoded(PICTURE, kind, exif=exif, **options)
+    file = encode(PICTURE, kind, exif=exif, **options)
     upright = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
     found = decode(file, "x")
     assert np.array_equal(found, np.asarray(upright.convert("RGB")))
@@ -162,24 +162,24 @@ def test_exif_orientation_is_applied(orientation: int, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_an_orientation_in_xmp_is_applied(kind: str) -> None:
     xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
-    file = encoded(PICTURE, kind, xmp=xmp)
+    file = encode(PICTURE, kind, xmp=xmp)
     turned = ImageOps.exif_transpose(Image.open(io.BytesIO(file)))
     assert np.array_equal(decode(file, "x"), np.asarray(turned))
     assert decode(file, "x").shape == (30, 20, 3)
 
 
 @pytest.mark.parametrize("orientation", [0, 9, 6000])
-def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+def test_an_invalid_orientation_is_ignored(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(decode(encoded(PICTURE, "PNG", exif=exif), "x"), np.asarray(PICTURE))
+    assert np.array_equal(decode(encode(PICTURE, "PNG", exif=exif), "x"), np.asarray(PICTURE))
 
 
-def test_exif_that_cannot_be_parsed_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exif_that_cannot_be_parsed_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_: Image.Image) -> None:
         raise SyntaxError("not a TIFF file")
 
-    file = encoded(PICTURE, "PNG", exif=b"Exif\0\0noise")
+    file = encode(PICTURE, "PNG", exif=b"Exif\0\0noise")
     monkeypatch.setattr(Image.Image, "getexif", fail)
     monkeypatch.setattr(PngImagePlugin.PngImageFile, "getexif", fail)
     assert np.array_equal(decode(file, "x"), np.asarray(PICTURE))
@@ -189,26 +189,26 @@ def test_exif_that_cannot_be_parsed_is_none(monkeypatch: pytest.MonkeyPatch) -> 
 def test_damaged_exif_does_not_lose_the_picture() -> None:
     for length in range(1, 40):
         exif = (b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12\0\x03\0\0\0\x01\0\x06" + b"\xff" * 40)[:length]
-        file = encoded(PICTURE, "JPEG", exif=exif)
+        file = encode(PICTURE, "JPEG", exif=exif)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             assert decode(file, "x").size == 20 * 30 * 3
 
 
-def test_the_first_picture_of_an_animation_counts() -> None:
+def test_an_animation_gives_its_first_picture() -> None:
     frames = [Image.fromarray(pixels(seed)).convert("P", palette=Image.Palette.ADAPTIVE) for seed in range(3)]
     for kind in ("GIF", "TIFF"):
-        file = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+        file = encode(frames[0], kind, save_all=True, append_images=frames[1:])
         assert np.array_equal(decode(file, "x"), np.asarray(frames[0].convert("RGB")))
     rgb = [Image.fromarray(pixels(seed)) for seed in range(3)]
-    file = encoded(rgb[0], "WEBP", save_all=True, append_images=rgb[1:], lossless=True)
+    file = encode(rgb[0], "WEBP", save_all=True, append_images=rgb[1:], lossless=True)
     assert np.array_equal(decode(file, "x"), pixels(0))
 
 
 @settings(deadline=None)
 @given(arrays.arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))))
 def test_any_pixels_survive_png(image: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
-    assert np.array_equal(decode(encoded(Image.fromarray(image)), "x"), image)
+    assert np.array_equal(decode(encode(Image.fromarray(image)), "x"), image)
 
 
 @settings(deadline=None)
@@ -226,14 +226,14 @@ def test_any_other_bytes_are_an_image_error(noise: bytes, start: bytes) -> None:
         (b"this is no image", r"not an image \(first bytes 74 68 69 73 20 69 73 20, as text b'this is no image'\)"),
         (b"<html>", "not an image"),
         (b"\xff\xd8\xff\xe0", "truncated JPEG of 4 bytes"),
-        (encoded(PICTURE, "JPEG")[:500], "truncated JPEG of 500 bytes"),
-        (encoded(PICTURE, "JPEG")[:-1], "truncated JPEG"),
-        (encoded(PICTURE, "PNG")[:500], "truncated PNG of 500 bytes"),
-        (encoded(PICTURE, "GIF")[:300], "truncated GIF"),
-        (encoded(PICTURE, "BMP")[:300], "truncated BMP"),
-        (encoded(PICTURE, "TIFF")[:300], "truncated TIFF"),
-        (encoded(PICTURE, "PPM")[:300], "truncated PPM"),
-        (encoded(PICTURE, "WEBP")[:300], "damaged WEBP"),
+        (encode(PICTURE, "JPEG")[:500], "truncated JPEG of 500 bytes"),
+        (encode(PICTURE, "JPEG")[:-1], "truncated JPEG"),
+        (encode(PICTURE, "PNG")[:500], "truncated PNG of 500 bytes"),
+        (encode(PICTURE, "GIF")[:300], "truncated GIF"),
+        (encode(PICTURE, "BMP")[:300], "truncated BMP"),
+        (encode(PICTURE, "TIFF")[:300], "truncated TIFF"),
+        (encode(PICTURE, "PPM")[:300], "truncated PPM"),
+        (encode(PICTURE, "WEBP")[:300], "damaged WEBP"),
         (png(3, 3, 8, 2, b"not zlib"), "damaged PNG"),
         (b"\0\0\0\x18ftypheic" + bytes(50), "damaged HEIC of 62 bytes"),
         (b"\0\0\0\x0cJXL \r\n\x87\n", "not an image"),
@@ -246,7 +246,7 @@ def test_errors_name_the_image_and_the_reason(payload: bytes, reason: str) -> No
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM"])
 def test_a_file_cut_anywhere_is_an_error_or_the_whole_picture(kind: str) -> None:
-    file = encoded(1, kind)
+    file = encode(1, kind)
     whole = decode(file, "x")
     for length in range(len(file)):
         try:
@@ -273,7 +273,7 @@ def test_other_huge_pictures_are_refused_too(kind: str) -> None:
         + struct.pack("<HHBBB", size, size, 0, 0, 0)
         + b","
         + struct.pack("<HHHHB", 0, 0, size, size, 0),
-        "TIFF": encoded(PICTURE, "TIFF").replace(
+        "TIFF": encode(PICTURE, "TIFF").replace(
             struct.pack("<HHIH", 256, 4, 1, 30), struct.pack("<HHIH", 256, 4, 1, size)
         ),
         "PPM": f"P6 {size} {size} 255\n".encode(),
@@ -284,15 +284,15 @@ def test_other_huge_pictures_are_refused_too(kind: str) -> None:
         decode(payload, "x")
 
 
-def test_switching_truncated_images_on_elsewhere_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_truncated_images_switched_on_elsewhere_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(ImageError, match="LOAD_TRUNCATED_IMAGES is on"):
-        decode(encoded(PICTURE), "x")
+        decode(encode(PICTURE), "x")
 
 
-def test_many_threads_decode_what_one_does() -> None:
+def test_many_threads_decode_the_same_as_one() -> None:
     kinds = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF")
-    files = [encoded(seed, kind) for seed in range(8) for kind in kinds]
+    files = [encode(seed, kind) for seed in range(8) for kind in kinds]
     expected = [decode(file, "x") for file in files]
     with ThreadPoolExecutor(8) as threads:
         found = list(threads.map(lambda file: decode(file, "x"), files * 8))

@@ -1,4 +1,4 @@
-"""Gray of more than 8 bits means what the same picture of 8 bits means, in every format that holds it."""
+"""Gray of more than 8 bits decodes like the same picture of 8 bits, in every format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from image_files import encoded
+from image_files import encode
 from PIL import Image
 
 from featcache.errors import ImageError
@@ -16,7 +16,7 @@ from featcache.images import decode
 from featcache.images.decoding import to_rgb
 
 VALUES = [0, 1, 15, 16, 255, 256, 257, 2047, 2048, 4079, 4080, 4095]
-"""Of 12 bits; four rows of three pixels."""
+"""Values of 12 bits; four rows of three pixels."""
 
 
 def tiff(values: list[int], bits: int, *, order: str = "<", photometric: int | None = 1, packed: bool = False) -> bytes:
@@ -43,7 +43,7 @@ def _row(values: list[int], bits: int, order: str) -> bytes:
 
 
 def gray(file: bytes) -> list[int]:
-    """The picture's gray, row by row; fails where its channels differ."""
+    """The gray values of the picture, row by row; fails if its channels differ."""
     found = decode(file, "x")
     assert np.array_equal(found[:, :, 0], found[:, :, 1]) and np.array_equal(found[:, :, 0], found[:, :, 2])
     return [int(value) for value in found[:, :, 0].ravel()]
@@ -53,11 +53,11 @@ def gray(file: bytes) -> list[int]:
 @pytest.mark.parametrize("order", ["<", ">"])
 @pytest.mark.parametrize("photometric", [1, 0, None])
 @pytest.mark.parametrize("bits", [16, 12])
-def test_deep_tiffs_are_their_8_bit_twins(bits: int, photometric: int | None, order: str, packed: bool) -> None:
+def test_deep_tiffs_decode_like_8_bit_ones(bits: int, photometric: int | None, order: str, packed: bool) -> None:
     values = [value << 4 | value >> 8 for value in VALUES] if bits == 16 else VALUES
-    twin = tiff([value >> 4 for value in VALUES], 8, order=order, photometric=photometric)
+    shallow = tiff([value >> 4 for value in VALUES], 8, order=order, photometric=photometric)
     deep = tiff(values, bits, order=order, photometric=photometric, packed=packed)
-    assert gray(deep) == gray(twin)
+    assert gray(deep) == gray(shallow)
     assert gray(deep) == [value >> 4 if photometric else 255 - (value >> 4) for value in VALUES]
 
 
@@ -82,7 +82,7 @@ def test_a_pgms_maximum_is_white_and_half_of_it_gray(most: int, plain: bool) -> 
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_a_12_bit_pgm_is_its_8_bit_twin(plain: bool) -> None:
+def test_a_12_bit_pgm_decodes_like_an_8_bit_one(plain: bool) -> None:
     text = " ".join(map(str, VALUES)).encode()
     body = text if plain else struct.pack(f">{len(VALUES)}H", *VALUES)
     assert gray((b"P2" if plain else b"P5") + b"\n3 4\n4095\n" + body) == [value >> 4 for value in VALUES]
@@ -95,16 +95,16 @@ def test_a_16_bit_pgm_is_divided_by_256() -> None:
 @pytest.mark.parametrize("options", [{}, {"no_jp2": True}])
 def test_16_bit_jpeg_2000_is_divided_by_256(options: dict[str, bool]) -> None:
     deep = np.array([[0, 255, 256], [0x1234, 0xFF00, 65_535]], np.uint16)
-    assert gray(encoded(Image.fromarray(deep), "JPEG2000", **options)) == [0, 0, 1, 0x12, 0xFF, 255]
+    assert gray(encode(Image.fromarray(deep), "JPEG2000", **options)) == [0, 0, 1, 0x12, 0xFF, 255]
 
 
 @pytest.mark.parametrize("bits", [9, 10, 12, 15])
 def test_jpeg_2000_of_fewer_bits_is_widened(bits: int) -> None:
-    # Pillow writes 16 bits. The stream holds differences from the middle, so one of fewer bits differs in its header.
+    # Pillow writes 16 bits. The stream has differences from the middle value, so fewer bits only change the header.
     values = [0, 3, 1 << (bits - 1), (1 << bits) - 1]
     shift = (1 << 15) - (1 << (bits - 1))
     wide = Image.fromarray(np.array([values], np.uint16) + np.uint16(shift))
-    file = bytearray(encoded(wide, "JPEG2000", no_jp2=True))
+    file = bytearray(encode(wide, "JPEG2000", no_jp2=True))
     assert file[42] == 16 - 1
     file[42] = bits - 1
     assert gray(bytes(file)) == [value >> (bits - 8) for value in values]
@@ -113,20 +113,20 @@ def test_jpeg_2000_of_fewer_bits_is_widened(bits: int) -> None:
 @pytest.mark.parametrize(("mode", "kind"), [("I", "TIFF"), ("F", "TIFF"), ("F", "PPM")])
 def test_32_bit_integers_and_floats_stay_refused(mode: str, kind: str) -> None:
     with pytest.raises(ImageError, match=r"^x: (pixels of mode [IF] have no exact 8-bit RGB value|not an image)"):
-        decode(encoded(Image.new(mode, (3, 3), 7), kind), "x")
+        decode(encode(Image.new(mode, (3, 3), 7), kind), "x")
 
 
 def test_signed_16_bit_tiffs_stay_refused() -> None:
     file = tiff([1, 2, 3], 16)
     signed = bytearray(file)
-    # Its tag of samples in a pixel becomes that of their format: 2, signed.
+    # Replace the tag for samples per pixel by that for their format: 2, signed.
     at = file.index(struct.pack("<HHI", 278, 3, 1))
     signed[at : at + 12] = struct.pack("<HHIHH", 339, 3, 1, 2, 0)
     with pytest.raises(ImageError, match="pixels of mode I have no exact"):
         decode(bytes(signed), "x")
 
 
-def test_deep_gray_that_is_open_already_means_the_same() -> None:
+def test_deep_gray_of_an_open_image_decodes_the_same() -> None:
     for file in (
         tiff(VALUES, 12),
         tiff([value << 4 for value in VALUES], 16, photometric=0),

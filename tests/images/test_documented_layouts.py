@@ -1,4 +1,4 @@
-"""docs/images.md: every row of its table of layouts is made and opened, and names mean what it says."""
+"""docs/images.md: every row of its table of layouts is created and opened, and all its names are valid."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 import pytest
-from image_files import encoded, write_folder, write_tar, write_zip
+from image_files import encode, write_folder, write_tar, write_zip
 
 from featcache.images import locate, open_images
 from featcache.images.image_paths import is_image
@@ -38,19 +38,19 @@ NAMES = rows_below("| `--dataset` | is |")
 
 
 def content_of(path: str) -> bytes:
-    """What a file of that name holds: a table of the page, else a picture of its own."""
+    """The content of a file: a table of the page if it has one of that name, else a unique picture."""
     name, _, text = path.partition("=")
     table = TABLES.get(PurePosixPath(name).name)
     if text or not table:
-        return text.encode() if text else encoded(sum(map(ord, path)), "JPEG")
+        return text.encode() if text else encode(sum(map(ord, path)), "JPEG")
     return as_parquet(table) if name.endswith(".parquet") else table.encode()
 
 
 def as_parquet(table: str) -> bytes:
-    """The rows of a CSV; a column called image holds pictures."""
+    """The rows of a CSV as Parquet; a column named image contains pictures."""
     rows = list(csv.DictReader(io.StringIO(table)))
     columns = {
-        name: [encoded(n, "JPEG") if name == "image" else row[name] for n, row in enumerate(rows)] for name in rows[0]
+        name: [encode(n, "JPEG") if name == "image" else row[name] for n, row in enumerate(rows)] for name in rows[0]
     }
     file = io.BytesIO()
     pq.write_table(pa.table(columns), file)
@@ -58,7 +58,7 @@ def as_parquet(table: str) -> bytes:
 
 
 def make(paths: list[str], root: Path) -> None:
-    """Files, and archives of those below them."""
+    """Create files, and archives with the members below them."""
     archives: dict[str, dict[str, bytes]] = defaultdict(dict)
     for path in paths:
         archive, inside, member = re.match(r"(.*?\.(?:zip|tar)|)(/|)(.*)", path).groups()  # type: ignore[union-attr]
@@ -74,7 +74,7 @@ def make(paths: list[str], root: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "there", "splits", "classes"), LAYOUTS, ids=[f"{r[0]}: {r[1][:60]}" for r in LAYOUTS]
 )
-def test_a_layout_of_the_page_is_read_as_it_says(
+def test_a_documented_layout_is_read_as_documented(
     tmp_path: Path, given: str, there: str, splits: str, classes: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make(re.findall(r"`([^`]+)`", there), tmp_path)
@@ -97,6 +97,6 @@ def test_the_page_has_layouts_and_tables_and_uses_them_all() -> None:
 
 
 @pytest.mark.parametrize("name", [row[0] for row in NAMES])
-def test_a_name_of_the_page_is_a_name(name: str) -> None:
+def test_a_documented_name_is_a_name(name: str) -> None:
     kinds = {"cifar10": "named set", "torchvision:USPS": "torchvision", "hf:ORG/NAME": "hub"}
     assert locate(name.strip("`")).kind == kinds[name.strip("`")]

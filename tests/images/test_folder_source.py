@@ -1,4 +1,4 @@
-"""Folders: links, loops, what cannot be read, and stamps that notice changes."""
+"""Folders: links, loops, unreadable files, and stamps that detect changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import encoded, images_at, write_folder
+from image_files import encode, images_at, write_folder
 from image_source_contract import all_samples
 
 from featcache.errors import ImageError, SourceError
@@ -35,7 +35,7 @@ def test_links_to_files_and_folders_are_followed(folder: Path, tmp_path: Path) -
     assert source.read(source.samples("train")[1]) == (folder / "dog" / "1.png").read_bytes()
 
 
-def test_loops_of_links_end(folder: Path) -> None:
+def test_loops_of_links_are_cut(folder: Path) -> None:
     (folder / "cat" / "again").symlink_to(folder)
     (folder / "dog" / "up").symlink_to("..")
     (folder / "dog" / "self").symlink_to("self")
@@ -61,7 +61,7 @@ def test_a_dangling_link_is_listed_and_unreadable(folder: Path, target: str) -> 
     with pytest.raises(ImageError, match=r"cat/broken\.png: cannot be read"):
         source.read(broken)
     assert source.stamp(broken) is None
-    assert source.modified_ns(broken) is None
+    assert source.mtime_ns(broken) is None
 
 
 def test_a_named_pipe_is_no_image_and_is_not_waited_for(folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_a_folder_named_like_an_image_is_a_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_be_listed_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Taking the right away does not hinder root.
+    # Patched, since root ignores permissions.
     scandir = os.scandir
 
     def refuse(path: str) -> Any:
@@ -90,7 +90,7 @@ def test_a_folder_that_cannot_be_listed_is_an_error(folder: Path, monkeypatch: p
         FolderSource(folder)
 
 
-def test_a_file_that_vanished_is_an_image_error(folder: Path) -> None:
+def test_a_deleted_file_is_an_image_error(folder: Path) -> None:
     source = FolderSource(folder)
     (folder / "cat" / "1.png").unlink()
     with pytest.raises(ImageError, match=r"cat/1\.png: cannot be read: No such file"):
@@ -107,7 +107,7 @@ def test_a_file_beyond_the_limit_is_refused(folder: Path) -> None:
 
 
 def test_a_name_that_is_not_utf8_is_an_error(folder: Path) -> None:
-    Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png")).write_bytes(encoded(1))
+    Path(os.fsdecode(os.fsencode(folder) + b"/cat/\xff.png")).write_bytes(encode(1))
     with pytest.raises(SourceError, match="not valid UTF-8") as caught:
         FolderSource(folder)
     caught.value.message.encode()
@@ -115,7 +115,7 @@ def test_a_name_that_is_not_utf8_is_an_error(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["new\nline.png", "tab\t.png", "  .png", "日本.png", "e\u0301.png", "é.png"])
 def test_odd_names_are_kept_as_they_are(tmp_path: Path, name: str) -> None:
-    write_folder(tmp_path / "set", {f"cat/{name}": encoded(1)})
+    write_folder(tmp_path / "set", {f"cat/{name}": encode(1)})
     source = FolderSource(tmp_path / "set")
     assert ids(source) == [f"cat/{name}"]
     assert decode(source.read(source.samples("train")[0]), name).shape == (6, 8, 3)
@@ -128,7 +128,9 @@ def test_folders_without_images_are_no_classes(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("files", [{}, {"readme.txt": b"text"}, {".hidden/1.png": b"x"}])
-def test_a_folder_without_images_says_what_is_expected(tmp_path: Path, files: dict[str, bytes]) -> None:
+def test_the_error_for_a_folder_without_images_names_the_expected_layouts(
+    tmp_path: Path, files: dict[str, bytes]
+) -> None:
     (tmp_path / "set").mkdir()
     write_folder(tmp_path / "set", files)
     with pytest.raises(SourceError, match="set: no images found") as caught:
@@ -141,10 +143,10 @@ def test_a_stamp_changes_with_the_file(folder: Path) -> None:
     sample, other = source.samples("train")
     path = folder / "cat" / "1.png"
     before, other_before = source.stamp(sample), source.stamp(other)
-    assert source.modified_ns(sample) == path.stat().st_mtime_ns
+    assert source.mtime_ns(sample) == path.stat().st_mtime_ns
     os.utime(path, ns=(1, 1))
     touched = source.stamp(sample)
-    path.write_bytes(encoded(99))
+    path.write_bytes(encode(99))
     os.utime(path, ns=(1, 1))
     assert len({before, touched, source.stamp(sample)}) >= 2
     replacement = folder.parent / "new.png"

@@ -1,4 +1,4 @@
-"""Archives made to do harm: each is a SourceError or an ImageError, soon, and without the memory that it asks for."""
+"""Malicious archives: each is a SourceError or an ImageError, quickly, and without the memory that it declares."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from image_files import encoded, images_at, write_tar, write_zip
+from image_files import encode, images_at, write_tar, write_zip
 from image_source_contract import all_samples
 
 from featcache.errors import ImageError, SourceError
@@ -37,7 +37,7 @@ def _little_memory_and_time() -> Iterator[None]:
 
 
 def header(name: str = "x", kind: bytes = tarfile.REGTYPE, size: bytes = b"0" * 11, link: str = "") -> bytes:
-    """A tar header whose field of the size is `size`, with its checksum right."""
+    """A tar header whose size field is `size`, with a correct checksum."""
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")[-512:])
@@ -80,8 +80,8 @@ def long_name(name: bytes = b"cat/2.png\0") -> bytes:
     return header("././@LongLink", tarfile.GNUTYPE_LONGNAME, octal(len(name))) + blocks(name)
 
 
-IMAGE = blocks(encoded(1))
-MEMBER = header("cat/1.png", size=octal(len(encoded(1)))) + IMAGE
+IMAGE = blocks(encode(1))
+MEMBER = header("cat/1.png", size=octal(len(encode(1)))) + IMAGE
 MORE = b"\1" + bytes(511)
 
 HOSTILE = {
@@ -105,7 +105,7 @@ HOSTILE = {
     "a record of no length": raw_pax(b"0 path=a.png\n") + MEMBER,
     "a record of 4,300 digits": raw_pax(b"9" * 4301 + b" path=a.png\n") + MEMBER,
     "records of garbage": raw_pax(bytes(range(1, 256)) * 4) + MEMBER,
-    "a name that is no UTF-8": header("cat/\udcff.png", size=octal(len(encoded(1)))) + IMAGE,
+    "a name that is no UTF-8": header("cat/\udcff.png", size=octal(len(encode(1)))) + IMAGE,
     "a name that is no UTF-8 in a record": pax(("path", b"cat/\xff.png")) + MEMBER,
     "a name with a zero byte in a record": pax(("path", b"cat/\0.png")) + MEMBER,
     "a sparse map without end": header("x", tarfile.GNUTYPE_SPARSE)[:482] + MORE,
@@ -121,18 +121,18 @@ HOSTILE = {
 @pytest.mark.parametrize("where", ["images", "webdataset"])
 def test_a_hostile_tar_is_a_source_error(content: bytes, where: str, tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    path.write_bytes(header("dog/9.png", size=octal(len(encoded(1)))) + IMAGE + content + bytes(1024))
+    path.write_bytes(header("dog/9.png", size=octal(len(encode(1)))) + IMAGE + content + bytes(1024))
     with pytest.raises(SourceError, match=r"x\.tar|UTF-8"):
         open_images(path, datasets_dir=tmp_path) if where == "images" else open_webdataset(path)
 
 
 def test_the_parts_that_hostile_tars_are_made_of_are_read_where_they_are_sound(tmp_path: Path) -> None:
     path = tmp_path / "x.tar"
-    sized = pax(("size", b"%d" % len(encoded(1))), ("path", b"cat/" + b"n" * 300 + b".png"))
+    sized = pax(("size", b"%d" % len(encode(1))), ("path", b"cat/" + b"n" * 300 + b".png"))
     parts = [
         pax(("comment", b"made by hand"), kind=tarfile.XGLTYPE),
         MEMBER,
-        long_name() + header("short", size=base256(len(encoded(1)))) + IMAGE,
+        long_name() + header("short", size=base256(len(encode(1)))) + IMAGE,
         sized + header("short") + IMAGE,
         header("cat", tarfile.DIRTYPE, octal(12345)),
         header("cat/hard.png", tarfile.LNKTYPE, octal(10**9), link="cat/1.png"),
@@ -143,7 +143,7 @@ def test_the_parts_that_hostile_tars_are_made_of_are_read_where_they_are_sound(t
     source = open_images(path, datasets_dir=tmp_path)
     names = ["cat/1.png", "cat/2.png", "cat/hard.png", f"cat/{'n' * 300}.png"]
     assert [one.id for one in all_samples(source)] == names
-    assert {source.read(one) for one in all_samples(source)} == {encoded(1)}
+    assert {source.read(one) for one in all_samples(source)} == {encode(1)}
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -167,7 +167,7 @@ def test_headers_are_those_that_tarfile_finds(form: int, tmp_path: Path) -> None
 
 
 def test_a_checksum_of_signed_bytes_is_right_as_well(tmp_path: Path) -> None:
-    block = bytearray(header("cat/ü.png", size=octal(len(encoded(1)))))
+    block = bytearray(header("cat/ü.png", size=octal(len(encode(1)))))
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(byte - 256 if byte > 127 else byte for byte in block)
     (tmp_path / "x.tar").write_bytes(block + IMAGE + bytes(1024))
@@ -190,16 +190,16 @@ def test_a_pipe_is_refused_and_not_waited_for(name: str, tmp_path: Path) -> None
 # zip
 
 
-def opened(path: Path) -> ImageSource:
+def open_zip(path: Path) -> ImageSource:
     return open_images(path, datasets_dir=path.parent)
 
 
-def test_a_comment_of_64_kib_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_zip_with_a_comment_of_64_kib_is_read(tmp_path: Path) -> None:
     path = write_zip(tmp_path / "x.zip", TWO)
     with zipfile.ZipFile(path, "a") as archive:
         archive.comment = b"a comment " * 6553 + b"12345"
     assert path.read_bytes().endswith(b"comment 12345")
-    assert [one.id for one in all_samples(opened(path))] == list(TWO)
+    assert [one.id for one in all_samples(open_zip(path))] == list(TWO)
 
 
 def test_zip64_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -207,7 +207,7 @@ def test_zip64_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zipfile, "ZIP_FILECOUNT_LIMIT", 1)
     path = write_zip(tmp_path / "x.zip", TWO)
     assert b"PK\x06\x06" in path.read_bytes()
-    source = opened(path)
+    source = open_zip(path)
     assert [source.read(one) for one in all_samples(source)] == list(TWO.values())
 
 
@@ -215,7 +215,7 @@ def bomb(path: Path, begin: bytes, size: int, method: int) -> Path:
     """A zip of one member of `size` bytes: `begin`, then zeros."""
     with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("cat/1.png", begin.ljust(size, b"\0"))
-        archive.writestr("dog/1.png", encoded(1))
+        archive.writestr("dog/1.png", encode(1))
     return path
 
 
@@ -223,7 +223,7 @@ def bomb(path: Path, begin: bytes, size: int, method: int) -> Path:
 def test_a_large_member_that_does_not_begin_as_an_image_is_not_unpacked(
     tmp_path: Path, method: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = opened(bomb(tmp_path / "x.zip", b"", 17 * 2**20, method))
+    source = open_zip(bomb(tmp_path / "x.zip", b"", 17 * 2**20, method))
     read: list[int] = []
     pread = os.pread
 
@@ -232,16 +232,16 @@ def test_a_large_member_that_does_not_begin_as_an_image_is_not_unpacked(
         return pread(file, size, at)
 
     monkeypatch.setattr(os, "pread", note)
-    with pytest.raises(ImageError, match=r"cat/1\.png: 17,825,792 bytes that do not begin as an image does"):
+    with pytest.raises(ImageError, match=r"cat/1\.png: 17,825,792 bytes that do not begin like an image"):
         source.read(all_samples(source)[0])
     assert sum(read) < 2**16
-    assert source.read(all_samples(source)[1]) == encoded(1)
+    assert source.read(all_samples(source)[1]) == encode(1)
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-@pytest.mark.parametrize("begin", [encoded(1), b"RIFF\0\0\0\0WEBP", b"\0\0\0\x1cftypavif", b"P6\n"])
+@pytest.mark.parametrize("begin", [encode(1), b"RIFF\0\0\0\0WEBP", b"\0\0\0\x1cftypavif", b"P6\n"])
 def test_a_large_member_that_begins_as_an_image_is_read(tmp_path: Path, method: int, begin: bytes) -> None:
-    source = opened(bomb(tmp_path / "x.zip", begin, 17 * 2**20, method))
+    source = open_zip(bomb(tmp_path / "x.zip", begin, 17 * 2**20, method))
     assert source.read(all_samples(source)[0]) == begin.ljust(17 * 2**20, b"\0")
 
 
@@ -251,14 +251,14 @@ def test_a_declared_size_beyond_the_limit_is_refused_unread(tmp_path: Path, fiel
     start = content.index(_CENTRAL) + field
     content[start : start + 4] = struct.pack("<I", 2**31)
     (tmp_path / "x.zip").write_bytes(content)
-    source = opened(tmp_path / "x.zip")
+    source = open_zip(tmp_path / "x.zip")
     with pytest.raises(ImageError, match=r"cat/1\.png: 2,147,483,648 bytes, at most"):
         source.read(all_samples(source)[0])
 
 
 def test_members_that_overlap_are_read_each_within_its_own_bounds(tmp_path: Path) -> None:
-    """One local member that many entries of the directory point to: 42.zip's way to grow."""
-    content = encoded(1)
+    """One local member that many entries of the directory point to, as in the bomb 42.zip."""
+    content = encode(1)
     packed = zlib.compress(content)[2:-4]
     local = struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 8, 0, 0, zlib.crc32(content), len(packed), len(content), 5, 0)
     entries = [
@@ -272,7 +272,7 @@ def test_members_that_overlap_are_read_each_within_its_own_bounds(tmp_path: Path
     directory, body = b"".join(entries), local + b"a.png" + packed
     end = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, len(entries), len(entries), len(directory), len(body), 0)
     (tmp_path / "x.zip").write_bytes(body + directory + end)
-    source = opened(tmp_path / "x.zip")
+    source = open_zip(tmp_path / "x.zip")
     assert {source.read(one) for one in all_samples(source)} == {content}
 
 
@@ -301,7 +301,7 @@ def test_a_hostile_directory_is_a_typed_error(tmp_path: Path, harm: Callable[[by
     harm(entry)
     path.write_bytes(content[:start] + entry + content[start + len(entry) :])
     with pytest.raises(SourceError, match=r"x\.zip|cat/1\.png"):
-        source = opened(path)
+        source = open_zip(path)
         for sample in all_samples(source):
             source.read(sample)
 
@@ -316,8 +316,8 @@ def test_a_zip64_directory_of_impossible_size_is_a_source_error(tmp_path: Path, 
     tail = struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0)
     path.write_bytes(content[:end] + record64 + locator + tail)
     with pytest.raises(SourceError, match=r"x\.zip"):
-        opened(path)
+        open_zip(path)
 
 
-def test_the_tar_that_these_tests_harm_is_sound(tmp_path: Path) -> None:
+def test_the_tar_that_these_tests_damage_is_valid(tmp_path: Path) -> None:
     assert len(all_samples(open_images(write_tar(tmp_path / "x.tar", TWO), datasets_dir=tmp_path))) == 2

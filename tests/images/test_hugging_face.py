@@ -1,4 +1,4 @@
-"""Hugging Face data sets: of the Hub, and as Parquet files of images, all keeping the contract of sources."""
+"""Hugging Face data sets, from the Hub and as Parquet files of images: all fulfil the contract of sources."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from image_files import encoded
+from image_files import encode
 from image_source_contract import ImageSourceContract, Open, all_samples
 
 from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError
@@ -35,7 +35,7 @@ def table(first: int, count: int, **more: Sequence[Any]) -> Any:
         | {name: datasets.Value("int64") for name in more}
     )
     rows = {
-        "img": [{"bytes": encoded(first + n), "path": f"{n}.png"} for n in range(count)],
+        "img": [{"bytes": encode(first + n), "path": f"{n}.png"} for n in range(count)],
         "kind": [n % 3 for n in range(count)],
     }
     return datasets.Dataset.from_dict(rows | more, features=features)
@@ -73,7 +73,7 @@ class TestParquetFile(ImageSourceContract):
         samples = source.samples("train")
         assert [sample.id for sample in samples[:2]] == ["train/00000", "train/00001"]
         assert [sample.label for sample in samples[:4]] == [0, 1, 2, 0]
-        assert [source.read(sample) for sample in samples] == [encoded(n) for n in range(25)]
+        assert [source.read(sample) for sample in samples] == [encode(n) for n in range(25)]
 
 
 class TestParquetFolder(ImageSourceContract):
@@ -84,9 +84,9 @@ class TestParquetFolder(ImageSourceContract):
 
     def test_files_of_a_split_follow_each_other(self, source: ImageSource) -> None:
         assert {split: len(source.samples(split)) for split in source.splits()} == {"train": 33, "val": 5}
-        assert source.read(source.samples("train")[24]) == encoded(24)
-        assert source.read(source.samples("train")[25]) == encoded(25)
-        assert source.read(source.samples("val")[4]) == encoded(44)
+        assert source.read(source.samples("train")[24]) == encode(24)
+        assert source.read(source.samples("train")[25]) == encode(25)
+        assert source.read(source.samples("val")[4]) == encode(44)
 
 
 class TestHub(ImageSourceContract):
@@ -96,11 +96,11 @@ class TestHub(ImageSourceContract):
     def open_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
         folder = write_folder(tmp_path / "published")
         on_the_hub(monkeypatch, lambda name, config, **more: datasets.load_dataset(str(folder), **more))
-        return lambda: open_images("hf:someone/Pictures", datasets_dir=tmp_path / "sets")
+        return lambda: open_images("hf:ana/Pictures", datasets_dir=tmp_path / "sets")
 
     def test_it_is_the_same_set_as_its_files(self, source: ImageSource, tmp_path: Path) -> None:
         files = open_images(f"hf:{tmp_path / 'published'}", datasets_dir=tmp_path)
-        assert (source.name, source.origin) == ("pictures", "hf:someone/Pictures")
+        assert (source.name, source.origin) == ("pictures", "hf:ana/Pictures")
         assert all_samples(source) == all_samples(files)
         assert [source.read(s) for s in all_samples(source)] == [files.read(s) for s in all_samples(files)]
         assert source.stamp(source.samples("train")[3]) != source.stamp(source.samples("train")[4])
@@ -108,57 +108,57 @@ class TestHub(ImageSourceContract):
 
 
 def on_the_hub(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
-    """Whatever is loaded by name, `load` answers; a path is loaded as ever."""
+    """Replace `load_dataset` by `load`, except for existing paths."""
     real = datasets.load_dataset
 
-    def answer(name: str, config: str | None = None, **more: Any) -> Any:
+    def load_dataset(name: str, config: str | None = None, **more: Any) -> Any:
         return real(name, config, **more) if os.sep in name and Path(name).exists() else load(name, config, **more)
 
-    monkeypatch.setattr(datasets, "load_dataset", answer)
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 
 # --- columns -----------------------------------------------------------------------------------------------
 
 
 def test_images_are_found_without_metadata(tmp_path: Path) -> None:
-    cells = [{"bytes": encoded(n), "path": None} for n in range(4)]
+    cells = [{"bytes": encode(n), "path": None} for n in range(4)]
     path = write_plain(tmp_path / "a.parquet", {"picture": cells, "label": ["b", "a", None, "b"]})
     source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ("a", "b")
     assert [sample.label for sample in source.samples("train")] == [1, 0, -1, 1]
 
 
-def test_a_column_of_bytes_will_do(tmp_path: Path) -> None:
-    path = write_plain(tmp_path / "a.parquet", {"content": [encoded(n) for n in range(3)], "number": [7, 8, 9]})
+def test_a_column_of_bytes_is_enough(tmp_path: Path) -> None:
+    path = write_plain(tmp_path / "a.parquet", {"content": [encode(n) for n in range(3)], "number": [7, 8, 9]})
     source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ()
-    assert source.read(source.samples("train")[2]) == encoded(2)
+    assert source.read(source.samples("train")[2]) == encode(2)
 
 
 def test_numbers_as_labels_become_classes_in_their_order(tmp_path: Path) -> None:
-    path = write_plain(tmp_path / "a.parquet", {"content": [encoded(n) for n in range(3)], "Label": [10, 2, 10]})
+    path = write_plain(tmp_path / "a.parquet", {"content": [encode(n) for n in range(3)], "Label": [10, 2, 10]})
     source = open_images(path, datasets_dir=tmp_path)
     assert source.classes == ("2", "10")
     assert [sample.label for sample in source.samples("train")] == [1, 0, 1]
 
 
-def test_a_table_of_paths_stays_one(tmp_path: Path) -> None:
-    (tmp_path / "1.png").write_bytes(encoded(1))
+def test_a_parquet_table_of_paths_is_read_as_paths(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(encode(1))
     path = write_plain(tmp_path / "a.parquet", {"path": ["1.png"], "label": ["a"], "digest": [b"\1" * 20]})
     source = open_images(path, datasets_dir=tmp_path)
     assert [sample.id for sample in source.samples("train")] == ["1.png"]
 
 
-def test_two_columns_that_may_be_meant_are_listed(tmp_path: Path) -> None:
+def test_two_possible_label_columns_are_listed(tmp_path: Path) -> None:
     names = ["fine", "coarse"]
     rows = table(0, 6, left=range(6))
     for name in names:
         rows = rows.add_column(name, [n % 2 for n in range(6)]).cast_column(name, datasets.ClassLabel(names=["x", "y"]))
     path = tmp_path / "a.parquet"
     rows.remove_columns(["kind"]).to_parquet(path)
-    with pytest.raises(SourceError, match="the columns fine, coarse may all be meant as label") as caught:
+    with pytest.raises(SourceError, match="the columns fine, coarse could all be the label") as caught:
         open_images(path, datasets_dir=tmp_path)
-    assert caught.value.hint == f"name one of them: {path}?label=fine"
+    assert caught.value.hint == f"choose one of them: {path}?label=fine"
     source = open_images(f"hf:{path}?label=coarse", datasets_dir=tmp_path)
     assert source.classes == ("x", "y")
     assert open_images(source.origin, datasets_dir=tmp_path).origin == source.origin
@@ -169,16 +169,16 @@ def test_two_columns_that_may_be_meant_are_listed(tmp_path: Path) -> None:
     [
         ("?label=colour", "no column 'colour'; it has img, kind"),
         ("?image=colour", "no column 'colour'; it has img, kind"),
-        ("?size=3", "no option 'size'"),
+        ("?size=3", "unknown option 'size'"),
     ],
 )
-def test_what_is_named_must_be_there(options: str, expected: str, tmp_path: Path) -> None:
+def test_columns_in_options_must_exist(options: str, expected: str, tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet")
     with pytest.raises(SourceError, match=expected):
         open_images(f"hf:{path}{options}", datasets_dir=tmp_path)
 
 
-def test_a_table_without_images_says_what_it_has(tmp_path: Path) -> None:
+def test_the_error_for_a_table_without_images_lists_its_columns(tmp_path: Path) -> None:
     path = write_plain(tmp_path / "a.parquet", {"text": ["a"], "label": [1]})
     with pytest.raises(SourceError, match="no column names or holds images; it has text, label"):
         open_images(f"hf:{path}", datasets_dir=tmp_path)
@@ -189,14 +189,14 @@ def test_a_table_without_images_says_what_it_has(tmp_path: Path) -> None:
 
 def test_a_row_without_an_image_is_an_image_error(tmp_path: Path) -> None:
     cells = [
-        {"bytes": encoded(0), "path": None},
+        {"bytes": encode(0), "path": None},
         {"bytes": None, "path": None},
         {"bytes": None, "path": "/nowhere.png"},
     ]
     source = open_images(write_plain(tmp_path / "a.parquet", {"picture": cells}), datasets_dir=tmp_path)
     first, empty, gone = source.samples("train")
     assert decode(source.read(first), first.id).shape == (6, 8, 3)
-    with pytest.raises(ImageError, match="train/00001: the row holds no image"):
+    with pytest.raises(ImageError, match="train/00001: the row contains no image"):
         source.read(empty)
     with pytest.raises(ImageError, match=r"train/00002: /nowhere\.png: cannot be read"):
         source.read(gone)
@@ -215,9 +215,9 @@ def test_a_file_that_changes_under_the_source_is_an_image_error(tmp_path: Path) 
     assert source.stamp(sample) is None
 
 
-def test_what_is_no_parquet_file_is_a_source_error(tmp_path: Path) -> None:
+def test_an_invalid_parquet_file_is_a_source_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"no table")
-    with pytest.raises(SourceError, match="no Parquet file"):
+    with pytest.raises(SourceError, match="not a Parquet file"):
         open_images(tmp_path / "a.parquet", datasets_dir=tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no Parquet files found"):
@@ -238,37 +238,39 @@ def test_a_label_without_a_class_is_a_source_error(tmp_path: Path) -> None:
 def test_files_of_other_columns_are_a_source_error(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     write_parquet(folder / "train.parquet")
-    write_plain(folder / "test.parquet", {"content": [encoded(0)]})
+    write_plain(folder / "test.parquet", {"content": [encode(0)]})
     with pytest.raises(SourceError, match=r"no column 'img'; it has content|no column 'content'; it has img, kind"):
         open_images(f"hf:{folder}", datasets_dir=tmp_path)
 
 
-def test_splits_that_are_left_out_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_that_are_left_out_are_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = {"train": table(0, 3), "unsupervised": table(5, 3)}
     on_the_hub(monkeypatch, lambda name, config, **more: loaded)
     source = open_images("hf:photos", datasets_dir=tmp_path)
     assert source.splits() == ("train",)
-    assert source.omissions.notes == ("left out are the splits unsupervised",)
+    assert source.omissions.notes == ("left out: the splits unsupervised",)
     loaded.pop("train")
     with pytest.raises(SourceError, match="has the splits unsupervised, expected train, validation or test"):
         open_images("hf:photos", datasets_dir=tmp_path)
 
 
-def test_what_the_hub_does_not_give_is_a_download_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Any] = []
+def test_a_failed_download_from_the_hub_is_a_download_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
 
     def unreachable(name: str, config: str | None, **more: Any) -> Any:
-        asked.append((name, config, more["cache_dir"], more["download_config"].local_files_only))
+        calls.append((name, config, more["cache_dir"], more["download_config"].local_files_only))
         raise ConnectionError("Couldn't reach the Hub")
 
     on_the_hub(monkeypatch, unreachable)
     for download in (True, False):
-        with pytest.raises(DownloadError, match="hf:someone/photos cannot be loaded: Couldn't reach the Hub"):
-            open_images("hf:someone/photos?config=small", datasets_dir=tmp_path, download=download)
-    assert asked == [("someone/photos", "small", str(tmp_path / "huggingface"), local) for local in (False, True)]
+        with pytest.raises(DownloadError, match="hf:ana/photos cannot be loaded: Couldn't reach the Hub"):
+            open_images("hf:ana/photos?config=small", datasets_dir=tmp_path, download=download)
+    assert calls == [("ana/photos", "small", str(tmp_path / "huggingface"), local) for local in (False, True)]
 
 
-def test_a_missing_package_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_a_missing_package_has_the_command_to_install_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_parquet(tmp_path / "a.parquet")
     monkeypatch.setitem(sys.modules, "datasets", None)
     assert open_images(path, datasets_dir=tmp_path).splits() == ("train",)

@@ -1,4 +1,4 @@
-"""Faults of reading images that once were, each with others of its kind: splits, classes, columns, what is left out."""
+"""Regression tests for reading images, each with similar cases: splits, classes, columns, files that are left out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import encoded, images_at, pixels, write_folder, write_tar, write_zip
+from image_files import encode, images_at, pixels, write_folder, write_tar, write_zip
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset
 from torchvision.datasets import ImageFolder
@@ -39,12 +39,12 @@ def classes_by_split(source: ImageSource) -> dict[str, list[str | None]]:
     }
 
 
-def opened(path: Path, **columns: Any) -> ImageSource:
+def open_set(path: Path, **columns: Any) -> ImageSource:
     return open_images(path, columns=ColumnOptions(**columns))
 
 
-def extract_says(folder: Path, *words: str) -> str:
-    """What `featcache extract` prints, the blanks between words being one."""
+def output_of_extract(folder: Path, *words: str) -> str:
+    """The output of `featcache extract`, with single blanks between words."""
     command = ["extract", "--backbone", "pixels", "--image-size", "4", "--data-dir", str(folder.parent / "data")]
     result = CliRunner().invoke(app, [*command, "--dataset", str(folder), *words])
     assert result.exit_code == 0, result.stderr
@@ -69,7 +69,7 @@ def test_folders_that_are_called_like_splits_are_splits_and_extract_names_the_cl
     folder = write_folder(tmp_path / "scans", images_at(*paths))
     source = open_images(folder)
     assert classes_by_split(source) == {"train": ["glioma", "notumor"], split: ["glioma", "notumor"]}
-    assert "classes 2: glioma, notumor" in extract_says(folder)
+    assert "classes 2: glioma, notumor" in output_of_extract(folder)
 
 
 @pytest.mark.parametrize(
@@ -92,16 +92,16 @@ def test_folders_that_all_hold_the_same_folders_are_refused_with_both_readings(
 
 def test_classes_are_named_where_a_split_lacks_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", images_at("train/a/1.png", "train/b/1.png", "dev/b/2.png"))
-    said = extract_says(folder)
-    assert "classes 2: a, b" in said
-    assert "val lacks a" in said
+    output = output_of_extract(folder)
+    assert "classes 2: a, b" in output
+    assert "val lacks a" in output
 
 
 # --- labels of torch datasets ------------------------------------------------------------------------------
 
 
 class Numbered(Dataset[Any]):
-    """Pictures with class numbers, and perhaps the names of these."""
+    """A dataset of pictures with class numbers, and optionally class names."""
 
     def __init__(self, numbers: Sequence[int], classes: Sequence[str] | None = None) -> None:
         self.numbers = numbers
@@ -131,7 +131,7 @@ AB, BC = Numbered([0, 1], ["a", "b"]), Numbered([0, 1, 1], ["b", "c"])
         (ConcatDataset([Subset(ConcatDataset([BC, AB]), [4, 0]), AB]), {"train": ["b", "b", "a", "b"]}),
     ],
 )
-def test_class_numbers_mean_the_names_of_their_own_dataset_however_wrapped(
+def test_class_numbers_mean_the_names_of_their_own_dataset_in_all_wrappers(
     images: Any, expected: dict[str, list[str]]
 ) -> None:
     assert classes_by_split(open_images(images)) == expected
@@ -152,7 +152,7 @@ def test_numbers_beside_names_are_refused(images: Any) -> None:
     assert "classes" in (caught.value.hint or "")
 
 
-def test_numbers_beside_names_have_their_meaning_where_it_is_given(tmp_path: Path) -> None:
+def test_numbers_beside_names_are_read_if_their_names_are_given(tmp_path: Path) -> None:
     images = {"train": AB, "test": Numbered([0, 1])}
     assert classes_by_split(open_images(images, classes=["a", "b"])) == {"train": ["a", "b"], "test": ["a", "b"]}
 
@@ -166,7 +166,7 @@ class Noisy(ImageFolder):  # type: ignore[misc]
 
 
 class Mixin:
-    """The same, in front of torchvision's class."""
+    """The same as a mixin, before torchvision's class."""
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         image, label = super().__getitem__(index)  # type: ignore[misc]
@@ -174,11 +174,11 @@ class Mixin:
 
 
 class Mixed(Mixin, ImageFolder):  # type: ignore[misc]
-    """torchvision's class behind the mixin."""
+    """torchvision's class with the mixin."""
 
 
 class Reversed:
-    """A wrapper with the attributes of what it wraps, whose items come from the end."""
+    """A wrapper with the attributes of the wrapped dataset, but with the items in reverse order."""
 
     def __init__(self, dataset: ImageFolder) -> None:
         self.dataset, self.targets, self.classes = dataset, dataset.targets, dataset.classes
@@ -192,9 +192,9 @@ class Reversed:
 
 
 @pytest.mark.parametrize("make", [Noisy, Mixed, lambda root: Reversed(ImageFolder(root))])
-def test_the_label_is_what_the_item_says(tmp_path: Path, make: Callable[[Path], Any]) -> None:
+def test_the_label_is_that_of_the_item(tmp_path: Path, make: Callable[[Path], Any]) -> None:
     paths = [f"{name}/{number:02}.png" for name in "ab" for number in range(30 if name == "a" else 60)]
-    dataset = make(write_folder(tmp_path / "set", dict.fromkeys(paths, encoded(1))))
+    dataset = make(write_folder(tmp_path / "set", dict.fromkeys(paths, encode(1))))
     expected = [dataset[number][1] for number in range(len(dataset))]
     assert [sample.label for sample in open_images(dataset).samples("train")] == expected
 
@@ -228,7 +228,7 @@ def test_columns_are_found_however_their_names_are_written(tmp_path: Path, name:
         ("metadata.jsonl", b'{"file_name": "1.png", "label": "cat"}\n{"file_name": "2.png", "label": "dog"}\n'),
     ],
 )
-def test_a_table_beside_a_flat_folder_labels_it(tmp_path: Path, name: str, table: bytes) -> None:
+def test_a_table_next_to_images_in_a_flat_folder_labels_them(tmp_path: Path, name: str, table: bytes) -> None:
     folder = write_folder(tmp_path / "set", images_at("1.png", "2.png") | {name: table})
     assert classes_by_split(open_images(folder)) == {"train": ["cat", "dog"]}
     archive = write_zip(tmp_path / "set.zip", images_at("1.png", "2.png") | {name: table})
@@ -266,10 +266,10 @@ def test_a_tar_whose_classes_stand_elsewhere_is_labelled(tmp_path: Path, order: 
         (lambda root: write_zip(root / "s.zip", images_at("a/1.png") | {"labels.csv": b"a,b"}), "labels.csv"),
     ],
 )
-def test_what_is_ignored_is_said(tmp_path: Path, write: Callable[[Path], Path], ignored: str) -> None:
+def test_ignored_columns_are_noted(tmp_path: Path, write: Callable[[Path], Path], ignored: str) -> None:
     path = write(tmp_path)
-    assert any(ignored in sentence for sentence in opened(path).omissions.sentences())
-    assert f"left out {'left out: 1 file' if '13' not in ignored else ignored}" in extract_says(path)
+    assert any(ignored in sentence for sentence in open_set(path).omissions.sentences())
+    assert f"left out {'left out: 1 file' if '13' not in ignored else ignored}" in output_of_extract(path)
 
 
 def _csv(root: Path, columns: Sequence[str]) -> Path:
@@ -287,23 +287,23 @@ def _csv(root: Path, columns: Sequence[str]) -> Path:
 def test_a_class_of_newer_formats_is_a_class(tmp_path: Path, suffix: str, kind: str) -> None:
     if kind == "HEIF":
         pytest.importorskip("pillow_heif").register_heif_opener()
-    picture = encoded(Image.fromarray(pixels(1, 16, 16)), kind)
+    picture = encode(Image.fromarray(pixels(1, 16, 16)), kind)
     source = open_images(write_folder(tmp_path / "set", images_at("cat/1.png") | {f"dog/1{suffix}": picture}))
     assert classes_by_split(source) == {"train": ["cat", "dog"]}
     assert decode(source.read(source.samples("train")[1]), "dog").shape == (16, 16, 3)
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
-        ({"dog": b""}, "no image lies in 1 class folder: dog"),
-        ({"dog/readme": b"x", "eel/list.txt": b"x"}, "no image lies in 2 class folders: dog, eel"),
+        ({"dog": b""}, "no images in 1 class folder: dog"),
+        ({"dog/readme": b"x", "eel/list.txt": b"x"}, "no images in 2 class folders: dog, eel"),
         ({"cat/2": b"x", "cat/IMG_0003": b"x"}, "left out: 2 files that are no images by their extension (2 without)"),
         ({"cat/a.svg": b"x", "cat/b.CR2": b"x", "cat/c.cr2": b"x"}, "(2 .cr2, 1 .svg), the first is cat/a.svg"),
     ],
 )
-def test_what_is_no_image_is_counted_and_an_empty_class_named(
-    tmp_path: Path, files: Mapping[str, bytes], said: str
+def test_other_files_are_counted_and_an_empty_class_is_named(
+    tmp_path: Path, files: Mapping[str, bytes], expected: str
 ) -> None:
     folder = write_folder(tmp_path / "set", images_at("cat/1.png", "cow/1.png"))
     for name, content in files.items():
@@ -312,7 +312,7 @@ def test_what_is_no_image_is_counted_and_an_empty_class_named(
         else:
             (folder / name).mkdir()
     sentences = open_images(folder).omissions.sentences()
-    assert any(said in sentence for sentence in sentences), sentences
+    assert any(expected in sentence for sentence in sentences), sentences
 
 
 @pytest.mark.parametrize(
@@ -329,7 +329,7 @@ def test_classes_that_look_alike_are_refused_across_splits(tmp_path: Path, one: 
 @pytest.mark.parametrize(
     ("one", "other"), [("cat", "cat "), ("café", unicodedata.normalize("NFD", "café")), ("cat", "\u200bcat")]
 )
-def test_classes_that_only_blanks_or_forms_of_letters_tell_apart_are_one(tmp_path: Path, one: str, other: str) -> None:
+def test_classes_that_differ_only_in_blanks_or_composition_are_one(tmp_path: Path, one: str, other: str) -> None:
     rows = f'path,label,split\n1.png,{one},train\n2.png,"{other}",test\n'
     write_folder(tmp_path, images_at("1.png", "2.png") | {"t.csv": rows.encode()})
     assert classes_by_split(open_images(tmp_path / "t.csv")) == {"train": [one], "test": [one]}
@@ -389,10 +389,10 @@ def _png(width: int, bits: int, colour: int, pixel: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("wrapped", ["plain", "subset", "splits"])
-def test_that_torch_datasets_of_files_are_not_turned_is_said(tmp_path: Path, wrapped: str) -> None:
+def test_ignored_exif_orientation_of_torch_datasets_is_noted(tmp_path: Path, wrapped: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture = encoded(Image.fromarray(pixels(1, 4, 8)), "JPEG", exif=exif)
+    picture = encode(Image.fromarray(pixels(1, 4, 8)), "JPEG", exif=exif)
     folder = write_folder(tmp_path / "set", {"a/1.jpg": picture, "a/2.jpg": picture})
     dataset: Any = ImageFolder(folder)
     images = {"plain": dataset, "subset": Subset(dataset, [0]), "splits": {"val": dataset}}[wrapped]
@@ -463,7 +463,7 @@ def test_paths_in_any_list_are_images(tmp_path: Path, kind: str) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_holds_no_images_is_a_typed_error(images: Any) -> None:
+def test_an_object_without_images_is_a_typed_error(images: Any) -> None:
     with pytest.raises(FeatcacheError) as caught:
         open_images(images)
     assert str(caught.value)
@@ -495,7 +495,7 @@ def test_a_place_that_is_no_url_is_an_error_that_names_it(tmp_path: Path, place:
         ("t.parquet", b"PAR1" + b"\xff" * 40 + b"PAR1"),
     ],
 )
-def test_tables_that_are_none_are_typed_errors(tmp_path: Path, name: str, content: bytes) -> None:
+def test_invalid_tables_are_typed_errors(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(FeatcacheError):
         open_images(tmp_path / name)
@@ -503,7 +503,7 @@ def test_tables_that_are_none_are_typed_errors(tmp_path: Path, name: str, conten
 
 def test_parquet_damaged_anywhere_is_read_or_a_typed_error(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
-    rows = {"image": [encoded(number) for number in range(20)], "label": [f"c{number % 3}" for number in range(20)]}
+    rows = {"image": [encode(number) for number in range(20)], "label": [f"c{number % 3}" for number in range(20)]}
     pq.write_table(pa.table(rows), path, row_group_size=5)
     sound = path.read_bytes()
     random = np.random.default_rng(0)
@@ -527,22 +527,22 @@ def test_braces_are_read_as_shells_do(tmp_path: Path, pattern: str) -> None:
     assert len(open_images(f"wds:{tmp_path}/{pattern}").samples("train")) == (3 if pattern.count(",") == 2 else 2)
 
 
-def test_zeros_in_an_archive_cost_neither_time_nor_memory(tmp_path: Path) -> None:
+def test_zeros_in_an_archive_need_neither_time_nor_memory(tmp_path: Path) -> None:
     path = tmp_path / "set.zip"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("a/1.png", "w") as member:
         for _ in range(60):
             member.write(bytes(2**20))
     source = open_images(path)
-    with pytest.raises(ImageError, match="do not begin as an image"):
+    with pytest.raises(ImageError, match="do not begin like an image"):
         source.read(source.samples("train")[0])
 
 
 def test_a_cell_of_parquet_has_the_limit_of_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.images.sources.parquet.MAX_FILE_BYTES", 1000)
-    pq.write_table(pa.table({"image": [bytes(1001), encoded(1)]}), tmp_path / "t.parquet")
+    pq.write_table(pa.table({"image": [bytes(1001), encode(1)]}), tmp_path / "t.parquet")
     source = open_images(tmp_path / "t.parquet")
     large, sound = source.samples("train")
-    assert source.read(sound) == encoded(1)
+    assert source.read(sound) == encode(1)
     with pytest.raises(ImageError, match="1,001 bytes, at most 1,000"):
         source.read(large)
 
@@ -551,8 +551,8 @@ def test_a_cell_of_parquet_has_the_limit_of_files(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP"])
-def test_a_large_colour_profile_is_no_damage(kind: str) -> None:
-    # Within what a JPEG can hold; a PNG's is of the same size.
+def test_a_large_colour_profile_is_no_error(kind: str) -> None:
+    # Not larger than a JPEG can contain; the same size for PNG.
     profile = bytes(np.random.default_rng(1).integers(0, 256, 2_000_000, np.uint8))
     picture = Image.fromarray(pixels(3))
     file = io.BytesIO()
@@ -570,17 +570,17 @@ def test_a_large_colour_profile_is_no_damage(kind: str) -> None:
     ],
 )
 @pytest.mark.parametrize("alone", [True, False])
-def test_a_parquet_file_is_the_split_that_its_name_says(tmp_path: Path, name: str, split: str, alone: bool) -> None:
+def test_a_parquet_file_is_the_split_in_its_name(tmp_path: Path, name: str, split: str, alone: bool) -> None:
     write_folder(tmp_path / "set" / "data", {})
     (tmp_path / "set" / "data").mkdir(parents=True)
-    pq.write_table(pa.table({"image": [encoded(1)], "label": ["a"]}), tmp_path / "set" / "data" / name)
+    pq.write_table(pa.table({"image": [encode(1)], "label": ["a"]}), tmp_path / "set" / "data" / name)
     path = tmp_path / "set" / "data" / name if alone else tmp_path / "set"
     assert open_images(path).splits() == (split,)
 
 
 @pytest.mark.parametrize("name", ["default", "pypi"])
 @pytest.mark.parametrize("is_folder", [True, False])
-def test_what_is_called_like_a_source_of_weights_in_the_current_folder_is_not_taken_for_one(
+def test_a_folder_named_like_a_source_of_weights_is_not_one(
     tmp_path: Path, name: str, is_folder: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""Which images are meant, and whether they are unchanged: faults that once were, each with others of its kind."""
+"""Regression tests for the origin of images and for detecting changes, each with similar cases."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from image_files import encoded, images_at, pixels, write_folder, write_tar, write_zip
+from image_files import encode, images_at, pixels, write_folder, write_tar, write_zip
 from image_source_contract import all_samples
 from PIL import Image
 from torchvision.datasets import ImageFolder
@@ -28,12 +28,12 @@ LONG_AGO_NS = 1_500_000_000 * 10**9
 
 
 def gray(value: int, kind: str = "BMP") -> bytes:
-    """A picture of one gray; of the same length whatever the value, as BMP."""
-    return encoded(Image.fromarray(np.full((4, 4, 3), value, np.uint8)), kind)
+    """A picture of one gray value; as BMP, files of all values have the same length."""
+    return encode(Image.fromarray(np.full((4, 4, 3), value, np.uint8)), kind)
 
 
 def write_old(path: Path, content: bytes) -> None:
-    """Write in place, with the mtime of long ago: what is that old is trusted to stay as it is."""
+    """Write in place, with an mtime long ago: files that old are trusted to be unchanged."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("r+b" if path.exists() else "wb") as file:
         file.write(content)
@@ -41,13 +41,13 @@ def write_old(path: Path, content: bytes) -> None:
     os.utime(path, ns=(LONG_AGO_NS, LONG_AGO_NS))
 
 
-def extracted(images: Any, data: Path, **options: Any) -> dict[str, list[int]]:
+def extract_features(images: Any, data: Path, **options: Any) -> dict[str, list[int]]:
     """The first feature of each image, by split."""
     with featcache.extract(images, backbone="pixels", data_dir=data, **{"image_size": 4} | options) as cache:
         return {split: cache[split].features[:][:, 0].tolist() for split in cache}
 
 
-# --- what unchanged rests on -------------------------------------------------------------------------------
+# --- detecting changes -------------------------------------------------------------------------------------
 
 
 def _all_paths(folder: Path) -> list[dict[str, Any]]:
@@ -71,21 +71,21 @@ def test_files_that_parquet_rows_name_are_read_again_when_they_change(
         write_old(folder / f"{number}.bmp", gray(number))
     pq.write_table(pa.table({"image": cells(folder), "label": ["a", "b", "a"]}), folder / "t.parquet")
     os.utime(folder / "t.parquet", ns=(LONG_AGO_NS, LONG_AGO_NS))
-    assert extracted(folder / "t.parquet", tmp_path / "data") == {"train": [0, 1, 2]}
+    assert extract_features(folder / "t.parquet", tmp_path / "data") == {"train": [0, 1, 2]}
     write_old(folder / "1.bmp", gray(200))
-    assert extracted(folder / "t.parquet", tmp_path / "data") == {"train": [0, 200, 2]}
+    assert extract_features(folder / "t.parquet", tmp_path / "data") == {"train": [0, 200, 2]}
 
 
-def test_a_file_behind_an_exchanged_link_is_read(tmp_path: Path) -> None:
+def test_a_file_behind_a_changed_link_is_read(tmp_path: Path) -> None:
     write_old(tmp_path / "one.bmp", gray(1))
     write_old(tmp_path / "two.bmp", gray(2))
     (tmp_path / "link.bmp").symlink_to(tmp_path / "one.bmp")
     pq.write_table(pa.table({"image": [{"bytes": None, "path": "link.bmp"}]}), tmp_path / "t.parquet")
     os.utime(tmp_path / "t.parquet", ns=(LONG_AGO_NS, LONG_AGO_NS))
-    assert extracted(tmp_path / "t.parquet", tmp_path / "data") == {"train": [1]}
+    assert extract_features(tmp_path / "t.parquet", tmp_path / "data") == {"train": [1]}
     (tmp_path / "link.bmp").unlink()
     (tmp_path / "link.bmp").symlink_to(tmp_path / "two.bmp")
-    assert extracted(tmp_path / "t.parquet", tmp_path / "data") == {"train": [2]}
+    assert extract_features(tmp_path / "t.parquet", tmp_path / "data") == {"train": [2]}
 
 
 def _pipe(folder: Path) -> str:
@@ -147,8 +147,8 @@ def _entry(index: int) -> int:
     return index
 
 
-def twins(kind: str) -> tuple[bytes, bytes]:
-    """Two pictures of one length and CRC-32; decoders pass over what stands behind a picture's end."""
+def equal_crc_pictures(kind: str) -> tuple[bytes, bytes]:
+    """Two pictures with the same length and CRC-32; decoders ignore the bytes after the end of a picture."""
     one, other = gray(10, kind), gray(200, kind)
     length = max(len(one), len(other))
     first = one.ljust(length + 4, b"\0")
@@ -159,15 +159,15 @@ def twins(kind: str) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP"])
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_member_exchanged_for_one_of_equal_size_and_checksum_is_read(
+def test_a_member_replaced_by_one_of_equal_size_and_checksum_is_read(
     tmp_path: Path, kind: str, compression: int
 ) -> None:
-    first, second = twins(kind)
+    first, second = equal_crc_pictures(kind)
     path = tmp_path / "set.zip"
     write_old(path, write_zip(tmp_path / "one.zip", {"a/1.img.jpg": first}, compression).read_bytes())
-    old = extracted(path, tmp_path / "data")["train"][0]
+    old = extract_features(path, tmp_path / "data")["train"][0]
     write_old(path, write_zip(tmp_path / "two.zip", {"a/1.img.jpg": second}, compression).read_bytes())
-    new = extracted(path, tmp_path / "data")["train"][0]
+    new = extract_features(path, tmp_path / "data")["train"][0]
     assert (round(old, -1), round(new, -1)) == (10, 200)
 
 
@@ -206,7 +206,7 @@ def _as_list(path: Path, value: int) -> list[Path]:
 
 
 def _as_array(path: Path, value: int) -> Any:
-    # Between the rows of which the digest is part of the name.
+    # In a row that is not one of those whose digest is part of the name.
     images = np.zeros((200, 5, 5), np.uint8)
     images[101] = value
     return images
@@ -222,16 +222,16 @@ def _as_dataset(path: Path, value: int) -> ImageFolder:
 def test_an_image_edited_in_place_with_its_old_time_is_read_again(
     tmp_path: Path, make: Callable[[Path, int], Any]
 ) -> None:
-    assert max(extracted(make(tmp_path / "set", 1), tmp_path / "data")["train"]) == 1
-    assert max(extracted(make(tmp_path / "set", 1), tmp_path / "data")["train"]) == 1
-    assert max(extracted(make(tmp_path / "set", 250), tmp_path / "data")["train"]) == 250
+    assert max(extract_features(make(tmp_path / "set", 1), tmp_path / "data")["train"]) == 1
+    assert max(extract_features(make(tmp_path / "set", 1), tmp_path / "data")["train"]) == 1
+    assert max(extract_features(make(tmp_path / "set", 250), tmp_path / "data")["train"]) == 250
 
 
 # --- origins -----------------------------------------------------------------------------------------------
 
 
 def _places(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
-    """What a user says in the folder `root`, and how it is opened."""
+    """Texts that a user may give in the folder `root`, and the options to open them."""
     write_folder(root / "photos", images_at("cat/1.png", "dog/2.png"))
     write_folder(root / "two words", images_at("cat/1.png", "dog/2.png"))
     write_folder(root / "why?", images_at("cat/1.png"))
@@ -243,11 +243,11 @@ def _places(root: Path) -> dict[str, tuple[str, dict[str, Any]]]:
     write_zip(root / "set.zip", images_at("x/1.png", "y/1.png"))
     write_tar(root / "set?.tar", images_at("x/1.png", "y/1.png"))
     (root / "t a.csv").write_text("path,kind of,other\nphotos/cat/1.png,x,\nphotos/dog/2.png,y,z\n")
-    pq.write_table(pa.table({"a b": [encoded(1)], "other": [encoded(2)], "label": ["x"]}), root / "two.parquet")
+    pq.write_table(pa.table({"a b": [encode(1)], "other": [encode(2)], "label": ["x"]}), root / "two.parquet")
     (root / "hub?x=y").mkdir()
-    pq.write_table(pa.table({"image": [encoded(1)], "l/1": ["x"]}), root / "hub?x=y" / "test-0.parquet")
+    pq.write_table(pa.table({"image": [encode(1)], "l/1": ["x"]}), root / "hub?x=y" / "test-0.parquet")
     for number in range(3):
-        samples = {"k.png": encoded(number), "k.seg.png": encoded(9), "k.cls": b"0"}
+        samples = {"k.png": encode(number), "k.seg.png": encode(9), "k.cls": b"0"}
         (root / "tars").mkdir(exist_ok=True)
         write_tar(root / "tars" / f"train-{number}.tar", samples)
     return {
@@ -291,7 +291,7 @@ PLACES = [
 
 
 def content_of(source: ImageSource) -> list[tuple[str, str, int, bytes]]:
-    """All that a source says and holds."""
+    """All samples of a source, with their digests."""
     with source:
         return [(one.id, one.split, one.label, digest(source.read(one))) for one in all_samples(source)]
 
@@ -329,20 +329,20 @@ def test_an_origin_opens_the_same_images_from_anywhere(
         ("torchvision:CIFAR10", "cifar10"),
     ],
 )
-def test_a_name_is_the_same_wherever_it_is_said(text: str, origin: str) -> None:
+def test_a_name_has_the_same_origin_in_every_spelling(text: str, origin: str) -> None:
     location = locate(text)
     assert location.origin == origin
     assert locate(location.origin) == location
 
 
-def test_one_folder_is_one_set_however_its_path_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_folder_has_one_origin_however_its_path_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "photos", images_at("cat/1.png", "dog/2.png"))
     (tmp_path / "other").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "photos")
     monkeypatch.setenv("HOME", str(tmp_path))
-    said: Mapping[str, str] = {"photos": ".", "../photos": "other", "~/photos": "other", "../link/": "other"}
+    spellings: Mapping[str, str] = {"photos": ".", "../photos": "other", "~/photos": "other", "../link/": "other"}
     found = set()
-    for text, current in said.items():
+    for text, current in spellings.items():
         monkeypatch.chdir(tmp_path / current)
         with featcache.extract(text, backbone="pixels", image_size=4, data_dir=tmp_path / "data") as cache:
             found.add((cache.path, cache["train"].features[:].tobytes()))
@@ -350,7 +350,7 @@ def test_one_folder_is_one_set_however_its_path_is_said(tmp_path: Path, monkeypa
     assert len(found) == 1
 
 
-# --- objects, and who closes them --------------------------------------------------------------------------
+# --- objects, and closing them -----------------------------------------------------------------------------
 
 
 def _folder(root: Path) -> Path:
@@ -379,15 +379,15 @@ def test_extract_takes_objects_and_finds_them_again(tmp_path: Path, make: Callab
     assert len(paths) == 1
 
 
-def test_images_that_were_handed_over_cannot_be_had_by_their_name(tmp_path: Path) -> None:
+def test_images_from_python_cannot_be_opened_by_their_origin_in_extract(tmp_path: Path) -> None:
     origins = [locate(np.zeros((2, 5, 5), np.uint8)).origin, locate(ImageFolder(_folder(tmp_path))).origin]
     origins += [locate([tmp_path / "a" / "1.png"]).origin, locate({"val": np.ones((2, 5, 5), np.uint8)}).origin]
     for origin in origins:
-        with pytest.raises(SourceError, match="not kept"):
+        with pytest.raises(SourceError, match="not stored"):
             locate(origin)
 
 
-def _damaged(root: Path) -> Path:
+def _write_damaged(root: Path) -> Path:
     return write_zip(root, images_at("a/1.png", "a/2.png") | {"a/3.png": b"\x89PNG\r\n\x1a\nnone"})
 
 
@@ -397,19 +397,19 @@ def _damaged(root: Path) -> Path:
 def test_a_callers_source_stays_open_where_extract_raises(
     tmp_path: Path, options: dict[str, Any], error: type[FeatcacheError]
 ) -> None:
-    with open_images(_damaged(tmp_path / "set.zip")) as source:
+    with open_images(_write_damaged(tmp_path / "set.zip")) as source:
         for images in (source, {"test": source}, locate(source)):
             with pytest.raises(error):
-                extracted(images, tmp_path / "data", **options)
+                extract_features(images, tmp_path / "data", **options)
             assert source.read(source.samples("train")[0])
 
 
-def test_a_callers_source_stays_open_behind_extract(tmp_path: Path) -> None:
+def test_a_callers_source_stays_open_after_extract(tmp_path: Path) -> None:
     with open_images(write_zip(tmp_path / "set.zip", images_at("a/1.png", "a/2.png"))) as source:
         for images in (source, source, {"test": source}, locate(source)):
-            assert list(extracted(images, tmp_path / "data"))
+            assert list(extract_features(images, tmp_path / "data"))
             assert source.read(source.samples("train")[0])
-        with locate(source).opened(datasets_dir=tmp_path) as same:
+        with locate(source).open_and_close(datasets_dir=tmp_path) as same:
             assert same is source
         assert source.read(source.samples("train")[0])
     with pytest.raises(ImageError):

@@ -1,4 +1,4 @@
-"""How paths become splits, classes and ids."""
+"""Splits, classes and ids from paths."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def rows(layout: Layout) -> Rows:
             "cifar10/",
             ("cat",),
             [("train", "train/cat/1.jpg", 0), ("test", "test/cat/1.jpg", 0)],
-            id="one wrapping folder is looked through",
+            id="one wrapper folder is skipped",
         ),
         pytest.param(
             ["pets/cat/1.jpg", "pets/dog/1.jpg"],
@@ -119,15 +119,15 @@ def test_layout(paths: list[str], prefix: str, classes: tuple[str, ...], expecte
     ("paths", "complaint"),
     [
         ([], "no images found"),
-        (["train/a/1.jpg", "extra/a/1.jpg", "test/a/1.jpg"], r"the folder extra is no split, but stands beside test"),
+        (["train/a/1.jpg", "extra/a/1.jpg", "test/a/1.jpg"], r"the folder extra is no split, but is next to test"),
         (["s/train/a/1.jpg", "s/extra/a/1.jpg"], r"the folder s/extra is no split"),
-        (["a/1.jpg", "2.jpg"], r"the image 2.jpg lies beside the folders a"),
-        (["s/train/a/1.jpg", "s/train/2.jpg"], r"the image s/train/2.jpg lies beside the folders a"),
+        (["a/1.jpg", "2.jpg"], r"the image 2.jpg is next to the folders a"),
+        (["s/train/a/1.jpg", "s/train/2.jpg"], r"the image s/train/2.jpg is next to the folders a"),
         (["val/a/1.jpg", "valid/a/2.jpg"], r"both val and valid would be the split val"),
         (["cat/train/1.jpg", "dog/2.jpg"], r"the split folder cat/train lies inside a folder that is no split"),
-        (["a/b/train/c/1.jpg"], "two folders, a/b, lie around everything"),
-        (["a/b/cat/1.jpg", "a/b/dog/1.jpg"], r"two folders, a/b, lie around everything"),
-        (["pets/1.jpg", "pets/cat/2.jpg"], r"'pets' holds an image of its own \(1.jpg\) beside folders"),
+        (["a/b/train/c/1.jpg"], "two nested folders, a/b, hold everything"),
+        (["a/b/cat/1.jpg", "a/b/dog/1.jpg"], r"two nested folders, a/b, hold everything"),
+        (["pets/1.jpg", "pets/cat/2.jpg"], r"'pets' contains an image \(1.jpg\) next to folders"),
     ],
 )
 def test_what_can_be_read_in_two_ways_is_an_error(paths: list[str], complaint: str) -> None:
@@ -136,7 +136,7 @@ def test_what_can_be_read_in_two_ways_is_an_error(paths: list[str], complaint: s
     assert caught.value.message.startswith("set: ")
 
 
-def test_an_empty_set_says_what_is_expected() -> None:
+def test_the_error_for_an_empty_set_names_the_expected_layouts() -> None:
     with pytest.raises(SourceError) as caught:
         arrange([], "set")
     assert "split/class/image" in (caught.value.hint or "")

@@ -1,4 +1,4 @@
-"""Which paths name images, and why others do not."""
+"""Which paths are images, and the reason for the others."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_path_is_an_image_or_there_is_a_reason(path: str, reason: str | None) 
 
 @settings(deadline=None)
 @given(st.text(st.sampled_from("a._/@$J"), max_size=6), st.sampled_from([".jpg", "", ".txt", "/x.png", "/Thumbs.db"]))
-def test_the_reason_and_the_answer_agree(path: str, end: str) -> None:
+def test_reason_left_out_agrees_with_is_image(path: str, end: str) -> None:
     assert is_image(path + end) is (reason_left_out(path + end) is None)
 
 

@@ -1,4 +1,4 @@
-"""`--limit` takes a balanced part of a split, always the same, contained in every larger one."""
+"""`--limit` selects a balanced part of a split: deterministic, and contained in every larger one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ samples_of_a_split = st.lists(
 
 @settings(deadline=None)
 @given(samples_of_a_split, st.integers(1, 45), st.integers(0, 3))
-def test_it_has_the_asked_size_and_keeps_the_order(samples: list[Sample], limit: int, seed: int) -> None:
+def test_it_has_the_requested_size_and_keeps_the_order(samples: list[Sample], limit: int, seed: int) -> None:
     chosen = select(samples, limit, seed)
     assert len(chosen) == min(limit, len(samples))
     assert chosen == [sample for sample in samples if sample in chosen]
@@ -50,19 +50,19 @@ def test_the_order_of_the_samples_does_not_matter(samples: list[Sample], limit: 
     assert set(select(shuffled, limit)) == set(select(samples, limit))
 
 
-def test_another_seed_takes_others() -> None:
+def test_another_seed_selects_others() -> None:
     samples = [Sample(id=f"train/{n:05d}", split="train", label=n % 2) for n in range(100)]
     assert select(samples, 20, 0) == select(samples, 20, 0)
     assert select(samples, 20, 0) != select(samples, 20, 1)
 
 
 def test_the_choice_is_pinned() -> None:
-    """Caches name their selection: the same options must mean the same images for ever."""
+    """Caches record the options of their selection: the same options must always select the same images."""
     samples = [Sample(id=f"train/{n:05d}", split="train", label=n % 3) for n in range(30)]
     assert [sample.id[-2:] for sample in select(samples, 7, 0)] == ["09", "10", "11", "13", "15", "17", "18"]
 
 
-def test_without_a_limit_all_are_taken() -> None:
+def test_without_a_limit_all_are_selected() -> None:
     samples = [Sample(id=str(n), split="train", label=0) for n in range(3)]
     assert select(samples, None) == samples
     assert select([], 5) == []

@@ -1,4 +1,4 @@
-"""Every kind of source keeps the contract; a folder and archives of it are the same set."""
+"""Every kind of source fulfils the contract; a folder and archives of it are the same set."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import SPLIT_SET, SPLIT_SET_IDS, encoded, pixels, wrapped, write_folder, write_tar, write_zip
+from image_files import SPLIT_SET, SPLIT_SET_IDS, encode, pixels, wrap, write_folder, write_tar, write_zip
 from image_source_contract import ImageSourceContract, Open, all_samples, digests
 from PIL import Image
 from torchvision_layouts import LAYOUTS
@@ -20,7 +20,7 @@ def make_folder(root: Path) -> Path:
 
 
 def make_wrapped_folder(root: Path) -> Path:
-    return write_folder(root / "wrapped folder", wrapped(SPLIT_SET))
+    return write_folder(root / "wrapped folder", wrap(SPLIT_SET))
 
 
 def make_zip(root: Path) -> Path:
@@ -28,11 +28,11 @@ def make_zip(root: Path) -> Path:
 
 
 def make_wrapped_zip(root: Path) -> Path:
-    return write_zip(root / "wrapped.zip", wrapped(SPLIT_SET))
+    return write_zip(root / "wrapped.zip", wrap(SPLIT_SET))
 
 
 def make_tar(root: Path) -> Path:
-    return write_tar(root / "set.tar", wrapped(SPLIT_SET))
+    return write_tar(root / "set.tar", wrap(SPLIT_SET))
 
 
 def make_tar_of_dots(root: Path) -> Path:
@@ -56,7 +56,7 @@ class TestPaths(ImageSourceContract):
         path = make(tmp_path)
         return lambda: open_images(path, datasets_dir=tmp_path)
 
-    def test_it_is_the_same_set_in_every_wrapping(self, source: ImageSource, tmp_path: Path) -> None:
+    def test_it_is_the_same_set_in_every_container(self, source: ImageSource, tmp_path: Path) -> None:
         folder = open_images(write_folder(tmp_path / "reference", SPLIT_SET), datasets_dir=tmp_path)
         assert {split: [s.id for s in source.samples(split)] for split in source.splits()} == SPLIT_SET_IDS
         assert source.classes == ("cat", "dog")
@@ -118,5 +118,5 @@ class TestNamedSets(ImageSourceContract):
 class TestFlatFolder(ImageSourceContract):
     @pytest.fixture
     def open_it(self, tmp_path: Path) -> Open:
-        path = write_folder(tmp_path / "flat", {f"{n}.jpg": encoded(n, "JPEG") for n in range(4)})
+        path = write_folder(tmp_path / "flat", {f"{n}.jpg": encode(n, "JPEG") for n in range(4)})
         return lambda: open_images(path, datasets_dir=tmp_path)

@@ -1,4 +1,4 @@
-"""Sets as they come when they are large: WebDataset tars, tables of paths and URLs."""
+"""The formats of large sets: WebDataset tars, tables of paths and URLs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from image_files import encoded, images_at, write_folder, write_tar
+from image_files import encode, images_at, write_folder, write_tar
 from image_source_contract import ImageSourceContract, Open, all_samples
 
 from featcache.errors import ImageError, SourceError
@@ -28,7 +28,7 @@ def samples_of(*keys: str, classes: Sequence[str], kind: str = "cls") -> dict[st
     """The members of a WebDataset tar: for every key an image and its class."""
     files: dict[str, bytes] = {}
     for number, (key, name) in enumerate(zip(keys, classes, strict=True)):
-        files[f"{key}.png"] = encoded(number + len(key))
+        files[f"{key}.png"] = encode(number + len(key))
         files[f"{key}.{kind}"] = json.dumps({"label": name}).encode() if kind == "json" else name.encode()
         files[f"{key}.txt"] = b"a caption"
     return files
@@ -58,7 +58,7 @@ def write_table(path: Path, rows: Sequence[dict[str, object]]) -> Path:
     return path
 
 
-def listed(root: Path, name: str = "list.csv") -> Path:
+def write_list(root: Path, name: str = "list.csv") -> Path:
     write_folder(root, FILES)
     rows = [{"path": place, "label": "cat" if n % 2 else "dog"} for n, place in enumerate(sorted(FILES, reverse=True))]
     return write_table(root / name, [{**row, "split": "validation" if n == 3 else ""} for n, row in enumerate(rows)])
@@ -75,10 +75,10 @@ class TestWebDataset(ImageSourceContract):
 class TestTable(ImageSourceContract):
     @pytest.fixture
     def open_it(self, name: str, tmp_path: Path) -> Open:
-        path = listed(tmp_path / "a set", name)
+        path = write_list(tmp_path / "a set", name)
         return lambda: open_images(path, datasets_dir=tmp_path)
 
-    def test_it_lists_what_the_table_says(self, source: ImageSource) -> None:
+    def test_it_lists_the_rows_of_the_table(self, source: ImageSource) -> None:
         assert source.classes == ("cat", "dog")
         assert [one.id for one in source.samples("train")] == ["photos/a.png", "photos/b.png", "photos/ü.png"]
         assert [source.classes[one.label] for one in source.samples("train")] == ["dog", "cat", "dog"]
@@ -89,7 +89,7 @@ class TestTable(ImageSourceContract):
 # --- WebDataset --------------------------------------------------------------------------------------------
 
 
-def test_classes_that_are_numbers_stand_in_their_order(tmp_path: Path) -> None:
+def test_classes_that_are_numbers_are_in_their_order(tmp_path: Path) -> None:
     source = open_images(write_tars(tmp_path / "tars"), datasets_dir=tmp_path)
     assert source.classes == ("2", "10")
     assert [one.id for one in source.samples("train")] == [
@@ -129,33 +129,33 @@ def test_a_tar_of_samples_is_not_taken_for_a_flat_folder(tmp_path: Path) -> None
     tar = write_tars(tmp_path / "tars") / "train-000.tar"
     with pytest.raises(SourceError, match="WebDataset") as raised:
         open_images(tar, datasets_dir=tmp_path)
-    assert str(raised.value.hint) == f"say wds:{tar}"
+    assert str(raised.value.hint) == f"use wds:{tar}"
     assert len(all_samples(open_images(f"wds:{tar}", datasets_dir=tmp_path))) == 2
 
 
-def test_a_stray_tar_in_a_folder_of_images_changes_nothing(tmp_path: Path) -> None:
+def test_a_tar_in_a_folder_of_images_is_ignored(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "set", images_at("cat/1.png", "dog/1.png"))
     write_tar(folder / "backup.tar", samples_of("1", classes=["x"]))
     assert open_images(folder, datasets_dir=tmp_path).classes == ("cat", "dog")
 
 
 @pytest.mark.parametrize(
-    ("files", "name", "says"),
+    ("files", "name", "match"),
     [
-        ({"1.png": encoded(1), "1.jpg": encoded(2)}, "train-0.tar", "second image of the sample"),
+        ({"1.png": encode(1), "1.jpg": encode(2)}, "train-0.tar", "second image of the sample"),
         ({"1.cls": b"3"}, "train-0.tar", "no images found"),
-        ({"1.png": encoded(1), "1.json": b"{"}, "train-0.tar", "cannot be read"),
-        ({"1.png": encoded(1), "1.cls": b"\xff"}, "train-0.tar", "cannot be read"),
-        ({"1.png": encoded(1)}, "train-val-0.tar", "speaks of train and val"),
-        ({"1.png": encoded(1)}, "train-0.tar.gz", "no such tar"),
+        ({"1.png": encode(1), "1.json": b"{"}, "train-0.tar", "cannot be read"),
+        ({"1.png": encode(1), "1.cls": b"\xff"}, "train-0.tar", "cannot be read"),
+        ({"1.png": encode(1)}, "train-val-0.tar", "its name has train and val"),
+        ({"1.png": encode(1)}, "train-0.tar.gz", "no such tar"),
     ],
 )
 def test_tars_that_cannot_be_understood_are_refused(
-    files: dict[str, bytes], name: str, says: str, tmp_path: Path
+    files: dict[str, bytes], name: str, match: str, tmp_path: Path
 ) -> None:
     (tmp_path / "set").mkdir()
     write_tar(tmp_path / "set" / name, files)
-    with pytest.raises(SourceError, match=says):
+    with pytest.raises(SourceError, match=match):
         open_webdataset(tmp_path / "set" / "*.tar")
 
 
@@ -175,7 +175,7 @@ def test_a_tar_that_changed_since_it_was_listed_is_an_image_error(tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("rows", "says"),
+    ("rows", "match"),
     [
         ([{"picture": "a.png"}], "no column names or holds images; it has picture"),
         ([{"path": "a.png", "split": "extra"}], "row 2: expected the split train, val or test, got 'extra'"),
@@ -185,12 +185,12 @@ def test_a_tar_that_changed_since_it_was_listed_is_an_image_error(tmp_path: Path
         ([{"url": "s3://bucket/a.png"}], "expected http or https, got s3"),
     ],
 )
-def test_a_table_that_cannot_be_used_is_refused(rows: list[dict[str, object]], says: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=says):
+def test_a_table_that_cannot_be_used_is_refused(rows: list[dict[str, object]], match: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=match):
         open_images(write_table(tmp_path / "list.csv", rows), datasets_dir=tmp_path)
 
 
-def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_table_is_refused(tmp_path: Path) -> None:
     for name, content in (("a.csv", b"\xff\xfe\x00"), ("b.parquet", b"PAR1"), ("c.csv", b"")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=name):
@@ -199,8 +199,8 @@ def test_a_table_that_is_none_is_refused(tmp_path: Path) -> None:
 
 def test_bytes_that_lack_the_digest_in_the_table_are_an_image_error(tmp_path: Path) -> None:
     write_folder(tmp_path, FILES)
-    said = hashlib.sha256(FILES["photos/a.png"]).hexdigest()
-    table = write_table(tmp_path / "list.csv", [{"path": place, "sha256": said} for place in FILES])
+    sha256 = hashlib.sha256(FILES["photos/a.png"]).hexdigest()
+    table = write_table(tmp_path / "list.csv", [{"path": place, "sha256": sha256} for place in FILES])
     source = open_images(table, datasets_dir=tmp_path)
     right, wrong = source.samples("train")[1], source.samples("train")[2]
     assert source.read(right) == FILES[right.id]
@@ -208,8 +208,8 @@ def test_bytes_that_lack_the_digest_in_the_table_are_an_image_error(tmp_path: Pa
         source.read(wrong)
 
 
-class _Answers(BaseHTTPRequestHandler):
-    """Serves `FILES`; "/flaky/" fails with 503 twice before it does."""
+class _Handler(BaseHTTPRequestHandler):
+    """Serves `FILES`; a path below "/flaky/" fails with 503 twice before."""
 
     failures: dict[str, int]
 
@@ -231,7 +231,7 @@ class _Answers(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    handler = type("Answers", (_Answers,), {"failures": {}})
+    handler = type("Answers", (_Handler,), {"failures": {}})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
         thread = threading.Thread(target=partial(running.serve_forever, poll_interval=0.01))
         thread.start()
@@ -240,14 +240,14 @@ def server() -> Iterator[str]:
         thread.join()
 
 
-def test_urls_are_read_and_tried_again_where_the_server_is_ill(
+def test_urls_are_read_and_tried_again_if_the_server_fails(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[float] = []
-    said = hashlib.sha256(FILES["photos/b.png"]).hexdigest()
+    sha256 = hashlib.sha256(FILES["photos/b.png"]).hexdigest()
     rows: list[dict[str, object]] = [
         {"url": f"{server}/photos/a.png", "label": "cat", "sha256": ""},
-        {"url": f"{server}/flaky/photos/b.png", "label": "dog", "sha256": said},
+        {"url": f"{server}/flaky/photos/b.png", "label": "dog", "sha256": sha256},
         {"url": f"{server}/nowhere.png", "label": "dog", "sha256": ""},
     ]
     monkeypatch.setattr("featcache.images.web.fetch", partial(fetch, wait=waited.append))
@@ -256,6 +256,6 @@ def test_urls_are_read_and_tried_again_where_the_server_is_ill(
     assert source.read(by_end["a.png"]) == FILES["photos/a.png"] and not waited
     assert source.read(by_end["b.png"]) == FILES["photos/b.png"] and waited == [2.0, 4.0]
     assert source.stamp(by_end["a.png"]) is None
-    assert source.stamp(by_end["b.png"]) == ("sha256", said)
+    assert source.stamp(by_end["b.png"]) == ("sha256", sha256)
     with pytest.raises(ImageError, match="the server answers 404"):
         source.read(by_end["nowhere.png"])

@@ -1,4 +1,4 @@
-"""Where images are: text and objects are parsed once, and an origin opens the same images wherever it is used."""
+"""Locations: text and objects are parsed once, and an origin opens the same images from everywhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from image_files import encoded
+from image_files import encode
 
 import featcache
+from featcache.cli.finding import CacheOptions
 from featcache.errors import SourceError, UnknownName
-from featcache.extraction.matching import by_request
-from featcache.extraction.request import Request
 from featcache.images import ArraySource, locate, open_images
 
 
@@ -20,7 +19,7 @@ def photos(tmp_path: Path) -> Path:
     for number, name in enumerate(("cat", "dog", "cat", "dog")):
         path = tmp_path / "photos" / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(number))
+        path.write_bytes(encode(number))
     return tmp_path / "photos"
 
 
@@ -29,23 +28,22 @@ def test_a_home_folder_is_an_absolute_origin(photos: Path, monkeypatch: pytest.M
     assert locate("~/photos").origin == locate(photos).origin == str(photos)
 
 
-def test_a_cache_is_found_though_its_images_are_gone(photos: Path, tmp_path: Path) -> None:
+def test_a_cache_is_found_after_its_images_were_deleted(photos: Path, tmp_path: Path) -> None:
     cache = featcache.extract(photos, "pixels", image_size=8, data_dir=tmp_path / "data")
     photos.rename(tmp_path / "moved")
-    asked = Request(dataset=photos, backbone="pixels", image_size=8, data_dir=tmp_path / "data")
-    assert by_request(asked).path == cache.path
+    assert CacheOptions(dataset=str(photos)).find(tmp_path / "data" / "features", None).path == cache.path
     with pytest.raises(SourceError, match="photos: no such file or folder"):
         open_images(photos, datasets_dir=tmp_path)
 
 
-def test_a_cache_of_named_split_folders_is_found_though_its_images_are_gone(photos: Path, tmp_path: Path) -> None:
-    asked = {"split_by_folder": ("cat=train", "dog=test"), "image_size": 8, "data_dir": tmp_path / "data"}
-    cache = featcache.extract(photos, "pixels", **asked)  # type: ignore[call-overload]
+def test_a_cache_of_named_split_folders_is_found_after_its_images_were_deleted(photos: Path, tmp_path: Path) -> None:
+    arguments = {"split_by_folder": ("cat=train", "dog=test"), "image_size": 8, "data_dir": tmp_path / "data"}
+    cache = featcache.extract(photos, "pixels", **arguments)  # type: ignore[call-overload]
     photos.rename(tmp_path / "moved")
-    assert by_request(Request(dataset=photos, backbone="pixels", **asked)).path == cache.path  # type: ignore[arg-type]
+    assert CacheOptions(dataset=str(photos)).find(tmp_path / "data" / "features", None).path == cache.path
 
 
-def test_a_name_that_there_is_not_offers_the_nearest() -> None:
+def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(UnknownName) as caught:
         locate("cifar11")
     assert "cifar10" in (caught.value.hint or "")
@@ -55,13 +53,13 @@ def test_which_folders_are_splits_is_a_part_of_the_origin(photos: Path, tmp_path
     place = locate(photos, split_by_folder=["cat=train", "dog=test"])
     assert place.origin.startswith(f"{photos}?split-by-folder=")
     for one in (place, locate(place.origin)):
-        with one.opened(datasets_dir=tmp_path) as source:
+        with one.open_and_close(datasets_dir=tmp_path) as source:
             assert source.splits() == ("train", "test")
             assert source.origin == place.origin
 
 
 def test_options_that_a_kind_does_not_have_are_refused(photos: Path) -> None:
-    with pytest.raises(SourceError, match="no option 'label'"):
+    with pytest.raises(SourceError, match="unknown option 'label'"):
         locate(f"{photos}?label=x")
 
 
@@ -72,7 +70,7 @@ def test_different_arrays_have_different_origins_and_the_same_one_keeps_its_own(
 
 def test_images_from_python_cannot_be_opened_by_their_origin() -> None:
     origin = locate(np.zeros((3, 8, 8, 3), np.uint8)).origin
-    with pytest.raises(SourceError, match="handed over from Python") as caught:
+    with pytest.raises(SourceError, match="passed from Python") as caught:
         locate(origin)
     assert "featcache.extract" in (caught.value.hint or "")
 
@@ -110,12 +108,12 @@ def test_a_mapping_takes_splits_as_people_write_them(key: str, photos: Path, tmp
 def test_columns_of_objects_are_chosen_and_unknown_ones_refused(tmp_path: Path) -> None:
     images = np.random.default_rng(0).integers(0, 255, (4, 8, 8, 3), np.uint8)
     labels = {"label": ["a", "b", "a", None], "weight": [1.5, None, 2.0, 3.0], "patient": ["p", "q", "p", "q"]}
-    asked = {"labels": labels, "image_size": 8, "data_dir": tmp_path}
-    cache = featcache.extract(images, "pixels", **asked)  # type: ignore[call-overload]
+    arguments = {"labels": labels, "image_size": 8, "data_dir": tmp_path}
+    cache = featcache.extract(images, "pixels", **arguments)  # type: ignore[call-overload]
     assert {name: column.kind for name, column in cache.targets.items()} == {
         "label": "classes", "weight": "numbers", "patient": "groups",
     }  # fmt: skip
-    assert cache["train"].target("weight").decoded() == [1.5, None, 2.0, 3.0]
+    assert cache["train"].target("weight").decode() == [1.5, None, 2.0, 3.0]
     assert cache["train"].labels.tolist() == [0, 1, 0, -1]
     with pytest.raises(UnknownName, match="wieght"):
-        featcache.extract(images, "pixels", columns=["wieght"], **asked)  # type: ignore[call-overload]
+        featcache.extract(images, "pixels", columns=["wieght"], **arguments)  # type: ignore[call-overload]

@@ -1,4 +1,4 @@
-"""A sample of what `benchmarks/mutations.py` does: damaged files of every kind end well or with a typed error."""
+"""A sample of `benchmarks/mutations.py`: damaged files of every kind are read, or raise a typed error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_damaged_files_end_well_or_with_a_typed_error(kinds: list[str], tmp_path
         assert found["fine"] + found["typed"] == 150 and found["typed"] > 0, kind
 
 
-def test_all_sound_files_are_read(tmp_path: Path) -> None:
+def test_all_undamaged_files_are_read(tmp_path: Path) -> None:
     result = mutations.run(list(mutations.SOUND), 0, 0, tmp_path)
     assert not result["not_read"]
 
@@ -44,14 +44,14 @@ def test_the_same_number_is_the_same_damage() -> None:
         ("raise ImageError('typed')", mutations.TYPED),
     ],
 )
-def test_what_a_decoder_does_wrong_is_seen(
+def test_errors_of_a_decoder_are_detected(
     harm: str, ended: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
     def decode(*_: object) -> None:
         calls.append(1)
-        # The first of a process is the sound file, of each kind.
+        # The first file of each kind in a process is undamaged.
         if len(calls) > 1:
             exec(harm, {"time": mutations.time, "os": mutations.os, "ImageError": ImageError})
 

@@ -37,9 +37,7 @@ def test_every_named_set_has_a_fabricated_copy() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(LAYOUTS))
-def test_a_set_that_is_there_is_read_without_network(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_on_disk_is_read_without_network(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS[name](tmp_path / name, monkeypatch)
     source = open_images(name, datasets_dir=tmp_path)
     named = describe(name)
@@ -71,7 +69,7 @@ def test_cifar10_gives_its_rows_and_labels(tmp_path: Path, monkeypatch: pytest.M
     assert source.native_size == (32, 32)
 
 
-def test_stl10_pictures_stand_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stl10_pictures_are_upright(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS["stl10"](tmp_path / "stl10", monkeypatch)
     source = open_images("stl10", datasets_dir=tmp_path)
     columns_first = np.frombuffer(np.random.default_rng(0).bytes(3 * 3 * 96 * 96), np.uint8)
@@ -80,7 +78,7 @@ def test_stl10_pictures_stand_upright(tmp_path: Path, monkeypatch: pytest.Monkey
     assert [sample.label for sample in source.samples("train")] == [0, 9, 2]
 
 
-def test_file_sets_hand_out_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_sets_read_the_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS["flowers102"](tmp_path / "flowers102", monkeypatch)
     source = open_images("flowers102", datasets_dir=tmp_path)
     assert [(sample.id, sample.label) for sample in source.samples("test")] == [
@@ -134,7 +132,7 @@ def test_a_missing_class_folder_does_not_shift_labels(tmp_path: Path, monkeypatc
 def test_classes_that_differ_from_split_to_split_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     OTHERS["Country211"](tmp_path / "country211", monkeypatch)
     shutil.rmtree(tmp_path / "country211" / "country211" / "valid" / "class_001")
-    with pytest.raises(SourceError, match="the classes differ from split to split"):
+    with pytest.raises(SourceError, match="the classes differ between splits"):
         open_images("torchvision:Country211", datasets_dir=tmp_path)
 
 
@@ -148,7 +146,7 @@ def test_a_set_of_another_size_than_published_is_reported(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     "name", ["cifar10", "mnist", "food101", "svhn", "torchvision:usps", "torchvision:semeion", "torchvision:country211"]
 )
-def test_no_network_is_a_download_error_with_ways_out(
+def test_no_network_is_a_download_error_with_alternatives(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines: list[str] = []
@@ -166,29 +164,29 @@ def test_no_network_is_a_download_error_with_ways_out(
 
 @pytest.mark.parametrize("name", ["cifar10", "torchvision:Country211"])
 def test_a_set_that_must_not_be_downloaded_is_not(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *words, **_: asked.append(words))
+    requests: list[object] = []
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *words, **_: requests.append(words))
     with pytest.raises(DownloadError, match=f"{name.lower()} is not in"):
         open_images(name, datasets_dir=tmp_path, download=False)
-    assert (asked, list(tmp_path.iterdir())) == ([], [])
+    assert (requests, list(tmp_path.iterdir())) == ([], [])
 
 
 class _Server:
-    """Stands in for torchvision's downloads: hands out prepared archives, or breaks off."""
+    """Replaces torchvision's downloads: returns prepared archives, or fails."""
 
     def __init__(self, archives: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
         self.archives = archives
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         monkeypatch.setattr("torchvision.datasets.utils._get_redirect_url", lambda url, max_hops: url)
         monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", self._retrieve)
 
     def _retrieve(self, url: str, filename: str, chunk_size: int = 0) -> None:
-        self.asked.append(url)
+        self.requests.append(url)
         print("noise of a download")
         Path(filename).write_bytes(self.archives[url.rpartition("/")[2]])
 
 
-def _packed(folder: Path, path: Path) -> bytes:
+def _pack(folder: Path, path: Path) -> bytes:
     with tarfile.open(path, "w:gz") as archive:
         for entry in sorted(folder.iterdir()):
             archive.add(entry, entry.name)
@@ -200,7 +198,7 @@ def cifar_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Server:
     from torchvision.datasets import CIFAR10
 
     LAYOUTS["cifar10"](tmp_path / "made", monkeypatch)
-    archive = _packed(tmp_path / "made", tmp_path / "made.tar.gz")
+    archive = _pack(tmp_path / "made", tmp_path / "made.tar.gz")
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive).hexdigest())
     return _Server({"cifar-10-python.tar.gz": archive}, monkeypatch)
 
@@ -211,7 +209,7 @@ def test_a_download_is_moved_into_place_and_not_repeated(
     for _ in range(2):
         source = open_images("cifar10", datasets_dir=tmp_path / "sets")
         assert len(source.samples("train")) == 6
-    assert len(cifar_server.asked) == 1
+    assert len(cifar_server.requests) == 1
     assert not (tmp_path / "sets" / "cifar10" / ".download").exists()
     assert (tmp_path / "sets" / "cifar10" / "cifar-10-batches-py" / "one").exists()
     assert capsys.readouterr().out == ""
@@ -228,7 +226,7 @@ def test_an_archive_put_in_place_by_hand_needs_no_network(cifar_server: _Server,
     archive = cifar_server.archives.pop("cifar-10-python.tar.gz")
     write_folder(tmp_path / "sets" / "cifar10", {"cifar-10-python.tar.gz": archive})
     assert open_images("cifar10", datasets_dir=tmp_path / "sets").splits() == ("train", "test")
-    assert cifar_server.asked == []
+    assert cifar_server.requests == []
     assert (tmp_path / "sets" / "cifar10" / "cifar-10-python.tar.gz").read_bytes() == archive
 
 
@@ -238,8 +236,8 @@ def test_a_damaged_copy_is_replaced_by_a_download(cifar_server: _Server, tmp_pat
     assert (tmp_path / "sets" / "cifar10" / "cifar-10-batches-py" / "mine.txt").read_bytes() == b"kept"
 
 
-def test_what_an_interrupted_download_left_counts_for_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # EuroSAT is a folder of images that torchvision takes for complete as soon as it is there.
+def test_the_rest_of_an_interrupted_download_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # torchvision takes the folder of EuroSAT for complete as soon as it exists.
     LAYOUTS["eurosat"](tmp_path / "eurosat" / ".download", monkeypatch)
     with pytest.raises(DownloadError):
         open_images("eurosat", datasets_dir=tmp_path)
@@ -247,7 +245,7 @@ def test_what_an_interrupted_download_left_counts_for_nothing(tmp_path: Path, mo
     assert not (tmp_path / "eurosat" / ".download").exists()
 
 
-def test_what_was_put_in_place_after_a_failed_download_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_put_in_place_after_a_failed_download_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DownloadError):
         open_images("flowers102", datasets_dir=tmp_path)
     LAYOUTS["flowers102"](tmp_path / "flowers102", monkeypatch)
@@ -323,15 +321,17 @@ def test_an_archive_on_another_file_system_is_copied(
     assert open_images("cifar10", datasets_dir=tmp_path / "sets").splits() == ("train", "test")
 
 
-def test_a_download_that_leads_to_nothing_is_an_error(
+def test_a_download_without_usable_files_is_an_error(
     cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("featcache.images.acquisition._move_up", lambda staging, root: None)
-    with pytest.raises(DownloadError, match="does not find"):
+    with pytest.raises(DownloadError, match="cannot find"):
         open_images("cifar10", datasets_dir=tmp_path / "sets")
 
 
-def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_archive_with_paths_outside_of_its_folder_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torchvision.datasets import Country211
 
     with tarfile.open(tmp_path / "evil.tar.gz", "w:gz") as archive:
@@ -341,7 +341,7 @@ def test_an_archive_that_climbs_out_of_its_folder_is_refused(tmp_path: Path, mon
     server = _Server({"country211.tgz": evil}, monkeypatch)
     with pytest.raises(DownloadError, match="escaped"):
         open_images("torchvision:Country211", datasets_dir=tmp_path / "a" / "sets")
-    assert server.asked == [Country211._URL]
+    assert server.requests == [Country211._URL]
     assert not list(tmp_path.rglob("escaped"))
     assert tarfile.TarFile.extraction_filter is None
 
@@ -378,7 +378,7 @@ def test_a_class_of_arrays_gives_its_rows_and_labels(tmp_path: Path, monkeypatch
 def test_a_class_of_files_gives_its_encoded_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     OTHERS["Country211"](tmp_path / "country211", monkeypatch)
     source = open_images("torchvision:country211", datasets_dir=tmp_path)
-    # What torchvision calls valid is val here.
+    # The split valid of torchvision is val here.
     assert source.splits() == SPLITS
     assert source.classes == ("class_000", "class_001", "class_002")
     sample = source.samples("val")[2]
@@ -404,7 +404,7 @@ def test_the_case_of_a_class_does_not_matter(tmp_path: Path, monkeypatch: pytest
 def test_a_class_that_has_a_name_is_the_named_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LAYOUTS["food101"](tmp_path / "food101", monkeypatch)
     assert open_images("torchvision:Food101", datasets_dir=tmp_path).origin == "food101"
-    with pytest.raises(SourceError, match="stands for 3 data sets") as caught:
+    with pytest.raises(SourceError, match="is the class of 3 data sets") as caught:
         open_images("torchvision:EMNIST", datasets_dir=tmp_path)
     assert "emnist_letters" in (caught.value.hint or "")
 
@@ -418,7 +418,7 @@ def test_a_class_is_downloaded_into_place_and_not_again(tmp_path: Path, monkeypa
     server = _Server(archives, monkeypatch)
     for _ in range(2):
         assert len(open_images("torchvision:USPS", datasets_dir=tmp_path / "sets").samples("train")) == 3
-    assert server.asked == ["https://here/usps.bz2", "https://here/usps.t.bz2"]
+    assert server.requests == ["https://here/usps.bz2", "https://here/usps.t.bz2"]
     assert {path.name for path in (tmp_path / "sets" / "usps").iterdir()} - {".lock"} == set(archives)
 
 
@@ -439,21 +439,21 @@ def test_qmnists_class_is_the_first_of_its_numbers(tmp_path: Path, monkeypatch: 
         ("VOCDetection", '{"train": torchvision.datasets.VOCDetection("DIR", download=True)}'),
     ],
 )
-def test_a_class_without_public_images_is_refused_with_two_ways_out(name: str, line: str, tmp_path: Path) -> None:
+def test_a_class_without_public_images_is_refused_with_two_alternatives(name: str, line: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=f"torchvision:{name} cannot be opened by its name") as caught:
         open_images(f"torchvision:{name.lower()}", datasets_dir=tmp_path)
     hint = caught.value.hint or ""
     assert "hf:NAME" in hint
     assert f"featcache.extract({line}, ...)".replace("DIR", str(tmp_path)) in hint
-    # Nothing was downloaded, or looked for, to find that out.
+    # Nothing was downloaded or searched for.
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
     "name", ["FakeData", "ImageFolder", "VisionDataset", "CocoDetection", "LSUN", "wrap_dataset_for_transforms_v2"]
 )
-def test_what_torchvision_does_not_download_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="nothing that torchvision downloads") as caught:
+def test_a_class_that_torchvision_does_not_download_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="torchvision does not download it") as caught:
         open_images(f"torchvision:{name}", datasets_dir=tmp_path)
     assert "folder or archive" in (caught.value.hint or "")
 

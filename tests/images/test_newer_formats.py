@@ -1,4 +1,4 @@
-"""AVIF, JPEG 2000 and HEIC: the pixels, the right way up, once, and nothing huge."""
+"""AVIF, JPEG 2000 and HEIC: pixels, orientation, and limits of the size."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_files import encoded, pixels
+from image_files import encode, pixels
 from PIL import Image, ImageOps
 
 from featcache.errors import ImageError, MissingExtra
@@ -30,7 +30,7 @@ XMP = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
 def write(image: Image.Image, kind: str, **options: Any) -> bytes:
     options = {**LOSSLESS[kind], **options}
     if kind != "HEIC":
-        return encoded(image, kind, **options)
+        return encode(image, kind, **options)
     file = io.BytesIO()
     heif.from_pillow(image).save(file, **options)
     return file.getvalue()
@@ -45,7 +45,7 @@ def exif(orientation: int, *, resolution_unit: int = 2) -> bytes:
 
 
 def upright(orientation: int) -> Image.Image:
-    return ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(PICTURE, "PNG", exif=exif(orientation)))))
+    return ImageOps.exif_transpose(Image.open(io.BytesIO(encode(PICTURE, "PNG", exif=exif(orientation)))))
 
 
 def close(found: np.ndarray[Any, Any], expected: Image.Image) -> bool:
@@ -56,13 +56,13 @@ def close(found: np.ndarray[Any, Any], expected: Image.Image) -> bool:
 
 @pytest.mark.parametrize("kind", LOSSLESS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
-def test_pixels_come_back(kind: str, mode: str) -> None:
+def test_pixels_are_decoded(kind: str, mode: str) -> None:
     image = PICTURE.convert(mode)
     assert close(decode(write(image, kind), "x"), image)
 
 
 @pytest.mark.parametrize("kind", ["JPEG2000", "HEIC"])
-def test_what_was_stored_without_loss_is_exact(kind: str) -> None:
+def test_lossless_files_are_exact(kind: str) -> None:
     assert np.array_equal(decode(write(PICTURE, kind), "x"), np.asarray(PICTURE))
 
 
@@ -82,8 +82,8 @@ def test_a_picture_is_turned_upright_once(kind: str, orientation: int) -> None:
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
 @pytest.mark.parametrize(("container", "in_exif"), [(6, 3), (1, 6), (8, 1)])
-def test_the_container_decides_where_exif_says_something_else(kind: str, container: int, in_exif: int) -> None:
-    # The encoders make EXIF agree with the container: another tag of the same form becomes the orientation.
+def test_the_orientation_of_the_container_overrides_exif(kind: str, container: int, in_exif: int) -> None:
+    # The encoders make EXIF agree with the container, so another tag of the same form is changed to the orientation.
     file = write(PICTURE, kind, exif=exif(container, resolution_unit=in_exif))
     disagreeing = struct.pack(">HHIHH", 0x0128, 3, 1, in_exif, 0)
     assert disagreeing in file
@@ -93,7 +93,7 @@ def test_the_container_decides_where_exif_says_something_else(kind: str, contain
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
-def test_an_orientation_in_xmp_has_no_say(kind: str) -> None:
+def test_an_orientation_in_xmp_is_ignored(kind: str) -> None:
     neutral = XMP.replace(b'"6"', b'"1"')
     file = write(PICTURE, kind, xmp=neutral)
     assert neutral in file
@@ -101,17 +101,17 @@ def test_an_orientation_in_xmp_has_no_say(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
-def test_a_container_that_names_itself_first_is_read(kind: str) -> None:
+def test_a_container_with_a_generic_major_brand_is_read(kind: str) -> None:
     file = write(PICTURE, kind)
     assert close(decode(file[:8] + b"mif1" + file[12:], "x"), PICTURE)
 
 
-def test_the_first_picture_of_an_avif_animation_counts() -> None:
+def test_an_avif_animation_gives_its_first_picture() -> None:
     file = write(PICTURE, "AVIF", save_all=True, append_images=[PICTURE.rotate(180)])
     assert close(decode(file, "x"), PICTURE)
 
 
-def test_the_primary_picture_of_a_heic_file_counts() -> None:
+def test_a_heic_file_gives_its_primary_picture() -> None:
     both = heif.from_pillow(PICTURE.rotate(180))
     both.add_from_pillow(PICTURE)
     file = io.BytesIO()
@@ -150,7 +150,7 @@ def test_a_huge_raw_stream_of_jpeg_2000_is_refused() -> None:
         decode(bytes(file), "x")
 
 
-def test_a_small_header_around_a_huge_stream_is_no_way_round_the_limit() -> None:
+def test_a_small_header_around_a_huge_stream_is_refused_too() -> None:
     file = write(PICTURE, "JPEG2000")
     at = file.index(b"\xff\x4f\xff\x51") + 8
     with pytest.raises(ImageError, match=r"^x: "):
@@ -169,7 +169,7 @@ def test_a_file_cut_anywhere_is_an_image_error_or_the_picture(kind: str) -> None
             assert found.shape == (64, 128, 3)
 
 
-def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_for_heic_without_its_extra_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     decoding._reader.cache_clear()
     with pytest.raises(MissingExtra, match="needs the package pillow-heif") as caught:

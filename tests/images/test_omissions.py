@@ -1,4 +1,4 @@
-"""What is left out of a source is counted and put in words."""
+"""Files that are left out of a source are counted, and reported in sentences."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from featcache.images.omissions import BY_SYSTEM, HIDDEN, NO_IMAGE, NO_SPLIT, Omissions, extension_of
 
 
-def left_out(*files: tuple[str, str]) -> Omissions:
+def omit(*files: tuple[str, str]) -> Omissions:
     omissions = Omissions()
     for path, reason in files:
         omissions.add(path, reason)
     return omissions
 
 
-def test_nothing_left_out_says_nothing() -> None:
+def test_without_omissions_there_are_no_sentences() -> None:
     omissions = Omissions()
     assert not omissions
     assert len(omissions) == 0
@@ -27,7 +27,7 @@ def test_nothing_left_out_says_nothing() -> None:
 
 
 def test_files_are_counted_by_reason_and_extension() -> None:
-    omissions = left_out(*((f"cat/{n}.TXT", NO_IMAGE) for n in range(5)), ("b", NO_IMAGE), ("a/c", NO_IMAGE))
+    omissions = omit(*((f"cat/{n}.TXT", NO_IMAGE) for n in range(5)), ("b", NO_IMAGE), ("a/c", NO_IMAGE))
     assert omissions.sentences() == [
         "left out: 7 files that are no images by their extension (5 .txt, 2 without), the first is a/c"
     ]
@@ -35,14 +35,14 @@ def test_files_are_counted_by_reason_and_extension() -> None:
 
 
 def test_one_file_is_named() -> None:
-    assert left_out(("a/.DS_Store", BY_SYSTEM)).sentences() == [
+    assert omit(("a/.DS_Store", BY_SYSTEM)).sentences() == [
         "left out: 1 file that an operating system made: a/.DS_Store"
     ]
 
 
 def test_the_most_frequent_reason_comes_first_and_rare_extensions_are_summed() -> None:
     files = [(f"x.{kind}", NO_IMAGE) for kind in ("aa", "aa", "bb", "bb", "cc", "dd", "ee")]
-    omissions = left_out((".a", HIDDEN), *files, *((f"e/{n}.jpg", NO_SPLIT) for n in range(1000)))
+    omissions = omit((".a", HIDDEN), *files, *((f"e/{n}.jpg", NO_SPLIT) for n in range(1000)))
     assert omissions.sentences() == [
         "left out: 1,000 files in folders that are no split (1,000 .jpg), the first is e/0.jpg",
         "left out: 7 files that are no images by their extension (2 .aa, 2 .bb, 1 .cc, 2 others), the first is x.aa",
@@ -50,23 +50,23 @@ def test_the_most_frequent_reason_comes_first_and_rare_extensions_are_summed() -
     ]
 
 
-def test_a_reason_of_ones_own_stands_behind_the_files() -> None:
-    omissions = left_out(("a.jpg", "with a broken link"), ("b.jpg", "with a broken link"))
+def test_a_reason_in_other_words_follows_the_files() -> None:
+    omissions = omit(("a.jpg", "with a broken link"), ("b.jpg", "with a broken link"))
     assert omissions.sentences() == ["left out: 2 files with a broken link (2 .jpg), the first is a.jpg"]
 
 
 def test_empty_folders_are_named_and_the_rest_counted() -> None:
     omissions = Omissions()
     omissions.add_empty_folder("zebra")
-    assert omissions.sentences() == ["no image lies in 1 class folder: zebra"]
+    assert omissions.sentences() == ["no images in 1 class folder: zebra"]
     for name in ("d", "a", "c", "a", "b"):
         omissions.add_empty_folder(name)
     assert omissions.empty_folders == ["a", "b", "c", "d", "zebra"]
-    assert omissions.sentences() == ["no image lies in 5 class folders: a, b, c and 2 more"]
+    assert omissions.sentences() == ["no images in 5 class folders: a, b, c and 2 more"]
 
 
-def test_notes_stand_last_and_once() -> None:
-    omissions = left_out(("a.txt", NO_IMAGE))
+def test_notes_are_last_and_not_repeated() -> None:
+    omissions = omit(("a.txt", NO_IMAGE))
     for text in ("first", "second", "first"):
         omissions.note(text)
     assert omissions.notes == ("first", "second")
@@ -75,9 +75,9 @@ def test_notes_stand_last_and_once() -> None:
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.text(max_size=5), st.sampled_from([HIDDEN, NO_IMAGE]))), st.integers(0, 10))
-def test_merging_parts_says_what_one_count_says(files: list[tuple[str, str]], cut: int) -> None:
-    whole, part = left_out(*files), left_out(*files[cut:])
-    part.merge(left_out(*files[:cut]))
+def test_merged_parts_equal_one_count(files: list[tuple[str, str]], cut: int) -> None:
+    whole, part = omit(*files), omit(*files[cut:])
+    part.merge(omit(*files[:cut]))
     assert part.to_json() == whole.to_json()
     assert part.sentences() == whole.sentences()
     assert len(part) == len(files)
@@ -92,7 +92,7 @@ def test_merging_takes_notes_and_empty_folders() -> None:
 
 
 def test_json_has_every_count_with_an_example() -> None:
-    found = left_out(("b.txt", NO_IMAGE), ("a.txt", NO_IMAGE)).to_json()
+    found = omit(("b.txt", NO_IMAGE), ("a.txt", NO_IMAGE)).to_json()
     assert json.loads(json.dumps(found))["left_out"] == [
         {"reason": NO_IMAGE, "extension": ".txt", "files": 2, "first": "a.txt"}
     ]

@@ -1,4 +1,4 @@
-"""From what the user says to a source."""
+"""`open_images`: from the images argument to a source."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from featcache.images import open_images
 FILES = images_at("a/1.png", "b/1.png")
 
 
-def test_a_name_goes_before_a_folder_called_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_has_precedence_over_a_folder_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "digits", FILES)
     monkeypatch.chdir(tmp_path)
     assert open_images("digits", datasets_dir=tmp_path).origin == "digits"
@@ -24,7 +24,7 @@ def test_a_name_goes_before_a_folder_called_the_same(tmp_path: Path, monkeypatch
     assert open_images(Path("digits"), datasets_dir=tmp_path).origin == str(tmp_path / "digits")
 
 
-def test_a_folder_in_reach_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_the_current_folder_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "mine", FILES)
     monkeypatch.chdir(tmp_path)
     assert open_images("mine", datasets_dir=tmp_path).name == "mine"
@@ -42,7 +42,7 @@ def test_a_path_that_does_not_exist_is_a_source_error(path: str, tmp_path: Path)
         open_images(path, datasets_dir=tmp_path)
 
 
-def test_no_name_at_all_is_not_the_folder_one_is_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, FILES)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UnknownName):
@@ -82,6 +82,6 @@ def test_opening_paths_and_digits_needs_no_torch(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_importing_the_room_costs_nothing() -> None:
+def test_importing_the_package_imports_nothing_heavy() -> None:
     code = "import sys, featcache.images; assert not {'numpy', 'PIL', 'torch'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -47,7 +47,7 @@ def test_cifar_is_listed_whole_and_in_order(cifar: ImageSource) -> None:
 
 
 def test_all_of_cifar_is_listed_and_read_quickly(cifar_zip: Path) -> None:
-    """Processor time, which other programs do not lengthen: 0.7 s and 0.2 s were measured."""
+    """CPU time, since other programs do not affect it: 0.7 s and 0.2 s were measured."""
     started = time.process_time()
     source = open_images(cifar_zip, datasets_dir=cifar_zip.parent)
     listed = time.process_time()

@@ -1,4 +1,4 @@
-"""Only regular files are opened, and of them no more is read than an image can need."""
+"""Only regular files are opened, and not more is read than an image can need."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from image_files import encoded
+from image_files import encode
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.formats import HEAD_BYTES
@@ -22,7 +22,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="pipes, sockets and device
 
 
 def make_socket(path: Path) -> None:
-    # A socket's path may have some hundred characters at most: bound under a short name, beside where it goes.
+    # The path of a socket has at most about a hundred characters, so it is bound under a short relative name.
     bound = socket.socket(socket.AF_UNIX)
     here = Path.cwd()
     os.chdir(path.parent)
@@ -45,7 +45,7 @@ IRREGULAR: dict[str, tuple[str, Callable[[Path], object]]] = {
 
 @posix
 @pytest.mark.parametrize("what", IRREGULAR)
-def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, what: str) -> None:
+def test_anything_but_a_regular_file_is_refused_at_once(tmp_path: Path, what: str) -> None:
     words, make = IRREGULAR[what]
     path = tmp_path / "x.png"
     make(path)
@@ -58,7 +58,7 @@ def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, what: str) -
 
 @posix
 def test_a_descriptor_is_not_inherited_by_other_programs(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(encoded(1))
+    (tmp_path / "x.png").write_bytes(encode(1))
     descriptor = open_regular(tmp_path / "x.png", "x")
     try:
         assert not os.get_inheritable(descriptor)
@@ -68,7 +68,7 @@ def test_a_descriptor_is_not_inherited_by_other_programs(tmp_path: Path) -> None
 
 
 def next_descriptor() -> int:
-    """The number that the next descriptor gets: every one that stays open moves it."""
+    """The number of the next file descriptor, which grows with every one that stays open."""
     descriptor = os.open(os.devnull, os.O_RDONLY)
     os.close(descriptor)
     return descriptor
@@ -85,28 +85,28 @@ def test_no_descriptor_stays_open_after_a_refusal(tmp_path: Path, what: str) -> 
     assert next_descriptor() == before
 
 
-def test_a_file_comes_whole(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(encoded(1))
-    assert read_regular(tmp_path / "x.png", "x") == encoded(1)
+def test_a_file_is_read_completely(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_bytes(encode(1))
+    assert read_regular(tmp_path / "x.png", "x") == encode(1)
     (tmp_path / "empty.png").write_bytes(b"")
     assert read_regular(tmp_path / "empty.png", "x") == b""
 
 
 def test_a_link_to_a_file_is_that_file(tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_bytes(encoded(1))
+    (tmp_path / "x.png").write_bytes(encode(1))
     (tmp_path / "y.png").symlink_to("x.png")
-    assert read_regular(tmp_path / "y.png", "y") == encoded(1)
+    assert read_regular(tmp_path / "y.png", "y") == encode(1)
 
 
 @pytest.mark.parametrize("path", ["gone.png", "x.png/inside.png", "loop.png"])
-def test_what_cannot_be_opened_says_why(tmp_path: Path, path: str) -> None:
-    (tmp_path / "x.png").write_bytes(encoded(1))
+def test_the_error_for_an_unreadable_file_has_the_reason(tmp_path: Path, path: str) -> None:
+    (tmp_path / "x.png").write_bytes(encode(1))
     (tmp_path / "loop.png").symlink_to("loop.png")
     with pytest.raises(ImageError, match=r"^cat/1: cannot be read: \w+"):
         read_regular(tmp_path / path, "cat/1")
 
 
-def test_the_size_counts_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_is_checked_before_anything_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.png").write_bytes(bytes(101))
     monkeypatch.setattr(os, "read", lambda *_: pytest.fail("it was read"))
     with pytest.raises(ImageError, match=r"^x: 101 bytes, at most 100 are read"):
@@ -145,7 +145,7 @@ def test_a_large_file_that_begins_like_no_image_is_not_read(
     assert sum(sizes) < 1000
 
 
-def test_half_a_gibibyte_of_zeros_costs_nothing(tmp_path: Path) -> None:
+def test_half_a_gibibyte_of_zeros_is_not_read(tmp_path: Path) -> None:
     start = time.monotonic()
     with pytest.raises(ImageError, match="536,870,912 bytes, at most 268,435,456 are read"):
         read_regular(sparse(tmp_path / "x.png", b"", 512 * 2**20), "x")
@@ -153,14 +153,14 @@ def test_half_a_gibibyte_of_zeros_costs_nothing(tmp_path: Path) -> None:
 
 
 def test_a_large_image_is_read_whole(tmp_path: Path) -> None:
-    content = encoded(1, "TIFF") + os.urandom(UNSEEN_BYTES)
+    content = encode(1, "TIFF") + os.urandom(UNSEEN_BYTES)
     (tmp_path / "x.tif").write_bytes(content)
     assert read_regular(tmp_path / "x.tif", "x") == content
 
 
 def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, read = tmp_path / "x.png", os.read
-    path.write_bytes(encoded(1))
+    path.write_bytes(encode(1))
 
     def grow(descriptor: int, size: int) -> bytes:
         with path.open("ab") as file:
@@ -174,7 +174,7 @@ def test_a_file_that_grows_while_it_is_read_is_an_error(tmp_path: Path, monkeypa
 
 def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, read = tmp_path / "x.png", os.read
-    path.write_bytes(encoded(1))
+    path.write_bytes(encode(1))
 
     def shrink(descriptor: int, size: int) -> bytes:
         os.truncate(path, 10)
@@ -186,24 +186,24 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path, monkey
 
 
 def test_a_file_that_comes_in_pieces_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "x.png").write_bytes(encoded(1))
+    (tmp_path / "x.png").write_bytes(encode(1))
     read = os.read
     monkeypatch.setattr(os, "read", lambda descriptor, size: read(descriptor, min(size, 7)))
-    assert read_regular(tmp_path / "x.png", "x") == encoded(1)
+    assert read_regular(tmp_path / "x.png", "x") == encode(1)
 
 
 def test_a_failing_disk_is_an_error_that_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bytes:
         raise OSError(5, "Input/output error")
 
-    (tmp_path / "x.png").write_bytes(encoded(1))
+    (tmp_path / "x.png").write_bytes(encode(1))
     monkeypatch.setattr(os, "read", fail)
     with pytest.raises(ImageError, match=r"^x: cannot be read: Input/output error"):
         read_regular(tmp_path / "x.png", "x")
 
 
 @posix
-def test_a_folder_of_images_refuses_what_only_is_named_like_one(tmp_path: Path) -> None:
+def test_a_folder_of_images_refuses_other_files_with_such_names(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     make_socket(tmp_path / "cat" / "x.png")
     source = FolderSource(tmp_path)
@@ -213,7 +213,7 @@ def test_a_folder_of_images_refuses_what_only_is_named_like_one(tmp_path: Path) 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "AVIF", "JPEG2000"])
 def test_every_format_is_known_by_its_first_bytes(kind: str) -> None:
-    assert looks_like_image(encoded(1, kind)[:HEAD_BYTES])
+    assert looks_like_image(encode(1, kind)[:HEAD_BYTES])
 
 
 @pytest.mark.parametrize("brands", [b"heic", b"heix", b"mif1\0\0\0\0mif1heic", b"mif1\0\0\0\0avif", b"avis", b"msf1"])

@@ -1,4 +1,4 @@
-"""The same images in every form that is read: the same labels by name, the same bytes, the same pixels."""
+"""The same images in every supported form have the same labels by name, the same bytes and the same pixels."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Make = Callable[["Images", Path], Any]
 
 
 class Images:
-    """300 images of CIFAR-10 as (class, name, bytes), and a folder of them."""
+    """300 images of CIFAR-10 as (class, name, bytes), also written to a folder."""
 
     def __init__(self, archive: Path, folder: Path) -> None:
         self.rows: list[tuple[str, str, bytes]] = []
@@ -55,8 +55,8 @@ def images(cifar_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> Images:
     return Images(cifar_zip, tmp_path_factory.mktemp("images") / "set")
 
 
-def known(source: ImageSource) -> list[tuple[str, bytes, bytes]]:
-    """Of each image its class, the digest of its bytes, and that of its pixels; in the order of the pixels' digests."""
+def content_of(source: ImageSource) -> list[tuple[str, bytes, bytes]]:
+    """For each image the class and the digests of its bytes and its pixels, in the order of the latter."""
     found = []
     for sample in source.samples("train"):
         payload = source.read(sample)
@@ -121,7 +121,7 @@ def as_parquet_of_paths(images: Images, folder: Path) -> Path:
 
 
 def as_parquet_of_files(images: Images, folder: Path) -> Path:
-    """Rows that hold no bytes, only the path of their image."""
+    """Rows that contain no bytes, only the paths of their images."""
     import pyarrow as pa
 
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -189,27 +189,27 @@ FILES: list[Make] = [
 PIXELS: list[Make] = [as_torch_dataset, as_array]
 
 
-def opened(made: Any, folder: Path) -> ImageSource:
+def open_made(made: Any, folder: Path) -> ImageSource:
     arguments = made if isinstance(made, dict) else {"images": made}
     return open_images(**arguments, datasets_dir=folder)
 
 
 @pytest.mark.parametrize("make", FILES)
 def test_the_same_files_have_the_same_labels_and_bytes(make: Make, images: Images, tmp_path: Path) -> None:
-    with opened(images.folder, tmp_path) as folder, opened(make(images, tmp_path), tmp_path) as other:
-        assert known(other) == known(folder)
-        assert len(known(folder)) == 300
+    with open_made(images.folder, tmp_path) as folder, open_made(make(images, tmp_path), tmp_path) as other:
+        assert content_of(other) == content_of(folder)
+        assert len(content_of(folder)) == 300
 
 
 @pytest.mark.parametrize("make", PIXELS)
 def test_the_same_pixels_have_the_same_labels(make: Make, images: Images, tmp_path: Path) -> None:
-    with opened(images.folder, tmp_path) as folder, opened(make(images, tmp_path), tmp_path) as other:
-        assert [(name, pixels) for name, _, pixels in known(other)] == [
-            (name, pixels) for name, _, pixels in known(folder)
+    with open_made(images.folder, tmp_path) as folder, open_made(make(images, tmp_path), tmp_path) as other:
+        assert [(name, pixels) for name, _, pixels in content_of(other)] == [
+            (name, pixels) for name, _, pixels in content_of(folder)
         ]
 
 
-def test_features_are_the_same_to_the_bit(images: Images, tmp_path: Path) -> None:
+def test_features_are_identical_in_every_bit(images: Images, tmp_path: Path) -> None:
     import featcache
 
     def rows(made: Any) -> set[tuple[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Samples as columns are what a list of samples is."""
+"""Samples stored as columns behave like a list of samples."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from featcache.cache.tables import encoded_ids
+from featcache.cache.tables import encode_ids
 from featcache.images.samples import Sample, SampleColumns, SampleIds, SampleRows, Samples
 
 ROWS = st.lists(st.tuples(st.text(min_size=1, max_size=12), st.integers(-1, 5)), max_size=40)
@@ -43,7 +43,7 @@ def test_they_behave_like_a_list(rows: list[tuple[str, int]], start: int, stop: 
     start=st.integers(0, 90),
     mask=st.booleans(),
 )
-def test_those_of_several_splits_behave_like_one_list(
+def test_samples_of_several_splits_behave_like_one_list(
     first: list[tuple[str, int]], second: list[tuple[str, int]], rows: list[int], start: int, mask: bool
 ) -> None:
     some, more = columns(first), SampleColumns("test")
@@ -63,10 +63,10 @@ def test_those_of_several_splits_behave_like_one_list(
 
 @given(rows=ROWS)
 def test_sorting_is_by_code_points(rows: list[tuple[str, int]]) -> None:
-    assert [one.id for one in columns(rows).sorted_by_id()] == sorted(sample_id for sample_id, _ in rows)
+    assert [one.id for one in columns(rows).sort_by_id()] == sorted(sample_id for sample_id, _ in rows)
 
 
-def test_a_million_take_what_their_names_take() -> None:
+def test_a_million_samples_need_little_more_than_their_names() -> None:
     kept = SampleColumns("train")
     for row in range(100_000):
         kept.append(f"class/{row:08d}.jpg", row % 10)
@@ -83,7 +83,7 @@ def test_ids_are_encoded_at_once_as_one_by_one(ids: list[str], data: st.DataObje
     samples = Samples.of("train", [Sample(id=one, split="train", label=0) for one in ids])
     rows = data.draw(st.lists(st.integers(0, len(ids) - 1), min_size=1))
     for some, names in ((samples, ids), (samples.take(np.array(rows)), [ids[row] for row in rows])):
-        encoded = some.encoded_ids()
+        encoded = some.to_utf8()
         if encoded is None:
             assert any(b"\xed" in one.encode("utf-8", "surrogatepass") for one in ids)
         else:
@@ -93,5 +93,5 @@ def test_ids_are_encoded_at_once_as_one_by_one(ids: list[str], data: st.DataObje
 
 def test_a_name_that_is_no_utf8_is_not_encoded_at_once() -> None:
     samples = Samples.of("train", [Sample(id="caf\udce9.jpg", split="train", label=0)])
-    assert samples.encoded_ids() is None
-    assert encoded_ids("train", SampleIds(samples)).tolist() == [b"caf\xe9.jpg"]
+    assert samples.to_utf8() is None
+    assert encode_ids("train", SampleIds(samples)).tolist() == [b"caf\xe9.jpg"]

@@ -1,4 +1,4 @@
-"""Which split a word or a name speaks of, and what --split-by-folder takes."""
+"""The split in a word or a name, and the values of --split-by-folder."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_a_name_with_two_splits_is_ambiguous(name: str, splits: tuple[str, ...])
 
 @settings(deadline=None)
 @given(st.text(max_size=12), st.sampled_from(sorted(SPLIT_WORDS)), st.text(max_size=12))
-def test_a_word_between_signs_is_always_seen(before: str, word: str, after: str) -> None:
+def test_a_word_between_signs_is_always_found(before: str, word: str, after: str) -> None:
     assert SPLIT_WORDS[word] in splits_in(f"{before}_{word}-{after}")
     assert set(splits_in(before)) <= set(SPLITS)
 
 
-def test_without_values_the_folders_speak_for_themselves() -> None:
+def test_without_values_the_names_of_folders_decide() -> None:
     assert SplitFolders.parse([]) == SplitFolders()
     assert SplitFolders().automatic
 
@@ -111,7 +111,7 @@ def test_folders_are_given_with_their_splits() -> None:
     assert not folders.automatic
 
 
-def test_none_says_that_no_folder_is_a_split() -> None:
+def test_none_means_that_no_folder_is_a_split() -> None:
     folders = SplitFolders.parse(["none"])
     assert folders.none and not folders.automatic
 
@@ -125,18 +125,18 @@ def test_none_says_that_no_folder_is_a_split() -> None:
         (["a=tran"], "expected a split .*'tran'", "did you mean train?"),
         (["a=other"], "expected a split .*'other'", "train, val, test"),
         (["a="], "expected a split .*''", "train, val, test"),
-        (["a=train", "a=val"], "'a' is given twice", "one split"),
-        (["a=train", "a/=val"], "'a/?' is given twice", "one split"),
-        (["caf\u00e9=train", "cafe\u0301=val"], "given twice", "one split"),
-        (["none", "a=val"], "`none` stands beside others", "alone"),
+        (["a=train", "a=val"], "'a' is given twice", "each folder once"),
+        (["a=train", "a/=val"], "'a/?' is given twice", "each folder once"),
+        (["caf\u00e9=train", "cafe\u0301=val"], "given twice", "each folder once"),
+        (["none", "a=val"], "`none` is given together with others", "alone"),
     ],
 )
-def test_what_is_no_folder_with_a_split_is_refused(values: list[str], message: str, hint: str) -> None:
+def test_invalid_values_are_refused(values: list[str], message: str, hint: str) -> None:
     with pytest.raises(InvalidOption, match=message) as caught:
         SplitFolders.parse(values)
     assert hint in (caught.value.hint or "")
 
 
-def test_the_values_of_a_hint_can_be_given_as_they_stand() -> None:
+def test_the_values_in_a_hint_are_valid_options() -> None:
     text = values_for([("x_train", "train"), ("a b", "test")])
     assert text == '--split-by-folder x_train=train --split-by-folder "a b"=test'

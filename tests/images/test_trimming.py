@@ -1,4 +1,4 @@
-"""Metadata, however large, neither loses the picture nor costs time; what turns it stays."""
+"""Metadata of any size neither breaks decoding nor takes time; the orientation stays."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from image_files import encoded, pixels
+from image_files import encode, pixels
 from PIL import Image, PngImagePlugin
 
 from featcache.errors import ImageError
@@ -30,7 +30,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 def png_with(*chunks: bytes, behind: bool = False) -> bytes:
     """The picture with chunks right after its header, or right before its end."""
-    file = encoded(PICTURE)
+    file = encode(PICTURE)
     at = len(file) - 12 if behind else 33
     return file[:at] + b"".join(chunks) + file[at:]
 
@@ -90,10 +90,10 @@ def with_orientation(kind: str) -> bytes:
 
 @pytest.mark.parametrize("behind", [False, True])
 @pytest.mark.parametrize("kind", ["eXIf", "raw profile", "xmp", "large xmp", "packed xmp"])
-def test_what_turns_a_png_stays_beside_what_is_dropped(kind: str, behind: bool) -> None:
+def test_the_orientation_of_a_png_stays_when_other_metadata_is_dropped(kind: str, behind: bool) -> None:
     file = png_with(profile(2 * MB), with_orientation(kind), chunk(b"tEXt", b"a\0b"), behind=behind)
     if behind and kind != "eXIf":
-        # Pillow looks behind the picture as well, once it is read.
+        # Pillow also reads metadata after the picture, when it loads it.
         assert Image.open(io.BytesIO(png_with(with_orientation(kind), behind=True))).getexif().get(0x0112) == 6
     assert np.array_equal(decode(file, "x"), upright())
 
@@ -101,12 +101,12 @@ def test_what_turns_a_png_stays_beside_what_is_dropped(kind: str, behind: bool) 
 def test_a_png_without_texts_is_not_copied() -> None:
     info = PngImagePlugin.PngInfo()
     info.add_itxt("XML:com.adobe.xmp", XMP)
-    for file in (encoded(PICTURE), encoded(PICTURE, dpi=(72, 72)), encoded(PICTURE, pnginfo=info)):
+    for file in (encode(PICTURE), encode(PICTURE, dpi=(72, 72)), encode(PICTURE, pnginfo=info)):
         assert trim("PNG", file) is file
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF"])
-def test_a_damaged_file_with_metadata_is_cut_nowhere_it_makes_sense(kind: str) -> None:
+def test_trimming_a_truncated_file_is_still_an_error(kind: str) -> None:
     file = bytearray(FILES[f"{kind} with a comment of 1 MB"]())
     rng = np.random.default_rng(0)
     for _ in range(60):
@@ -120,7 +120,7 @@ def test_a_damaged_file_with_metadata_is_cut_nowhere_it_makes_sense(kind: str) -
 
 
 def jpeg_with(*segments: bytes) -> bytes:
-    file = encoded(PICTURE, "JPEG")
+    file = encode(PICTURE, "JPEG")
     return file[:2] + b"".join(segments) + file[2:]
 
 
@@ -129,7 +129,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def gif_with(*extensions: bytes) -> bytes:
-    file = encoded(PICTURE.convert("P"), "GIF")
+    file = encode(PICTURE.convert("P"), "GIF")
     at = 13 + (3 << (file[10] & 7) + 1)
     return file[:at] + b"".join(extensions) + file[at:]
 
@@ -153,10 +153,10 @@ FILES: dict[str, Callable[[], bytes]] = {
     "JPEG with 60,000 pieces of EXIF": lambda: jpeg_with(segment(0xE1, b"Exif\0\0abcdefghi") * 60_000),
     "JPEG with 20 MB of noughts": lambda: jpeg_with(segment(0xFE, b"c"), bytes(20 * MB)),
     "JPEG with 20 MB of filling": lambda: jpeg_with(b"\xff" * 20 * MB),
-    "TIFF with a profile of 20 MB": lambda: encoded(PICTURE, "TIFF", icc_profile=bytes(20 * MB)),
-    "TIFF with a description of 20 MB": lambda: encoded(PICTURE, "TIFF", description="c" * 20 * MB),
-    "WEBP with XMP of 20 MB": lambda: encoded(PICTURE, "WEBP", lossless=True, xmp=bytes(20 * MB)),
-    "WEBP with a profile of 20 MB": lambda: encoded(PICTURE, "WEBP", lossless=True, icc_profile=bytes(20 * MB)),
+    "TIFF with a profile of 20 MB": lambda: encode(PICTURE, "TIFF", icc_profile=bytes(20 * MB)),
+    "TIFF with a description of 20 MB": lambda: encode(PICTURE, "TIFF", description="c" * 20 * MB),
+    "WEBP with XMP of 20 MB": lambda: encode(PICTURE, "WEBP", lossless=True, xmp=bytes(20 * MB)),
+    "WEBP with a profile of 20 MB": lambda: encode(PICTURE, "WEBP", lossless=True, icc_profile=bytes(20 * MB)),
     "PGM with a million comments": lambda: b"P2 30 20 255\n" + b"#c\n" * MB + b"7 " * 600,
     "PGM with a comment of 20 MB": lambda: b"P2 30 20 255\n#" + b"c" * 20 * MB + b"\n" + b"7 " * 600,
     "PBM with a million comments": lambda: b"P1 30 20\n" + b"#c\r" * MB + b"1 " * 600,
@@ -164,7 +164,7 @@ FILES: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("what", FILES)
-def test_metadata_of_megabytes_costs_no_time(what: str) -> None:
+def test_megabytes_of_metadata_take_no_time(what: str) -> None:
     file = FILES[what]()
     start = time.process_time()
     assert decode(file, "x").shape == (20, 30, 3)
@@ -186,12 +186,12 @@ def test_the_pixels_are_those_of_the_bare_file(what: str) -> None:
     ],
     ids=["JPEG", "GIF", "JPEG, empty"],
 )
-def test_metadata_in_more_pieces_than_any_real_file_has_is_damage(file: bytes) -> None:
+def test_metadata_in_too_many_pieces_is_an_error(file: bytes) -> None:
     with pytest.raises(ImageError, match=r"^x: damaged (JPEG|GIF) of .*more than 65,536 pieces of metadata"):
         decode(file, "x")
 
 
-def test_what_turns_a_jpeg_stays_beside_what_is_dropped() -> None:
+def test_the_orientation_of_a_jpeg_stays_when_other_metadata_is_dropped() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     segments = segment(0xE2, b"ICC_PROFILE\0\1\1" + bytes(60_000)) * 20
@@ -201,18 +201,18 @@ def test_what_turns_a_jpeg_stays_beside_what_is_dropped() -> None:
     assert np.array_equal(decode(by_xmp, "x"), np.rot90(decode(jpeg_with(), "x"), -1))
 
 
-def test_what_says_how_a_jpegs_colours_are_stored_stays() -> None:
-    file = encoded(PICTURE.convert("CMYK"), "JPEG")
+def test_the_markers_that_define_a_jpegs_colours_stay() -> None:
+    file = encode(PICTURE.convert("CMYK"), "JPEG")
     large = file[:2] + segment(0xFE, b"c" * 60_000) * 10 + file[2:]
     assert b"Adobe" in trim("JPEG", large) and len(trim("JPEG", large)) < 100_000
     assert np.array_equal(decode(large, "x"), decode(file, "x"))
 
 
-def test_a_gifs_transparent_ground_stays() -> None:
-    # The frame covers a part of the screen: the rest shows the transparent colour of the extension before it.
+def test_a_gifs_transparent_background_stays() -> None:
+    # The frame covers only part of the screen: the rest has the transparent colour of the extension before it.
     frame = Image.new("P", (4, 4), 1)
     frame.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 1, 2, 3])
-    file = encoded(frame, "GIF", optimize=False)
+    file = encode(frame, "GIF", optimize=False)
     at = file.index(b",\0\0\0\0\4\0\4\0")
     screen, control = struct.pack("<HH", 8, 8), b"!\xf9\4\1\0\0\2\0"
     bare = file[:6] + screen + file[10:at] + control + file[at:]
@@ -230,7 +230,7 @@ def test_a_gifs_transparent_ground_stays() -> None:
     ],
     ids=["one comment", "millions of comments", "spaces"],
 )
-def test_a_ppm_header_of_megabytes_is_damage_and_costs_nothing(start: bytes) -> None:
+def test_a_ppm_header_of_megabytes_is_an_error_at_once(start: bytes) -> None:
     tracemalloc.start()
     begun = time.process_time()
     with pytest.raises(ImageError, match=r"^x: damaged PPM of .* its header is longer than 65,536 bytes"):

@@ -1,4 +1,4 @@
-"""A URL gives its whole body or an error that names it, in bounded time, whatever the server does."""
+"""`fetch` returns the whole body of a URL or raises an error that names it, in bounded time, for any server."""
 
 from __future__ import annotations
 
@@ -21,10 +21,9 @@ BODY = bytes(range(256)) * 40
 
 
 class _Server(BaseHTTPRequestHandler):
-    """Answers each path in its own way; `seen` counts what was asked."""
+    """Responds to each path in its own way; `seen` counts the requests."""
 
     seen: dict[str, int]
-    asked: threading.Event
 
     def do_GET(self) -> None:
         self.seen[self.path] = self.seen.get(self.path, 0) + 1
@@ -126,7 +125,7 @@ def get(url: str, **options: Any) -> bytes:
 
 
 @pytest.mark.parametrize("path", ["whole", "unannounced", "moved"])
-def test_a_body_comes_whole_on_the_first_try(server: str, seen: dict[str, int], path: str) -> None:
+def test_a_body_is_complete_on_the_first_try(server: str, seen: dict[str, int], path: str) -> None:
     assert get(f"{server}/{path}") == BODY
     assert set(seen.values()) == {1}
 
@@ -135,14 +134,14 @@ def test_an_empty_body_is_a_body(server: str) -> None:
     assert get(f"{server}/status/200") == b""
 
 
-def test_a_server_that_is_ill_is_asked_three_times_with_growing_waits(server: str) -> None:
+def test_a_failing_server_is_tried_three_times_with_growing_waits(server: str) -> None:
     waited: list[float] = []
     assert get(f"{server}/ill", wait=waited.append) == BODY
     assert waited == [2.0, 4.0]
 
 
 @pytest.mark.parametrize("path", ["short_once", "short_chunks_once", "silent_once"])
-def test_a_body_that_was_cut_short_is_asked_for_again(server: str, seen: dict[str, int], path: str) -> None:
+def test_an_incomplete_body_is_requested_again(server: str, seen: dict[str, int], path: str) -> None:
     assert get(f"{server}/{path}") == BODY
     assert seen == {f"/{path}": 2}
 
@@ -160,7 +159,7 @@ def test_a_body_that_was_cut_short_is_asked_for_again(server: str, seen: dict[st
         ("no_http", 3, "cannot be read: "),
     ],
 )
-def test_only_what_may_heal_is_tried_again(
+def test_only_temporary_errors_are_tried_again(
     server: str, seen: dict[str, int], path: str, tries: int, reason: str
 ) -> None:
     with pytest.raises(ImageError) as caught:
@@ -169,7 +168,7 @@ def test_only_what_may_heal_is_tried_again(
     assert seen == {f"/{path}": tries}
 
 
-def test_a_server_that_is_not_there_is_an_error_after_three_tries() -> None:
+def test_an_unreachable_server_is_an_error_after_three_tries() -> None:
     waited: list[float] = []
     with pytest.raises(ImageError, match=r"^http://127\.0\.0\.1:9/x\.png: cannot be read: .*refused"):
         get("http://127.0.0.1:9/x.png", wait=waited.append)
@@ -188,7 +187,7 @@ def test_a_server_that_is_not_there_is_an_error_after_three_tries() -> None:
         "is_silent",
     ],
 )
-def test_the_deadline_holds_against_a_server_that_keeps_one_waiting(server: str, path: str) -> None:
+def test_the_deadline_holds_for_a_slow_server(server: str, path: str) -> None:
     start = time.monotonic()
     with pytest.raises(ImageError, match=rf"/{path}: not read within 0\.4 s"):
         get(f"{server}/{path}", deadline_s=0.4)
@@ -202,7 +201,7 @@ def test_the_deadline_counts_all_tries_and_waits_together(server: str) -> None:
     assert time.monotonic() - start < 1.5
 
 
-def test_no_thread_is_left_behind_by_a_server_that_drips(server: str) -> None:
+def test_no_thread_is_left_running_after_a_slow_server(server: str) -> None:
     before = set(threading.enumerate())
     with pytest.raises(ImageError):
         get(f"{server}/drips_a_body", deadline_s=0.2)
@@ -215,7 +214,7 @@ def test_no_thread_is_left_behind_by_a_server_that_drips(server: str) -> None:
 
 
 @pytest.mark.parametrize("place", ["ftp://127.0.0.1/x.png", "file:///etc/hostname", "data:,x", "gopher://127.0.0.1/"])
-def test_a_redirect_leads_to_http_or_nowhere(server: str, seen: dict[str, int], place: str) -> None:
+def test_a_redirect_to_other_schemes_is_refused(server: str, seen: dict[str, int], place: str) -> None:
     with pytest.raises(ImageError, match=rf"^{server}/to/.*{place.split(':', 1)[0]}"):
         get(f"{server}/to/{place}")
     assert sum(seen.values()) == 1
@@ -248,7 +247,7 @@ def test_a_redirect_that_leads_nowhere_is_an_error_that_names_the_url(server: st
         "",
     ],
 )
-def test_what_is_no_url_is_an_error_at_once(url: str) -> None:
+def test_an_invalid_url_is_an_error_at_once(url: str) -> None:
     waited: list[float] = []
     with pytest.raises(ImageError) as caught:
         get(url, wait=waited.append)
@@ -257,7 +256,7 @@ def test_what_is_no_url_is_an_error_at_once(url: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["announces", "whole", "unannounced"])
-def test_a_longer_body_than_wanted_is_refused(server: str, seen: dict[str, int], path: str) -> None:
+def test_a_longer_body_than_the_limit_is_refused(server: str, seen: dict[str, int], path: str) -> None:
     with pytest.raises(ImageError, match=rf"/{path}: .*bytes.* 10,239|more than 10,239 bytes"):
         get(f"{server}/{path}", most_bytes=len(BODY) - 1)
     assert sum(seen.values()) == 1
@@ -270,12 +269,12 @@ def test_an_announced_length_is_refused_before_anything_is_read(server: str) -> 
     assert time.monotonic() - start < 1
 
 
-def test_a_body_of_just_the_most_is_read(server: str) -> None:
+def test_a_body_of_exactly_the_limit_is_read(server: str) -> None:
     assert get(f"{server}/unannounced", most_bytes=len(BODY)) == BODY
 
 
 @pytest.mark.parametrize("url", ["http://[", "https://[::1/x.png", "HTTP://127.0.0.1:port/x.png"])
-def test_a_table_may_hold_a_url_that_is_none_which_reading_it_says(tmp_path: Path, url: str) -> None:
+def test_an_invalid_url_in_a_table_is_an_error_only_when_it_is_read(tmp_path: Path, url: str) -> None:
     (tmp_path / "list.csv").write_text(f"url\n{url}\n")
     source = open_images(tmp_path / "list.csv", datasets_dir=tmp_path)
     with pytest.raises(ImageError, match="not a URL"):

@@ -1,4 +1,4 @@
-"""WebDataset tars: which members belong together, what is the image, what its class and its columns are."""
+"""WebDataset tars: which members belong together, and the image, class and columns of each sample."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from image_files import encoded, write_tar
+from image_files import encode, write_tar
 from image_source_contract import all_samples
 
 from featcache.columns import ColumnOptions
@@ -24,14 +24,14 @@ from featcache.images.sources.webdataset import open_webdataset
 from featcache.images.tar_patterns import tars_of
 from featcache.images.webdataset_rows import MOST_COLUMNS
 
-IMAGE = encoded(1)
+IMAGE = encode(1)
 
 
-def source_of(folder: Path, files: Mapping[str, bytes], option: str = "", **asked: Any) -> ImageSource:
-    return open_images(f"wds:{write_tar(folder / 'x.tar', files)}{option}", columns=ColumnOptions(**asked))
+def source_of(folder: Path, files: Mapping[str, bytes], option: str = "", **options: Any) -> ImageSource:
+    return open_images(f"wds:{write_tar(folder / 'x.tar', files)}{option}", columns=ColumnOptions(**options))
 
 
-def left_out(source: ImageSource) -> dict[str, int]:
+def counts_left_out(source: ImageSource) -> dict[str, int]:
     notes = [note.removeprefix("left out: ") for note in source.omissions.notes if note.startswith("left out: ")]
     return {what: int(count.replace(",", "")) for count, _, what in (note.partition(" ") for note in notes)}
 
@@ -58,7 +58,7 @@ def test_a_key_ends_at_the_first_dot_of_the_name_and_folders_may_have_dots(tmp_p
 
 @pytest.mark.parametrize("order", ["classes last", "classes first", "dots"])
 def test_classes_apart_from_their_images_are_joined_by_key(tmp_path: Path, order: str) -> None:
-    images = {f"{number}.png": encoded(number) for number in range(5)}
+    images = {f"{number}.png": encode(number) for number in range(5)}
     classes = {f"{'./' if order == 'dots' else ''}{number}.cls": str(number % 2).encode() for number in range(5)}
     columns = {f"{number}.json": as_json(n=number) for number in range(5)}
     parts = [columns, classes, images] if order == "classes first" else [images, classes, columns]
@@ -74,39 +74,39 @@ def test_the_same_key_in_another_tar_is_another_sample(tmp_path: Path) -> None:
 
 
 def test_images_of_compound_extensions_are_left_out_and_counted(tmp_path: Path) -> None:
-    files = {f"{n}.{kind}": encoded(n) for n in (1, 2) for kind in ("jpg", "seg.png", "depth.png")}
+    files = {f"{n}.{kind}": encode(n) for n in (1, 2) for kind in ("jpg", "seg.png", "depth.png")}
     source = source_of(tmp_path, files)
     assert [one.id for one in all_samples(source)] == ["x/1.jpg", "x/2.jpg"]
-    assert left_out(source) == {
-        f"images .{kind}, beside the ones that are read": 2 for kind in ("seg.png", "depth.png")
+    assert counts_left_out(source) == {
+        f"images .{kind}, next to the ones that are read": 2 for kind in ("seg.png", "depth.png")
     }
 
 
-def test_a_compound_extension_can_be_asked_for(tmp_path: Path) -> None:
-    files = {"1.jpg": IMAGE, "1.Seg.PNG": encoded(2), "1.cls": b"cat"}
+def test_a_compound_extension_can_be_requested(tmp_path: Path) -> None:
+    files = {"1.jpg": IMAGE, "1.Seg.PNG": encode(2), "1.cls": b"cat"}
     source = source_of(tmp_path, files, "?image=seg.png")
     assert labels(source) == {"x/1.Seg.PNG": "cat"}
-    assert source.read(all_samples(source)[0]) == encoded(2)
+    assert source.read(all_samples(source)[0]) == encode(2)
     assert source.origin.endswith("x.tar?image=seg.png") and source.name == "x"
 
 
 def test_two_plain_images_of_a_sample_are_refused_until_one_is_named(tmp_path: Path) -> None:
-    files = {"1.jpg": IMAGE, "1.png": encoded(2), "1.cls": b"cat"}
+    files = {"1.jpg": IMAGE, "1.png": encode(2), "1.cls": b"cat"}
     with pytest.raises(SourceError, match="second image of the sample 1") as caught:
         source_of(tmp_path, files)
     assert "?image=jpg" in (caught.value.hint or "")
-    for asked in ("jpg", "png", "PNG"):
-        assert list(labels(source_of(tmp_path, files, f"?image={asked}"))) == [f"x/1.{asked.lower()}"]
+    for extension in ("jpg", "png", "PNG"):
+        assert list(labels(source_of(tmp_path, files, f"?image={extension}"))) == [f"x/1.{extension.lower()}"]
 
 
-def test_without_any_plain_image_the_error_names_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match=r"no images found; left out are images \.rgb\.png") as caught:
+def test_without_any_plain_image_the_error_names_the_others(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"no images found; left out: images \.rgb\.png") as caught:
         source_of(tmp_path, {"1.rgb.png": IMAGE})
     assert "?image=" in (caught.value.hint or "")
 
 
 def test_an_option_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no option 'label'"):
+    with pytest.raises(SourceError, match="unknown option 'label'"):
         source_of(tmp_path, {"1.png": IMAGE}, "?label=cls")
 
 
@@ -136,7 +136,7 @@ def test_hidden_files_and_other_members_do_not_matter(tmp_path: Path) -> None:
 
 def test_text_without_an_image_is_counted(tmp_path: Path) -> None:
     source = source_of(tmp_path, {"1.png": IMAGE, "2.cls": b"3", "2.txt": b"a", "4.json": b"{}"})
-    assert left_out(source) == {"samples with a class or columns and no image": 2}
+    assert counts_left_out(source) == {"samples with a class or columns and no image": 2}
 
 
 # classes and columns
@@ -186,17 +186,15 @@ def test_a_list_in_the_field_of_the_class_makes_labels_of_several_classes(tmp_pa
 
 
 @pytest.mark.parametrize("order", [("cls", "json"), ("json", "cls")])
-def test_the_class_of_cls_counts_where_json_says_another_which_is_kept_and_counted(
-    tmp_path: Path, order: tuple[str, str]
-) -> None:
+def test_cls_overrides_a_different_class_in_json_which_is_counted(tmp_path: Path, order: tuple[str, str]) -> None:
     contents = {"cls": b"281", "json": as_json(label="tabby")}
     source = source_of(tmp_path, {"1.png": IMAGE, **{f"1.{kind}": contents[kind] for kind in order}})
     assert labels(source) == {"x/1.png": "281"}
-    assert left_out(source) == {"classes in .json that differ from .cls": 1}
+    assert counts_left_out(source) == {"classes in .json that differ from .cls": 1}
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "says"),
+    ("name", "content", "match"),
     [
         ("1.cls", bytes(2**20 + 1), "1,048,577 bytes, at most 1,048,576"),
         ("1.txt", bytes(2**20 + 1), "1,048,577 bytes, at most 1,048,576"),
@@ -206,17 +204,17 @@ def test_the_class_of_cls_counts_where_json_says_another_which_is_kept_and_count
         ("1.json", b'{"a": ' + b"9" * 5000 + b"}", "cannot be read"),
     ],
 )
-def test_text_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: bytes, says: str) -> None:
-    with pytest.raises(SourceError, match=rf"{re.escape(name)}.*{says}"):
+def test_text_that_cannot_be_used_is_refused(tmp_path: Path, name: str, content: bytes, match: str) -> None:
+    with pytest.raises(SourceError, match=rf"{re.escape(name)}.*{match}"):
         source_of(tmp_path, {"1.png": IMAGE, name: content})
 
 
 def test_columns_are_limited_and_the_others_counted(tmp_path: Path) -> None:
     fields = {f"c{number}": number for number in range(MOST_COLUMNS + 10)}
-    asked = tuple(f"c{number}" for number in range(MOST_COLUMNS))
-    source = source_of(tmp_path, {"1.png": IMAGE, "1.json": as_json(**fields)}, columns=asked)
+    options = tuple(f"c{number}" for number in range(MOST_COLUMNS))
+    source = source_of(tmp_path, {"1.png": IMAGE, "1.json": as_json(**fields)}, columns=options)
     assert len(source.columns) == MOST_COLUMNS
-    assert left_out(source) == {f"cells of more than {MOST_COLUMNS} columns": 10}
+    assert counts_left_out(source) == {f"cells of more than {MOST_COLUMNS} columns": 10}
 
 
 # patterns
@@ -254,7 +252,7 @@ def test_a_pattern_is_read_as_bash_does(pattern: str, names: str | None, tars: P
         assert len(all_samples(open_images(f"wds:{tars / pattern}", datasets_dir=tars))) == len(names.split())
 
 
-def test_a_file_that_is_called_like_a_pattern_goes_before_it(tars: Path) -> None:
+def test_a_file_named_like_a_pattern_has_precedence(tars: Path) -> None:
     (tars / "odd [1]").mkdir()
     for name in ("{a,b}", "c*", "x-0[0]0"):
         write_tar(tars / "odd [1]" / f"{name}.tar", {"1.png": IMAGE})
@@ -284,7 +282,7 @@ def test_a_pattern_that_cannot_be_read_is_a_source_error(pattern: str, tmp_path:
 
 
 def test_alternatives_outside_of_the_folder_are_refused(tars: Path) -> None:
-    with pytest.raises(SourceError, match="lies outside"):
+    with pytest.raises(SourceError, match="is outside"):
         open_webdataset(f"{{{tars}/x-000,{tars}/x-001}}.tar")
 
 
@@ -298,13 +296,13 @@ def test_tars_that_are_links_are_read(tars: Path) -> None:
     st.lists(inner, min_size=2, max_size=3).map(lambda parts: "{" + ",".join(parts) + "}"),
     st.lists(inner, min_size=1, max_size=3).map("".join),
 ), max_leaves=8))  # fmt: skip
-def test_the_names_that_braces_stand_for_are_counted_as_they_are_expanded(pattern: str) -> None:
+def test_the_count_of_names_in_braces_equals_their_expansion(pattern: str) -> None:
     from braceexpand import braceexpand
 
     from featcache.images.tar_patterns import _count
 
     expanded = len(list(braceexpand(pattern, escape=False)))
-    # A range of letters counts as 52, the most that it can be.
+    # A range of letters counts as 52, its greatest possible size.
     assert expanded <= _count(pattern) and (".." in pattern.replace("0..3", "") or expanded == _count(pattern))
 
 

@@ -1,6 +1,6 @@
-"""Tiny copies of named sets in the layouts in which torchvision leaves them on disk.
+"""Tiny copies of named sets in the layouts that torchvision has on disk.
 
-Where torchvision compares digests, its own tables are given those of the copies.
+Where torchvision compares digests, its tables are patched with the digests of the copies.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.io
-from image_files import encoded, pixels
+from image_files import encode, pixels
 from PIL import Image
 
 from featcache.images import describe
@@ -40,7 +40,7 @@ def _write(path: Path, content: bytes | str) -> Path:
 
 
 def _jpeg(path: Path, seed: int, kind: str = "JPEG") -> None:
-    _write(path, encoded(seed, kind))
+    _write(path, encode(seed, kind))
 
 
 def _torchvision() -> Any:
@@ -90,9 +90,9 @@ def _emnist(split: str) -> Fabricate:
 def _qmnist(root: Path, patch: pytest.MonkeyPatch) -> None:
     for seed, split in enumerate(("train", "test")):
         images = np.random.default_rng(seed).integers(0, 256, (3, 28, 28), dtype=np.uint8)
-        told = np.arange(24).reshape(3, 8) % 10
+        numbers = np.arange(24).reshape(3, 8) % 10
         _write(root / "QMNIST" / "raw" / f"qmnist-{split}-images-idx3-ubyte", _idx(images, 8))
-        _write(root / "QMNIST" / "raw" / f"qmnist-{split}-labels-idx2-int", _idx(told.astype(">i4"), 12))
+        _write(root / "QMNIST" / "raw" / f"qmnist-{split}-labels-idx2-int", _idx(numbers.astype(">i4"), 12))
 
 
 def _stl10(root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -171,7 +171,7 @@ def _pets(root: Path, patch: pytest.MonkeyPatch) -> None:
 def _eurosat(root: Path, patch: pytest.MonkeyPatch) -> None:
     for seed, name in enumerate(describe("eurosat").classes or ()):
         image = Image.fromarray(pixels(seed, 64, 64))
-        _write(root / "eurosat" / "2750" / name / f"{name}_1.jpg", encoded(image, "JPEG"))
+        _write(root / "eurosat" / "2750" / name / f"{name}_1.jpg", encode(image, "JPEG"))
 
 
 def _country211(root: Path, patch: pytest.MonkeyPatch) -> None:
@@ -197,7 +197,7 @@ LAYOUTS: dict[str, Fabricate] = {
     "pets": _pets,
     "eurosat": _eurosat,
 }
-"""One for every named set but `digits`."""
+"""One for every named set except `digits`."""
 
 OTHERS: dict[str, Fabricate] = {"Country211": _country211, "SEMEION": _semeion, "USPS": _usps}
-"""Of classes of torchvision.datasets without a name here."""
+"""For classes of torchvision.datasets that are not named sets."""

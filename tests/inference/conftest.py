@@ -1,7 +1,7 @@
-"""The fixtures of tests/inference: one house for all tests that only look, and one thread for tiny heads."""
+"""The fixtures of tests/inference: one workspace for all tests that only read it, and one thread for tiny heads."""
 
 from __future__ import annotations
 
-from inference_fixtures import house, one_thread, pixel_run, run
+from inference_fixtures import one_thread, pixel_run, run, workspace
 
-__all__ = ["house", "one_thread", "pixel_run", "run"]
+__all__ = ["one_thread", "pixel_run", "run", "workspace"]

@@ -1,4 +1,4 @@
-"""A house with pictures in it, and two runs. They are shared: whoever changes one copies it first."""
+"""A workspace with pictures, and two runs. They are shared: a test that changes a run must copy it first."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from trained import House, write_pictures
+from trained import Workspace, write_pictures
 
 from featcache.runs.run import Run
 
@@ -21,20 +21,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """Pictures and an empty shelf."""
-    root = tmp_path_factory.mktemp("house")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A folder with pictures and no caches."""
+    root = tmp_path_factory.mktemp("workspace")
     write_pictures(root / "pictures")
-    return House(root=root)
+    return Workspace(root=root)
 
 
 @pytest.fixture(scope="session")
-def run(house: House) -> Run:
+def run(workspace: Workspace) -> Run:
     """A trained head on two layers of a ResNet."""
-    return house.trained("mlp:16", layers=("layer2", "pre_logits"), pool="avg")
+    return workspace.train("mlp:16", layers=("layer2", "pre_logits"), pool="avg")
 
 
 @pytest.fixture(scope="session")
-def pixel_run(house: House) -> Run:
+def pixel_run(workspace: Workspace) -> Run:
     """A linear head on pixels."""
-    return house.trained("linear", "pixels")
+    return workspace.train("linear", "pixels")

@@ -1,4 +1,4 @@
-"""Small caches with whatever ids, labels and features, written and read through featcache.cache."""
+"""Small caches with any ids, labels and features, written and read with featcache.cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write_cache(
     classes: tuple[str, ...],
     scaling: Mapping[str, tuple[float, float]] | None = None,
 ) -> FeatureCache:
-    """Write a cache into `folder` and open it; train says how many views there are."""
+    """Write a cache into `folder` and open it; the train split determines the number of views."""
     views = 1 + len(splits["train"].augmented) if "train" in splits else 1
     layers = next(iter(splits.values())).layers
     spec = Spec(
@@ -72,7 +72,7 @@ def write_cache(
 
 
 def _table(rows: Rows) -> SplitTable:
-    # Every row another image, also where ids repeat.
+    # Every row is another image, even if ids repeat.
     texts = [f"{number} {name}" for number, name in enumerate(rows.ids)]
     digests = [np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8) for text in texts]
     return SplitTable(ids=tuple(rows.ids), targets={"label": rows.labels}, digests=np.stack(digests))

@@ -1,4 +1,4 @@
-"""A cache in other formats: what is read back is what the cache holds."""
+"""A cache in other formats: the exported files contain the values of the cache."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 from stored import Rows, write_cache
-from trained import House
+from trained import Workspace
 
 from featcache.api import extract
 from featcache.cache.reader import FeatureCache
@@ -38,7 +38,7 @@ TEXT = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Read:
-    """What a reader that knows nothing of featcache finds: names in place of numbers, arrays by layer."""
+    """The contents of an exported file, read without featcache: names in place of numbers, arrays by layer."""
 
     ids: list[str]
     splits: list[str]
@@ -47,8 +47,8 @@ class Read:
     features: dict[str, NDArray[Any]]
 
 
-class Told(LogReporter):
-    """Keeps what must not be overlooked."""
+class WarningRecorder(LogReporter):
+    """Records warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
@@ -81,8 +81,8 @@ def of_folder(path: Path, layers: tuple[str, ...]) -> Read:
 
 def of_safetensors(path: Path, layers: tuple[str, ...]) -> Read:
     with safe_open(path, framework="np") as file:
-        told = file.metadata()
-        classes, splits = json.loads(told["classes"]), json.loads(told["splits"])
+        metadata = file.metadata()
+        classes, splits = json.loads(metadata["classes"]), json.loads(metadata["splits"])
         labels = file.get_tensor("labels").tolist()
         return Read(
             ids=[bytes(row).rstrip(b"\0").decode() for row in file.get_tensor("ids")],
@@ -137,7 +137,7 @@ READERS: dict[str, Callable[[Path, tuple[str, ...]], Read]] = {
 
 
 def values(cache: FeatureCache, split: str, layer: str) -> NDArray[Any]:
-    """The cache's rows as a head sees them."""
+    """The cache's rows as the inputs of a head."""
     array = cache[split].layer(layer)
     stored = np.asarray(array)
     if (array.scale, array.offset) == (1.0, 0.0):
@@ -145,7 +145,7 @@ def values(cache: FeatureCache, split: str, layer: str) -> NDArray[Any]:
     return stored.astype(np.float32) * np.float32(array.scale) + np.float32(array.offset)
 
 
-# --- what goes in comes out --------------------------------------------------------------------------------
+# --- exported values are the stored values -----------------------------------------------------------------
 
 
 @st.composite
@@ -207,7 +207,7 @@ def cache(tmp_path: Path) -> Iterator[FeatureCache]:
         )
         for split in ("train", "val", "test")
     }
-    with write_cache(tmp_path / "shelf", splits, classes=("ant", "bee")) as opened:
+    with write_cache(tmp_path / "caches", splits, classes=("ant", "bee")) as opened:
         yield opened
 
 
@@ -221,7 +221,7 @@ def test_some_splits_and_layers_can_be_chosen(cache: FeatureCache, format: str, 
     assert np.array_equal(read.features["b"].astype("f2"), expected)
 
 
-def viewed(folder: Path) -> FeatureCache:
+def cache_with_views(folder: Path) -> FeatureCache:
     """Three train images in three views and two test images, in two layers."""
 
     def layers(count: int, first: int) -> dict[str, NDArray[Any]]:
@@ -247,13 +247,13 @@ ARRAYS: dict[str, Callable[[Path], dict[str, NDArray[Any]]]] = {
 
 @pytest.mark.parametrize("layers", [None, ["b"]])
 @pytest.mark.parametrize("format", ARRAYS)
-def test_views_are_arrays_beside_the_plain_rows(
+def test_views_are_separate_arrays(
     format: str, layers: list[str] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 20)
-    told = Told()
-    with viewed(tmp_path) as cache:
-        exported = export_cache(cache, tmp_path / "out", format, layers=layers, reporter=told)
+    reporter = WarningRecorder()
+    with cache_with_views(tmp_path) as cache:
+        exported = export_cache(cache, tmp_path / "out", format, layers=layers, reporter=reporter)
         found = ARRAYS[format](tmp_path / "out")
         for layer in layers or ["a", "b"]:
             plain = found["features" if layers else f"features/{layer}"]
@@ -261,7 +261,7 @@ def test_views_are_arrays_beside_the_plain_rows(
             for view in (1, 2):
                 assert np.array_equal(found[f"views/{view}/{layer}"], cache["train"].layer(layer, view)[:])
     assert exported.rows == {"train": 3, "test": 2}
-    assert (exported.views, exported.to_json()["views"]) == (3, 3) and told.warnings == []
+    assert (exported.views, exported.to_json()["views"]) == (3, 3) and reporter.warnings == []
     assert {name for name in found if name.startswith("views")} == {
         f"views/{view}/{layer}" for view in (1, 2) for layer in layers or ["a", "b"]
     }
@@ -269,22 +269,22 @@ def test_views_are_arrays_beside_the_plain_rows(
 
 @pytest.mark.parametrize("format", ARRAYS)
 def test_without_train_there_are_no_views(format: str, tmp_path: Path) -> None:
-    with viewed(tmp_path) as cache:
+    with cache_with_views(tmp_path) as cache:
         exported = export_cache(cache, tmp_path / "out", format, splits=["test"])
     assert exported.views == 1
     assert not [name for name in ARRAYS[format](tmp_path / "out") if name.startswith("views")]
 
 
 @pytest.mark.parametrize("format", ["parquet", "csv", "projector"])
-def test_a_table_has_plain_rows_and_it_is_said_what_it_leaves_out(format: str, tmp_path: Path) -> None:
-    told = Told()
-    with viewed(tmp_path) as cache:
-        exported = export_cache(cache, tmp_path / "out", format, layers=["b"], reporter=told)
+def test_a_table_has_plain_rows_and_warns_about_left_out_views(format: str, tmp_path: Path) -> None:
+    reporter = WarningRecorder()
+    with cache_with_views(tmp_path) as cache:
+        exported = export_cache(cache, tmp_path / "out", format, layers=["b"], reporter=reporter)
         expected = np.concatenate([values(cache, split, "b") for split in cache.splits])
-        (warning,) = told.warnings
-        assert f"2 augmented views of each train image are left out: {format} has a row an image" in warning
-        export_cache(cache, tmp_path / "of test", format, splits=["test"], layers=["b"], reporter=told)
-    assert told.warnings == [warning] and exported.views == 1
+        (warning,) = reporter.warnings
+        assert f"2 augmented views of each train image are left out: {format} has one row per image" in warning
+        export_cache(cache, tmp_path / "of test", format, splits=["test"], layers=["b"], reporter=reporter)
+    assert reporter.warnings == [warning] and exported.views == 1
     if format == "projector":
         assert np.array_equal(np.loadtxt(tmp_path / "out" / "tensors.tsv", delimiter="\t"), expected)
     else:
@@ -293,7 +293,7 @@ def test_a_table_has_plain_rows_and_it_is_said_what_it_leaves_out(format: str, t
         assert np.array_equal(read.features["b"].astype("f2"), expected)
 
 
-def test_blocks_are_as_small_as_was_said(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_limited_in_bytes(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     # 16 bytes a row.
     monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 50)
     seen: list[tuple[int, int]] = []
@@ -302,16 +302,16 @@ def test_blocks_are_as_small_as_was_said(cache: FeatureCache, monkeypatch: pytes
     assert seen[-1] == (30, 30)
 
 
-def test_parquet_says_what_the_features_are(cache: FeatureCache, tmp_path: Path) -> None:
+def test_parquet_has_classes_and_spec_in_its_metadata(cache: FeatureCache, tmp_path: Path) -> None:
     export_cache(cache, tmp_path / "out.parquet", "parquet")
-    told = json.loads(pyarrow.parquet.read_schema(tmp_path / "out.parquet").metadata[b"featcache"])
-    assert (told["classes"], told["spec"]["backbone"]) == (["ant", "bee"], "toy")
+    metadata = json.loads(pyarrow.parquet.read_schema(tmp_path / "out.parquet").metadata[b"featcache"])
+    assert (metadata["classes"], metadata["spec"]["backbone"]) == (["ant", "bee"], "toy")
 
 
 # --- the projector -----------------------------------------------------------------------------------------
 
 
-def test_the_projector_gets_its_two_tables_and_a_text(cache: FeatureCache, tmp_path: Path) -> None:
+def test_the_projector_gets_two_tables_and_a_description(cache: FeatureCache, tmp_path: Path) -> None:
     export_cache(cache, tmp_path / "out", "projector", layers=["a"])
     found = np.loadtxt(tmp_path / "out" / "tensors.tsv", delimiter="\t")
     expected = np.concatenate([values(cache, split, "a") for split in cache.splits])
@@ -323,7 +323,7 @@ def test_the_projector_gets_its_two_tables_and_a_text(cache: FeatureCache, tmp_p
 
 
 def test_tensorboard_reads_the_projectors_text(cache: FeatureCache, tmp_path: Path) -> None:
-    # It has no types that mypy could see.
+    # It has no type annotations.
     text_format = importlib.import_module("google.protobuf.text_format")
     from tensorboard.plugins.projector import projector_config_pb2
 
@@ -335,33 +335,33 @@ def test_tensorboard_reads_the_projectors_text(cache: FeatureCache, tmp_path: Pa
     assert (tmp_path / "out" / embedding.metadata_path).is_file()
 
 
-def test_a_sprite_shows_every_image_in_its_place(house: House, tmp_path: Path) -> None:
-    with extract(house.pictures, "pixels", image_size=8, data_dir=house.root / "data") as cache:
+def test_a_sprite_shows_every_image_in_its_place(workspace: Workspace, tmp_path: Path) -> None:
+    with extract(workspace.pictures, "pixels", image_size=8, data_dir=workspace.root / "data") as cache:
         export_cache(cache, tmp_path / "out", "projector", splits=["test"], sprite=True)
     assert "single_image_dim: 64" in (tmp_path / "out" / "projector_config.pbtxt").read_text()
     sheet = np.asarray(Image.open(tmp_path / "out" / "sprite.png"))
     # Twelve images, four across.
     assert sheet.shape == (3 * 64, 4 * 64, 3)
-    sixth = np.asarray(Image.open(house.test_images()[5]).convert("RGB").resize((64, 64)))
+    sixth = np.asarray(Image.open(workspace.test_images()[5]).convert("RGB").resize((64, 64)))
     assert np.array_equal(sheet[64:128, 64:128], sixth)
 
 
-def test_a_sprite_needs_the_images(cache: FeatureCache, house: House, tmp_path: Path) -> None:
+def test_a_sprite_needs_the_images(cache: FeatureCache, workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="toy"):
         export_cache(cache, tmp_path / "out", "projector", layers=["a"], sprite=True)
     pictures = tmp_path / "pictures"
     for name in ("cat", "dog"):
         (pictures / name).mkdir(parents=True)
-        (pictures / name / "0.png").write_bytes(house.test_images()[0].read_bytes() + name.encode())
+        (pictures / name / "0.png").write_bytes(workspace.test_images()[0].read_bytes() + name.encode())
     with extract(pictures, "pixels", image_size=8, data_dir=tmp_path) as gone:
         (pictures / "dog" / "0.png").unlink()
-        (pictures / "dog" / "1.png").write_bytes(house.test_images()[1].read_bytes())
+        (pictures / "dog" / "1.png").write_bytes(workspace.test_images()[1].read_bytes())
         with pytest.raises(ExportError, match=r"1 images of .* are no longer in .* the first is dog/0\.png"):
             export_cache(gone, tmp_path / "out", "projector", sprite=True)
     assert not (tmp_path / "out").exists()
 
 
-# --- what cannot be ----------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -372,7 +372,7 @@ def test_a_sprite_needs_the_images(cache: FeatureCache, house: House, tmp_path: 
         ({"format": "npz", "layers": ["c"]}, "unknown layer 'c'", "a, b"),
     ],
 )
-def test_a_name_that_is_none_offers_the_nearest(
+def test_an_unknown_name_is_an_error_with_suggestions(
     cache: FeatureCache, options: dict[str, Any], error: str, hint: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UnknownName, match=error) as caught:
@@ -385,14 +385,14 @@ def test_a_name_that_is_none_offers_the_nearest(
 def test_a_folder_is_never_mixed_with_another(cache: FeatureCache, format: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(InvalidOption, match="is there already"):
+    with pytest.raises(InvalidOption, match="exists already"):
         export_cache(cache, tmp_path / "out", format, layers=["a"])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
     with pytest.raises(InvalidOption, match="is the name of one file"):
         export_cache(cache, tmp_path / "out.npy", format, layers=["a"])
 
 
-def test_the_projector_takes_one_layer_and_alone_a_sprite(cache: FeatureCache, tmp_path: Path) -> None:
+def test_only_the_projector_takes_a_sprite_and_only_one_layer(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="shows one layer, and toy has a, b"):
         export_cache(cache, tmp_path / "out", "projector")
     with pytest.raises(InvalidOption, match="--sprite belongs to the projector"):
@@ -400,7 +400,7 @@ def test_the_projector_takes_one_layer_and_alone_a_sprite(cache: FeatureCache, t
 
 
 @pytest.mark.parametrize("format", CACHE_FORMATS)
-def test_an_export_that_breaks_off_leaves_nothing_and_what_stood_there_stands(
+def test_an_export_that_fails_leaves_nothing_and_keeps_an_existing_file(
     cache: FeatureCache, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cache_rows, "BLOCK_BYTES", 60)
@@ -418,8 +418,9 @@ def test_an_export_that_breaks_off_leaves_nothing_and_what_stood_there_stands(
     if not is_folder:
         (folder / "out").write_text("an older file")
     monkeypatch.setattr(cache_rows.CacheRows, "blocks", broken)
-    with pytest.raises(CacheUnwritable, match="no room for"):
+    with pytest.raises(CacheUnwritable) as caught:
         export_cache(cache, folder / "out", format, layers=["a"])
+    assert "free some space" in str(caught.value.hint)
     assert [path.name for path in folder.iterdir()] == ([] if is_folder else ["out"])
     assert is_folder or (folder / "out").read_text() == "an older file"
 

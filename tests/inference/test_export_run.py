@@ -1,4 +1,4 @@
-"""A run as one file: it says what featcache says, or it is not there."""
+"""A run as one file: its outputs equal featcache's, or it is not written."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from trained import CLASSES, House, taken_for
+from trained import CLASSES, Workspace, with_target_kind
 
 from featcache.errors import ExportError, ImageError, InvalidOption, MissingExtra, UnknownName, WeightsError
 from featcache.inference import export_run, exporting, formats, predict
@@ -20,8 +20,10 @@ from featcache.rows.target import TargetKind
 from featcache.runs.run import Run
 
 
-def export(house: House, run: Run, path: Path, format: str = "onnx", **options: object) -> exporting.ExportedRun:
-    return export_run(run, path, format, data_dir=house.root / "data", **options)  # type: ignore[arg-type]
+def export(
+    workspace: Workspace, run: Run, path: Path, format: str = "onnx", **options: object
+) -> exporting.ExportedRun:
+    return export_run(run, path, format, data_dir=workspace.root / "data", **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -32,90 +34,92 @@ def export(house: House, run: Run, path: Path, format: str = "onnx", **options: 
         ("pixels", "ridge", "pt2"),
     ],
 )
-def test_the_file_says_what_featcache_says_of_images_of_any_size(
-    house: House, backbone: str, head: str, format: str, tmp_path: Path
+def test_the_file_predicts_what_featcache_predicts_for_images_of_any_size(
+    workspace: Workspace, backbone: str, head: str, format: str, tmp_path: Path
 ) -> None:
-    run = house.trained(head, backbone)
-    exported = export(house, run, tmp_path / f"head.{format}", format)
+    run = workspace.train(head, backbone)
+    exported = export(workspace, run, tmp_path / f"head.{format}", format)
     assert (exported.images, exported.nbytes) == (14, exported.path.stat().st_size)
     assert exported.greatest_difference < 1e-5
-    images = house.test_images()
+    images = workspace.test_images()
     expected = predict(run, images).outputs
-    ask = formats.NETWORK_FORMATS[format].open(exported.path)
+    predict_file = formats.NETWORK_FORMATS[format].open(exported.path)
     for path, row in zip(images, expected, strict=True):
-        assert np.allclose(ask(np.asarray(Image.open(path))[None]), row, atol=1e-5)
+        assert np.allclose(predict_file(np.asarray(Image.open(path))[None]), row, atol=1e-5)
     batch = np.stack([np.asarray(Image.open(images[0]))] * 5)
-    assert np.allclose(ask(batch), np.stack([expected[0]] * 5), atol=1e-5)
+    assert np.allclose(predict_file(batch), np.stack([expected[0]] * 5), atol=1e-5)
     assert list(tmp_path.iterdir()) == [exported.path]
 
 
-def test_two_layers_and_a_crop_are_inside(house: House, tmp_path: Path) -> None:
-    run = house.trained("centroid", layers=("layer1", "pre_logits"), pool="avg", resize="crop")
-    exported = export(house, run, tmp_path / "head.pt2", "pt2")
+def test_the_file_contains_two_layers_and_a_crop(workspace: Workspace, tmp_path: Path) -> None:
+    run = workspace.train("centroid", layers=("layer1", "pre_logits"), pool="avg", resize="crop")
+    exported = export(workspace, run, tmp_path / "head.pt2", "pt2")
     assert exported.greatest_difference < 1e-5
 
 
-def test_the_file_says_what_it_is(house: House, pixel_run: Run, tmp_path: Path) -> None:
-    export(house, pixel_run, tmp_path / "head.onnx", verify_limit=1)
+def test_the_file_has_metadata(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
+    export(workspace, pixel_run, tmp_path / "head.onnx", verify_limit=1)
     model = onnx.load(tmp_path / "head.onnx")
     onnx.checker.check_model(model)
-    (told,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
-    assert told["classes"] == list(CLASSES)
-    assert (told["run"], told["head"]) == (pixel_run.folder.name, "linear")
-    (backbone,) = told["backbones"]
+    (metadata,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
+    assert metadata["classes"] == list(CLASSES)
+    assert (metadata["run"], metadata["head"]) == (pixel_run.folder.name, "linear")
+    (backbone,) = metadata["backbones"]
     assert (backbone["backbone"], backbone["fingerprint"]) == ("pixels", pixel_run.features.fingerprint)
     assert backbone["transform"]["image_size"] == 40
     (given,) = model.graph.input
     names = [dim.dim_param or dim.dim_value for dim in given.type.tensor_type.shape.dim]
     assert (given.name, names) == ("images", ["batch", "height", "width", 3])
-    export(house, pixel_run, tmp_path / "head.pt2", "pt2")
+    export(workspace, pixel_run, tmp_path / "head.pt2", "pt2")
     extra = {"featcache.json": ""}
     torch.export.load(tmp_path / "head.pt2", extra_files=extra)
-    assert json.loads(extra["featcache.json"]) == told
+    assert json.loads(extra["featcache.json"]) == metadata
 
 
-def test_a_file_that_says_something_else_is_not_published(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_with_other_outputs_is_not_published(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "head.pt2"
     path.write_text("an older file")
-    monkeypatch.setattr("featcache.inference.resizing._rounded", lambda sums: 0.9 * sums / (1 << 22))
-    run = house.trained("centroid", "pixels")
+    monkeypatch.setattr("featcache.inference.resizing._round_to_bytes", lambda sums: 0.9 * sums / (1 << 22))
+    run = workspace.train("centroid", "pixels")
     with pytest.raises(ExportError, match=r"expected \w+ 0\.\d{4}, got \w+ 0\.\d{4}; the greatest difference is"):
-        export(house, run, path, "pt2")
+        export(workspace, run, path, "pt2")
     assert (list(tmp_path.iterdir()), path.read_text()) == ([path], "an older file")
 
 
-def test_another_first_class_is_enough_to_refuse_it(
-    house: House, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_most_probable_class_is_enough_to_refuse_a_file(
+    workspace: Workspace, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "TOLERANCE", 10.0)
-    opened = formats.Pt2.open
-    monkeypatch.setattr(formats.Pt2, "open", lambda self, path: lambda images: opened(self, path)(images)[:, [1, 2, 0]])
-    with pytest.raises(ExportError, match="does not say what featcache says: on image 1 of 14"):
-        export(house, pixel_run, tmp_path / "head.pt2", "pt2")
+    open_file = formats.Pt2.open
+    monkeypatch.setattr(
+        formats.Pt2, "open", lambda self, path: lambda images: open_file(self, path)(images)[:, [1, 2, 0]]
+    )
+    with pytest.raises(ExportError, match="differ from featcache's: on image 1 of 14"):
+        export(workspace, pixel_run, tmp_path / "head.pt2", "pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
 @pytest.mark.parametrize(("kind", "output"), [("lists", "probabilities"), ("numbers", "values")])
-def test_heads_of_other_kinds_are_exported_as_what_they_say(
-    house: House, pixel_run: Run, tmp_path: Path, kind: TargetKind, output: str, format: str
+def test_heads_of_other_kinds_are_exported_with_their_outputs(
+    workspace: Workspace, pixel_run: Run, tmp_path: Path, kind: TargetKind, output: str, format: str
 ) -> None:
-    run = taken_for(pixel_run, tmp_path / kind, kind)
-    exported = export(house, run, tmp_path / f"head.{format}", format)
-    said = exported.to_json()
-    assert said["target"]["kind"] == kind and "same_top1" not in said["verified"]
-    assert said["classes"] == ([] if kind == "numbers" else list(CLASSES))
+    run = with_target_kind(pixel_run, tmp_path / kind, kind)
+    exported = export(workspace, run, tmp_path / f"head.{format}", format)
+    record = exported.to_json()
+    assert record["target"]["kind"] == kind and "same_top1" not in record["verified"]
+    assert record["classes"] == ([] if kind == "numbers" else list(CLASSES))
     if format == "onnx":
         model = onnx.load(exported.path)
         assert [one.name for one in model.graph.output] == [output]
-        (told,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
-        assert told["output"].startswith(output) and ("thresholds" in told) == (kind == "lists")
+        (metadata,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
+        assert metadata["output"].startswith(output) and ("thresholds" in metadata) == (kind == "lists")
 
 
 def test_nothing_is_left_when_writing_fails(
-    house: House, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def half(self: object, network: object, path: Path, *rest: object) -> None:
         path.write_bytes(b"half")
@@ -123,55 +127,55 @@ def test_nothing_is_left_when_writing_fails(
 
     monkeypatch.setattr(formats.Pt2, "write", half)
     with pytest.raises(KeyboardInterrupt):
-        export(house, pixel_run, tmp_path / "head.pt2", "pt2")
+        export(workspace, pixel_run, tmp_path / "head.pt2", "pt2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_images_to_check_it_on_may_be_named(house: House, pixel_run: Run, tmp_path: Path) -> None:
+def test_the_images_to_check_a_file_on_can_be_given(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
     gone = replace(pixel_run, features=replace(pixel_run.features, images=str(tmp_path / "gone")))
     with pytest.raises(ExportError, match=r"the images to check the file on cannot be read: .*gone") as caught:
-        export(house, gone, tmp_path / "head.pt2", "pt2")
+        export(workspace, gone, tmp_path / "head.pt2", "pt2")
     assert "--verify-images" in str(caught.value.hint)
-    some = house.pictures / "train" / "eel"
-    assert export(house, gone, tmp_path / "head.pt2", "pt2", verify_images=some, verify_limit=3).images == 5
+    some = workspace.pictures / "train" / "eel"
+    assert export(workspace, gone, tmp_path / "head.pt2", "pt2", verify_images=some, verify_limit=3).images == 5
     (tmp_path / "note.png").write_text("no image")
     with pytest.raises(ImageError, match="not an image"):
-        export(house, gone, tmp_path / "head.pt2", "pt2", verify_images=tmp_path / "note.png")
+        export(workspace, gone, tmp_path / "head.pt2", "pt2", verify_images=tmp_path / "note.png")
 
 
-def test_no_data_set_is_downloaded_to_check_a_file(house: House, pixel_run: Run, tmp_path: Path) -> None:
+def test_no_data_set_is_downloaded_to_check_a_file(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
     named = replace(pixel_run, features=replace(pixel_run.features, images="cifar10"))
     with pytest.raises(ExportError, match="cifar10 is not in"):
         export_run(named, tmp_path / "head.pt2", "pt2", data_dir=tmp_path)
 
 
 def test_a_missing_package_is_named_before_anything_is_computed(
-    house: House, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtra, match="--format onnx needs the package onnxscript") as caught:
-        export(house, pixel_run, tmp_path / "head.onnx")
+        export(workspace, pixel_run, tmp_path / "head.onnx")
     assert caught.value.hint == "pip install 'featcache[export]'"
 
 
 def test_weights_that_fit_into_no_onnx_file_are_refused(
-    house: House, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(formats, "_ONNX_BYTES", 1000)
     with pytest.raises(ExportError, match="one ONNX file holds at most 2 GB") as caught:
-        export(house, pixel_run, tmp_path / "head.onnx")
+        export(workspace, pixel_run, tmp_path / "head.onnx")
     assert "pt2" in str(caught.value.hint)
 
 
-def test_other_weights_are_refused(house: House, run: Run, tmp_path: Path) -> None:
+def test_other_weights_are_refused(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="expected sha256"):
-        export(house, run, tmp_path / "head.onnx", weights="random:2")
+        export(workspace, run, tmp_path / "head.onnx", weights="random:2")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_format_that_is_none_offers_the_nearest(house: House, pixel_run: Run, tmp_path: Path) -> None:
+def test_an_unknown_format_is_an_error_with_a_suggestion(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="unknown format of a run 'onxx'") as caught:
-        export(house, pixel_run, tmp_path / "head.onxx", "onxx")
+        export(workspace, pixel_run, tmp_path / "head.onxx", "onxx")
     assert caught.value.hint == "did you mean onnx?"
     with pytest.raises(InvalidOption, match="--verify-limit of at least 1"):
-        export(house, pixel_run, tmp_path / "head.pt2", "pt2", verify_limit=0)
+        export(workspace, pixel_run, tmp_path / "head.pt2", "pt2", verify_limit=0)

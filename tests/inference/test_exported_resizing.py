@@ -1,4 +1,4 @@
-"""Pillow's resize as exportable arithmetic: the same bytes."""
+"""Pillow's resize as exportable tensor operations gives the same bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from featcache.backbones.transforms import Transform
 from featcache.inference.resizing import Resizer
 
 
-def resized(transform: Transform, image: np.ndarray) -> np.ndarray:
-    """(H, W, 3) through the torch module."""
+def resize_with_torch(transform: Transform, image: np.ndarray) -> np.ndarray:
+    """Resize an image (H, W, 3) with the torch module."""
     batch = torch.from_numpy(image).permute(2, 0, 1)[None]
     return Resizer(transform)(batch)[0].permute(1, 2, 0).numpy()  # type: ignore[no-any-return]
 
@@ -32,7 +32,7 @@ def some_image(height: int, width: int, seed: int) -> np.ndarray:
     resize=st.sampled_from(["squash", "crop"]),
     seed=st.integers(0, 1000),
 )
-def test_every_byte_is_pillows(
+def test_every_byte_equals_pillows(
     height: int, width: int, side: int, margin: int, interpolation: str, resize: str, seed: int
 ) -> None:
     transform = Transform(
@@ -42,7 +42,7 @@ def test_every_byte_is_pillows(
         interpolation=interpolation,  # type: ignore[arg-type]
     )
     image = some_image(height, width, seed)
-    assert np.array_equal(resized(transform, image), transform.resize_image(image))
+    assert np.array_equal(resize_with_torch(transform, image), transform.resize_image(image))
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_every_byte_is_pillows(
     ],
 )
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-def test_the_side_that_pillow_begins_with_comes_first(height: int, width: int, side: int, interpolation: str) -> None:
+def test_the_sides_are_resized_in_pillows_order(height: int, width: int, side: int, interpolation: str) -> None:
     transform = Transform(image_size=side, interpolation=interpolation)  # type: ignore[arg-type]
     image = some_image(height, width, 0)
-    assert np.array_equal(resized(transform, image), transform.resize_image(image))
+    assert np.array_equal(resize_with_torch(transform, image), transform.resize_image(image))

@@ -1,4 +1,4 @@
-"""Images are asked about, and a file is exported, with a head of one's own."""
+"""Prediction and export with a head that is a module of the user's own."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from torch import nn
-from trained import House
+from trained import Workspace
 
 from featcache.errors import HeadError, InvalidOption
 from featcache.heads import own
@@ -20,22 +20,22 @@ def two_layers(in_features: int, outputs: int) -> nn.Module:
 
 
 def test_a_function_has_to_be_given_where_the_run_is_used(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = house.trained(two_layers, "pixels")
-    expected = predict(run, house.test_images()).outputs
+    run = workspace.train(two_layers, "pixels")
+    expected = predict(run, workspace.test_images()).outputs
     monkeypatch.setattr(own, "_GIVEN", {})
     run = Run.load(run.folder)
     with pytest.raises(HeadError, match="is not known here") as caught:
-        predict(run, house.test_images())
+        predict(run, workspace.test_images())
     assert "head=two_layers" in str(caught.value.hint)
-    assert np.array_equal(predict(run, house.test_images(), head=two_layers).outputs, expected)
+    assert np.array_equal(predict(run, workspace.test_images(), head=two_layers).outputs, expected)
     with pytest.raises(HeadError, match="is not known here"):
-        export_run(run, tmp_path / "head.pt2", "pt2", data_dir=house.root / "data")
-    exported = export_run(run, tmp_path / "head.pt2", "pt2", data_dir=house.root / "data", head=two_layers)
+        export_run(run, tmp_path / "head.pt2", "pt2", data_dir=workspace.root / "data")
+    exported = export_run(run, tmp_path / "head.pt2", "pt2", data_dir=workspace.root / "data", head=two_layers)
     assert exported.greatest_difference < 1e-5
 
 
-def test_a_factory_is_refused_for_a_head_that_featcache_builds(house: House, pixel_run: Run) -> None:
+def test_a_factory_is_refused_for_a_head_that_featcache_builds(workspace: Workspace, pixel_run: Run) -> None:
     with pytest.raises(InvalidOption, match="which featcache builds"):
-        predict(pixel_run, house.test_images(), head=two_layers)
+        predict(pixel_run, workspace.test_images(), head=two_layers)

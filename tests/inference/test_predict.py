@@ -1,4 +1,4 @@
-"""`featcache.predict`: the same as was said at training, from the run's record alone."""
+"""`featcache.predict`: the same predictions as at training, from the run's record alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from trained import CLASSES, House, random_tensors, taken_for
+from trained import CLASSES, Workspace, random_tensors, with_target_kind
 
 import featcache
 from featcache.backbones.network import Network
@@ -29,13 +29,13 @@ from featcache.errors import (
 from featcache.extraction.run import Execution
 from featcache.heads.metric_records import ListMetrics
 from featcache.inference import Classifier, Predicted, predict
-from featcache.inference.pictures import opened
+from featcache.inference.pictures import open_pictures
 from featcache.runs.run import Run
 
 
-def said(house: House, run: Run, **options: object) -> Predicted:
-    """What the run says of the test images."""
-    return predict(run, house.test_images(), data_dir=house.root / "data", **options)  # type: ignore[arg-type]
+def predict_test_images(workspace: Workspace, run: Run, **options: object) -> Predicted:
+    """The predictions of a run for the test images."""
+    return predict(run, workspace.test_images(), data_dir=workspace.root / "data", **options)  # type: ignore[arg-type]
 
 
 # --- the same as at training -------------------------------------------------------------------------------
@@ -48,43 +48,45 @@ def said(house: House, run: Run, **options: object) -> Predicted:
         ("resnet18", "knn"),
     ],
 )
-def test_every_head_says_what_it_said_of_the_cached_test_images(house: House, backbone: str, head: str) -> None:
-    run = house.trained(head, backbone)
-    predicted, kept = said(house, run), run.predictions("test")
+def test_every_head_predicts_the_same_as_for_the_cached_test_images(
+    workspace: Workspace, backbone: str, head: str
+) -> None:
+    run = workspace.train(head, backbone)
+    predicted, kept = predict_test_images(workspace, run), run.predictions("test")
     assert tuple(f"test/{Path(i.path).parent.name}/{Path(i.path).name}" for i in predicted) == kept.ids
     assert np.allclose(predicted.outputs, kept.outputs, atol=1e-5)
     assert [image.label for image in predicted] == [CLASSES[row.argmax()] for row in kept.outputs]
 
 
-def test_several_layers_stand_side_by_side_as_they_did(house: House, run: Run) -> None:
+def test_several_layers_are_joined_as_in_training(workspace: Workspace, run: Run) -> None:
     assert [layer.name for layer in run.features.layers] == ["layer2", "pre_logits"]
-    assert np.allclose(said(house, run).outputs, run.predictions("test").outputs, atol=1e-5)
+    assert np.allclose(predict_test_images(workspace, run).outputs, run.predictions("test").outputs, atol=1e-5)
 
 
-def test_a_layer_that_the_head_does_not_read_needs_no_weights(house: House, tmp_path: Path) -> None:
+def test_a_layer_that_the_head_does_not_read_needs_no_weights(workspace: Workspace, tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     tensors = random_tensors("resnet18", 1)
     save_file(tensors, weights)
     cache = featcache.extract(
-        house.pictures, "resnet18", layers=("layer1", "layer3"), image_size=40, weights=weights, data_dir=tmp_path
+        workspace.pictures, "resnet18", layers=("layer1", "layer3"), image_size=40, weights=weights, data_dir=tmp_path
     )
     run = featcache.train_head(cache, "centroid", layers="layer1", runs_dir=tmp_path / "runs", val_fraction=0.5)
     early = {name: value for name, value in tensors.items() if name.startswith(("conv1", "bn1", "layer1"))}
     save_file(early, weights)
-    assert len(predict(run, house.test_images(), data_dir=tmp_path)) == 12
+    assert len(predict(run, workspace.test_images(), data_dir=tmp_path)) == 12
 
 
-def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: Path) -> None:
+def test_several_caches_are_joined_as_in_training(workspace: Workspace, tmp_path: Path) -> None:
     data = tmp_path / "data"
     exact = {"dtype": "float32", "precision": "fp32", "runner": "eager"}
     weights = {"resnet18": "random:1", "squeezenet1_1": "random:2"}
-    deep = featcache.extract(house.pictures, list(weights), weights=weights, image_size=40, data_dir=data, **exact)  # type: ignore[call-overload]
-    pixels = featcache.extract(house.pictures, "pixels", image_size=8, data_dir=data)
+    deep = featcache.extract(workspace.pictures, list(weights), weights=weights, image_size=40, data_dir=data, **exact)  # type: ignore[call-overload]
+    pixels = featcache.extract(workspace.pictures, "pixels", image_size=8, data_dir=data)
     run = featcache.train_head(deep[0], "ridge", beside=[pixels, deep[1]], runs_dir=tmp_path / "runs", val_fraction=0.5)
     kept = run.predictions("test")
-    predicted = predict(run, house.test_images(), neighbours=1, data_dir=data)
+    predicted = predict(run, workspace.test_images(), neighbours=1, data_dir=data)
     assert np.allclose(predicted.outputs, kept.outputs, atol=1e-4)
-    train = house.pictures / "train" / "cat" / "03.png"
+    train = workspace.pictures / "train" / "cat" / "03.png"
     (image,) = predict(run, train, neighbours=1, data_dir=data)
     assert image.neighbours[0].id == "train/cat/03.png"
     exported = featcache.inference.export_run(run, tmp_path / "head.pt2", "pt2", data_dir=data)
@@ -94,69 +96,75 @@ def test_several_caches_stand_side_by_side_as_they_did(house: House, tmp_path: P
             predict(run, train, weights=weights_of, data_dir=data)
 
 
-def test_crops_are_made_as_they_were(house: House) -> None:
-    run = house.trained("ridge", resize="crop", normalize="half")
-    assert np.allclose(said(house, run).outputs, run.predictions("test").outputs, atol=1e-5)
+def test_crops_are_made_as_in_training(workspace: Workspace) -> None:
+    run = workspace.train("ridge", resize="crop", normalize="half")
+    assert np.allclose(predict_test_images(workspace, run).outputs, run.predictions("test").outputs, atol=1e-5)
 
 
-def test_bf16_is_computed_when_it_is_asked_for(house: House, run: Run) -> None:
-    exact, rounded = said(house, run).outputs, said(house, run, precision="bf16").outputs
+def test_bf16_is_used_when_it_is_requested(workspace: Workspace, run: Run) -> None:
+    exact, rounded = (
+        predict_test_images(workspace, run).outputs,
+        predict_test_images(workspace, run, precision="bf16").outputs,
+    )
     assert not np.array_equal(exact, rounded)
     assert np.allclose(exact, rounded, atol=0.05)
 
 
-def test_a_run_whose_cache_is_gone_still_predicts(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_run_whose_cache_is_gone_still_predicts(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     gone = replace(run, features=replace(run.features, cache=str(tmp_path / "gone.h5")))
-    predicted = predict(gone, house.test_images(), data_dir=tmp_path)
-    assert np.array_equal(predicted.outputs, said(house, run).outputs)
+    predicted = predict(gone, workspace.test_images(), data_dir=tmp_path)
+    assert np.array_equal(predicted.outputs, predict_test_images(workspace, run).outputs)
 
 
 # --- weights -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def of_file(house: House, tmp_path: Path) -> tuple[Run, Path]:
-    """A run whose weights lie in a file."""
+def of_file(workspace: Workspace, tmp_path: Path) -> tuple[Run, Path]:
+    """A run whose weights are in a file."""
     weights = tmp_path / "w.safetensors"
     save_file(random_tensors("resnet18", 1), weights)
-    (tmp_path / "pictures").symlink_to(house.pictures)
-    # On a shelf of its own: elsewhere a cache has these rows already, and remembers another source.
-    return House(root=tmp_path).trained("centroid", weights=str(weights)), weights
+    (tmp_path / "pictures").symlink_to(workspace.pictures)
+    # In its own data folder: in the shared one a cache has these rows already, with another source of weights.
+    return Workspace(root=tmp_path).train("centroid", weights=str(weights)), weights
 
 
-def test_other_weights_are_refused_layer_by_layer(house: House, of_file: tuple[Run, Path]) -> None:
+def test_other_weights_are_refused_layer_by_layer(workspace: Workspace, of_file: tuple[Run, Path]) -> None:
     run, weights = of_file
     tensors = load_file(weights)
     tensors["layer4.1.bn2.bias"][3] += 1
     save_file(tensors, weights)
     with pytest.raises(WeightsError, match=r"w\.safetensors are not those .* layer pre_logits expected sha256 \w{12}"):
-        said(house, run)
+        predict_test_images(workspace, run)
 
 
-def test_weights_may_lie_elsewhere_now(house: House, of_file: tuple[Run, Path]) -> None:
+def test_weights_may_have_moved(workspace: Workspace, of_file: tuple[Run, Path]) -> None:
     run, weights = of_file
-    before = said(house, run)
+    before = predict_test_images(workspace, run)
     moved = weights.rename(weights.with_name("moved.safetensors"))
     with pytest.raises(WeightsError, match=r"no longer at .*w\.safetensors") as caught:
-        said(house, run)
+        predict_test_images(workspace, run)
     assert "--weights" in str(caught.value.hint)
-    assert np.array_equal(said(house, run, weights=moved).outputs, before.outputs)
+    assert np.array_equal(predict_test_images(workspace, run, weights=moved).outputs, before.outputs)
 
 
-def test_a_run_that_does_not_say_where_its_weights_came_from_asks_for_them(
-    house: House, run: Run, tmp_path: Path
+def test_a_run_without_a_source_of_weights_needs_the_option_weights(
+    workspace: Workspace, run: Run, tmp_path: Path
 ) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "silent")
     config = json.loads((folder / "config.json").read_text())
     config["features"]["weights"] = None
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(WeightsError, match="silent does not say where its weights came from") as told:
-        said(house, Run.load(folder))
-    assert "--weights" in str(told.value.hint)
-    assert np.array_equal(said(house, Run.load(folder), weights="random:1").outputs, said(house, run).outputs)
+    with pytest.raises(WeightsError, match="silent has no record of where its weights came from") as caught:
+        predict_test_images(workspace, Run.load(folder))
+    assert "--weights" in str(caught.value.hint)
+    assert np.array_equal(
+        predict_test_images(workspace, Run.load(folder), weights="random:1").outputs,
+        predict_test_images(workspace, run).outputs,
+    )
 
 
-def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> None:
+def test_an_own_module_must_be_given_again(workspace: Workspace, tmp_path: Path) -> None:
     import torch
     from torch import nn
 
@@ -173,16 +181,16 @@ def test_a_module_of_ones_own_is_given_again(house: House, tmp_path: Path) -> No
     def backbone(bias: float) -> Network:
         return featcache.from_module(Shifted(bias), name="mine", transform=Transform(image_size=16))
 
-    cache = featcache.extract(house.pictures, backbone(0.5), data_dir=tmp_path)
+    cache = featcache.extract(workspace.pictures, backbone(0.5), data_dir=tmp_path)
     run = featcache.train_head(cache, "ridge", runs_dir=tmp_path / "runs", val_fraction=0.5)
     with pytest.raises(WeightsError, match="a module of your own"):
-        said(house, run)
-    assert len(said(house, run, backbone=backbone(0.5))) == 12
+        predict_test_images(workspace, run)
+    assert len(predict_test_images(workspace, run, backbone=backbone(0.5))) == 12
     with pytest.raises(WeightsError, match="layer output expected sha256"):
-        said(house, run, backbone=backbone(0.6))
+        predict_test_images(workspace, run, backbone=backbone(0.6))
 
 
-def test_a_module_of_ones_own_that_computes_something_else_now_is_refused(house: House, tmp_path: Path) -> None:
+def test_an_own_module_that_computes_something_else_now_is_refused(workspace: Workspace, tmp_path: Path) -> None:
     from torch import nn
 
     from featcache.backbones.transforms import Transform
@@ -191,66 +199,70 @@ def test_a_module_of_ones_own_that_computes_something_else_now_is_refused(house:
         module = nn.Sequential(nn.AvgPool2d(4), nn.LeakyReLU(slope), nn.Flatten())
         return featcache.from_module(module, name="mine", transform=Transform(image_size=16))
 
-    cache = featcache.extract(house.pictures, backbone(0.1), data_dir=tmp_path)
+    cache = featcache.extract(workspace.pictures, backbone(0.1), data_dir=tmp_path)
     run = featcache.train_head(cache, "ridge", runs_dir=tmp_path / "runs", val_fraction=0.5)
-    assert len(said(house, run, backbone=backbone(0.1))) == 12
-    # Neither has weights that could tell them apart.
-    with pytest.raises(WeightsError, match="mine does not compute what it computed") as told:
-        said(house, run, backbone=backbone(0.2))
-    assert "extract and train again" in str(told.value.hint)
+    assert len(predict_test_images(workspace, run, backbone=backbone(0.1))) == 12
+    # Neither has weights by which they differ.
+    with pytest.raises(WeightsError, match="mine does not compute what it computed") as caught:
+        predict_test_images(workspace, run, backbone=backbone(0.2))
+    assert "extract and train again" in str(caught.value.hint)
 
 
-def test_a_damaged_head_is_refused(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_head_is_refused(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     folder = shutil.copytree(run.folder, tmp_path / "damaged")
     content = bytearray((folder / "head.safetensors").read_bytes())
     content[-1] ^= 1
     (folder / "head.safetensors").write_bytes(content)
     with pytest.raises(HeadError, match="expected sha256"):
-        said(house, Run.load(folder))
+        predict_test_images(workspace, Run.load(folder))
 
 
 # --- which images ------------------------------------------------------------------------------------------
 
 
-def test_images_folders_archives_and_arrays_give_the_same(house: House, pixel_run: Run, tmp_path: Path) -> None:
-    folder = house.pictures / "test" / "dog"
+def test_images_folders_archives_and_arrays_give_the_same(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
+    folder = workspace.pictures / "test" / "dog"
     with zipfile.ZipFile(tmp_path / "dogs.zip", "w") as archive:
         for path in sorted(folder.iterdir()):
             archive.write(path, path.name)
     arrays = [np.asarray(Image.open(path)) for path in sorted(folder.iterdir())]
-    expected = said(house, pixel_run).outputs[4:8]
+    expected = predict_test_images(workspace, pixel_run).outputs[4:8]
     for images in (folder, str(folder), sorted(folder.iterdir()), tmp_path / "dogs.zip", arrays):
         assert np.allclose(predict(pixel_run, images).outputs, expected, atol=1e-6)
     assert np.allclose(predict(pixel_run, arrays[0]).outputs, expected[:1], atol=1e-6)
     assert predict(pixel_run, tmp_path / "dogs.zip").images[0].path == f"{tmp_path}/dogs.zip/00.png"
 
 
-def test_images_are_answered_for_in_the_order_in_which_they_are_named(house: House, pixel_run: Run) -> None:
-    dog, cat, eel = (house.pictures / "test" / name / "00.png" for name in ("dog", "cat", "eel"))
+def test_predictions_come_in_the_order_of_the_images(workspace: Workspace, pixel_run: Run) -> None:
+    dog, cat, eel = (workspace.pictures / "test" / name / "00.png" for name in ("dog", "cat", "eel"))
     predicted = predict(pixel_run, [eel, dog, cat, dog])
     assert [image.path for image in predicted] == [str(eel), str(dog), str(cat), str(dog)]
     assert np.array_equal(predicted.outputs[1], predicted.outputs[3])
 
 
-def test_many_images_are_answered_chunk_by_chunk(house: House, pixel_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = said(house, pixel_run)
+def test_many_images_are_predicted_chunk_by_chunk(
+    workspace: Workspace, pixel_run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = predict_test_images(workspace, pixel_run)
     monkeypatch.setattr("featcache.inference.classifier.CHUNK", 5)
-    pieces = said(house, pixel_run)
+    pieces = predict_test_images(workspace, pixel_run)
     assert [image.path for image in pieces] == [image.path for image in whole]
     assert np.array_equal(pieces.outputs, whole.outputs)
 
 
-def test_what_is_no_image_is_an_error_that_names_it(house: House, pixel_run: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_is_an_error_that_names_it(
+    workspace: Workspace, pixel_run: Run, tmp_path: Path
+) -> None:
     (tmp_path / "note.png").write_text("no image")
     with pytest.raises(ImageError, match=r"note\.png: not an image"):
-        predict(pixel_run, [house.test_images()[0], tmp_path / "note.png"])
+        predict(pixel_run, [workspace.test_images()[0], tmp_path / "note.png"])
     with pytest.raises(ImageError, match=r"gone\.png: cannot be read"):
         predict(pixel_run, tmp_path / "gone.png")
 
 
-def test_what_is_no_image_can_be_left_out(house: House, pixel_run: Run, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_can_be_skipped(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("no image")
-    first, second = house.test_images()[:2]
+    first, second = workspace.test_images()[:2]
     predicted = predict(pixel_run, [first, tmp_path / "note.png", second], on_error="skip")
     assert [image.path for image in predicted] == [str(first), str(second)]
     assert predicted.outputs.shape == (2, 3)
@@ -267,25 +279,27 @@ def test_a_folder_without_images_is_an_error(pixel_run: Run, tmp_path: Path) -> 
         predict(pixel_run, [])
 
 
-# --- what is said of them ----------------------------------------------------------------------------------
+# --- predictions -------------------------------------------------------------------------------------------
 
 
-def test_the_first_classes_are_named_best_first(house: House, run: Run) -> None:
-    predicted = said(house, run, top=2)
+def test_the_first_classes_are_named_best_first(workspace: Workspace, run: Run) -> None:
+    predicted = predict_test_images(workspace, run, top=2)
     for image, row in zip(predicted, predicted.outputs, strict=True):
         assert [guess.label for guess in image.top] == [CLASSES[number] for number in np.argsort(-row)[:2]]
         assert [guess.probability for guess in image.top] == sorted(row.tolist(), reverse=True)[:2]
-    assert all(len(image.top) == 3 for image in said(house, run, top=99))
+    assert all(len(image.top) == 3 for image in predict_test_images(workspace, run, top=99))
     assert np.allclose(predicted.outputs.sum(axis=1), 1.0, atol=1e-6)
 
 
-def test_of_several_classes_those_above_their_thresholds_are_said(house: House, pixel_run: Run, tmp_path: Path) -> None:
-    run = taken_for(pixel_run, tmp_path / "several", "lists")
+def test_several_classes_are_predicted_above_their_thresholds(
+    workspace: Workspace, pixel_run: Run, tmp_path: Path
+) -> None:
+    run = with_target_kind(pixel_run, tmp_path / "several", "lists")
     measured = run.metrics("val")
     assert isinstance(measured, ListMetrics)
-    predicted = said(house, run, neighbours=1)
-    single = np.log(said(house, pixel_run).outputs)
-    # A sigmoid of each logit: up to what all classes share, that is the logarithm of a softmax.
+    predicted = predict_test_images(workspace, run, neighbours=1)
+    single = np.log(predict_test_images(workspace, pixel_run).outputs)
+    # The logits, which equal the logarithm of the softmax up to a constant per image.
     logits = np.log(predicted.outputs / (1 - predicted.outputs))
     assert np.allclose(logits - logits[:, :1], single - single[:, :1], atol=1e-3)
     for image, row in zip(predicted, predicted.outputs, strict=True):
@@ -297,8 +311,10 @@ def test_of_several_classes_those_above_their_thresholds_are_said(house: House, 
     assert len({len(image.labels or ()) for image in predicted}) > 1
 
 
-def test_numbers_are_said_by_the_names_of_their_columns(house: House, pixel_run: Run, tmp_path: Path) -> None:
-    predicted = said(house, taken_for(pixel_run, tmp_path / "numbers", "numbers"), neighbours=1)
+def test_numbers_have_the_names_of_their_columns(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
+    predicted = predict_test_images(
+        workspace, with_target_kind(pixel_run, tmp_path / "numbers", "numbers"), neighbours=1
+    )
     assert predicted.target.kind == "numbers"
     for image, row in zip(predicted, predicted.outputs, strict=True):
         assert image.to_json()["values"] == dict(zip(CLASSES, row.tolist(), strict=True))
@@ -306,16 +322,16 @@ def test_numbers_are_said_by_the_names_of_their_columns(house: House, pixel_run:
     assert not np.allclose(predicted.outputs.sum(axis=1), 1.0)
 
 
-def test_the_nearest_train_images_are_those_of_the_greatest_cosine(house: House, run: Run) -> None:
-    predicted = said(house, run, neighbours=3)
+def test_the_nearest_train_images_are_those_of_the_greatest_cosine(workspace: Workspace, run: Run) -> None:
+    predicted = predict_test_images(workspace, run, neighbours=3)
     with FeatureCache.open(run.features.cache) as cache:
         train, ids = cache["train"], cache["train"].ids
         known = np.concatenate([np.asarray(train.layer(layer.name)) for layer in run.features.layers], axis=1)
     known /= np.linalg.norm(known, axis=1, keepdims=True)
-    source, samples = opened(house.test_images())
+    source, samples = open_pictures(workspace.test_images())
     classifier = Classifier.of(run, device="cpu")
-    (answers,) = classifier.answers(source, samples, Execution(device="cpu"))
-    for image, row in zip(predicted, answers.features, strict=True):
+    (outputs_,) = classifier.predict_chunks(source, samples, Execution(device="cpu"))
+    for image, row in zip(predicted, outputs_.features, strict=True):
         cosines = known @ (row / np.linalg.norm(row))
         best = np.argsort(-cosines)[:3]
         assert [near.id for near in image.neighbours] == [ids[number] for number in best]
@@ -323,61 +339,63 @@ def test_the_nearest_train_images_are_those_of_the_greatest_cosine(house: House,
         assert all(near.label == near.id.split("/")[1] for near in image.neighbours)
 
 
-def test_a_train_image_is_its_own_nearest_one(house: House, pixel_run: Run) -> None:
-    image = house.pictures / "train" / "dog" / "05.png"
-    (predicted,) = predict(pixel_run, image, neighbours=1, data_dir=house.root / "data")
+def test_a_train_image_is_its_own_nearest_one(workspace: Workspace, pixel_run: Run) -> None:
+    image = workspace.pictures / "train" / "dog" / "05.png"
+    (predicted,) = predict(pixel_run, image, neighbours=1, data_dir=workspace.root / "data")
     (near,) = predicted.neighbours
     assert (near.id, near.label) == ("train/dog/05.png", "dog")
     assert near.similarity == pytest.approx(1.0, abs=1e-5)
 
 
-def test_neighbours_need_the_cache(house: House, run: Run, tmp_path: Path) -> None:
+def test_neighbours_need_the_cache(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     gone = replace(run, features=replace(run.features, cache=str(tmp_path / "gone.h5")))
-    with pytest.raises(CacheNotFound, match="the cache the head was trained on is gone") as caught:
-        predict(gone, house.test_images(), neighbours=1, data_dir=tmp_path)
+    with pytest.raises(CacheNotFound, match="the cache the head was trained on does not exist any more") as caught:
+        predict(gone, workspace.test_images(), neighbours=1, data_dir=tmp_path)
     assert "--neighbours" in str(caught.value.hint)
-    # Under another name, and holding something else.
-    other = house.trained("centroid", "pixels").features.cache
+    # A cache at another path, with other features.
+    other = workspace.train("centroid", "pixels").features.cache
     replaced = replace(run, features=replace(run.features, cache=other))
     with pytest.raises(CacheNotFound):
-        predict(replaced, house.test_images(), neighbours=1, data_dir=tmp_path)
+        predict(replaced, workspace.test_images(), neighbours=1, data_dir=tmp_path)
 
 
-def test_a_cache_that_moved_with_its_data_folder_is_found(house: House, run: Run, tmp_path: Path) -> None:
-    shutil.copytree(house.root / "data" / "features", tmp_path / "features")
+def test_a_cache_that_moved_with_its_data_folder_is_found(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(workspace.root / "data" / "features", tmp_path / "features")
     moved = replace(run, features=replace(run.features, cache=f"/gone/{Path(run.features.cache).name}"))
-    (image,) = predict(moved, house.test_images()[0], neighbours=1, data_dir=tmp_path)
+    (image,) = predict(moved, workspace.test_images()[0], neighbours=1, data_dir=tmp_path)
     assert len(image.neighbours) == 1
 
 
 # --- which run ---------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_found_by_name_beginning_path_or_as_the_latest(house: House) -> None:
-    run = house.trained("centroid", "pixels")
+def test_a_run_is_found_by_name_beginning_path_or_as_the_latest(workspace: Workspace) -> None:
+    run = workspace.train("centroid", "pixels")
     for name in (run.folder, str(run.folder), run.folder.name, run.folder.name[:-2], "latest"):
-        predicted = predict(name, house.test_images()[0], runs_dir=house.root / "runs")
+        predicted = predict(name, workspace.test_images()[0], runs_dir=workspace.root / "runs")
         assert Path(predicted.run).name == run.folder.name
 
 
-def test_a_run_that_is_not_there_offers_the_nearest(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_missing_run_is_an_error_with_suggestions(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     with pytest.raises(UnknownName) as caught:
-        predict(run.folder.name.replace("resnet", "resnte"), house.test_images(), runs_dir=house.root / "runs")
+        predict(run.folder.name.replace("resnet", "resnte"), workspace.test_images(), runs_dir=workspace.root / "runs")
     assert run.folder.name in str(caught.value.hint)
     with pytest.raises(HeadError, match="begin with '20'"):
-        house.trained("centroid", "pixels")
-        predict("20", house.test_images(), runs_dir=house.root / "runs")
+        workspace.train("centroid", "pixels")
+        predict("20", workspace.test_images(), runs_dir=workspace.root / "runs")
     with pytest.raises(HeadError, match="there are no runs"):
-        predict("latest", house.test_images(), runs_dir=tmp_path)
+        predict("latest", workspace.test_images(), runs_dir=tmp_path)
 
 
 @pytest.mark.parametrize("options", [{"top": 0}, {"neighbours": -1}, {"on_error": "ignore"}, {"batch_size": 0}])
-def test_options_that_cannot_be_are_refused(house: House, pixel_run: Run, options: dict[str, object]) -> None:
+def test_invalid_options_are_refused(workspace: Workspace, pixel_run: Run, options: dict[str, object]) -> None:
     with pytest.raises(InvalidOption):
-        said(house, pixel_run, **options)
+        predict_test_images(workspace, pixel_run, **options)
 
 
-def test_real_weights_and_images_say_what_they_said(vgg_weights: Path, cifar_zip: Path, tmp_path: Path) -> None:
+def test_real_weights_and_images_give_the_predictions_of_training(
+    vgg_weights: Path, cifar_zip: Path, tmp_path: Path
+) -> None:
     cache = featcache.extract(
         cifar_zip,
         "vgg16",

@@ -1,4 +1,4 @@
-"""Real little images in a folder, and heads trained behind quick backbones on them: what inference is tested with."""
+"""Small images in a folder, and heads trained on fast backbones, for the tests of inference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL import Image
 
 from featcache.api import extract
 from featcache.heads.metric_records import metrics_to_json
-from featcache.heads.metrics import Outcome, measure, tuned
+from featcache.heads.metrics import Outcome, measure, tune_on_val
 from featcache.rows.target import HeadTarget, TargetKind
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
@@ -32,7 +32,7 @@ def write_pictures(root: Path, train: int = 12, test: int = 4) -> Path:
             (root / split / name).mkdir(parents=True)
             for number in range(count):
                 height, width = random.integers(24, 60, 2)
-                # Not too easy: probabilities of 0 and 1 would hide every difference.
+                # Classes overlap, because probabilities of 0 and 1 would hide differences.
                 tint = random.integers(0, 60, 3, dtype=np.uint8)
                 tint[label] += 30
                 pixels = random.integers(0, 160, (height, width, 3), dtype=np.uint8) + tint
@@ -41,7 +41,7 @@ def write_pictures(root: Path, train: int = 12, test: int = 4) -> Path:
 
 
 def random_tensors(name: str, seed: int) -> dict[str, torch.Tensor]:
-    """The tensors of a torchvision network, as it draws them itself."""
+    """The tensors of a torchvision network with its own random initialisation."""
     from torchvision.models import get_model
 
     with torch.random.fork_rng(devices=[]):
@@ -50,7 +50,7 @@ def random_tensors(name: str, seed: int) -> dict[str, torch.Tensor]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class House:
+class Workspace:
     """A folder with `pictures/`, `data/` and `runs/` in it."""
 
     root: Path
@@ -63,10 +63,10 @@ class House:
         """The test images in the order in which a cache has them."""
         return sorted((self.pictures / "test").glob("*/*.png"))
 
-    def trained(
+    def train(
         self, head: str | Callable[..., Any], backbone: str = "resnet18", layers: Sequence[str] = (), **options: Any
     ) -> Run:
-        """A run of its own on features in fp32, stored as float32: nothing is rounded that prediction does not."""
+        """A new run on features in fp32, stored as float32, so that they are not rounded more than in prediction."""
         exact = {} if backbone == "pixels" else {"dtype": "float32", "precision": "fp32", "weights": "random:1"}
         cache = extract(
             self.pictures,
@@ -84,8 +84,8 @@ class House:
             )
 
 
-def taken_for(run: Run, folder: Path, kind: TargetKind) -> Run:
-    """A copy of a run of three classes whose head is taken for one of several classes, or of three numbers."""
+def with_target_kind(run: Run, folder: Path, kind: TargetKind) -> Run:
+    """A copy of a run of three classes, changed to predict several classes per image, or three numbers."""
     shutil.copytree(run.folder, folder)
     config, metrics = (json.loads((folder / name).read_text()) for name in ("config.json", "metrics.json"))
     config["target"] = {**config["target"], "kind": kind}
@@ -93,7 +93,7 @@ def taken_for(run: Run, folder: Path, kind: TargetKind) -> Run:
     random = np.random.default_rng(0)
     targets = random.integers(0, 2, (20, 3)).astype(np.int8) if kind == "lists" else random.standard_normal((20, 3))
     outcome = Outcome(outputs=random.standard_normal((20, 3)).astype(np.float32), targets=targets, target=target)
-    metrics["metrics"] = {"val": metrics_to_json(measure(outcome, tuned(outcome), seed=0))}
+    metrics["metrics"] = {"val": metrics_to_json(measure(outcome, tune_on_val(outcome), seed=0))}
     for name, content in (("config.json", config), ("metrics.json", metrics)):
         (folder / name).write_text(json.dumps(content))
     return Run.load(folder)

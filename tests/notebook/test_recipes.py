@@ -97,9 +97,9 @@ def test_a_recipe_refuses_features_of_another_backbone() -> None:
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_recipe_is_plain_json(name: str) -> None:
-    said = json.loads(json.dumps(recipe(name).to_json()))
-    assert "seed" not in said["head"]
-    assert HeadConfig.from_json(said["head"]) == recipe(name).head
+    json_values = json.loads(json.dumps(recipe(name).to_json()))
+    assert "seed" not in json_values["head"]
+    assert HeadConfig.from_json(json_values["head"]) == recipe(name).head
 
 
 # --- agreement ---------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def test_a_recipe_is_plain_json(name: str) -> None:
 def result(
     last: float = 0.5, *, seed: int = 0, epochs: int = 10, interrupted: bool = False, test: bool = True
 ) -> TrialResult:
-    """Of a head whose last epoch reached `last` on val."""
+    """The result of a head whose last epoch reached the accuracy `last` on val."""
     return TrialResult(
         seed=seed,
         val=Score(value=0.5, loss=1.25),
@@ -122,7 +122,7 @@ def result(
 
 
 def features(*, weights: str | None = None, classes: tuple[str, ...] = CIFAR10, **images: int) -> Features:
-    """On as many images as the notebook had."""
+    """Features of as many images as the notebook had, by default."""
     counts = {"train": 40_000, "val": 10_000, "test": 10_000} | images
     return Features(set_name="cifar10", classes=classes, images=counts, weights=weights)
 
@@ -144,8 +144,8 @@ def test_agreement_is_within_one_point_and_a_half_on_either_side(accuracy: float
     assert reproduction(result(accuracy)).agrees is agrees
 
 
-def test_agreement_is_judged_on_the_mean_of_the_seeds() -> None:
-    # Each alone is too far away.
+def test_agreement_is_computed_from_the_mean_of_the_seeds() -> None:
+    # Each seed alone is too far away.
     low, high = result(0.48), result(0.53)
     assert (reproduction(low).agrees, reproduction(high).agrees) == (False, False)
     assert reproduction(low, high).agrees is True

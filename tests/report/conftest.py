@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from report_fixtures import house, one_thread, run, runs
+from report_fixtures import one_thread, run, runs, workspace
 
-__all__ = ["house", "one_thread", "run", "runs"]
+__all__ = ["one_thread", "run", "runs", "workspace"]

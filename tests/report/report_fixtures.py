@@ -1,4 +1,4 @@
-"""A house with pictures, two runs and their page; shared, so whoever changes one copies it first."""
+"""Fixtures: a workspace with pictures and two runs. They are shared; tests that change one copy it first."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from report_house import House
+from report_workspace import Workspace
 
 from featcache.runs.run import Run
 
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """On a busy machine threads cost more than they compute here."""
+    """Use one thread, because threads slow down such small networks on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -24,20 +24,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """Pictures and the cache of their pixels."""
-    house = House.built(tmp_path_factory.mktemp("house"))
-    house.extracted().close()
-    return house
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with pictures and the cache of their pixels."""
+    workspace = Workspace.create(tmp_path_factory.mktemp("workspace"))
+    workspace.extract_pixels().close()
+    return workspace
 
 
 @pytest.fixture(scope="session")
-def runs(house: House) -> tuple[Run, Run]:
-    """A head that is trained, and one that is solved."""
-    return house.trained("linear"), house.trained("ridge")
+def runs(workspace: Workspace) -> tuple[Run, Run]:
+    """Runs of a trained head and of a solved head."""
+    return workspace.train("linear"), workspace.train("ridge")
 
 
 @pytest.fixture
 def run(runs: tuple[Run, Run], tmp_path: Path) -> Run:
-    """A copy of the solved one, to be damaged."""
+    """A copy of the run of the solved head, which a test may damage."""
     return replace(runs[1], folder=Path(shutil.copytree(runs[1].folder, tmp_path / runs[1].folder.name)))

@@ -1,4 +1,4 @@
-"""The page as somebody uses it: in a real browser, with mouse, keyboard, in the dark and on a phone."""
+"""The page in a real browser: with mouse and keyboard, in dark mode and on a phone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
-from report_house import CLASSES, House, data_of
+from report_workspace import CLASSES, Workspace, data_of
 
 from featcache.runs.run import Run
 
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs the browser chro
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """An open page, what it complained of and what it asked the network for."""
+    """An open page, its errors and its requests."""
 
     page: Page
-    complaints: list[str]
+    errors: list[str]
     requests: list[str]
 
     def one(self, selector: str) -> Locator:
@@ -38,7 +38,7 @@ class Seen:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """One for all tests: starting it takes a second."""
+    """One browser for all tests, because starting it takes a second."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -48,18 +48,18 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def report(house: House, runs: tuple[Run, Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def report(workspace: Workspace, runs: tuple[Run, Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page about both runs."""
-    return house.reported(*runs, path=tmp_path_factory.mktemp("page") / "report.html").path
+    return workspace.report(*runs, path=tmp_path_factory.mktemp("page") / "report.html").path
 
 
-def opened(browser: Browser, report: Path, **options: Any) -> Seen:
-    """A page in a window of its own."""
+def open_page(browser: Browser, report: Path, **options: Any) -> Seen:
+    """A page in a new window."""
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 800}, **options})
-    seen = Seen(page=context.new_page(), complaints=[], requests=[])
-    seen.page.on("console", lambda message: seen.complaints.append(message.text))
-    seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))
-    seen.page.on("dialog", lambda dialog: seen.complaints.append(f"dialog {dialog.message}"))
+    seen = Seen(page=context.new_page(), errors=[], requests=[])
+    seen.page.on("console", lambda message: seen.errors.append(message.text))
+    seen.page.on("pageerror", lambda error: seen.errors.append(str(error)))
+    seen.page.on("dialog", lambda dialog: seen.errors.append(f"dialog {dialog.message}"))
     seen.page.on("request", lambda request: seen.requests.append(request.url))
     seen.page.goto(report.as_uri())
     if options.get("java_script_enabled", True):
@@ -69,15 +69,15 @@ def opened(browser: Browser, report: Path, **options: Any) -> Seen:
 
 @pytest.fixture
 def seen(browser: Browser, report: Path) -> Iterator[Seen]:
-    """The page, freshly opened."""
-    seen = opened(browser, report)
+    """The page in a new window, without errors at the end."""
+    seen = open_page(browser, report)
     yield seen
-    assert seen.complaints == []
+    assert seen.errors == []
     seen.page.context.close()
 
 
 def colour_of(thumb: Locator) -> tuple[int, ...]:
-    """The colour that somebody sees in the middle of an element."""
+    """The colour on screen in the middle of an element."""
     pixels = np.asarray(Image.open(io.BytesIO(thumb.screenshot())).convert("RGB"))
     middle: np.ndarray[Any, Any] = pixels[len(pixels) // 2, pixels.shape[1] // 2]
     return tuple(middle.tolist())
@@ -86,13 +86,13 @@ def colour_of(thumb: Locator) -> tuple[int, ...]:
 # --- it opens ----------------------------------------------------------------------------------------------
 
 
-def test_it_opens_without_complaint_and_asks_the_network_for_nothing(seen: Seen, report: Path) -> None:
+def test_it_opens_without_errors_and_network_requests(seen: Seen, report: Path) -> None:
     for heading in ("#map-heading", "#mistakes-title"):
         seen.one(heading).scroll_into_view_if_needed()
     assert [url for url in seen.requests if not url.startswith("data:")] == [report.as_uri()]
 
 
-def test_class_names_are_words_and_nothing_more(seen: Seen) -> None:
+def test_class_names_are_shown_as_text(seen: Seen) -> None:
     names = seen.one(".matrix:visible tbody th").all_inner_texts()
     assert names == list(CLASSES)
     assert seen.one("img").count() == 0
@@ -100,7 +100,7 @@ def test_class_names_are_words_and_nothing_more(seen: Seen) -> None:
 
 
 def test_without_script_the_numbers_are_still_there(browser: Browser, report: Path) -> None:
-    seen = opened(browser, report, java_script_enabled=False)
+    seen = open_page(browser, report, java_script_enabled=False)
     assert seen.one("#runs-table tbody tr").count() == 2
     assert seen.one(".matrix:visible button").first.is_visible()
     assert seen.one(".chart:visible svg").count() >= 3
@@ -134,55 +134,55 @@ def test_runs_sort_both_ways(seen: Seen, how: str) -> None:
 # --- one run, its matrix and its mistakes ------------------------------------------------------------------
 
 
-def expected_cell(report: Path, run: int, label: int, answer: int) -> set[str]:
-    """The ids of the images of a class that a run said something of."""
+def ids_in_cell(report: Path, run: int, label: int, answer: int) -> set[str]:
+    """The ids of the images of class `label` that a run predicted as `answer`."""
     data = data_of(report)
-    album = data["albums"][0]
-    answers = data["runs"][run]["answers"]
+    images = data["imageSets"][0]
+    predicted = data["runs"][run]["predicted"]
     return {
         name
-        for name, is_label, said in zip(album["ids"], album["labels"], answers, strict=True)
-        if (is_label, said) == (label, answer)
+        for name, *classes in zip(images["ids"], images["labels"], predicted, strict=True)
+        if classes == [label, answer]
     }
 
 
-def shown_images(gallery: Locator) -> dict[str, Locator]:
+def gallery_items(gallery: Locator) -> dict[str, Locator]:
     """The items of a gallery by id."""
     items = [gallery.locator("li").nth(number) for number in range(gallery.locator("li").count())]
     return {item.locator(".id").inner_text(): item for item in items}
 
 
-def test_a_cell_of_the_matrix_shows_its_images(seen: Seen, report: Path, house: House) -> None:
+def test_a_cell_of_the_matrix_shows_its_images(seen: Seen, report: Path, workspace: Workspace) -> None:
     cells = seen.one(".matrix:visible button")
     for number in range(cells.count()):
         cell = cells.nth(number)
-        label, answer = (int(cell.get_attribute(f"data-{name}") or -1) for name in ("label", "answer"))
+        label, answer = (int(cell.get_attribute(f"data-{name}") or -1) for name in ("label", "predicted"))
         cell.click()
-        images = shown_images(seen.one("#cell-images"))
-        assert set(images) == expected_cell(report, data_of(report)["first"], label, answer)
+        images = gallery_items(seen.one("#cell-images"))
+        assert set(images) == ids_in_cell(report, data_of(report)["first"], label, answer)
         assert len(images) == int(cell.inner_text())
-        assert f"said to be {CLASSES[answer]}" in seen.one("#cell-title").inner_text()
+        assert f"predicted {CLASSES[answer]}" in seen.one("#cell-title").inner_text()
     name, item = next(iter(images.items()))
-    assert colour_of(item.locator(".thumb")) == house.colours[name]
+    assert colour_of(item.locator(".thumb")) == workspace.colours[name]
 
 
-def test_every_mistake_is_shown_with_its_own_picture(seen: Seen, house: House) -> None:
-    images = shown_images(seen.one("#mistakes"))
+def test_every_mistake_is_shown_with_its_own_picture(seen: Seen, workspace: Workspace) -> None:
+    images = gallery_items(seen.one("#mistakes"))
     assert images
     for name, item in images.items():
-        assert colour_of(item.locator(".thumb")) == house.colours[name]
+        assert colour_of(item.locator(".thumb")) == workspace.colours[name]
         label = item.locator("strong").inner_text()
         assert name.split("/")[1] == label
-        assert f"said {label}" not in item.inner_text()
+        assert f"predicted {label}" not in item.inner_text()
 
 
-def test_another_run_can_be_looked_at(seen: Seen, report: Path) -> None:
+def test_another_run_can_be_selected(seen: Seen, report: Path) -> None:
     other = 1 - int(data_of(report)["first"])
     before = seen.one("#mistakes").inner_text()
     seen.one("#run").select_option(str(other))
     assert seen.one(f"[data-run='{other}']").is_visible()
     assert not seen.one(f"[data-run='{1 - other}']").is_visible()
-    seen.one("button[data-look]").nth(1 - other).click()
+    seen.one("button[data-detail]").nth(1 - other).click()
     assert seen.one("#run").input_value() == str(1 - other)
     assert seen.one("#mistakes").inner_text() == before
 
@@ -192,9 +192,9 @@ def test_another_run_can_be_looked_at(seen: Seen, report: Path) -> None:
 
 def test_the_map_is_filtered_by_class_and_by_error(seen: Seen, report: Path) -> None:
     data = data_of(report)
-    labels = data["albums"][0]["labels"]
-    answers = data["runs"][data["first"]]["answers"]
-    wrong = [label for label, answer in zip(labels, answers, strict=True) if label != answer]
+    labels = data["imageSets"][0]["labels"]
+    predicted = data["runs"][data["first"]]["predicted"]
+    wrong = [label for label, answer in zip(labels, predicted, strict=True) if label != answer]
     status = seen.one("#map-status")
     assert status.inner_text() == f"{len(labels)} of {len(labels)} points"
     seen.one("#map-error").select_option("wrong")
@@ -207,7 +207,7 @@ def test_the_map_is_filtered_by_class_and_by_error(seen: Seen, report: Path) -> 
 
 def place_of(seen: Seen, report: Path, image: int) -> tuple[float, float]:
     """Where the script draws an image, in pixels from the map's corner."""
-    found = data_of(report)["albums"][0]["maps"][0]
+    found = data_of(report)["imageSets"][0]["maps"][0]
     box = seen.one("#map").bounding_box()
     assert box is not None
     across, up = found["highest"]
@@ -216,8 +216,8 @@ def place_of(seen: Seen, report: Path, image: int) -> tuple[float, float]:
     return left + found["x"][image] * each, below - found["y"][image] * each
 
 
-def test_pointing_at_the_map_shows_the_image(seen: Seen, report: Path, house: House) -> None:
-    ids = data_of(report)["albums"][0]["ids"]
+def test_pointing_at_the_map_shows_the_image(seen: Seen, report: Path, workspace: Workspace) -> None:
+    ids = data_of(report)["imageSets"][0]["ids"]
     seen.one("#map").scroll_into_view_if_needed()
     for image in (0, 7, len(ids) - 1):
         left, top = place_of(seen, report, image)
@@ -226,28 +226,28 @@ def test_pointing_at_the_map_shows_the_image(seen: Seen, report: Path, house: Ho
         name = tip.locator(".id").get_attribute("title")
         assert name is not None
         assert name == ids[image]
-        assert colour_of(tip.locator(".thumb")) == house.colours[name]
+        assert colour_of(tip.locator(".thumb")) == workspace.colours[name]
 
 
 def test_points_are_a_table_too(seen: Seen, report: Path) -> None:
     seen.page.get_by_text("The points as a table").click()
-    assert seen.one("#map-rows tr").count() == len(data_of(report)["albums"][0]["ids"])
+    assert seen.one("#map-rows tr").count() == len(data_of(report)["imageSets"][0]["ids"])
 
 
 # --- keyboard only -----------------------------------------------------------------------------------------
 
 
-def focused(seen: Seen) -> str:
-    """What has the focus: its id, or its words."""
-    said: str = seen.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
-    return said
+def focus_of(seen: Seen) -> str:
+    """The element that has the focus: its id, or its text."""
+    text: str = seen.page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()")
+    return text
 
 
 def test_everything_can_be_reached_with_the_tab_key(seen: Seen) -> None:
     reached = []
     for _ in range(80):
         seen.page.keyboard.press("Tab")
-        reached.append(focused(seen))
+        reached.append(focus_of(seen))
         if reached[-1] == "map":
             break
     assert reached[0] == "Skip to the results"
@@ -263,7 +263,7 @@ def test_the_matrix_is_walked_with_arrows_and_closed_with_escape(seen: Seen) -> 
     label = seen.page.evaluate("document.activeElement.dataset.label")
     assert label != "0"
     seen.page.keyboard.press("Enter")
-    assert focused(seen) == "cell-title"
+    assert focus_of(seen) == "cell-title"
     assert seen.one("#cell-images li").count() > 0
     seen.page.keyboard.press("Escape")
     assert not seen.one("#cell").is_visible()
@@ -297,7 +297,7 @@ def test_regions_tables_and_charts_have_names(seen: Seen) -> None:
 
 @pytest.mark.parametrize("width", [375, 768])
 def test_nothing_is_wider_than_a_phone(browser: Browser, report: Path, width: int) -> None:
-    seen = opened(browser, report, viewport={"width": width, "height": 700}, has_touch=True)
+    seen = open_page(browser, report, viewport={"width": width, "height": 700}, has_touch=True)
     assert seen.page.evaluate("document.documentElement.scrollWidth") == width
     seen.one(".matrix:visible button").first.click()
     assert seen.page.evaluate("document.documentElement.scrollWidth") == width
@@ -307,7 +307,7 @@ def test_nothing_is_wider_than_a_phone(browser: Browser, report: Path, width: in
 def test_it_is_dark_where_that_is_preferred(browser: Browser, report: Path) -> None:
     brightness = {}
     for scheme in ("light", "dark"):
-        seen = opened(browser, report, color_scheme=scheme)
+        seen = open_page(browser, report, color_scheme=scheme)
         page = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
         words = seen.page.evaluate(
             "getComputedStyle(document.querySelector('.chart svg text[fill=currentColor]')).fill"

@@ -1,4 +1,4 @@
-"""The parts of a report by themselves: reliability, sheets of pictures, which images are shown."""
+"""Parts of a report: calibration bins, JSON in the page, sheets of pictures."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from report_house import House
+from report_workspace import Workspace
 
 from featcache.heads.calibration import calibration_error, confidence_bins
 from featcache.heads.metric_records import ClassMetrics
 from featcache.heads.records import Predictions
 from featcache.report.page import json_for_page
-from featcache.report.thumbnails import COLUMNS, PER_SHEET, packed
+from featcache.report.thumbnails import COLUMNS, PER_SHEET, pack_sheets
 from featcache.runs.run import Run
 
 
 def predictions(seed: int, rows: int, classes: int) -> Predictions:
-    """Random ones."""
+    """Random predictions."""
     random = np.random.default_rng(seed)
     return Predictions(
         ids=tuple(map(str, range(rows))),
@@ -32,9 +32,9 @@ def predictions(seed: int, rows: int, classes: int) -> Predictions:
 
 def test_the_page_draws_the_bins_that_were_measured(runs: tuple[Run, Run]) -> None:
     for run in runs:
-        measured, said = run.metrics("test"), run.predictions("test")
+        measured, predicted = run.metrics("test"), run.predictions("test")
         assert isinstance(measured, ClassMetrics)
-        confidence, right = said.outputs.max(axis=1), said.outputs.argmax(axis=1) == said.targets
+        confidence, right = predicted.outputs.max(axis=1), predicted.outputs.argmax(axis=1) == predicted.targets
         assert calibration_error(confidence_bins(confidence, right)) == pytest.approx(
             measured.calibration_error, abs=1e-5
         )
@@ -59,8 +59,8 @@ def test_every_picture_is_found_in_its_tile(sides: list[int | None], seed: int) 
         None if side is None else np.broadcast_to(colour, (side, side, 3)).copy()
         for side, colour in zip(sides, colours, strict=True)
     ]
-    found = packed(pictures, 1_000_000)
-    sheets = [np.asarray(opened(sheet)) for sheet in found.sheets]
+    found = pack_sheets(pictures, 1_000_000)
+    sheets = [np.asarray(open_sheet(sheet)) for sheet in found.sheets]
     for side, colour, tile in zip(sides, colours, found.tiles.tolist(), strict=True):
         assert (tile >= 0) == (side is not None)
         if side is not None:
@@ -70,29 +70,29 @@ def test_every_picture_is_found_in_its_tile(sides: list[int | None], seed: int) 
             assert middle.tolist() == colour.tolist()
 
 
-def opened(sheet: str) -> Image.Image:
-    """The picture in a data URL."""
+def open_sheet(sheet: str) -> Image.Image:
+    """The image in a data URL."""
     kind, _, content = sheet.partition(",")
     assert kind == "data:image/webp;base64"
     return Image.open(io.BytesIO(base64.b64decode(content))).convert("RGB")
 
 
-@pytest.mark.parametrize("room", [0, 3_000, 30_000, 400_000])
-def test_pictures_never_take_more_room_than_there_is(room: int) -> None:
+@pytest.mark.parametrize("max_bytes", [0, 3_000, 30_000, 400_000])
+def test_sheets_never_exceed_the_given_size(max_bytes: int) -> None:
     random = np.random.default_rng(0)
     pictures = [random.integers(0, 255, (32, 32, 3), dtype=np.uint8) for _ in range(120)]
     wanted = np.arange(119, -1, -1)
-    found = packed(pictures, room, wanted=wanted)
-    assert found.nbytes <= room
+    found = pack_sheets(pictures, max_bytes, wanted=wanted)
+    assert found.nbytes <= max_bytes
     have = int((found.tiles >= 0).sum())
-    # Those that are wanted most are kept.
+    # The most wanted pictures are kept.
     assert (found.tiles[120 - have :] >= 0).all()
     assert bool(found.notes) == (have < 120)
-    assert have == {0: 0, 400_000: 120}.get(room, have)
+    assert have == {0: 0, 400_000: 120}.get(max_bytes, have)
 
 
-def test_a_house_is_as_the_tests_need_it(house: House, runs: tuple[Run, Run]) -> None:
+def test_the_workspace_has_mistakes_and_unique_colours(workspace: Workspace, runs: tuple[Run, Run]) -> None:
     for run in runs:
-        said = run.predictions("test")
-        assert 0 < (said.outputs.argmax(axis=1) != said.targets).sum() < len(said.ids)
-    assert len(set(house.colours.values())) == len(house.colours)
+        predicted = run.predictions("test")
+        assert 0 < (predicted.outputs.argmax(axis=1) != predicted.targets).sum() < len(predicted.ids)
+    assert len(set(workspace.colours.values())) == len(workspace.colours)

@@ -1,4 +1,4 @@
-"""What a page holds, and what it says when something is gone, damaged or changed."""
+"""The content of a page, and its notes about missing, damaged or changed files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_house import CLASSES, House, data_of
+from report_workspace import CLASSES, Workspace, data_of
 
 import featcache
 from featcache import files
@@ -25,13 +25,13 @@ from featcache.errors import HeadError, ReportError, UnknownName
 from featcache.heads.metric_records import ClassMetrics
 from featcache.heads.records import Predictions
 from featcache.images import ArraySource, Sample
-from featcache.report import albums, write_report, writing
+from featcache.report import image_sets, write_report, writing
 from featcache.runs.files import predictions_bytes
 from featcache.runs.run import Run
 
 
 def text_of(page: Path) -> str:
-    """What stands on a page, tags and data left out."""
+    """The text of a page, without tags and data."""
     body = re.sub(r"<(script|style|svg)\b.*?</\1>", "", page.read_text(), flags=re.DOTALL)
     return re.sub(r"<[^>]*>", " ", body)
 
@@ -53,11 +53,11 @@ class Tags(HTMLParser):
         self.found.append((tag, [(name, value or "") for name, value in attrs]))
 
 
-# --- what it holds -----------------------------------------------------------------------------------------
+# --- the content -----------------------------------------------------------------------------------------
 
 
-def test_a_page_holds_all_it_needs(house: House, runs: tuple[Run, Run], tmp_path: Path) -> None:
-    written = house.reported(*runs, path=tmp_path / "report.html")
+def test_a_page_is_self_contained(workspace: Workspace, runs: tuple[Run, Run], tmp_path: Path) -> None:
+    written = workspace.report(*runs, path=tmp_path / "report.html")
     page = written.path.read_text()
     tags = Tags.of(page)
     assert not {tag for tag, _ in tags} & {"link", "img", "iframe", "object", "embed", "base", "form", "image", "use"}
@@ -71,8 +71,8 @@ def test_a_page_holds_all_it_needs(house: House, runs: tuple[Run, Run], tmp_path
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
-def test_the_page_and_the_runs_say_the_same_numbers(house: House, runs: tuple[Run, Run], tmp_path: Path) -> None:
-    page = text_of(house.reported(*runs, path=tmp_path / "report.html").path)
+def test_the_page_shows_the_numbers_of_the_runs(workspace: Workspace, runs: tuple[Run, Run], tmp_path: Path) -> None:
+    page = text_of(workspace.report(*runs, path=tmp_path / "report.html").path)
     for run in runs:
         measured = run.metrics("test")
         assert isinstance(measured, ClassMetrics)
@@ -82,63 +82,63 @@ def test_the_page_and_the_runs_say_the_same_numbers(house: House, runs: tuple[Ru
             assert value is None or f"{100 * value:.1f} %" in page
 
 
-def test_answers_in_the_data_are_those_of_the_run(house: House, run: Run, tmp_path: Path) -> None:
-    data = data_of(house.reported(run, path=tmp_path / "report.html").path)
-    said, album = run.predictions("test"), data["albums"][0]
-    assert album["ids"] == list(said.ids)
-    assert album["labels"] == said.targets.tolist()
-    assert data["runs"][0]["answers"] == said.outputs.argmax(axis=1).tolist()
-    assert album["classes"] == list(CLASSES)
+def test_predictions_in_the_data_are_those_of_the_run(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    data = data_of(workspace.report(run, path=tmp_path / "report.html").path)
+    predictions, images = run.predictions("test"), data["imageSets"][0]
+    assert images["ids"] == list(predictions.ids)
+    assert images["labels"] == predictions.targets.tolist()
+    assert data["runs"][0]["predicted"] == predictions.outputs.argmax(axis=1).tolist()
+    assert images["classes"] == list(CLASSES)
 
 
 @pytest.mark.parametrize("words", ["</script><script>alert(1)</script>", "<!--", "a\u2028b", "{{ 7 * 7 }}", "'\"&<>"])
-def test_no_class_name_gets_out_of_its_place(words: str, house: House, tmp_path: Path) -> None:
+def test_no_class_name_is_interpreted_as_html(words: str, workspace: Workspace, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 3), dtype=np.uint8)
     labels = [0, 1] * 20
     source = ArraySource(
         {"train": (pixels[:28], labels[:28]), "test": (pixels[28:], labels[28:])}, classes=[words, "b"]
     )
     cache = featcache.extract(source, "pixels", data_dir=tmp_path / "data")
-    run = house.trained("ridge", cache)
-    written = house.reported(run, path=tmp_path / "report.html")
+    run = workspace.train("ridge", cache)
+    written = workspace.report(run, path=tmp_path / "report.html")
     page = written.path.read_text()
-    assert data_of(written.path)["albums"][0]["classes"] == [words, "b"]
+    assert data_of(written.path)["imageSets"][0]["classes"] == [words, "b"]
     assert page.count("<script") == page.count("</script") == 2
     assert "<!--" not in page
-    # A cache of pixels is its own pictures, though nobody can read the arrays again.
+    # A cache of pixels contains its pictures, so they are shown although the arrays cannot be read again.
     assert written.pictures == 12
 
 
-def test_runs_on_the_same_images_share_pictures_but_not_maps(house: House, run: Run, tmp_path: Path) -> None:
-    cache = featcache.extract(house.pictures, "pixels", image_size=6, data_dir=tmp_path / "data")
-    other = house.trained("ridge", cache)
-    written = house.reported(run, other, path=tmp_path / "report.html")
+def test_runs_on_the_same_images_share_pictures_but_not_maps(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    cache = featcache.extract(workspace.pictures, "pixels", image_size=6, data_dir=tmp_path / "data")
+    other = workspace.train("ridge", cache)
+    written = workspace.report(run, other, path=tmp_path / "report.html")
     data = data_of(written.path)
-    assert len(data["albums"]) == 1
+    assert len(data["imageSets"]) == 1
     assert written.pictures == 24
     assert [one["map"] for one in data["runs"]] == [0, 1]
-    assert len(data["albums"][0]["maps"]) == 2
+    assert len(data["imageSets"][0]["maps"]) == 2
 
 
-def test_without_test_a_run_is_judged_on_val(house: House, tmp_path: Path) -> None:
-    with house.extracted(splits=("train",)) as cache:
-        run = house.trained("ridge", cache)
-    written = house.reported(run, path=tmp_path / "report.html")
-    assert data_of(written.path)["albums"][0]["ids"] == list(run.predictions("val").ids)
+def test_without_a_test_split_a_run_is_evaluated_on_val(workspace: Workspace, tmp_path: Path) -> None:
+    with workspace.extract_pixels(splits=("train",)) as cache:
+        run = workspace.train("ridge", cache)
+    written = workspace.report(run, path=tmp_path / "report.html")
+    assert data_of(written.path)["imageSets"][0]["ids"] == list(run.predictions("val").ids)
     assert written.pictures == written.images == run.training.images["val"]
-    assert "judged on val" in " ".join(text_of(written.path).split())
+    assert "evaluated on val" in " ".join(text_of(written.path).split())
 
 
-def test_no_map_is_drawn_where_none_is_asked_for(house: House, run: Run, tmp_path: Path) -> None:
-    written = house.reported(run, path=tmp_path / "report.html", map="none")
-    assert data_of(written.path)["albums"][0]["maps"] == [None]
+def test_no_map_is_drawn_if_none_is_requested(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    written = workspace.report(run, path=tmp_path / "report.html", map="none")
+    assert data_of(written.path)["imageSets"][0]["maps"] == [None]
     with pytest.raises(ReportError, match="expected a map by pca"):
-        house.reported(run, path=tmp_path / "report.html", map="pac")
+        workspace.report(run, path=tmp_path / "report.html", map="pac")
 
 
-def test_an_audit_that_was_made_is_shown(house: House, run: Run, tmp_path: Path) -> None:
-    twins = tuple(Sample(id=f"{split}/emu/00.png", split=split, label=2) for split in ("train", "test"))
-    leak = Finding(kind="leak", samples=twins, score=1.0, reason="the same <bytes>")
+def test_an_audit_that_was_made_is_shown(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    samples = tuple(Sample(id=f"{split}/emu/00.png", split=split, label=2) for split in ("train", "test"))
+    leak = Finding(kind="leak", samples=samples, score=1.0, reason="the same <bytes>")
     audit = Audit(
         cache="pictures",
         layer="pixels",
@@ -147,93 +147,95 @@ def test_an_audit_that_was_made_is_shown(house: House, run: Run, tmp_path: Path)
         sections=(Section(kind="leak", findings=(leak,), note="by digest"),),
         seconds=0.1,
     )
-    written = house.reported(run, path=tmp_path / "report.html", audit=audit)
+    written = workspace.report(run, path=tmp_path / "report.html", audit=audit)
     assert "the same &lt;bytes&gt;" in written.path.read_text()
-    shown = data_of(written.path)["albums"][-1]
-    assert shown["ids"] == [sample.id for sample in twins]
+    shown = data_of(written.path)["imageSets"][-1]
+    assert shown["ids"] == [sample.id for sample in samples]
     assert shown["tiles"] == [0, 1]
 
 
-def test_a_cache_is_audited_on_request(house: House, tmp_path: Path) -> None:
-    own, run = copied(house, tmp_path)
-    written = own.reported(run, path=tmp_path / "report.html", audit=True)
-    shown = data_of(written.path)["albums"][-1]
+def test_a_cache_is_audited_on_request(workspace: Workspace, tmp_path: Path) -> None:
+    own, run = copy_workspace(workspace, tmp_path)
+    written = own.report(run, path=tmp_path / "report.html", audit=True)
+    shown = data_of(written.path)["imageSets"][-1]
     assert shown["ids"]
-    assert set(shown["ids"]) <= set(house.colours)
+    assert set(shown["ids"]) <= set(workspace.colours)
     assert min(shown["tiles"]) >= 0
     assert "Leaks: the same picture in several splits" in text_of(written.path)
     shutil.rmtree(own.root / "data")
-    gone = own.reported(run, path=tmp_path / "report.html", audit=True)
-    assert any(note.startswith("There is no audit.") for note in gone.notes)
+    gone = own.report(run, path=tmp_path / "report.html", audit=True)
+    assert any(note.startswith("The audit is missing.") for note in gone.notes)
 
 
-# --- what is gone or has changed ---------------------------------------------------------------------------
+# --- missing and changed files ---------------------------------------------------------------------------
 
 
-def copied(house: House, tmp_path: Path) -> tuple[House, Run]:
-    """A house of one's own, with a run in it."""
-    own = House(root=tmp_path / "own", colours=house.colours)
-    shutil.copytree(house.pictures, own.pictures)
-    return own, own.trained("ridge", own.extracted())
+def copy_workspace(workspace: Workspace, tmp_path: Path) -> tuple[Workspace, Run]:
+    """A copy of the workspace, with a run in it."""
+    own = Workspace(root=tmp_path / "own", colours=workspace.colours)
+    shutil.copytree(workspace.pictures, own.pictures)
+    return own, own.train("ridge", own.extract_pixels())
 
 
 def not_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are read from the images, as for a network's features."""
+    """Read pictures from the images, as for the features of a network."""
     monkeypatch.setattr("featcache.report.thumbnails.PIXELS", "nothing")
 
 
-def test_pictures_come_from_the_images(house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_come_from_the_images(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     not_pixels(monkeypatch)
-    written = house.reported(run, path=tmp_path / "report.html")
+    written = workspace.report(run, path=tmp_path / "report.html")
     assert (written.pictures, written.notes) == (24, ())
 
 
-def test_a_cache_that_is_gone_is_said(house: House, tmp_path: Path) -> None:
-    own, run = copied(house, tmp_path)
+def test_a_missing_cache_is_noted(workspace: Workspace, tmp_path: Path) -> None:
+    own, run = copy_workspace(workspace, tmp_path)
     shutil.rmtree(own.root / "data")
-    written = own.reported(run, path=tmp_path / "report.html")
+    written = own.report(run, path=tmp_path / "report.html")
     assert (written.images, written.pictures) == (24, 0)
-    assert data_of(written.path)["albums"][0]["maps"] == [None]
+    assert data_of(written.path)["imageSets"][0]["maps"] == [None]
     (note,) = written.notes
-    assert "is gone" in note
+    assert "is missing" in note
     assert note in " ".join(text_of(written.path).split())
 
 
-def test_a_cache_that_was_moved_is_found(house: House, tmp_path: Path) -> None:
-    own, run = copied(house, tmp_path)
+def test_a_cache_that_was_moved_is_found(workspace: Workspace, tmp_path: Path) -> None:
+    own, run = copy_workspace(workspace, tmp_path)
     (own.root / "data").rename(own.root / "elsewhere")
-    written = own.reported(run, path=tmp_path / "report.html", data_dir=own.root / "elsewhere")
+    written = own.report(run, path=tmp_path / "report.html", data_dir=own.root / "elsewhere")
     assert (written.pictures, written.notes) == (24, ())
 
 
-def test_a_damaged_cache_is_said(house: House, tmp_path: Path) -> None:
-    own, run = copied(house, tmp_path)
+def test_a_damaged_cache_is_noted(workspace: Workspace, tmp_path: Path) -> None:
+    own, run = copy_workspace(workspace, tmp_path)
     Path(run.features.cache).write_bytes(b"no cache")
-    (note,) = own.reported(run, path=tmp_path / "report.html").notes
+    (note,) = own.report(run, path=tmp_path / "report.html").notes
     assert "cannot be used" in note
 
 
-def test_images_that_are_gone_or_changed_are_said(
-    house: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_missing_and_changed_images_are_noted(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own, run = copied(house, tmp_path)
+    own, run = copy_workspace(workspace, tmp_path)
     not_pixels(monkeypatch)
     Image.new("RGB", (12, 12), "red").save(own.pictures / "test" / "emu" / "00.png")
     (own.pictures / "test" / "emu" / "01.png").unlink()
     (own.pictures / "test" / "emu" / "02.png").write_bytes(b"")
-    written = own.reported(run, path=tmp_path / "report.html")
+    written = own.report(run, path=tmp_path / "report.html")
     assert written.pictures == 21
-    assert written.notes == ("3 images cannot be shown: test/emu/00.png is another image now.",)
+    assert written.notes == ("3 images have no picture: test/emu/00.png has changed.",)
     shutil.rmtree(own.pictures)
-    written = own.reported(run, path=tmp_path / "report.html")
+    written = own.report(run, path=tmp_path / "report.html")
     assert written.pictures == 0
     assert "The images cannot be read" in written.notes[0]
 
 
 @pytest.mark.parametrize("change", ["relabelled", "renamed", "fewer"])
-def test_a_changed_label_set_is_said(house: House, tmp_path: Path, change: str) -> None:
-    own, run = copied(house, tmp_path)
-    before = data_of(own.reported(run, path=tmp_path / "before.html").path)
+def test_changed_labels_are_noted(workspace: Workspace, tmp_path: Path, change: str) -> None:
+    own, run = copy_workspace(workspace, tmp_path)
+    before = data_of(own.report(run, path=tmp_path / "before.html").path)
     if change == "relabelled":
         (own.pictures / "test/emu/00.png").rename(own.pictures / f"test/{CLASSES[1]}/99.png")
         expected = "1 of 24 images are no longer in the cache"
@@ -244,12 +246,12 @@ def test_a_changed_label_set_is_said(house: House, tmp_path: Path, change: str) 
     else:
         shutil.rmtree(own.pictures / "test" / "emu")
         expected = "8 of 24 images are no longer in the cache"
-    own.extracted().close()
-    written = own.reported(run, path=tmp_path / "report.html")
+    own.extract_pixels().close()
+    written = own.report(run, path=tmp_path / "report.html")
     assert any(expected in note for note in written.notes)
     after = data_of(written.path)
-    assert after["albums"][0]["labels"] == before["albums"][0]["labels"]
-    assert after["albums"][0]["classes"] == list(CLASSES)
+    assert after["imageSets"][0]["labels"] == before["imageSets"][0]["labels"]
+    assert after["imageSets"][0]["classes"] == list(CLASSES)
 
 
 # --- damaged runs ------------------------------------------------------------------------------------------
@@ -258,22 +260,22 @@ def test_a_changed_label_set_is_said(house: House, tmp_path: Path, change: str) 
 @pytest.mark.parametrize("name", ["config.json", "metrics.json", "history.csv", "predictions_test.npz"])
 @pytest.mark.parametrize("content", [None, b"", b"{", b"PK\x03\x04"])
 def test_damaged_records_are_an_error_and_nothing_is_overwritten(
-    house: House, run: Run, tmp_path: Path, name: str, content: bytes | None
+    workspace: Workspace, run: Run, tmp_path: Path, name: str, content: bytes | None
 ) -> None:
     page = tmp_path / "report.html"
-    page.write_text("what stood there before")
+    page.write_text("the old page")
     (run.folder / name).unlink() if content is None else (run.folder / name).write_bytes(content)
     if name == "history.csv" and content is not None:
         (run.folder / name).write_bytes(b"epoch\n1\n" + content)
     with pytest.raises(HeadError):
-        write_report(run.folder, page, data_dir=house.root / "data")
-    assert page.read_text() == "what stood there before"
+        write_report(run.folder, page, data_dir=workspace.root / "data")
+    assert page.read_text() == "the old page"
 
 
 @pytest.mark.parametrize("damage", ["rows", "classes", "labels", "nan"])
-def test_predictions_that_do_not_fit_are_refused(house: House, run: Run, tmp_path: Path, damage: str) -> None:
-    said = run.predictions("test")
-    shares, labels = said.outputs.copy(), said.targets.copy()
+def test_predictions_that_do_not_fit_are_refused(workspace: Workspace, run: Run, tmp_path: Path, damage: str) -> None:
+    predictions = run.predictions("test")
+    shares, labels = predictions.outputs.copy(), predictions.targets.copy()
     if damage == "rows":
         shares = shares[:-1]
     elif damage == "classes":
@@ -282,65 +284,67 @@ def test_predictions_that_do_not_fit_are_refused(house: House, run: Run, tmp_pat
         labels[0] = 3
     else:
         shares[0, 0] = np.nan
-    changed = Predictions(ids=said.ids, targets=labels, outputs=shares)
+    changed = Predictions(ids=predictions.ids, targets=labels, outputs=shares)
     (run.folder / "predictions_test.npz").write_bytes(predictions_bytes(changed))
     with pytest.raises(HeadError, match=r"predictions of the run .* are damaged"):
-        house.reported(run, path=tmp_path / "report.html")
+        workspace.report(run, path=tmp_path / "report.html")
 
 
-def test_a_damaged_head_is_said_beside_its_results(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_head_is_noted_together_with_its_results(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     (run.folder / "head.safetensors").write_bytes(b"no weights")
-    page = house.reported(run, path=tmp_path / "report.html").path
+    page = workspace.report(run, path=tmp_path / "report.html").path
     assert "head.safetensors cannot be used" in text_of(page)
 
 
-def test_of_all_runs_a_damaged_one_is_left_out_and_said(run: Run, house: House, tmp_path: Path) -> None:
+def test_a_damaged_run_among_all_runs_is_left_out_and_noted(run: Run, workspace: Workspace, tmp_path: Path) -> None:
     runs_dir = tmp_path / "runs"
     shutil.copytree(run.folder, runs_dir / "whole-1")
     shutil.copytree(run.folder, runs_dir / "broken-2")
     (runs_dir / "broken-2" / "metrics.json").write_text("{")
-    written = house.reported(path=tmp_path / "report.html", runs_dir=runs_dir)
+    written = workspace.report(path=tmp_path / "report.html", runs_dir=runs_dir)
     assert written.runs == 1
     assert "broken-2 is left out" in written.notes[0]
     shutil.rmtree(runs_dir / "whole-1")
     with pytest.raises(HeadError, match="no run to report"):
-        house.reported(path=tmp_path / "report.html", runs_dir=runs_dir)
+        workspace.report(path=tmp_path / "report.html", runs_dir=runs_dir)
 
 
-def test_a_run_that_is_not_there_is_an_error(house: House, runs: tuple[Run, Run], tmp_path: Path) -> None:
+def test_a_run_that_is_not_there_is_an_error(workspace: Workspace, runs: tuple[Run, Run], tmp_path: Path) -> None:
     with pytest.raises(UnknownName):
-        write_report("nothing-like-it", tmp_path / "report.html", runs_dir=house.root / "runs")
+        write_report("nothing-like-it", tmp_path / "report.html", runs_dir=workspace.root / "runs")
 
 
-def test_runs_that_cannot_be_compared_are_said(house: House, run: Run, tmp_path: Path) -> None:
-    with house.extracted(splits=("train",)) as cache:
-        other = house.trained("ridge", cache)
-    page = text_of(house.reported(run, other, path=tmp_path / "report.html").path)
-    assert "not comparable: it was judged on" in page
+def test_runs_that_cannot_be_compared_are_noted(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    with workspace.extract_pixels(splits=("train",)) as cache:
+        other = workspace.train("ridge", cache)
+    page = text_of(workspace.report(run, other, path=tmp_path / "report.html").path)
+    assert "not comparable: it was evaluated on" in page
 
 
 # --- large pages -------------------------------------------------------------------------------------------
 
 
-def test_more_images_than_there_is_room_for_are_thinned_and_said(
-    house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_too_many_images_are_reduced_and_noted(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(albums, "MOST_IMAGES", 12)
-    monkeypatch.setattr(albums, "MOST_MISTAKES", 4)
-    written = house.reported(run, path=tmp_path / "report.html")
+    monkeypatch.setattr(image_sets, "MOST_IMAGES", 12)
+    monkeypatch.setattr(image_sets, "MOST_MISTAKES", 4)
+    written = workspace.report(run, path=tmp_path / "report.html")
     data = data_of(written.path)
-    assert written.images == written.pictures == len(data["albums"][0]["ids"]) == 12
+    assert written.images == written.pictures == len(data["imageSets"][0]["ids"]) == 12
     assert written.notes[0].startswith("12 of 24 test images are shown")
-    said = run.predictions("test")
-    sure = np.where(said.outputs.argmax(axis=1) == said.targets, -1, said.outputs.max(axis=1))
-    worst = {said.ids[row] for row in np.argsort(-sure)[:4] if sure[row] >= 0}
-    assert worst <= set(data["albums"][0]["ids"])
+    predictions = run.predictions("test")
+    confidence = np.where(
+        predictions.outputs.argmax(axis=1) == predictions.targets, -1, predictions.outputs.max(axis=1)
+    )
+    worst = {predictions.ids[row] for row in np.argsort(-confidence)[:4] if confidence[row] >= 0}
+    assert worst <= set(data["imageSets"][0]["ids"])
     # The numbers still count every image.
     assert sum(int(count) for count in re.findall(r'data-images="(\d+)"', written.path.read_text())) == 24
 
 
-def test_a_hundred_thousand_points_are_thinned(
-    house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_hundred_thousand_images_are_reduced(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 3, 100_000)
@@ -348,47 +352,47 @@ def test_a_hundred_thousand_points_are_thinned(
     ids = tuple(f"test/{number:06d}" for number in range(100_000))
     many = Predictions(ids=ids, targets=labels, outputs=shares)
     (run.folder / "predictions_test.npz").write_bytes(predictions_bytes(many))
-    written = house.reported(run, path=tmp_path / "report.html")
-    assert written.images == albums.MOST_IMAGES
+    written = workspace.report(run, path=tmp_path / "report.html")
+    assert written.images == image_sets.MOST_IMAGES
     assert written.nbytes < 5_000_000
     assert written.notes[0].startswith("10,000 of 100,000 test images are shown")
 
 
-def test_pictures_give_way_where_the_page_would_be_too_large(
-    house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_pictures_are_left_out_if_the_page_would_be_too_large(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = house.reported(run, path=tmp_path / "report.html").nbytes
-    sheets = sum(len(sheet) for sheet in data_of(tmp_path / "report.html")["albums"][0]["sheets"])
-    # Beside the pictures some room is kept for numbers and sentences.
+    whole = workspace.report(run, path=tmp_path / "report.html").nbytes
+    sheets = sum(len(sheet) for sheet in data_of(tmp_path / "report.html")["imageSets"][0]["sheets"])
+    # Besides the pictures, some space is reserved for numbers and notes.
     most = whole - sheets // 3 + 2_096
     monkeypatch.setattr(writing, "MOST_BYTES", most)
-    written = house.reported(run, path=tmp_path / "report.html")
+    written = workspace.report(run, path=tmp_path / "report.html")
     assert written.nbytes <= most
     assert 0 < written.pictures < 24
     assert "more would make the page too large" in written.notes[-1]
 
 
-def test_many_runs_stand_in_the_table_and_the_best_in_detail(
-    house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_many_runs_are_in_the_table_and_the_best_in_detail(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing, "MOST_DETAILED", 2)
-    several = [house.trained("ridge", val_fraction=share) for share in (0.2, 0.3, 0.4, 0.5)]
-    written = house.reported(*several, path=tmp_path / "report.html")
+    several = [workspace.train("ridge", val_fraction=share) for share in (0.2, 0.3, 0.4, 0.5)]
+    written = workspace.report(*several, path=tmp_path / "report.html")
     data = data_of(written.path)
     assert (written.runs, len(data["runs"])) == (4, 2)
-    assert "2 more stand in the table" in written.notes[0]
+    assert "2 more are only in the table" in written.notes[0]
     assert written.path.read_text().count('<tr class="best">') == 1
 
 
-# --- written whole or not at all ---------------------------------------------------------------------------
+# --- atomic writing ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_disk_that_refuses_leaves_what_stood_there(
-    house: House, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
+def test_a_disk_error_leaves_the_old_page(
+    workspace: Workspace, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
 ) -> None:
     page = tmp_path / "report.html"
-    page.write_text("what stood there before")
+    page.write_text("the old page")
 
     def failing(fd: int) -> None:
         raise OSError(error, os.strerror(error))
@@ -396,22 +400,22 @@ def test_a_disk_that_refuses_leaves_what_stood_there(
     with monkeypatch.context() as patch:
         patch.setattr(files, "system", replace(files.system, fsync=failing))
         with pytest.raises(ReportError) as raised:
-            house.reported(run, path=page)
+            workspace.report(run, path=page)
     assert "--output" in str(raised.value.hint)
-    assert page.read_text() == "what stood there before"
+    assert page.read_text() == "the old page"
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["report.html", run.folder.name])
 
 
-def test_a_folder_cannot_be_the_page(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_folder_cannot_be_the_page(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     with pytest.raises(ReportError):
-        house.reported(run, path=tmp_path)
+        workspace.report(run, path=tmp_path)
 
 
 # --- pictures for papers, benchmarks, notebooks ------------------------------------------------------------
 
 
-def test_the_same_pictures_are_written_for_papers(house: House, run: Run, tmp_path: Path) -> None:
-    written = house.reported(run, path=tmp_path / "report.html", png=tmp_path / "figures")
+def test_charts_are_written_for_papers(workspace: Workspace, run: Run, tmp_path: Path) -> None:
+    written = workspace.report(run, path=tmp_path / "report.html", png=tmp_path / "figures")
     names = {path.stem for path in written.files}
     assert {"ridge-calibration", "ridge-confusion", "ridge-recall"} <= names
     assert any(name.startswith("map-pca-pixels") for name in names)
@@ -432,20 +436,22 @@ BENCHMARK = {
 }
 
 
-def test_a_benchmark_is_drawn(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_benchmark_is_drawn(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(json.dumps(BENCHMARK))
-    written = house.reported(run, path=tmp_path / "report.html", benchmark=tmp_path / "result.json")
+    written = workspace.report(run, path=tmp_path / "report.html", benchmark=tmp_path / "result.json")
     page = text_of(written.path)
-    assert "123 times an epoch with the cache present, 9.9 times for all 10 heads" in page
-    assert "End to end against cached" in page
+    assert "123 times per epoch with the cache present, 9.9 times for all 10 heads, extraction included" in page
+    assert "End to end and cached" in page
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"format": 2}', '{"format": 1}'])
-def test_a_file_that_is_no_benchmark_is_refused(house: House, run: Run, tmp_path: Path, content: str | None) -> None:
+def test_a_file_that_is_no_benchmark_is_refused(
+    workspace: Workspace, run: Run, tmp_path: Path, content: str | None
+) -> None:
     if content is not None:
         (tmp_path / "result.json").write_text(content)
     with pytest.raises(ReportError, match=r"result\.json"):
-        house.reported(run, path=tmp_path / "report.html", benchmark=tmp_path / "result.json")
+        workspace.report(run, path=tmp_path / "report.html", benchmark=tmp_path / "result.json")
 
 
 def test_a_run_writes_its_own_report(run: Run) -> None:
@@ -461,7 +467,7 @@ def test_a_run_shows_itself_in_a_notebook(run: Run) -> None:
     assert "<b>" not in shown
 
 
-def test_a_report_needs_no_torch(house: House, run: Run, tmp_path: Path) -> None:
+def test_a_report_needs_no_torch(workspace: Workspace, run: Run, tmp_path: Path) -> None:
     code = (
         "import sys; from featcache import write_report; "
         f"write_report({str(run.folder)!r}, {str(tmp_path / 'report.html')!r}); "

@@ -1,4 +1,4 @@
-"""Cuts: which rows teach, choose and test, for every kind of target and with groups."""
+"""The choice of train, val and test rows, for every kind of target and with groups."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from featcache.rows.target import HeadTarget, class_target, head_target
 CLASSES = ("ant", "bee", "cow")
 
 
-def test_the_random_cut_is_the_designs_formula() -> None:
+def test_the_random_cut_is_the_permutation_of_torch() -> None:
     order = torch.randperm(50, generator=torch.Generator().manual_seed(42)).tolist()
     train, val = random_cut(50, val_fraction=0.2, val_seed=42)
     assert train.tolist() == sorted(order[:40])
     assert val.tolist() == sorted(order[40:])
 
 
-def test_the_random_val_is_the_same_for_ever() -> None:
+def test_the_random_val_never_changes() -> None:
     # torch.randperm(10) under seed 42 is 2 6 1 8 4 5 0 9 3 7.
     train, val = random_cut(10, val_fraction=0.2, val_seed=42)
     assert (train.tolist(), val.tolist()) == ([0, 1, 2, 4, 5, 6, 8, 9], [3, 7])
@@ -73,7 +73,7 @@ def cut_labels(labels: ArrayLike, *, fraction: float = 0.2, seed: int = 42, **mo
     fraction=st.floats(0.01, 0.99),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_every_class_of_two_images_stands_on_both_sides(counts: list[int], fraction: float, seed: int) -> None:
+def test_every_class_of_two_images_is_on_both_sides(counts: list[int], fraction: float, seed: int) -> None:
     labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
     if max(counts) < 2:
         return
@@ -84,9 +84,9 @@ def test_every_class_of_two_images_stands_on_both_sides(counts: list[int], fract
     inside = [np.bincount(labels[rows], minlength=len(counts)) for rows in (train, val)]
     assert (inside[0][there > 0] > 0).all()
     assert (inside[1][there >= 2] > 0).all()
-    # Near its share of each class.
-    roomy = there * min(fraction, 1 - fraction) >= 1
-    assert (np.abs(inside[1] - there * fraction)[roomy] <= 1).all()
+    # Val has about its share of each class.
+    large = there * min(fraction, 1 - fraction) >= 1
+    assert (np.abs(inside[1] - there * fraction)[large] <= 1).all()
 
 
 @pytest.mark.parametrize(("classes", "images"), [(3, 20), (10, 10), (102, 10), (7, 15)])
@@ -97,15 +97,15 @@ def test_small_sets_have_every_class_in_val_in_its_share(classes: int, images: i
     assert np.bincount(val % classes, minlength=classes).tolist() == [images // 5] * classes
 
 
-def test_a_stratified_cut_is_the_same_for_a_seed_and_random_in_it() -> None:
+def test_a_stratified_cut_depends_on_the_seed_only() -> None:
     labels = np.arange(400) % 4
     first, again, other = (cut_labels(labels, seed=seed)[1].tolist() for seed in (0, 0, 1))
     assert first == again != other
-    # Neighbouring images are often near copies: they are not taken at equal distances.
+    # Images are not taken at equal distances, because neighbouring images are often near copies.
     assert len({b - a for a, b in pairwise(first)}) > 5
 
 
-def test_numbers_are_spread_evenly_and_equal_ones_do_no_harm() -> None:
+def test_numbers_are_spread_evenly_also_where_many_are_equal() -> None:
     target = HeadTarget(kind="numbers", columns=("x",), names=("x",))
     values = np.random.default_rng(0).exponential(size=(200, 1))
     _, val = cut_rows(values, target, val_fraction=0.2, val_seed=1)
@@ -129,19 +129,19 @@ def test_several_columns_of_numbers_are_each_spread() -> None:
 
 @settings(max_examples=60)
 @given(rows=st.integers(12, 120), classes=st.integers(1, 8), rate=st.floats(0.02, 0.9), seed=st.integers(0, 2**32 - 1))
-def test_several_classes_stand_on_both_sides(rows: int, classes: int, rate: float, seed: int) -> None:
+def test_several_classes_are_on_both_sides(rows: int, classes: int, rate: float, seed: int) -> None:
     marks = (np.random.default_rng(seed).random((rows, classes)) < rate).astype(np.int8)
     target = HeadTarget(kind="lists", columns=("what",), names=tuple(map(str, range(classes))))
     train, val = cut_rows(marks, target, val_fraction=0.25, val_seed=seed)
     assert sorted([*train, *val]) == list(range(rows)) and 0 < len(val) < rows
     several = marks.sum(axis=0) >= 2
     assert (marks[train].sum(axis=0)[several] > 0).all()
-    # Of val as far as single images allow it; train comes first.
+    # In val as far as single images allow it; train has priority.
     if (marks.sum(axis=0) >= 6).all():
         assert (marks[val].sum(axis=0) > 0).all()
 
 
-def test_tags_that_single_images_have_leave_a_val() -> None:
+def test_val_is_not_empty_where_every_image_has_a_class_of_its_own() -> None:
     marks = np.concatenate([np.ones((20, 1), np.int8), np.eye(20, dtype=np.int8)], axis=1)
     target = HeadTarget(kind="lists", columns=("what",), names=tuple(map(str, range(21))))
     train, val = cut_rows(marks, target, val_fraction=0.2, val_seed=0)
@@ -156,7 +156,7 @@ def test_tags_that_single_images_have_leave_a_val() -> None:
     groups=st.lists(st.tuples(st.integers(0, 3), st.integers(1, 9)), min_size=8, max_size=60),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_no_group_stands_on_both_sides(groups: list[tuple[int, int]], seed: int) -> None:
+def test_no_group_is_on_both_sides(groups: list[tuple[int, int]], seed: int) -> None:
     labels = np.concatenate([np.full(size, label) for label, size in groups])
     unit = np.concatenate([np.full(size, number) for number, (_, size) in enumerate(groups)])
     order = np.random.default_rng(seed).permutation(len(labels))
@@ -173,7 +173,7 @@ def test_no_group_stands_on_both_sides(groups: list[tuple[int, int]], seed: int)
 
 
 def test_groups_of_mixed_classes_are_kept_whole() -> None:
-    # Every group has two classes; class 9 lies in one group alone, which has to teach it.
+    # Every group has two classes; class 3 is in a single group, which must be in train.
     unit = np.repeat(np.arange(30), 4)
     labels = np.stack([np.arange(30) % 3, (np.arange(30) + 1) % 3] * 2, axis=1).ravel()
     labels[5] = 3
@@ -197,15 +197,15 @@ def test_near_copies_of_an_image_are_never_on_both_sides(tmp_path: Path) -> None
         assert not scenes[0] & scenes[1]
         assert set(cut.val.targets.tolist()) == {0, 1, 2}
         assert "20 of 600 train images have no scene: each is a group of its own" in cut.notes
-        assert not any("stand in" in note for note in cut.notes)
-    # Without --group they are, and that is said.
+        assert not any("are in both" in note for note in cut.notes)
+    # Without --group they are, and a note reports it.
     note = cut_cache(cache, val_fraction=0.2, val_seed=0).notes[-1]
-    assert "29 groups of scene stand in train and in val" in note and "--group scene" in note
+    assert "29 groups of scene are in both train and val" in note and "--group scene" in note
     with pytest.raises(InvalidOption, match="--val-cut random is a permutation"):
         cut_cache(cache, val_fraction=0.2, val_seed=0, group="scene", val_cut="random")
 
 
-def test_groups_that_the_sets_own_splits_separate_not_are_said(tmp_path: Path) -> None:
+def test_groups_that_the_splits_of_the_dataset_divide_are_a_note(tmp_path: Path) -> None:
     column = Column(name="patient", kind="groups", names=("p0", "p1", "p2"))
     splits = {
         "train": replace(blobs(30), targets={"patient": np.arange(30) % 2}),
@@ -215,8 +215,8 @@ def test_groups_that_the_sets_own_splits_separate_not_are_said(tmp_path: Path) -
     cache = write_cache(tmp_path, splits, columns=(column,))
     notes = cut_cache(cache, val_fraction=0.2, val_seed=0, group="patient").notes
     assert [note.split(":")[0] for note in notes[1:]] == [
-        "2 groups of patient stand in train and in test (p0, p1)",
-        "1 groups of patient stand in val and in test (p2)",
+        "2 groups of patient are in both train and test (p0, p1)",
+        "1 groups of patient are in both val and test (p2)",
     ]
     assert not any("--group" in note for note in notes)
 
@@ -225,7 +225,9 @@ def test_groups_that_the_sets_own_splits_separate_not_are_said(tmp_path: Path) -
     ("group", "error", "message"),
     [("pateint", UnknownName, "unknown group 'pateint'"), ("age", HeadError, "age holds numbers")],
 )
-def test_a_group_that_is_none_is_refused(tmp_path: Path, group: str, error: type[FeatcacheError], message: str) -> None:
+def test_a_target_that_holds_no_groups_is_refused_as_a_group(
+    tmp_path: Path, group: str, error: type[FeatcacheError], message: str
+) -> None:
     columns = (Column(name="patient", kind="groups", names=("p",)), Column(name="age", kind="numbers"))
     train = replace(blobs(30), targets={"patient": np.zeros(30, np.int64), "age": np.arange(30.0)})
     cache = write_cache(tmp_path, {"train": train}, columns=columns)
@@ -247,7 +249,7 @@ def test_own_val_split_is_used(tmp_path: Path) -> None:
     assert "own split of 12" in cut.notes[0]
 
 
-def test_unlabelled_rows_are_left_out_and_said(tmp_path: Path) -> None:
+def test_unlabelled_rows_are_left_out_with_a_note(tmp_path: Path) -> None:
     train = blobs(40)
     labels = train.labels.copy()
     labels[::4] = -1
@@ -259,7 +261,7 @@ def test_unlabelled_rows_are_left_out_and_said(tmp_path: Path) -> None:
     assert cut.notes == ("10 of 40 train images are unlabelled and left out",)
 
 
-def test_unlabelled_test_split_is_no_test(tmp_path: Path) -> None:
+def test_an_unlabelled_test_split_is_not_used(tmp_path: Path) -> None:
     nothing = Blobs(features=blobs(6).features, labels=np.full(6, -1))
     cut = cut_cache(
         write_cache(tmp_path, {"train": blobs(40), "test": nothing}, classes=CLASSES),
@@ -304,7 +306,7 @@ def test_labels_no_head_could_learn_are_refused(
     assert raised.value.hint and "--val-seed" not in raised.value.hint
 
 
-def labelled(labels: ArrayLike, seed: int = 0) -> Blobs:
+def with_labels(labels: ArrayLike, seed: int = 0) -> Blobs:
     codes = np.asarray(labels, np.int64)
     return Blobs(features=blobs(len(codes), seed=seed).features, labels=codes)
 
@@ -313,37 +315,41 @@ def labelled(labels: ArrayLike, seed: int = 0) -> Blobs:
     ("splits", "notes"),
     [
         # A class with a single image, one without any, a val without one, a class only in test, and in val alone.
-        ({"train": [0] * 19 + [1] * 20 + [2]}, ["val has no image of cow: it says nothing of them"]),
-        ({"train": [0, 1] * 10}, ["train has no image of cow: never learned"]),
+        ({"train": [0] * 19 + [1] * 20 + [2]}, ["val has no image of cow: they are not evaluated on val"]),
+        ({"train": [0, 1] * 10}, ["train has no image of cow: the head cannot learn them"]),
         (
             {"train": [0, 1, 2] * 9, "val": [0, 1] * 3},
-            ["val is the set's own split of 6 images", "val has no image of cow: it says nothing of them"],
+            ["val is the dataset's own split of 6 images", "val has no image of cow: they are not evaluated on val"],
         ),
         (
             {"train": [0, 1] * 10, "test": [0, 1, 2, 2]},
-            ["train has no image of cow: never learned; 2 images of val and test have them: right by chance only"],
+            [
+                "train has no image of cow: the head cannot learn them; "
+                "2 images of val and test have them and can be right by chance only"
+            ],
         ),
         (
             {"train": [0, 1] * 10, "val": [0, 2], "test": [1, 1]},
             [
-                "val is the set's own split of 2 images",
-                "train has no image of cow: never learned; 1 images of val and test have them: right by chance only",
-                "val has no image of bee: it says nothing of them",
-                "test has no image of ant: it says nothing of them",
+                "val is the dataset's own split of 2 images",
+                "train has no image of cow: the head cannot learn them; "
+                "1 images of val and test have them and can be right by chance only",
+                "val has no image of bee: they are not evaluated on val",
+                "test has no image of ant: they are not evaluated on test",
             ],
         ),
     ],
 )
-def test_what_a_part_lacks_is_a_note(tmp_path: Path, splits: dict[str, list[int]], notes: list[str]) -> None:
-    cache = write_cache(tmp_path, {name: labelled(labels) for name, labels in splits.items()}, classes=CLASSES)
+def test_classes_that_a_part_lacks_are_a_note(tmp_path: Path, splits: dict[str, list[int]], notes: list[str]) -> None:
+    cache = write_cache(tmp_path, {name: with_labels(labels) for name, labels in splits.items()}, classes=CLASSES)
     assert list(cut_cache(cache, val_fraction=0.2, val_seed=42).notes) == notes
 
 
-def test_a_val_that_cannot_have_its_share_is_said(tmp_path: Path) -> None:
-    cache = write_cache(tmp_path, {"train": labelled([0, 0, 1, 1, 2, 2])}, classes=CLASSES)
+def test_a_val_with_another_share_than_requested_is_a_note(tmp_path: Path) -> None:
+    cache = write_cache(tmp_path, {"train": with_labels([0, 0, 1, 1, 2, 2])}, classes=CLASSES)
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     assert cut.images() == {"train": 3, "val": 3}
-    assert cut.notes == ("val has 50 % of the train images instead of 20 %: there are few to cut",)
+    assert cut.notes == ("val has 50 % of the train images instead of 20 %: there are too few units",)
 
 
 # --- other targets ----------------------------------------------------------------------------------------
@@ -359,7 +365,7 @@ OTHERS = (
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """60 images with a target of each kind; some have none of some."""
+    """60 images with a target of each kind; some values are missing."""
     random = np.random.default_rng(0)
     what = (random.random((60, 3)) < 0.4).astype(np.int8)
     what[:5] = -1
@@ -384,7 +390,7 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
         (("size", "age"), "numbers", ("size", "age"), 56),
     ],
 )
-def test_a_target_is_read_as_what_it_is(
+def test_a_target_is_read_by_its_kind(
     known: FeatureCache, names: tuple[str, ...], kind: str, outputs: tuple[str, ...], images: int
 ) -> None:
     target = head_target(known, names)

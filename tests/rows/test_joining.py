@@ -1,4 +1,4 @@
-"""Features of several caches side by side: matched by image, never by position."""
+"""Features of several caches are concatenated; rows are matched by image, never by position."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from featcache.heads.config import HeadConfig
 from featcache.rows.joining import choose_columns
 from featcache.rows.views import TRAIN_VIEWS
 from featcache.runs.fit import fit_head, train_head
-from featcache.runs.run import Run, used_caches
+from featcache.runs.run import Run, caches_in_use
 
 
-def shuffled(rows: Blobs, split: str, seed: int = 7) -> tuple[Blobs, NDArray[np.int64]]:
+def shuffle(rows: Blobs, split: str, seed: int = 7) -> tuple[Blobs, NDArray[np.int64]]:
     """The same images in another order, and that order."""
     order = np.random.default_rng(seed).permutation(len(rows.labels))
     ids = tuple(f"{split}/{row:05d}" for row in order)
@@ -38,18 +38,18 @@ def first(tmp_path: Path) -> FeatureCache:
 @pytest.fixture
 def second(tmp_path: Path) -> FeatureCache:
     """The same images through another backbone, in another order, and two images more."""
-    mixed, _ = shuffled(blobs(120, dim=5, seed=3), "train")
+    mixed, _ = shuffle(blobs(120, dim=5, seed=3), "train")
     more = Blobs(
         features=np.concatenate([mixed.features, np.ones((2, 5), np.float16)]),
         labels=np.concatenate([mixed.labels, np.array([0, 1])]),
         ids=(*(mixed.ids or ()), "train/extra1", "train/extra2"),
     )
-    splits = {"train": more, "test": shuffled(blobs(60, dim=5, seed=4), "test")[0]}
+    splits = {"train": more, "test": shuffle(blobs(60, dim=5, seed=4), "test")[0]}
     return write_cache(tmp_path, splits, backbone="two", provenance={"parameters": 11})
 
 
 def side_by_side(folder: Path) -> FeatureCache:
-    """What the two caches are together, as one cache of one layer."""
+    """The features of both caches, as one cache of one layer."""
     train = np.concatenate([blobs(120).features, blobs(120, dim=5, seed=3).features], axis=1)
     test = np.concatenate([blobs(60, seed=1).features, blobs(60, dim=5, seed=4).features], axis=1)
     splits = {
@@ -61,7 +61,7 @@ def side_by_side(folder: Path) -> FeatureCache:
 
 @pytest.mark.parametrize("resident_bytes", [None, 0])
 @pytest.mark.parametrize("head", ["mlp:8", "ridge", "knn"])
-def test_two_caches_train_as_one_that_holds_both(
+def test_two_caches_train_the_same_head_as_one_with_both(
     first: FeatureCache, second: FeatureCache, tmp_path: Path, head: str, resident_bytes: int | None
 ) -> None:
     config = HeadConfig(head=head) if head != "mlp:8" else HeadConfig(head=head, max_epochs=4)
@@ -84,7 +84,7 @@ def test_a_run_names_every_cache_it_read(first: FeatureCache, second: FeatureCac
     assert "one-two" in run.folder.name
     assert run.to_json()["beside"] == [str(second.path)]
     assert run.training.frozen == 111
-    assert used_caches(tmp_path / "runs", pytest.fail) == {first.path, second.path}
+    assert caches_in_use(tmp_path / "runs", pytest.fail) == {first.path, second.path}
 
 
 def test_a_run_of_two_caches_predicts_from_both(first: FeatureCache, second: FeatureCache, tmp_path: Path) -> None:
@@ -92,14 +92,14 @@ def test_a_run_of_two_caches_predicts_from_both(first: FeatureCache, second: Fea
     place = {sample: row for row, sample in enumerate(second["test"].ids)}
     rows = [place[sample] for sample in first["test"].ids]
     columns = [first["test"].features[:], second["test"].features[rows]]
-    said = run.predictions("test").outputs
-    assert np.array_equal(run.predict(columns), said)
-    assert np.array_equal(run.predict(np.concatenate(columns, axis=1)), said)
+    expected = run.predictions("test").outputs
+    assert np.array_equal(run.predict(columns), expected)
+    assert np.array_equal(run.predict(np.concatenate(columns, axis=1)), expected)
     with pytest.raises(HeadError, match=r"expected features \(N, 21\) of one/avgpool \+ two/avgpool"):
         run.predict(columns[::-1])
 
 
-def test_pixels_beside_features_are_scaled_where_they_are_pixels(first: FeatureCache, tmp_path: Path) -> None:
+def test_pixels_joined_to_features_are_scaled(first: FeatureCache, tmp_path: Path) -> None:
     stored = np.random.default_rng(0).integers(0, 256, (180, 6), dtype=np.uint8)
     splits = {
         "train": Blobs(features=stored[:120], labels=blobs(120).labels),
@@ -117,13 +117,13 @@ def test_pixels_beside_features_are_scaled_where_they_are_pixels(first: FeatureC
     "config",
     [HeadConfig(head="knn"), *(HeadConfig(head="linear", max_epochs=2, train_views=how) for how in TRAIN_VIEWS)],
 )
-def test_a_view_stands_beside_the_same_view_of_the_same_image(
+def test_a_view_is_joined_to_the_same_view_of_the_same_image(
     tmp_path: Path, config: HeadConfig, resident_bytes: int | None
 ) -> None:
     config = replace(config, val_seed=1)
     here, there = blobs(60, views=3), blobs(60, dim=4, seed=5, views=3)
     one = write_cache(tmp_path, {"train": here}, backbone="one")
-    two = write_cache(tmp_path, {"train": shuffled(there, "train")[0]}, backbone="two")
+    two = write_cache(tmp_path, {"train": shuffle(there, "train")[0]}, backbone="two")
     whole = replace(
         here,
         features=np.concatenate([here.features, there.features], axis=1),
@@ -135,7 +135,7 @@ def test_a_view_stands_beside_the_same_view_of_the_same_image(
     assert joined.weights_sha256 == fit_head(both, config, runs_dir=tmp_path / "runs").weights_sha256
 
 
-def test_caches_with_other_views_are_not_put_side_by_side(tmp_path: Path) -> None:
+def test_caches_with_other_views_are_not_joined(tmp_path: Path) -> None:
     one = write_cache(tmp_path, {"train": blobs(60, views=2)}, backbone="one")
     single = write_cache(tmp_path, {"train": blobs(60)}, backbone="single")
     with pytest.raises(HeadError, match="views per image: 2 and 1"):
@@ -151,25 +151,25 @@ def test_a_layer_is_named_in_all_caches_or_in_one(tmp_path: Path) -> None:
     two = write_cache(tmp_path, {"train": replace(blobs(60), more=more)}, backbone="two")
     single = write_cache(tmp_path, {"train": blobs(60)}, backbone="single")
 
-    def chosen(*asked: str) -> list[tuple[str, ...]]:
-        return [column.layers for column in choose_columns((one, two), asked)]
+    def layers_of(*requested: str) -> list[tuple[str, ...]]:
+        return [column.layers for column in choose_columns((one, two), requested)]
 
-    assert chosen("late") == [("late",), ("late",)]
-    assert chosen("one/late", "two/avgpool") == [("late",), ("avgpool",)]
-    assert chosen("late", "avgpool") == [("late", "avgpool"), ("late", "avgpool")]
-    assert chosen("late", "one/late", "two/avgpool") == [("late",), ("late", "avgpool")]
+    assert layers_of("late") == [("late",), ("late",)]
+    assert layers_of("one/late", "two/avgpool") == [("late",), ("avgpool",)]
+    assert layers_of("late", "avgpool") == [("late", "avgpool"), ("late", "avgpool")]
+    assert layers_of("late", "one/late", "two/avgpool") == [("late",), ("late", "avgpool")]
     assert [column.layers for column in choose_columns((single, one), ("late",))] == [("avgpool",), ("late",)]
     with pytest.raises(UnknownName, match="three/late"):
-        chosen("three/late")
+        layers_of("three/late")
     with pytest.raises(InvalidOption, match="two holds 2 layers"):
-        chosen("one/late")
+        layers_of("one/late")
 
 
 # --- caches that are not of the same images ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"ids": tuple(f"train/{row:05d}" for row in range(1, 61))}, "1 train images are missing.*train/00000"),
         ({"edited": (3, 5)}, "2 train images have other image bytes in two: train/00003, train/00005"),
@@ -177,11 +177,11 @@ def test_a_layer_is_named_in_all_caches_or_in_one(tmp_path: Path) -> None:
     ],
     ids=["missing", "edited", "relabelled"],
 )
-def test_what_differs_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_images_that_differ_are_named(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     one = write_cache(tmp_path, {"train": blobs(60), "val": blobs(30)}, backbone="one")
     splits = {"train": replace(blobs(60, dim=4), **change), "val": blobs(30, dim=4)}
     two = write_cache(tmp_path, splits, backbone="two")
-    with pytest.raises(HeadError, match=said) as raised:
+    with pytest.raises(HeadError, match=message) as raised:
         fit_head(one, HeadConfig(head="linear"), beside=[two], runs_dir=tmp_path / "runs")
     assert "--limit" in str(raised.value.hint)
 
@@ -199,7 +199,7 @@ def test_other_classes_are_refused(first: FeatureCache, tmp_path: Path) -> None:
 
 
 def test_rows_that_are_not_finite_are_named_in_the_cache_that_has_them(first: FeatureCache, tmp_path: Path) -> None:
-    wrong, order = shuffled(blobs(120, dim=4), "train")
+    wrong, order = shuffle(blobs(120, dim=4), "train")
     wrong.features[11, 2] = np.nan
     splits = {"train": wrong, "test": blobs(60, dim=4)}
     other = write_cache(tmp_path, splits, backbone="other")

@@ -1,4 +1,4 @@
-"""A cache that is streamed is never in memory, whatever its size; in a process of its own, for a peak never falls."""
+"""A streamed cache is never in memory as a whole. Measured in a new process, because a memory peak never falls."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from head_caches import blobs, write_cache
 
 from featcache.cache.reader import FeatureCache
-from featcache.extraction.processes import peak_bytes, run_apart
+from featcache.extraction.processes import peak_bytes, run_in_new_process
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.heads.config import HeadConfig
 from featcache.rows import batches, features
@@ -22,7 +22,7 @@ DIM = 8192
 ROWS = 3000
 FEATURES_BYTES = 2 * DIM * ROWS
 VIEWS = 3
-# (the cache, what features may take)
+# (name of the cache, bytes that features may take)
 TRAININGS = (("small", 0), ("large", 0), ("large", FEATURES_BYTES))
 
 
@@ -35,9 +35,9 @@ class Task:
 
 
 def peaks(task: Task, _: Reporter) -> list[int]:
-    """After each of TRAININGS."""
+    """The memory peak after each of TRAININGS."""
     torch.set_num_threads(1)
-    # A sixteenth of what they are, for the cache is a sixteenth of one that has to be streamed.
+    # A sixteenth of their values, since the cache is a sixteenth of one that has to be streamed.
     names = ("WINDOW_BYTES", "WHOLE_BYTES", "PIECE_BYTES", "TAKEN_BYTES")
     for module, name in [*((batches, name) for name in names), (features, "BLOCK_BYTES")]:
         setattr(module, name, getattr(module, name) >> 4)
@@ -63,7 +63,7 @@ def test_a_streamed_cache_is_not_in_memory(
         for name, rows in (("small", 300), ("large", ROWS))
     }
     task = Task(caches=caches, head_batch_size=head_batch_size, train_views=train_views, runs_dir=tmp_path / "runs")
-    small, streamed, resident = run_apart(peaks, task, LogReporter()).result
+    small, streamed, resident = run_in_new_process(peaks, task, LogReporter()).result
     assert streamed - small < FEATURES_BYTES / 3
-    # And it would show.
+    # The peak of the resident training shows that the measurement works.
     assert resident - streamed > FEATURES_BYTES / 3

@@ -50,7 +50,7 @@ def train_rows(cache: FeatureCache, layers: tuple[str, ...] = ("avgpool",)) -> F
     return FeatureRows.of(cache, cut_cache(cache, val_fraction=0.2, val_seed=42).train, layers)
 
 
-def opened(
+def make_batches(
     kind: type[ResidentBatches] | type[StreamedBatches], rows: FeatureRows, seed: int = 0
 ) -> ResidentBatches | StreamedBatches:
     return kind(rows, batch_size=8, seed=seed, device=CPU)
@@ -86,7 +86,7 @@ def test_every_epoch_is_a_permutation(rows: int, batch_size: int, row_bytes: int
 def test_windows_are_those_of_the_whole_order(rows: int, batch_size: int, row_bytes: int, epoch: int) -> None:
     order = {"batch_size": batch_size, "row_bytes": row_bytes, "seed": 3, "epoch": epoch}
     window = window_rows(rows, batch_size, row_bytes)
-    # All of it at once, as one would write it down.
+    # The whole order at once, by a simple implementation.
     generator = torch.Generator().manual_seed(batches_module._epoch_seed("order", 3, epoch))
     whole = torch.arange(rows)
     if rows > window:
@@ -99,7 +99,7 @@ def test_windows_are_those_of_the_whole_order(rows: int, batch_size: int, row_by
     assert torch.equal(epoch_order(rows, **order), torch.cat(windows))
 
 
-def test_the_first_window_of_many_rows_is_made_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_window_of_many_rows_is_computed_without_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     permuted: list[int] = []
     randperm = torch.randperm
 
@@ -118,7 +118,7 @@ def test_the_first_window_of_many_rows_is_made_without_the_others(monkeypatch: p
 def test_the_features_of_some_rows_are_those_of_all(
     tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches]
 ) -> None:
-    batches = opened(kind, train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES)))
+    batches = make_batches(kind, train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES)))
     everything = torch.cat([features for features, _ in batches.in_order()])
     positions = torch.arange(3, 100, 7)
     for reuse in (False, True):
@@ -151,7 +151,7 @@ def test_windows_of_a_large_set_hold_runs_of_neighbours() -> None:
 @pytest.mark.parametrize("epoch", [0, 1, 7])
 def test_resident_and_streamed_give_the_same_batches(tmp_path: Path, epoch: int) -> None:
     rows = train_rows(write_cache(tmp_path, {"train": blobs(133)}, classes=CLASSES))
-    resident, streamed = opened(ResidentBatches, rows, seed=5), opened(StreamedBatches, rows, seed=5)
+    resident, streamed = make_batches(ResidentBatches, rows, seed=5), make_batches(StreamedBatches, rows, seed=5)
     assert_same(list(resident.epoch(epoch)), list(streamed.epoch(epoch)))
     assert_same(list(resident.in_order()), list(streamed.in_order()))
 
@@ -163,11 +163,11 @@ def test_batches_larger_than_a_window_are_read_in_pieces(tmp_path: Path, monkeyp
     rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES), ("avgpool", "late"))
     monkeypatch.setattr(batches_module, "PIECE_BYTES", 10 * rows.row_bytes)
     resident, streamed = (kind(rows, batch_size=64, seed=5, device=CPU) for kind in (ResidentBatches, StreamedBatches))
-    asked: list[int] = []
+    requested: list[int] = []
     read = FeatureRows.read
 
     def spy(self: FeatureRows, positions: NDArray[np.int64], out: Sequence[NDArray[Any]]) -> None:
-        asked.append(len(positions))
+        requested.append(len(positions))
         assert np.all(np.diff(positions) > 0)
         read(self, positions, out)
 
@@ -175,13 +175,13 @@ def test_batches_larger_than_a_window_are_read_in_pieces(tmp_path: Path, monkeyp
     monkeypatch.setattr(FeatureRows, "read", spy)
     for reuse in (False, True):
         assert_same(expected, [(features.clone(), labels) for features, labels in streamed.epoch(3, reuse=reuse)])
-    assert max(asked) == 10
+    assert max(requested) == 10
 
 
 def test_batches_are_the_rows_of_the_cache(tmp_path: Path) -> None:
     train = blobs(50)
     rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES))
-    batches = opened(ResidentBatches, rows)
+    batches = make_batches(ResidentBatches, rows)
     assert len(batches) == 5 == len(list(batches.epoch(0)))
     order = epoch_order(40, batch_size=8, row_bytes=32, seed=0, epoch=3).numpy()
     features = torch.cat([features for features, _ in batches.epoch(3)])
@@ -195,34 +195,34 @@ def test_batches_are_the_rows_of_the_cache(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("small_windows")
 def test_streaming_holds_one_window_and_reads_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES))
-    asked: list[NDArray[np.int64]] = []
+    requested: list[NDArray[np.int64]] = []
     second = threading.Event()
     gather = FeatureArray.gather
 
     def spy(self: FeatureArray, rows: NDArray[np.int64], out: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
-        asked.append(rows)
-        if len(asked) == 2:
+        requested.append(rows)
+        if len(requested) == 2:
             second.set()
         return gather(self, rows, out)
 
     monkeypatch.setattr(FeatureArray, "gather", spy)
-    batches = iter(opened(StreamedBatches, rows).epoch(0))
+    batches = iter(make_batches(StreamedBatches, rows).epoch(0))
     next(batches)
-    assert second.wait(10) and len(asked) == 2
+    assert second.wait(10) and len(requested) == 2
     list(batches)
-    assert [len(window) for window in asked] == [32] * 5
-    assert all(np.all(np.diff(window) > 0) for window in asked)
+    assert [len(window) for window in requested] == [32] * 5
+    assert all(np.all(np.diff(window) > 0) for window in requested)
 
 
 @pytest.mark.usefixtures("small_windows")
 @pytest.mark.parametrize("kind", [ResidentBatches, StreamedBatches])
-def test_batches_in_the_same_memory_hold_the_same(
+def test_batches_in_a_reused_buffer_have_the_same_values(
     tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches]
 ) -> None:
     one, two = blobs(133), blobs(133, seed=1, dim=5)
     train = Blobs(features=one.features, labels=one.labels, more={"late": two.features})
     rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES), ("avgpool", "late"))
-    batches = opened(kind, rows)
+    batches = make_batches(kind, rows)
     for fresh, reused in (
         (batches.epoch(2), batches.epoch(2, reuse=True)),
         (batches.in_order(), batches.in_order(reuse=True)),
@@ -238,7 +238,7 @@ def test_a_batch_may_be_written_to(
     tmp_path: Path, kind: type[ResidentBatches] | type[StreamedBatches], dtype: str
 ) -> None:
     train = Blobs(features=np.abs(blobs(50).features).astype(dtype), labels=blobs(50).labels)
-    batches = opened(kind, train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES)))
+    batches = make_batches(kind, train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES)))
     before = list(batches.in_order())
     for read in (batches.in_order, partial(batches.epoch, 0)):
         for features, _ in read():
@@ -246,7 +246,7 @@ def test_a_batch_may_be_written_to(
     assert_same(list(batches.in_order()), before)
 
 
-def test_the_next_is_read_while_one_is_used() -> None:
+def test_the_next_item_is_read_while_one_is_used() -> None:
     began = [threading.Event() for _ in range(4)]
 
     def read(number: int) -> int:
@@ -263,8 +263,8 @@ def test_the_next_is_read_while_one_is_used() -> None:
 
 
 @pytest.mark.usefixtures("small_windows")
-def test_two_may_stream_the_same_rows_at_a_time(tmp_path: Path) -> None:
-    batches = opened(StreamedBatches, train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES)))
+def test_the_same_rows_can_be_streamed_twice_at_the_same_time(tmp_path: Path) -> None:
+    batches = make_batches(StreamedBatches, train_rows(write_cache(tmp_path, {"train": blobs(200)}, classes=CLASSES)))
     alone = list(batches.epoch(0)), list(batches.epoch(1)), list(batches.in_order())
     for _ in range(2):
         together = list(zip(batches.epoch(0), batches.epoch(1), strict=True))
@@ -273,7 +273,7 @@ def test_two_may_stream_the_same_rows_at_a_time(tmp_path: Path) -> None:
         assert_same(list(batches.in_order()), alone[2])
 
 
-def test_what_reading_raises_comes_in_its_turn() -> None:
+def test_an_error_in_reading_is_raised_in_its_turn() -> None:
     def read(number: int) -> int:
         if number == 2:
             raise HeadError("two")
@@ -285,7 +285,7 @@ def test_what_reading_raises_comes_in_its_turn() -> None:
     assert got == [0, 1]
 
 
-def test_reading_ahead_ends_with_whoever_reads() -> None:
+def test_the_reading_thread_ends_with_the_iteration() -> None:
     def readers() -> list[threading.Thread]:
         return [thread for thread in threading.enumerate() if thread.name.startswith("featcache-ahead")]
 
@@ -312,7 +312,7 @@ def test_features_are_resident_when_they_fit_and_streamed_when_not(tmp_path: Pat
         (160 * 32 + 40 * 32, 0, (ResidentBatches, ResidentBatches)),
         (160 * 32, 1 << 20, (ResidentBatches, StreamedBatches)),
         (160 * 32 - 1, 1 << 20, (StreamedBatches, ResidentBatches)),
-        # Memory is short: val is 8 GB where train is 32.
+        # Memory is scarce: as if val had 8 GB and train 32 GB.
         (160 * 32 - 1, 40 * 32 - 1, (StreamedBatches, StreamedBatches)),
     ],
 )
@@ -325,7 +325,7 @@ def test_a_large_val_is_streamed_where_train_is(
 ) -> None:
     monkeypatch.setattr(batches_module, "WHOLE_BYTES", whole_bytes)
     config = HeadConfig(head="linear")
-    prepared = prepare(write_cache(tmp_path, {"train": blobs(200)}), config, place=CPU)
+    prepared = prepare(write_cache(tmp_path, {"train": blobs(200)}), config, device=CPU)
     train, val = open_prepared(prepared, config, resident_bytes=resident_bytes)
     assert (type(train), type(val)) == kinds
 
@@ -344,11 +344,11 @@ def test_pixels_are_scaled(tmp_path: Path) -> None:
     rows = train_rows(write_cache(tmp_path, {"train": train}, classes=CLASSES, scaling=scaling))
     expected = (pixels[rows.chosen.rows] / 255 - 0.5) / 0.5
     for kind in (ResidentBatches, StreamedBatches):
-        features = torch.cat([features for features, _ in opened(kind, rows).in_order()])
+        features = torch.cat([features for features, _ in make_batches(kind, rows).in_order()])
         assert features.numpy() == pytest.approx(expected, abs=1e-6)
 
 
-def test_layers_stand_side_by_side_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_layers_are_concatenated_in_the_requested_order(tmp_path: Path) -> None:
     one, two = blobs(50), blobs(50, seed=1, dim=5)
     train = Blobs(features=one.features, labels=one.labels, more={"late": two.features})
     cache = write_cache(tmp_path, {"train": train}, classes=CLASSES)
@@ -357,7 +357,7 @@ def test_layers_stand_side_by_side_in_the_order_asked_for(tmp_path: Path) -> Non
     chosen = rows.chosen.rows
     expected = np.concatenate([two.features[chosen], one.features[chosen]], axis=1).astype(np.float32)
     for kind in (ResidentBatches, StreamedBatches):
-        features = torch.cat([features for features, _ in opened(kind, rows).in_order()])
+        features = torch.cat([features for features, _ in make_batches(kind, rows).in_order()])
         assert np.array_equal(features.numpy(), expected)
 
 
@@ -384,10 +384,10 @@ def test_rows_that_are_not_finite_are_named(tmp_path: Path, value: float, dtype:
     rows = FeatureRows.of(cache, chosen, ("avgpool",))
     for kind in (ResidentBatches, StreamedBatches):
         with pytest.raises(HeadError, match=r"layer avgpool, train rows 17, 31 \(first: train/00017\)"):
-            list(opened(kind, rows).epoch(0))
+            list(make_batches(kind, rows).epoch(0))
 
 
 def test_rows_of_huge_values_are_finite_all_the_same(tmp_path: Path) -> None:
     features = np.full((30, 8), 3e38, np.float32)
     cache = write_cache(tmp_path, {"train": Blobs(features=features, labels=np.arange(30) % 3)}, classes=CLASSES)
-    assert len(list(opened(ResidentBatches, train_rows(cache)).epoch(0))) == 3
+    assert len(list(make_batches(ResidentBatches, train_rows(cache)).epoch(0))) == 3

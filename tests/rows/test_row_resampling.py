@@ -17,12 +17,12 @@ from featcache.rows.resampling import draw_cuts, fold_cuts, mean_interval
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """90 train images, 30 a class, and 12 in test."""
+    """90 train images, 30 of each class, and 12 in test."""
     return write_cache(tmp_path_factory.mktemp("resampled"), {"train": blobs(90), "test": blobs(12, seed=1)})
 
 
 def images(rows: SplitRows) -> set[int]:
-    """The numbers of rows in the train split, each of which stands there once."""
+    """The row numbers of these images in the train split; each occurs once."""
     assert rows.source == "train" and len(set(rows.rows.tolist())) == len(rows)
     return set(rows.rows.tolist())
 
@@ -53,7 +53,7 @@ def test_folds_are_the_same_for_a_seed_and_others_for_another(cache: FeatureCach
     assert first == again != other
 
 
-def test_a_set_s_own_val_chooses_in_every_fold(tmp_path: Path) -> None:
+def test_the_val_split_of_a_dataset_is_used_in_every_fold(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, {"train": blobs(30), "val": blobs(9, seed=1)})
     for fold in fold_cuts(cache, 3, seed=0, val_fraction=0.2, val_seed=42):
         assert (fold.cut.val.source, len(fold.cut.val), len(fold.cut.train)) == ("val", 9, 20)
@@ -66,10 +66,10 @@ def test_a_class_with_fewer_images_than_folds_is_named(tmp_path: Path) -> None:
         fold_cuts(cache, 4, seed=0, val_fraction=0.2, val_seed=42)
 
 
-def test_a_class_that_could_not_teach_choose_and_judge_is_named(tmp_path: Path) -> None:
+def test_a_class_with_too_few_images_for_train_val_and_a_fold_is_named(tmp_path: Path) -> None:
     labels = np.array([0] * 40 + [1] * 2 + [2] * 40)
     cache = write_cache(tmp_path, {"train": Blobs(features=blobs(82).features, labels=labels)})
-    # With val_seed 5 one of both is in val, so that a head can be trained at all.
+    # With val_seed 5 one of the two is in val, so that a head can be trained at all.
     with pytest.raises(HeadError, match=r"at least 3 .* 2 folds, got fewer of bee \(2\)"):
         fold_cuts(cache, 2, seed=0, val_fraction=0.5, val_seed=5)
 
@@ -80,7 +80,7 @@ def test_val_has_every_class_in_every_fold(tmp_path: Path, val_seed: int) -> Non
     try:
         folds = fold_cuts(cache, 10, seed=0, val_fraction=0.1, val_seed=val_seed)
     except HeadError as error:
-        # The ordinary cut, which the chosen head is trained on, is not stratified.
+        # The plain cut, which the selected head is trained on, is not stratified.
         assert "found none of" in error.message
         return
     for fold in folds:
@@ -88,7 +88,7 @@ def test_val_has_every_class_in_every_fold(tmp_path: Path, val_seed: int) -> Non
         assert np.bincount(fold.cut.train.targets).tolist() == [8, 8, 8]
 
 
-def test_a_draw_has_so_many_images_a_class_and_nothing_of_val(cache: FeatureCache) -> None:
+def test_a_draw_has_the_requested_images_of_each_class_and_none_of_val(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.2, val_seed=42)
     for shots in (1, 5):
         for drawn in draw_cuts(cut, shots, 4, seed=3):
@@ -115,7 +115,7 @@ def test_a_class_with_fewer_images_than_shots_is_named(cache: FeatureCache) -> N
     assert "--shots" in str(raised.value.hint)
 
 
-def test_the_interval_of_a_mean_is_student_s() -> None:
+def test_the_interval_of_a_mean_is_by_students_t() -> None:
     # t(0.975, 3) = 3.182; the deviation of 1 2 3 4 is 1.291.
     half = 3.182446 * 0.1290994 / math.sqrt(4)
     assert mean_interval([0.1, 0.2, 0.3, 0.4]) == pytest.approx((0.25 - half, 0.25 + half), abs=1e-6)

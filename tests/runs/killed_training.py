@@ -1,4 +1,4 @@
-"""Trainings in a process of their own, which a test kills."""
+"""Trainings in a child process, which a test kills."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["killed_training", "featcache.runs.fit", "featcache.runs.resuming"])
 
 
-def _train(cache: Path | None, config: HeadConfig, runs_dir: Path, told: Connection) -> None:
+def _train(cache: Path | None, config: HeadConfig, runs_dir: Path, sender: Connection) -> None:
     torch.set_num_threads(1)
 
     def progress(epoch: EpochRecord) -> None:
-        told.send(epoch.epoch)
+        sender.send(epoch.epoch)
         time.sleep(0.02)
 
     if cache is None:
@@ -36,16 +36,16 @@ def _train(cache: Path | None, config: HeadConfig, runs_dir: Path, told: Connect
 
 
 def killed_after(epoch: int, config: HeadConfig, runs_dir: Path, cache: Path | None = None) -> bool:
-    """Train on `cache`, or go on with the last training, until SIGKILL comes as soon as it tells of that epoch.
+    """Train on `cache`, or resume the last training, and kill the process as soon as it reports that epoch.
 
-    A checkpoint is written after every epoch. False where it ended before.
+    A checkpoint is written after every epoch. Returns False if the training ended before.
     """
-    told, tells = CONTEXT.Pipe(duplex=False)
-    child = CONTEXT.Process(target=_train, args=(cache, config, runs_dir, tells))
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    child = CONTEXT.Process(target=_train, args=(cache, config, runs_dir, sender))
     child.start()
-    tells.close()
+    sender.close()
     try:
-        while told.recv() < epoch:
+        while receiver.recv() < epoch:
             pass
         child.kill()
     except EOFError:

@@ -1,4 +1,4 @@
-"""Which run a name means: `latest` and `best`, without NumPy and torch."""
+"""Finding runs by name: `latest` and `best`, without NumPy and torch."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ def runs_dir(tmp_path: Path) -> Path:
     return tmp_path / "runs"
 
 
-def trained(cache: FeatureCache, runs_dir: Path, head: str = "linear", **options: Any) -> Run:
+def train(cache: FeatureCache, runs_dir: Path, head: str = "linear", **options: Any) -> Run:
     return train_head(cache, head, runs_dir=runs_dir, **options)
 
 
 def weak(cache: FeatureCache, runs_dir: Path, **options: Any) -> Run:
-    return trained(cache, runs_dir, lr=1e-6, max_epochs=1, **options)
+    return train(cache, runs_dir, lr=1e-6, max_epochs=1, **options)
 
 
 def test_best_is_the_run_with_the_highest_score_on_val(cache: FeatureCache, runs_dir: Path) -> None:
     weak(cache, runs_dir)
-    good = trained(cache, runs_dir, "ridge")
+    good = train(cache, runs_dir, "ridge")
     last = weak(cache, runs_dir, seed=1)
     assert good.training.val.value > last.training.val.value
     assert find_run(runs_dir, "best") == good.folder
@@ -46,7 +46,7 @@ def test_best_is_the_run_with_the_highest_score_on_val(cache: FeatureCache, runs
 
 
 def test_of_equal_scores_the_lower_loss_is_best(cache: FeatureCache, runs_dir: Path) -> None:
-    first, second = trained(cache, runs_dir, "ridge"), trained(cache, runs_dir, "ridge")
+    first, second = train(cache, runs_dir, "ridge"), train(cache, runs_dir, "ridge")
     values = json.loads((first.folder / "metrics.json").read_text())
     (first.folder / "metrics.json").write_text(json.dumps(values | {"val": values["val"] | {"loss": 1e-9}}))
     assert find_run(runs_dir, "best") == first.folder
@@ -55,10 +55,10 @@ def test_of_equal_scores_the_lower_loss_is_best(cache: FeatureCache, runs_dir: P
 
 
 @pytest.mark.parametrize("options", [{"val_seed": 1}, {"val_fraction": 0.5}])
-def test_a_run_that_was_judged_on_other_images_is_never_best(
+def test_a_run_with_other_val_images_is_never_best(
     cache: FeatureCache, runs_dir: Path, options: dict[str, Any]
 ) -> None:
-    trained(cache, runs_dir, "ridge")
+    train(cache, runs_dir, "ridge")
     last = weak(cache, runs_dir, **options)
     assert find_run(runs_dir, "best") == last.folder
 
@@ -73,18 +73,18 @@ def test_a_run_that_was_judged_on_other_images_is_never_best(
     ],
     ids=["no predictions", "deep", "empty", "text"],
 )
-def test_a_damaged_run_is_passed_over(cache: FeatureCache, runs_dir: Path, damage: Any) -> None:
-    broken, good = trained(cache, runs_dir, "ridge"), weak(cache, runs_dir)
+def test_a_damaged_run_is_skipped(cache: FeatureCache, runs_dir: Path, damage: Any) -> None:
+    broken, good = train(cache, runs_dir, "ridge"), weak(cache, runs_dir)
     damage(broken.folder)
     assert find_run(runs_dir, "best") == good.folder
 
 
-def test_a_latest_run_that_does_not_say_how_it_was_judged_is_an_error(cache: FeatureCache, runs_dir: Path) -> None:
-    trained(cache, runs_dir, "ridge")
+def test_a_latest_run_without_a_val_score_is_an_error(cache: FeatureCache, runs_dir: Path) -> None:
+    train(cache, runs_dir, "ridge")
     (weak(cache, runs_dir).folder / "predictions_val.npz").write_bytes(b"no archive")
-    with pytest.raises(HeadError, match="does not say how it was judged") as raised:
+    with pytest.raises(HeadError, match="has no readable val score") as raised:
         find_run(runs_dir, "best")
-    assert "name a run" in str(raised.value.hint)
+    assert "give the name of a run" in str(raised.value.hint)
 
 
 def test_without_runs_there_is_no_best(runs_dir: Path) -> None:
@@ -93,7 +93,7 @@ def test_without_runs_there_is_no_best(runs_dir: Path) -> None:
 
 
 def test_best_is_found_without_numpy_and_torch(cache: FeatureCache, runs_dir: Path) -> None:
-    good = trained(cache, runs_dir, "ridge")
+    good = train(cache, runs_dir, "ridge")
     code = (
         "import sys; from pathlib import Path; from featcache.runs.catalog import find_run\n"
         "print(find_run(Path(sys.argv[1]), 'best'))\n"

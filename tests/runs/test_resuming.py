@@ -1,4 +1,4 @@
-"""A training that was cut off goes on, and nobody can tell from its head."""
+"""A resumed training gives the same head as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ UNFINISHED = f"*.unfinished/{CHECKPOINT_FILE}"
 
 
 class CutOffError(Exception):
-    """Stands for a power cut: nothing that follows is done."""
+    """Simulates a power cut: nothing after it is executed."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def cut_off_after(epoch: int, raised: type[BaseException] = CutOffError) -> Call
 
 
 def cut_off(cache: FeatureCache, config: HeadConfig, runs_dir: Path, epoch: int, **options: float) -> Path:
-    """A training that ends all of a sudden after an epoch; what it leaves."""
+    """Run a training that ends suddenly after an epoch; returns the folder that it leaves."""
     with pytest.raises(CutOffError):
         fit_head(cache, config, runs_dir=runs_dir, progress=cut_off_after(epoch), checkpoint_every_s=0.0)
     (path,) = runs_dir.glob(UNFINISHED)
@@ -71,7 +71,7 @@ def cut_off(cache: FeatureCache, config: HeadConfig, runs_dir: Path, epoch: int,
 
 
 def numbers(run: Run) -> tuple[object, ...]:
-    """All that a training computes, without clocks."""
+    """Everything that a training computes, without times."""
     epochs = [replace(epoch, seconds=0.0) for epoch in run.history()]
     done = run.training
     return run.weights_sha256, epochs, done.best_epoch, done.val, done.last, done.test, done.images
@@ -118,7 +118,7 @@ def test_resumed_training_sees_the_views_it_would_have_seen(
     assert numbers(resumed) == numbers(whole)
 
 
-def test_killed_training_goes_on_however_often_it_is_killed(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_training_can_be_killed_and_resumed_repeatedly(cache: FeatureCache, tmp_path: Path) -> None:
     whole = fit_head(cache, CONFIG, runs_dir=tmp_path / "whole")
     assert killed_after(3, CONFIG, tmp_path / "runs", cache.path)
     assert killed_after(7, CONFIG, tmp_path / "runs")
@@ -141,7 +141,7 @@ def test_callers_random_state_is_untouched_by_resuming(cache: FeatureCache, tmp_
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_two_caches_are_gone_on_with_together(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_training_on_two_caches_is_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     splits = {"train": blobs(120, dim=4, seed=5), "test": blobs(60, dim=4, seed=6)}
     other = write_cache(tmp_path, splits, backbone="other")
     whole = fit_head(cache, CONFIG, beside=[other], runs_dir=tmp_path / "whole")
@@ -168,7 +168,7 @@ def test_checkpoints_are_seldom_enough_to_cost_next_to_nothing(tmp_path: Path) -
         written.append(len(written))
         return {"epoch": len(written)}, {"one": torch.ones(1)}
 
-    # Begun at 0; due at 5; the writing took a second, so it is due again after 50 more.
+    # Begun at 0; due at 5; writing took one second, so the next is due 50 seconds later.
     counts = []
     for _ in range(5):
         place.epoch_ended(state)
@@ -181,9 +181,9 @@ def test_checkpoint_is_read_without_executing_anything(cache: FeatureCache, tmp_
     folder = cut_off(cache, CONFIG, tmp_path, 2)
     content = (folder / CHECKPOINT_FILE).read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    told = json.loads(header["__metadata__"]["featcache"])
-    assert told["about"]["options"]["head"] == "mlp:16"
-    assert [len(trial["history"]) for trial in told["progress"]["trials"]] == [2]
+    metadata = json.loads(header["__metadata__"]["featcache"])
+    assert metadata["about"]["options"]["head"] == "mlp:16"
+    assert [len(trial["history"]) for trial in metadata["progress"]["trials"]] == [2]
     assert {name.split(".")[0] for name in header} == {"__metadata__", "stack", "best"}
 
 
@@ -199,7 +199,7 @@ def test_full_disk_leaves_the_checkpoint_before(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(CacheUnwritable, match="no room") as raised:
+    with pytest.raises(CacheUnwritable, match="no space") as raised:
         fit_head(cache, CONFIG, runs_dir=tmp_path, progress=fill_disk, checkpoint_every_s=0.0)
     assert "--runs-dir" in str(raised.value.hint)
     monkeypatch.undo()
@@ -228,7 +228,7 @@ def test_diverged_training_leaves_nothing(cache: FeatureCache, tmp_path: Path) -
 # --- Ctrl-C -----------------------------------------------------------------------------------------------
 
 
-def test_interrupted_run_can_go_on(cache: FeatureCache, tmp_path: Path) -> None:
+def test_interrupted_run_can_be_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     whole = fit_head(cache, CONFIG, runs_dir=tmp_path / "whole")
     progress = cut_off_after(5, KeyboardInterrupt)
     stopped = fit_head(cache, CONFIG, runs_dir=tmp_path, progress=progress, checkpoint_every_s=0.0)
@@ -243,18 +243,18 @@ def test_interrupted_run_can_go_on(cache: FeatureCache, tmp_path: Path) -> None:
 def test_resumed_training_that_is_interrupted_at_once_has_the_best_so_far(cache: FeatureCache, tmp_path: Path) -> None:
     cut_off(cache, CONFIG, tmp_path, 4)
 
-    spoken: list[str] = []
+    reports: list[str] = []
 
-    def interrupted(*_: object) -> Tensor:
+    def interrupt(*_: object) -> Tensor:
         os.kill(os.getpid(), signal.SIGINT)
         return torch.zeros(1)
 
     four = fit_head(cache, replace(CONFIG, max_epochs=4, patience=12), runs_dir=tmp_path / "four")
     with pytest.MonkeyPatch.context() as patch:
         # Before any new epoch is done.
-        patch.setattr("featcache.training.stack.PerceptronStack.step", interrupted)
-        run = resume_head(runs_dir=tmp_path, report=spoken.append)
-    assert spoken[:1] == ["going on after epoch 4 of at most 12"]
+        patch.setattr("featcache.training.stack.PerceptronStack.step", interrupt)
+        run = resume_head(runs_dir=tmp_path, report=reports.append)
+    assert reports[:1] == ["resuming after epoch 4 of at most 12"]
     assert run.training.interrupted and run.training.epochs == 4
     assert run.weights_sha256 == four.weights_sha256
 
@@ -264,11 +264,11 @@ def test_ctrl_c_while_the_best_is_tested_keeps_it(
 ) -> None:
     whole = fit_head(cache, CONFIG, runs_dir=tmp_path / "whole")
 
-    def interrupted(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
+    def evaluate_interrupted(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
         os.kill(os.getpid(), signal.SIGINT)
         return evaluate(head, batches, *rest, **more)
 
-    monkeypatch.setattr("featcache.training.evaluation.evaluate", interrupted)
+    monkeypatch.setattr("featcache.training.evaluation.evaluate", evaluate_interrupted)
     run = fit_head(cache, CONFIG, runs_dir=tmp_path)
     assert run.training.interrupted
     assert numbers(run) == numbers(whole)
@@ -278,11 +278,11 @@ def test_ctrl_c_while_the_best_is_tested_keeps_it(
 def test_ctrl_c_while_a_run_is_written_leaves_it_whole(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(folder: Path, files: dict[str, bytes]) -> None:
+    def publish_interrupted(folder: Path, files: dict[str, bytes]) -> None:
         os.kill(os.getpid(), signal.SIGINT)
         publish_folder(folder, files)
 
-    monkeypatch.setattr("featcache.runs.run.publish_folder", interrupted)
+    monkeypatch.setattr("featcache.runs.run.publish_folder", publish_interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit_head(cache, CONFIG, runs_dir=tmp_path)
     (folder,) = tmp_path.iterdir()
@@ -332,17 +332,17 @@ def test_ctrl_c_keeps_the_best_candidate(cache: FeatureCache, tmp_path: Path, he
     assert run.training.test is not None
 
 
-# --- what cannot go on ------------------------------------------------------------------------------------
+# --- what cannot be resumed -------------------------------------------------------------------------------
 
 
-def test_nothing_to_go_on_with_is_said(cache: FeatureCache, tmp_path: Path) -> None:
-    with pytest.raises(HeadError, match=r"no training in .* can go on"):
+def test_nothing_to_resume_is_an_error(cache: FeatureCache, tmp_path: Path) -> None:
+    with pytest.raises(HeadError, match=r"no training in .* can be resumed"):
         resume_head(runs_dir=tmp_path)
     run = fit_head(cache, replace(CONFIG, max_epochs=1), runs_dir=tmp_path)
     for name in (run.folder, run.folder.name):
-        with pytest.raises(HeadError, match="has no checkpoint: its training was done"):
+        with pytest.raises(HeadError, match="has no checkpoint: its training is complete"):
             resume_head(name, runs_dir=tmp_path)
-    with pytest.raises(HeadError, match="expected one training called nothing"):
+    with pytest.raises(HeadError, match="expected one training named nothing"):
         resume_head("nothing", runs_dir=tmp_path)
 
 
@@ -355,7 +355,7 @@ def test_several_that_begin_alike_are_listed(cache: FeatureCache, tmp_path: Path
     assert all(path.parent.name in str(raised.value.hint) for path in tmp_path.glob(UNFINISHED))
 
 
-def test_training_on_rows_that_have_changed_does_not_go_on(tmp_path: Path) -> None:
+def test_training_on_changed_rows_is_not_resumed(tmp_path: Path) -> None:
     train = blobs(120, distance=0.4)
     cache = write_cache(tmp_path, {"train": train})
     folder = cut_off(cache, CONFIG, tmp_path / "runs", 2)
@@ -366,7 +366,7 @@ def test_training_on_rows_that_have_changed_does_not_go_on(tmp_path: Path) -> No
     assert (folder / CHECKPOINT_FILE).exists()
 
 
-def test_training_that_is_going_on_is_left_alone(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_training_in_progress_cannot_be_resumed(cache: FeatureCache, tmp_path: Path) -> None:
     def meanwhile(record: EpochRecord) -> None:
         if record.epoch == 3:
             with pytest.raises(HeadError, match=r"is in training.*process"):

@@ -24,7 +24,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, Predictions
 from featcache.runs import files as run_files
 from featcache.runs.fit import fit_head, train_head
-from featcache.runs.run import Run, used_caches
+from featcache.runs.run import Run, caches_in_use
 
 FILES = {
     "head.safetensors",
@@ -116,11 +116,11 @@ def test_history_is_a_plain_csv(run: Run) -> None:
 
 
 def test_predictions_are_those_behind_the_scores(run: Run, cache: FeatureCache) -> None:
-    said = run.predictions("test")
-    assert said.ids == cache["test"].ids
-    assert said.outputs.dtype == np.float32 and said.outputs.shape == (60, 3)
-    assert said.outputs.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-6)
-    right = said.outputs.argmax(axis=1) == said.targets
+    predictions = run.predictions("test")
+    assert predictions.ids == cache["test"].ids
+    assert predictions.outputs.dtype == np.float32 and predictions.outputs.shape == (60, 3)
+    assert predictions.outputs.sum(axis=1) == pytest.approx(np.ones(60), abs=1e-6)
+    right = predictions.outputs.argmax(axis=1) == predictions.targets
     assert run.training.test is not None and right.mean() == run.training.test.accuracy
     val = run.predictions("val")
     loss = -np.log(val.outputs[np.arange(24), val.targets]).mean()
@@ -237,23 +237,23 @@ def test_damaged_history_and_predictions_are_refused(run: Run) -> None:
         run.predictions("val")
 
 
-def test_runs_say_which_caches_they_use(run: Run, cache: FeatureCache) -> None:
+def test_caches_in_use_are_those_that_runs_record(run: Run, cache: FeatureCache) -> None:
     runs_dir = run.folder.parent
     reported: list[str] = []
-    assert used_caches(runs_dir, reported.append) == {cache.path}
-    assert used_caches(runs_dir / "nowhere", reported.append) == set()
+    assert caches_in_use(runs_dir, reported.append) == {cache.path}
+    assert caches_in_use(runs_dir / "nowhere", reported.append) == set()
     assert reported == []
 
 
 @pytest.mark.parametrize("config", ["{}", "[]", "{", "[" * 100_000, '{"features": {}}'])
-def test_a_damaged_run_is_named_and_passed_over(run: Run, cache: FeatureCache, config: str) -> None:
+def test_a_damaged_run_is_reported_and_skipped(run: Run, cache: FeatureCache, config: str) -> None:
     runs_dir, reported = run.folder.parent, list[str]()
     shutil.copytree(run.folder, runs_dir / "damaged")
     (runs_dir / "damaged" / "config.json").write_text(config)
     checkpoint = runs_dir / "begun.unfinished" / "checkpoint.safetensors"
     checkpoint.parent.mkdir()
     checkpoint.write_bytes(b"")
-    assert used_caches(runs_dir, reported.append) == {cache.path}
+    assert caches_in_use(runs_dir, reported.append) == {cache.path}
     assert len(reported) == 2 and "damaged" in reported[0] and str(checkpoint) in reported[1]
 
 
@@ -288,14 +288,14 @@ def test_runs_dir_that_is_a_file_is_refused_before_training(cache: FeatureCache,
 
 
 def test_ids_that_are_no_text_survive(cache: FeatureCache, tmp_path: Path) -> None:
-    said = Predictions(
+    predictions = Predictions(
         ids=("train/a\udcff.jpg", "train/ä.jpg"),
         targets=np.zeros(2, np.int64),
         outputs=np.ones((2, 1), np.float32),
     )
     run = train_head(cache, "linear", max_epochs=1, runs_dir=tmp_path)
-    (run.folder / "predictions_val.npz").write_bytes(run_files.predictions_bytes(said))
-    assert run.predictions("val").ids == said.ids
+    (run.folder / "predictions_val.npz").write_bytes(run_files.predictions_bytes(predictions))
+    assert run.predictions("val").ids == predictions.ids
 
 
 def test_runs_are_read_without_torch(run: Run) -> None:

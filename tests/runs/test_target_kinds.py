@@ -1,4 +1,4 @@
-"""Every kind of head on every kind of target: trained or solved, measured as scikit-learn does, kept and read back."""
+"""Every kind of head on every kind of target: trained or solved, measured as by scikit-learn, stored and read back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SOLVED = {"lists": ("logreg", "ridge", "knn"), "numbers": ("ridge", "knn")}
 
 
 def images(count: int, seed: int) -> Blobs:
-    """Points in clouds; tags and numbers are functions of where they lie, with a little noise."""
+    """Points in clouds; tags and numbers are functions of their position, with a little noise."""
     plain = blobs(count, seed=seed, distance=0.5)
     features = plain.features.astype(np.float64)
     random, fixed = np.random.default_rng(seed + 100), np.random.default_rng(7)
@@ -66,19 +66,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
     return write_cache(tmp_path_factory.mktemp("kinds"), splits, columns=COLUMNS)
 
 
-def trained(cache: FeatureCache, head: str, runs_dir: Path, **options: Any) -> Run:
+def train(cache: FeatureCache, head: str, runs_dir: Path, **options: Any) -> Run:
     return train_head(cache, head, runs_dir=runs_dir, **{**TRAINED.get(head, {}), **options})
 
 
 def right(run: Run, part: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Targets and what the head says of a part."""
-    said = run.predictions(part)
-    return said.targets, said.outputs
+    """Targets and outputs of the head on a part."""
+    predictions = run.predictions(part)
+    return predictions.targets, predictions.outputs
 
 
 @pytest.mark.parametrize("head", [*TRAINED, *SOLVED["lists"]])
 def test_several_classes_are_learned_measured_and_kept(cache: FeatureCache, tmp_path: Path, head: str) -> None:
-    run = trained(cache, head, tmp_path, target="tags")
+    run = train(cache, head, tmp_path, target="tags")
     targets, probabilities = right(run, "test")
     assert targets.shape == probabilities.shape == (85, 4)
     expected = sk.average_precision_score(targets, probabilities, average="macro")
@@ -106,7 +106,7 @@ def test_numbers_are_learned_measured_and_kept(
     if head not in TRAINED and loss != "mse":
         pytest.skip("solved heads have a loss of their own")
     more = {"loss": loss} if head in TRAINED else {}
-    run = trained(cache, head, tmp_path, target=columns, **more)
+    run = train(cache, head, tmp_path, target=columns, **more)
     targets, values = right(run, "test")
     assert targets.shape == values.shape == (84, len(columns))
     expected = sk.r2_score(targets, values)
@@ -122,14 +122,12 @@ def test_numbers_are_learned_measured_and_kept(
 
 @pytest.mark.parametrize("target", ["tags", "weight"])
 def test_streamed_and_resident_are_the_same_to_the_bit(cache: FeatureCache, tmp_path: Path, target: str) -> None:
-    runs = [trained(cache, "mlp:16", tmp_path, target=target, resident_bytes=size) for size in (None, 0)]
+    runs = [train(cache, "mlp:16", tmp_path, target=target, resident_bytes=size) for size in (None, 0)]
     assert runs[0].weights_sha256 == runs[1].weights_sha256
 
 
 @pytest.mark.parametrize("target", ["tags", "weight"])
-def test_a_training_on_any_target_goes_on_where_it_was_cut_off(
-    cache: FeatureCache, tmp_path: Path, target: str
-) -> None:
+def test_a_training_on_any_target_is_resumed_where_it_stopped(cache: FeatureCache, tmp_path: Path, target: str) -> None:
     config = HeadConfig(head="mlp:8", target=(target,), max_epochs=6, patience=6, dropout=0.2)
     whole = fit_head(cache, config, runs_dir=tmp_path / "whole")
 
@@ -152,7 +150,7 @@ def test_sweeps_rank_by_the_metric_of_the_target(cache: FeatureCache, tmp_path: 
 
 
 def test_groups_are_on_one_side_alone(cache: FeatureCache, tmp_path: Path) -> None:
-    run = trained(cache, "linear", tmp_path, group="flock")
+    run = train(cache, "linear", tmp_path, group="flock")
     ids = {sample: number for number, sample in enumerate(cache["train"].ids)}
     flocks = cache["train"].target("flock").values
     val = {int(flocks[ids[sample]]) for sample in run.predictions("val").ids}
@@ -180,7 +178,7 @@ def test_what_does_not_fit_the_target_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_target_that_there_is_not_offers_the_nearest(cache: FeatureCache, tmp_path: Path) -> None:
+def test_an_unknown_target_offers_the_nearest(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="wieght") as caught:
         train_head(cache, "linear", target="wieght", runs_dir=tmp_path)
     assert "weight" in str(caught.value.hint)
@@ -191,10 +189,10 @@ def test_class_weights_of_several_classes_raise_the_recall_of_a_rare_one(tmp_pat
     tags = np.stack([plain.labels == 0, np.arange(300) % 25 == 0], axis=1).astype(np.int8)
     splits = {"train": Blobs(features=plain.features, labels=plain.labels, targets={"tags": tags})}
     cache = write_cache(tmp_path, splits, columns=(Column(name="tags", kind="lists", names=("ant", "rare")),))
-    said = []
+    means = []
     for weights in ("none", "balanced"):
         run = train_head(
             cache, "linear", target="tags", class_weights=weights, lr=0.02, max_epochs=10, runs_dir=tmp_path / "runs"
         )
-        said.append(float(run.predictions("val").outputs[:, 1].mean()))
-    assert said[1] > said[0] + 0.1
+        means.append(float(run.predictions("val").outputs[:, 1].mean()))
+    assert means[1] > means[0] + 0.1

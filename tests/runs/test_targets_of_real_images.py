@@ -1,4 +1,4 @@
-"""Several classes and numbers of real images, from a cache to a run: every metric is scikit-learn's."""
+"""Several classes and numbers of real images, from a cache to a run: every metric equals scikit-learn's."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def cache(cifar_zip: Path, tmp_path_factory: pytest.TempPathFactory) -> FeatureC
 
 
 def parts_of(run: Run) -> Mapping[str, tuple[NDArray[Any], NDArray[np.float32]]]:
-    said = {part: run.predictions(part) for part in ("val", "test")}
-    return {part: (one.targets, one.outputs) for part, one in said.items()}
+    predictions = {part: run.predictions(part) for part in ("val", "test")}
+    return {part: (one.targets, one.outputs) for part, one in predictions.items()}
 
 
 @pytest.mark.parametrize("head", ["logreg", "ridge", "knn", "linear"])
@@ -102,12 +102,12 @@ def test_numbers_of_real_images(cache: FeatureCache, tmp_path: Path, head: str) 
         measured = run.metrics(part)
         assert isinstance(measured, NumberMetrics)
         for column, one in enumerate(measured.columns):
-            right, said = targets[:, column], values[:, column]
-            assert one.mae.value == pytest.approx(mean_absolute_error(right, said))
-            assert one.rmse.value == pytest.approx(root_mean_squared_error(right, said))
-            assert one.r2.value == pytest.approx(r2_score(right, said))
+            right, predictions = targets[:, column], values[:, column]
+            assert one.mae.value == pytest.approx(mean_absolute_error(right, predictions))
+            assert one.rmse.value == pytest.approx(root_mean_squared_error(right, predictions))
+            assert one.r2.value == pytest.approx(r2_score(right, predictions))
             assert one.spearman is not None
-            assert one.spearman.value == pytest.approx(spearmanr(right, said).statistic)
+            assert one.spearman.value == pytest.approx(spearmanr(right, predictions).statistic)
         score = {"val": run.training.val, "test": run.training.test}[part]
         assert score is not None and score.value == pytest.approx(measured.overall.r2.value, abs=1e-6)
     assert run.training.test is not None and run.training.test.value > 0
@@ -130,10 +130,10 @@ def test_near_copies_of_real_images_are_never_on_both_sides(cifar_zip: Path, tmp
     mixed = train_head(cache, "knn", runs_dir=tmp_path / "runs")
     places = {sample: row for row, sample in enumerate(cache["train"].ids)}
     val = {int(originals[places[sample]]) for sample in apart.predictions("val").ids}
-    # 12 of 60 would be the share of val, and every class has to be in it.
+    # Val would be 12 of 60, but it must contain every class.
     assert 10 <= len(val) <= 20 and apart.training.images["val"] == COPIES * len(val)
     assert {int(labels[one]) for one in val} == set(range(10))
-    # Copies on both sides make it look perfect, and that is said.
+    # Copies in both train and val make the score look perfect, and a note reports this.
     assert mixed.training.val.value > 0.95 > apart.training.val.value
-    assert any("groups of original stand in train and in val" in note for note in mixed.training.notes)
+    assert any("groups of original are in both train and val" in note for note in mixed.training.notes)
     assert not any("stand in" in note for note in apart.training.notes)

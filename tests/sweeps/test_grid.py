@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import FeatcacheError, InvalidOption, UnknownName
 from featcache.heads.config import HeadConfig
-from featcache.sweeps.grid import GRID_OPTIONS, combinations, parse_grid, seeds_of, written_grid
+from featcache.sweeps.grid import GRID_OPTIONS, combinations, grid_texts, parse_grid, seeds_of
 from featcache.sweeps.options import SweepOptions
 
 
@@ -43,13 +43,13 @@ def test_values_have_the_type_of_their_option(text: str, field: str, values: lis
     assert [getattr(one, field) for one in configs(parse_grid([text]))] == values
 
 
-def test_python_says_values_and_gets_the_same_heads() -> None:
-    said: dict[str, Sequence[object]] = {"head": ["mlp:64", "mlp:128,64"], "layers": ["a", ("a", "b")], "lr": [0.1]}
-    assert configs(said) == configs(parse_grid(["head=mlp:64,mlp:128-64", "layer=a,a+b", "lr=0.1"]))
-    assert written_grid(said) == {"head": ("mlp:64", "mlp:128-64"), "layer": ("a", "a+b"), "lr": ("0.1",)}
+def test_values_from_python_give_the_same_heads() -> None:
+    grid: dict[str, Sequence[object]] = {"head": ["mlp:64", "mlp:128,64"], "layers": ["a", ("a", "b")], "lr": [0.1]}
+    assert configs(grid) == configs(parse_grid(["head=mlp:64,mlp:128-64", "layer=a,a+b", "lr=0.1"]))
+    assert grid_texts(grid) == {"head": ("mlp:64", "mlp:128-64"), "layer": ("a", "a+b"), "lr": ("0.1",)}
 
 
-def test_what_means_nothing_to_a_head_does_not_multiply_it() -> None:
+def test_options_without_effect_on_a_head_do_not_multiply_it() -> None:
     grid = parse_grid(["head=linear,knn,mlp:8", "lr=0.1,0.2", "dropout=0,0.5"])
     found = combinations({"weight_decay": 0.1}, grid)
     assert [one.config.head for one in found] == ["linear"] * 2 + ["knn"] + ["mlp:8"] * 4
@@ -64,7 +64,7 @@ def test_what_means_nothing_to_a_head_does_not_multiply_it() -> None:
     ("texts", "options", "expected"),
     [
         (["lrr=1"], {}, "unknown option of a grid 'lrr'"),
-        (["lr=x"], {}, "expected --lr a number above 0, got 'x'"),
+        (["lr=x"], {}, "expected --lr a number such as 1e-3 above 0, got 'x'"),
         (["lr"], {}, "expected --grid name=value,value, got 'lr'"),
         (["lr=1,,2"], {}, "expected --grid name=value,value"),
         (["lr=1", "lr=2"], {}, "--grid lr once"),
@@ -82,19 +82,19 @@ def test_what_means_nothing_to_a_head_does_not_multiply_it() -> None:
         (["activation=rleu"], {}, "expected --activation relu, leaky_relu"),
     ],
 )
-def test_a_grid_that_cannot_be_is_refused(texts: list[str], options: dict[str, Any], expected: str) -> None:
+def test_an_impossible_grid_is_refused(texts: list[str], options: dict[str, Any], expected: str) -> None:
     with pytest.raises(FeatcacheError) as raised:
         combinations(options, parse_grid(texts))
     assert expected in raised.value.message
 
 
 @pytest.mark.parametrize("values", [[], "0.1", 0.1])
-def test_python_s_values_are_lists(values: Any) -> None:
+def test_values_from_python_must_be_lists(values: Any) -> None:
     with pytest.raises(InvalidOption, match="expected a list of values for lr"):
         combinations({}, {"lr": values})
 
 
-def test_seeds_are_counted_or_named() -> None:
+def test_seeds_are_a_number_or_a_list() -> None:
     assert seeds_of({"seed": 7}, {}, 3) == (7, 8, 9)
     assert seeds_of({}, parse_grid(["seed=3,5,3"]), 1) == (3, 5)
     assert configs(parse_grid(["seed=3,5"])) == [HeadConfig()]
@@ -135,7 +135,7 @@ def test_what_is_written_reads_as_the_same_heads(lrs: list[float], sizes: list[t
         "lr": [float(f"{lr:g}") for lr in lrs],
         "head": ["mlp:" + ",".join(map(str, one)) for one in sizes],
     }
-    texts = [f"{name}={','.join(values)}" for name, values in written_grid(grid).items()]
+    texts = [f"{name}={','.join(values)}" for name, values in grid_texts(grid).items()]
     assert configs(parse_grid(texts)) == configs(grid)
 
 
@@ -182,5 +182,5 @@ def test_several_caches_are_values_of_the_grid() -> None:
     found = combinations({}, {"head": ["linear", "ridge"]}, ("vgg16", "dinov2"))
     assert [(one.cache, one.config.head) for one in found] == [(0, "linear"), (0, "ridge"), (1, "linear"), (1, "ridge")]
     assert found[2].values == {"cache": "dinov2", "head": "linear"}
-    assert written_grid({}, ("vgg16", "dinov2")) == {"cache": ("vgg16", "dinov2")}
-    assert written_grid({}, ("vgg16",)) == {}
+    assert grid_texts({}, ("vgg16", "dinov2")) == {"cache": ("vgg16", "dinov2")}
+    assert grid_texts({}, ("vgg16",)) == {}

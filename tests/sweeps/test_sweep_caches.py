@@ -23,8 +23,10 @@ from featcache.sweeps.tables import csv_text, markdown, table_of
 QUICK: dict[str, Any] = {"max_epochs": 4, "lr": 0.05}
 
 
-def written(folder: Path, backbone: str, distance: float, *, train: int = 150, more: bool = False) -> FeatureCache:
-    """A cache of the same images for every backbone; the farther apart the classes, the better."""
+def write_backbone_cache(
+    folder: Path, backbone: str, distance: float, *, train: int = 150, more: bool = False
+) -> FeatureCache:
+    """Write a cache of the same images for every backbone; the greater `distance`, the easier the classes."""
     parts = {"train": blobs(train, distance=distance), "test": blobs(60, seed=1, distance=distance)}
     if more:
         rng = np.random.default_rng(0)
@@ -41,7 +43,7 @@ def written(folder: Path, backbone: str, distance: float, *, train: int = 150, m
 
 @pytest.fixture
 def caches(tmp_path: Path) -> list[FeatureCache]:
-    return [written(tmp_path, "weak", 0.3), written(tmp_path, "strong", 2.0)]
+    return [write_backbone_cache(tmp_path, "weak", 0.3), write_backbone_cache(tmp_path, "strong", 2.0)]
 
 
 def test_each_cache_is_a_value_of_the_grid_and_the_best_head_reads_its_own(
@@ -78,13 +80,13 @@ def test_folds_and_shots_are_the_same_images_of_every_cache(
 
 
 def test_a_cache_has_the_combinations_whose_layers_it_holds(tmp_path: Path) -> None:
-    both = [written(tmp_path, "one", 1.0), written(tmp_path, "two", 1.0, more=True)]
-    said: list[str] = []
+    both = [write_backbone_cache(tmp_path, "one", 1.0), write_backbone_cache(tmp_path, "two", 1.0, more=True)]
+    reports: list[str] = []
     grid: dict[str, list[Any]] = {"layer": [LAYER, "early"]}
-    found = sweep(both, "ridge", grid=grid, runs_dir=tmp_path / "runs", report=said.append)
+    found = sweep(both, "ridge", grid=grid, runs_dir=tmp_path / "runs", report=reports.append)
     read = {(row.values["cache"], row.values["layer"]) for row in found.rows}
     assert read == {("one", LAYER), ("two", LAYER), ("two", "early")}
-    assert "1 of 4 combinations are left out: their cache does not hold the layer" in said
+    assert "1 of 4 combinations are left out: their cache does not hold the layer" in reports
     with pytest.raises(UnknownName, match="avgpol"):
         sweep(both, "ridge", layers="avgpol", runs_dir=tmp_path / "runs")
 
@@ -92,7 +94,9 @@ def test_a_cache_has_the_combinations_whose_layers_it_holds(tmp_path: Path) -> N
 @pytest.mark.parametrize("images", [120, 180])
 def test_caches_of_other_images_are_refused(caches: list[FeatureCache], tmp_path: Path, images: int) -> None:
     with pytest.raises(HeadError, match="differ in their train images") as raised:
-        sweep([caches[0], written(tmp_path, "other", 1.0, train=images)], "ridge", runs_dir=tmp_path / "runs")
+        sweep(
+            [caches[0], write_backbone_cache(tmp_path, "other", 1.0, train=images)], "ridge", runs_dir=tmp_path / "runs"
+        )
     assert "--limit" in str(raised.value.hint)
 
 
@@ -100,7 +104,7 @@ def test_caches_of_one_backbone_are_called_by_their_own_names(tmp_path: Path) ->
     folders = [tmp_path / name for name in ("a", "b")]
     for folder in folders:
         folder.mkdir()
-    both = [written(folder, "net", 1.0) for folder in folders]
+    both = [write_backbone_cache(folder, "net", 1.0) for folder in folders]
     found = sweep([both[0], str(both[1].path)], "ridge", runs_dir=tmp_path / "runs")
     assert found.grid["cache"] == tuple(cache.name for cache in both)
 
@@ -120,7 +124,7 @@ def test_combinations_are_grouped_by_what_they_read() -> None:
     }
 
 
-# --- intervals, and what they say --------------------------------------------------------------------------
+# --- intervals ---------------------------------------------------------------------------------------------
 
 
 def row(value: float, interval: tuple[float, float] | None, *, metric: str = "accuracy", head: str = "linear") -> Any:
@@ -129,7 +133,7 @@ def row(value: float, interval: tuple[float, float] | None, *, metric: str = "ac
     return SweepRow(values={"head": head}, config=HeadConfig(head=head), heads=heads, wanted=1, estimate=estimate)
 
 
-def made(*rows: SweepRow) -> Sweep:
+def sweep_of(*rows: SweepRow) -> Sweep:
     return Sweep(
         folder=Path("runs/sweep"),
         created="2026-01-01T00:00:00",
@@ -149,19 +153,19 @@ def made(*rows: SweepRow) -> Sweep:
     )
 
 
-def test_rows_whose_intervals_overlap_the_first_cannot_be_told_apart() -> None:
+def test_rows_whose_intervals_overlap_that_of_the_first_are_tied() -> None:
     close = [row(0.80, (0.71, 0.87)), row(0.78, (0.68, 0.85)), row(0.60, (0.50, 0.70)), row(0.59, (0.49, 0.72))]
-    found = made(*close)
+    found = sweep_of(*close)
     assert found.tied == 2 and found.to_json()["tied"] == 2
-    assert "Rows 1 to 2 cannot be told apart: their intervals overlap that of row 1." in markdown(found)
+    assert "Rows 1 to 2 do not differ clearly: their intervals overlap that of row 1." in markdown(found)
     assert table_of(found).tied == 2
-    assert made(row(0.9, (0.85, 0.95)), row(0.5, (0.4, 0.6))).tied == 1
+    assert sweep_of(row(0.9, (0.85, 0.95)), row(0.5, (0.4, 0.6))).tied == 1
 
 
-def test_a_metric_without_an_interval_says_nothing_of_rows_that_are_close() -> None:
-    found = made(row(0.81, None, metric="map"), row(0.8, None, metric="map"))
+def test_without_intervals_no_rows_are_tied() -> None:
+    found = sweep_of(row(0.81, None, metric="map"), row(0.8, None, metric="map"))
     assert found.tied == 0
-    assert "cannot be told apart" not in markdown(found) and "mean average precision" in markdown(found)
+    assert "do not differ clearly" not in markdown(found) and "mean average precision" in markdown(found)
     assert ",map,0.81," in csv_text(found) and "0.8100" in markdown(found)
 
 

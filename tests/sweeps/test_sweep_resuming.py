@@ -1,4 +1,4 @@
-"""A sweep that was cut off goes on, and ends with the table and the heads it would have had."""
+"""A resumed sweep ends with the same table and the same heads as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_epochs": 6, "patience": 6, "head_batch_size": 32
 
 
 class CutOffError(Exception):
-    """Stands for a power cut: nothing that follows is done."""
+    """Simulates a power cut: nothing after it is executed."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
 
 @pytest.fixture(autouse=True)
 def a_checkpoint_after_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.training.engine.ADVANCED_EVERY_S", 0.0)
+    monkeypatch.setattr("featcache.training.engine.PROGRESS_EVERY_S", 0.0)
 
 
 def grid(**changes: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def cut_off(cache: FeatureCache, runs_dir: Path, epochs: int, **options: Any) ->
 
 
 def numbers(found: Sweep) -> list[Any]:
-    """All that a sweep computes, without clocks and folders."""
+    """Everything that a sweep computes, without times and folders."""
     rows = [
         (row.values, row.shots, [replace(head, seconds=0.0) for head in row.heads], row.estimate, row.test)
         for row in found.rows
@@ -106,7 +106,7 @@ def test_a_resumed_sweep_ends_to_the_bit_as_one_that_never_stopped(
 def test_a_sweep_that_is_cut_off_twice_ends_as_one_that_never_stopped(
     cache: FeatureCache, tmp_path: Path, epochs: tuple[int, int]
 ) -> None:
-    # Each wave is better than the one before: what was best when the sweep was cut off is beaten afterwards.
+    # Each wave is better than the one before, so the best head at the interruption is no longer the best at the end.
     options = {"grid": grid(head=["linear"], lr=[1e-4, 3e-4], head_batch_size=[128, 64, 32, 16])}
     whole = swept(cache, tmp_path / "whole", **options)
     cut_off(cache, tmp_path / "cut", epochs[0], **options)

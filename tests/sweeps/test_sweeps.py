@@ -24,12 +24,12 @@ from featcache.heads.records import Score
 from featcache.rows.batches import ResidentBatches
 from featcache.rows.features import FeatureRows
 from featcache.runs.fit import fit_head
-from featcache.runs.run import Run, used_caches
+from featcache.runs.run import Run, caches_in_use
 from featcache.sweeps.api import sweep
 from featcache.sweeps.options import SweepOptions
 from featcache.sweeps.plan import SweepPlan
 from featcache.sweeps.records import Estimate, Sweep, TrialResult
-from featcache.sweeps.results import estimated
+from featcache.sweeps.results import estimate_row
 from featcache.sweeps.sweeping import sweep_heads
 from featcache.sweeps.tables import table_of
 from featcache.training.options import TrainingOptions
@@ -48,7 +48,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """Three clouds that overlap: 150 images in train, 60 in test; a second layer says nothing."""
+    """Three overlapping clouds, with 150 images in train and 60 in test; a second layer is pure noise."""
     rng = np.random.default_rng(5)
     more = {split: {"noise": rng.standard_normal((count, 6)).astype(np.float16)} for split, count in SIZES.items()}
     plain = {split: blobs(count, seed=seed, distance=0.6) for seed, (split, count) in enumerate(SIZES.items())}
@@ -66,11 +66,11 @@ def swept(cache: FeatureCache, tmp_path_factory: pytest.TempPathFactory) -> Swee
 
 
 def assert_close(one: Score, other: Score) -> None:
-    """Equal but for what folding the standardisation rounds."""
+    """Assert that two scores are equal within the rounding of the folded standardisation."""
     assert one.accuracy == other.accuracy and one.loss == pytest.approx(other.loss, rel=1e-4)
 
 
-# --- what is ranked ----------------------------------------------------------------------------------------
+# --- ranking -----------------------------------------------------------------------------------------------
 
 
 def test_every_combination_has_a_row_and_the_best_on_val_is_first(swept: Sweep) -> None:
@@ -112,7 +112,7 @@ def test_the_chosen_head_is_an_ordinary_run_as_train_head_gives_it(
     assert {path.name for path in run.folder.iterdir()} == {path.name for path in same.folder.iterdir()}
 
 
-def test_several_seeds_change_nothing_for_a_head_that_draws_nothing(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_head_without_random_numbers_is_trained_with_one_seed_only(cache: FeatureCache, tmp_path: Path) -> None:
     found = sweep(cache, grid={"head": ["ridge", "linear"]}, seeds=3, layers=LAYER, runs_dir=tmp_path, **QUICK)
     heads = {row.config.head: row for row in found.rows}
     assert [len(heads[name].heads) for name in ("ridge", "linear")] == [1, 3]
@@ -167,12 +167,12 @@ def test_only_heads_that_may_be_chosen_are_kept(cache: FeatureCache, tmp_path: P
     assert len(kept) == 8 and max(kept) <= 3 and kept[-1] == 2
 
 
-# --- test is looked at once --------------------------------------------------------------------------------
+# --- test is evaluated once --------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """Which rows are read from disk: split, and how many."""
+    """Records the rows read from disk: split and number of rows."""
     found: list[tuple[str, int]] = []
     reading = FeatureRows.read
 
@@ -231,7 +231,7 @@ def test_without_a_test_split_there_is_no_test_score(tmp_path: Path) -> None:
 # --- folds and shots ---------------------------------------------------------------------------------------
 
 
-def test_folds_are_judged_on_images_that_were_held_out(cache: FeatureCache, tmp_path: Path) -> None:
+def test_folds_are_scored_on_held_out_images(cache: FeatureCache, tmp_path: Path) -> None:
     grid = {"head": ["linear", "logreg"]}
     found = sweep(cache, grid=grid, lr=0.05, folds=4, seeds=2, layers=LAYER, runs_dir=tmp_path, **QUICK)
     for row in found.rows:
@@ -249,7 +249,7 @@ def test_folds_are_judged_on_images_that_were_held_out(cache: FeatureCache, tmp_
     assert run.weights_sha256 == fit_head(cache, found.best.config, runs_dir=tmp_path).weights_sha256
 
 
-def test_shots_are_ranked_by_number_and_tell_an_interval_over_draws(cache: FeatureCache, tmp_path: Path) -> None:
+def test_shots_are_ranked_by_number_and_have_an_interval_over_draws(cache: FeatureCache, tmp_path: Path) -> None:
     grid = {"head": ["centroid", "linear"]}
     found = sweep(cache, grid=grid, shots=[5, 1, 5], draws=4, layers=LAYER, runs_dir=tmp_path, **QUICK)
     assert [row.shots for row in found.rows] == [5, 5, 1, 1]
@@ -268,7 +268,7 @@ def test_shots_are_ranked_by_number_and_tell_an_interval_over_draws(cache: Featu
 
 
 @pytest.mark.parametrize("options", [{"folds": 60}, {"shots": [50]}])
-def test_fewer_images_than_asked_for_are_an_error_before_anything_is_trained(
+def test_too_few_images_are_an_error_before_anything_is_trained(
     cache: FeatureCache, tmp_path: Path, reads: list[tuple[str, int]], options: dict[str, Any]
 ) -> None:
     with pytest.raises(HeadError, match=r"ant \(\d+\), bee \(\d+\), cow \(\d+\)"):
@@ -286,11 +286,11 @@ def test_the_estimate_of_folds_weighs_every_image_alike() -> None:
         TrialResult(seed=0, fold=1, held=Score(value=1.0, loss=0.0), held_images=30),
         TrialResult(seed=0, fold=2, held=Score(value=0.5, loss=1.0), held_images=10),
     ]
-    found = estimated(heads, val_images=7)
+    found = estimate_row(heads, val_images=7)
     assert isinstance(found, Estimate)
     assert (found.accuracy, found.loss) == (0.875, 0.25)
     assert found.interval is not None and found.interval[0] < 0.875 < found.interval[1]
-    assert estimated([TrialResult(seed=0, trouble="diverged")], val_images=7) is None
+    assert estimate_row([TrialResult(seed=0, trouble="diverged")], val_images=7) is None
 
 
 # --- the record --------------------------------------------------------------------------------------------
@@ -313,9 +313,9 @@ def _quick(case: str) -> dict[str, Any]:
 
 def test_a_record_reads_back_as_it_was_written(recorded: Sweep) -> None:
     assert Sweep.load(recorded.folder) == recorded
-    said = json.loads((recorded.folder / "sweep.json").read_text())
-    assert said == json.loads(json.dumps(recorded.to_json()))
-    assert Path(said["run"]) == recorded.run and Path(said["sweep"]) == recorded.folder
+    written = json.loads((recorded.folder / "sweep.json").read_text())
+    assert written == json.loads(json.dumps(recorded.to_json()))
+    assert Path(written["run"]) == recorded.run and Path(written["sweep"]) == recorded.folder
 
 
 def test_the_table_is_the_same_as_csv_and_as_markdown(recorded: Sweep) -> None:
@@ -352,10 +352,10 @@ def test_a_cache_that_a_sweep_read_is_in_use(cache: FeatureCache, tmp_path: Path
     for path in (found.run or Path()).iterdir():
         path.unlink()
     reported: list[str] = []
-    assert used_caches(tmp_path, reported.append) == {cache.path}
+    assert caches_in_use(tmp_path, reported.append) == {cache.path}
     (found.folder / "sweep.json").write_text("{}")
-    assert used_caches(tmp_path, reported.append) == set()
-    assert "does not say which caches" in reported[0]
+    assert caches_in_use(tmp_path, reported.append) == set()
+    assert "does not record which caches" in reported[0]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_a_cache_that_a_sweep_read_is_in_use(cache: FeatureCache, tmp_path: Path
         (lambda text: text[:-9], "cannot read"),
     ],
 )
-def test_a_damaged_record_is_said_to_be_one(
+def test_a_damaged_record_is_an_error(
     cache: FeatureCache, tmp_path: Path, damage: Callable[[str], str], expected: str
 ) -> None:
     found = sweep(cache, "centroid", layers=LAYER, runs_dir=tmp_path)
@@ -403,12 +403,12 @@ def interrupt_at(share: float) -> Callable[[int, int], None]:
 
 
 @pytest.fixture
-def always_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Progress after every block, and not twice a second."""
-    monkeypatch.setattr("featcache.training.engine.ADVANCED_EVERY_S", 0.0)
+def report_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report progress after every block, instead of twice a second."""
+    monkeypatch.setattr("featcache.training.engine.PROGRESS_EVERY_S", 0.0)
 
 
-@pytest.mark.usefixtures("always_told")
+@pytest.mark.usefixtures("report_every_block")
 @pytest.mark.parametrize("grid", [{"lr": [1e-3, 1e-2]}, {"head": ["linear", "ridge", "knn"]}], ids=["stack", "mixed"])
 def test_ctrl_c_keeps_what_is_finished_and_the_best_so_far(
     cache: FeatureCache, tmp_path: Path, grid: dict[str, Any]
@@ -426,7 +426,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_best_so_far(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.usefixtures("always_told")
+@pytest.mark.usefixtures("report_every_block")
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         sweep(cache, "linear", head_batch_size=8, layers=LAYER, runs_dir=tmp_path, progress=interrupt_at(0.0))
@@ -434,7 +434,7 @@ def test_ctrl_c_before_the_first_epoch_leaves_nothing(cache: FeatureCache, tmp_p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.usefixtures("always_told")
+@pytest.mark.usefixtures("report_every_block")
 def test_ctrl_c_during_folds_keeps_the_table_without_a_run(cache: FeatureCache, tmp_path: Path) -> None:
     grid = {"lr": [1e-3, 1e-2]}
     found = sweep(cache, "linear", grid=grid, folds=3, layers=LAYER, runs_dir=tmp_path, progress=interrupt_at(0.5))
@@ -443,12 +443,12 @@ def test_ctrl_c_during_folds_keeps_the_table_without_a_run(cache: FeatureCache, 
     assert Sweep.load(found.folder) == found
 
 
-@pytest.mark.usefixtures("always_told")
+@pytest.mark.usefixtures("report_every_block")
 def test_a_second_ctrl_c_ends_at_once(cache: FeatureCache, tmp_path: Path) -> None:
-    told: list[int] = []
+    calls: list[int] = []
 
     def progress(done: int, total: int) -> None:
-        told.append(done)
+        calls.append(done)
         if done >= 0.3 * total:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
@@ -458,26 +458,26 @@ def test_a_second_ctrl_c_ends_at_once(cache: FeatureCache, tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == []
 
 
-# --- manners -----------------------------------------------------------------------------------------------
+# --- progress, random state and errors ---------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("always_told")
+@pytest.mark.usefixtures("report_every_block")
 @pytest.mark.parametrize("options", [{"seeds": 2}, {"folds": 2}, {"shots": [1, 2], "draws": 2}])
 def test_progress_grows_to_its_total(cache: FeatureCache, tmp_path: Path, options: dict[str, Any]) -> None:
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     grid = {"head": ["linear", "mlp:4", "ridge"]}
     sweep(
         cache,
         grid=grid,
         layers=LAYER,
         runs_dir=tmp_path,
-        progress=lambda done, total: told.append((done, total)),
+        progress=lambda done, total: calls.append((done, total)),
         **options,
         **QUICK,
     )
-    assert len({total for _, total in told}) == 1
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1][0] == told[-1][1]
+    assert len({total for _, total in calls}) == 1
+    assert [done for done, _ in calls] == sorted(done for done, _ in calls)
+    assert calls[-1][0] == calls[-1][1]
 
 
 def test_callers_random_state_is_untouched(cache: FeatureCache, tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def test_callers_random_state_is_untouched(cache: FeatureCache, tmp_path: Path) 
     ],
     ids=["layer", "option", "device", "seeds", "value", "no layer named"],
 )
-def test_what_cannot_be_is_said_before_anything_is_read(
+def test_impossible_options_are_errors_before_anything_is_read(
     cache: FeatureCache, tmp_path: Path, reads: list[tuple[str, int]], options: dict[str, Any], error: type[Exception]
 ) -> None:
     with pytest.raises(error):
@@ -511,17 +511,17 @@ def test_what_was_left_out_is_reported_once(tmp_path: Path) -> None:
     train = blobs(90)
     labels = np.where(np.arange(90) % 10 == 0, -1, train.labels)
     cache = write_cache(tmp_path, {"train": Blobs(features=train.features, labels=labels)})
-    said: list[str] = []
+    reports: list[str] = []
     found = sweep(
         str(cache.path),
         grid={"head": ["linear", "knn"]},
         folds=2,
         runs_dir=tmp_path / "runs",
-        report=said.append,
+        report=reports.append,
         **QUICK,
     )
-    assert said[0] == "9 of 90 train images are unlabelled and left out" == found.notes[0]
-    assert said.count(said[0]) == 1
+    assert reports[0] == "9 of 90 train images are unlabelled and left out" == found.notes[0]
+    assert reports.count(reports[0]) == 1
 
 
 def test_real_handwritten_digits_are_swept(tmp_path: Path) -> None:
@@ -555,7 +555,7 @@ def test_the_memory_for_features_holds_for_all_that_is_open(
     budget = int(share * 24 * cache["train"].layer(LAYER).shape[1] * 4)
     peak = 0
 
-    def watched(self: ResidentBatches, *given: Any, **more: Any) -> None:
+    def watch(self: ResidentBatches, *given: Any, **more: Any) -> None:
         nonlocal peak
         init(self, *given, **more)
         opened.append(weakref.ref(self))
@@ -564,7 +564,7 @@ def test_the_memory_for_features_holds_for_all_that_is_open(
 
     init, opened = ResidentBatches.__init__, list[weakref.ref[ResidentBatches]]()
     whole = sweep(cache, runs_dir=tmp_path, layers=LAYER, **QUICK, **options)
-    monkeypatch.setattr(ResidentBatches, "__init__", watched)
+    monkeypatch.setattr(ResidentBatches, "__init__", watch)
     found = sweep(cache, runs_dir=tmp_path, layers=LAYER, resident_bytes=budget, **QUICK, **options)
     assert peak <= budget
     assert [row.estimate for row in found.rows] == [row.estimate for row in whole.rows]

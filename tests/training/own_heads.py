@@ -1,4 +1,4 @@
-"""Heads and losses of one's own, as a user's package has them."""
+"""Custom heads and losses, as in a user's package."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from torch.nn import functional as F
 
 
 class Gated(nn.Module):
-    """With a batch norm, dropout, and a buffer that is replaced by a new one in every step."""
+    """A head with a batch norm, dropout, and a buffer that is replaced by a new tensor in every step."""
 
     seen: Tensor
 
     def __init__(self, in_features: int, outputs: int, width: int = 8, dropout: float = 0.0) -> None:
         super().__init__()
-        # The norm takes any shift off again.
+        # Without a bias, which the batch norm would subtract again.
         self.hidden = nn.Linear(in_features, width, bias=False)
-        self.gate = nn.Linear(in_features, width)
+        self.weighting = nn.Linear(in_features, width)
         self.norm = nn.BatchNorm1d(width)
         self.dropout = nn.Dropout(dropout)
         self.output = nn.Linear(width, outputs)
@@ -25,13 +25,13 @@ class Gated(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             self.seen = self.seen + len(features)
-        values = self.norm(self.hidden(features)) * torch.sigmoid(self.gate(features))
+        values = self.norm(self.hidden(features)) * torch.sigmoid(self.weighting(features))
         outputs: Tensor = self.output(self.dropout(values))
         return outputs
 
 
 class Tied(nn.Module):
-    """The same weights twice, and a layer that is frozen."""
+    """A head that uses the same weights twice, and has a frozen layer."""
 
     def __init__(self, in_features: int, outputs: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch norm, mixup and noise: what they do while a head is trained, and that nothing of it is left in it."""
+"""Batch norm, mixup and noise in training, and the stored head, which has none of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import InvalidOption
-from featcache.heads.architectures import HeadShape, build_head, parse_head, without_norms
+from featcache.heads.architectures import HeadShape, build_head, fold_batch_norms, parse_head
 from featcache.heads.config import HeadConfig
 from featcache.rows.batches import epoch_order
 from featcache.rows.cuts import cut_cache
@@ -38,8 +38,8 @@ def numbers(run: Run) -> tuple[object, ...]:
     return run.weights_sha256, [(epoch.train_loss, epoch.val_loss) for epoch in run.history()], run.training.test
 
 
-def normed(hidden: str, seed: int, activation: str = "relu") -> nn.Module:
-    """A head with batch norms that have seen something."""
+def head_with_norms(hidden: str, seed: int, activation: str = "relu") -> nn.Module:
+    """A head whose batch norms have statistics of some batches."""
     torch.manual_seed(seed)
     architecture = parse_head(f"mlp:{hidden}")
     shape = HeadShape(
@@ -64,10 +64,10 @@ def normed(hidden: str, seed: int, activation: str = "relu") -> nn.Module:
     activation=st.sampled_from(["relu", "tanh"]),
 )
 def test_folded_head_gives_the_same_logits(hidden: str, seed: int, activation: str) -> None:
-    head = normed(hidden, seed, activation)
+    head = head_with_norms(hidden, seed, activation)
     features = torch.randn(9, 6) * 3
     expected = head(features)
-    folded = without_norms(head)
+    folded = fold_batch_norms(head)
     assert not any(isinstance(layer, nn.BatchNorm1d) for layer in folded.modules())
     torch.testing.assert_close(folded(features), expected, rtol=1e-4, atol=1e-4)
 
@@ -84,7 +84,7 @@ def test_trained_head_is_stored_without_its_norms(cache: FeatureCache, tmp_path:
     assert run.training.trainable == 16 * 8 + 8 * 4 + 2 * (8 + 4) + 5 * 3
 
 
-def test_training_with_batch_norm_is_that_of_a_bare_loop(cache: FeatureCache, tmp_path: Path) -> None:
+def test_training_with_batch_norm_equals_a_plain_loop(cache: FeatureCache, tmp_path: Path) -> None:
     config = HeadConfig(head="mlp:8", batch_norm=True, max_epochs=3, lr=0.01, standardize=False, head_batch_size=40)
     train = cut_cache(cache, val_fraction=0.2, val_seed=42).train
     features = torch.from_numpy(cache["train"].layer(LAYER).gather(train.rows).astype(np.float32))
@@ -109,7 +109,7 @@ def test_training_with_batch_norm_is_that_of_a_bare_loop(cache: FeatureCache, tm
 def test_last_rows_too_few_to_be_normalised_are_left_out(
     cache: FeatureCache, tmp_path: Path, batch_size: int, steps: int
 ) -> None:
-    """96 rows: of a last batch of 1 or 3 nothing could be said, of 8 it can."""
+    """With 96 rows, a last batch of 1 or 3 is too small for batch norm, one of 8 is not."""
     seen: list[int] = []
     step = PerceptronStack.step
 
@@ -131,7 +131,7 @@ def test_few_rows_are_trained_on_all_the_same(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"head": "linear", "batch_norm": True}, "batch norm follows hidden layers"),
         ({"batch_norm": True, "head_batch_size": 4}, "--head-batch-size of at least 8 with --batch-norm"),
@@ -141,8 +141,8 @@ def test_few_rows_are_trained_on_all_the_same(tmp_path: Path) -> None:
         ({"head": "logreg", "mixup": 0.2, "noise": 0.1}, "--mixup, --noise would do nothing"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(options: dict[str, object], said: str) -> None:
-    with pytest.raises(InvalidOption, match=said):
+def test_options_that_do_not_fit_are_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
         HeadConfig.from_json(options)
 
 
@@ -152,8 +152,8 @@ def test_options_that_do_not_fit_are_refused(options: dict[str, object], said: s
 @given(seed=st.integers(0, 2**31), alpha=st.floats(0.05, 5), rows=st.integers(1, 20))
 def test_mixtures_are_of_two_rows_and_their_labels(seed: int, alpha: float, rows: int) -> None:
     labels = torch.arange(rows)
-    # A row shows its label.
-    features, mixture = StepRandom([seed], 0, 0, CPU).mixed(F.one_hot(labels, rows).float()[None], labels[None], alpha)
+    # The features of a row are its label, one-hot.
+    features, mixture = StepRandom([seed], 0, 0, CPU).mix(F.one_hot(labels, rows).float()[None], labels[None], alpha)
     (share,) = mixture.shares.tolist()
     assert 0 <= share <= 1
     expected = share * F.one_hot(labels, rows) + (1 - share) * F.one_hot(mixture.partners[0], rows)
@@ -163,7 +163,7 @@ def test_mixtures_are_of_two_rows_and_their_labels(seed: int, alpha: float, rows
 
 def test_shares_are_beta_distributed() -> None:
     batch = torch.zeros(1, 1, 1), torch.zeros(1, 1, dtype=torch.int64)
-    shares = np.array([float(StepRandom([0], 0, step, CPU).mixed(*batch, 0.4)[1].shares) for step in range(4000)])
+    shares = np.array([float(StepRandom([0], 0, step, CPU).mix(*batch, 0.4)[1].shares) for step in range(4000)])
     # Beta(a, a): mean 1/2, variance 1 / (4 (2a + 1)).
     assert shares.mean() == pytest.approx(0.5, abs=0.02)
     assert shares.var() == pytest.approx(1 / (4 * 1.8), rel=0.06)
@@ -172,15 +172,15 @@ def test_shares_are_beta_distributed() -> None:
 # --- noise ------------------------------------------------------------------------------------------------
 
 
-def test_noise_has_the_deviation_that_was_asked_for() -> None:
+def test_noise_has_the_requested_deviation() -> None:
     features = torch.full((1, 2000, 4), 3.0)
-    noisy = StepRandom([0], 0, 0, CPU).noisy(features, 0.5)
+    noisy = StepRandom([0], 0, 0, CPU).add_noise(features, 0.5)
     assert float(noisy.mean()) == pytest.approx(3.0, abs=0.03)
     assert float(noisy.std()) == pytest.approx(0.5, rel=0.03)
     assert torch.equal(features, torch.full((1, 2000, 4), 3.0))
 
 
-def test_noise_is_of_one_size_for_all_standardised_features(tmp_path: Path) -> None:
+def test_noise_is_relative_to_standardised_features(tmp_path: Path) -> None:
     plain = blobs(120)
     size = np.logspace(-2, 2, 16)
     caches = [

@@ -1,4 +1,4 @@
-"""Heads under Lightning's Trainer: the engine's heads, and what users of Lightning do with modules."""
+"""Heads with Lightning's Trainer: the same heads as by the engine, checkpoints, callbacks and loggers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from featcache.errors import HeadError, InvalidOption
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord
 from featcache.lightning import FeatureDataModule, HeadModule
-from featcache.rows.devices import seeded
+from featcache.rows.devices import seed_generators
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
 from featcache.training.by_trainer import _quiet, fit_by_trainer
@@ -60,7 +60,7 @@ def with_targets(rows: Blobs, seed: int) -> Blobs:
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """160 images in train, 128 after the cut; one class, several classes and numbers are known of each."""
+    """160 images in train, of which 128 are left after val; each has a class, several classes and a number."""
     splits = {"train": with_targets(blobs(160), 0), "test": with_targets(blobs(60, seed=1), 1)}
     columns = (Column(name="tags", kind="lists", names=("ant", "right")), Column(name="size", kind="numbers"))
     return write_cache(tmp_path_factory.mktemp("lightning"), splits, columns=columns)
@@ -79,10 +79,10 @@ def quiet_trainer(folder: Path, **options: Any) -> pl.Trainer:
     )
 
 
-def bare(prepared: Prepared, config: HeadConfig, epochs: int, target: str) -> nn.Module:
-    """A loop that anyone would write, on features as they are."""
+def plain_loop(prepared: Prepared, config: HeadConfig, epochs: int, target: str) -> nn.Module:
+    """A head trained by a simple loop, on plain features."""
     train, _ = open_prepared(prepared, config)
-    with seeded(config.seed, CPU):
+    with seed_generators(config.seed, CPU):
         hidden, output = nn.Linear(16, 8), nn.Linear(8, prepared.target.outputs)
     head = nn.Sequential(hidden, nn.ReLU(), output)
     optimizer = torch.optim.Adam(head.parameters(), lr=config.lr)
@@ -112,7 +112,7 @@ def assert_equal(found: nn.Module, expected: nn.Module, tolerance: float = 1e-5)
 
 
 @pytest.mark.parametrize("target", LOSSES)
-def test_engine_trainer_and_bare_loop_give_the_same_head(cache: FeatureCache, tmp_path: Path, target: str) -> None:
+def test_engine_trainer_and_plain_loop_give_the_same_head(cache: FeatureCache, tmp_path: Path, target: str) -> None:
     config = HeadConfig(
         head="mlp:8",
         target=(target,),
@@ -122,7 +122,7 @@ def test_engine_trainer_and_bare_loop_give_the_same_head(cache: FeatureCache, tm
         standardize=False,
         val_fraction=0.2,
     )
-    prepared = prepare(cache, config, place=CPU)
+    prepared = prepare(cache, config, device=CPU)
     fitted = fit_prepared(prepared, config, threads=1)
     epochs = fitted.best_epoch
     assert epochs == 50, "200 steps: val is still falling"
@@ -130,10 +130,10 @@ def test_engine_trainer_and_bare_loop_give_the_same_head(cache: FeatureCache, tm
     module = HeadModule.of(data)
     with _quiet():
         quiet_trainer(tmp_path, max_epochs=epochs).fit(module, data)
-    expected = bare(prepared, config, epochs, target)
+    expected = plain_loop(prepared, config, epochs, target)
     assert isinstance(fitted.head, nn.Module)
     assert_equal(fitted.head, expected)
-    assert_equal(module.finished(), expected)
+    assert_equal(module.plain_head(), expected)
 
 
 @pytest.mark.parametrize(
@@ -149,23 +149,23 @@ def test_engine_trainer_and_bare_loop_give_the_same_head(cache: FeatureCache, tm
     ],
     ids=lambda options: "-".join(options),
 )
-def test_what_is_drawn_and_added_is_that_of_the_engine(cache: FeatureCache, options: dict[str, Any]) -> None:
+def test_random_numbers_and_penalties_are_those_of_the_engine(cache: FeatureCache, options: dict[str, Any]) -> None:
     config = HeadConfig.of({"head": "mlp:8", "max_epochs": 6, "head_batch_size": 32, **options})
-    prepared = prepare(cache, config, place=CPU)
+    prepared = prepare(cache, config, device=CPU)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    mine, theirs = fit_by_trainer(prepared, config), fit_prepared(prepared, config, threads=1)
+    found, expected = fit_by_trainer(prepared, config), fit_prepared(prepared, config, threads=1)
     assert torch.equal(torch.get_rng_state(), before)
-    assert (mine.best_epoch, len(mine.history)) == (theirs.best_epoch, len(theirs.history))
+    assert (found.best_epoch, len(found.history)) == (expected.best_epoch, len(expected.history))
     for name in ("train_loss", "val_loss", "val_score", "rate"):
-        ours, engines = ([getattr(epoch, name) for epoch in each.history] for each in (mine, theirs))
-        assert ours == pytest.approx(engines, rel=1e-4, abs=1e-5), name
-    assert isinstance(mine.head, nn.Module) and isinstance(theirs.head, nn.Module)
-    assert_equal(mine.head, theirs.head, 1e-4)
+        values, by_engine = ([getattr(epoch, name) for epoch in each.history] for each in (found, expected))
+        assert values == pytest.approx(by_engine, rel=1e-4, abs=1e-5), name
+    assert isinstance(found.head, nn.Module) and isinstance(expected.head, nn.Module)
+    assert_equal(found.head, expected.head, 1e-4)
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["by name", "a Trainer"])
-def test_a_run_by_the_trainer_is_the_run_of_the_engine(cache: FeatureCache, tmp_path: Path, own: bool) -> None:
+def test_a_run_by_the_trainer_equals_that_of_the_engine(cache: FeatureCache, tmp_path: Path, own: bool) -> None:
     trainer: Any = "lightning"
     if own:
         stopping = EarlyStopping("val_loss", patience=5, min_delta=0.001)
@@ -176,27 +176,29 @@ def test_a_run_by_the_trainer_is_the_run_of_the_engine(cache: FeatureCache, tmp_
     assert_equal(found.head(), expected.head())
     assert found.training.best_epoch == expected.training.best_epoch
     if own:
-        assert [type(one).__name__ for one in trainer.callbacks][:1] == ["EarlyStopping"], "the Trainer is given back"
+        assert [type(one).__name__ for one in trainer.callbacks][:1] == ["EarlyStopping"], (
+            "no callback stays in the Trainer"
+        )
 
 
-def test_a_trainer_trains_for_as_long_as_it_says(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_trainer_determines_the_number_of_epochs(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, "linear", trainer=quiet_trainer(tmp_path, max_epochs=3), max_epochs=1, runs_dir=tmp_path)
     assert run.training.epochs == 3
 
 
 @pytest.mark.parametrize("options", [{"check_val_every_n_epoch": 2}, {"limit_val_batches": 0}], ids=str)
-def test_a_trainer_that_does_not_judge_val_is_refused(
+def test_a_trainer_that_does_not_run_val_is_refused(
     cache: FeatureCache, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    with pytest.raises(InvalidOption, match="judges val after every epoch"):
+    with pytest.raises(InvalidOption, match="runs val after every epoch"):
         train_head(cache, "linear", trainer=quiet_trainer(tmp_path, max_epochs=2, **options), runs_dir=tmp_path)
 
 
-# --- what may happen ---------------------------------------------------------------------------------------
+# --- threads, interrupts, errors, warnings -----------------------------------------------------------------
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processor cores")
-def test_the_number_of_threads_holds_under_a_trainer_too(cache: FeatureCache, tmp_path: Path) -> None:
+def test_the_number_of_threads_applies_with_a_trainer_too(cache: FeatureCache, tmp_path: Path) -> None:
     seen: list[int] = []
 
     def epoch_ended(_: EpochRecord) -> None:
@@ -209,12 +211,12 @@ def test_the_number_of_threads_holds_under_a_trainer_too(cache: FeatureCache, tm
     assert run.training.threads == 2
 
 
-def test_ctrl_c_under_the_trainer_keeps_the_best_epoch(cache: FeatureCache, tmp_path: Path) -> None:
-    def pressed(epoch: EpochRecord) -> None:
+def test_ctrl_c_with_the_trainer_keeps_the_best_epoch(cache: FeatureCache, tmp_path: Path) -> None:
+    def press(epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    run = train_head(cache, "linear", trainer="lightning", max_epochs=9, progress=pressed, runs_dir=tmp_path)
+    run = train_head(cache, "linear", trainer="lightning", max_epochs=9, progress=press, runs_dir=tmp_path)
     assert run.training.interrupted and run.training.epochs == 2
     assert run.training.test is not None
 
@@ -245,19 +247,19 @@ def test_cluster_job_is_not_taken_for_a_distributed_training(
     assert train_head(cache, "linear", trainer="lightning", max_epochs=1, runs_dir=tmp_path).training.epochs == 1
 
 
-def test_lightnings_real_warnings_come_through() -> None:
+def test_other_warnings_of_lightning_are_shown() -> None:
     level = logging.getLogger("pytorch_lightning.utilities.rank_zero").level
     with pytest.warns(UserWarning, match="something is wrong"), _quiet():
         pl.utilities.rank_zero_warn("something is wrong")
     assert logging.getLogger("pytorch_lightning.utilities.rank_zero").level == level
 
 
-# --- as users of Lightning have it -------------------------------------------------------------------------
+# --- modules and data modules ------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("target", LOSSES)
-def test_a_checkpoint_is_a_module_again(cache: FeatureCache, tmp_path: Path, target: str) -> None:
+def test_a_checkpoint_can_be_loaded_as_a_module(cache: FeatureCache, tmp_path: Path, target: str) -> None:
     data = FeatureDataModule(cache, "mlp:8", target=target, batch_norm=True)
     module = HeadModule.of(data)
     keeping = ModelCheckpoint(tmp_path / "kept", monitor="val_loss")
@@ -273,14 +275,14 @@ def test_a_checkpoint_is_a_module_again(cache: FeatureCache, tmp_path: Path, tar
     scale = again.scaling.targets
     if scale is not None:
         outputs = outputs * torch.from_numpy(scale.deviation).float() + torch.from_numpy(scale.mean).float()
-    torch.testing.assert_close(again.finished()(features), outputs, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(again.plain_head()(features), outputs, rtol=1e-4, atol=1e-4)
     (found,) = quiet_trainer(tmp_path).test(again, data, verbose=False)
     assert set(found) == {"test_loss", f"test_{again.target.metric}"}
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_training_goes_on_from_lightnings_checkpoint(cache: FeatureCache, tmp_path: Path) -> None:
-    def trained(epochs: int, path: Path | None = None) -> tuple[HeadModule, Path]:
+def test_a_training_resumes_from_lightnings_checkpoint(cache: FeatureCache, tmp_path: Path) -> None:
+    def train(epochs: int, path: Path | None = None) -> tuple[HeadModule, Path]:
         data = FeatureDataModule(cache, "mlp:8", dropout=0.2, noise=0.1)
         module = HeadModule.of(data)
         trainer = quiet_trainer(tmp_path, max_epochs=epochs)
@@ -288,26 +290,26 @@ def test_a_training_goes_on_from_lightnings_checkpoint(cache: FeatureCache, tmp_
         trainer.save_checkpoint(tmp_path / f"{epochs}.ckpt")
         return module, tmp_path / f"{epochs}.ckpt"
 
-    whole, _ = trained(4)
-    _, path = trained(2)
-    resumed, _ = trained(4, path)
-    assert_equal(resumed.finished(), whole.finished(), 0.0)
+    whole, _ = train(4)
+    _, path = train(2)
+    resumed, _ = train(4, path)
+    assert_equal(resumed.plain_head(), whole.plain_head(), 0.0)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_finished_is_the_module_on_features_as_they_are(cache: FeatureCache, tmp_path: Path) -> None:
+def test_the_plain_head_equals_the_module(cache: FeatureCache, tmp_path: Path) -> None:
     data = FeatureDataModule(cache, "mlp:8", batch_norm=True)
     module = HeadModule.of(data)
     quiet_trainer(tmp_path, max_epochs=2, logger=CSVLogger(tmp_path, name="log", version="")).fit(module, data)
     features = torch.from_numpy(cache["test"].features[:5].astype(np.float32))
     with torch.no_grad():
-        torch.testing.assert_close(module.finished()(features), module.eval()(features), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(module.plain_head()(features), module.eval()(features), rtol=1e-4, atol=1e-5)
     logged = (tmp_path / "log" / "metrics.csv").read_text().splitlines()
     assert {"train_loss", "val_loss", "val_accuracy"} <= set(logged[0].split(","))
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_part_of_an_epoch_is_enough_for_a_try(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_trainer_can_run_a_part_of_an_epoch(cache: FeatureCache, tmp_path: Path) -> None:
     data = FeatureDataModule(cache, "linear")
     quiet_trainer(tmp_path, fast_dev_run=True).fit(HeadModule.of(data), data)
     trainer = quiet_trainer(tmp_path, max_epochs=1, limit_train_batches=0.5)
@@ -315,18 +317,18 @@ def test_part_of_an_epoch_is_enough_for_a_try(cache: FeatureCache, tmp_path: Pat
     assert trainer.global_step == 1
 
 
-def test_a_solved_head_is_no_module(cache: FeatureCache) -> None:
+def test_a_solved_head_is_refused(cache: FeatureCache) -> None:
     with pytest.raises(InvalidOption, match="is solved, not trained by steps"):
         FeatureDataModule(cache, "ridge")
 
 
-def test_a_training_by_name_says_nothing(
+def test_a_training_with_the_trainer_prints_nothing(
     cache: FeatureCache, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     train_head(cache, "linear", trainer="lightning", max_epochs=1, runs_dir=tmp_path)
     assert capfd.readouterr() == ("", "") and caplog.messages == []
 
 
-def test_the_run_says_what_it_says_of_itself(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_loaded_run_equals_the_trained_one(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, "linear", trainer="lightning", max_epochs=2, runs_dir=tmp_path)
     assert Run.load(run.folder).training == run.training

@@ -1,4 +1,4 @@
-"""`--logger`: the numbers of history.csv by one of Lightning's loggers."""
+"""`--logger`: the numbers of history.csv, logged by one of Lightning's loggers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
 
 
 def points(run: Run, logger: str) -> list[tuple[int, Any]]:
-    """(epoch, val loss) as the logger's own reader has them."""
+    """(epoch, val loss) as read from the logger's files."""
     if logger == "csv":
         with (run.folder / "metrics.csv").open(newline="") as file:
             return [(int(row["step"]), float(row["loss/val"])) for row in csv.DictReader(file)]
@@ -54,14 +54,14 @@ def test_every_epoch_is_written_into_the_run(cache: FeatureCache, tmp_path: Path
 
 
 @pytest.mark.parametrize("logger", LOGGERS)
-def test_a_training_that_goes_on_has_every_epoch_once(cache: FeatureCache, tmp_path: Path, logger: Any) -> None:
-    def killed(epoch: EpochRecord) -> None:
+def test_a_resumed_training_has_every_epoch_once(cache: FeatureCache, tmp_path: Path, logger: Any) -> None:
+    def kill(epoch: EpochRecord) -> None:
         if epoch.epoch == 3:
             raise RuntimeError("killed")
 
     config = HeadConfig(head="linear", max_epochs=5)
     with suppress(RuntimeError):
-        fit_head(cache, config, runs_dir=tmp_path, progress=killed, logger=logger, checkpoint_every_s=0)
+        fit_head(cache, config, runs_dir=tmp_path, progress=kill, logger=logger, checkpoint_every_s=0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         run = resume_head(runs_dir=tmp_path)
@@ -79,7 +79,7 @@ def test_a_logger_that_is_not_installed_is_named(cache: FeatureCache, tmp_path: 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_logger_that_there_is_not_is_refused(cache: FeatureCache, tmp_path: Path) -> None:
+def test_an_unknown_logger_is_refused(cache: FeatureCache, tmp_path: Path) -> None:
     options: Any = {"logger": "tensorbord"}
     with pytest.raises(InvalidOption, match="--logger tensorboard, csv, mlflow or wandb"):
         train_head(cache, "linear", runs_dir=tmp_path, **options)

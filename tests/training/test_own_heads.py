@@ -1,4 +1,4 @@
-"""A head of one's own: any module, and a loss of one's own, trained by the same engine and stored without code."""
+"""Custom heads and losses: any module, trained by the same engine and stored without code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from featcache.errors import FeatcacheError, HeadError, InvalidOption
 from featcache.heads import own
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord
-from featcache.rows.devices import seeded
+from featcache.rows.devices import seed_generators
 from featcache.runs.fit import fit_head, train_head
 from featcache.runs.resuming import resume_head
 from featcache.runs.run import Run
@@ -41,13 +41,13 @@ FACTORIES: dict[str, Callable[..., Any]] = {"module": Gated, "tied": Tied, "func
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """130 images in train, 104 after the cut: with 32 in a batch the last has 8."""
+    """130 images in train, of which 104 are left after val: with batches of 32, the last one has 8."""
     return write_cache(tmp_path_factory.mktemp("own"), {"train": blobs(130), "test": blobs(60, seed=1)})
 
 
 @pytest.fixture
 def unknown(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process in which nothing was given."""
+    """A process in which no custom head or loss was given."""
     monkeypatch.setattr(own, "_GIVEN", {})
 
 
@@ -60,15 +60,15 @@ def weights(run: Run) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("loss", [None, focal], ids=["cross-entropy", "own loss"])
 @pytest.mark.parametrize("factory", FACTORIES.values(), ids=FACTORIES)
-def test_a_module_trains_as_in_a_bare_loop(
+def test_a_module_trains_as_in_a_plain_loop(
     cache: FeatureCache, factory: Callable[..., Any], loss: Callable[..., Tensor] | None
 ) -> None:
     options = {"head": factory, "max_epochs": 6, "patience": 6, "head_batch_size": 32, "standardize": False, "lr": 1e-2}
     config = HeadConfig.of(options | ({} if loss is None else {"loss": loss}) | {"weight_decay": 1e-2, "l1": 1e-4})
-    prepared = prepare(cache, config, place=CPU)
+    prepared = prepare(cache, config, device=CPU)
     fitted = fit_prepared(prepared, config, threads=1)
     train, _ = open_prepared(prepared, config)
-    with seeded(config.seed, CPU):
+    with seed_generators(config.seed, CPU):
         module = factory(16, 3)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -99,7 +99,7 @@ def test_dropout_inside_a_module_is_a_function_of_the_step(cache: FeatureCache, 
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
-def test_a_killed_training_goes_on_to_the_same_bits(cache: FeatureCache, tmp_path: Path, optimizer: str) -> None:
+def test_a_killed_training_resumes_to_the_same_bits(cache: FeatureCache, tmp_path: Path, optimizer: str) -> None:
     options: dict[str, Any] = {
         "head_arguments": {"dropout": 0.3},
         "max_epochs": 6,
@@ -113,19 +113,19 @@ def test_a_killed_training_goes_on_to_the_same_bits(cache: FeatureCache, tmp_pat
     }
     whole = train_head(cache, Gated, runs_dir=tmp_path / "whole", **options)
 
-    def killed(epoch: EpochRecord) -> None:
+    def kill(epoch: EpochRecord) -> None:
         if epoch.epoch == 4:
             raise RuntimeError("killed")
 
     config = HeadConfig.of({"head": Gated, **{key: value for key, value in options.items() if key != "threads"}})
     with suppress(RuntimeError):
-        fit_head(cache, config, runs_dir=tmp_path / "cut", progress=killed, checkpoint_every_s=0, threads=1)
+        fit_head(cache, config, runs_dir=tmp_path / "cut", progress=kill, checkpoint_every_s=0, threads=1)
     resumed = resume_head(runs_dir=tmp_path / "cut")
     assert weights(resumed) == weights(whole)
     assert [one.val_loss for one in resumed.history()] == [one.val_loss for one in whole.history()]
 
 
-def test_buffers_are_kept_also_where_a_module_replaces_them(cache: FeatureCache, tmp_path: Path) -> None:
+def test_buffers_are_stored_even_if_the_module_replaces_them(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, Gated, max_epochs=2, head_batch_size=32, runs_dir=tmp_path)
     state = run.head().state_dict()
     assert state["head.seen"].item() == 104 * run.training.best_epoch
@@ -139,7 +139,7 @@ def test_a_last_batch_too_short_for_a_batch_norm_is_left_out(cache: FeatureCache
     assert run.head().state_dict()["head.seen"].item() == 104 - 104 % size
 
 
-def test_standardised_features_and_numbers_are_put_around_the_module(cache: FeatureCache, tmp_path: Path) -> None:
+def test_the_module_is_wrapped_with_its_standardisation(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, two_layers, max_epochs=3, runs_dir=tmp_path)
     state = run.head().state_dict()
     train = cache["train"].features[:].astype(np.float64)
@@ -149,7 +149,7 @@ def test_standardised_features_and_numbers_are_put_around_the_module(cache: Feat
     assert torch.equal(plain["feature_mean"], torch.zeros(16)) and torch.equal(plain["feature_factor"], torch.ones(16))
 
 
-def test_a_loss_of_ones_own_chooses_the_epoch_also_for_a_perceptron(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_custom_loss_chooses_the_epoch_of_a_perceptron_too(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, "mlp:8", loss=focal, max_epochs=4, runs_dir=tmp_path)
     losses = [epoch.val_loss for epoch in run.history()]
     assert run.training.best_epoch == 1 + int(np.argmin(losses))
@@ -158,13 +158,13 @@ def test_a_loss_of_ones_own_chooses_the_epoch_also_for_a_perceptron(cache: Featu
 
 
 def test_a_quantile_is_learned_from_numbers(tmp_path: Path) -> None:
-    """Its mean square error rises while it is learned: only the loss itself can choose the epoch."""
+    """The mean squared error rises while a quantile is learned, so only the custom loss can choose the epoch."""
     random = np.random.default_rng(0)
     rows = replace(blobs(600), targets={"weight": random.exponential(size=600)})
     column = Column(name="weight", kind="numbers")
     cache = write_cache(tmp_path, {"train": rows}, columns=(column,))
     config = HeadConfig.of({"head": "linear", "loss": high_quantile, "target": "weight", "lr": 1e-2, "max_epochs": 40})
-    fitted = fit_prepared(prepare(cache, config, place=CPU), config)
+    fitted = fit_prepared(prepare(cache, config, device=CPU), config)
     below = float((fitted.val.targets <= fitted.val.outputs).mean())
     assert 0.8 < below < 0.97
     assert fitted.best_epoch > 5
@@ -182,7 +182,7 @@ def test_training_a_module_imports_no_compiler(cache: FeatureCache, tmp_path: Pa
 # --- sweeps ------------------------------------------------------------------------------------------------
 
 
-def test_a_sweep_ranks_own_heads_beside_others(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_sweep_ranks_custom_heads_together_with_others(cache: FeatureCache, tmp_path: Path) -> None:
     found = sweep(
         cache,
         grid={"head": [Gated, two_layers, "mlp:8", "ridge"], "lr": [1e-3, 1e-2]},
@@ -200,18 +200,18 @@ def test_a_sweep_ranks_own_heads_beside_others(cache: FeatureCache, tmp_path: Pa
     assert beside is not None and beside.loss == pytest.approx(alone.training.val.loss, rel=1e-5)
 
 
-def test_two_heads_of_one_name_are_not_taken_for_one(cache: FeatureCache, tmp_path: Path) -> None:
-    def made(width: int) -> Callable[[int, int], nn.Module]:
+def test_two_heads_with_one_name_are_refused(cache: FeatureCache, tmp_path: Path) -> None:
+    def factory(width: int) -> Callable[[int, int], nn.Module]:
         def head(in_features: int, outputs: int) -> nn.Module:
             return two_layers(in_features, outputs, width)
 
         return head
 
     with pytest.raises(InvalidOption, match="different names"):
-        sweep(cache, grid={"head": [made(2), made(4)]}, runs_dir=tmp_path)
+        sweep(cache, grid={"head": [factory(2), factory(4)]}, runs_dir=tmp_path)
 
 
-# --- a run that is read ------------------------------------------------------------------------------------
+# --- loading runs ------------------------------------------------------------------------------------------
 
 
 def in_another_process(script: str) -> subprocess.CompletedProcess[str]:
@@ -242,15 +242,15 @@ def test_a_run_holds_no_code(cache: FeatureCache, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("unknown")
-def test_a_function_has_to_be_given_to_a_run_that_is_read(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_function_has_to_be_passed_to_a_loaded_run(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, two_layers, max_epochs=1, runs_dir=tmp_path)
     features = blobs(4, seed=9).features.astype(np.float32)
-    said = run.predict(features)
+    expected = run.predict(features)
     own._GIVEN.clear()
     with pytest.raises(HeadError, match="a record must not be able to call a function") as caught:
         run.head()
     assert "own=two_layers" in str(caught.value.hint)
-    assert np.array_equal(run.predict(features, own=two_layers), said)
+    assert np.array_equal(run.predict(features, own=two_layers), expected)
     with pytest.raises(HeadError, match="cannot be used"):
         run.head(own=lambda d, c: two_layers(d, c, 9))
 
@@ -268,24 +268,24 @@ def test_a_record_calls_nothing_but_classes_of_modules(cache: FeatureCache, tmp_
 
 
 @pytest.mark.usefixtures("unknown")
-def test_a_training_goes_on_with_what_is_given(cache: FeatureCache, tmp_path: Path) -> None:
-    def killed(epoch: EpochRecord) -> None:
+def test_a_training_resumes_with_the_given_head_and_loss(cache: FeatureCache, tmp_path: Path) -> None:
+    def kill(epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
             raise RuntimeError("killed")
 
     config = HeadConfig.of({"head": two_layers, "loss": focal, "max_epochs": 3})
     with suppress(RuntimeError):
-        fit_head(cache, config, runs_dir=tmp_path, progress=killed, checkpoint_every_s=0)
+        fit_head(cache, config, runs_dir=tmp_path, progress=kill, checkpoint_every_s=0)
     own._GIVEN.clear()
     with pytest.raises(HeadError, match="the head own:own_heads:two_layers is not known here"):
         resume_head(runs_dir=tmp_path)
-    assert list(tmp_path.iterdir()), "the checkpoint stays: what was missing can be given"
+    assert list(tmp_path.iterdir()), "the checkpoint stays, so that the missing head can be given"
     with pytest.raises(HeadError, match="the loss own_heads:focal of this head is not known here"):
         resume_head(runs_dir=tmp_path, head=two_layers)
     assert resume_head(runs_dir=tmp_path, head=two_layers, loss=focal).training.epochs == 3
 
 
-# --- what is refused ---------------------------------------------------------------------------------------
+# --- errors ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -300,19 +300,19 @@ def test_a_training_goes_on_with_what_is_given(cache: FeatureCache, tmp_path: Pa
         (Gated, {"head_arguments": {"wide": 3}}, "could not be built: TypeError"),
         (Gated, {"head_arguments": {"width": {1}}}, "head_arguments that JSON can hold"),
         (Gated, {"head_arguments": [3]}, "head_arguments as a mapping"),
-        (Gated(16, 3), {}, "expected as head of one's own"),
-        (lambda d, c: nn.Linear(d, c), {}, "expected as head of one's own"),
+        (Gated(16, 3), {}, "expected as custom head a class"),
+        (lambda d, c: nn.Linear(d, c), {}, "expected as custom head a class"),
         (Gated, {"activation": "gelu"}, "--activation would do nothing"),
         (Gated, {"dropout": 0.2, "batch_norm": True}, "--dropout, --batch-norm would do nothing"),
         (Gated, {"loss": focal, "class_weights": "balanced"}, "--class-weights would do nothing"),
         ("mlp:8", {"loss": focal, "label_smoothing": 0.1}, "--label-smoothing would do nothing"),
-        ("mlp:8", {"head_arguments": {"width": 3}}, "head_arguments are those of a head of one's own"),
+        ("mlp:8", {"head_arguments": {"width": 3}}, "head_arguments apply to custom heads only"),
         ("ridge", {"loss": focal}, "the head ridge is solved"),
-        ("linear", {"loss": lambda outputs, targets: outputs.sum()}, "expected as loss of one's own"),
-        ("own:nothing", {}, "expected a head of one's own as own:module:Class"),
+        ("linear", {"loss": lambda outputs, targets: outputs.sum()}, "expected as custom loss a function"),
+        ("own:nothing", {}, "expected a custom head as own:module:Class"),
     ],
 )
-def test_what_is_no_head_is_refused(
+def test_invalid_heads_are_refused(
     cache: FeatureCache, tmp_path: Path, head: Any, options: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises(FeatcacheError, match=expected):
@@ -344,7 +344,7 @@ def _raising(outputs: Tensor, targets: Tensor) -> Tensor:
         (_raising, r"fails on outputs \(64, 3\) and targets \(64,\)"),
     ],
 )
-def test_what_is_no_loss_is_refused(
+def test_invalid_losses_are_refused(
     cache: FeatureCache, tmp_path: Path, loss: Callable[..., Any], expected: str
 ) -> None:
     with pytest.raises(FeatcacheError, match=expected):

@@ -1,4 +1,4 @@
-"""One iterable for a bare loop, for scikit-learn and for Lightning: the batches that heads are trained on."""
+"""`read_batches`: batches for a plain loop, for scikit-learn and for Lightning."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def train(cache: FeatureCache, request: pytest.FixtureRequest) -> Batches:
     return read_batches(cache.path, batch_size=32, resident_bytes=request.param)
 
 
-def test_features_lie_in_memory_where_they_fit(cache: FeatureCache) -> None:
+def test_features_are_in_memory_if_they_fit(cache: FeatureCache) -> None:
     assert isinstance(read_batches(cache), ResidentBatches)
     assert isinstance(read_batches(cache, resident_bytes=100), StreamedBatches)
 
 
-def test_scikit_learn_learns_from_them(cache: FeatureCache, train: Batches) -> None:
+def test_scikit_learn_can_be_trained_on_batches(cache: FeatureCache, train: Batches) -> None:
     classifier = SGDClassifier(random_state=0)
     for epoch in range(5):
         for features, labels in train.epoch(epoch):
@@ -50,7 +50,7 @@ def test_scikit_learn_learns_from_them(cache: FeatureCache, train: Batches) -> N
     assert classifier.score(features.numpy(), labels.numpy()) > 0.9
 
 
-def test_a_bare_loop_on_them_is_train_heads(cache: FeatureCache, train: Batches, tmp_path: Path) -> None:
+def test_a_plain_loop_trains_the_same_head_as_train_head(cache: FeatureCache, train: Batches, tmp_path: Path) -> None:
     torch.manual_seed(0)
     head = nn.Linear(train.feature_dim, 3)
     optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
@@ -61,11 +61,11 @@ def test_a_bare_loop_on_them_is_train_heads(cache: FeatureCache, train: Batches,
             optimizer.step()
     config = HeadConfig(head="linear", lr=0.01, max_epochs=3, head_batch_size=32, standardize=False)
     trained = fit_head(cache, config, runs_dir=tmp_path).head()
-    for mine, theirs in zip(head.parameters(), trained.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+    for parameter, expected in zip(head.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(parameter, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_lightning_takes_them_for_a_loader(train: Batches) -> None:
+def test_lightning_accepts_batches_as_a_loader(train: Batches) -> None:
     seen: list[Tensor] = []
 
     class Module(pl.LightningModule):
@@ -101,7 +101,7 @@ def test_each_iteration_is_the_next_epoch(train: Batches) -> None:
     assert not torch.equal(passes[0], passes[1])
 
 
-def test_parts_are_cut_as_a_training_cuts_them(cache: FeatureCache) -> None:
+def test_parts_are_those_of_a_training(cache: FeatureCache) -> None:
     cut = cut_cache(cache, val_fraction=0.25, val_seed=7)
     parts = {part: read_batches(cache, part, val_fraction=0.25, val_seed=7) for part in PARTS}
     assert cut.test is not None
@@ -115,7 +115,7 @@ def test_a_part_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_batches(cache, "test")
 
 
-def test_several_caches_are_read_side_by_side(cache: FeatureCache, tmp_path: Path) -> None:
+def test_features_of_several_caches_are_concatenated(cache: FeatureCache, tmp_path: Path) -> None:
     splits = {"train": blobs(240, dim=4, seed=2), "test": blobs(60, dim=4, seed=3)}
     other = write_cache(tmp_path, splits, backbone="other")
     both = read_batches(cache, "test", beside=[other])

@@ -1,4 +1,4 @@
-"""Heads that train as one are the heads that would have been trained alone."""
+"""Heads that are trained in a stack equal those that are trained alone."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from featcache.rows.features import FeatureRows
 from featcache.rows.target import HeadTarget
 from featcache.training import stacking
 from featcache.training.engine import Engine
-from featcache.training.finished import finished_head
-from featcache.training.fitted import Fitted
+from featcache.training.finished import final_head
+from featcache.training.fit_result import FitResult
 from featcache.training.fitting import fit_batches, scaling_of
 from featcache.training.preparation import open_prepared, prepare
 from featcache.training.stack import Stack
@@ -57,38 +57,38 @@ def fifty_steps(config: HeadConfig) -> HeadConfig:
     return replace(config, max_epochs=17, patience=17, head_batch_size=32)
 
 
-def opened(cache: FeatureCache, config: HeadConfig, resident_bytes: int | None = None) -> tuple[Batches, Batches]:
-    return open_prepared(prepare(cache, config, place=CPU), config, resident_bytes=resident_bytes)
+def make_batches(cache: FeatureCache, config: HeadConfig, resident_bytes: int | None = None) -> tuple[Batches, Batches]:
+    return open_prepared(prepare(cache, config, device=CPU), config, resident_bytes=resident_bytes)
 
 
-def together(
+def train_together(
     cache: FeatureCache, configs: Sequence[HeadConfig], *, size: int | None = None, resident_bytes: int | None = None
 ) -> tuple[list[Trial], tuple[int, ...]]:
-    """Train all of them at once; all have one batch size and one kind of standardising."""
-    train, val = opened(cache, configs[0], resident_bytes)
+    """Train all heads at once; they have the same batch size and standardisation."""
+    train, val = make_batches(cache, configs[0], resident_bytes)
     scaling = scaling_of(train, configs[0], TARGET)
     seeds = list(dict.fromkeys(config.seed for config in configs))
     rows = configs[0].head_batch_size
     sources = [
-        Source(batches=train.reordered(draw=False, seed=seed, batch_size=rows), scaling=scaling) for seed in seeds
+        Source(batches=train.with_order(draw=False, seed=seed, batch_size=rows), scaling=scaling) for seed in seeds
     ]
     trials = [Trial(config, source=seeds.index(config.seed)) for config in configs]
     engine = Engine(trials, sources, val, target=TARGET, interruption=Interruption(), setting=Setting(size=size))
     return trials, engine.train()
 
 
-def alone(cache: FeatureCache, config: HeadConfig) -> Fitted:
-    return fit_batches(*opened(cache, config), TARGET, config)
+def train_alone(cache: FeatureCache, config: HeadConfig) -> FitResult:
+    return fit_batches(*make_batches(cache, config), TARGET, config)
 
 
-def assert_same(cache: FeatureCache, trial: Trial, fitted: Fitted) -> None:
-    """Epochs, losses and weights, within what rounding does."""
+def assert_same(cache: FeatureCache, trial: Trial, fitted: FitResult) -> None:
+    """Compare epochs, losses and weights, within rounding errors."""
     assert (len(trial.history), trial.best_epoch) == (len(fitted.history), fitted.best_epoch)
     for name in ("train_loss", "val_loss", "rate"):
-        ours, theirs = ([getattr(epoch, name) for epoch in each.history] for each in (trial, fitted))
-        assert ours == pytest.approx(theirs, rel=2e-4)
-    train, _ = opened(cache, trial.config)
-    head = finished_head(trial, scaling_of(train, trial.config, TARGET), TARGET, 16)
+        values, expected_values = ([getattr(epoch, name) for epoch in each.history] for each in (trial, fitted))
+        assert values == pytest.approx(expected_values, rel=2e-4)
+    train, _ = make_batches(cache, trial.config)
+    head = final_head(trial, scaling_of(train, trial.config, TARGET), TARGET, 16)
     assert isinstance(fitted.head, nn.Module)
     expected = fitted.head.state_dict()
     assert list(head.state_dict()) == list(expected)
@@ -98,13 +98,13 @@ def assert_same(cache: FeatureCache, trial: Trial, fitted: Fitted) -> None:
 
 
 @pytest.fixture(scope="module")
-def singles() -> dict[HeadConfig, Fitted]:
-    """What has been trained alone already."""
+def singles() -> dict[HeadConfig, FitResult]:
+    """The heads that have already been trained alone."""
     return {}
 
 
-def mixed(base: HeadConfig) -> list[HeadConfig]:
-    """All that may differ inside a stack, on two seeds."""
+def configs_of_stack(base: HeadConfig) -> list[HeadConfig]:
+    """Configs with all options that may differ inside a stack, with two seeds."""
     varied = [
         replace(base, lr=1e-2),
         replace(base, lr=3e-3, weight_decay=0.1, label_smoothing=0.1),
@@ -129,27 +129,27 @@ def mixed(base: HeadConfig) -> list[HeadConfig]:
     ],
     ids=lambda base: f"{base.head} {base.optimizer} {base.standardize} {base.batch_norm} {base.dropout}",
 )
-def test_each_head_is_its_own_single_training(
-    cache: FeatureCache, base: HeadConfig, size: int, singles: dict[HeadConfig, Fitted]
+def test_each_head_of_a_stack_equals_that_of_a_single_training(
+    cache: FeatureCache, base: HeadConfig, size: int, singles: dict[HeadConfig, FitResult]
 ) -> None:
-    configs = mixed(fifty_steps(base))
-    trials, sizes = together(cache, configs, size=size)
+    configs = configs_of_stack(fifty_steps(base))
+    trials, sizes = train_together(cache, configs, size=size)
     assert max(sizes) == size and sum(sizes) == len(configs)
     for trial in trials:
         if trial.config not in singles:
-            singles[trial.config] = alone(cache, trial.config)
+            singles[trial.config] = train_alone(cache, trial.config)
         assert_same(cache, trial, singles[trial.config])
 
 
 def test_streamed_features_give_the_same_heads_to_the_bit(cache: FeatureCache) -> None:
-    configs = mixed(fifty_steps(HeadConfig(head="mlp:8")))
-    resident, _ = together(cache, configs, size=10)
-    streamed, _ = together(cache, configs, size=10, resident_bytes=0)
+    configs = configs_of_stack(fifty_steps(HeadConfig(head="mlp:8")))
+    resident, _ = train_together(cache, configs, size=10)
+    streamed, _ = train_together(cache, configs, size=10, resident_bytes=0)
     losses = [[[epoch.val_loss for epoch in one.history] for one in each] for each in (resident, streamed)]
     assert losses[0] == losses[1]
 
 
-def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heads_of_several_shapes_share_the_rows_they_read(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     reading = FeatureRows.read
 
@@ -162,7 +162,7 @@ def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monke
     for heads in (["linear"], ["linear", "mlp:8", "mlp:8,4", "mlp:16"]):
         read.clear()
         configs = [HeadConfig(head=head, lr=lr, max_epochs=4, patience=4) for head in heads for lr in (1e-2, 1e-3)]
-        together(cache, configs, resident_bytes=0, size=2)
+        train_together(cache, configs, resident_bytes=0, size=2)
         counts.append(sum(read))
     assert counts[0] == counts[1] > 0
 
@@ -170,7 +170,7 @@ def test_heads_of_several_shapes_share_what_they_read(cache: FeatureCache, monke
 # --- stopping ----------------------------------------------------------------------------------------------
 
 
-def test_a_head_that_is_over_changes_no_more(tmp_path: Path) -> None:
+def test_a_head_that_is_over_does_not_change(tmp_path: Path) -> None:
     cache = write_cache(tmp_path, {"train": blobs(150, distance=0.0)})
     base = HeadConfig(head="mlp:32", patience=3, min_delta=0.0, max_epochs=30)
     configs = [
@@ -178,32 +178,32 @@ def test_a_head_that_is_over_changes_no_more(tmp_path: Path) -> None:
         for lr, epochs in ((0.03, 30), (0.01, 30), (1e-3, 30), (1e-4, 7))
         for seed in (0, 1)
     ]
-    trials, _ = together(cache, configs, size=8)
+    trials, _ = train_together(cache, configs, size=8)
     lengths = [len(trial.history) for trial in trials]
     assert len(set(lengths)) > 2 and lengths[-1] == 7
     for trial in trials:
-        assert_same(cache, trial, alone(cache, trial.config))
+        assert_same(cache, trial, train_alone(cache, trial.config))
         assert not trial.interrupted and trial.val is not None
         assert trial.val.loss == min(epoch.val_loss for epoch in trial.history)
 
 
-def test_a_head_that_diverges_disturbs_no_other(cache: FeatureCache) -> None:
+def test_a_head_that_diverges_does_not_affect_others(cache: FeatureCache) -> None:
     base = fifty_steps(HeadConfig(head="mlp:8,8"))
-    trials, _ = together(cache, [replace(base, lr=1e30), base, replace(base, lr=1e37, optimizer="adamw")], size=3)
+    trials, _ = train_together(cache, [replace(base, lr=1e30), base, replace(base, lr=1e37, optimizer="adamw")], size=3)
     assert [trial.trouble is None for trial in trials] == [False, True, False]
     assert "diverged" in str(trials[0].trouble) and "lr 1e+30" in str(trials[0].trouble)
     assert trials[0].val is None and trials[0].over
-    assert_same(cache, trials[1], alone(cache, base))
+    assert_same(cache, trials[1], train_alone(cache, base))
 
 
-def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.training.engine.ADVANCED_EVERY_S", 0.0)
+def test_ctrl_c_ends_training_between_two_blocks(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.training.engine.PROGRESS_EVERY_S", 0.0)
     interruption = Interruption()
 
     def advance(share: float) -> None:
         interruption.requested = trial.history != [] and share > 0
 
-    train, val = opened(cache, HeadConfig())
+    train, val = make_batches(cache, HeadConfig())
     trial = Trial(HeadConfig(head="linear", max_epochs=400, patience=400))
     engine = Engine([trial], [Source(batches=train)], val, target=TARGET, interruption=interruption, advance=advance)
     with pytest.raises(KeyboardInterrupt):
@@ -211,11 +211,11 @@ def test_ctrl_c_ends_it_between_two_blocks(cache: FeatureCache, monkeypatch: pyt
     assert trial.interrupted and trial.val is not None and 1 <= len(trial.history) < 400
 
 
-# --- how many are stacked ----------------------------------------------------------------------------------
+# --- size of stacks ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fastest", [1, 4, 16, 20])
-def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
+def test_the_size_of_a_stack_is_the_fastest_by_measurement(
     cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fastest: int
 ) -> None:
     tried: list[int] = []
@@ -229,13 +229,13 @@ def test_the_size_of_a_stack_is_what_was_measured_to_be_fastest(
     monkeypatch.setattr(stacking, "_step_seconds", seconds)
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
     configs = [HeadConfig(head="linear", lr=lr, max_epochs=1) for lr in np.geomspace(1e-4, 1e-1, 20).tolist()]
-    _, sizes = together(cache, configs)
+    _, sizes = train_together(cache, configs)
     assert tried == [1, 4, 16, 20]
     assert max(sizes) == fastest and sum(sizes) == 20
 
 
 @pytest.mark.parametrize(("fast", "expected"), [(0.5, 2), (0.95, 1)])
-def test_all_threads_are_taken_where_they_are_clearly_faster(
+def test_all_threads_are_used_if_they_are_clearly_faster(
     cache: FeatureCache, monkeypatch: pytest.MonkeyPatch, fast: float, expected: int
 ) -> None:
     def seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
@@ -245,26 +245,26 @@ def test_all_threads_are_taken_where_they_are_clearly_faster(
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
     monkeypatch.setattr(stacking, "SMALL_STEP", 1)
     with training_threads(2):
-        trials, _ = together(cache, [HeadConfig(head="linear", max_epochs=1)])
+        trials, _ = train_together(cache, [HeadConfig(head="linear", max_epochs=1)])
         assert torch.get_num_threads() == 2
     assert trials[0].threads == expected
 
 
-def test_a_trial_leaves_the_heads_as_they_were(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = mixed(fifty_steps(HeadConfig(head="mlp:8")))
-    plain, _ = together(cache, configs, size=10)
+def test_measuring_does_not_change_the_heads(cache: FeatureCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = configs_of_stack(fifty_steps(HeadConfig(head="mlp:8")))
+    plain, _ = train_together(cache, configs, size=10)
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
-    tried, _ = together(cache, configs)
+    tried, _ = train_together(cache, configs)
     for one, other in zip(plain, tried, strict=True):
-        ours, theirs = ([epoch.val_loss for epoch in each.history] for each in (one, other))
-        assert ours == pytest.approx(theirs, rel=1e-3)
+        losses, expected = ([epoch.val_loss for epoch in each.history] for each in (other, one))
+        assert losses == pytest.approx(expected, rel=1e-3)
 
 
 def test_dropout_is_off_on_val(cache: FeatureCache) -> None:
     base = fifty_steps(HeadConfig(head="mlp:32", dropout=0.5, lr=0.01))
-    trials, _ = together(cache, [base, replace(base, weight_decay=1e-9)], size=2)
-    train, val = opened(cache, base)
-    head = finished_head(trials[0], scaling_of(train, base, TARGET), TARGET, 16)
+    trials, _ = train_together(cache, [base, replace(base, weight_decay=1e-9)], size=2)
+    train, val = make_batches(cache, base)
+    head = final_head(trials[0], scaling_of(train, base, TARGET), TARGET, 16)
     features, labels = next(val.in_order())
     assert trials[0].val is not None
     assert float(F.cross_entropy(head(features), labels).detach()) == pytest.approx(trials[0].val.loss, rel=1e-3)
@@ -273,11 +273,11 @@ def test_dropout_is_off_on_val(cache: FeatureCache) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_gpu_gives_nearly_the_heads_of_the_cpu(cache: FeatureCache) -> None:
     config = fifty_steps(HeadConfig(head="mlp:8"))
-    prepared = prepare(cache, config, place=torch.device("cuda:0"))
+    prepared = prepare(cache, config, device=torch.device("cuda:0"))
     train, val = open_prepared(prepared, config)
     trial = Trial(config)
     source = Source(batches=train, scaling=scaling_of(train, config, TARGET))
     Engine([trial], [source], val, target=TARGET, interruption=Interruption()).train()
     assert [epoch.val_loss for epoch in trial.history] == pytest.approx(
-        [epoch.val_loss for epoch in alone(cache, config).history], rel=1e-3
+        [epoch.val_loss for epoch in train_alone(cache, config).history], rel=1e-3
     )

@@ -1,4 +1,4 @@
-"""How many threads train a head: one where that is faster, and always as many as are recorded."""
+"""The number of threads in training: one where that is faster, and always the recorded number."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def test_threads_are_as_before_outside() -> None:
         assert torch.get_num_threads() == 4
 
 
-@pytest.mark.parametrize(("asked", "used"), [(None, 1), (3, 3)])
+@pytest.mark.parametrize(("requested", "used"), [(None, 1), (3, 3)])
 def test_a_head_is_trained_with_the_threads_that_its_run_records(
-    cache: FeatureCache, tmp_path: Path, asked: int | None, used: int
+    cache: FeatureCache, tmp_path: Path, requested: int | None, used: int
 ) -> None:
     seen: set[int] = set()
 
     def look(record: EpochRecord) -> None:
         seen.add(torch.get_num_threads())
 
-    run = fit_head(cache, CONFIG, runs_dir=tmp_path / "runs", threads=asked, progress=look)
+    run = fit_head(cache, CONFIG, runs_dir=tmp_path / "runs", threads=requested, progress=look)
     assert seen == {used} and run.training.threads == used
     assert Run.load(run.folder).training.threads == used
     assert torch.get_num_threads() == 4
 
 
-def test_a_training_goes_on_with_the_threads_it_had(cache: FeatureCache, tmp_path: Path) -> None:
+def test_a_training_resumes_with_the_same_number_of_threads(cache: FeatureCache, tmp_path: Path) -> None:
     def stop(record: EpochRecord) -> None:
         raise KeyboardInterrupt
 
@@ -68,6 +68,6 @@ def test_a_training_goes_on_with_the_threads_it_had(cache: FeatureCache, tmp_pat
 
 
 @pytest.mark.parametrize(("head", "threads"), [("linear", 0), ("ridge", 2)])
-def test_threads_that_cannot_be_are_refused(cache: FeatureCache, tmp_path: Path, head: str, threads: int) -> None:
-    with pytest.raises(InvalidOption, match="--threads"):
+def test_invalid_threads_are_refused(cache: FeatureCache, tmp_path: Path, head: str, threads: int) -> None:
+    with pytest.raises(InvalidOption, match="threads"):
         train_head(cache, head, runs_dir=tmp_path / "runs", threads=threads)

@@ -46,22 +46,22 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
 
 @pytest.fixture(scope="module")
 def noise(tmp_path_factory: pytest.TempPathFactory) -> FeatureCache:
-    """Labels that features say nothing about: a head can only learn them by heart, and val gets worse."""
+    """Features without information on the labels: a head can only overfit, and val gets worse."""
     return write_cache(tmp_path_factory.mktemp("noise"), {"train": blobs(150, distance=0.0)})
 
 
 class HeadContract:
-    """What every head promises, whatever its kind."""
+    """Tests that every kind of head has to pass."""
 
     config: HeadConfig
-    drawn = True  # whether the seed has a part in it
+    drawn = True  # whether the head depends on the seed
     trainable: int
 
     @pytest.fixture
     def run(self, cache: FeatureCache, tmp_path: Path) -> Run:
         return fit_head(cache, self.config, runs_dir=tmp_path)
 
-    def test_features_become_one_logit_a_class(self, run: Run) -> None:
+    def test_features_become_one_logit_per_class(self, run: Run) -> None:
         head = run.head()
         assert not head.training
         assert head(torch.zeros(5, 16)).shape == (5, 3)
@@ -70,7 +70,7 @@ class HeadContract:
     def test_trainable_parameters_are_counted(self, run: Run) -> None:
         assert run.to_json()["parameters"] == {"trainable": self.trainable, "frozen": 1234}
 
-    def test_every_epoch_or_candidate_is_told_and_kept(self, cache: FeatureCache, tmp_path: Path) -> None:
+    def test_every_epoch_or_candidate_is_reported_and_stored(self, cache: FeatureCache, tmp_path: Path) -> None:
         seen: list[EpochRecord] = []
         run = fit_head(cache, self.config, runs_dir=tmp_path, progress=seen.append)
         kept = run.history()
@@ -81,24 +81,24 @@ class HeadContract:
         best = kept[run.training.best_epoch - 1]
         assert run.training.val.loss == pytest.approx(best.val_loss, rel=1e-3, abs=1e-6)
 
-    def test_loaded_run_predicts_as_it_did(self, run: Run, cache: FeatureCache) -> None:
+    def test_loaded_run_gives_the_same_predictions(self, run: Run, cache: FeatureCache) -> None:
         loaded = Run.load(run.folder)
         assert loaded == run
         assert np.array_equal(loaded.predict(cache["test"].features[:]), run.predictions("test").outputs)
 
-    def test_clouds_apart_are_told_apart(self, run: Run) -> None:
+    def test_separate_clouds_are_learned(self, run: Run) -> None:
         assert run.training.val.accuracy > 0.9
         assert run.training.test is not None and run.training.test.accuracy > 0.9
 
     def test_saved_head_gives_the_logits_of_the_trained_one(self, run: Run, cache: FeatureCache) -> None:
-        said = run.predictions("test")
+        stored = run.predictions("test")
         features = torch.from_numpy(cache["test"].layer(LAYER).gather(np.arange(60)).astype(np.float32))
         with torch.inference_mode():
             logits = [loaded.head()(features) for loaded in (run, Run.load(run.folder))]
         assert torch.equal(logits[0], logits[1])
         # A solved head predicts without torch, whose sums differ in their last bits.
-        assert softmax(logits[0].numpy()) == pytest.approx(said.outputs, abs=1e-5)
-        assert said.targets.tolist() == cache["test"].labels.tolist()
+        assert softmax(logits[0].numpy()) == pytest.approx(stored.outputs, abs=1e-5)
+        assert stored.targets.tolist() == cache["test"].labels.tolist()
 
     def test_same_seed_gives_the_same_numbers(self, run: Run, cache: FeatureCache, tmp_path: Path) -> None:
         torch.manual_seed(4711)
@@ -108,7 +108,7 @@ class HeadContract:
             streamed = fit_head(cache, self.config, runs_dir=tmp_path, resident_bytes=0)
             assert numbers(streamed) == numbers(run)
 
-    def test_another_seed_gives_others(self, run: Run, cache: FeatureCache, tmp_path: Path) -> None:
+    def test_another_seed_gives_other_numbers(self, run: Run, cache: FeatureCache, tmp_path: Path) -> None:
         config = HeadConfig.from_json({**self.config.to_json(), "seed": 1})
         same = numbers(fit_head(cache, config, runs_dir=tmp_path)) == numbers(run)
         assert same is not self.drawn
@@ -162,17 +162,17 @@ class TestNeighbours(HeadContract):
 
 
 def numbers(run: Run) -> tuple[object, ...]:
-    """All that training computed, without what clocks and folders add."""
-    # As text: knn's train loss is nan, which equals nothing.
+    """All results of a training that do not depend on time and folders."""
+    # As text, because the train loss of knn is nan, which does not equal itself.
     losses = str([(epoch.train_loss, epoch.val_loss, epoch.val_score) for epoch in run.history()])
     return run.weights_sha256, losses, run.training.val, run.training.last, run.training.test
 
 
-# --- against a bare loop ----------------------------------------------------------------------------------
+# --- compared with a plain loop ---------------------------------------------------------------------------
 
 
-def bare_loop(cache: FeatureCache, config: HeadConfig) -> nn.Module:
-    """The same training, written down as one would in a notebook."""
+def plain_loop(cache: FeatureCache, config: HeadConfig) -> nn.Module:
+    """The same training as a simple loop."""
     train = cut_cache(cache, val_fraction=config.val_fraction, val_seed=config.val_seed).train
     features = torch.from_numpy(cache["train"].layer(LAYER).gather(train.rows).astype(np.float32))
     if config.standardize:
@@ -216,10 +216,10 @@ def bare_loop(cache: FeatureCache, config: HeadConfig) -> nn.Module:
         HeadConfig(head="mlp:8", max_epochs=3, label_smoothing=0.2, class_weights="balanced"),
     ],
 )
-def test_training_is_that_of_a_bare_loop(cache: FeatureCache, tmp_path: Path, config: HeadConfig) -> None:
-    # What standardising does to it has a test of its own.
+def test_training_equals_a_plain_loop(cache: FeatureCache, tmp_path: Path, config: HeadConfig) -> None:
+    # Standardisation has its own test.
     config = replace(config, standardize=False)
-    expected = bare_loop(cache, config).state_dict()
+    expected = plain_loop(cache, config).state_dict()
     run = fit_head(cache, config, runs_dir=tmp_path)
     assert run.training.best_epoch == 3
     for name, tensor in run.head().state_dict().items():
@@ -237,14 +237,14 @@ def test_standardised_training_is_folded_into_the_head(tmp_path: Path, head: str
     run = fit_head(cache, config, runs_dir=tmp_path / "runs", resident_bytes=resident_bytes)
     features = torch.from_numpy(splits["train"].features)
     seen = features[cut_cache(cache, val_fraction=0.2, val_seed=42).train.rows]
-    trained = bare_loop(cache, config).eval()
+    trained = plain_loop(cache, config).eval()
     expected = trained((features - seen.mean(dim=0)) / seen.std(dim=0, correction=0)).softmax(dim=1)
     assert run.predict(features.numpy()) == pytest.approx(expected.detach().numpy(), abs=1e-3)
     assert set(run.head().state_dict()) == set(trained.state_dict())
     assert run.training.val.loss == pytest.approx(run.training.last.loss, rel=1e-3)
 
 
-def test_balanced_weights_let_a_rare_class_count(tmp_path: Path) -> None:
+def test_balanced_weights_raise_the_recall_of_a_rare_class(tmp_path: Path) -> None:
     rows = np.concatenate([np.arange(0, 200), np.arange(200, 215)])
     many = blobs(400, classes=2, distance=0.25)
     train = Blobs(features=many.features[rows], labels=np.sort(many.labels[rows]))
@@ -280,7 +280,7 @@ def test_training_stops_after_patience_and_keeps_the_best_epoch(noise: FeatureCa
     assert run.training.epochs == len(losses) == best + 4 < 50
     assert run.training.val.loss == pytest.approx(min(losses), rel=1e-6)
     assert run.training.last.loss == losses[-1] > min(losses)
-    # Training that ends with the best epoch has its weights, to the bit.
+    # A training that ends with the best epoch has the same weights, to the bit.
     until_best = fit_head(noise, replace(config, max_epochs=best), runs_dir=tmp_path)
     assert until_best.training.epochs == best
     assert until_best.weights_sha256 == run.weights_sha256
@@ -356,7 +356,7 @@ def test_ctrl_c_keeps_the_best_epoch_and_evaluates_it(cache: FeatureCache, tmp_p
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_ctrl_c_within_an_epoch_drops_what_it_had_begun(cache: FeatureCache, tmp_path: Path) -> None:
+def test_ctrl_c_within_an_epoch_discards_that_epoch(cache: FeatureCache, tmp_path: Path) -> None:
     steps = 0
     step = PerceptronStack.step
 
@@ -380,17 +380,17 @@ def test_ctrl_c_within_an_epoch_drops_what_it_had_begun(cache: FeatureCache, tmp
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(PerceptronStack, where, interrupted)
+    monkeypatch.setattr(PerceptronStack, where, interrupt)
     with pytest.raises(KeyboardInterrupt):
         train_head(cache, "mlp:8", runs_dir=tmp_path)
     assert list(tmp_path.iterdir()) == []
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-# --- what must not happen ---------------------------------------------------------------------------------
+# --- errors and side effects ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lr", [1e30, 1e37])
@@ -431,9 +431,7 @@ def test_callers_random_state_is_untouched(cache: FeatureCache, tmp_path: Path) 
     assert (repr(np.random.get_state()), random.getstate()) == before[1:]
 
 
-def test_training_says_nothing_by_itself(
-    cache: FeatureCache, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_training_prints_nothing(cache: FeatureCache, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         train_head(cache, "mlp:8", max_epochs=2, runs_dir=tmp_path)
@@ -459,20 +457,20 @@ def test_progress_gets_the_history(cache: FeatureCache, tmp_path: Path) -> None:
     assert [(record.epoch, record.max_epochs) for record in seen] == [(1, 3), (2, 3), (3, 3)]
 
 
-def test_what_was_left_out_is_reported(tmp_path: Path) -> None:
+def test_rows_that_are_left_out_are_reported(tmp_path: Path) -> None:
     train = blobs(60)
     labels = np.where(np.arange(60) % 10 == 0, -1, train.labels)
     cache = write_cache(tmp_path, {"train": Blobs(features=train.features, labels=labels)})
-    said: list[str] = []
+    messages: list[str] = []
     run = fit_head(
         cache,
         HeadConfig(max_epochs=1),
         runs_dir=tmp_path / "runs",
-        report=said.append,
+        report=messages.append,
         resident_bytes=0,
     )
-    assert said[0] == "6 of 60 train images are unlabelled and left out" == run.training.notes[0]
-    assert "streamed" in said[1]
+    assert messages[0] == "6 of 60 train images are unlabelled and left out" == run.training.notes[0]
+    assert "streamed" in messages[1]
 
 
 @pytest.mark.parametrize("device", ["gpu", "nonsense", "cuda:99", "meta"])
@@ -509,7 +507,7 @@ def test_real_handwritten_digits_are_learned(tmp_path: Path) -> None:
 
 
 def test_small_features_are_learnt_with_the_default_options(tmp_path: Path) -> None:
-    """Inception's are about 0.05: without standardising, patience ran out before anything was learnt."""
+    """Inception's features are about 0.05: without standardisation, patience ran out before the head had learned."""
     plain = blobs(600, classes=3)
     small = Blobs(features=(0.01 * plain.features).astype(np.float32), labels=plain.labels)
     run = fit_head(write_cache(tmp_path, {"train": small}), HeadConfig(), runs_dir=tmp_path / "runs")

@@ -1,6 +1,6 @@
-"""What computes a network, behind one seam: eager, compiled, openvino, ncnn.
+"""The runners that compute networks, with one common interface: eager, compiled, openvino, ncnn.
 
-A spec names the runner; nothing else knows them. Each turns `Rows` (uint8 images in, rows of features out) into a
+A cache's spec records the runner. Each runner converts a `FeatureModule` (uint8 images in, rows of features out) to a
 function of a batch.
 """
 
@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Protocol
 from featcache.errors import InvalidOption, UnknownName
 
 if TYPE_CHECKING:
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.program import Compute
 
 RUNNERS = ("eager", "compiled", "openvino", "ncnn")
 
 
 class Runner(Protocol):
-    """One way to compute.
+    """A way to compute networks.
 
-    `one_shape`: its programs take batches of one size alone. `alone`: it computes each image by itself.
-    `precisions`: those that it computes; `devices`: the kinds of device.
+    `one_shape`: its programs accept one batch size only. `alone`: it computes each image separately. `precisions` and
+    `devices`: the precisions and the types of devices that it supports.
     """
 
     one_shape: bool
@@ -31,27 +31,27 @@ class Runner(Protocol):
     devices: tuple[str, ...]
 
     def require(self) -> None:
-        """Raises MissingExtra, or InvalidOption where this machine lacks what it needs."""
+        """Raises MissingExtra if a package is missing, InvalidOption if this machine lacks anything else it needs."""
         ...
 
-    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
-        """The function of a batch; what takes long may wait for its first call. `rows` stays as it is.
+    def compute(self, rows: FeatureModule, *, device: str, precision: str, batch_size: int) -> Compute:
+        """The function of a batch. A slow compilation may be delayed until its first call. `rows` is not changed.
 
-        Raises RunnerUnsuitable where this network cannot be computed.
+        Raises RunnerUnsuitable if this network cannot be computed.
         """
         ...
 
 
 def runner_of(name: str) -> Runner:
-    """The runner of that name. Raises UnknownName."""
+    """The runner with this name. Raises UnknownName."""
     if name not in RUNNERS:
         raise UnknownName("runner", name, RUNNERS)
-    found: Runner = importlib.import_module(f"featcache.backbones.runners.{name}").RUNNER
-    return found
+    runner: Runner = importlib.import_module(f"featcache.backbones.runners.{name}").RUNNER
+    return runner
 
 
 def obstacle(name: str, device: str, precision: str) -> str | None:
-    """Why a runner cannot compute in a precision on a device, in one line; None where it can."""
+    """Why a runner does not support a precision or a device, in one line; None if it supports both."""
     runner, kind = runner_of(name), device.partition(":")[0]
     if kind not in runner.devices:
         return f"--runner {name} computes on {' or '.join(runner.devices)}, got --device {device}"
@@ -61,7 +61,7 @@ def obstacle(name: str, device: str, precision: str) -> str | None:
 
 
 def require_usable(name: str, device: str, precision: str) -> None:
-    """Raises InvalidOption where a runner cannot compute there, MissingExtra where its package is not installed."""
+    """Raises InvalidOption if a runner does not support device or precision, MissingExtra without its package."""
     if (reason := obstacle(name, device, precision)) is not None:
         raise InvalidOption(reason, hint="leave --runner out")
     runner_of(name).require()

@@ -1,7 +1,7 @@
-"""Which runner is the fastest for a network and a number of images on this processor: measured once, and kept.
+"""Chooses the fastest runner for a network and a number of images on this processor, by stored measurements.
 
-Speeds lie in one JSON file beside the descriptions. A small job is not worth a measurement and runs eagerly; what is
-left to `auto` is chosen before a cache is begun, and stored with it.
+Speeds are stored in one JSON file in the data folder. A small job is not worth a measurement and runs eagerly. The
+choice is made before a cache is created, and is stored with it.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ if TYPE_CHECKING:
 
     from featcache.backbones.network import Network
 
-# A guess at the speed of any runner, only to tell jobs of seconds from jobs of minutes.
+# A rough guess of the speed of any runner, only to distinguish jobs of seconds and of minutes.
 _GFLOPS_PER_CORE = {"fp32": 30.0, "bf16": 90.0, "fp16": 90.0}
 _WORTH_MEASURING_S = 30.0
-# What torch's compiler takes before its first image: tried where that is a small part of the job.
+# torch's compiler is slow before its first image, so it is only measured for longer jobs.
 _WORTH_COMPILING_S = 600.0
 _IMAGES = 8
 
 
 class Report(Protocol):
-    """Where sentences go."""
+    """Receives messages for the user."""
 
-    def say(self, text: str) -> None: ...
+    def info(self, text: str) -> None: ...
 
     def warn(self, text: str) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """A runner's seconds before its first image, and images a second after."""
+    """The speed of a runner: seconds before its first image, and images per second afterwards."""
 
     start_s: float
     images_per_s: float
 
     def seconds(self, images: int) -> float:
-        """What so many images take."""
+        """The seconds for this number of images."""
         return self.start_s + images / self.images_per_s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen:
-    """What computes, and in which precision."""
+    """The chosen runner and precision."""
 
     runner: str
     precision: str
@@ -71,25 +71,25 @@ def choose(
     data_dir: Path,
     report: Report,
 ) -> Chosen:
-    """What the options mean for a network on this machine.
+    """Choose the runner and the precision for a network on this machine.
 
     Args:
-        network: In memory, on the CPU.
-        runner, precision: As asked; "auto" leaves it to this function.
-        device: Where it computes.
-        images: How many there are; asked only where it matters.
-        data_dir: Holds the speeds that were measured before.
-        report: Hears of measurements, and of runners that cannot compute the network.
+        network: The network, on the CPU.
+        runner, precision: The requested values; "auto" leaves the choice to this function.
+        device: The device that computes.
+        images: Returns the number of images; called only if it matters.
+        data_dir: The folder with the stored speeds.
+        report: Receives messages about measurements, and about runners that cannot compute the network.
 
     Raises:
-        InvalidOption, RunnerUnsuitable, MissingExtra: The runner that was named cannot compute here.
+        InvalidOption, MissingExtra: The requested runner does not support this machine, device or precision.
     """
     usual = devices.resolve_precision(precision, device)
     if network.spec.stores_bytes:
         return Chosen(runner="eager", precision="uint8")
     if runner != "auto":
-        return _named(network, runner, precision, usual, device)
-    # One's own module may do what no runner can convert; a GPU's compiled speed was never measured.
+        return _explicit_choice(network, runner, precision, usual, device)
+    # A module of the caller's own may be impossible to convert; compiled speed on GPUs was never measured.
     if device != "cpu" or network.spec.is_own_module:
         return Chosen(runner="eager", precision=usual)
     guessed_s = images() * network.spec.flops_per_image / (devices.cores() * _GFLOPS_PER_CORE[usual] * 1e9)
@@ -99,7 +99,7 @@ def choose(
     return min(speeds, key=lambda chosen: speeds[chosen].seconds(images()))
 
 
-def _named(network: Network, runner: str, precision: str, usual: str, device: str) -> Chosen:
+def _explicit_choice(network: Network, runner: str, precision: str, usual: str, device: str) -> Chosen:
     chosen = Chosen(runner=runner, precision=usual)
     if precision == "auto" and obstacle(runner, device, usual) is not None:
         chosen = Chosen(runner=runner, precision="fp32")
@@ -110,24 +110,24 @@ def _named(network: Network, runner: str, precision: str, usual: str, device: st
 def _speeds(
     network: Network, precision: str, usual: str, guessed_s: float, data_dir: Path, report: Report
 ) -> Mapping[Chosen, Speed]:
-    """The speed of every runner that is worth trying, from the file or measured now."""
+    """The speed of every candidate, from the file or measured now."""
     path = data_dir / "speeds.json"
     key = _circumstances(network)
     known = _load(path).get(key, {})
-    found: dict[Chosen, Speed] = {}
+    speeds: dict[Chosen, Speed] = {}
     new: dict[str, dict[str, float]] = {}
     for candidate in _candidates(precision, usual, guessed_s):
         name = f"{candidate.runner} {candidate.precision}"
         if name not in known:
-            speed = _tried(network, candidate, report)
+            speed = _try(network, candidate, report)
             if speed is None:
                 continue
             new[name] = asdict(speed)
-        found[candidate] = Speed(**(known | new)[name])
+        speeds[candidate] = Speed(**(known | new)[name])
     if new:
-        report.say(f"speeds of {network.name} here: {_listed(found)} (kept in {path.name})")
+        report.info(f"speeds of {network.name} here: {_speeds_text(speeds)} (kept in {path.name})")
         _keep(path, key, known | new, report)
-    return found
+    return speeds
 
 
 def _candidates(precision: str, usual: str, guessed_s: float) -> Iterator[Chosen]:
@@ -144,32 +144,32 @@ def _candidates(precision: str, usual: str, guessed_s: float) -> Iterator[Chosen
         yield wanted
 
 
-def _listed(speeds: Mapping[Chosen, Speed]) -> str:
+def _speeds_text(speeds: Mapping[Chosen, Speed]) -> str:
     return ", ".join(f"{one.runner} {one.precision} {speed.images_per_s:.1f} images/s" for one, speed in speeds.items())
 
 
-def _tried(network: Network, candidate: Chosen, report: Report) -> Speed | None:
-    """A runner's speed; None, with a warning, where it cannot compute this network, or computes other features."""
+def _try(network: Network, candidate: Chosen, report: Report) -> Speed | None:
+    """Measure a runner; None, with a warning, if it cannot compute this network or computes other features."""
     if candidate.runner == "eager":
-        # It remains where no other can: what it raises is the network's own error, and its drift is measured later.
-        return _measured(network, candidate)
+        # Eager is the fallback, so its exceptions are the network's own, and its drift is measured later.
+        return _measure(network, candidate)
     try:
-        return _measured(network, candidate)
+        return _measure(network, candidate)
     except RunnerUnsuitable as error:
-        report.warn(f"{error.message}; the next runner is taken")
+        report.warn(f"{error.message}; trying the next runner")
     except FeatcacheError:
         raise
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        report.warn(f"--runner {candidate.runner} cannot compute {network.name}: {reason}; the next runner is taken")
+        report.warn(f"--runner {candidate.runner} cannot compute {network.name}: {reason}; trying the next runner")
     return None
 
 
-def _measured(network: Network, candidate: Chosen) -> Speed:
+def _measure(network: Network, candidate: Chosen) -> Speed:
     batch = _batch(network)
     began = time.perf_counter()
     program = network.on("cpu", candidate.precision, candidate.runner, batch_size=_IMAGES)
-    rows = beside(lambda: program.features(batch))
+    rows = run_in_thread(lambda: program.features(batch))
     start_s = time.perf_counter() - began
     if candidate.runner != "eager":
         _require_same(network, {name: value[:2].float().numpy() for name, value in rows.items()}, candidate)
@@ -187,7 +187,7 @@ def _batch(network: Network) -> np.ndarray:
 
 
 def _require_same(network: Network, rows: Mapping[str, Any], candidate: Chosen) -> None:
-    """Raises RunnerUnsuitable where the features of the probe images are not those of fp32."""
+    """Raises RunnerUnsuitable if the features of the probe images differ from those in fp32."""
     assert network.spec.probe is not None
     for layer, exact in network.spec.probe.sketches.items():
         cosine = checks.least_cosine([checks.sketch(row) for row in rows[layer]], exact)
@@ -197,10 +197,10 @@ def _require_same(network: Network, rows: Mapping[str, Any], candidate: Chosen) 
             )
 
 
-def beside(work: Callable[[], Any]) -> Any:
-    """Does `work` in a thread of its own, and gives its result or raises its exception.
+def run_in_thread(work: Callable[[], Any]) -> Any:
+    """Run `work` in a new thread, and return its result or raise its exception.
 
-    A compiler that is at work swallows Ctrl-C, or takes a minute to notice; waiting for a thread does not.
+    A running compiler ignores Ctrl-C or reacts a minute later; waiting for a thread can be interrupted at once.
     """
     import threading
     from concurrent.futures import Future
@@ -216,7 +216,7 @@ def beside(work: Callable[[], Any]) -> Any:
         except BaseException as error:
             done.set_exception(error)
 
-    # It does not keep the program from ending.
+    # A daemon thread does not keep the process alive.
     threading.Thread(target=do, name="compile", daemon=True).start()
     return done.result()
 
@@ -225,7 +225,7 @@ def beside(work: Callable[[], Any]) -> Any:
 
 
 def _circumstances(network: Network) -> str:
-    """All that speed depends on, as one line: the machine and what it computes."""
+    """The key of the stored speeds: everything that speed depends on, as one line."""
     here = devices.environment()
     layers = ", ".join(network.spec.layer_names)
     size = network.spec.transform.image_size
@@ -234,7 +234,7 @@ def _circumstances(network: Network) -> str:
 
 
 def _load(path: Path) -> dict[str, dict[str, dict[str, float]]]:
-    """What was measured before; nothing where the file is absent or cannot be understood: it is measured again."""
+    """The stored speeds; empty if the file is missing or invalid, so that they are measured again."""
     try:
         content = json.loads(path.read_bytes())
         for speeds in content.values():
@@ -247,10 +247,10 @@ def _load(path: Path) -> dict[str, dict[str, dict[str, float]]]:
 
 
 def _keep(path: Path, key: str, speeds: Mapping[str, Mapping[str, float]], report: Report) -> None:
-    # Of two that write at once the later one wins, and the other measures again.
+    # If two processes write at the same time, the later one wins, and the other measures again next time.
     content = {**_load(path), key: speeds}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         publish_bytes(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode())
     except (CacheUnwritable, OSError) as error:
-        report.warn(f"{error}; the speeds of runners are measured anew the next time")
+        report.warn(f"{error}; the speeds of runners will be measured again next time")

@@ -1,4 +1,4 @@
-"""A program made by torch's compiler, with the weights frozen into it; on a CPU it needs a C++ compiler."""
+"""The runner `compiled`: torch.compile with frozen weights; on a CPU it needs a C++ compiler."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featcache.backbones.runners.eager import placed
+from featcache.backbones.runners.eager import module_on
 from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.program import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -29,22 +29,22 @@ class _Compiled:
     devices: tuple[str, ...] = ("cpu", "cuda")
 
     def require(self) -> None:
-        """Raises InvalidOption where there is no C++ compiler."""
+        """Raises InvalidOption if there is no C++ compiler."""
         if compiler() is None:
-            raise InvalidOption("--runner compiled needs a C++ compiler, and there is none", hint="leave --runner out")
+            raise InvalidOption("--runner compiled needs a C++ compiler: none is installed", hint="leave --runner out")
 
-    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
-        """See Runner. It is compiled when it first runs, which takes from seconds to minutes."""
-        owner = _Owner(placed(rows, device), torch.device(device).type, _AUTOCAST.get(precision))
-        # torch.compile keeps its programs with the code, whatever `self` is, and no more than eight of them: the ninth
-        # network of a process would compute without being compiled, and only a warning would tell.
+    def compute(self, rows: FeatureModule, *, device: str, precision: str, batch_size: int) -> Compute:
+        """See Runner. The first call compiles, which takes seconds to minutes."""
+        owner = _Owner(module_on(rows, device), torch.device(device).type, _AUTOCAST.get(precision))
+        # torch.compile caches programs per code object, regardless of `self`, and at most eight of them: the ninth
+        # network of a process would run uncompiled, with only a warning. So each network has its own code object.
         own = types.FunctionType(_Owner.rows.__code__.replace(), globals())
         program: Compute = torch.compile(types.MethodType(own, owner), dynamic=False, options={"freezing": True})
         return program
 
 
 class _Owner:
-    """A module and its autocast."""
+    """A module and its autocast settings."""
 
     def __init__(self, module: nn.Module, kind: str, dtype: torch.dtype | None) -> None:
         self.module, self.kind, self.dtype = module, kind, dtype
@@ -52,14 +52,14 @@ class _Owner:
     def rows(self, batch: Tensor) -> Mapping[str, Tensor]:
         """uint8 (N, 3, S, S) -> {layer: (N, D)}."""
         with torch.autocast(self.kind, dtype=self.dtype, enabled=self.dtype is not None):
-            found: Mapping[str, Tensor] = self.module(batch)
-            return found
+            features: Mapping[str, Tensor] = self.module(batch)
+            return features
 
 
 def compiler() -> str | None:
-    """The C++ compiler that torch would call; None where there is none."""
+    """The C++ compiler that torch would call; None if there is none."""
     candidates = (os.environ.get("CXX"), "g++", "clang++", "c++")
-    return next((found for name in candidates if name and (found := shutil.which(name))), None)
+    return next((path for name in candidates if name and (path := shutil.which(name))), None)
 
 
 RUNNER = _Compiled()

@@ -1,4 +1,4 @@
-"""Torch as it is: every operation called from Python."""
+"""The runner `eager`: plain torch, every operation called from Python."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from featcache.backbones.tapping import channels_last, copied
+from featcache.backbones.tapping import channels_last, copy_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.program import Compute
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -25,26 +25,26 @@ class _Eager:
     devices: tuple[str, ...] = ("cpu", "cuda", "mps")
 
     def require(self) -> None:
-        """Nothing: torch is there."""
+        """Nothing is needed except torch."""
 
-    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
+    def compute(self, rows: FeatureModule, *, device: str, precision: str, batch_size: int) -> Compute:
         """See Runner."""
-        return in_precision(placed(rows, device), device, precision)
+        return in_precision(module_on(rows, device), device, precision)
 
 
-def placed(rows: Rows, device: str) -> nn.Module:
-    """The rows' module on a device: itself on the CPU, else a copy in channels-last."""
-    return rows if device == "cpu" else channels_last(copied(rows).to(device))
+def module_on(rows: FeatureModule, device: str) -> nn.Module:
+    """The module on a device: unchanged on the CPU, else a copy in channels-last."""
+    return rows if device == "cpu" else channels_last(copy_module(rows).to(device))
 
 
 def in_precision(module: nn.Module, device: str, precision: str) -> Compute:
-    """The module under autocast where the precision is below fp32."""
+    """The module as a function, under autocast if the precision is below fp32."""
     kind, dtype = torch.device(device).type, _AUTOCAST.get(precision)
 
     def compute(batch: Tensor) -> Mapping[str, Tensor]:
         with torch.autocast(kind, dtype=dtype, enabled=dtype is not None):
-            found: Mapping[str, Tensor] = module(batch)
-            return found
+            features: Mapping[str, Tensor] = module(batch)
+            return features
 
     return compute
 

@@ -1,8 +1,8 @@
-"""The network as a program of ncnn, on CPUs: Winograd convolutions in fp32 on every x86 and ARM.
+"""The runner `ncnn`: Winograd convolutions in fp32 on x86 and ARM CPUs.
 
-torch traces the network, pnnx converts the trace, and ncnn runs the result. Both can crash, hang or compute wrong
-numbers on a network that they do not support. So pnnx and ncnn's first run have processes of their own with a time
-limit, and this process loads only what there gave torch's outputs.
+torch traces the network, pnnx converts the trace, and ncnn runs the result. pnnx and ncnn can crash, hang or compute
+wrong numbers on a network that they do not support. Therefore pnnx and ncnn's first run are separate processes with a
+time limit, and this process only loads a network whose outputs there were those of torch.
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.program import Compute
 
 #: Largest norm of an output's difference to torch's, over the norm of torch's. fp32 gives 1e-7 to 1e-5.
 TOLERANCE = 1e-4
-#: For the conversion, and for the first run, each. The longest conversions that were seen take half a minute.
+#: The limit for the conversion, and for the first run. The longest observed conversions take half a minute.
 TIME_LIMIT_S = 300.0
 _TRACED = "network.pt"
 
 
 def installed() -> bool:
-    """Whether ncnn and its converter pnnx are there; nothing is imported."""
+    """Whether ncnn and its converter pnnx are installed; nothing is imported."""
     return not _missing()
 
 
 def require() -> None:
-    """Raises MissingExtra where ncnn or its converter pnnx is not there; nothing is imported."""
+    """Raises MissingExtra if ncnn or its converter pnnx is not installed; nothing is imported."""
     if missing := _missing():
         raise MissingExtra("--runner ncnn", package=missing[0], extra="ncnn")
 
@@ -58,17 +58,17 @@ def _missing() -> list[str]:
 
 
 class Program:
-    """A network that ncnn runs: each image alone, in one thread, so a row cannot depend on its batch.
+    """A network that ncnn runs, each image separately in one thread, so that a row cannot depend on its batch.
 
-    Nothing of the given network is kept, and no file either.
+    The given network is not kept, and all files are deleted.
     """
 
     def __init__(self, network: nn.Module, *, image_size: int, outputs: int, threads: int) -> None:
         """Convert the network and compare its outputs with torch's on two images.
 
         Args:
-            network: in eval mode on the CPU, in fp32; maps (N, 3, S, S) float32, already normalised, to a tuple of
-                tensors (N, ...) float32 with 2 to 4 dimensions. It is not changed.
+            network: in eval mode on the CPU, in fp32; maps normalised images float32 (N, 3, S, S) to a tuple of
+                tensors float32 (N, ...) with 2 to 4 dimensions. It is not changed.
             image_size: S, pixels.
             outputs: how many tensors the network returns.
             threads: how many images are computed at once.
@@ -108,7 +108,7 @@ class Program:
             raise ValueError(f"expected float32 {expected}, got {images.dtype} {tuple(images.shape)}")
         batch = np.ascontiguousarray(images.detach().numpy())
         results = [np.empty((len(batch), *shape), dtype=np.float32) for shape in self._shapes]
-        # list() waits for all of them, and raises what one of them raised.
+        # list() waits for all of them, and raises the first exception.
         list(self._pool.map(lambda row: self._compute(batch[row], row, results), range(len(batch))))
         return tuple(torch.from_numpy(values) for values in results)
 
@@ -121,7 +121,7 @@ class Program:
 
 
 class _Trial:
-    """A network's way into ncnn, with what torch computes from two images to compare with."""
+    """Converts a network for ncnn, and compares its outputs for two images with those of torch."""
 
     def __init__(self, network: nn.Module, image_shape: tuple[int, ...], outputs: int) -> None:
         import torch
@@ -136,12 +136,12 @@ class _Trial:
         self.shapes = [output.shape[1:] for output in self._expected]
 
     def convert(self, folder: Path, threads: int) -> None:
-        """Make ncnn's two files in `folder`."""
-        self._check_room(folder)
+        """Write ncnn's two files to `folder`."""
+        self._check_space(folder)
         self._trace().save(folder / _TRACED)
         import pnnx
 
-        # What is written besides is not needed, and each file is as large as the weights.
+        # The other output files are not needed, and each is as large as the weights.
         unwanted = [f"{key}={os.devnull}" for key in ("pnnxparam", "pnnxbin", "pnnxpy", "pnnxonnx", "ncnnpy")]
         shape = ",".join(str(size) for size in (1, *self._images.shape[1:]))
         command = [pnnx.EXEC_PATH, _TRACED, f"inputshape=[{shape}]f32", "fp16=0", *unwanted]
@@ -150,21 +150,21 @@ class _Trial:
             if not (folder / name).is_file():
                 raise self._unsuitable("pnnx did not convert it")
 
-    def _check_room(self, folder: Path) -> None:
-        """Too little room would look like a network that cannot be converted."""
+    def _check_space(self, folder: Path) -> None:
+        """Check the free space first, because a full disk looks like a network that cannot be converted."""
         held = [*self._network.parameters(), *self._network.buffers()]
         # The trace, pnnx's constants, ncnn's weights.
         needed = 3 * sum(tensor.nbytes for tensor in held) + 2**26
         if (free := shutil.disk_usage(folder).free) < needed:
-            room = f"{needed / 1e6:,.0f} MB in {folder.parent}, which has {free / 1e6:,.0f} MB free"
-            raise self._unsuitable(f"its conversion needs {room}")
+            space = f"{needed / 1e6:,.0f} MB in {folder.parent}, which has {free / 1e6:,.0f} MB free"
+            raise self._unsuitable(f"its conversion needs {space}")
 
     def _trace(self) -> Any:
         import torch
 
         try:
-            # Warnings: sizes are constants in a trace, which is right for one image size; tracing itself is called
-            # deprecated, and is what pnnx reads.
+            # Two warnings do not apply: sizes become constants, which is right for one image size; and tracing is
+            # deprecated, but pnnx needs it.
             with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
                 warnings.simplefilter("ignore")
                 return torch.jit.trace(self._network, self._images[:1].clone(), check_trace=False)  # type: ignore[no-untyped-call]
@@ -172,9 +172,9 @@ class _Trial:
             raise self._unsuitable(f"torch cannot trace it: {_last_lines(str(error))}") from error
 
     def check(self, folder: Path, threads: int) -> None:
-        """Run the files in `folder` in a process of its own; its outputs must be torch's."""
+        """Run the files in `folder` in a separate process; the outputs must be those of torch."""
         np.save(folder / ncnn_net.TRIAL_IMAGES, self._images.numpy())
-        # -P: the folder of these files has a module called ncnn too.
+        # -P: the folder of this script also contains a module named ncnn.
         command = [sys.executable, "-P", ncnn_net.__file__, str(len(self._expected))]
         self._run("ncnn", command, folder, threads)
         for number, expected in enumerate(self._expected):
@@ -191,7 +191,7 @@ class _Trial:
                 raise self._unsuitable(f"output {number} differs from torch's by {error:.1e}, relative")
 
     def load(self, folder: Path) -> Any:
-        """The checked network in this process."""
+        """Load the checked network in this process."""
         try:
             return ncnn_net.load(folder)
         except ncnn_net.NcnnFailure as failure:
@@ -211,10 +211,10 @@ class _Trial:
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            raise self._unsuitable(f"{what} was not ready after {TIME_LIMIT_S:.0f} s") from error
+            raise self._unsuitable(f"{what} did not finish within {TIME_LIMIT_S:.0f} s") from error
         if done.returncode:
-            words = done.stderr.decode(errors="replace")
-            raise self._unsuitable(f"{what} ended with {_code(done.returncode)}: {_last_lines(words)}")
+            text = done.stderr.decode(errors="replace")
+            raise self._unsuitable(f"{what} ended with {_code(done.returncode)}: {_last_lines(text)}")
 
     def _unsuitable(self, reason: str) -> RunnerUnsuitable:
         return RunnerUnsuitable("ncnn", type(self._network).__name__, reason)
@@ -225,12 +225,12 @@ def _norm(values: NDArray[np.float64]) -> float:
 
 
 def _code(returncode: int) -> str:
-    """Of a process that ended; negative is a signal, as subprocess gives it."""
+    """The return code of subprocess as text; negative codes are signals."""
     return f"code {returncode}" if returncode > 0 else f"signal {signal.Signals(-returncode).name}"
 
 
 def _last_lines(text: str) -> str:
-    """The last two: libraries tell the reason in the line before the one that says what it led to."""
+    """The last two lines: libraries often write the reason in the line before the last one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return "; ".join(lines[-2:]) or "no message"
 
@@ -242,11 +242,11 @@ class _Ncnn:
     devices: tuple[str, ...] = ("cpu",)
 
     def require(self) -> None:
-        """Raises MissingExtra."""
+        """Raises MissingExtra if a package is not installed."""
         require()
 
-    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
-        """See Runner. The network is converted now, which takes seconds."""
+    def compute(self, rows: FeatureModule, *, device: str, precision: str, batch_size: int) -> Compute:
+        """See Runner. It converts the network immediately, which takes seconds."""
         import torch
 
         from featcache.backbones.stem import in_one_precision

@@ -1,8 +1,8 @@
-"""A converted network in ncnn: loaded from its two files, and run on one image at a time.
+"""Loads a converted network in ncnn from its two files, and runs it on one image at a time.
 
-Also a program, `python ncnn_net.py OUTPUTS`, which runs the network of the current folder on that folder's trial
-images. ncnn can crash on a network that it does not support; there it ends a process that may end. Nothing of
-featcache is imported here, so that this process starts without torch.
+Also a script, `python ncnn_net.py OUTPUTS`, which runs the network in the current folder on the trial images there.
+ncnn can crash on a network that it does not support; in a separate process a crash does no harm. This module imports
+nothing from featcache, so that the process starts without torch.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: The names that pnnx gives to what it makes of `network.pt`.
+#: The files that pnnx writes for `network.pt`.
 STRUCTURE = "network.ncnn.param"
 WEIGHTS = "network.ncnn.bin"
 #: float32 (K, 3, S, S), and for each output float32 (K, ...).
@@ -30,7 +30,7 @@ class NcnnFailure(Exception):
 
 
 def load(folder: Path) -> Any:
-    """The network whose files lie in `folder`, as an ncnn.Net that computes with one thread in fp32.
+    """Load the network from its files in `folder`, as an ncnn.Net that computes with one thread in fp32.
 
     Raises:
         NcnnFailure: ncnn does not know a layer, or the files are incomplete.
@@ -70,13 +70,13 @@ def compute(net: Any, image: NDArray[np.float32], outputs: int) -> Iterator[NDAr
     import ncnn
 
     extractor = net.create_extractor()
-    # A copy in ncnn's own memory, where each channel begins at a multiple of 16 bytes.
+    # A copy in ncnn's own layout, where each channel begins at a multiple of 16 bytes.
     extractor.input("in0", ncnn.Mat(image).clone())
     for number in range(outputs):
         code, values = extractor.extract(f"out{number}")
         if code or values.empty():
             raise NcnnFailure(f"output {number} cannot be computed (code {code})")
-        # A copy: the memory belongs to the net, and there are gaps between the channels.
+        # A copy, because the memory belongs to the net and has gaps between the channels.
         yield np.array(values.numpy(), dtype=np.float32, order="C")
 
 

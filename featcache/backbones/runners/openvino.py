@@ -1,4 +1,4 @@
-"""The network as a program of OpenVINO, on CPUs: compiled in a second or two, and faster than torch's."""
+"""The runner `openvino`: OpenVINO on CPUs, which compiles in about two seconds and is faster than torch."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from featcache.errors import MissingExtra, RunnerUnsuitable, one_line
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from featcache.backbones.normalised import Rows
+    from featcache.backbones.feature_module import FeatureModule
     from featcache.backbones.program import Compute
 
-# Precisions, in OpenVINO's words.
+# OpenVINO's names of precisions.
 _PRECISIONS = {"bf16": "bf16", "fp32": "f32"}
 
 
@@ -31,58 +31,58 @@ class _OpenVino:
     devices: tuple[str, ...] = ("cpu",)
 
     def require(self) -> None:
-        """Raises MissingExtra."""
+        """Raises MissingExtra if the package is not installed."""
         if not installed():
             raise MissingExtra("--runner openvino", package="openvino", extra="openvino")
 
-    def compute(self, rows: Rows, *, device: str, precision: str, batch_size: int) -> Compute:
-        """See Runner. It is converted when it first runs, which takes seconds."""
-        from featcache.backbones.normalised import Rows
+    def compute(self, rows: FeatureModule, *, device: str, precision: str, batch_size: int) -> Compute:
+        """See Runner. The first call converts the network, which takes seconds."""
+        from featcache.backbones.feature_module import FeatureModule
 
         part = in_one_precision(rows.part, precision)
-        network = Rows(part, rows.transform, rows.layers).eval()
+        network = FeatureModule(part, rows.transform, rows.layers).eval()
         return Program(network, batch_size=batch_size, image_size=rows.transform.image_size, precision=precision)
 
 
 def installed() -> bool:
-    """Whether the package is there; nothing is imported."""
+    """Whether the package is installed; nothing is imported."""
     return importlib.util.find_spec("openvino") is not None
 
 
 class Program:
-    """A network for batches of one size; it is made when it first runs.
+    """A network for one batch size; it is compiled at the first call.
 
     Args:
-        network: (N, 3, S, S) uint8 -> {layer: (N, D)} float32; it computes everything in one precision.
+        network: uint8 (N, 3, S, S) -> {layer: float32 (N, D)}, without autocast.
     """
 
-    def __init__(self, network: Rows, *, batch_size: int, image_size: int, precision: str) -> None:
-        self._network: Rows | None = network
+    def __init__(self, network: FeatureModule, *, batch_size: int, image_size: int, precision: str) -> None:
+        self._network: FeatureModule | None = network
         self._layers = tuple(layer.name for layer in network.layers)
         self._shape = (batch_size, image_size, image_size, 3)
         self._precision = _PRECISIONS[precision]
         self._compiled: Any = None
 
     def __call__(self, batch: Tensor) -> dict[str, Tensor]:
-        """(N, 3, S, S) uint8 in channels-last -> {layer: (N, D)} float32."""
+        """uint8 (N, 3, S, S) in channels-last -> {layer: float32 (N, D)}."""
         if self._compiled is None:
             try:
-                self._compiled, self._network = self._made(), None
+                self._compiled, self._network = self._compile(), None
             except Exception as error:
-                # Whatever the conversion raises.
+                # The conversion may raise any exception.
                 raise RunnerUnsuitable("openvino", "this network", one_line(error)) from error
-        # As it lies in memory: no copy.
+        # The order in memory stays the same: no copy.
         values = self._compiled(batch.permute(0, 2, 3, 1).contiguous().numpy())
         return {name: torch.from_numpy(values[number]) for number, name in enumerate(self._layers)}
 
-    def _made(self) -> Any:
+    def _compile(self) -> Any:
         openvino = _openvino()
         assert self._network is not None
         ordered = in_order(_ChannelsLast(self._network), self._layers)
         with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
-            # The transform's numbers are constants, which is what tracing warns of.
+            # Tracing warns that the transform's numbers become constants, which is intended.
             warnings.simplefilter("ignore")
-            # One image: tracing runs the network several times, in fp32.
+            # One image, because tracing runs the network several times, in fp32.
             example = torch.zeros((1, *self._shape[1:]), dtype=torch.uint8)
             model = openvino.convert_model(ordered, example_input=example, input=[self._shape])
         settings = {
@@ -94,7 +94,7 @@ class Program:
 
 
 class _ChannelsLast(nn.Module):
-    """(N, S, S, 3) uint8, as images lie in memory -> the layers' rows as a mapping."""
+    """The network with channels-last input: uint8 (N, S, S, 3) -> {layer: (N, D)}."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -105,7 +105,7 @@ class _ChannelsLast(nn.Module):
 
 
 def _openvino() -> Any:
-    # Without this package OpenVINO uses a stub of its own in its place, and reports nothing.
+    # If this package is absent, OpenVINO uses its own stub and sends no telemetry.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # marks it as absent
     import openvino
 

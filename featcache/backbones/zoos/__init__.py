@@ -1,12 +1,11 @@
-"""Where networks come from. A zoo is an object; the prefix of a backbone's name chooses it.
+"""Zoos: the sources of networks. The prefix of a backbone's name selects its zoo.
 
     vgg16                     torchvision
     timm:vit_small_patch14_dinov2
     hf:facebook/dinov2-small  transformers
     pixels                    no network: the resized images themselves
 
-A zoo builds a network and says what its parts mean; it computes nothing, and what a
-layer is, `probing` decides.
+A zoo builds a network, loads its weights, and describes where its standard layers are; `probing` finds all layers.
 """
 
 from __future__ import annotations
@@ -24,15 +23,15 @@ if TYPE_CHECKING:
     from featcache.backbones.weights import Weights
 
 PRE_LOGITS, TOKENS, LOGITS = "pre_logits", "tokens", "logits"
-#: Layer names that mean the same in every network. No network has a top-level module with one of these names.
+#: Layer names with the same meaning in every network. No network has a top-level module with one of these names.
 STANDARD_LAYERS = (PRE_LOGITS, TOKENS, LOGITS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tap:
-    """Where a layer's value is read: what goes into a module, or what comes out of it.
+    """Where a layer's value is read: the input or the output of a module.
 
-    `module` is a path in `Architecture.root`. A module that is called several times is read at its last call.
+    `module`: a path in `Architecture.root`. If a module is called several times, its last call counts.
     """
 
     module: str
@@ -41,11 +40,11 @@ class Tap:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """How a network's token sequences `(N, T, D)` are laid out: `prefix` tokens, then one token a patch.
+    """The layout of a network's token sequences `(N, T, D)`: `prefix` tokens, then one token per patch.
 
-    `class_token`: the first prefix token summarises the image; other prefix tokens (registers, distillation) do not.
-    `own_pool`: how the network's authors turn tokens into one vector: "cls", "avg" (patches only), "cls+avg", or None
-    where it is another way (attention pooling, ...), which only `pre_logits` has.
+    `class_token`: whether the first prefix token summarises the image; other prefix tokens (registers, distillation) do
+    not. `own_pool`: how the network itself reduces tokens to one vector: "cls", "avg" (patches only), "cls+avg", or
+    None for another method (attention pooling, ...), whose result is only available as `pre_logits`.
     """
 
     prefix: int
@@ -55,16 +54,16 @@ class TokenLayout:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Architecture:
-    """A network in eval mode, without gradient, and what its parts mean.
+    """A network in eval mode, without gradients, and the meaning of its parts.
 
     Args:
         root: A module whose `forward(images)`, with images float32 `(N, 3, S, S)`, runs the whole network.
-        inside: The path of the network in `root`, with a dot at its end; empty where `root` is the network itself.
-            A layer's name is a module's path in the network, and so are the names of the weights.
+        inside: The path of the network in `root`, with a dot at its end; empty if `root` is the network itself. Names
+            of layers and weights are relative to the network.
         standard: Where the standard layers are read.
-        tokens: None where the network has no token sequences.
-        pooled: Pooling that belongs to a standard layer itself, by its name (SqueezeNet's `pre_logits`: "avg").
-        arguments: What else than the name determines the architecture, as JSON values; part of a cache's identity.
+        tokens: The token layout; None if the network has no token sequences.
+        pooled: The default pooling of standard layers, by name (SqueezeNet's `pre_logits`: "avg").
+        arguments: Further JSON values that determine the architecture, besides the name; part of a cache's identity.
     """
 
     root: nn.Module
@@ -76,12 +75,12 @@ class Architecture:
 
 
 class Zoo(Protocol):
-    """A source of networks. `name` is always a backbone's whole name, its prefix included."""
+    """A source of networks. `name` is always the full name of a backbone, including the prefix."""
 
     prefix: str
 
     def names(self) -> Sequence[str]:
-        """Every name that can be listed, sorted. Raises MissingExtra."""
+        """All names that can be listed, sorted. Raises MissingExtra."""
         ...
 
     def check(self, name: str) -> None:
@@ -89,32 +88,32 @@ class Zoo(Protocol):
         ...
 
     def transform(self, name: str) -> Transform:
-        """The transform of the default weights, resolved into numbers. Raises InvalidOption."""
+        """The transform of the default weights, with all numbers resolved. Raises InvalidOption."""
         ...
 
     def build(self, name: str, image_size: int) -> Architecture:
-        """The network for square images of `image_size` pixels, with its own random initialisation.
+        """The network for square images of `image_size` pixels a side, with its own random initialisation.
 
-        The caller chooses where (`with torch.device("meta")`: shapes without storage) and seeds torch.
-        Raises InvalidOption where the network cannot take images of that size.
+        The caller chooses the device (`with torch.device("meta")`: shapes without storage) and seeds torch.
+        Raises InvalidOption if the network does not support this size.
         """
         ...
 
     def source_of(self, name: str, weights: str) -> str:
-        """What a cache remembers of named weights ("default" or an entry of the zoo's); nothing is downloaded.
+        """The source that a cache records for named weights ("default" or a name of the zoo's); nothing is downloaded.
 
         Raises UnknownName, DownloadError.
         """
         ...
 
     def weights(self, name: str, weights: str) -> Weights:
-        """Named weights, downloaded where they are not here yet. Raises UnknownName, DownloadError."""
+        """Load named weights, and download them if necessary. Raises UnknownName, DownloadError."""
         ...
 
-    def converted(
+    def convert(
         self, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
     ) -> Mapping[str, Tensor]:
-        """A checkpoint's tensors under the network's own names and in its shapes, position embeddings interpolated."""
+        """Convert a checkpoint's tensors to the network's names and shapes; position embeddings are interpolated."""
         ...
 
 
@@ -123,14 +122,14 @@ _MODULES = {"timm:": "timm", "hf:": "transformers", "": "torchvision"}
 
 @cache
 def zoo_of(name: str) -> Zoo:
-    """The zoo of a backbone's name, chosen by its prefix."""
+    """The zoo of a backbone, selected by the prefix of its name."""
     module = next(module for prefix, module in _MODULES.items() if name.startswith(prefix))
-    found: Zoo = importlib.import_module(f"featcache.backbones.zoos.{module}").ZOO
-    return found
+    zoo: Zoo = importlib.import_module(f"featcache.backbones.zoos.{module}").ZOO
+    return zoo
 
 
-def wrapped(network: nn.Module) -> nn.Module:
-    """A root that calls the network, as its module `network`: the network's own output can be read like any other."""
+def wrap(network: nn.Module) -> nn.Module:
+    """Wrap a network as the module `network` of a root, so that its output can be read like that of any module."""
     from torch import nn
 
     class Root(nn.Module):
@@ -145,11 +144,11 @@ def wrapped(network: nn.Module) -> nn.Module:
 
 
 def standard_root(network: nn.Module, standard: Callable[[nn.Module, Tensor], Iterator[tuple[str, Any]]]) -> nn.Module:
-    """A root that computes standard layers by methods of the network, and passes each through a module of its name.
+    """A root that computes standard layers by methods of the network, and passes each through a module with its name.
 
     Args:
         network: The module `network` of the root.
-        standard: Yields the names and values of standard layers, in the order in which they are computed.
+        standard: Yields the names and values of standard layers, in the order of computation.
     """
     from torch import nn
 

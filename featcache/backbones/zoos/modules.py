@@ -1,4 +1,4 @@
-"""A module of the caller's own as a backbone."""
+"""`from_module`: a torch module of the caller's own as a backbone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from featcache.backbones.cutting import cut
-from featcache.backbones.loading import checked_network
+from featcache.backbones.loading import check_network
 from featcache.backbones.network import Network
 from featcache.backbones.spec import OWN_MODULE
 from featcache.backbones.transforms import Transform
-from featcache.backbones.zoos import Architecture, Tap, wrapped, zoo_of
+from featcache.backbones.zoos import Architecture, Tap, wrap, zoo_of
 from featcache.errors import InvalidOption
 
-#: The layer that is what the module itself gives.
+#: The name of the layer for the output of the module itself.
 OUTPUT = "output"
 
 
@@ -29,18 +29,23 @@ def from_module(
     layers: Sequence[str] = (),
     pool: str | None = None,
 ) -> Network:
-    """One's own network as a backbone.
+    """Use your own network as a backbone.
 
     Args:
-        module: float32 (N, 3, S, S) -> (N, ...). It is copied; yours stays as it is.
-        name: A name for it. What identifies its features is its weights and what it computes, not this name.
-        transform: From a decoded image to its input.
-        layers: Paths of its modules; none for what the module itself gives, as the layer "output".
-        pool: One of none, avg.
+        module: float32 (N, 3, S, S) -> (N, ...). It is copied and not changed.
+        name: A name for it, which is only shown: a cache identifies the features by the weights and by what the module
+            computes.
+        transform: The preprocessing from a decoded image to the module's input.
+        layers: Paths of its modules; empty for the output of the module itself, which is the layer "output".
+        pool: "none" or "avg"; None: no pooling.
+
+    Returns:
+        The network, for `extract` or for computing features with `network.on(device)`.
 
     Raises:
-        InvalidOption: The name is taken, or the output is no tensor with a row an image.
-        ExtractionError: The module is no function of one image.
+        InvalidOption: The name is taken, or the output is not a tensor with one row per image.
+        UnknownName: The module has no such layer.
+        ExtractionError: The features of an image depend on other images in the batch or on chance.
     """
     _require_own_name(name)
     _require_module(module, name)
@@ -53,10 +58,10 @@ def from_module(
         network = copy.deepcopy(frozen)
         if torch.get_default_device().type == "meta":
             network = network.to("meta")
-        return Architecture(root=wrapped(network), inside="network.", standard={OUTPUT: Tap(module="network")})
+        return Architecture(root=wrap(network), inside="network.", standard={OUTPUT: Tap(module="network")})
 
     chosen = cut(name, build, transform.image_size, layers, pool, OUTPUT)
-    return checked_network(chosen, wrapped(frozen), transform, pool, f"{OWN_MODULE}{name}", None)
+    return check_network(chosen, wrap(frozen), transform, pool, f"{OWN_MODULE}{name}", None)
 
 
 def _require_own_name(name: str) -> None:
@@ -70,9 +75,7 @@ def _require_own_name(name: str) -> None:
 def _require_module(module: nn.Module, name: str) -> None:
     if isinstance(module, torch.jit.ScriptModule):
         raise InvalidOption(
-            f"{name} is a ScriptModule, whose layers cannot be watched", hint="give the nn.Module that it was made from"
+            f"{name} is a ScriptModule, whose layers cannot be read", hint="pass the original nn.Module"
         )
     if any(is_lazy(tensor) for tensor in module.parameters()):
-        raise InvalidOption(
-            f"{name} has lazy modules that were never run", hint="run it once on an image before you hand it in"
-        )
+        raise InvalidOption(f"{name} has lazy modules that were never run", hint="run it once on an image first")

@@ -1,6 +1,6 @@
-"""Short names of the backbones that people ask for most: a table over timm.
+"""Short names of popular backbones of timm.
 
-`dinov2_vits14` means `timm:vit_small_patch14_dinov2.lvd142m`, the name that a cache remembers.
+`dinov2_vits14` stands for `timm:vit_small_patch14_dinov2.lvd142m`, the name that a cache records.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class ShortName:
     """One short name.
 
-    `timm`: timm's name with the tag of its weights. `licence`: of the weights, as timm states it; None where it is
-    not known. `gated`: whether they can be downloaded only after the licence was accepted on the hub.
+    `timm`: timm's name with the tag of the weights. `licence`: the licence of the weights according to timm; None if
+    unknown. `gated`: whether the download requires that the licence was accepted on the hub.
     """
 
     name: str
@@ -25,9 +25,9 @@ class ShortName:
 
 _APACHE, _MIT, _NON_COMMERCIAL, _DINOV3 = "apache-2.0", "mit", "cc-by-nc-4.0", "dinov3-license"
 
-# OpenAI trained CLIP with QuickGELU: timm's names without it compute something else from the same weights.
+# OpenAI trained CLIP with QuickGELU: timm's networks without it compute other features with the same weights.
 _ROWS: tuple[tuple[str, str, str | None, str], ...] = (
-    ("beitv2_b16", "beitv2_base_patch16_224.in1k_ft_in22k", _APACHE, "BEiT v2, ViT-B/16, fine-tuned on ImageNet-22k"),
+    ("beitv2_b16", "beitv2_base_patch16_224.in1k_ft_in22k", _APACHE, "BEiT v2, ViT-B/16, tuned on ImageNet-22k"),
     ("clip_vitb16", "vit_base_patch16_clip_quickgelu_224.openai", _APACHE, "CLIP of OpenAI, ViT-B/16"),
     ("clip_vitb32", "vit_base_patch32_clip_quickgelu_224.openai", _APACHE, "CLIP of OpenAI, ViT-B/32"),
     ("clip_vitl14", "vit_large_patch14_clip_quickgelu_224.openai", _APACHE, "CLIP of OpenAI, ViT-L/14"),
@@ -62,8 +62,8 @@ _ROWS: tuple[tuple[str, str, str | None, str], ...] = (
     ("siglip2_so400m", "vit_so400m_patch14_siglip_224.v2_webli", _APACHE, "SigLIP 2, ViT-SO400M/14 at 224"),
     ("siglip_b16", "vit_base_patch16_siglip_224.webli", _APACHE, "SigLIP, ViT-B/16 at 224"),
 )
-# Meta's own repositories of DINOv3 are gated; timm's copies, which these names mean, are under the same licence and not
-# gated.
+# Meta's own repositories of DINOv3 are gated; these names stand for timm's copies, which have the same licence and are
+# not gated.
 _TABLE = {
     name: ShortName(name=name, timm=timm, licence=licence, about=about, gated=False)
     for name, timm, licence, about in _ROWS
@@ -71,10 +71,10 @@ _TABLE = {
 
 
 def short_names() -> tuple[ShortName, ...]:
-    """All of them, sorted by name."""
+    """All short names, sorted."""
     return tuple(_TABLE.values())
 
 
 def full_name(name: str) -> str:
-    """`timm:NAME.TAG` for a short name; every other name as it is."""
+    """`timm:NAME.TAG` for a short name; every other name unchanged."""
     return f"timm:{_TABLE[name].timm}" if name in _TABLE else name

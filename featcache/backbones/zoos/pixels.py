@@ -1,4 +1,4 @@
-"""`pixels`: the backbone that computes nothing. It resizes images and stores their bytes."""
+"""`pixels`: a backbone without a network, whose features are the bytes of the resized images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ NAME = "pixels"
 
 
 def pixels_spec(options: BackboneOptions, transform: Transform | None = None) -> BackboneSpec:
-    """Resized images as uint8, flattened channels first: D = 3 * S * S, value = byte * scale + offset.
+    """The description of `pixels`: uint8, channels first, D = 3 * S * S, value = byte * scale + offset.
 
     Args:
-        options: `image_size` must be given; there is one layer and nothing to pool.
-        transform: Resolved numbers, in place of the options' image size and resize.
+        options: `image_size` is required; there is one layer and no pooling.
+        transform: A complete transform, in place of the options' image size and resize.
 
     Raises:
-        InvalidOption: An option that pixels cannot obey.
+        InvalidOption: An option does not apply to pixels.
     """
     if options.pool not in (None, "none") or tuple(options.layers) not in ((), (NAME,)):
-        raise InvalidOption("pixels has one layer, called pixels, and nothing to pool")
+        raise InvalidOption("pixels has one layer, called pixels, and no pooling")
     if str(options.weights) != "default":
         raise InvalidOption(f"pixels has no weights, got --weights {options.weights}", hint="leave --weights out")
     transform = transform or pixels_transform(options)
@@ -46,18 +46,18 @@ def pixels_spec(options: BackboneOptions, transform: Transform | None = None) ->
 
 
 def pixels_transform(options: BackboneOptions) -> Transform:
-    """The transform that the options mean. Raises InvalidOption."""
+    """The transform of the options. Raises InvalidOption."""
     if options.image_size is None:
         raise InvalidOption(
             "the images have no common size, so pixels needs one", hint="pass --image-size, for example 32"
         )
     if options.normalize not in (None, "half"):
         raise InvalidOption(f"pixels has no weights: expected --normalize half, got {options.normalize!r}")
-    return Transform(image_size=options.image_size, mean=HALF, std=HALF).resized_to(options.image_size, options.resize)
+    return Transform(image_size=options.image_size, mean=HALF, std=HALF).with_size(options.image_size, options.resize)
 
 
 def pixels_network(spec: BackboneSpec) -> Network:
-    """The backbone as a network: its program gives the bytes back."""
+    """The backbone as a network whose program returns the bytes."""
     from featcache.backbones.network import Network
     from featcache.backbones.program import Program
 
@@ -70,9 +70,9 @@ def pixels_network(spec: BackboneSpec) -> Network:
         def on(
             self, device: str = "cpu", precision: str = "uint8", runner: str = "eager", *, batch_size: int = 32
         ) -> Program:
-            """Bytes are copied on the CPU, whatever is asked."""
+            """Bytes are copied on the CPU, regardless of the arguments."""
             return Program(
-                spec, _flattened, device="cpu", precision="uint8", runner="eager", alone=True, copy=_flattened_array
+                spec, _flatten, device="cpu", precision="uint8", runner="eager", alone=True, copy=_flatten_array
             )
 
         def module(self) -> nn.Module:
@@ -80,18 +80,18 @@ def pixels_network(spec: BackboneSpec) -> Network:
 
             class Bytes(nn.Module):
                 def forward(self, images: Tensor) -> dict[str, Tensor]:
-                    return _flattened(images)
+                    return _flatten(images)
 
             return Bytes()
 
     return Pixels()
 
 
-def _flattened(images: Tensor) -> dict[str, Tensor]:
+def _flatten(images: Tensor) -> dict[str, Tensor]:
     """uint8 (N, 3, S, S) -> (N, 3 * S * S)."""
     return {NAME: images.flatten(start_dim=1)}
 
 
-def _flattened_array(images: np.ndarray) -> dict[str, np.ndarray]:
-    """The same of arrays: uint8 (N, S, S, 3) -> (N, 3 * S * S), channels first."""
+def _flatten_array(images: np.ndarray) -> dict[str, np.ndarray]:
+    """The same for arrays: uint8 (N, S, S, 3) -> (N, 3 * S * S), channels first."""
     return {NAME: images.transpose(0, 3, 1, 2).reshape(len(images), -1)}

@@ -1,7 +1,7 @@
-"""The preprocessing that belongs to a model of transformers, as the numbers of a Transform.
+"""Converts the image processor of a model of transformers to a `Transform`.
 
-The numbers are read from the library's image processor; then one image goes both ways, so that what a processor does
-beside its numbers (channels turned round, an offset) is found and refused.
+The numbers are read from the library's image processor. Then one image is processed by both, so that any further
+processing (reversed channels, an offset) is detected and refused.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from featcache.errors import InvalidOption
 if TYPE_CHECKING:
     from featcache.backbones.transforms import Interpolation, Resize
 
-# Pillow's numbers for its filters, which the processors use.
+# The processors use Pillow's numbers of filters.
 _INTERPOLATIONS: dict[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
-# ConvNeXt's processors squash images from this size on, and crop smaller ones.
+# ConvNeXt's processors squash images to this size or a larger one, and crop for smaller sizes.
 _SQUASHED_FROM = 384
-# Of 255. Rounding is 1; where a margin is odd, the centres differ by a pixel, and so by less than 1 on the ramps.
+# Tolerance in levels of 255. Rounding is 1; for odd margins centres differ by a pixel: less than 1 on the ramps.
 _MOST_LEVELS = 3.0
 
 
 def transform_of(published: Any, name: str) -> Transform:
-    """The Transform that does what an image processor of transformers does.
+    """The Transform that is equivalent to an image processor of transformers.
 
-    Raises InvalidOption, naming what a Transform cannot express.
+    Raises InvalidOption that names what a Transform cannot express.
     """
     side, resize, resize_size = _geometry(published, name)
     transform = Transform(
@@ -84,16 +84,16 @@ def _geometry(published: Any, name: str) -> tuple[int, Resize, int | None]:
 
 
 def _require_same(published: Any, transform: Transform, name: str) -> None:
-    """Compares both on ramps: across in red, down in green, back in blue."""
+    """Compare both on an image with ramps: horizontal in red, vertical in green, reversed in blue."""
     import torch
 
     tall, wide = 2 * (transform.resize_size or transform.image_size), 3 * transform.image_size
     across, down = np.linspace(0, 255, wide)[None, :], np.linspace(0, 255, tall)[:, None]
     ramps = np.stack(np.broadcast_arrays(across, down, 255 - across), axis=-1).astype(np.uint8)
-    theirs = torch.as_tensor(np.asarray(published(ramps, return_tensors="np")["pixel_values"]))
-    ours = transform.normalize(torch.from_numpy(transform.resize_image(ramps).copy()).permute(2, 0, 1)[None])
-    if theirs.shape != ours.shape:
-        _refuse(name, f"expected pixels of shape {tuple(ours.shape)}, got {tuple(theirs.shape)}")
-    levels = (theirs - ours).abs().amax(dim=(0, 2, 3)) * torch.tensor(transform.std) * 255
+    expected = torch.as_tensor(np.asarray(published(ramps, return_tensors="np")["pixel_values"]))
+    transformed = transform.normalize(torch.from_numpy(transform.resize_image(ramps).copy()).permute(2, 0, 1)[None])
+    if expected.shape != transformed.shape:
+        _refuse(name, f"expected pixels of shape {tuple(transformed.shape)}, got {tuple(expected.shape)}")
+    levels = (expected - transformed).abs().amax(dim=(0, 2, 3)) * torch.tensor(transform.std) * 255
     if float(levels.max()) > _MOST_LEVELS:
         _refuse(name, f"{type(published).__name__} changes pixels in a further way, by up to {levels.max():.0f} of 255")

@@ -1,7 +1,7 @@
-"""timm's networks, called `timm:NAME` or `timm:NAME.TAG`. Needs the extra `timm`.
+"""The zoo of timm: networks with the names `timm:NAME` or `timm:NAME.TAG`. Needs the extra `timm`.
 
-`pre_logits` is timm's own `forward_head(forward_features(images), pre_logits=True)`, `tokens` what `forward_features`
-gives where that is a sequence. A checkpoint's names and position embeddings are converted by timm's own functions.
+`pre_logits` is timm's own `forward_head(forward_features(images), pre_logits=True)`; `tokens` is the result of
+`forward_features` if that is a sequence. timm's own functions convert a checkpoint's names and position embeddings.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class TimmZoo:
         return _names()
 
     def check(self, name: str) -> None:
-        """Raises UnknownName with the nearest names, of networks or of weights' tags; MissingExtra."""
+        """Raises UnknownName with similar names of networks or of weights' tags; MissingExtra."""
         network, _, tag = name.partition(".")
         if network not in _names():
             raise UnknownName("backbone", name, _names(), listed_by="featcache backbones --timm")
@@ -45,7 +45,7 @@ class TimmZoo:
             raise UnknownName("weights of timm", name, _tags(network))
 
     def transform(self, name: str) -> Transform:
-        """timm's configuration of the weights, resolved. Raises InvalidOption for what featcache does not do."""
+        """timm's configuration of the weights, resolved. Raises InvalidOption if it cannot be a `Transform`."""
         return _transform(name)
 
     def build(self, name: str, image_size: int) -> Architecture:
@@ -58,39 +58,38 @@ class TimmZoo:
         return Architecture(root=standard_root(network, _standard), inside="network.", standard=taps, tokens=layout)
 
     def source_of(self, name: str, weights: str) -> str:
-        """What a cache remembers of the default weights: `timm:timm/resnet18.a1_in1k`."""
+        """The source that a cache records for the default weights: `timm:timm/resnet18.a1_in1k`."""
         _require_default(name, weights)
         return f"{PREFIX}{_where(name)}"
 
     def weights(self, name: str, weights: str) -> Weights:
-        """The default weights, from the hub or from where it keeps them. Raises DownloadError."""
+        """The default weights, from the hub or from its local cache. Raises DownloadError."""
         from featcache.backbones.weights import Weights
 
         _require_default(name, weights)
         transform = _transform(name)
         return Weights(
             source=f"{PREFIX}{_where(name)}",
-            tensors=_downloaded(name),
+            tensors=_download(name),
             transform=transform,
             own_normalization=True,
-            files=tuple(filter(None, (downloaded(name),))),
+            files=tuple(filter(None, (local_file(name),))),
         )
 
-    def converted(
+    def convert(
         self, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
     ) -> Mapping[str, Tensor]:
-        """A checkpoint under timm's names: the conversion that timm itself applies to this network's weights."""
+        """Convert a checkpoint with the function that timm itself applies to this network's weights."""
         convert = _conversion(name, image_size)
         if convert is None:
             return tensors
         network = architecture.root.network
         takes_network = len(inspect.signature(convert).parameters) > 1
-        found = convert(dict(tensors), network) if takes_network else convert(dict(tensors))
-        return dict(found)
+        return dict(convert(dict(tensors), network) if takes_network else convert(dict(tensors)))
 
 
 def _standard(network: Any, images: Tensor) -> Iterator[tuple[str, Any]]:
-    """The standard layers in the order in which they are computed."""
+    """The standard layers in the order of computation."""
     features = network.forward_features(images)
     yield TOKENS, features
     yield PRE_LOGITS, network.forward_head(features, pre_logits=True)
@@ -98,7 +97,7 @@ def _standard(network: Any, images: Tensor) -> Iterator[tuple[str, Any]]:
 
 
 def _network(name: str, image_size: int | None = None, **options: Any) -> nn.Module:
-    """timm's network at a size; networks without positions to embed have no `img_size` and take any."""
+    """timm's network for an image size; networks without position embeddings have no `img_size` and accept any size."""
     ZOO.check(name)
     timm, base = _timm(), name.removeprefix(PREFIX)
     if image_size is None or image_size == _own_size(name):
@@ -115,7 +114,7 @@ def _network(name: str, image_size: int | None = None, **options: Any) -> nn.Mod
 
 
 def _tokens(network: Any) -> TokenLayout | None:
-    """The layout of token sequences, as timm's networks declare it; without a declaration there is no prefix."""
+    """The token layout that a network of timm declares; without a declaration there is no prefix."""
     prefix = int(getattr(network, "num_prefix_tokens", 0))
     pool = getattr(network, "global_pool", None)
     plain = not _has_parameters(getattr(network, "attn_pool", None))
@@ -142,7 +141,7 @@ def _tags(network: str) -> tuple[str, ...]:
 
 
 def _config(name: str) -> Any:
-    """timm's configuration of the weights that a name means; None where timm knows none."""
+    """timm's configuration of the weights for a name; None if timm has none."""
     return _timm().get_pretrained_cfg(name.removeprefix(PREFIX), allow_unregistered=True)
 
 
@@ -157,22 +156,24 @@ def _transform(name: str) -> Transform:
 
     ZOO.check(name)
     config = _config(name)
-    found: Mapping[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
-    channels, height, width = found["input_size"]
+    resolved: Mapping[str, Any] = resolve_data_config({}, pretrained_cfg=config.to_dict() if config else {})
+    channels, height, width = resolved["input_size"]
     if channels != 3 or height != width:
-        raise InvalidOption(f"{name} wants {channels} channels of {height}x{width} pixels: expected 3 of a square")
-    if found["interpolation"] not in ("bilinear", "bicubic"):
-        raise InvalidOption(f"{name} wants images resized by {found['interpolation']}: expected bilinear or bicubic")
-    cropped = found["crop_mode"] == "center"
+        raise InvalidOption(
+            f"{name} needs {channels} channels of {height}x{width} pixels: expected 3 of a square image"
+        )
+    if resolved["interpolation"] not in ("bilinear", "bicubic"):
+        raise InvalidOption(f"{name} needs images resized by {resolved['interpolation']}: expected bilinear or bicubic")
+    cropped = resolved["crop_mode"] == "center"
     return Transform(
         image_size=height,
-        # Some were evaluated on whole images, squashed or with a border.
+        # Some weights were evaluated on whole images, squashed or with a border.
         resize="crop" if cropped else "squash",
-        # timm's rule.
-        resize_size=math.floor(height / found["crop_pct"]) if cropped else None,
-        interpolation=found["interpolation"],
-        mean=tuple(found["mean"]),
-        std=tuple(found["std"]),
+        # timm rounds down.
+        resize_size=math.floor(height / resolved["crop_pct"]) if cropped else None,
+        interpolation=resolved["interpolation"],
+        mean=tuple(resolved["mean"]),
+        std=tuple(resolved["std"]),
     )
 
 
@@ -185,41 +186,41 @@ def _require_default(name: str, weights: str) -> None:
 
 
 def default_weights(name: str) -> str | None:
-    """Where the default weights lie: a repository of the hub, or an address; None where timm has none."""
+    """The source of the default weights: a repository of the hub, or a URL; None if timm has none."""
     if not (_tags(name) if "." not in name else (name,)):
         return None
-    found = _config(name)
-    return str(found.hf_hub_id or found.url or name)
+    config = _config(name)
+    return str(config.hf_hub_id or config.url or name)
 
 
 def _where(name: str) -> str:
-    found = default_weights(name)
-    if found is None:
+    source = default_weights(name)
+    if source is None:
         raise DownloadError(f"timm has no weights for {name}", hint="--weights PATH, or --weights random")
-    return found
+    return source
 
 
-def downloaded(name: str) -> Path | None:
-    """The file of the default weights where they are on this machine already."""
+def local_file(name: str) -> Path | None:
+    """The file of the default weights in the local cache; None if it was not downloaded."""
     from huggingface_hub import try_to_load_from_cache
 
-    from featcache.backbones.zoos.torchvision_facts import downloaded_by_torch
+    from featcache.backbones.zoos.torchvision_facts import torch_hub_path
 
-    found = _config(name)
-    if not found.hf_hub_id:
-        path = None if found.url is None else downloaded_by_torch(found.url.rpartition("/")[2])
+    config = _config(name)
+    if not config.hf_hub_id:
+        path = None if config.url is None else torch_hub_path(config.url.rpartition("/")[2])
         return path if path is not None and path.is_file() else None
-    files = [found.hf_hub_filename] if found.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-    here = [try_to_load_from_cache(found.hf_hub_id, file) for file in files]
+    files = [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    here = [try_to_load_from_cache(config.hf_hub_id, file) for file in files]
     return next((Path(path) for path in here if isinstance(path, str)), None)
 
 
-def _downloaded(name: str) -> Mapping[str, Tensor]:
+def _download(name: str) -> Mapping[str, Tensor]:
     where = _where(name)
     try:
         return dict(_network(name, pretrained=True).state_dict())
     except Exception as error:
-        # Networks, proxies, tokens and disks: whatever the hub's client raises.
+        # The hub's client may raise any exception: about networks, proxies, tokens or disks.
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DownloadError(
             f"the weights {where} could not be downloaded: {reason}",
@@ -229,22 +230,22 @@ def _downloaded(name: str) -> Mapping[str, Tensor]:
 
 
 def _conversion(name: str, image_size: int) -> Callable[..., Mapping[str, Tensor]] | None:
-    """The function that timm applies to a checkpoint of this network before it loads it; None where it has none."""
+    """The function that timm applies to a checkpoint of this network before loading it; None if there is none."""
     import torch
 
-    found: list[Callable[..., Mapping[str, Tensor]] | None] = []
+    conversions: list[Callable[..., Mapping[str, Tensor]] | None] = []
 
     def note(model: nn.Module, **options: Any) -> None:
-        found.append(options.get("filter_fn"))
+        conversions.append(options.get("filter_fn"))
 
     with torch.device("meta"), _loading_replaced(note):
         _network(name, image_size, pretrained=True, pretrained_cfg_overlay={"state_dict": {}})
-    return found[0] if found else None
+    return conversions[0] if conversions else None
 
 
 @contextmanager
 def _loading_replaced(load: Callable[..., None]) -> Iterator[None]:
-    """timm names the conversion in the call that loads the weights, and nowhere else."""
+    """Replace timm's loading function, because timm only passes the conversion to that call."""
     from timm.models import _builder
 
     original = _builder.load_pretrained

@@ -1,6 +1,6 @@
-"""Torchvision's classification networks, by their own names.
+"""The zoo of torchvision: its classification networks, under their own names.
 
-`pre_logits` is what goes into the module `classifier`, `fc`, `head` or `heads`; the exceptions stand in one table.
+`pre_logits` is the input of the module `classifier`, `fc`, `head` or `heads`; exceptions are in one table.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.transforms import HALF, IMAGENET_MEAN, IMAGENET_STD, Transform
-from featcache.backbones.zoos import LOGITS, PRE_LOGITS, TOKENS, Architecture, Tap, TokenLayout, wrapped
+from featcache.backbones.zoos import LOGITS, PRE_LOGITS, TOKENS, Architecture, Tap, TokenLayout, wrap
 from featcache.errors import DownloadError, InvalidOption, UnknownName
 
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from featcache.backbones.weights import Weights
 
 _CLASSIFIERS = ("classifier", "fc", "head", "heads")
-# Where the input of the classifier is not what one would train a head on, by the beginning of the network's name:
-# VGG's and AlexNet's is the flattened output of avgpool (the same numbers, but a map that can be pooled); SqueezeNet's
-# and MaxViT's classifiers begin with a convolution or a pooling of the whole map.
+# Exceptions by the beginning of the network's name. VGG and AlexNet: avgpool has the same values as the input of the
+# classifier, but as a feature map that can be pooled. The classifiers of SqueezeNet and MaxViT begin with a convolution
+# or a pooling of the whole map.
 _PRE_LOGITS = {
     "alexnet": Tap(module="avgpool"),
     "vgg": Tap(module="avgpool"),
@@ -30,8 +30,8 @@ _PRE_LOGITS = {
     "maxvit": Tap(module="classifier.1"),
 }
 _POOLED = {"squeezenet": {PRE_LOGITS: "avg"}}
-# torchvision sets transform_input with its own weights for these two. It undoes ImageNet's mean and std and
-# scales to -1..1, which is the same as normalising with 0.5: folded in, so that no flag can be forgotten.
+# torchvision sets transform_input for its own weights of these two networks. It reverts ImageNet's mean and std and
+# scales to -1..1, which is the same as normalising with 0.5; the transform includes this, so the flag is not needed.
 _TRANSFORM_INPUT = ("inception_v3", "googlenet")
 
 
@@ -45,7 +45,7 @@ class TorchvisionZoo:
         return _names()
 
     def check(self, name: str) -> None:
-        """Raises UnknownName with the nearest names."""
+        """Raises UnknownName with similar names."""
         if name not in _names():
             from featcache.backbones.zoos.names import short_names
 
@@ -53,7 +53,7 @@ class TorchvisionZoo:
             raise UnknownName("backbone", name, known, listed_by="featcache backbones")
 
     def transform(self, name: str) -> Transform:
-        """The preset of the default weights."""
+        """The transform of the default weights."""
         return preset(name)
 
     def build(self, name: str, image_size: int) -> Architecture:
@@ -66,7 +66,7 @@ class TorchvisionZoo:
         except (ValueError, AssertionError) as error:
             raise InvalidOption(f"{name} cannot be built for {image_size} pixels: {error}") from error
         return Architecture(
-            root=wrapped(network),
+            root=wrap(network),
             inside="network.",
             standard=_standard(name, network),
             tokens=TokenLayout(prefix=1, class_token=True, own_pool="cls") if name.startswith("vit_") else None,
@@ -78,20 +78,20 @@ class TorchvisionZoo:
         return f"torchvision:{entry_of(name, weights)}"
 
     def weights(self, name: str, weights: str) -> Weights:
-        """One of torchvision's entries, downloaded with progress, its digest checked."""
+        """Weights of torchvision, downloaded with progress; their digest is checked."""
         from featcache.backbones.weights import Weights
 
         entry = entry_of(name, weights)
-        # torchvision's features-only entries carry their own mean and std, the others ImageNet's.
+        # torchvision's entries for features only have their own mean and std, the others those of ImageNet.
         return Weights(
             source=f"torchvision:{entry}",
-            tensors=_downloaded(entry),
+            tensors=_download(entry),
             transform=preset(name, entry),
             own_normalization=True,
             files=(_file_of(entry),),
         )
 
-    def converted(
+    def convert(
         self, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
     ) -> Mapping[str, Tensor]:
         """ViT's position embeddings, interpolated to `image_size` by torchvision's own function."""
@@ -118,7 +118,7 @@ def _arguments(name: str, image_size: int) -> dict[str, Any]:
     import torch
 
     if name in _TRANSFORM_INPUT:
-        # Its own initialisation takes seconds, and means nothing where there is no storage.
+        # Their initialisation takes seconds, and is useless without storage.
         return {"init_weights": torch.get_default_device().type != "meta"}
     if name.startswith("vit_"):
         return {"image_size": image_size}
@@ -136,7 +136,7 @@ def _standard(name: str, network: nn.Module) -> dict[str, Tap]:
 
 
 def preset(name: str, entry: WeightsEnum | None = None) -> Transform:
-    """The transform that the weights were evaluated with (`None`: the default ones)."""
+    """The transform with which the weights `entry` were evaluated (None: the default weights)."""
     from torchvision.models import get_model_weights
 
     published = (entry if entry is not None else get_model_weights(name).DEFAULT).transforms()
@@ -152,24 +152,24 @@ def preset(name: str, entry: WeightsEnum | None = None) -> Transform:
 
 
 def entry_of(name: str, text: str) -> WeightsEnum:
-    """Torchvision's entry of that name ("default": its default). Raises UnknownName."""
+    """Torchvision's weights with this name ("default": its default). Raises UnknownName."""
     from torchvision.models import get_model_weights
 
     enum: Any = get_model_weights(name)
     known: dict[str, WeightsEnum] = {"default": enum.DEFAULT, **{entry.name: entry for entry in enum}}
-    asked = text.removeprefix(f"{enum.__name__}.")
-    if asked not in known:
+    entry_name = text.removeprefix(f"{enum.__name__}.")
+    if entry_name not in known:
         raise UnknownName(f"weights for {name}", text, ["random", "pypi", *known])
-    return known[asked]
+    return known[entry_name]
 
 
 def _file_of(entry: WeightsEnum) -> Any:
-    from featcache.backbones.zoos.torchvision_facts import downloaded_by_torch
+    from featcache.backbones.zoos.torchvision_facts import torch_hub_path
 
-    return downloaded_by_torch(entry.url.rpartition("/")[2])
+    return torch_hub_path(entry.url.rpartition("/")[2])
 
 
-def _downloaded(entry: WeightsEnum) -> Mapping[str, Tensor]:
+def _download(entry: WeightsEnum) -> Mapping[str, Tensor]:
     try:
         tensors: Mapping[str, Tensor] = entry.get_state_dict(
             progress=True, check_hash=True, map_location="cpu", weights_only=True
@@ -182,7 +182,7 @@ def _downloaded(entry: WeightsEnum) -> Mapping[str, Tensor]:
         ) from error
     except RuntimeError as error:
         raise DownloadError(
-            f"what was downloaded for {entry} does not match its digest: {error}", hint="try again"
+            f"the file that was downloaded for {entry} does not match its digest: {error}", hint="try again"
         ) from error
     return tensors
 

@@ -1,6 +1,6 @@
-"""What a backbone takes, gives and costs, as data: known at once, without torch and without a weight.
+"""A table of torchvision's networks: image size, feature size, parameters, operations and weights file.
 
-A test measures every network and holds the table to it (backbones/measuring.py).
+It makes these numbers available without torch and without weights. A test measures every network and compares.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Costs:
-    """Of a network's default layer, at its weights' own size; what lies behind that layer is left out.
+    """The cost of a network's default layer at the image size of its weights; later layers are not included.
 
-    `image_size`: pixels a side; `feature_dim`: D; `parameters`: frozen ones that are needed; `gflops`: for one image,
-    two operations a multiply-add.
+    `image_size`: pixels a side. `feature_dim`: D. `parameters`: the number of parameters that the layer depends on.
+    `gflops`: 10^9 operations for one image, two operations per multiply-add.
     """
 
     image_size: int
@@ -26,27 +26,27 @@ class Costs:
 
 @dataclass(frozen=True, kw_only=True)
 class DefaultWeights:
-    """What `--weights default` downloads once, of the whole network: a file of so many megabytes (10^6 bytes)."""
+    """The file that `--weights default` downloads once, and its size in megabytes (10^6 bytes)."""
 
     file: str
     megabytes: float
 
     @property
     def path(self) -> Path:
-        """Where it lies once it is downloaded."""
-        return downloaded_by_torch(self.file)
+        """Where torch stores it after the download."""
+        return torch_hub_path(self.file)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """One of torchvision's networks."""
+    """The costs and default weights of one of torchvision's networks."""
 
     costs: Costs
     weights: DefaultWeights
 
 
-def downloaded_by_torch(file: str) -> Path:
-    """Where torch.hub keeps what it downloads, by its own rule; torch is not asked."""
+def torch_hub_path(file: str) -> Path:
+    """Where torch.hub stores a downloaded file, by its own rule; torch is not imported."""
     caches = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = Path(os.environ.get("TORCH_HOME", Path(caches) / "torch")).expanduser()
     return home / "hub" / "checkpoints" / file

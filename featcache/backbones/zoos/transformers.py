@@ -1,10 +1,10 @@
-"""The models of the Hugging Face hub, and those in a folder of the same form, by the package transformers.
+"""The zoo of transformers: models of the Hugging Face hub, or in a folder with the same files.
 
     hf:facebook/dinov2-small             the newest commit
     hf:facebook/dinov2-small@REVISION    a branch, a tag or a commit
     hf:./folder                          config.json, preprocessor_config.json and model.safetensors
 
-Only code of the package itself runs, and weights are read from safetensors only. Needs the extra `transformers`.
+Only code of the package itself is run, and weights are only read from safetensors. Needs the extra `transformers`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json", "model-*-of
 
 
 class TransformersZoo:
-    """Vision models of transformers."""
+    """Vision models of transformers. See `zoos.Zoo`."""
 
     prefix = _PREFIX
 
@@ -56,7 +56,7 @@ class TransformersZoo:
 
         from featcache.backbones.zoos.preprocessing import transform_of
 
-        folder = _described(name, _PREPROCESSING)[0]
+        folder = _read_json(name, _PREPROCESSING)[0]
         with _quiet(), _refusing(name, _PREPROCESSING):
             published = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
             return transform_of(published, name)
@@ -86,33 +86,33 @@ class TransformersZoo:
         from featcache.backbones.weights import Weights
 
         source, transform = self.source_of(name, weights), self.transform(name)
-        tensors = _fitted(name, _folder(name, *_SAFETENSORS))
+        tensors = _convert(name, _folder(name, *_SAFETENSORS))
         return Weights(source=source, tensors=tensors, transform=transform, own_normalization=True)
 
-    def converted(
+    def convert(
         self, name: str, tensors: Mapping[str, Tensor], architecture: Architecture, image_size: int
     ) -> Mapping[str, Tensor]:
-        # Position embeddings keep their shape: the models interpolate them while they compute.
-        return _fitted(name, tensors)
+        # Position embeddings keep their shape, because the models interpolate them in their forward method.
+        return _convert(name, tensors)
 
 
-def _fitted(name: str, source: Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    from featcache.backbones.zoos.vision_models import fitted
+def _convert(name: str, source: Path | Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    from featcache.backbones.zoos.vision_models import convert_checkpoint
 
     with _quiet():
-        return fitted(_config(name)[0], source)
+        return convert_checkpoint(_config(name)[0], source)
 
 
 def _config(name: str) -> tuple[Any, str]:
-    """The config of the network for images, and the SHA-256 of the canonical JSON of the whole file."""
+    """The config of the image network, and the SHA-256 of the canonical JSON of the whole file."""
     from transformers import AutoConfig
 
     from featcache.backbones.zoos.vision_models import tower
 
-    folder, content = _described(name, _CONFIG)
+    folder, content = _read_json(name, _CONFIG)
     if "model_type" not in content:
         raise InvalidOption(
-            f"{name} is no model of transformers: its {_CONFIG} has no model_type",
+            f"{name} is not a model of transformers: its {_CONFIG} has no model_type",
             hint=f"use timm:{content['architecture']}" if "architecture" in content else None,
         )
     with _quiet(), _refusing(name, _CONFIG):
@@ -121,15 +121,15 @@ def _config(name: str) -> tuple[Any, str]:
     return tower(config), hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def _described(name: str, file: str) -> tuple[Path, dict[str, Any]]:
-    """The folder of a JSON file of a model, and what it holds. Raises InvalidOption where it needs foreign code."""
+def _read_json(name: str, file: str) -> tuple[Path, dict[str, Any]]:
+    """The folder of a model's JSON file, and its content. Raises InvalidOption if the model needs foreign code."""
     folder = _folder(name)
     if not (folder / file).is_file():
         raise InvalidOption(f"{name} has no {file}", hint=f"expected {', '.join(_DESCRIPTIONS)} and safetensors")
     with _refusing(name, file):
         content = dict(json.loads((folder / file).read_text(encoding="utf-8")))
     for field, what in (
-        ("auto_map", "code of its own, which is never run"),
+        ("auto_map", "its own code, which is never run"),
         ("quantization_config", "rounded weights"),
     ):
         if content.get(field):
@@ -144,40 +144,40 @@ def _refusing(name: str, file: str) -> Iterator[None]:
     except FeatcacheError:
         raise
     except Exception as error:
-        # The library checks a config in many ways, with errors of many types.
+        # The library raises many types of errors for an invalid config.
         raise InvalidOption(f"{name}: its {file} cannot be used: {one_line(error)}") from error
 
 
 def _folder(name: str, *files: str) -> Path:
-    """The folder of a model, with what describes it, and those of `files` that it has."""
+    """The folder of a model with its JSON files, and with those of `files` that the model has."""
     repository = _on_the_hub(name)
     if repository is None:
         return Path(name.removeprefix(_PREFIX))
-    return _downloaded(repository[0], _commit(*repository), *_DESCRIPTIONS, *files)
+    return _download(repository[0], _commit(*repository), *_DESCRIPTIONS, *files)
 
 
 def _on_the_hub(name: str) -> tuple[str, str | None] | None:
-    """The repository and the revision; None for a folder."""
+    """The repository and the revision of a model on the hub; None for a folder."""
     where = name.removeprefix(_PREFIX)
-    found = None if Path(where).is_dir() else _ON_THE_HUB.fullmatch(where)
-    return (found[1], found[2]) if found else None
+    match = None if Path(where).is_dir() else _ON_THE_HUB.fullmatch(where)
+    return (match[1], match[2]) if match else None
 
 
 @cache
 def _commit(repository: str, revision: str | None) -> str:
-    """Asked once: all files of a model are of one commit, though its branch may move."""
-    # The hub's client keeps each commit in a folder of its name.
-    return _downloaded(repository, revision, *_DESCRIPTIONS).name
+    """The commit of a revision, cached so that all files of a model are of one commit even if its branch moves."""
+    # The hub's client stores each commit in a folder with its name.
+    return _download(repository, revision, *_DESCRIPTIONS).name
 
 
-def _downloaded(repository: str, revision: str | None, *files: str) -> Path:
+def _download(repository: str, revision: str | None, *files: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import RepositoryNotFoundError
 
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except Exception as error:
-        # Networks, proxies, tokens and disks: whatever the hub's client raises.
+        # The hub's client may raise any exception: about networks, proxies, tokens or disks.
         unknown = isinstance(error, RepositoryNotFoundError)
         raise DownloadError(
             f"the model {repository} could not be downloaded: {one_line(error)}",
@@ -189,7 +189,7 @@ def _downloaded(repository: str, revision: str | None, *files: str) -> Path:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """What the library reports (weights that are not needed, progress) is no news here."""
+    """Suppress the library's messages about unused weights, and its progress bars."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -1,8 +1,8 @@
-"""Vision models of the package transformers: which families there are, and what each gives as a standard layer.
+"""The supported vision models of transformers, and their standard layers.
 
-`pre_logits` is what the library's own `...ForImageClassification` gives to its classifier. The families that have none,
-and the towers of CLIP's kind, give their `pooler_output`: no other is used, for a checkpoint may lack the weights of
-a pooler, and the library would fill it with random numbers.
+`pre_logits` is the input of the classifier in the library's own `...ForImageClassification`. Families without such a
+class, and image encoders like that of CLIP, use their `pooler_output`. Other families do not, because their checkpoints
+may lack the weights of the pooler, and the library would initialise it randomly.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from featcache.errors import InvalidOption, WeightsError, one_line
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the models of one `model_type` have in common.
+    """The common properties of the models of one `model_type`.
 
-    `pre_logits`: the class token ("cls"), the mean of the patches ("avg"), both one after the other ("cls+avg"),
-    or the model's `pooler_output` ("pooler"). `prefix`: tokens in front of the patches, without registers; None for
+    `pre_logits`: the class token ("cls"), the mean of the patches ("avg"), both concatenated ("cls+avg"), or
+    `pooler_output` ("pooler"). `prefix`: the number of tokens before the patches, without registers; None for
     convolutional networks. `own_pool`: see TokenLayout.
     """
 
@@ -41,7 +41,7 @@ FAMILIES = {
     "aimv2_vision_model": Family(prefix=0),
     "beit": Family(prefix=1),
     "bit": _CONVOLUTIONS,
-    # The last norm of CLIP's kind (CLIP, Chinese CLIP, MLCD) is for the class token in `pooler_output` alone.
+    # The last norm of CLIP, Chinese CLIP and MLCD is only applied to the class token, in `pooler_output`.
     "chinese_clip_vision_model": Family(prefix=1),
     "clip_vision_model": Family(prefix=1),
     "convnext": _CONVOLUTIONS,
@@ -50,7 +50,7 @@ FAMILIES = {
     "deit": Family(pre_logits="cls", prefix=2, own_pool="cls"),
     "dinov2": Family(pre_logits="cls+avg", prefix=1, own_pool="cls+avg"),
     "dinov2_with_registers": Family(pre_logits="cls+avg", prefix=1, own_pool="cls+avg"),
-    # Its first token is the mean of the others, after the norm.
+    # Its first token is the mean of the other tokens, after the norm.
     "dinov3_convnext": Family(prefix=1, own_pool="cls"),
     "dinov3_vit": Family(prefix=1, own_pool="cls"),
     "efficientnet": _CONVOLUTIONS,
@@ -71,12 +71,12 @@ FAMILIES = {
     "vit": Family(pre_logits="cls", prefix=1, own_pool="cls"),
     "vit_msn": Family(pre_logits="cls", prefix=1, own_pool="cls"),
 }
-#: Models of images and texts, of which the part for images is taken.
+#: Models for images and text, of which only the image encoder is used.
 TWO_TOWERS = ("chinese_clip", "clip", "siglip")
 
 
 class VisionModel(nn.Module):
-    """One of transformers' networks; its standard layers come out of the modules that are named after them.
+    """A network of transformers; its standard layers are the outputs of the modules with their names.
 
     `forward(images)`, with images float32 `(N, 3, S, S)`, returns `pre_logits`, float32 `(N, D)`.
     """
@@ -85,7 +85,7 @@ class VisionModel(nn.Module):
         super().__init__()
         family = FAMILIES[config.model_type]
         model, options = _class_of(config)
-        # A checkpoint's own number format is for its file: features are computed from float32.
+        # The dtype of a checkpoint only matters for its file: features are computed in float32.
         self.network = model._from_config(config, dtype=torch.float32, **options)
         self.tokens, self.pre_logits = nn.Identity(), nn.Identity()
         self.family = family
@@ -95,20 +95,20 @@ class VisionModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         outputs = self.network(pixel_values=images, **self.options)
         last = self.tokens(outputs.last_hidden_state)
-        pooled: Tensor = self.pre_logits(self._pooled(last, outputs).flatten(1))
+        pooled: Tensor = self.pre_logits(self._pool(last, outputs).flatten(1))
         return pooled
 
-    def _pooled(self, last: Tensor, outputs: Any) -> Tensor:
+    def _pool(self, last: Tensor, outputs: Any) -> Tensor:
         if self.family.pre_logits == "pooler":
             pooled: Tensor | None = outputs.pooler_output
             if pooled is None:
-                raise InvalidOption("this checkpoint's model makes no vector of an image: it has tokens only")
+                raise InvalidOption("this checkpoint's model has only tokens and no single vector per image")
             return pooled
         parts = {"cls": last[:, 0], "avg": last[:, self.first_patch :].mean(dim=1)}
         return torch.cat([parts[part] for part in self.family.pre_logits.split("+")], dim=1)
 
     def architecture(self, arguments: Mapping[str, Any]) -> Architecture:
-        """What the parts of this network mean."""
+        """The architecture: where the standard layers are, and the token layout."""
         standard, layout = {PRE_LOGITS: Tap(module=PRE_LOGITS)}, None
         if self.family.prefix is not None:
             standard[TOKENS] = Tap(module=TOKENS)
@@ -120,7 +120,7 @@ class VisionModel(nn.Module):
 
 
 def tower(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The part of a config that describes the network for images. Raises InvalidOption where there is none."""
+    """The part of a config for the image encoder. Raises InvalidOption if there is none."""
     part: PreTrainedConfig = config.vision_config if config.model_type in TWO_TOWERS else config
     if part.model_type not in FAMILIES:
         raise InvalidOption(
@@ -132,7 +132,7 @@ def tower(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def check_size(model: VisionModel, image_size: int) -> None:
-    """Raises InvalidOption unless a model, on the meta device, runs on images of `image_size` pixels a side."""
+    """Raises InvalidOption unless a model on the meta device accepts images of `image_size` pixels a side."""
     try:
         model.eval()(torch.empty(1, 3, image_size, image_size, device="meta"))
     except (RuntimeError, TypeError, ValueError) as error:
@@ -143,23 +143,24 @@ def check_size(model: VisionModel, image_size: int) -> None:
         ) from error
 
 
-def fitted(config: PreTrainedConfig, source: Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under the names that this version of transformers has for them, in float32.
+def convert_checkpoint(config: PreTrainedConfig, source: Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint's tensors under the names of this version of transformers, in float32.
 
-    What the checkpoint lacks is left out: the library's random numbers stand for no weight.
+    Tensors that the checkpoint lacks are left out, because the library would initialise them randomly.
 
     Args:
-        config: The config of the network for images.
-        source: The tensors by the checkpoint's own names, or a folder with model.safetensors, whole or in parts.
+        config: The config of the image encoder.
+        source: The tensors under the checkpoint's own names, or a folder with model.safetensors, in one or several
+            files.
 
     Raises:
-        WeightsError: There are no safetensors, or tensors have other shapes than the config says.
+        WeightsError: There are no safetensors, or the shapes of tensors do not match the config.
     """
     model, options = _class_of(config)
     folder, tensors = (source, None) if isinstance(source, Path) else (None, dict(source))
     try:
         with torch.random.fork_rng(devices=[]):
-            network, found = model.from_pretrained(
+            network, info = model.from_pretrained(
                 folder,
                 config=config,
                 state_dict=tensors,
@@ -171,14 +172,14 @@ def fitted(config: PreTrainedConfig, source: Path | Mapping[str, Tensor]) -> dic
             )
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise WeightsError(
-            f"the weights cannot be read as its config.json describes them: {one_line(error)}",
+            f"the weights cannot be read according to config.json: {one_line(error)}",
             hint="expected safetensors: pickles (.bin, .pth) can run code and are never read",
         ) from error
-    return {key: value for key, value in network.state_dict().items() if key not in found["missing_keys"]}
+    return {key: value for key, value in network.state_dict().items() if key not in info["missing_keys"]}
 
 
 def _class_of(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
-    """AutoModel's class for a config, and whether it is built with its pooler: only where `pre_logits` needs it."""
+    """AutoModel's class for a config, and its options: it has a pooler only if `pre_logits` needs one."""
     model = MODEL_MAPPING[type(config)]
     if "add_pooling_layer" not in inspect.signature(model.__init__).parameters:
         return model, {}
@@ -187,5 +188,5 @@ def _class_of(config: PreTrainedConfig) -> tuple[Any, dict[str, Any]]:
 
 def _at_size(network: nn.Module, config: PreTrainedConfig, image_size: int) -> dict[str, bool]:
     own = getattr(config, "image_size", None)
-    asked = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
-    return {"interpolate_pos_encoding": True} if asked and own not in (image_size, [image_size] * 2) else {}
+    can_interpolate = "interpolate_pos_encoding" in inspect.signature(network.forward).parameters
+    return {"interpolate_pos_encoding": True} if can_interpolate and own not in (image_size, [image_size] * 2) else {}

@@ -1,1 +1,1 @@
-"""Where images come from: one file a kind of source."""
+"""The kinds of sources of images, one module each."""

@@ -1,7 +1,7 @@
-"""Images inside archives, read in place: no member is ever written to disk, and no name in it is ever opened.
+"""Images inside archives, read in place: no member is written to disk, and no path in it is opened.
 
-What an archive is, its first bytes say, not its extension. Members are read at their offsets. A compressed tar cannot
-be read at offsets: it is refused with the command that unpacks it.
+The type of an archive is detected by its first bytes, not by its extension. Members are read at their offsets. A
+compressed tar cannot be read at offsets: the error gives the command that decompresses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 from featcache.columns import ColumnOptions
 from featcache.errors import ImageError, SourceError
 from featcache.images.image_paths import is_image, reason_left_out
-from featcache.images.location import SPLIT_BY_FOLDER, Given, Location, Opening, register
+from featcache.images.location import SPLIT_BY_FOLDER, ImagesArgument, Location, OpenOptions, register
 from featcache.images.metadata import Tree, is_metadata, list_tree
 from featcache.images.omissions import NO_IMAGE
 from featcache.images.regular import open_regular
@@ -31,7 +31,7 @@ Member = TypeVar("Member")
 
 
 class Compression(NamedTuple):
-    """One way to compress a tar: its first bytes, its name, and the program that undoes it."""
+    """A way to compress a tar: its first bytes, its name, the program that decompresses it, and its extensions."""
 
     magic: bytes
     name: str
@@ -50,7 +50,7 @@ _DRIVE = re.compile("[A-Za-z]:/")
 
 
 class Version(NamedTuple):
-    """What changes whenever a file is written or exchanged."""
+    """The size and times of a file, which change whenever it is written or replaced."""
 
     size: int
     mtime_ns: int
@@ -58,10 +58,10 @@ class Version(NamedTuple):
 
 
 class ArchiveSource(ImageSource, Generic[Member]):
-    """An archive laid out as `layout` says, listed by a subclass.
+    """An archive with a folder layout as in `layout`; a subclass lists its members.
 
-    Raises SourceError for an archive that is damaged, lacks images, has a layout that can be read in two ways,
-    or holds what must not be guessed: a name twice, a name that leads out of it, an encrypted image.
+    Raises SourceError for an archive that is damaged, has no images, has a layout that can be read in two ways, or
+    contains a name twice, an image path that leads out of it, or an encrypted image.
     """
 
     _version: Version  # of the archive when it was opened
@@ -100,14 +100,14 @@ class ArchiveSource(ImageSource, Generic[Member]):
 
     @abstractmethod
     def _list(self, tree: Tree) -> dict[str, Member]:
-        """The images among the members, and the tables that describe them, by POSIX path, noted in `tree`."""
+        """List the images and metadata tables by POSIX path, and add them to `tree`."""
 
     @abstractmethod
     def _read(self, member: Member, sample_id: str) -> bytes:
-        """One member's bytes. May raise OSError."""
+        """Read the bytes of one member. May raise OSError."""
 
     def read(self, sample: Sample) -> bytes:
-        """The member's bytes. Raises ImageError where they are damaged, truncated or too many."""
+        """Read the member's bytes. Raises ImageError if they are damaged, truncated or too many."""
         member = self._member(sample)
         try:
             return self._read(member, sample.id)
@@ -120,8 +120,8 @@ class ArchiveSource(ImageSource, Generic[Member]):
         except KeyError:
             raise ImageError(f"{sample.id}: no such image in {self.origin}") from None
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """The archive's mtime in ns."""
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """The mtime of the archive in ns."""
         return self._version.mtime_ns
 
     def close(self) -> None:
@@ -141,18 +141,18 @@ class ArchiveSource(ImageSource, Generic[Member]):
 
 
 def open_file(path: Path) -> SharedFile:
-    """A regular file for reading at offsets. Raises SourceError, also for a pipe or a device."""
+    """Open a regular file for reading at offsets. Raises SourceError, also for a pipe or a device."""
     return SharedFile(io.FileIO(open_regular(path, str(path), error=SourceError)))
 
 
 def version_of(file: SharedFile) -> Version:
-    """Size and times of an open file."""
-    found = file.look()
-    return Version(found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    """The size and times of an open file."""
+    status = file.stat()
+    return Version(status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def first_bytes(path: Path) -> bytes:
-    """The first 512 bytes. Raises SourceError."""
+    """Read the first 512 bytes. Raises SourceError."""
     file = open_file(path)
     try:
         return file.read_at(512, 0)
@@ -163,10 +163,10 @@ def first_bytes(path: Path) -> bytes:
 
 
 def member_path(name: str, where: Path, tree: Tree) -> str | None:
-    """A member's name as a clean POSIX path, None where it is neither an image nor a table that describes some.
+    """A member's name as a clean POSIX path, also added to `tree`; None if it is neither an image nor a metadata table.
 
-    `tree` takes note of it. Raises SourceError for an image's name that leads out of the archive: reading it would do
-    no harm, but it is no path inside the set.
+    Raises SourceError for an image's name that leads out of the archive: reading it would be harmless, but it is not a
+    path inside the set.
     """
     parts = [part for part in name.split("/") if part not in ("", ".")]
     path = "/".join(parts)
@@ -186,19 +186,19 @@ def member_path(name: str, where: Path, tree: Tree) -> str | None:
 
 
 def add_member(members: dict[str, Member], path: str, member: Member, where: Path) -> None:
-    """Add one, refusing a second of the same name: which one is meant cannot be known."""
+    """Add a member; raises SourceError for a second one of the same name, since the choice would be arbitrary."""
     if path in members:
-        raise SourceError(f"{where}: holds {path} twice", hint="pack it again")
+        raise SourceError(f"{where}: contains {path} twice", hint="pack it again")
     members[path] = member
 
 
 def refuse_compressed(path: Path, head: bytes) -> None:
-    """SourceError, with the command that decompresses it, where a file's first bytes are those of a compressed one."""
-    found = next((one for one in _COMPRESSIONS if head.startswith(one.magic)), None)
-    if found is not None:
+    """Raises SourceError, with the command to decompress the file, if its first bytes are those of a compressed one."""
+    compression = next((one for one in _COMPRESSIONS if head.startswith(one.magic)), None)
+    if compression is not None:
         raise SourceError(
-            f"{path}: compressed ({found.name}), expected a plain tar: only that is read in place",
-            hint=f"run `{_command(found, path)}` and give the tar",
+            f"{path}: compressed ({compression.name}), expected a plain tar: only that is read in place",
+            hint=f"run `{_command(compression, path)}` and give the tar",
         )
 
 
@@ -206,12 +206,12 @@ def _command(compression: Compression, path: Path) -> str:
     name = shlex.quote(str(path))
     if path.suffix.lower() in compression.suffixes:
         return f"{compression.program} {name}"
-    # The programs refuse a file without their suffix, except as a stream.
+    # The programs refuse a file without their extension, except as a stream.
     return f"{compression.name} -dc {name} > {shlex.quote(str(path.with_suffix('.unpacked.tar')))}"
 
 
 def open_archive(path: Path, **reading: Any) -> ImageSource:
-    """A zip or a plain tar. Raises SourceError for anything else, a compressed tar among it."""
+    """Open a zip or a plain tar. Raises SourceError for anything else, also for a compressed tar."""
     # Both import this module.
     from featcache.images.sources.tar import TarSource, is_tar
     from featcache.images.sources.zip import ZipSource
@@ -228,10 +228,10 @@ def open_archive(path: Path, **reading: Any) -> ImageSource:
     )
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     return given.at("archive", options=(SPLIT_BY_FOLDER,)) if given.is_text and given.is_file else None
 
 
 @register("archive", rank=90, locate=_locate)
-def _open(location: Location, opening: Opening) -> ImageSource:
+def _open(location: Location, opening: OpenOptions) -> ImageSource:
     return open_archive(Path(location.place), split_by_folder=location.values(SPLIT_BY_FOLDER), columns=opening.columns)

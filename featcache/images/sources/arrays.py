@@ -1,4 +1,4 @@
-"""Images that are arrays already: from memory, or from anything that hands out one row at a time."""
+"""Images that are arrays: in memory, or in any object that returns one row at a time."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Protocol
 import numpy as np
 
 from featcache.errors import ImageError, SourceError
-from featcache.images.labels import Labels, labels_alike, read_labels
+from featcache.images.labels import Labels, read_labels, unify_labels
 from featcache.images.listing import Listing, join_columns
-from featcache.images.location import Given, Location, Opening, object_location, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, object_location, register
 from featcache.images.names import join_classes
-from featcache.images.pixels import misfit
+from featcache.images.pixels import reason_invalid
 from featcache.images.samples import Sample
-from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, numbered_ids
+from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, row_ids
 
 
-class Rows(Protocol):
-    """Images by number: an array (N, H, W) or (N, H, W, C), a list of arrays of any sizes, a memory map, ..."""
+class IndexedImages(Protocol):
+    """Images by index: an array (N, H, W) or (N, H, W, C), a list of arrays of any sizes, a memory map, ..."""
 
     def __len__(self) -> int: ...
 
@@ -31,21 +31,22 @@ class ArraySource(ImageSource):
     """uint8 arrays as images; a row's id is its split and number, "train/00012".
 
     Args:
-        images: (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4) uint8, or a list of such images; or a
+        images: uint8 (N, H, W), (N, H, W, 1), (N, H, W, 3) or (N, H, W, 4), or a list of such images; or a
             mapping of split to (images, labels).
-        labels: N class numbers, -1 for unlabelled, or N class names; None: all unlabelled. `read_labels` says what
-            else they may be.
-        classes: names; left out, class numbers are called "0", "1", ... up to the greatest label.
-        name: for the names of caches, and what names this source in a selection.
-        split: which split the images are, where no mapping is given.
-        numbers: the numbers in the ids by split, where they are not 0, 1, 2, ...
+        labels: N class numbers, -1 for unlabelled, or N class names; None: all unlabelled. `read_labels` has the
+            other possible types.
+        classes: The class names; None: class numbers are named "0", "1", ... up to the greatest label.
+        name: The name of the source, also for the names of caches.
+        split: The split of the images, if they are not a mapping.
+        numbers: The numbers in the ids by split, if they are not 0, 1, 2, ...
 
-    Raises SourceError for another dtype or shape, labels without a class, or a different number of them.
+    Raises:
+        SourceError: Another dtype or shape, labels without a class, or a different number of them.
     """
 
     def __init__(
         self,
-        images: Rows | Mapping[str, tuple[Rows, Any]],
+        images: IndexedImages | Mapping[str, tuple[IndexedImages, Any]],
         labels: Any = None,
         classes: Sequence[str] | None = None,
         *,
@@ -55,22 +56,21 @@ class ArraySource(ImageSource):
     ) -> None:
         given = images if isinstance(images, Mapping) else {split: (images, labels)}
         check_splits(given)
-        self._images = {part: _checked(rows, part) for part, (rows, _) in given.items()}
+        self._images = {part: _require_valid(rows, part) for part, (rows, _) in given.items()}
         counts = {part: len(rows) for part, rows in self._images.items()}
-        known = labels_alike(
-            {part: read_labels(found, counts[part], part, classes) for part, (_, found) in given.items()}
+        labels_of = unify_labels(
+            {part: read_labels(own, counts[part], part, classes) for part, (_, own) in given.items()}
         )
-        ids = {
-            part: numbered_ids(part, (numbers or {}).get(part, range(count)), count) for part, count in counts.items()
-        }
+        ids = {part: row_ids(part, (numbers or {}).get(part, range(count)), count) for part, count in counts.items()}
         self._row = {sample_id: row for part in ids for row, sample_id in enumerate(ids[part])}
-        numbers_of, names = _numbered(known)
+        numbers_of, names = _join_labels(labels_of)
         rows = ((part, i, n) for part in ids for i, n in zip(ids[part], numbers_of[part], strict=True))
-        listing = Listing.of_rows(rows, names, join_columns({part: one.columns for part, one in known.items()}, counts))
+        columns = join_columns({part: one.columns for part, one in labels_of.items()}, counts)
+        listing = Listing.of_rows(rows, names, columns)
         super().__init__(name=name, origin=name, listing=listing, native_size=_size_of_all(self._images))
 
     def read(self, sample: Sample) -> Pixels:
-        """The row's pixels as they were given, read-only: (H, W) or (H, W, C) uint8."""
+        """The pixels of the row, unchanged and read-only: uint8 (H, W) or (H, W, C). Raises ImageError."""
         try:
             row = self._images[sample.split][self._row[sample.id]]
         except KeyError:
@@ -78,23 +78,23 @@ class ArraySource(ImageSource):
         except OSError as error:
             raise ImageError(f"{sample.id}: cannot be read: {error}") from error
         pixels = np.asarray(row).view()
-        reason = misfit(pixels)
+        reason = reason_invalid(pixels)
         if reason:
             raise ImageError(f"{sample.id}: {reason}")
         pixels.flags.writeable = False
         return pixels
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None: reading a row costs nothing, and nothing shows whether it was written to."""
+        """None: reading a row is free, and a write to it cannot be detected."""
         return None
 
 
-def _checked(rows: Rows, split: str) -> Rows:
+def _require_valid(rows: IndexedImages, split: str) -> IndexedImages:
     if not len(rows):
         raise SourceError(f"the split {split} has no images")
-    # One array is judged by its first row, a list row by row: its images may differ.
+    # For one array the first row is enough; the images of a list may differ.
     for number in range(1 if hasattr(rows, "shape") else len(rows)):
-        reason = misfit(np.asarray(rows[number]))
+        reason = reason_invalid(np.asarray(rows[number]))
         if reason:
             raise SourceError(f"image {number} of the split {split}: {reason}", hint=_hint(rows[number]))
     return rows
@@ -105,11 +105,11 @@ def _hint(row: Any) -> str | None:
     if np.asarray(row).dtype.kind == "f":
         return "give the pixels as they were before scaling: values 0 to 255 as uint8"
     channels_first = len(shape) == 3 and shape[0] in (1, 3, 4) and shape[2] not in (1, 3, 4)
-    return "channels stand last: images.transpose(0, 2, 3, 1)" if channels_first else None
+    return "channels must be last: images.transpose(0, 2, 3, 1)" if channels_first else None
 
 
-def _numbered(known: Mapping[str, Labels]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
-    """The class numbers of each split among the classes of all."""
+def _join_labels(known: Mapping[str, Labels]) -> tuple[dict[str, list[int]], tuple[str, ...]]:
+    """The class numbers of each split as indices into the joined classes, and these."""
     names, places = join_classes({part: one.classes for part, one in known.items()})
     return {
         part: [int(places[part][n]) if 0 <= n < len(places[part]) else n for n in one.numbers]
@@ -117,7 +117,7 @@ def _numbered(known: Mapping[str, Labels]) -> tuple[dict[str, list[int]], tuple[
     }, names
 
 
-def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:
+def _size_of_all(images: Mapping[str, IndexedImages]) -> tuple[int, int] | None:
     sizes: set[tuple[int, int]] = set()
     for rows in images.values():
         whole = getattr(rows, "shape", None)
@@ -128,36 +128,36 @@ def _size_of_all(images: Mapping[str, Rows]) -> tuple[int, int] | None:
 
 # --- from Python -------------------------------------------------------------------------------------------
 
-# The bytes of rows tell one array from another: of all where they are so many, else of rows from all over.
-_BYTES_THAT_TELL = 256 << 20
-_ROWS_THAT_TELL = 64
-# Grey images are no narrower.
+# An array is identified by a digest of its bytes: of all rows up to this size, else of rows spread over the array.
+_MOST_HASHED_BYTES = 256 << 20
+_LEAST_HASHED_ROWS = 64
+# Grey images are assumed to be at least this wide.
 _NARROWEST = 8
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     rows = as_rows(given.value)
     if rows is None:
         return None
     _refuse_one_image(rows)
-    told = (np.asarray(rows[row]) for row in _rows_that_tell(rows))
+    hashed = (np.asarray(rows[row]) for row in _rows_to_hash(rows))
     shape = str(getattr(rows, "shape", len(rows))).encode()
-    content = itertools.chain((shape,), (part for row in told for part in (str(row.shape).encode(), row.tobytes())))
+    content = itertools.chain((shape,), (part for row in hashed for part in (str(row.shape).encode(), row.tobytes())))
     return object_location("array", given, content)
 
 
-def _rows_that_tell(rows: Rows) -> list[int]:
-    """The rows whose bytes name an array: all, unless these are very many bytes."""
+def _rows_to_hash(rows: IndexedImages) -> list[int]:
+    """The rows whose bytes identify an array: all, unless they are too large."""
     if not len(rows):
         return []
-    count = max(_ROWS_THAT_TELL, _BYTES_THAT_TELL // max(1, np.asarray(rows[0]).nbytes))
+    count = max(_LEAST_HASHED_ROWS, _MOST_HASHED_BYTES // max(1, np.asarray(rows[0]).nbytes))
     if count >= len(rows):
         return list(range(len(rows)))
     return sorted({round(place) for place in np.linspace(0, len(rows) - 1, count)})
 
 
-def _refuse_one_image(rows: Rows) -> None:
-    """An array (H, W, 3) is one image, though it could be H grey ones that are 3 pixels wide."""
+def _refuse_one_image(rows: IndexedImages) -> None:
+    """Refuse an array (H, W, 3): it is one image, although it could be H grey images that are 3 pixels wide."""
     shape: tuple[int, ...] = getattr(rows, "shape", ())
     if len(shape) == 3 and shape[2] in (3, 4) and min(shape[:2]) >= _NARROWEST:
         raise SourceError(
@@ -166,8 +166,8 @@ def _refuse_one_image(rows: Rows) -> None:
         )
 
 
-def as_rows(value: Any) -> Rows | None:
-    """An array or a list of arrays as rows of images, channels last; None for anything else."""
+def as_rows(value: Any) -> IndexedImages | None:
+    """An array or a list of arrays as images by index, channels last; None for anything else."""
     if is_tensor(value):
         found = value.detach().cpu().numpy()
         return found if found.ndim < 4 else np.moveaxis(found, 1, -1)  # type: ignore[no-any-return]
@@ -178,14 +178,14 @@ def as_rows(value: Any) -> Rows | None:
 
 
 def is_tensor(value: Any) -> bool:
-    """Whether it is a tensor of torch, which is not imported for that: what made the tensor has done so."""
+    """Whether a value is a torch tensor. Does not import torch: if there is a tensor, torch is already imported."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
 
 
 @register("array", rank=10, locate=_locate)
-def _open(location: Location, opening: Opening) -> ArraySource:
-    given: Given = location.given
+def _open(location: Location, opening: OpenOptions) -> ArraySource:
+    given: ImagesArgument = location.given
     rows = as_rows(given.value)
     if rows is None:
         raise SourceError(f"expected an array of images, got {type(given.value).__name__}")

@@ -11,7 +11,15 @@ from typing import Any
 from featcache.columns import LABEL
 from featcache.errors import ImageError, SourceError
 from featcache.images.listing import Listing, NamedCells, SourceColumn, join_columns
-from featcache.images.location import OPEN, Given, Location, Opening, locate_given, object_location, register
+from featcache.images.location import (
+    OPEN,
+    ImagesArgument,
+    Location,
+    OpenOptions,
+    locate_given,
+    object_location,
+    register,
+)
 from featcache.images.names import join_classes
 from featcache.images.omissions import Omissions
 from featcache.images.options import SPLITS
@@ -24,8 +32,8 @@ class SplitsSource(ImageSource):
     """One source for each split. Labels are joined by the names of their classes.
 
     Args:
-        parts: By split the source, and which of its splits is meant.
-        owned: What is closed with this source.
+        parts: By split, the source and the split of it to use.
+        owned: The sources that are closed together with this one.
     """
 
     def __init__(self, parts: Mapping[str, tuple[ImageSource, str]], owned: ExitStack) -> None:
@@ -42,11 +50,11 @@ class SplitsSource(ImageSource):
             found = Samples.of(inner, source.samples(inner))
             omissions.merge(source.omissions)
             if kinds:
-                # Where the labels of one split are no classes, those of none are.
-                samples[split] = found.unlabelled().in_split(split)
+                # If the labels of one split are not classes, none are.
+                samples[split] = found.without_labels().move_to_split(split)
                 columns[split] = [*_label_column(split, source, found, kinds[0]), *columns[split]]
             else:
-                samples[split] = found.relabelled(places[split]).in_split(split)
+                samples[split] = found.renumber_labels(places[split]).move_to_split(split)
         listing = Listing(
             samples=samples,
             classes=classes,
@@ -59,19 +67,19 @@ class SplitsSource(ImageSource):
         super().__init__(name=first.name, origin=first.name, listing=listing, native_size=native)
 
     def read(self, sample: Sample) -> Payload:
-        """What the split's own source reads."""
+        """Read from the source of the sample's split."""
         source, inner = self._of(sample)
         return source.read(inner)
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """What the split's own source says."""
+        """The stamp from the source of the sample's split."""
         source, inner = self._of(sample)
         return source.stamp(inner)
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """What the split's own source says."""
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """The mtime from the source of the sample's split."""
         source, inner = self._of(sample)
-        return source.modified_ns(inner)
+        return source.mtime_ns(inner)
 
     def close(self) -> None:
         """Close the sources that were opened for this one."""
@@ -92,12 +100,12 @@ class SplitsSource(ImageSource):
 
 
 def _columns(split: str, source: ImageSource, inner: str) -> list[SourceColumn]:
-    """The columns of one split of a source, as those of the split that it becomes."""
+    """The columns of one split of a source, assigned to `split`."""
     return [replace(one, cells={split: one.cells[inner]}) for one in source.columns if inner in one.cells]
 
 
 def _label_column(split: str, source: ImageSource, samples: Samples, kind: str | None) -> list[SourceColumn]:
-    """Labels that are classes as a column of their names; none where there are no classes."""
+    """Labels that are classes, as a column of class names; empty if there are no classes."""
     if not source.classes:
         return []
     return [SourceColumn(name=LABEL, kind=kind, cells={split: NamedCells(source.classes, samples.labels)})]
@@ -106,41 +114,42 @@ def _label_column(split: str, source: ImageSource, samples: Samples, kind: str |
 # --- from Python -------------------------------------------------------------------------------------------
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not isinstance(given.value, Mapping):
         return None
     if not given.value:
         raise SourceError("expected images of at least one split, got none")
     if given.labels is not None:
-        raise SourceError("labels of several splits stand with their images", hint="{'train': (images, labels), ...}")
+        hint = "{'train': (images, labels), ...}"
+        raise SourceError("labels of several splits must be given with the images", hint=hint)
     named = _by_split(given.value)
     parts = {split: _part(split, named[split], given) for split in SPLITS if split in named}
     origins = [f"{split}={place.origin}".encode() for split, place in parts.items()]
-    return object_location("splits", Given(value=parts), origins)
+    return object_location("splits", ImagesArgument(value=parts), origins)
 
 
 def _by_split(images: Mapping[Any, Any]) -> dict[str, Any]:
-    """The same by the names of splits; "training" and "dev" are such names too."""
+    """The images by split; keys such as "training" and "dev" are names of splits too."""
     found: dict[str, Any] = {}
     for name, part in images.items():
         split = split_word(str(name))
         check_splits({split or name: None})
         if split is None or split in found:
-            raise SourceError(f"both {name!r} and another key are {split}", hint="give each split once")
+            raise SourceError(f"both {name!r} and another key mean {split}", hint="give each split once")
         found[split] = part
     return found
 
 
-def _part(split: str, value: Any, given: Given) -> Location:
+def _part(split: str, value: Any, given: ImagesArgument) -> Location:
     images, labels = value, None
     # A pair of images and labels; two paths are a list of images.
     if isinstance(value, tuple) and len(value) == 2 and not isinstance(value[1], str | os.PathLike):
         images, labels = value
-    return locate_given(Given(value=images, labels=labels, classes=given.classes, split=split))
+    return locate_given(ImagesArgument(value=images, labels=labels, classes=given.classes, split=split))
 
 
 @register("splits", rank=8, locate=_locate)
-def _open(location: Location, opening: Opening) -> SplitsSource:
+def _open(location: Location, opening: OpenOptions) -> SplitsSource:
     parts: Mapping[str, Location] = location.given.value
     found = {}
     with ExitStack() as owned:
@@ -153,14 +162,14 @@ def _open(location: Location, opening: Opening) -> SplitsSource:
             )
             if place.kind != OPEN:
                 owned.callback(source.close)
-            found[split] = (source, _meant(source, split))
+            found[split] = (source, _split_meant(source, split))
         return SplitsSource(found, owned.pop_all())
 
 
-def _meant(source: ImageSource, split: str) -> str:
-    """Which split of a source is meant: its only one, else the one of that name."""
+def _split_meant(source: ImageSource, split: str) -> str:
+    """The split of a source to use: its only one, else the one of that name."""
     if len(source.splits()) == 1:
         return source.splits()[0]
     if split not in source.splits():
-        raise SourceError(f"{source.origin} has {', '.join(source.splits())}, so which is {split} cannot be told")
+        raise SourceError(f"{source.origin} has the splits {', '.join(source.splits())}, none of which is {split}")
     return split

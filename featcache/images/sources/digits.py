@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 real handwritten digits: there without any download."""
+"""scikit-learn's 1,797 handwritten digits, which need no download."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _TEST_SHARE = 5  # one in five
 
 
 def digits() -> ArraySource:
-    """1,797 gray images of 8x8 pixels in ten classes, one in five of each class test, the rest train.
+    """1,797 gray images of 8x8 pixels in ten classes; a fifth of each class is test, the rest train.
 
-    The cut depends on the images' numbers alone: within a class they are ordered by SHA-256 of the number's
-    decimal digits, and the first fifth (rounded down) is test. Ids carry the number: "train/00012".
+    The division depends only on the numbers of the images: within a class they are ordered by the SHA-256 of the
+    number's decimal digits, and the first fifth (rounded down) is test. Ids contain the number: "train/00012".
     """
     values = _table()
     pixels = np.rint(values[:, :-1].reshape(-1, 8, 8) * 255 / 16).astype(np.uint8)
@@ -37,9 +37,9 @@ def digits() -> ArraySource:
 
 
 def _table() -> npt.NDArray[np.float64]:
-    """(1797, 65): 64 pixels from 0 to 16 and the digit, out of scikit-learn's own file.
+    """The table in scikit-learn's own file, float64 (1797, 65): 64 pixels from 0 to 16, and the digit.
 
-    Importing scikit-learn for it takes two seconds.
+    Read directly, since importing scikit-learn takes two seconds.
     """
     package = importlib.util.find_spec("sklearn")
     folders = [] if package is None else package.submodule_search_locations or []
@@ -49,7 +49,7 @@ def _table() -> npt.NDArray[np.float64]:
             with gzip.open(path, "rt") as file:
                 return np.array([line.split(",") for line in file], np.float64)
     hint = "pip install --force-reinstall scikit-learn"
-    raise SourceError("the digits are not where scikit-learn keeps them", hint=hint)
+    raise SourceError("scikit-learn's file of the digits is missing", hint=hint)
 
 
 def _test_rows(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -1,4 +1,4 @@
-"""Images as files on disk: a folder of them, or files that are listed elsewhere."""
+"""Images as files on disk: in a folder, or listed elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from featcache.columns import ColumnOptions
 from featcache.errors import ImageError, SourceError
 from featcache.images.image_paths import EXTENSIONS, folder_left_out, is_image, reason_left_out
 from featcache.images.listing import Listing
-from featcache.images.location import SPLIT_BY_FOLDER, Given, Location, Opening, register
+from featcache.images.location import SPLIT_BY_FOLDER, ImagesArgument, Location, OpenOptions, register
 from featcache.images.metadata import Tree, is_metadata, list_tree
 from featcache.images.regular import read_regular
 from featcache.images.samples import Sample
@@ -20,7 +20,7 @@ Ancestors = tuple[tuple[int, int], ...]
 
 
 class FilesSource(ImageSource):
-    """One file per sample, read whole. `paths` maps ids to files."""
+    """One file per sample. `paths` maps ids to files."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class FilesSource(ImageSource):
         return self._paths[sample.id]
 
     def read(self, sample: Sample) -> bytes:
-        """The file's bytes. Raises ImageError for what is missing, unreadable, no regular file or too large."""
+        """Read the file. Raises ImageError if it is missing, unreadable, not a regular file or too large."""
         try:
             path = self._path(sample)
         except KeyError:
@@ -46,16 +46,16 @@ class FilesSource(ImageSource):
         return read_regular(path, sample.id)
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("file", size, mtime and ctime in ns, inode); None where the file cannot be looked at."""
-        found = self._look(sample)
-        return ("file", *stamp_of(found)) if found else None
+        """("file", size, mtime and ctime in ns, inode); None if the file is not accessible."""
+        status = self._stat(sample)
+        return ("file", *stamp_of(status)) if status else None
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """The file's mtime in ns."""
-        found = self._look(sample)
-        return found.st_mtime_ns if found else None
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """The mtime of the file in ns."""
+        status = self._stat(sample)
+        return status.st_mtime_ns if status else None
 
-    def _look(self, sample: Sample) -> os.stat_result | None:
+    def _stat(self, sample: Sample) -> os.stat_result | None:
         try:
             return Path(self._path(sample)).stat()
         except (OSError, ValueError, KeyError):
@@ -63,11 +63,12 @@ class FilesSource(ImageSource):
 
 
 class FolderSource(FilesSource):
-    """A folder laid out as `layout` says, perhaps with a table that describes its images (`metadata`).
+    """A folder with a layout as in `layout`, perhaps with a table that describes its images (`metadata`).
 
-    Links are followed, loops of them cut.
+    Links are followed, except those that lead back to a parent folder.
 
-    Raises SourceError for a folder without images, one that cannot be listed, or an ambiguous layout.
+    Raises:
+        SourceError: The folder contains no images, cannot be listed, or its layout is ambiguous.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class FolderSource(FilesSource):
 def image_files(folder: Path) -> list[str]:
     """The POSIX paths of all images under a folder, relative to it and sorted, whatever its layout.
 
-    Raises SourceError where there are none, or a folder cannot be listed.
+    Raises SourceError if there are none, or a folder cannot be listed.
     """
     root = str(folder)
     found = sorted(_walk(root, "", (_identity(root),)))
@@ -103,13 +104,13 @@ def image_files(folder: Path) -> list[str]:
 
 
 def has_images(folder: Path) -> bool:
-    """Whether an image lies in a folder or below it. Raises SourceError where it cannot be listed."""
+    """Whether a folder contains an image, directly or in subfolders. Raises SourceError if it cannot be listed."""
     root = str(folder.resolve())
     return next(_walk(root, "", (_identity(root),)), None) is not None
 
 
 def _walk(folder: str, prefix: str, ancestors: Ancestors) -> Iterator[str]:
-    """The images below a folder."""
+    """Iterate over the paths of the images below a folder."""
     for path, entry, inner in _files_below(folder, prefix, ancestors):
         if inner is not None:
             yield from _walk(entry.path, f"{path}/", inner)
@@ -118,7 +119,7 @@ def _walk(folder: str, prefix: str, ancestors: Ancestors) -> Iterator[str]:
 
 
 def _walk_into(tree: Tree, folder: str, prefix: str, ancestors: Ancestors) -> None:
-    """Note everything below a folder."""
+    """Add everything below a folder to `tree`."""
     for path, entry, inner in _files_below(folder, prefix, ancestors):
         if inner is not None:
             tree.folders.append(path)
@@ -138,12 +139,12 @@ def _walk_into(tree: Tree, folder: str, prefix: str, ancestors: Ancestors) -> No
 def _files_below(
     folder: str, prefix: str, ancestors: Ancestors
 ) -> Iterator[tuple[str, os.DirEntry[str], Ancestors | None]]:
-    """The path and entry of all that is in a folder, and of a folder that is looked into what it lies in."""
+    """(path, entry, ancestors) of all entries of a folder; ancestors is None except for folders to descend into."""
     for entry in _entries(folder):
         inner = None
         if _is_folder(entry) and folder_left_out(entry.name) is None:
             identity = _identity(entry.path)
-            # A link back to a folder that we are in: all its images are listed already.
+            # A link back to a folder that contains this one: its images are listed anyway.
             if identity in ancestors:
                 continue
             inner = (*ancestors, identity)
@@ -162,7 +163,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError:
-        # A link that leads in a circle: where it is named like an image, reading it says so.
+        # A link that leads to itself; if it is named like an image, reading it will raise the error.
         return False
 
 
@@ -174,10 +175,10 @@ def _identity(folder: str) -> tuple[int, int]:
     return (found.st_dev, found.st_ino)
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     return given.at("folder", options=(SPLIT_BY_FOLDER,)) if given.is_text and given.is_folder else None
 
 
 @register("folder", rank=60, locate=_locate)
-def _open(location: Location, opening: Opening) -> FolderSource:
+def _open(location: Location, opening: OpenOptions) -> FolderSource:
     return FolderSource(location.place, split_by_folder=location.values(SPLIT_BY_FOLDER), columns=opening.columns)

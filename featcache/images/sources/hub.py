@@ -1,10 +1,10 @@
 """`hf:NAME`: data sets of the Hugging Face Hub, through the package datasets.
 
     hf:uoft-cs/cifar10
-    hf:uoft-cs/cifar100?label=fine_label      a column named, where several might be meant; ?config= names a subset
+    hf:uoft-cs/cifar100?label=fine_label      chooses one of several label columns; ?config= chooses a subset
 
 An image's id is its split and row: "train/00012". Splits are train, val (validation, dev) and test; others are left
-out, and it is said. Parquet files need neither the package nor a network: `sources.parquet`.
+out, with a note. Parquet files need neither the package nor a network: `sources.parquet`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any, Final
 
 from featcache.errors import DownloadError, ImageError, MissingExtra, SourceError
 from featcache.images.listing import ListingBuilder
-from featcache.images.location import Given, Location, Opening, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, register
 from featcache.images.omissions import Omissions
 from featcache.images.options import SPLITS
 from featcache.images.roles import OPTIONS, Roles, find_roles
 from featcache.images.samples import Sample
-from featcache.images.source import ImageSource, Stamp, numbered_ids
-from featcache.images.sources.parquet import PREFIX, encoded, refuse_several
+from featcache.images.source import ImageSource, Stamp, row_ids
+from featcache.images.sources.parquet import PREFIX, image_bytes, refuse_several
 from featcache.images.splits import SplitAmbiguous, split_in
 from featcache.images.tables import cells_of
 
@@ -30,13 +30,13 @@ _KINDS: Final = {"float16": "numbers", "float32": "numbers", "float64": "numbers
 
 
 class HubSource(ImageSource):
-    """The rows of tables of the package datasets, one a split. They are memory-mapped, so rows are read one by one.
+    """The rows of tables of the package datasets, one table per split. They are memory-mapped, so rows are read singly.
 
     Args:
-        tables: By split.
-        roles: What their columns are for.
-        classes: Of the label, where the set names them.
-        name, origin: As `ImageSource` has them.
+        tables: The table of each split.
+        roles: The roles of their columns.
+        classes: The class names of the label, if the set has them.
+        name, origin: As in `ImageSource`.
         omissions: What was left out so far.
     """
 
@@ -59,17 +59,17 @@ class HubSource(ImageSource):
         listing = builder.listing(origin, label_kind=roles.label_kind)
         super().__init__(name=name, origin=origin, listing=listing)
         self._image = roles.image
-        self._tables = {split: _encoded(table, roles.image) for split, table in tables.items() if len(table)}
-        # Files that rows only name may change behind the table's back.
+        self._tables = {split: _column_of_images(table, roles.image) for split, table in tables.items() if len(table)}
+        # If rows only name files, these may change while the table stays the same.
         self._whole = {split: _holds_all(table, roles.image) for split, table in self._tables.items()}
         self._fingerprints = {split: str(tables[split]._fingerprint) for split in self._tables}
 
     def read(self, sample: Sample) -> bytes:
-        """The encoded image. Raises ImageError for a row that is not there, holds none or cannot be read."""
-        return encoded(self._tables[sample.split][self._number(sample)][self._image], sample.id, Path())
+        """Read the encoded image. Raises ImageError for a row that does not exist, is empty or cannot be read."""
+        return image_bytes(self._tables[sample.split][self._number(sample)][self._image], sample.id, Path())
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("hf", the table's fingerprint, the row), where images lie in the table itself."""
+        """("hf", the table's fingerprint, the row) if the images are in the table itself; else None."""
         if not self._whole.get(sample.split):
             return None
         return ("hf", self._fingerprints[sample.split], self._number(sample))
@@ -83,7 +83,7 @@ class HubSource(ImageSource):
 
 def _add_rows(builder: ListingBuilder, split: str, table: Any, roles: Roles) -> None:
     found = {name: _cells(table, name) for name in roles.columns if name != roles.image}
-    for row, sample_id in enumerate(numbered_ids(split, range(len(table)), len(table))):
+    for row, sample_id in enumerate(row_ids(split, range(len(table)), len(table))):
         values = roles.read({name: cells[row] for name, cells in found.items()})
         builder.add(split, sample_id, values.label, values.cells)
 
@@ -93,15 +93,15 @@ def _cells(table: Any, name: str) -> list[str | None]:
     return cells_of(values, getattr(table.features[name], "names", None), f"the column {name}")
 
 
-def _encoded(table: Any, image: str) -> Any:
-    """The column of images, of which nothing is decoded."""
+def _column_of_images(table: Any, image: str) -> Any:
+    """The column of images, without decoding."""
     pictures = table.select_columns([image])
     kind = pictures.features[image]
     return pictures.cast_column(image, type(kind)(decode=False)) if type(kind).__name__ == "Image" else pictures
 
 
 def _holds_all(table: Any, image: str) -> bool:
-    """Whether every row holds its image's bytes, and none only names a file."""
+    """Whether every row contains the bytes of its image, instead of the path of a file."""
     for chunk in table.data.column(image).chunks:
         held = chunk.field("bytes") if chunk.type.num_fields else chunk
         if chunk.null_count or held.null_count:
@@ -112,19 +112,19 @@ def _holds_all(table: Any, image: str) -> bool:
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not (given.is_text and given.text.startswith(PREFIX)):
         return None
     name = given.text.removeprefix(PREFIX)
     if not name:
         raise SourceError(
-            f"{given.text}: no name", hint="hf:NAME, hf:PATH, perhaps with ?image=COLUMN&label=COLUMN&config=NAME"
+            f"{given.text}: no name", hint="hf:NAME or hf:PATH, optionally with ?image=COLUMN&label=COLUMN&config=NAME"
         )
     return given.at("hub", name, prefix=PREFIX, options=(*OPTIONS, "config"))
 
 
 @register("hub", rank=41, locate=_locate)
-def _open(location: Location, opening: Opening) -> HubSource:
+def _open(location: Location, opening: OpenOptions) -> HubSource:
     loaded = _load(location.place, location.option("config"), opening.datasets_dir, opening.download)
     omissions = Omissions()
     tables = _by_split(loaded, location.origin, omissions)
@@ -178,7 +178,7 @@ def _by_split(loaded: Mapping[str, Any], origin: str, omissions: Omissions) -> d
     if not found:
         raise SourceError(f"{origin}: has the splits {', '.join(left_out)}, expected train, validation or test")
     if left_out:
-        omissions.note(f"left out are the splits {', '.join(left_out)}")
+        omissions.note(f"left out: the splits {', '.join(left_out)}")
     return {split: found[split] for split in SPLITS if split in found}
 
 
@@ -197,11 +197,11 @@ def _load(name: str, config: str | None, datasets_dir: Path, download: bool) -> 
             download_config=datasets.DownloadConfig(local_files_only=not download),
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        # It raises the same for no network, no such set and a subset that must be named.
+        # The same errors are raised without a network, for an unknown set, and if a subset must be chosen.
         reason = " ".join(str(error).split())
         raise DownloadError(
             f"hf:{name} cannot be loaded: {reason}",
-            hint="a set with several subsets takes ?config=NAME; Parquet files need no network: hf:PATH.parquet",
+            hint="a set with several subsets needs ?config=NAME; Parquet files need no network: hf:PATH.parquet",
         ) from error
     tables: Mapping[str, Any] = loaded
     return tables

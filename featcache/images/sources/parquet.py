@@ -1,7 +1,7 @@
-"""Images inside Parquet files, read where they lie: a row group at a time, the last few kept.
+"""Images inside Parquet files, read one row group at a time; the last few groups stay in memory.
 
-One file, or a folder of them, as the Hugging Face Hub publishes sets. The split of a row is that of a column `split`,
-else that of its file's name (train-00000-of-00002.parquet). An image's id is its split and number: "train/00012".
+One file, or a folder of them, as the Hugging Face Hub publishes sets. The split of a row comes from a column `split`,
+else from the name of its file (train-00000-of-00002.parquet). An image's id is its split and number: "train/00012".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.listing import ListingBuilder
-from featcache.images.location import Given, Location, Opening, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, register
 from featcache.images.omissions import Omissions
 from featcache.images.options import SPLITS
 from featcache.images.regular import MAX_FILE_BYTES, read_regular
@@ -40,10 +40,10 @@ from featcache.images.tables import (
 )
 
 PREFIX: Final = "hf:"
-# Threads that decode read neighbouring rows: two groups at a time, and what is nearly done.
-_HELD: Final = 4
+# Decoding threads read neighbouring rows: two groups at a time, and others that are nearly done.
+_MOST_CACHED: Final = 4
 _ROWS_AT_ONCE: Final = 8192
-# Where all bytes are missing, and paths count, what wrote the file may not have known their type.
+# If all bytes are missing, and paths are used, the writer of the file may not have known the type of the bytes.
 _STRUCT = re.compile(r"struct<.*bytes: ((large_)?binary|null)")
 _BINARY: Final = ("binary", "large_binary")
 
@@ -52,20 +52,20 @@ _BINARY: Final = ("binary", "large_binary")
 
 
 def image_columns(path: Path) -> list[str]:
-    """The columns of a Parquet file that hold images: of type Image, of {bytes, path}, or of binary values."""
+    """The columns of a Parquet file that contain images: of type Image, of {bytes, path}, or of binary values."""
     schema = schema_of(path)
     marked = [name for name, kind in _features(schema).items() if kind.get("_type") == "Image"]
     kinds = {field.name: str(field.type) for field in schema}
     structs = [name for name, kind in kinds.items() if _STRUCT.match(kind)]
     if marked or structs:
         return [name for name in kinds if name in {*marked, *structs}]
-    # Beside a path, binary values are something else, a digest perhaps.
+    # If there is a column of paths, binary values are something else, perhaps digests.
     paths = {name.lower() for name in kinds if not kinds[name].endswith("binary")} & set(PLACES)
     return [] if paths else [name for name, kind in kinds.items() if kind in _BINARY]
 
 
 def holds_images(path: Path, named: str | None = None) -> bool:
-    """Whether a file holds images, in the column of that name or in any."""
+    """Whether a file contains images, in the column `named` or in any column."""
     if path.suffix.lower() != ".parquet":
         return False
     found = image_columns(path)
@@ -74,10 +74,10 @@ def holds_images(path: Path, named: str | None = None) -> bool:
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """What the package datasets notes of a file's columns."""
+    """The descriptions of a file's columns that the package datasets writes into its metadata."""
     try:
-        noted = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: kind for name, kind in noted.items() if isinstance(kind, dict)}
+        described = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {name: kind for name, kind in described.items() if isinstance(kind, dict)}
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return {}
 
@@ -91,7 +91,7 @@ def _class_labels(schema: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _kinds_of(schemas: Sequence[Any]) -> dict[str, str]:
-    """What columns hold by their types, where those of all files that have one say the same."""
+    """The kinds of columns that are known from types, if the types are the same in all files with that column."""
     kinds: dict[str, set[str | None]] = {}
     for schema in schemas:
         known = kinds_in(schema)
@@ -104,15 +104,15 @@ def _kinds_of(schemas: Sequence[Any]) -> dict[str, str]:
 
 
 class ParquetSource(ImageSource):
-    """The rows of several files. Nothing stays open: a row group is read from a file opened for it.
+    """The rows of several files. No file stays open: each is opened for every row group that is read.
 
     Args:
-        files: Of one schema.
-        root: The folder that is opened; names of folders below it count.
-        roles: What their columns are for.
-        name, origin: As `ImageSource` has them.
+        files: Files with one schema.
+        root: The folder of the set; the names of folders below it may give the split.
+        roles: The roles of the columns.
+        name, origin: As in `ImageSource`.
         omissions: What was ignored so far.
-        classes: The names of the label's classes in order, where the files name them.
+        classes: The class names of the label, in order, if the files have them.
     """
 
     def __init__(
@@ -139,7 +139,8 @@ class ParquetSource(ImageSource):
         listing = builder.listing(origin, label_kind=roles.label_kind)
         super().__init__(name=slug(name), origin=origin, listing=listing)
         self._rows = {
-            split: np.array(rows[split], np.int64)[samples.listed_rows] for split, samples in listing.samples.items()
+            split: np.array(rows[split], np.int64)[samples.rows_in_listing]
+            for split, samples in listing.samples.items()
         }
         self._renew()
 
@@ -148,46 +149,46 @@ class ParquetSource(ImageSource):
         return max(5, len(str(max(int(self._ends[-1]) - 1, 0))))
 
     def read(self, sample: Sample) -> bytes:
-        """The cell's bytes, or those of the file that it names. Raises ImageError."""
+        """The bytes in the cell, or those of the file that it names. Raises ImageError."""
         number = self._number(sample)
         place = self._place(number)
         cell = self._group(place, sample.id)[number - int(self._ends[place])].as_py()
-        return encoded(cell, sample.id, self._folder(place))
+        return image_bytes(cell, sample.id, self._folder(place))
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """("parquet", size, mtime and ctime in ns, inode of the file, the row); with those of the file a cell names.
+        """("parquet", size, mtime and ctime in ns, inode of the file, the same of a file that the cell names, the row).
 
-        None where a file cannot be looked at.
+        None if a file is not accessible.
         """
-        looked = self._look(sample)
-        if looked is None:
+        statuses = self._stat(sample)
+        if statuses is None:
             return None
-        return ("parquet", *(part for found in looked for part in stamp_of(found)), self._number(sample))
+        return ("parquet", *(part for status in statuses for part in stamp_of(status)), self._number(sample))
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """The latest mtime in ns of the files that hold the image."""
-        looked = self._look(sample)
-        return None if looked is None else max(found.st_mtime_ns for found in looked)
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """The latest mtime in ns of the files that contain the image."""
+        statuses = self._stat(sample)
+        return None if statuses is None else max(status.st_mtime_ns for status in statuses)
 
-    def _look(self, sample: Sample) -> list[os.stat_result] | None:
+    def _stat(self, sample: Sample) -> list[os.stat_result] | None:
         try:
             number = self._number(sample)
             place = self._place(number)
-            looked = [self._files[self._groups[place][0]].stat()]
+            statuses = [self._files[self._groups[place][0]].stat()]
             if self._names_files(place, sample.id):
                 cell = self._group(place, sample.id)[number - int(self._ends[place])].as_py()
                 if isinstance(cell, dict) and not isinstance(cell.get("bytes"), bytes) and cell.get("path"):
-                    looked.append(Path(self._folder(place), cell["path"]).stat())
+                    statuses.append(Path(self._folder(place), cell["path"]).stat())
         except (OSError, ValueError, ImageError):
             return None
-        return looked
+        return statuses
 
     def _names_files(self, place: int, sample_id: str) -> bool:
-        """Whether a row group has cells without bytes, which name files."""
+        """Whether a row group has cells without bytes, which name files instead."""
         with self._lock:
             known = self._naming.get(place)
         if known is None:
-            known = self._counts_empty(place)
+            known = self._has_empty_by_statistics(place)
             if known is None:
                 group = self._group(place, sample_id)
                 known = bool(group.type.num_fields) and group.combine_chunks().field("bytes").null_count > 0
@@ -195,8 +196,8 @@ class ParquetSource(ImageSource):
                 self._naming[place] = known
         return known
 
-    def _counts_empty(self, place: int) -> bool | None:
-        """The same by the file's statistics, so that no image is read for it; None where they do not say."""
+    def _has_empty_by_statistics(self, place: int) -> bool | None:
+        """The same from the file's statistics, without reading an image; None if these are missing."""
         number, group = self._groups[place]
         try:
             chunks = open_parquet(self._files[number]).metadata.row_group(group)
@@ -222,12 +223,12 @@ class ParquetSource(ImageSource):
 
     def _group(self, place: int, sample_id: str) -> Any:
         if self._owner != os.getpid():
-            # A thread that held the lock at the fork does not exist here.
+            # After a fork: the thread that held the lock does not exist in this process.
             self._renew()
         with self._lock:
             file, group = self._groups[place]
             try:
-                # What was read before the file changed is not what its stamp stands for now.
+                # A cached group from before a change of the file does not match its present stamp.
                 now = stamp_of(self._files[file].stat())
                 if self._held.get(place, (None,))[0] != now:
                     table = open_parquet(self._files[file]).read_row_group(group, columns=[self._image])
@@ -236,7 +237,7 @@ class ParquetSource(ImageSource):
                 self._held.pop(place, None)
                 raise ImageError(f"{sample_id}: {self._files[file]} cannot be read: {error}") from error
             self._held.move_to_end(place)
-            while len(self._held) > _HELD:
+            while len(self._held) > _MOST_CACHED:
                 self._held.popitem(last=False)
             return self._held[place][1]
 
@@ -255,24 +256,24 @@ class ParquetSource(ImageSource):
         self._renew()
 
 
-def encoded(value: Any, sample_id: str, folder: Path) -> bytes:
-    """What a cell holds: bytes, or {"bytes", "path"}, of which the path counts where bytes are None.
+def image_bytes(value: Any, sample_id: str, folder: Path) -> bytes:
+    """Read the image of a cell: bytes, or {"bytes", "path"}, whose path is used if bytes are None.
 
     Raises ImageError for an empty cell, one that is too large, or a file that cannot be read.
     """
-    found = value.get("bytes") if isinstance(value, dict) else value
-    if isinstance(found, bytes):
-        if len(found) > MAX_FILE_BYTES:
-            raise ImageError(f"{sample_id}: {len(found):,} bytes, at most {MAX_FILE_BYTES:,} are read")
-        return found
+    content = value.get("bytes") if isinstance(value, dict) else value
+    if isinstance(content, bytes):
+        if len(content) > MAX_FILE_BYTES:
+            raise ImageError(f"{sample_id}: {len(content):,} bytes, at most {MAX_FILE_BYTES:,} are read")
+        return content
     path = value.get("path") if isinstance(value, dict) else None
     if not isinstance(path, str) or not path:
-        raise ImageError(f"{sample_id}: the row holds no image")
+        raise ImageError(f"{sample_id}: the row contains no image")
     return read_regular(folder / path, f"{sample_id}: {folder / path}")
 
 
 def _groups(files: Sequence[Path], roles: Roles) -> tuple[np.ndarray[Any, np.dtype[np.int64]], list[tuple[int, int]]]:
-    """Where each row group ends among all rows, and the file and number of each."""
+    """The bounds of the row groups among all rows, int64 (groups + 1,), and (file, number in it) of each group."""
     sizes: list[int] = []
     groups: list[tuple[int, int]] = []
     for number, path in enumerate(files):
@@ -285,42 +286,42 @@ def _groups(files: Sequence[Path], roles: Roles) -> tuple[np.ndarray[Any, np.dty
 
 
 def _rows(files: Sequence[Path], roles: Roles, root: Path) -> Iterator[tuple[str, RowValues]]:
-    """The split of every row, and what it says of its image."""
+    """Iterate over the split and the values of every row."""
     columns = [name for name in roles.columns if name != roles.image]
     for path in files:
         file, file_split = open_parquet(path), _split_of_file(path, root)
         named = _class_labels(file.schema_arrow)
-        there = [name for name in columns if name in file.schema_arrow.names]
+        existing = [name for name in columns if name in file.schema_arrow.names]
         try:
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=there):
-                found: dict[str, list[str | None]] = dict.fromkeys(columns, [None] * batch.num_rows)
-                found |= {name: cells_of(batch.column(name).to_pylist(), named.get(name), path) for name in there}
+            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=existing):
+                by_name: dict[str, list[str | None]] = dict.fromkeys(columns, [None] * batch.num_rows)
+                by_name |= {name: cells_of(batch.column(name).to_pylist(), named.get(name), path) for name in existing}
                 for row in range(batch.num_rows):
-                    values = roles.read({name: cells[row] for name, cells in found.items()})
+                    values = roles.read({name: cells[row] for name, cells in by_name.items()})
                     yield split_of_cell(values.split, str(path), file_split), values
         except parquet_errors() as error:
             raise SourceError(f"{path}: damaged Parquet file: {error}") from error
 
 
 def _split_of_file(path: Path, root: Path) -> str | None:
-    """The split that a file's name says, or that of a folder below the one that is opened."""
+    """The split in the name of a file, or in that of a folder between it and `root`; None if there is none."""
     folders = path.parent.relative_to(root).parts if path.is_relative_to(root) else ()
     try:
         return next((found for name in (path.stem, *reversed(folders)) if (found := split_in(name)) is not None), None)
     except SplitAmbiguous as error:
-        raise SourceError(f"{path}: its name says {' and '.join(error.splits)}", hint="one split a file") from None
+        raise SourceError(f"{path}: its name has {' and '.join(error.splits)}", hint="one split per file") from None
 
 
 # --- opening -----------------------------------------------------------------------------------------------
 
 
-def open_parquet_images(location: Location, opening: Opening, files: Sequence[Path]) -> ParquetSource:
-    """The images inside Parquet files of one schema. Raises SourceError, UnknownName, MissingExtra."""
+def open_parquet_images(location: Location, opening: OpenOptions, files: Sequence[Path]) -> ParquetSource:
+    """Open the images inside Parquet files of one schema. Raises SourceError, UnknownName, MissingExtra."""
     found = image_columns(files[0])
     if len(found) > 1 and location.option("image") is None:
         raise SourceError(
-            f"{location.place}: the columns {', '.join(found)} may all be meant as image",
-            hint=f"name one of them: {location.place}?image={found[0]}",
+            f"{location.place}: the columns {', '.join(found)} could all be the image",
+            hint=f"choose one of them: {location.place}?image={found[0]}",
         )
     omissions = Omissions()
     root = Path(location.place) if Path(location.place).is_dir() else Path(location.place).parent
@@ -354,19 +355,19 @@ def open_parquet_images(location: Location, opening: Opening, files: Sequence[Pa
 
 
 def refuse_several(where: str, labels: Sequence[str]) -> None:
-    """Raises SourceError where several columns of classes may be meant as label, and none is called so."""
+    """Raises SourceError if there are several columns of classes, and none of them is named label."""
     if len(labels) > 1 and not {"label", "labels"} & {name.lower() for name in labels}:
         raise SourceError(
-            f"{where}: the columns {', '.join(labels)} may all be meant as label",
-            hint=f"name one of them: {where}?label={labels[0]}",
+            f"{where}: the columns {', '.join(labels)} could all be the label",
+            hint=f"choose one of them: {where}?label={labels[0]}",
         )
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not given.is_text:
         return None
     if given.text.startswith(PREFIX):
-        inside = Given(value=given.text.removeprefix(PREFIX))
+        inside = ImagesArgument(value=given.text.removeprefix(PREFIX))
         if not (inside.is_folder or inside.path.suffix.lower() == ".parquet"):
             return None
         kind = "parquet" if inside.is_folder else "table"
@@ -382,16 +383,16 @@ def _locate(given: Given) -> Location | None:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """The Parquet files of a folder and of those in it."""
+    """The Parquet files in a folder, down to two levels of subfolders."""
     named = ("*.parquet", "*/*.parquet", "*/*/*.parquet")
     return sorted(path for pattern in named for path in folder.glob(pattern) if path.stem.lower() != "metadata")
 
 
 @register("parquet", rank=40, locate=_locate)
-def _open(location: Location, opening: Opening) -> ParquetSource:
+def _open(location: Location, opening: OpenOptions) -> ParquetSource:
     files = _files_in(Path(location.place))
     if not files:
         raise SourceError(
-            f"{location.place}: no Parquet files found", hint="hf: reads names of the Hub and Parquet files"
+            f"{location.place}: no Parquet files found", hint="hf: takes names of the Hub, and paths of Parquet files"
         )
     return open_parquet_images(location, opening, files)

@@ -1,4 +1,4 @@
-"""Images named one by one, by paths or URLs; a list of paths is such a source."""
+"""Images that are named one by one, by paths or URLs: in a table, or in a list of paths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from featcache.errors import ImageError, SourceError
 from featcache.images.labels import Labels, read_labels
 from featcache.images.listing import Listing, ListingBuilder
-from featcache.images.location import Given, Location, Opening, absolute, object_location, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, absolute, object_location, register
 from featcache.images.regular import MAX_FILE_BYTES
 from featcache.images.samples import UNLABELLED, Sample
 from featcache.images.source import Stamp, digest
@@ -24,13 +24,13 @@ Digests = npt.NDArray[np.uint8]
 
 
 class PlacesSource(FilesSource):
-    """Images whose ids are paths, relative to a folder, or URLs. A URL is read when its image is.
+    """Images whose ids are paths, relative to a folder, or URLs. A URL is downloaded whenever its image is read.
 
     Args:
-        name, origin, listing: As `ImageSource` has them.
-        folder: What relative paths begin at.
-        digests: By split the SHA-256 that each image must have, uint8 (N, 32), zeros where none is known; with it an
-            unchanged URL need not be read again.
+        name, origin, listing: As in `ImageSource`.
+        folder: The folder to which paths are relative.
+        digests: By split, the SHA-256 that each image must have, uint8 (N, 32), zeros if unknown; with it a URL need
+            not be read again.
     """
 
     def __init__(
@@ -40,37 +40,37 @@ class PlacesSource(FilesSource):
         self._folder, self._digests = folder, digests or {}
 
     def _path(self, sample: Sample) -> str:
-        # That it is listed is looked up where it is read: a stamp of each image would cost four times as long.
+        # Only `read` checks that the sample is listed: here, a stamp of each image would take four times as long.
         return os.path.join(self._folder, sample.id)  # noqa: PTH118
 
     def read(self, sample: Sample) -> bytes:
-        """The file's bytes, or what the URL gives. Raises ImageError, also where they lack the expected digest."""
+        """Read the file, or download the URL. Raises ImageError, also if the digest is not the expected one."""
         self._row(sample)
         if is_url(sample.id):
-            # What reads URLs is imported where there is one.
+            # Imported only if there is a URL.
             from featcache.images.web import fetch
 
             content = fetch(sample.id, most_bytes=MAX_FILE_BYTES)
         else:
             content = super().read(sample)
-        expected = self._expected(sample)
+        expected = self._digest_of(sample)
         if expected is not None and digest(content) != expected:
             raise ImageError(
-                f"{sample.id}: expected sha256 {expected.hex()[:12]}.. as {self.origin} has it, "
+                f"{sample.id}: expected sha256 {expected.hex()[:12]}.. according to {self.origin}, "
                 f"got {digest(content).hex()[:12]}.."
             )
         return content
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """A file's own stamp; of a URL ("sha256", digest) where that is expected, else None."""
+        """The stamp of a file; for a URL ("sha256", digest) if the digest is known, else None."""
         if not is_url(sample.id):
             return super().stamp(sample)
-        expected = self._expected(sample)
+        expected = self._digest_of(sample)
         return None if expected is None else ("sha256", expected.hex())
 
-    def modified_ns(self, sample: Sample) -> int | None:
-        """A file's mtime in ns."""
-        return None if is_url(sample.id) else super().modified_ns(sample)
+    def mtime_ns(self, sample: Sample) -> int | None:
+        """The mtime of a file in ns; None for a URL."""
+        return None if is_url(sample.id) else super().mtime_ns(sample)
 
     def _row(self, sample: Sample) -> int:
         try:
@@ -78,7 +78,7 @@ class PlacesSource(FilesSource):
         except KeyError:
             raise ImageError(f"{sample.id}: no such image in {self.origin}") from None
 
-    def _expected(self, sample: Sample) -> bytes | None:
+    def _digest_of(self, sample: Sample) -> bytes | None:
         if sample.split not in self._digests:
             return None
         expected = self._digests[sample.split][self._row(sample)]
@@ -86,12 +86,12 @@ class PlacesSource(FilesSource):
 
 
 def is_url(place: str) -> bool:
-    """Whether a place is on the network."""
+    """Whether a place is a URL."""
     return "://" in place
 
 
 def require_scheme(place: str, where: str) -> None:
-    """Raises SourceError for a URL that is neither http nor https. `where` names the row."""
+    """Raises SourceError for a URL that is neither http nor https. `where`: the row, for the message."""
     scheme, found, _ = place.partition("://")
     if found and scheme.lower() not in _SCHEMES:
         raise SourceError(f"{where}: expected http or https, got {scheme}://", hint="download it, and give its path")
@@ -100,22 +100,22 @@ def require_scheme(place: str, where: str) -> None:
 # --- a list of paths ---------------------------------------------------------------------------------------
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     pairs = _paths_in(given.value)
     if pairs is None:
         return None
     paths, labels = pairs
     if labels is not None and given.labels is not None:
-        raise SourceError("labels stand beside the paths and in labels= too", hint="leave labels= out")
+        raise SourceError("labels are given both with the paths and in labels=", hint="leave labels= out")
     places = [one if is_url(one) else str(absolute(one)) for one in paths]
-    found = Given(
+    found = ImagesArgument(
         value=places, labels=given.labels if labels is None else labels, classes=given.classes, split=given.split
     )
     return object_location("paths", found, [one.encode("utf-8", "surrogateescape") for one in places])
 
 
 def _paths_in(value: Any) -> tuple[list[str], list[Any] | None] | None:
-    """The paths in a list, and their labels in a list of pairs; None for anything else."""
+    """The paths in a list, and the labels if it is a list of pairs (path, label); None for anything else."""
     if not isinstance(value, list | tuple) or not value:
         return None
     if all(isinstance(one, str | os.PathLike) for one in value):
@@ -126,8 +126,8 @@ def _paths_in(value: Any) -> tuple[list[str], list[Any] | None] | None:
 
 
 @register("paths", rank=11, locate=_locate)
-def _open(location: Location, opening: Opening) -> PlacesSource:
-    given: Given = location.given
+def _open(location: Location, opening: OpenOptions) -> PlacesSource:
+    given: ImagesArgument = location.given
     places: Sequence[str] = given.value
     known = read_labels(given.labels, len(places), given.split, given.classes)
     folder = _common_folder([one for one in places if not is_url(one)])

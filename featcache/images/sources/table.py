@@ -1,10 +1,11 @@
-"""Tables that name images one by one, a path or a URL a row, and folders of Parquet files that hold images.
+"""Tables that name images, one path or URL per row, and single Parquet files that contain images.
 
     path,label,split
     photos/0001.jpg,cat,train
 
-A table is read row by row and kept as columns, so one of ten million rows costs what its names take. Paths are
-relative to the table's folder. A URL is read when its image is; with a column `sha256` it need not be read again.
+A table is read row by row and stored as columns, so ten million rows need little more than their names. Paths are
+relative to the table's folder. A URL is downloaded whenever its image is read; with a column `sha256`, an
+unchanged image need not be downloaded again.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from featcache.columns import cell_text
 from featcache.errors import SourceError
 from featcache.images.listing import Listing, ListingBuilder
-from featcache.images.location import Given, Location, Opening, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, register
 from featcache.images.omissions import Omissions
 from featcache.images.options import SPLITS
 from featcache.images.roles import OPTIONS, SPLIT_NAMES, Roles, find_roles, split_of_cell
@@ -30,22 +31,23 @@ from featcache.images.splits import split_word, splits_in
 from featcache.images.tables import column_kinds, column_names, is_table, table_rows
 
 _DIGEST_BYTES = 32
-# Columns that may hold the split, or something else.
+# Names of columns that may contain the split, or something else.
 _DOUBTFUL_SPLITS = ("set", "phase", "fold")
-_LOOKED_AT = 1000
+_PROBED_ROWS = 1000
 
 
-def open_table(location: Location, opening: Opening) -> PlacesSource:
-    """The images that a table names.
+def open_table(location: Location, opening: OpenOptions) -> PlacesSource:
+    """List the images that a table names.
 
     Raises:
-        SourceError: There is no column of places, a split or digest is none, a row names no image, or an image twice.
+        SourceError: There is no column of places, a split or digest is invalid, a row names no image, or an image
+            occurs twice.
     """
     path = Path(location.place)
     names = column_names(path)
     omissions = Omissions()
-    asked = _with_split(path, names, location.options)
-    roles = find_roles(str(path), names, asked, opening.columns, omissions, types=column_kinds(path))
+    requested = _with_split(path, names, location.options)
+    roles = find_roles(str(path), names, requested, opening.columns, omissions, types=column_kinds(path))
     listing, digests = _list(path, roles)
     listing.omissions.merge(omissions)
     return PlacesSource(
@@ -54,16 +56,16 @@ def open_table(location: Location, opening: Opening) -> PlacesSource:
 
 
 def _with_split(path: Path, names: Sequence[str], options: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """The options, with a column such as `set` or `phase` as the split where its first cells name splits."""
-    asked = dict(options)
+    """The options, with a column such as `set` or `phase` as the split if its first cells name splits."""
+    requested = dict(options)
     doubtful = [name for name in names if name.strip().lower() in _DOUBTFUL_SPLITS]
-    if "split" in asked or not doubtful or any(name.strip().lower() in SPLIT_NAMES for name in names):
-        return asked
-    first = list(itertools.islice(table_rows(path, doubtful), _LOOKED_AT))
+    if "split" in requested or not doubtful or any(name.strip().lower() in SPLIT_NAMES for name in names):
+        return requested
+    first = list(itertools.islice(table_rows(path, doubtful), _PROBED_ROWS))
     for name, cells in zip(doubtful, zip(*first, strict=True), strict=False):
         if all(split_word(cell or "") for cell in cells):
-            return {**asked, "split": name}
-    return asked
+            return {**requested, "split": name}
+    return requested
 
 
 def _list(path: Path, roles: Roles) -> tuple[Listing, dict[str, Digests]]:
@@ -84,7 +86,7 @@ def _list(path: Path, roles: Roles) -> tuple[Listing, dict[str, Digests]]:
     if roles.digest is None:
         return listing, {}
     return listing, {
-        name: np.frombuffer(digests[name], np.uint8).reshape(-1, _DIGEST_BYTES)[samples.listed_rows]
+        name: np.frombuffer(digests[name], np.uint8).reshape(-1, _DIGEST_BYTES)[samples.rows_in_listing]
         for name, samples in listing.samples.items()
     }
 
@@ -96,7 +98,7 @@ def _place(cells: Mapping[str, str | None], roles: Roles, where: str) -> str:
         raise SourceError(f"{where}: names no image", hint="expected a path or a URL in each row")
     require_scheme(found, where)
     place = found.strip()
-    # One image is one name, so that a second row of it is seen.
+    # Normalised, so that a second row of the same image is detected.
     return place if is_url(place) or not ("./" in place or "//" in place) else str(PurePosixPath(place))
 
 
@@ -113,14 +115,14 @@ def _digest(cell: str | None, where: str) -> bytes:
     return found
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not (given.is_text and is_table(given.path) and given.is_file):
         return None
     return given.at("table", options=OPTIONS)
 
 
 @register("table", rank=50, locate=_locate)
-def _open(location: Location, opening: Opening) -> ImageSource:
+def _open(location: Location, opening: OpenOptions) -> ImageSource:
     path = Path(location.place)
     if holds_images(path, location.option("image")):
         return open_parquet_images(location, opening, [path])

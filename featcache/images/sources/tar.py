@@ -19,7 +19,7 @@ _MAX_LINK_HOPS = 40
 
 
 class TarMember(NamedTuple):
-    """Where a member's bytes lie in the archive."""
+    """The position and size of a member's bytes in the archive."""
 
     offset: int
     size: int
@@ -46,7 +46,7 @@ class TarSource(ArchiveSource[TarMember]):
                     add_member(images, path, files[name], self._path)
         if any(name.endswith(".cls") for name in files):
             raise SourceError(
-                f"{self._path}: holds classes in .cls files, as WebDataset does", hint=f"say wds:{self._path}"
+                f"{self._path}: contains classes in .cls files, as WebDataset does", hint=f"use wds:{self._path}"
             )
         _add_links(images, files, links, self._path, tree)
         return images
@@ -67,7 +67,7 @@ class TarSource(ArchiveSource[TarMember]):
 def is_tar(head: bytes) -> bool:
     """Whether `head`, 512 bytes, is a tar header whose checksum is right."""
     if head == bytes(BLOCK):
-        # An archive without members is one: "no images" says more than "no archive".
+        # An archive without members counts as a tar: its error "no images" is more helpful than "no archive".
         return True
     try:
         parse_header(head)
@@ -77,7 +77,7 @@ def is_tar(head: bytes) -> bool:
 
 
 def refuse_holes(path: str | None, where: Path) -> None:
-    """SourceError where an image's bytes are stored with holes: they do not lie in one piece."""
+    """Raises SourceError for an image that is stored with holes: its bytes are not contiguous."""
     if path is not None:
         raise SourceError(f"{where}: {path} is stored with holes", hint="pack it again without `--sparse`")
 
@@ -94,7 +94,7 @@ def _add_links(
         elif target in files:
             add_member(images, path, files[target], where)
         else:
-            raise SourceError(f"{where}: the link {path} leads to no file in it ({target})")
+            raise SourceError(f"{where}: the link {path} leads to a file that is not in the archive ({target})")
 
 
 def _refuse_folder_link(name: str, target: str, folders: set[str], where: Path) -> None:
@@ -109,7 +109,7 @@ def _clean(name: str) -> str:
 
 
 def _target(link: TarHeader) -> str:
-    """The path in the archive that a link leads to: a hard link names it, a symbolic one starts at its folder."""
+    """The path in the archive that a link leads to: a hard link names it, a symbolic link is relative to its folder."""
     if link.kind == tarfile.LNKTYPE:
         return _clean(link.link)
     return _clean(posixpath.join(posixpath.dirname(link.name), link.link))

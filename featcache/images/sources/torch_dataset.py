@@ -1,8 +1,8 @@
-"""A torch Dataset as a source of images: its items as they come, before any augmentation.
+"""A torch Dataset as a source of images: its items, without random augmentation.
 
-What `__getitem__` gives is the label. A list of labels that the dataset keeps beside its items is believed only where
-torchvision's own `__getitem__` reads it; else every item is read once. Labels are mapped to classes by the names that
-the dataset has for them, also where datasets are joined or cut (ConcatDataset, Subset).
+The label is that of `__getitem__`. A list of labels in an attribute of the dataset is used only if torchvision's own
+`__getitem__` reads it; else every item is read once. Labels are mapped to classes by the dataset's class names, also if
+datasets are concatenated or cut (ConcatDataset, Subset).
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ import numpy as np
 
 from featcache.errors import ImageError, SourceError
 from featcache.images.listing import Listing
-from featcache.images.location import Given, Location, Opening, object_location, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, object_location, register
 from featcache.images.names import ClassNames
 from featcache.images.omissions import Omissions
-from featcache.images.pixels import misfit
+from featcache.images.pixels import reason_invalid
 from featcache.images.samples import UNLABELLED, Sample, SampleColumns
-from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, numbered_ids
+from featcache.images.source import ImageSource, Pixels, Stamp, check_splits, row_ids
 from featcache.images.sources.arrays import is_tensor
 
 _PROBED_ITEMS = 8
 _PROBES = 3
-_ITEMS_THAT_TELL = 12
+_HASHED_ITEMS = 12
 
 
 class MapDataset(Protocol):
-    """A map-style dataset: a length and items (image, label) by number."""
+    """A map-style dataset: a length and items (image, label) by index."""
 
     def __len__(self) -> int: ...
 
@@ -41,18 +41,18 @@ class MapDataset(Protocol):
 class TorchDatasetSource(ImageSource):
     """Items (image, label) of a map-style dataset; a sample's id is its split and number, "train/00012".
 
-    An image is a PIL image (turned to RGB as `decoding` says, without orientation), a uint8 array (H, W) or
-    (H, W, C), or a uint8 tensor (C, H, W) or (H, W).
+    An image is a PIL image (converted to RGB as in `decoding`, without EXIF orientation), an array, uint8 (H, W) or
+    (H, W, C), or a tensor, uint8 (C, H, W) or (H, W).
 
     Args:
         dataset: The dataset.
-        split: Which split its items are.
-        name: Short, for the names of caches.
-        classes: The names of class numbers, where the dataset has none.
+        split: The split of its items.
+        name: A short name, for the names of caches.
+        classes: The class names, if the dataset has none.
 
     Raises:
-        SourceError: A random transform, found by reading some items several times: a cache has one row per image.
-            Items of another kind, a dataset without a length, or class numbers that may mean different things.
+        SourceError: The dataset has a random transform, detected by reading some items several times (a cache has one
+            row per image); items of another type; no length; or class numbers with ambiguous meaning.
     """
 
     def __init__(
@@ -68,38 +68,38 @@ class TorchDatasetSource(ImageSource):
         self._renew_lock()
         count = _length(dataset, split)
         _probe_some(dataset, count, split)
-        meanings = _Meanings(dataset, classes, split)
-        met = ClassNames()
-        for known in meanings.names_in_order:
-            met.number(known)
+        class_names = _ClassNamesOfItems(dataset, classes, split)
+        numbering = ClassNames()
+        for known in class_names.names_in_order:
+            numbering.number(known)
         samples = SampleColumns(split)
         omissions = Omissions()
         self._row = {}
         for row, (sample_id, label) in enumerate(
-            zip(numbered_ids(split, range(count), count), meanings.labels(count, omissions), strict=True)
+            zip(row_ids(split, range(count), count), class_names.labels(count, omissions), strict=True)
         ):
             self._row[sample_id] = row
-            samples.append(sample_id, met.number(label))
-        names, listed = met.names, samples.samples()
-        if not meanings.names_in_order:
-            names, place = met.in_order()
-            if meanings.are_numbers:
-                # Class numbers that no item has are classes too.
+            samples.append(sample_id, numbering.number(label))
+        names, listed = numbering.names, samples.samples()
+        if not class_names.names_in_order:
+            names, place = numbering.in_order()
+            if class_names.are_numbers:
+                # Class numbers without items are classes too.
                 place = np.array([int(names[one]) for one in place], np.int64)
                 names = tuple(map(str, range(int(names[-1]) + 1))) if names else ()
-            listed = listed.relabelled(place)
+            listed = listed.renumber_labels(place)
         if _reads_files(dataset):
-            omissions.note("orientation in EXIF counts as the dataset's own loader has it: featcache does not turn")
+            omissions.note("EXIF orientation is left to the dataset's own loader: featcache does not rotate its images")
         listing = Listing(samples={split: listed}, classes=names, omissions=omissions)
         super().__init__(name=name, origin=name, listing=listing)
 
     def read(self, sample: Sample) -> Pixels:
-        """(H, W) or (H, W, C) uint8 of one item. Raises ImageError naming the sample.
+        """The pixels of one item, uint8 (H, W) or (H, W, C). Raises ImageError naming the sample.
 
-        One thread at a time: datasets are written for one.
+        Only one thread reads at a time, since datasets need not be thread-safe.
         """
         if self._lock_owner != os.getpid():
-            # A thread that held it at the fork does not exist here.
+            # After a fork: the thread that held the lock does not exist in this process.
             self._renew_lock()
         if sample.id not in self._row:
             raise ImageError(f"{sample.id}: no such image in {self.origin}")
@@ -108,7 +108,7 @@ class TorchDatasetSource(ImageSource):
             return _pixels(image, sample.id)
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None: nothing tells whether an item is still the same."""
+        """None: it cannot be known whether an item is unchanged without reading it."""
         return None
 
     def _renew_lock(self) -> None:
@@ -136,11 +136,12 @@ def _length(dataset: MapDataset, split: str) -> int:
 # --- labels ------------------------------------------------------------------------------------------------
 
 
-class _Meanings:
-    """What the labels of a dataset's items mean.
+class _ClassNamesOfItems:
+    """The class names of a dataset's items.
 
-    `names_in_order`: of classes, where all parts of the dataset have the same names in the same order; `are_numbers`:
-    nothing names its classes.
+    Attributes:
+        names_in_order: The class names, if all parts of the dataset have the same in the same order; else empty.
+        are_numbers: Whether the classes have no names.
     """
 
     def __init__(self, dataset: MapDataset, classes: Sequence[str] | None, split: str) -> None:
@@ -150,17 +151,17 @@ class _Meanings:
             raise SourceError(
                 f"some of the datasets joined in the split {split} name their classes and others do not, so equal "
                 "numbers may mean different classes",
-                hint="give each of them an attribute `classes` with the names of its numbers",
+                hint="give each of them an attribute `classes` with the class names",
             )
         self._classes = None if classes is None else tuple(str(name) for name in classes)
         self.are_numbers = classes is None and own == {None}
         self.names_in_order: tuple[str, ...] = self._classes or (own.pop() or () if len(own) == 1 else ())
 
     def labels(self, count: int, omissions: Omissions) -> Iterator[str | None]:
-        """The class name of each item. Every item is read where the dataset does not list its labels."""
-        listed = _listed_labels(self._dataset, count)
+        """Iterate over the class name of each item. Reads every item if the dataset has no list of labels."""
+        listed = _labels_in_list(self._dataset, count)
         if listed is None:
-            omissions.note(f"labels of the split {self._split}: {count:,} items were read to learn them")
+            omissions.note(f"labels of the split {self._split}: {count:,} items were read to get them")
         for number in range(count):
             name = f"{self._split}/{number:05d}"
             label = self._read_label(number, name) if listed is None else listed[number]
@@ -170,7 +171,7 @@ class _Meanings:
         try:
             return _number(_item(self._dataset, number, name)[1], name)
         except ImageError:
-            # It is reported, or left out, when its image is read.
+            # It will be reported, or left out, when its image is read.
             return UNLABELLED
 
     def _name_of(self, label: int, number: int, where: str) -> str | None:
@@ -183,20 +184,20 @@ class _Meanings:
             raise SourceError(f"{where}: expected a label from -1 (unlabelled) to {len(names) - 1}, got {label}")
         if self._classes is not None and names[label] not in self._classes:
             raise SourceError(
-                f"{where}: the dataset calls its class {names[label]!r}, which is not among {', '.join(self._classes)}",
+                f"{where}: the dataset names its class {names[label]!r}, which is not among {', '.join(self._classes)}",
                 hint="leave classes= out: the dataset's own names are used",
             )
         return names[label]
 
 
 def _is_torchs_own(dataset: Any, name: str) -> bool:
-    """Whether it is torch's wrapper of that name, and gives items as that does."""
+    """Whether it is torch's wrapper of that name, with an unchanged `__getitem__`."""
     home = next((one for one in type(dataset).__mro__ if "__getitem__" in vars(one)), None)
     return home is not None and home.__name__ == name and home.__module__ == "torch.utils.data.dataset"
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:
-    """The datasets that items come from, behind wrappers that only cut or join."""
+    """Iterate over the datasets inside wrappers that only cut or join (Subset, ConcatDataset)."""
     if _is_torchs_own(dataset, "Subset"):
         yield from _leaves(dataset.dataset)
     elif _is_torchs_own(dataset, "ConcatDataset"):
@@ -207,7 +208,7 @@ def _leaves(dataset: Any) -> Iterator[Any]:
 
 
 def _leaf_of(dataset: Any, number: int) -> Any:
-    """The dataset that the item of that number comes from."""
+    """The dataset inside the wrappers that an item comes from."""
     if _is_torchs_own(dataset, "Subset"):
         return _leaf_of(dataset.dataset, int(dataset.indices[number]))
     if _is_torchs_own(dataset, "ConcatDataset"):
@@ -218,27 +219,27 @@ def _leaf_of(dataset: Any, number: int) -> Any:
 
 
 def _class_names(leaf: Any) -> tuple[str, ...] | None:
-    """The names of a dataset's class numbers; None where it has none, or changes its numbers afterwards."""
+    """The class names of a dataset; None if it has none, or if a `target_transform` changes the numbers."""
     classes = getattr(leaf, "classes", None)
     if not classes or isinstance(classes, str) or getattr(leaf, "target_transform", None) is not None:
         return None
     return tuple(str(name) for name in classes)
 
 
-def _listed_labels(dataset: Any, count: int) -> list[int] | None:
-    """The labels that the dataset itself lists and that torchvision's own `__getitem__` gives; None: read the items."""
+def _labels_in_list(dataset: Any, count: int) -> list[int] | None:
+    """The labels in an attribute that torchvision's own `__getitem__` reads; None if there is none: read the items."""
     if _is_torchs_own(dataset, "Subset"):
-        inner = _listed_labels(dataset.dataset, len(dataset.dataset))
+        inner = _labels_in_list(dataset.dataset, len(dataset.dataset))
         return None if inner is None else [inner[int(index)] for index in dataset.indices]
     if _is_torchs_own(dataset, "ConcatDataset"):
-        parts = [_listed_labels(part, len(part)) for part in dataset.datasets]
+        parts = [_labels_in_list(part, len(part)) for part in dataset.datasets]
         return None if None in parts else [label for part in parts for label in part or ()]
     home = next((one for one in type(dataset).__mro__ if "__getitem__" in vars(one)), type(dataset))
     if getattr(dataset, "target_transform", None) is not None or not home.__module__.startswith(
         "torchvision.datasets."
     ):
         return None
-    # A DatasetFolder reads `samples`, whatever its `targets` say.
+    # A DatasetFolder reads `samples`, and ignores its `targets`.
     samples = getattr(dataset, "samples", None)
     listed = [label for _, label in samples] if samples is not None else _attribute(dataset, ("targets", "labels"))
     numbers = np.asarray([] if listed is None else listed)
@@ -254,7 +255,7 @@ def _attribute(dataset: Any, names: Sequence[str]) -> Any:
 
 
 def _agrees(dataset: MapDataset, labels: Sequence[int]) -> bool:
-    """Whether some items have the labels that are listed; one that cannot be read is left to the pass over all."""
+    """Whether some probed items have the listed labels; items that cannot be read are skipped."""
     for number in _some(len(labels), _PROBED_ITEMS):
         try:
             if _number(_item(dataset, number, str(number))[1], str(number)) != labels[number]:
@@ -277,12 +278,12 @@ def _number(label: Any, name: str) -> int:
 
 
 def _some(count: int, most: int) -> list[int]:
-    """Numbers from all over a dataset."""
+    """Up to `most` indices, spread over a dataset."""
     return sorted({round(place) for place in np.linspace(0, count - 1, most)})
 
 
 def _probe_some(dataset: MapDataset, count: int, split: str) -> None:
-    """Refuse a dataset that gives other pixels when it is asked again, or none at all."""
+    """Refuse a dataset that gives different pixels when an item is read again, or that gives none at all."""
     failed: ImageError | None = None
     readable = 0
     for number in _some(count, _PROBED_ITEMS):
@@ -303,10 +304,10 @@ def _probe_some(dataset: MapDataset, count: int, split: str) -> None:
 
 
 def _item(dataset: MapDataset, number: int, name: str) -> tuple[Any, Any]:
-    """(image, label)."""
+    """Read one item: (image, label)."""
     try:
         item = dataset[number]
-    except Exception as error:  # Foreign code: whatever it raises, this image cannot be read.
+    except Exception as error:  # User code may raise anything; in any case this image cannot be read.
         raise ImageError(f"{name}: cannot be read: {type(error).__name__}: {error}") from error
     if not isinstance(item, tuple | list) or len(item) < 2:
         raise SourceError(f"{name}: expected an item (image, label), got {type(item).__name__}")
@@ -323,7 +324,7 @@ def _pixels(image: Any, name: str) -> Pixels:
         image = np.moveaxis(image, 0, -1) if image.ndim == 3 else image
     if not isinstance(image, np.ndarray):
         raise ImageError(f"{name}: expected a PIL image, an array or a tensor, got {type(image).__name__}")
-    reason = misfit(image)
+    reason = reason_invalid(image)
     if reason:
         hint = "leave out ToTensor and normalisation: the backbone's own transform does both"
         raise ImageError(f"{name}: {reason}", hint=hint if image.dtype.kind == "f" else None)
@@ -337,24 +338,24 @@ def _reads_files(dataset: Any) -> bool:
 # --- from Python -------------------------------------------------------------------------------------------
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     dataset = given.value
     if given.is_text or isinstance(dataset, list | tuple | Mapping | np.ndarray | ImageSource) or is_tensor(dataset):
         return None
     if not hasattr(dataset, "__getitem__"):
         return None
     count = _length(dataset, given.split)
-    told = [str(count).encode(), *_indices(dataset)]
-    for number in _some(count, _ITEMS_THAT_TELL):
+    hashed = [str(count).encode(), *_indices(dataset)]
+    for number in _some(count, _HASHED_ITEMS):
         try:
-            told.append(_pixels(_item(dataset, number, str(number))[0], str(number)).tobytes())
+            hashed.append(_pixels(_item(dataset, number, str(number))[0], str(number)).tobytes())
         except ImageError:
-            told.append(b"")
-    return object_location("dataset", given, told, name=type(dataset).__name__)
+            hashed.append(b"")
+    return object_location("dataset", given, hashed, name=type(dataset).__name__)
 
 
 def _indices(dataset: Any) -> Iterator[bytes]:
-    """Which items wrappers choose: two folds of one dataset may agree in those that are looked at."""
+    """The indices of Subset wrappers, as bytes: two folds of one dataset may have the same probed items."""
     if _is_torchs_own(dataset, "Subset"):
         yield np.array([int(index) for index in dataset.indices], np.int64).tobytes()
         yield from _indices(dataset.dataset)
@@ -364,9 +365,9 @@ def _indices(dataset: Any) -> Iterator[bytes]:
 
 
 @register("dataset", rank=12, locate=_locate)
-def _open(location: Location, opening: Opening) -> TorchDatasetSource:
-    given: Given = location.given
+def _open(location: Location, opening: OpenOptions) -> TorchDatasetSource:
+    given: ImagesArgument = location.given
     if given.labels is not None:
-        raise SourceError("a torch dataset brings its own labels", hint="leave labels= out")
+        raise SourceError("a torch dataset has its own labels", hint="leave labels= out")
     name = type(given.value).__name__
     return TorchDatasetSource(given.value, split=given.split, name=name, classes=given.classes)

@@ -1,10 +1,10 @@
-"""`torchvision:NAME`: a class of torchvision.datasets for image classification, in any case.
+"""`torchvision:NAME`: a class of torchvision.datasets for image classification, in upper or lower case.
 
     torchvision:USPS         arrays: its objects have public `data` and `targets` or `labels`
-    torchvision:Country211   files: a kind of DatasetFolder, with public `samples` and `classes`
+    torchvision:Country211   files: a subclass of DatasetFolder, with public `samples` and `classes`
 
-No private attribute of torchvision's is read, so other classes are refused, before anything is downloaded: their
-objects can be handed in, in Python. A class that a named set stands for is that set: torchvision:CIFAR10 is cifar10.
+Only public attributes are read. Classes without them are refused before anything is downloaded; their objects can be
+passed from Python. The class of a named set gives that set: torchvision:CIFAR10 is cifar10.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.location import Given, Location, Opening, refuse_columns, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, refuse_columns, register
 from featcache.images.source import ImageSource, Report
 from featcache.images.sources.torchvision_sets import NAMED_SETS, PREFIX, open_named, torchvision_origin
 
-# What a split may be called in torchvision.
+# The names of a split in torchvision.
 _NAMES_OF_SPLITS = {"train": ("train", "trainval"), "val": ("val", "valid"), "test": ("test",)}
-# Their `data` are paths, and torchvision does not download them any more.
+# Their `data` are paths, and torchvision no longer downloads them.
 _NO_PIXELS = ("LFWPairs", "LFWPeople")
 
 Arguments = Mapping[str, Mapping[str, Any]]
@@ -34,19 +34,21 @@ Arguments = Mapping[str, Mapping[str, Any]]
 def open_torchvision(
     dataset: str, datasets_dir: Path, report: Report | None = None, *, download: bool = True
 ) -> ImageSource:
-    """The images of a class of torchvision.datasets, downloaded into `datasets_dir` unless they are there.
+    """Open the images of a class of torchvision.datasets; download them if they are not on disk.
 
     Args:
         dataset: `torchvision:NAME`.
-        datasets_dir: Where data sets lie and are downloaded to: this one in the folder `name`, in lower case.
-        report: Takes progress in words.
-        download: Whether something may be downloaded.
+        datasets_dir: Where data sets are stored: this one in the folder NAME, in lower case.
+        report: Receives progress messages.
+        download: Whether the set may be downloaded.
 
-    Raises UnknownName (offering the nearest), SourceError for a class that cannot be opened by its name, and what
-    `acquire` raises.
+    Raises:
+        UnknownName: There is no such class; the message offers the nearest names.
+        SourceError: The class cannot be opened by its name, or its files cannot be read.
+        DownloadError, MissingExtra: As `acquire` does.
     """
-    # What downloads is imported where a set may have to be.
-    from featcache.images.acquisition import Wanted, acquire
+    # Imported only if a set may have to be downloaded.
+    from featcache.images.acquisition import TorchvisionSet, acquire
     from featcache.images.torchvision_rows import classes_of, images_of
 
     origin = torchvision_origin(dataset)
@@ -55,8 +57,8 @@ def open_torchvision(
     name = origin.removeprefix(PREFIX)
     of_kind = _class_called(dataset.removeprefix(PREFIX))
     _check(of_kind, datasets_dir)
-    wanted = Wanted(name=origin, folder=name, dataset=of_kind.__name__, arguments=_arguments(of_kind))
-    datasets = acquire(wanted, datasets_dir, report, download=download)
+    data_set = TorchvisionSet(name=origin, folder=name, dataset=of_kind.__name__, arguments=_arguments(of_kind))
+    datasets = acquire(data_set, datasets_dir, report, download=download)
     return images_of(datasets, origin, classes_of(datasets, origin))
 
 
@@ -72,19 +74,18 @@ def _class_called(name: str) -> Any:
 
 
 def _check(of_kind: Any, datasets_dir: Path) -> None:
-    """SourceError unless torchvision downloads the set and hands out images and class numbers in public."""
+    """Raises SourceError unless torchvision downloads the set and gives public access to images and class numbers."""
     dataset = f"{PREFIX}{of_kind.__name__}"
     if "download" not in inspect.signature(of_kind).parameters:
         raise SourceError(
-            f"{dataset} cannot be opened by its name: it is nothing that torchvision downloads",
+            f"{dataset} cannot be opened by its name: torchvision does not download it",
             hint="give the path of a folder or archive of its images (split/class/image)",
         )
     if not _is_public(of_kind):
         raise SourceError(
-            f"{dataset} cannot be opened by its name: torchvision does not say in public which images and class "
-            "numbers it holds",
-            hint="give hf:NAME where the Hugging Face Hub has it; or, where its items are (image, class number), hand "
-            f"it in, in Python: {_python_line(of_kind, datasets_dir)}",
+            f"{dataset} cannot be opened by its name: it has no public attributes for its images and class numbers",
+            hint="give hf:NAME if the Hugging Face Hub has it; or, if its items are (image, class number), pass it "
+            f"from Python: {_python_line(of_kind, datasets_dir)}",
         )
 
 
@@ -93,20 +94,20 @@ def _is_public(of_kind: Any) -> bool:
 
     if of_kind.__name__ in _NO_PIXELS or _has_more_arguments(of_kind):
         return False
-    # Only an object shows for certain what it holds, and to make one may need a download of 100 GB.
+    # Only an object has its attributes for certain, but creating one may need a download of 100 GB.
     used = set(of_kind.__init__.__code__.co_names)
     return issubclass(of_kind, DatasetFolder) or ("data" in used and not used.isdisjoint(("targets", "labels")))
 
 
 def _has_more_arguments(of_kind: Any) -> bool:
-    """Whether the class needs to know more than where its files lie and which split is meant."""
+    """Whether the class needs more arguments than the folder of its files and the split."""
     parameters = inspect.signature(of_kind).parameters.values()
     needed = [one.name for one in parameters if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD]
     return not set(needed) <= {"root", "split"}
 
 
 def _arguments(of_kind: Any) -> Arguments:
-    """By split, what the class is called with: as its signature says, and as it accepts."""
+    """By split, the arguments of the class: from its signature, and the split names that it accepts."""
     parameters = inspect.signature(of_kind).parameters
     if "train" in parameters:
         return {"train": {"train": True}, "test": {"train": False}}
@@ -121,13 +122,13 @@ def _arguments(of_kind: Any) -> Arguments:
 
 
 def _accepts(of_kind: Any, split: str) -> bool:
-    """Whether a class knows a split: an unknown one is a ValueError, one without files is another error."""
+    """Whether a class has a split: an unknown one is a ValueError, missing files are another error."""
     with tempfile.TemporaryDirectory() as nothing, contextlib.redirect_stdout(sys.stderr):
         try:
             of_kind(root=nothing, split=split, download=False)
         except ValueError:
             return False
-        except Exception:  # Whatever a class raises where there are no files.
+        except Exception:  # Missing files are different errors in different classes.
             return True
     return True
 
@@ -144,7 +145,7 @@ def _python_line(of_kind: Any, datasets_dir: Path) -> str:
     return f"featcache.extract({{{', '.join(listed)}}}, ...)"
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not (isinstance(given.value, str) and given.text.startswith(PREFIX)):
         return None
     origin = torchvision_origin(given.text)
@@ -154,6 +155,6 @@ def _locate(given: Given) -> Location | None:
 
 
 @register("torchvision", rank=21, locate=_locate)
-def _open(location: Location, opening: Opening) -> ImageSource:
+def _open(location: Location, opening: OpenOptions) -> ImageSource:
     refuse_columns(location, opening)
     return open_torchvision(location.origin, opening.datasets_dir, opening.report, download=opening.download)

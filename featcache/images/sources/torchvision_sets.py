@@ -1,8 +1,8 @@
-"""The data sets that have a name: digits, and some of torchvision's for image classification, in one table.
+"""The table of named data sets: digits, and some of torchvision's for image classification.
 
-Two kinds. Sets of arrays are held in memory; their rows are "train/00012". Sets of files are read as the encoded
-files they are, never through torchvision's decoder, so that a digest is of the bytes that were decoded; an id is
-split and path ("train/apple_pie/1005649.jpg"). Labels and the order of classes are torchvision's own.
+Sets of arrays are held in memory; their ids are "train/00012". Sets of files are read as encoded files, never through
+torchvision's decoder, so that digests and pixels come from the same bytes; an id is split and path
+("train/apple_pie/1005649.jpg"). Labels and the order of classes are torchvision's own.
 Nothing here imports torch before a set of torchvision's is opened.
 """
 
@@ -14,27 +14,29 @@ from pathlib import Path
 from typing import Any, Final
 
 from featcache.errors import SourceError, UnknownName
-from featcache.images.location import Given, Location, Opening, refuse_columns, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, refuse_columns, register
 from featcache.images.source import ImageSource, Report
 from featcache.images.sources.digits import CLASSES as DIGITS
 from featcache.images.sources.digits import digits
 
 PREFIX: Final = "torchvision:"
-"""What stands before the name of a class of torchvision.datasets."""
+"""The prefix of the names of classes in torchvision.datasets."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NamedSet:
-    """One set with a name, as published.
+    """A named data set, as published.
 
     Attributes:
-        sizes: images by split.
-        class_count: how many classes there are; `classes` names them where they are known without a download.
-        image_size: (H, W) where all images have one size.
-        note: what a user should know, or "".
-        dataset: the class in torchvision.datasets; "" for a set that needs no torchvision.
-        arguments: by split, what that class is called with.
-        private: the private attributes of its instances that list files and labels, where no public ones do.
+        name: The name of the set.
+        sizes: The number of images by split.
+        class_count: The number of classes.
+        classes: The class names, if they are known without a download.
+        image_size: (H, W) in pixels if all images have one size.
+        note: What a user should know, or "".
+        dataset: The class in torchvision.datasets; "" for a set that needs no torchvision.
+        arguments: By split, the arguments of that class.
+        private: The private attributes of its instances with files and labels, if there are no public ones.
     """
 
     name: str
@@ -49,39 +51,51 @@ class NamedSet:
 
 
 def dataset_names() -> tuple[str, ...]:
-    """The names of all known sets, sorted."""
+    """The names of all named data sets, sorted."""
     return tuple(sorted(NAMED_SETS))
 
 
 def describe(name: str) -> NamedSet:
-    """What is known of a set without opening it. Raises UnknownName with the nearest names."""
+    """Describe a named data set without opening it.
+
+    Args:
+        name: One of `dataset_names()`.
+
+    Returns:
+        Its sizes, classes and image size as published.
+
+    Raises:
+        UnknownName: There is no such set; the message offers the nearest names.
+    """
     try:
         return NAMED_SETS[name]
     except KeyError:
         raise UnknownName("data set", name, NAMED_SETS, listed_by="featcache datasets") from None
 
 
-def is_here(named: NamedSet, datasets_dir: Path) -> bool:
-    """Whether the set needs no download: it comes with a package, or something lies in its folder of `datasets_dir`."""
-    from featcache.images.acquisition import lies_in
+def is_local(named: NamedSet, datasets_dir: Path) -> bool:
+    """Whether the set needs no download: it comes with a package, or its folder in `datasets_dir` is not empty."""
+    from featcache.images.acquisition import has_files
 
-    return not named.dataset or lies_in(datasets_dir / named.name)
+    return not named.dataset or has_files(datasets_dir / named.name)
 
 
 def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, download: bool = True) -> ImageSource:
-    """A known set, downloaded into `datasets_dir` unless it is there.
+    """Open a named set; download it into `datasets_dir` if it is not on disk.
 
     Raises UnknownName for a name that is not in the table, and what `acquire` raises.
     """
     named = describe(name)
     if not named.dataset:
         return digits()
-    # What downloads is imported where a set may have to be.
-    from featcache.images.acquisition import Wanted, acquire
+    # Imported only if a set may have to be downloaded.
+    from featcache.images.acquisition import TorchvisionSet, acquire
     from featcache.images.torchvision_rows import classes_of, images_of
 
-    wanted = Wanted(name=name, folder=name, dataset=named.dataset, arguments=named.arguments, has_digests=True)
-    datasets = acquire(wanted, datasets_dir, report, download=download)
+    data_set = TorchvisionSet(
+        name=name, folder=name, dataset=named.dataset, arguments=named.arguments, has_digests=True
+    )
+    datasets = acquire(data_set, datasets_dir, report, download=download)
     found = classes_of(datasets, name, published=named.class_count)
     source = images_of(datasets, name, named.classes or found, private=named.private, native_size=named.image_size)
     if report:
@@ -90,14 +104,14 @@ def open_named(name: str, datasets_dir: Path, report: Report | None = None, *, d
 
 
 def torchvision_origin(dataset: str) -> str:
-    """What names `torchvision:NAME` in a selection: the named set that the class stands for, else NAME in lower case.
+    """The origin of `torchvision:NAME`: the named set of that class, else NAME in lower case.
 
-    torchvision is not asked whether there is such a class. Raises SourceError for one that stands for several sets.
+    Does not check that the class exists. Raises SourceError for a class of several named sets.
     """
     kind = dataset.removeprefix(PREFIX).lower()
     names = [named.name for named in _SETS if named.dataset and named.dataset.lower() == kind]
     if len(names) > 1:
-        raise SourceError(f"{dataset} stands for {len(names)} data sets", hint=f"give one of {', '.join(names)}")
+        raise SourceError(f"{dataset} is the class of {len(names)} data sets", hint=f"give one of {', '.join(names)}")
     return names[0] if names else PREFIX + kind
 
 
@@ -124,7 +138,7 @@ _LAND_USE = (
 def _set(
     name: str, dataset: str, sizes: Sequence[int], classes: tuple[str, ...] | int, size: int | None = None, **more: Any
 ) -> NamedSet:
-    """One line of the table; `classes` are names or how many, `size` is height and width."""
+    """One line of the table; `classes`: the names or the number of classes, `size`: height and width."""
     splits = _SPLITS[len(sizes)]
     arguments = more.pop("arguments", _BY_SPLIT)
     return NamedSet(
@@ -183,13 +197,13 @@ NAMED_SETS: Mapping[str, NamedSet] = {named.name: named for named in _SETS}
 """All sets by name."""
 
 
-def _locate(given: Given) -> Location | None:
-    # A name goes before a folder that is called the same: "./cifar10" is the folder.
+def _locate(given: ImagesArgument) -> Location | None:
+    # A name has precedence over a folder of the same name: "./cifar10" is the folder.
     is_name = isinstance(given.value, str) and given.text in NAMED_SETS
     return given.at("named set", given.text) if is_name else None
 
 
 @register("named set", rank=20, locate=_locate)
-def _open(location: Location, opening: Opening) -> ImageSource:
+def _open(location: Location, opening: OpenOptions) -> ImageSource:
     refuse_columns(location, opening)
     return open_named(location.place, opening.datasets_dir, opening.report, download=opening.download)

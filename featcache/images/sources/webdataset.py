@@ -1,10 +1,10 @@
-"""Images in WebDataset tars: `key.jpg` beside `key.cls`, in many archives. Members are read in place, never unpacked.
+"""Images in WebDataset tars: `key.jpg` next to `key.cls`, in many archives. Members are read in place, not unpacked.
 
-The layout is that of https://github.com/webdataset/webdataset: the files of one sample share their folder and all of
-their name before its first dot. `key.jpg` is its image; `key.seg.png` is another one, which is left out and counted,
-unless it is asked for: `wds:PATTERN?image=seg.png`. `key.cls` is its class; `key.json` and `key.txt` are columns, and
-`webdataset_text` says how. Where `.cls` and `.json` name different classes, that of `.cls` counts.
-Which split a tar belongs to, its name or its folder says ("train/0001.tar", "imagenet-val-0001.tar").
+The layout is that of https://github.com/webdataset/webdataset: the files of one sample share their folder and the
+part of their names before the first dot. `key.jpg` is its image; `key.seg.png` is another one, which is left out and
+counted, unless it is requested: `wds:PATTERN?image=seg.png`. `key.cls` is its class; `key.json` and `key.txt` become
+columns, as described in `webdataset_text`. If `.cls` and `.json` give different classes, that of `.cls` is used.
+The name or the folder of a tar gives its split ("train/0001.tar", "imagenet-val-0001.tar").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from featcache.columns import LABEL, MOST_DEFAULT_COLUMNS, ColumnOptions, cell_t
 from featcache.errors import ImageError, SourceError
 from featcache.images.cells import Cells
 from featcache.images.listing import Listing, ListingBuilder
-from featcache.images.location import Given, Location, Opening, register
+from featcache.images.location import ImagesArgument, Location, OpenOptions, register
 from featcache.images.omissions import and_more
 from featcache.images.options import SPLITS
 from featcache.images.regular import MAX_FILE_BYTES
@@ -31,16 +31,16 @@ from featcache.images.sources.folder import has_images
 from featcache.images.sources.tar import is_tar
 from featcache.images.splits import splits_in
 from featcache.images.tar_patterns import tars_of
-from featcache.images.webdataset_rows import Rows, TarMembers, labels_of
+from featcache.images.webdataset_rows import SplitRows, TarMembers, labels_of
 
 PREFIX: Final = "wds:"
 EXPECTED = "expected tars of key.jpg and key.cls: a folder of them, or wds:PATTERN such as wds:set/train-{000..099}.tar"
 
 
 class WebDatasetSource(ImageSource):
-    """Every image of some tars. `origin` is the folder or the pattern.
+    """All images of several tars. `origin` is the folder or the pattern.
 
-    Raises SourceError for a tar that is compressed, damaged, or holds a sample twice, and for no images at all.
+    Raises SourceError for a tar that is compressed, damaged, or contains a sample twice, and if there are no images.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class WebDatasetSource(ImageSource):
         columns: ColumnOptions | None = None,
         report: Report | None = None,
     ) -> None:
-        """`base`: the folder that ids are relative to; `image`: the extension of the images, None: any plain one.
+        """`base`: the folder that ids are relative to; `image`: the extension of images, None: any not compound.
 
-        `columns`: which of the columns that `.json` and `.txt` members give become targets; None: none.
+        `columns`: which of the columns from `.json` and `.txt` members become targets; None: none.
         """
         self._tars = [path.resolve() for path in tars]
         self._versions: list[Version] = []
@@ -65,7 +65,9 @@ class WebDatasetSource(ImageSource):
         name = Path(origin.partition("?image=")[0]).name.removesuffix(".tar")
         super().__init__(name=slug(re.sub(r"[{}*?.,\[\]]+", "-", name)), origin=origin, listing=listing)
         # In the order of the listing: (tar, offset, size) of each sample.
-        self._places = {split: rows[split].places()[samples.listed_rows] for split, samples in listing.samples.items()}
+        self._places = {
+            split: rows[split].places()[samples.rows_in_listing] for split, samples in listing.samples.items()
+        }
 
     def _list_tars(
         self,
@@ -74,8 +76,8 @@ class WebDatasetSource(ImageSource):
         image: str | None,
         left_out: Counter[str],
         report: Report | None,
-    ) -> dict[str, Rows]:
-        rows = {split: Rows() for split in SPLITS}
+    ) -> dict[str, SplitRows]:
+        rows = {split: SplitRows() for split in SPLITS}
         columns: dict[str, None] = {}
         for number, path in enumerate(tars):
             inside = _inside(path, base)
@@ -102,13 +104,13 @@ class WebDatasetSource(ImageSource):
             file.close()
 
     def read(self, sample: Sample) -> bytes:
-        """The member's bytes. Raises ImageError where the tar is gone, has changed since it was listed, or is short."""
+        """Read the member. Raises ImageError if the tar is missing, truncated, or has changed since it was listed."""
         number, offset, size = self._place(sample)
         if size > MAX_FILE_BYTES:
             raise ImageError(f"{sample.id}: {size:,} bytes, at most {MAX_FILE_BYTES:,} are read")
         path = self._tars[number]
         try:
-            # Opened for each read: thousands of tars may be more than a process can hold open.
+            # Opened for each read: a process may not be able to keep thousands of tars open.
             file = open_file(path)
             try:
                 if version_of(file) != self._versions[number]:
@@ -129,7 +131,7 @@ class WebDatasetSource(ImageSource):
         number, offset, size = self._place(sample)
         return ("tar", *self._versions[number], offset, size)
 
-    def modified_ns(self, sample: Sample) -> int | None:
+    def mtime_ns(self, sample: Sample) -> int | None:
         """The tar's mtime in ns."""
         return self._versions[self._place(sample)[0]].mtime_ns
 
@@ -149,10 +151,10 @@ def open_webdataset(
     columns: ColumnOptions | None = None,
     report: Report | None = None,
 ) -> WebDatasetSource:
-    """A folder of tars, one tar, or a pattern of braces, `*` and `?`. Raises SourceError."""
+    """Open a folder of tars, one tar, or a pattern with braces, `*` and `?`. Raises SourceError."""
     origin = origin or f"{PREFIX}{pattern}"
     path = Path(pattern)
-    # Unlike Path.is_dir it takes a name that no file can have for one that is not there.
+    # Unlike Path.is_dir, it returns False for a name that is not valid for a file.
     if os.path.isdir(path):  # noqa: PTH112
         base, tars = path, tars_in(path)
     else:
@@ -163,7 +165,7 @@ def open_webdataset(
 
 
 def tars_in(folder: Path) -> list[Path]:
-    """The tars of a folder and of its split folders, sorted; where there are only compressed ones, these."""
+    """The tars of a folder and of its split folders, sorted; if there are only compressed tars, these."""
     folders = [folder, *(one for one in folder.glob("*/") if splits_in(one.name))]
     found = sorted(path for one in folders for path in one.iterdir() if not path.name.startswith("."))
     return [path for path in found if path.suffix == ".tar"] or [path for path in found if _is_compressed(path)]
@@ -178,21 +180,19 @@ def _inside(path: Path, base: Path) -> Path:
     try:
         return path.relative_to(base)
     except ValueError:
-        raise SourceError(f"{path}: lies outside {base}", hint="give the folder that holds all of the tars") from None
+        raise SourceError(f"{path}: is outside {base}", hint="give the folder that contains all tars") from None
 
 
 def _split_of(path: Path) -> str:
-    """The split that the folders or the name of a tar say; train where none does."""
+    """The split in the name of a tar or its folders; train if there is none."""
     found = dict.fromkeys(split for part in path.with_suffix("").parts for split in splits_in(part))
     if len(found) > 1:
-        raise SourceError(
-            f"{path}: its name speaks of {' and '.join(sorted(found))}", hint="rename it: one split a tar"
-        )
+        raise SourceError(f"{path}: its name has {' and '.join(sorted(found))}", hint="rename it: one split per tar")
     return next(iter(found), "train")
 
 
 def _listing(
-    rows: Mapping[str, Rows],
+    rows: Mapping[str, SplitRows],
     labels: Mapping[str, Cells],
     origin: str,
     columns: ColumnOptions | None,
@@ -221,18 +221,18 @@ def _require_images(builder: ListingBuilder, origin: str, left_out: Counter[str]
     if len(builder):
         return
     others = [what for what in left_out if what.startswith("images ")]
-    seen = f"; left out are {', '.join(others)}" if others else ""
-    hint = "say which are meant: wds:PATTERN?image=EXTENSION" if others else EXPECTED
+    seen = f"; left out: {', '.join(others)}" if others else ""
+    hint = "choose the images: wds:PATTERN?image=EXTENSION" if others else EXPECTED
     raise SourceError(f"{origin}: no images found{seen}", hint=hint)
 
 
-def _locate(given: Given) -> Location | None:
+def _locate(given: ImagesArgument) -> Location | None:
     if not given.is_text:
         return None
     if given.text.startswith(PREFIX):
-        inside = Given(value=given.text.removeprefix(PREFIX))
+        inside = ImagesArgument(value=given.text.removeprefix(PREFIX))
         return given.at("webdataset", str(inside.path), prefix=PREFIX, options=("image",))
-    # A stray tar beside images is none of them; a folder of tars and nothing else is a set.
+    # A folder of tars without images is a WebDataset; a tar next to image files is ignored.
     is_set = given.is_folder and bool(tars_in(given.path)) and not has_images(given.path)
     is_pattern = given.text.endswith(".tar") and not given.is_file and re.search(r"[*?{]", given.text) is not None
     if is_set or is_pattern:
@@ -241,7 +241,7 @@ def _locate(given: Given) -> Location | None:
 
 
 @register("webdataset", rank=30, locate=_locate)
-def _open(location: Location, opening: Opening) -> WebDatasetSource:
+def _open(location: Location, opening: OpenOptions) -> WebDatasetSource:
     image = location.option("image")
     return open_webdataset(
         location.place,

@@ -1,7 +1,7 @@
-"""Images in a zip archive: one read per member, straight at its offset.
+"""Images in a zip archive: one read per member, at its offset.
 
-zipfile lists the members; it does not read them. On the 60,000 of the CIFAR zip, by two threads with a file each, its
-reading took 47 microseconds more a member than this one (medians of three: 3.57 s and 0.74 s, 4.8 times as long).
+zipfile lists the members, but does not read them. For the 60,000 members of the CIFAR zip, with two threads and a file
+each, it needed 47 microseconds more per member (medians of three: 3.57 s instead of 0.74 s, 4.8 times as long).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _NAME_AND_EXTRA_BYTES = 512  # read along with the header; longer ones cost a se
 _ENCRYPTED, _UTF8 = 0x1, 0x800
 _MADE_ON_DOS, _MADE_ON_UNIX = 0, 3
 _UNICODE_PATH = 0x7075
-# Larger members must begin as an image does before more than their first bytes is unpacked.
+# The first bytes of larger members are checked before the rest is unpacked.
 _TRUSTED_BYTES = 16 * 2**20
 _HEAD_BYTES = 64
 _HEAD_PACKED_BYTES = 4096
-# What zipfile raises for directories that are damaged on purpose.
+# The errors of zipfile for directories that were damaged on purpose.
 _DAMAGED = (
     *(zipfile.BadZipFile, OSError, EOFError, ValueError, OverflowError, MemoryError, NotImplementedError),
     *(struct.error, IndexError, KeyError, RecursionError),
@@ -37,7 +37,7 @@ _DAMAGED = (
 
 
 class ZipMember(NamedTuple):
-    """Where a member lies and what it must turn out to be."""
+    """The position of a member, and its declared sizes and CRC."""
 
     offset: int
     compressed: int
@@ -47,12 +47,12 @@ class ZipMember(NamedTuple):
 
 
 class ZipSource(ArchiveSource[ZipMember]):
-    """A zip archive; members stored or deflated. A member's CRC and declared size are checked as it is read."""
+    """A zip archive; members stored or deflated. The CRC and the size of a member are verified when it is read."""
 
     def _list(self, tree: Tree) -> dict[str, ZipMember]:
         members: dict[str, ZipMember] = {}
         for info in self._directory():
-            # Not `is_dir`: it fails over a member without a name.
+            # Not `is_dir`: it fails for a member without a name.
             path = None if info.filename.endswith("/") else member_path(_name(info), self._path, tree)
             if path is not None:
                 _refuse_unreadable(info, path, self._path)
@@ -75,7 +75,7 @@ class ZipSource(ArchiveSource[ZipMember]):
             raise ImageError(f"{sample_id}: truncated in {self._path.name}")
         content = packed if member.method == zipfile.ZIP_STORED else _inflate(packed, member.size, sample_id)
         if len(content) != member.size or zlib.crc32(content) != member.crc:
-            raise ImageError(f"{sample_id}: damaged in {self._path.name}: size or CRC differ from the directory's")
+            raise ImageError(f"{sample_id}: damaged in {self._path.name}: size or CRC differ from the directory")
         return content
 
     def _refuse_size(self, member: ZipMember, sample_id: str) -> None:
@@ -83,10 +83,10 @@ class ZipSource(ArchiveSource[ZipMember]):
         if declared > MAX_FILE_BYTES:
             raise ImageError(f"{sample_id}: {declared:,} bytes, at most {MAX_FILE_BYTES:,} are read")
         if not 0 <= member.offset <= self._version.size - member.compressed:
-            raise ImageError(f"{sample_id}: truncated in {self._path.name}: it lies beyond the archive's end")
+            raise ImageError(f"{sample_id}: truncated in {self._path.name}: it is beyond the end of the archive")
         if declared > _TRUSTED_BYTES and not looks_like_image(self._head(member, sample_id)):
             raise ImageError(
-                f"{sample_id}: {declared:,} bytes that do not begin as an image does; they are not unpacked",
+                f"{sample_id}: {declared:,} bytes that do not begin like an image; they are not unpacked",
                 hint="leave it out of the archive, or give it its own extension",
             )
 
@@ -98,7 +98,7 @@ class ZipSource(ArchiveSource[ZipMember]):
         return _unpack(packed, _HEAD_BYTES, sample_id)
 
     def _locate(self, member: ZipMember, sample_id: str) -> tuple[int, bytes]:
-        """Where a member's bytes begin, and these, where they are few enough to come along with its header."""
+        """The offset of a member's bytes, and the bytes if they are few enough to be read together with its header."""
         along = member.compressed if member.compressed <= _TRUSTED_BYTES else 0
         fetched = self._file.read_at(_HEADER.size + _NAME_AND_EXTRA_BYTES + along, member.offset)
         if len(fetched) < _HEADER.size or not fetched.startswith(b"PK\x03\x04"):
@@ -111,14 +111,14 @@ class ZipSource(ArchiveSource[ZipMember]):
     def stamp(self, sample: Sample) -> Stamp | None:
         """("zip", CRC-32, size, the archive's size, its mtime and ctime in ns).
 
-        A CRC-32 is no digest: a member can be exchanged for another of the same one. The archive's times change then.
+        Different members can have the same CRC-32, so the times, which change with the archive, are part of the stamp.
         """
         member = self._member(sample)
         return ("zip", member.crc, member.size, *self._version)
 
 
 def _name(info: zipfile.ZipInfo) -> str:
-    """The member's name; UTF-8 where the archive says so in any of the ways in use, else code page 437."""
+    """The member's name: UTF-8 if the archive marks it so in one of the usual ways, else code page 437."""
     name = info.orig_filename.partition("\0")[0]
     if info.flag_bits & _UTF8 or (name.isascii() and "\\" not in name and not info.extra):
         return name
@@ -128,7 +128,7 @@ def _name(info: zipfile.ZipInfo) -> str:
         return unicode_name
     if info.create_system == _MADE_ON_UNIX:
         try:
-            # Unix tools, macOS's among them, write the file system's UTF-8 without saying so.
+            # Unix tools, also those of macOS, write the UTF-8 of the file system without marking it.
             return raw.decode()
         except UnicodeDecodeError:
             return name
@@ -138,7 +138,7 @@ def _name(info: zipfile.ZipInfo) -> str:
 
 
 def _unicode_path(extra: bytes, raw: bytes) -> str | None:
-    """The name in the extra field 0x7075 (version, CRC of the plain name, UTF-8), where it belongs to `raw`."""
+    """The name in the extra field 0x7075 (version, CRC of the plain name, UTF-8), if it belongs to `raw`."""
     while len(extra) >= 4:
         kind, size = struct.unpack_from("<2H", extra)
         body, extra = extra[4 : 4 + size], extra[4 + size :]
@@ -162,7 +162,7 @@ def _refuse_unreadable(info: zipfile.ZipInfo, path: str, where: Path) -> None:
 
 
 def _inflate(packed: bytes, size: int, sample_id: str) -> bytes:
-    # One byte more than declared is enough to see that a member is larger than it says.
+    # One byte more than declared is enough to detect a member that is larger than declared.
     content = _unpack(packed, size + 1, sample_id)
     if len(content) > size:
         raise ImageError(f"{sample_id}: unpacks to more than the {size:,} bytes that the archive declares")

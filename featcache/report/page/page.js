@@ -1,5 +1,5 @@
 "use strict";
-// Everything that is shown comes from the JSON in the page and is set as text: a class may be called anything.
+// All data come from the JSON in the page and are inserted as text, because class names are untrusted.
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
   const one = (selector, within = document) => within.querySelector(selector);
@@ -7,7 +7,7 @@
   const number = (value) => value.toLocaleString("en");
   const images = (count) => `${number(count)} ${count === 1 ? "image" : "images"}`;
 
-  function made(tag, text = "", kind = "") {
+  function create(tag, text = "", kind = "") {
     const element = document.createElement(tag);
     if (text) element.textContent = text;
     if (kind) element.className = kind;
@@ -22,7 +22,7 @@
     const numeric = header.classList.contains("n");
     const compare = (a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (numeric && (x === "" || y === "")) return (x === "") - (y === "");  // What is not known stays below.
+      if (numeric && (x === "" || y === "")) return (x === "") - (y === "");  // Missing values stay at the end.
       return (numeric ? x - y : x.localeCompare(y)) * (falling ? -1 : 1);
     };
     const body = table.tBodies[0];
@@ -38,7 +38,7 @@
     });
   }
 
-  // --- little pictures ------------------------------------------------------------------------------------
+  // --- thumbnails ------------------------------------------------------------------------------------
 
   const sheetStyles = new Set();
 
@@ -46,48 +46,48 @@
     if (sheetStyles.has(number)) return;
     sheetStyles.add(number);
     const style = document.createElement("style");
-    style.textContent = data.albums[number].sheets
+    style.textContent = data.imageSets[number].sheets
       .map((sheet, index) => `.a${number}s${index}{background-image:url("${sheet}")}`)
       .join("\n");
     document.head.append(style);
   }
 
-  function thumb(albumNumber, image, shown = 96) {
-    const album = data.albums[albumNumber];
-    const tile = album.tiles[image];
-    const picture = made("span", "", "thumb");
+  function thumb(setNumber, image, shown = 96) {
+    const imageSet = data.imageSets[setNumber];
+    const tile = imageSet.tiles[image];
+    const picture = create("span", "", "thumb");
     if (tile < 0) {
       picture.classList.add("missing");
       picture.textContent = "no picture";
       return picture;
     }
-    useSheets(albumNumber);
+    useSheets(setNumber);
     const place = tile % data.perSheet;
-    picture.classList.add(`a${albumNumber}s${Math.floor(tile / data.perSheet)}`);
-    if (album.side < 24) picture.classList.add("coarse");
+    picture.classList.add(`a${setNumber}s${Math.floor(tile / data.perSheet)}`);
+    if (imageSet.side < 24) picture.classList.add("coarse");
     picture.style.backgroundSize = `${shown * data.columns}px auto`;
     picture.style.backgroundPosition =
       `${-shown * (place % data.columns)}px ${-shown * Math.floor(place / data.columns)}px`;
     picture.setAttribute("role", "img");
-    picture.setAttribute("aria-label", `picture of ${album.ids[image]}`);
+    picture.setAttribute("aria-label", `picture of ${imageSet.ids[image]}`);
     return picture;
   }
 
-  function words(run, image) {
-    const album = data.albums[run.album];
-    const [label, answer] = [album.labels[image], run.answers[image]];
-    const sure = `${(run.confidences[image] / 10).toFixed(1)}\u00a0%`;
-    return { label: album.classes[label], answer: album.classes[answer], right: label === answer, sure, id: album.ids[image] };
+  function textOf(run, image) {
+    const imageSet = data.imageSets[run.imageSet];
+    const [label, predicted] = [imageSet.labels[image], run.predicted[image]];
+    const confidence = `${(run.confidences[image] / 10).toFixed(1)}\u00a0%`;
+    return { label: imageSet.classes[label], predicted: imageSet.classes[predicted], right: label === predicted, confidence, id: imageSet.ids[image] };
   }
 
-  function described(run, image) {
-    const told = words(run, image);
+  function describe(run, image) {
+    const text = textOf(run, image);
     const parts = document.createDocumentFragment();
-    const said = made("span", `said ${told.answer} `, told.right ? "said right" : "said");
-    const id = made("span", told.id, "id");
-    said.append(made("span", told.sure, "sure"));
-    id.title = told.id;
-    parts.append(made("strong", told.label), said, id);
+    const prediction = create("span", `predicted ${text.predicted} `, text.right ? "prediction right" : "prediction");
+    const id = create("span", text.id, "id");
+    prediction.append(create("span", text.confidence, "confidence"));
+    id.title = text.id;
+    parts.append(create("strong", text.label), prediction, id);
     return parts;
   }
 
@@ -95,15 +95,15 @@
 
   function gallery(container, run, chosen) {
     container.replaceChildren();
-    const list = made("ul", "", "gallery");
-    const more = made("button", "", "button more");
+    const list = create("ul", "", "gallery");
+    const more = create("button", "", "button more");
     more.type = "button";
     let shown = 0;
     const grow = () => {
       const first = shown;
       for (const image of chosen.slice(shown, shown + AT_ONCE)) {
-        const item = made("li");
-        item.append(thumb(run.album, image), described(run, image));
+        const item = create("li");
+        item.append(thumb(run.imageSet, image), describe(run, image));
         list.append(item);
       }
       shown = Math.min(shown + AT_ONCE, chosen.length);
@@ -121,10 +121,10 @@
   const state = { run: 0 };
   const chooser = one("#run");
   const run = () => data.runs[state.run];
-  const album = () => data.albums[run().album];
-  const chart = () => album().maps[run().map];
-  const surest = (rows) => rows.sort((a, b) => run().confidences[b] - run().confidences[a]);
-  const rowsWhere = (holds) => [...run().answers.keys()].filter(holds);
+  const imageSet = () => data.imageSets[run().imageSet];
+  const chart = () => imageSet().maps[run().map];
+  const byConfidence = (rows) => rows.sort((a, b) => run().confidences[b] - run().confidences[a]);
+  const rowsWhere = (holds) => [...run().predicted.keys()].filter(holds);
 
   function show(number) {
     state.run = number;
@@ -136,21 +136,21 @@
   }
 
   chooser?.addEventListener("change", () => show(Number(chooser.value)));
-  for (const button of all("button[data-look]")) {
+  for (const button of all("button[data-detail]")) {
     button.addEventListener("click", () => {
-      show(Number(button.dataset.look));
-      const heading = one("#look-title");
+      show(Number(button.dataset.detail));
+      const heading = one("#detail-title");
       heading.focus();
       heading.scrollIntoView();
     });
   }
 
   function showMistakes() {
-    const wrong = surest(rowsWhere((image) => run().answers[image] !== album().labels[image]));
+    const wrong = byConfidence(rowsWhere((image) => run().predicted[image] !== imageSet().labels[image]));
     const box = one("#mistakes");
     one("#mistakes-count").textContent = wrong.length
-      ? `The surest first; ${images(wrong.length)} of ${number(album().labels.length)} shown here got a wrong answer.`
-      : "None: every image got the right answer.";
+      ? `The most confident first: ${images(wrong.length)} of ${number(imageSet().labels.length)} on this page are wrong.`
+      : "None: every image on this page was predicted correctly.";
     gallery(box, run(), wrong);
   }
 
@@ -160,15 +160,15 @@
   let opener = null;
 
   function openCell(button) {
-    const [label, answer] = [Number(button.dataset.label), Number(button.dataset.answer)];
-    const found = surest(rowsWhere((image) => album().labels[image] === label && run().answers[image] === answer));
-    const classes = album().classes;
+    const [label, predicted] = [Number(button.dataset.label), Number(button.dataset.predicted)];
+    const found = byConfidence(rowsWhere((image) => imageSet().labels[image] === label && run().predicted[image] === predicted));
+    const classes = imageSet().classes;
     closeCell();
     opener = button;
     button.setAttribute("aria-pressed", "true");
     const counted = Number(button.dataset.images);
     const shown = found.length === counted ? "" : `, ${number(found.length)} of them on this page`;
-    one("#cell-title").textContent = `${classes[label]}, said to be ${classes[answer]}: ${images(counted)}${shown}`;
+    one("#cell-title").textContent = `${classes[label]}, predicted ${classes[predicted]}: ${images(counted)}${shown}`;
     gallery(one("#cell-images"), run(), found);
     cell.hidden = false;
     button.closest("[data-run]").querySelector(".cell-place").append(cell);
@@ -186,15 +186,15 @@
   cell?.addEventListener("keydown", (event) => {
     if (event.key === "Escape") { const back = opener; closeCell(); back?.focus(); }
   });
-  for (const button of all("button[data-answer]")) button.addEventListener("click", () => openCell(button));
+  for (const button of all("button[data-predicted]")) button.addEventListener("click", () => openCell(button));
 
   const STEPS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
   for (const table of all(".matrix table")) {
-    const buttons = all("button[data-answer]", table);
+    const buttons = all("button[data-predicted]", table);
     if (buttons.length) buttons[0].tabIndex = 0;
     table.addEventListener("keydown", (event) => {
       const step = STEPS[event.key];
-      const from = event.target.closest("button[data-answer]");
+      const from = event.target.closest("button[data-predicted]");
       if (!step || !from) return;
       event.preventDefault();
       let [row, column] = [from.closest("tr").rowIndex, from.closest("td").cellIndex];
@@ -226,13 +226,13 @@
 
     function choose() {
       const [wanted, error] = [byClass.value, byError.value];
-      const { labels } = album();
+      const { labels } = imageSet();
       const { x } = chart();
-      const answers = run().answers;
+      const predicted = run().predicted;
       points = rowsWhere((image) => {
         if (x[image] < 0) return false;
         if (wanted !== "" && labels[image] !== Number(wanted)) return false;
-        return error === "all" || (error === "right") === (labels[image] === answers[image]);
+        return error === "all" || (error === "right") === (labels[image] === predicted[image]);
       });
       const on = x.filter((place) => place >= 0).length;
       status.textContent = `${number(points.length)} of ${number(on)} points`;
@@ -251,18 +251,18 @@
     }
 
     function tint(image) {
-      const { labels, classes } = album();
+      const { labels, classes } = imageSet();
       if (paint.value === "class") return colour(labels[image], classes.length);
-      return getComputedStyle(box).getPropertyValue(labels[image] === run().answers[image] ? "--right" : "--wrong");
+      return getComputedStyle(box).getPropertyValue(labels[image] === run().predicted[image] ? "--right" : "--wrong");
     }
 
     function draw() {
       const width = box.clientWidth;
       const { highest } = chart();
-      // One scale for both axes: a distance means the same across and up.
-      const room = width - 2 * PAD;
-      const height = Math.round(Math.max(260, Math.min(width, 680, (room * highest[1]) / highest[0] + 2 * PAD)));
-      const each = Math.min(room / highest[0], (height - 2 * PAD) / highest[1]);
+      // One scale for both axes, so that distances along both are comparable.
+      const space = width - 2 * PAD;
+      const height = Math.round(Math.max(260, Math.min(width, 680, (space * highest[1]) / highest[0] + 2 * PAD)));
+      const each = Math.min(space / highest[0], (height - 2 * PAD) / highest[1]);
       scale = { each, left: (width - each * highest[0]) / 2, below: (height + each * highest[1]) / 2 };
       const dense = window.devicePixelRatio || 1;
       canvas.style.height = `${height}px`;
@@ -302,15 +302,15 @@
     }
 
     function legend() {
-      const { classes, labels } = album();
+      const { classes, labels } = imageSet();
       const list = one("#map-legend");
       list.replaceChildren();
       const there = [...new Set(points.map((image) => labels[image]))].sort((a, b) => a - b).slice(0, 40);
       const entries = paint.value === "class"
         ? there.map((label) => [classes[label], colour(label, classes.length)])
-        : [["right", "var(--right)"], ["wrong", "var(--wrong)"]];
+        : [["correct", "var(--right)"], ["wrong", "var(--wrong)"]];
       for (const [name, shade] of entries) {
-        const [item, dot] = [made("li"), made("i")];
+        const [item, dot] = [create("li"), create("i")];
         dot.style.background = shade;
         item.append(dot, name);
         list.append(item);
@@ -322,7 +322,7 @@
       current = image;
       draw();
       if (image < 0) { tip.hidden = true; return; }
-      tip.replaceChildren(thumb(run().album, image), described(run(), image));
+      tip.replaceChildren(thumb(run().imageSet, image), describe(run(), image));
       tip.hidden = false;
       const [left, top] = place(image);
       const beside = left + 150 > box.clientWidth ? left - 144 : left + 12;
@@ -342,9 +342,9 @@
 
     function list() {
       for (const image of points.slice(listed, listed + AT_ONCE)) {
-        const told = words(run(), image);
-        const row = made("tr");
-        row.append(made("th", told.id), made("td", told.label), made("td", told.answer), made("td", told.sure, "n"));
+        const text = textOf(run(), image);
+        const row = create("tr");
+        row.append(create("th", text.id), create("td", text.label), create("td", text.predicted), create("td", text.confidence, "n"));
         row.cells[0].scope = "row";
         table.append(row);
       }
@@ -376,8 +376,8 @@
         if (next >= 0) focusOn(next);
       }
       if (current >= 0) {
-        const told = words(run(), current);
-        status.textContent = `${told.id}: ${told.label}, said ${told.answer}, ${told.sure}, ${told.right ? "right" : "wrong"}`;
+        const text = textOf(run(), current);
+        status.textContent = `${text.id}: ${text.label}, predicted ${text.predicted}, ${text.confidence}, ${text.right ? "correct" : "wrong"}`;
       }
     });
     for (const control of [byClass, byError, paint]) control.addEventListener("change", choose);
@@ -388,7 +388,7 @@
 
     return {
       reset() {
-        const { classes } = album();
+        const { classes } = imageSet();
         one("#map-part").hidden = !chart();
         one("#no-map").hidden = Boolean(chart());
         if (!chart()) return;
@@ -400,7 +400,7 @@
     };
   })();
 
-  // --- charts say their numbers to the mouse ---------------------------------------------------------------
+  // --- charts show their numbers under the mouse ---------------------------------------------------------------
 
   const hint = one("#hint");
   document.addEventListener("pointermove", (event) => {
@@ -415,7 +415,7 @@
   });
 
   for (const slot of all("[data-image]")) {
-    slot.replaceWith(thumb(data.albums.length - 1, Number(slot.dataset.image)));
+    slot.replaceWith(thumb(data.imageSets.length - 1, Number(slot.dataset.image)));
   }
 
   if (data.runs.length) show(data.first);
