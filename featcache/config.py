@@ -135,7 +135,9 @@ class ConfigField:
         if isinstance(value, str) and value == self.option.unset:
             return None
         if isinstance(value, str) and self.option.read is not None:
-            return self.option.read(value)
+            read = self.option.read(value)
+            self._require_bounds(read)
+            return read
         found = _fit(self.kind, value)
         if found is _UNFIT:
             raise InvalidOption(f"expected {self.flag} {self.expected}, got {value!r}", hint=self._hint(value))

@@ -216,6 +216,8 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
         CacheNotFound: No cache fits, or several; the hint lists them, or the nearest names.
     """
     path, name = Path(ref), str(ref)
+    if not name:
+        raise CacheNotFound("expected the name or the path of a cache, got an empty text", hint="see `featcache ls`")
     if len(path.parts) > 1 or path.suffix == CACHE_SUFFIX:
         is_name = len(path.parts) == 1 and not path.exists()
         return describe(features_dir / path if is_name else path)

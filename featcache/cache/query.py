@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,8 @@ class CacheQuery:
         layers: Names of layers that it must hold; BACKBONE/LAYER for one of that backbone.
         targets: Names of targets that choose among several caches.
         image_size: Pixels a side that choose among several caches; None for any.
+        unfinished_first: Whether unfinished caches are preferred; else neither kind is, so that an older complete cache
+            never stands in for an extraction that was interrupted.
     """
 
     name: str | None = None
@@ -34,6 +36,7 @@ class CacheQuery:
     layers: Sequence[str] = ()
     targets: Sequence[str] = ()
     image_size: int | None = None
+    unfinished_first: bool = False
 
     @property
     def filters(self) -> dict[str, str]:
@@ -65,17 +68,20 @@ def find_cache(features_dir: Path, query: CacheQuery) -> CacheEntry:
             differ.
         CacheForeign: What the name stands for is no cache.
     """
-    if query.name is not None and _is_exact(features_dir, query.name):
+    if query.name is not None and (not query.name or _is_exact(features_dir, query.name)):
         entry = find(features_dir, query.name)
         if entry.spec is not None and not _fits(entry, query):
+            fields = _fields_of(entry)
+            found = {name: fields.get(name, "-") for name in query.filters}
             raise CacheNotFound(
-                f"{entry.name} does not have {_in_words(query.filters)}: it has {_in_words(_fields_of(entry))}",
+                f"{entry.name} does not have {_in_words(query.filters)}: it has {_in_words(found)}",
                 hint=f"leave the options out, or make the cache with `{query.extract_command}`",
             )
         return entry
     named = [entry for entry in find_all(features_dir, query.name or "") if entry.state in (COMPLETE, UNFINISHED)]
     fitting = [entry for entry in named if _fits(entry, query)]
-    fitting = [entry for entry in fitting if entry.complete] or fitting
+    if query.unfinished_first:
+        fitting = [entry for entry in fitting if not entry.complete] or fitting
     if len(fitting) > 1 and query.image_size is not None:
         fitting = [entry for entry in fitting if _image_size(entry) == query.image_size] or fitting
     if len(fitting) > 1 and query.targets:
@@ -98,15 +104,20 @@ def _fits(entry: CacheEntry, query: CacheQuery) -> bool:
     layers = {*spec.layer_names, *(f"{spec.backbone}/{name}" for name in spec.layer_names)}
     return (
         query.backbone in (None, spec.backbone)
-        and (query.dataset is None or _is_of(entry, {query.dataset, query.origin or query.dataset}))
+        and (query.dataset is None or _is_of(entry, query.dataset, query.origin))
         and set(query.layers) <= layers
     )
 
 
-def _is_of(entry: CacheEntry, names: Set[str]) -> bool:
-    """Whether a cache's images are of the data set that has one of these names; its options do not matter."""
+def _is_of(entry: CacheEntry, dataset: str, origin: str | None) -> bool:
+    """Whether a cache's images are of a data set; options of the set, as for its splits, do not matter.
+
+    Where the text stands for a path, the path decides: two folders of one name are two data sets.
+    """
     source = "" if entry.selection is None else entry.selection.source
-    return bool(names & {entry.set_name or "", source, source.partition("?")[0]})
+    if origin not in (None, dataset):
+        return origin in (source, source.partition("?")[0])
+    return dataset in (entry.set_name, source, source.partition("?")[0])
 
 
 def _image_size(entry: CacheEntry) -> object:
@@ -129,6 +140,7 @@ def _fields_of(entry: CacheEntry) -> dict[str, str]:
     if spec is None or selection is None:
         return {}
     fields: Mapping[str, object] = {
+        "state": entry.state,
         "backbone": spec.backbone,
         "layer": "+".join(spec.layer_names),
         "pool": "+".join(dict.fromkeys(layer.pool for layer in spec.layers)),

@@ -28,8 +28,8 @@ from featcache.cli.printing import (
     print_table,
 )
 from featcache.cli.terminal import Terminal
-from featcache.cli.usage import usage_errors
-from featcache.columns import LABEL
+from featcache.cli.usage import WrongUsage, usage_errors
+from featcache.columns import LABEL, ColumnOptions
 from featcache.config import Option, merge_fields
 from featcache.errors import CacheDamaged
 from featcache.extraction.request import Request, StorageOptions
@@ -154,9 +154,10 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def why(
-        backbone: BackboneOptions,
+        backbones: list[BackboneOptions],
         storage: StorageOptions,
         images: ImageOptions,
+        columns: ColumnOptions,
         exit_code: Annotated[
             bool,
             Option(help="End with exit code 3 unless every row is there.", flags=("--exit-code",), panel="The result"),
@@ -171,8 +172,10 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.extraction.why import why
 
+        if len(backbones) > 1:
+            raise WrongUsage(f"expected one --backbone, got {len(backbones)}", hint="ask for each of them")
         with usage_errors():
-            request = Request(**merge_fields(images, backbone, storage), data_dir=common.data_dir)
+            request = Request(**merge_fields(images, backbones[0], storage, columns), data_dir=common.data_dir)
         with Terminal(quiet=common.quiet) as terminal:
             found = why(request, reporter=terminal)
         if common.json:

@@ -110,9 +110,9 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.extraction.run import assemble_cache
 
-        entry = which.find(common.features_dir, cache)
+        entry = which.find(common.features_dir, cache, unfinished_first=True)
         with Terminal(quiet=common.quiet) as terminal:
-            done = assemble_cache(entry, how, data_dir=common.data_dir, reporter=terminal)
+            done = assemble_cache(entry, how, reporter=terminal)
         if common.json:
             print_json(done.to_json())
         else:

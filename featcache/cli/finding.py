@@ -60,6 +60,7 @@ class CacheOptions:
         targets: Sequence[str] = (),
         backbone: str | None = None,
         image_size: int | None = None,
+        unfinished_first: bool = False,
     ) -> CacheEntry:
         """The one cache that fits.
 
@@ -70,6 +71,7 @@ class CacheOptions:
             targets: Targets that choose among several.
             backbone: The backbone that it must have where no option names one.
             image_size: Pixels a side that choose among several.
+            unfinished_first: Whether unfinished caches are preferred.
 
         Raises:
             CacheNotFound: None fits, or several do.
@@ -84,6 +86,7 @@ class CacheOptions:
             layers=layers,
             targets=targets,
             image_size=image_size,
+            unfinished_first=unfinished_first,
         )
         return find_cache(features_dir, query)
 

@@ -16,6 +16,7 @@ from featcache.cli.printing import Bold, human_count, human_list, print_json, pr
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage
 from featcache.columns import LABEL
+from featcache.config import command_words
 
 if TYPE_CHECKING:
     from featcache.cache.labelling import Labelled
@@ -55,6 +56,8 @@ def register(app: typer.Typer) -> None:
         """
         if table is None and not what.remove:
             raise WrongUsage("expected a table, or targets to remove, got neither", hint="--remove NAME")
+        if table is None and (ignored := [flag for flag in command_words(what, without=("remove",)) if flag[0] == "-"]):
+            raise WrongUsage(f"expected a table for {', '.join(ignored)}, got none", hint="name the table first")
         from featcache.cache.catalog import find, name_of
         from featcache.extraction.labelling import label_from_table
 

@@ -104,8 +104,8 @@ def print_json(value: Mapping[str, Any]) -> None:
     global _has_json
     if _has_json:
         return
-    _has_json = True
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    _has_json = True
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
     except UnicodeEncodeError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import typer
@@ -16,7 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from featcache.cli.options import Common
 from featcache.cli.printing import begin_output
-from featcache.cli.usage import explain, usage_of
+from featcache.cli.usage import WrongUsage, explain, usage_of
 from featcache.config import options_of
 
 _WIDEST_NAME = 30
@@ -115,7 +115,8 @@ class SectionedGroup(TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Called by typer: the options of every command may stand anywhere on the line."""
-        remaining: list[str] = super().parse_args(ctx, common_first(args))
+        # While a line is completed in the shell it may end before an option's value.
+        remaining: list[str] = super().parse_args(ctx, args if ctx.resilient_parsing else common_first(args))
         return remaining
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]
@@ -163,17 +164,16 @@ def common_first(args: Sequence[str]) -> list[str]:
             rest += [word, *words]
         elif word in switches:
             front.append(word)
+        elif name in valued and not has_value:
+            value = next(words, None)
+            if value is None:
+                raise WrongUsage(f"{word} needs a value", hint="see `featcache --help`")
+            front += [word, value]
         elif name in valued:
-            front += [word] if has_value else [word, *_following(words)]
+            front.append(word)
         else:
             rest.append(word)
     return front + rest
-
-
-def _following(words: Iterator[str]) -> Iterable[str]:
-    """The next word, if there is one."""
-    following = next(words, None)
-    return () if following is None else (following,)
 
 
 def page_width() -> int:

@@ -193,8 +193,8 @@ def _choose_columns(done: Sweep, table: Table) -> tuple[list[str], list[list[str
 
 def _pairs(done: Sweep) -> list[tuple[str, str]]:
     heads = sum(len(row.heads) for row in done.rows)
-    stacks = [size for size in done.stacks if size > 1]
-    together = f", {sum(stacks):,} of them in batches of {min(stacks)} to {max(stacks)}" if stacks else ""
+    stacked = sum(size for size in done.stacks if size > 1)
+    together = f", {stacked:,} of them trained together" if stacked else ""
     stopped = ", interrupted" if done.interrupted else ""
     return [
         ("heads", f"{heads:,}{together}"),

@@ -171,7 +171,7 @@ def _report_existing(cut: Cut) -> None:
     size = f"the cache will have {human_bytes(feature_bytes(job.spec, job.images.rows_of_splits))}"
     if missing == rows:
         views = f", {job.spec.views} views of each train image" if job.spec.views > 1 else ""
-        job.reporter.info(f"{rows} images to extract with {job.backbone.name}{views}; {size}")
+        job.reporter.info(f"{rows:,} images to extract with {job.backbone.name}{views}; {size}")
     elif job.execution.shard is not None:
         job.reporter.info(f"{missing} images to extract in this share of {rows}; {size}")
     else:

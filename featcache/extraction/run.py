@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from featcache.cache.catalog import CacheEntry
 from featcache.cache.locks import Owner, lock_cache
@@ -92,18 +91,18 @@ def assemble(request: Request, execution: Execution | None = None, *, reporter: 
 
 
 def assemble_cache(
-    entry: CacheEntry, execution: Execution | None = None, *, data_dir: Path, reporter: Reporter | None = None
+    entry: CacheEntry, execution: Execution | None = None, *, reporter: Reporter | None = None
 ) -> Extraction:
-    """`assemble` for a cache in a folder, by the command that its manifest records.
+    """`assemble` for a cache where it lies, by the command that its manifest records.
 
     Args:
         entry: The cache, unfinished or complete. One that is packed is reported as it is.
         execution: Whether to pack, and what to do at images that cannot be read.
-        data_dir: The folder of data sets, weights and caches.
         reporter: Where progress and remarks go.
 
     Raises:
-        InvalidOption: A packed cache is not to be packed, or its images were given from Python.
+        InvalidOption: A packed cache is not to be packed, its images were given from Python, or it was moved out of the
+            features folder of a data folder, or renamed.
         CacheIncomplete: Rows are missing.
     """
     execution = execution or Execution()
@@ -118,7 +117,18 @@ def assemble_cache(
             f"the images of {entry.name} were given from Python, expected a command that names them",
             hint=f"call {entry.command} again: rows that are there are not computed again",
         )
-    return assemble(from_command_words(Request, words[2:], data_dir=data_dir), execution, reporter=reporter)
+    features = entry.path.absolute().parent
+    request = from_command_words(Request, words[2:], data_dir=features.parent)
+    if request.features_dir != features:
+        raise InvalidOption(f"{entry.path} is not in a folder called features", hint="move it back to DATA/features")
+    with (
+        disk_errors(request.data_dir),
+        resolve([request], execution, reporter or LogReporter()) as (job,),
+    ):
+        if (expected := Inventory(job=job).name) != entry.name:
+            raise InvalidOption(f"{entry.name} was called {expected} when it was begun", hint="give it this name again")
+        (done,) = carry_out([job], assembles=True)
+    return done
 
 
 def carry_out(jobs: Sequence[Job], *, assembles: bool = False, locks: bool = True) -> tuple[Extraction, ...]:

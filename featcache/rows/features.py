@@ -193,6 +193,10 @@ def choose_layers(cache: FeatureCache, requested: tuple[str, ...] | None) -> tup
     """
     there = tuple(cache.layers)
     if requested == ALL_LAYERS:
+        if len(there) > 1 and ALL_LAYERS[0] in there:
+            raise InvalidOption(
+                f"{cache.name} has a layer called all: all layers, or this one?", hint="name each --layer"
+            )
         return there
     if requested is None:
         if len(there) != 1:

@@ -40,8 +40,6 @@ def choose_columns(caches: Sequence[FeatureCache], requested: tuple[str, ...] | 
     A layer is requested by its name, which means that layer of every cache that has it, or as `backbone/layer`.
     Raises UnknownName for a layer that no cache has, InvalidOption where a cache has several and none was named.
     """
-    if len(caches) == 1:
-        return (CacheLayers(cache=caches[0], layers=choose_layers(caches[0], requested)),)
     known = {name: None for cache in caches for layer in cache.layers for name in _names(cache, layer)}
     for name in requested or ():
         if name not in known and requested != ALL_LAYERS:

@@ -108,6 +108,22 @@ def test_the_data_folder_may_be_an_environment_variable(
     assert cache.stem not in featcache("ls", "--data-dir", "data").stdout
 
 
+def test_a_common_option_without_its_value_is_wrong_usage(here: Path) -> None:
+    for words in (("ls", "--data-dir"), ("info", "ls", "--data-dir")):
+        error, _ = complaint(*words, expect=2)
+        assert error == "--data-dir needs a value"
+
+
+def test_an_empty_name_removes_nothing(cache: Path) -> None:
+    error, _ = complaint("rm", "")
+    assert "got an empty text" in error and cache.exists()
+
+
+def test_a_result_that_is_no_json_is_one_error_object(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featcache.cli.caches._entry_json", lambda entry: {"size": float("nan")})
+    assert json.loads(featcache("ls", "--json", expect=1).stdout)["error"]["kind"] == "ValueError"
+
+
 def test_there_are_at_most_220_options_and_34_of_train_head() -> None:
     root = typer.main.get_command(app)
     own = {

@@ -236,3 +236,8 @@ def test_it_never_imports_torch(one_class: Path, table: Path) -> None:
         "assert not {'torch', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=one_class.parents[2])
+
+
+def test_options_of_a_table_without_a_table_are_wrong_usage(cache: Path) -> None:
+    error, _ = complaint("label", cache, "--remove", "label", "--column", "age", expect=2)
+    assert "expected a table for --column" in error

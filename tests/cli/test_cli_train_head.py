@@ -377,3 +377,9 @@ def test_all_layers_are_read_with_layer_all(here: Path) -> None:
     both = answer("train-head", *QUICK, "--layer", "all")
     named = answer("train-head", *QUICK, "--layer", "layer1", "--layer", "avgpool")
     assert both["parameters"]["trainable"] == named["parameters"]["trainable"] == (64 + 512) * 3 + 3
+
+
+def test_a_layer_may_be_named_with_its_backbone(cache: Path) -> None:
+    named = answer("train-head", *QUICK, "--layer", "pixels/pixels")
+    assert named["val"] == answer("train-head", *QUICK)["val"]
+    assert "pixels" in complaint("train-head", cache.stem, *QUICK, "--layer", "vgg16/pixels")[0]

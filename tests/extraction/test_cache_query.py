@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from safetensors.torch import save_file
 from tiny import jpeg, random_squeezenet
 
+from featcache.cache.catalog import describe, find
 from featcache.cache.query import CacheQuery, find_cache
 from featcache.cli.finding import CacheOptions
 from featcache.config import from_command_words
-from featcache.errors import CacheIncomplete, CacheNotFound
+from featcache.errors import CacheIncomplete, CacheNotFound, InvalidOption
 from featcache.extraction.request import Request
-from featcache.extraction.run import Execution, extract
+from featcache.extraction.run import Execution, assemble_cache, extract
+from featcache.extraction.units import Shard
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +192,53 @@ def test_the_command_is_read_back_to_the_same_request(project: Path) -> None:
     read = from_command_words(Request, words[2:], data_dir=request.data_dir)
     assert (read.command, read.selection) == (request.command, request.selection)
     assert (read.layers, read.views, read.view_flip) == (request.layers, request.views, request.view_flip)
+
+
+# --- no cache is taken by mistake --------------------------------------------------------------------------
+
+
+def test_an_empty_name_is_no_beginning(project: Path) -> None:
+    for name in ("", None):
+        with pytest.raises(CacheNotFound):
+            find_cache(project / "data" / "features", CacheQuery(name=name))
+    with pytest.raises(CacheNotFound, match="empty text"):
+        find(project / "data" / "features", "")
+
+
+def test_two_folders_of_one_name_are_two_data_sets(project: Path, tmp_path: Path) -> None:
+    (tmp_path / "pets").mkdir()
+    with pytest.raises(CacheNotFound):
+        CacheOptions(dataset=str(tmp_path / "pets"), backbone="pixels").find(project / "data" / "features", None)
+    assert CacheOptions(dataset="pets", backbone="pixels").find(project / "data" / "features", None).complete
+
+
+def test_a_complete_cache_does_not_stand_in_for_an_unfinished_one(project: Path, tmp_path: Path) -> None:
+    small = Request(dataset=project / "pets", backbone="pixels", image_size=8, limit=2, data_dir=tmp_path)
+    done = extract(small).cache
+    whole = replace(small, limit=None)
+    extract(whole, Execution(shard=Shard.parse("0/2"), segment_rows=2))
+    features = tmp_path / "features"
+    with pytest.raises(CacheNotFound, match="2 caches fit") as caught:
+        find_cache(features, CacheQuery(backbone="pixels"))
+    assert "state complete" in (caught.value.hint or "") and "state unfinished" in (caught.value.hint or "")
+    unfinished = find_cache(features, CacheQuery(backbone="pixels", unfinished_first=True))
+    assert unfinished.path != done and not unfinished.complete
+    with pytest.raises(CacheIncomplete):
+        assemble_cache(unfinished)
+    extract(whole, Execution(shard=Shard.parse("1/2"), segment_rows=2))
+    assert find(features, unfinished.name).complete
+
+
+def test_a_cache_is_assembled_where_it_lies_or_refused(project: Path, tmp_path: Path) -> None:
+    request = Request(dataset=project / "pets", backbone="pixels", image_size=8, data_dir=tmp_path / "here")
+    extract(request, Execution(pack=False, segment_rows=4))
+    (folder,) = (tmp_path / "here" / "features").iterdir()
+    moved = shutil.copytree(tmp_path / "here", tmp_path / "there") / "features" / folder.name
+    assert assemble_cache(describe(moved), Execution(pack=True)).cache == moved.with_suffix(".h5")
+    assert folder.is_dir()
+    renamed = folder.rename(folder.with_name("mine"))
+    with pytest.raises(InvalidOption, match=f"mine was called {folder.name}"):
+        assemble_cache(describe(renamed))
+    elsewhere = shutil.copytree(renamed, tmp_path / folder.name)
+    with pytest.raises(InvalidOption, match="not in a folder called features"):
+        assemble_cache(describe(elsewhere))
