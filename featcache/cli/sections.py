@@ -116,7 +116,8 @@ class SectionedGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Called by typer: the options of every command may stand anywhere on the line."""
         # While a line is completed in the shell it may end before an option's value.
-        remaining: list[str] = super().parse_args(ctx, args if ctx.resilient_parsing else common_first(args))
+        words = common_first(args, unfinished=ctx.resilient_parsing)
+        remaining: list[str] = super().parse_args(ctx, words)
         return remaining
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]
@@ -150,8 +151,16 @@ class SectionedGroup(TyperGroup):
         _write(formatter, _sections_of(self.get_params(ctx), ctx, everything=True))
 
 
-def common_first(args: Sequence[str]) -> list[str]:
-    """The words of a command line with the options of every command moved to its front."""
+def common_first(args: Sequence[str], *, unfinished: bool = False) -> list[str]:
+    """The words of a command line with the options of every command moved to its front.
+
+    Args:
+        args: The words.
+        unfinished: Whether more words follow, so that the last option may still lack its value.
+
+    Raises:
+        WrongUsage: The last option lacks its value.
+    """
     switches, valued = set[str](), set[str]()
     for field in options_of(Common):
         (switches if field.is_switch else valued).update(field.flags)
@@ -166,9 +175,12 @@ def common_first(args: Sequence[str]) -> list[str]:
             front.append(word)
         elif name in valued and not has_value:
             value = next(words, None)
-            if value is None:
+            if value is None and not unfinished:
                 raise WrongUsage(f"{word} needs a value", hint="see `featcache --help`")
-            front += [word, value]
+            if value is None:
+                rest.append(word)
+            else:
+                front += [word, value]
         elif name in valued:
             front.append(word)
         else:

@@ -16,10 +16,10 @@ SET = ("--dataset", "digits", "--backbone", "pixels")
 def test_extractions_gc_rm_and_a_training_at_once_do_no_harm(here: Path) -> None:
     featcache("extract", *SET, "--image-size", "8")
     featcache("extract", *SET, "--image-size", "4")
-    featcache("train-head", *SET, "--image-size", "8", "--head", "ridge")
-    (other,) = [path for path in (here / "data" / "features").glob("*.h5") if _side(path) == 4]
+    (used, other) = sorted((here / "data" / "features").glob("*.h5"), key=_side, reverse=True)
+    featcache("train-head", used.stem, "--head", "ridge")
     grown = ("extract", *SET, "--image-size", "16", "--segment-rows", "64", "--json")
-    training = ("train-head", *SET, "--image-size", "8", "--head", "mlp:16", "--max-epochs", "20", "--json")
+    training = ("train-head", used.stem, "--head", "mlp:16", "--max-epochs", "20", "--json")
     running = [
         child(*grown, cwd=here),
         child(*grown, cwd=here),
