@@ -10,7 +10,7 @@ file) and one block per step.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,8 +37,7 @@ from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.cache.reader import FeatureCache
 from featcache.images.source import ImageSource
-
-Progress = Callable[[str, int, int], None]
+from featcache.progress import StageProgress
 
 
 def audit_cache(
@@ -49,7 +48,7 @@ def audit_cache(
     device: str = "cpu",
     workers: int = 2,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Audit:
     """Find leaks, duplicates, label errors, outliers and problems of the splits in a cache.
 
@@ -102,7 +101,7 @@ def audit_cache(
 
 
 def _read_pictures(
-    source: ImageSource, table: ImageTable, pairs: Pairs, workers: int, progress: Progress | None
+    source: ImageSource, table: ImageTable, pairs: Pairs, workers: int, progress: StageProgress | None
 ) -> Pictures:
     wanted = np.unique(np.concatenate([pairs.first, pairs.second]))
     return Pictures.read(source, table, wanted, workers=workers, progress=progress)

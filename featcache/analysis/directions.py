@@ -16,16 +16,15 @@ import numpy as np
 
 from featcache.analysis.table import ImageTable
 from featcache.analysis.values import Values
+from featcache.progress import StageProgress
 
 WIDEST: Final = 512
 # Larger arrays are memory-mapped temporary files, so that the system can free their memory.
 RESIDENT_BYTES: Final = 1 << 30
 _BLOCK: Final = 4096
 
-Progress = Callable[[str, int, int], None]
 
-
-def directions(table: ImageTable, *, seed: int = 0, progress: Progress | None = None) -> Values:
+def directions(table: ImageTable, *, seed: int = 0, progress: StageProgress | None = None) -> Values:
     """Centred features of length 1: float32 (N, d), d at most 512; 0 for an image whose feature is the mean.
 
     `progress` is called with ("reading", images done, images in all). Raises what `ImageTable.blocks` raises.
@@ -40,7 +39,7 @@ def directions(table: ImageTable, *, seed: int = 0, progress: Progress | None = 
     return rows
 
 
-def root_directions(table: ImageTable, *, seed: int = 0, progress: Progress | None = None) -> Values:
+def root_directions(table: ImageTable, *, seed: int = 0, progress: StageProgress | None = None) -> Values:
     """Signed square roots of the features, scaled to length 1: float32 (N, d), d at most 512.
 
     The roots (power normalisation, Perronnin et al., ECCV 2010) keep a few large values from dominating. Nothing is
@@ -54,7 +53,7 @@ def root_directions(table: ImageTable, *, seed: int = 0, progress: Progress | No
 
 
 def _project_features(
-    table: ImageTable, change: Callable[[Values], Values], seed: int, progress: Progress | None
+    table: ImageTable, change: Callable[[Values], Values], seed: int, progress: StageProgress | None
 ) -> tuple[Values, Values]:
     """All features after `change`, projected to at most 512 values: float32 (N, d), and their mean (d,)."""
     projection = _projection(table.feature_dim, seed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -11,9 +10,9 @@ import numpy.typing as npt
 
 from featcache.analysis.thinning import Rows, thin
 from featcache.analysis.values import Values
+from featcache.progress import StageProgress
 
 Probabilities = npt.NDArray[np.float32]
-Progress = Callable[[str, int, int], None]
 
 FOLDS: Final = 5
 # Rows on which a fold is fitted: more change a linear head little, and cost memory and time.
@@ -31,7 +30,7 @@ def out_of_fold(
     *,
     groups: Rows | None = None,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> Probabilities:
     """Out-of-fold class probabilities: float32 (n, C), where C is the greatest label + 1.
 

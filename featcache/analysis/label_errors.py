@@ -12,11 +12,12 @@ from typing import Final
 
 import numpy as np
 
-from featcache.analysis.folds import FOLDS, MOST_FITTED, Probabilities, Progress, out_of_fold
+from featcache.analysis.folds import FOLDS, MOST_FITTED, Probabilities, out_of_fold
 from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.analysis.values import Values
+from featcache.progress import StageProgress
 
 MOST_OWN: Final = 0.02
 # An upper bound of the threshold: if a head is nearly always certain, the mean probability is too strict.
@@ -25,7 +26,7 @@ LEAST_IMAGES: Final = 50
 
 
 def label_errors(
-    table: ImageTable, directions: Values, *, groups: Rows, seed: int = 0, progress: Progress | None = None
+    table: ImageTable, directions: Values, *, groups: Rows, seed: int = 0, progress: StageProgress | None = None
 ) -> Section:
     """The section of labels that are likely wrong, over all splits.
 

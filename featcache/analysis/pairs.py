@@ -7,7 +7,6 @@ which an image has 20 pairs on average, on a sample of rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -16,11 +15,11 @@ import numpy.typing as npt
 
 from featcache.analysis.thinning import Rows, thin
 from featcache.analysis.values import Values
+from featcache.progress import StageProgress
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Progress = Callable[[str, int, int], None]
 
 PAIRS_PER_IMAGE: Final = 20
 LEAST_COSINE: Final = 0.4
@@ -47,7 +46,7 @@ class Pairs:
         return Pairs(first=self.first[chosen], second=self.second[chosen], cosine=self.cosine[chosen], floor=self.floor)
 
 
-def near_pairs(directions: Values, *, device: str = "cpu", progress: Progress | None = None) -> Pairs:
+def near_pairs(directions: Values, *, device: str = "cpu", progress: StageProgress | None = None) -> Pairs:
     """The nearest pairs of rows of `directions`, float32 (N, d), of length 1.
 
     `device`: the torch device of the matrix products. `progress` is called with ("comparing", images done, images in

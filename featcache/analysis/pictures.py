@@ -8,7 +8,6 @@ frames look alike. The second image is also compared shifted by a pixel in each 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -24,8 +23,8 @@ from featcache.errors import SourceError
 from featcache.images.decoding import decode
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource, digest
+from featcache.progress import StageProgress
 
-Progress = Callable[[str, int, int], None]
 Small = npt.NDArray[np.uint8]
 
 SIDE: Final = 16
@@ -54,7 +53,7 @@ class Pictures:
         numbers: Rows,
         *,
         workers: int = 2,
-        progress: Progress | None = None,
+        progress: StageProgress | None = None,
     ) -> Pictures:
         """Read the images with these `numbers`, int64 (n,).
 

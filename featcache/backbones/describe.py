@@ -88,29 +88,24 @@ def describe(options: BackboneOptions, *, data_dir: Path) -> BackboneSpec:
     return read_description(options, data_dir=data_dir) or open_network(options, data_dir=data_dir).spec
 
 
-def read_description(options: BackboneOptions, *, data_dir: Path, without_files: bool = False) -> BackboneSpec | None:
+def read_description(options: BackboneOptions, *, data_dir: Path) -> BackboneSpec | None:
     """Read a stored description; None if there is none or it is no longer valid.
 
     Args:
         options: The network, layers, pooling, image size, normalisation and weights.
         data_dir: The folder of descriptions.
-        without_files: Accept it also if weights files are missing: enough to find a cache, but not to compute.
     """
     options = _in_full(options)
     try:
         content = json.loads(_path(options, data_dir).read_bytes())
         if content["versions"] != versions() or content["format"] != _FORMAT:
             return None
-        if any(_stamp(Path(path)) != stamp for path, stamp in content["files"].items() if _counts(path, without_files)):
+        if any(_stamp(Path(path)) != stamp for path, stamp in content["files"].items()):
             return None
         return BackboneSpec.from_json(json.dumps(content["spec"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, FeatcacheError):
         # An unreadable description is made again.
         return None
-
-
-def _counts(path: str, without_files: bool) -> bool:
-    return not without_files or Path(path).exists()
 
 
 def open_network(

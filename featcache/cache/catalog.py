@@ -218,7 +218,7 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     path, name = Path(ref), str(ref)
     if not name:
         raise CacheNotFound("expected the name or the path of a cache, got an empty text", hint="see `featcache ls`")
-    if len(path.parts) > 1 or path.suffix == CACHE_SUFFIX:
+    if is_path(name):
         is_name = len(path.parts) == 1 and not path.exists()
         return describe(features_dir / path if is_name else path)
     # A packed cache is preferred to segments of the same name.
@@ -228,6 +228,12 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     if len(matches) != 1:
         raise _not_found(features_dir, name, matches, known)
     return describe(known[matches[0]])
+
+
+def is_path(ref: str) -> bool:
+    """Whether a text stands for the file or folder of a cache, not for its name or how its name begins."""
+    path = Path(ref)
+    return len(path.parts) > 1 or path.suffix == CACHE_SUFFIX
 
 
 def find_all(features_dir: Path, beginning: str = "") -> list[CacheEntry]:

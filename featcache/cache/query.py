@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from featcache.cache.catalog import COMPLETE, UNFINISHED, CacheEntry, find, find_all
+from featcache.cache.catalog import COMPLETE, UNFINISHED, CacheEntry, find, find_all, is_path
 from featcache.errors import CacheNotFound
 
 _MOST_LISTED = 8
+# Where `extract` puts caches without --data-dir.
+_DEFAULT_FOLDER = Path("data") / "features"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +50,15 @@ class CacheQuery:
         }
         return {name: value for name, value in found.items() if value}
 
-    @property
-    def extract_command(self) -> str:
-        """The `featcache extract` that makes such a cache."""
+    def extract_command(self, features_dir: Path) -> str:
+        """The `featcache extract` that makes such a cache in this folder of caches."""
         words = ["featcache", "extract"]
         words += [] if self.dataset is None else ["--dataset", self.dataset]
         words += [] if self.backbone is None else ["--backbone", self.backbone]
         for layer in self.layers:
             words += ["--layer", layer.rpartition("/")[2]]
         words += [] if self.image_size is None else ["--image-size", str(self.image_size)]
+        words += [] if features_dir == _DEFAULT_FOLDER else ["--data-dir", str(features_dir.parent)]
         return shlex.join(words)
 
 
@@ -68,17 +70,12 @@ def find_cache(features_dir: Path, query: CacheQuery) -> CacheEntry:
             differ.
         CacheForeign: What the name stands for is no cache.
     """
-    if query.name is not None and (not query.name or _is_exact(features_dir, query.name)):
-        entry = find(features_dir, query.name)
-        if entry.spec is not None and not _fits(entry, query):
-            fields = _fields_of(entry)
-            found = {name: fields.get(name, "-") for name in query.filters}
-            raise CacheNotFound(
-                f"{entry.name} does not have {_in_words(query.filters)}: it has {_in_words(found)}",
-                hint=f"leave the options out, or make the cache with `{query.extract_command}`",
-            )
-        return entry
-    named = [entry for entry in find_all(features_dir, query.name or "") if entry.state in (COMPLETE, UNFINISHED)]
+    if query.name is not None and (not query.name or is_path(query.name)):
+        return _require_fit(find(features_dir, query.name), features_dir, query)
+    named = find_all(features_dir, query.name or "")
+    if query.name is not None and len(named) == 1:
+        return _require_fit(named[0], features_dir, query)
+    named = [entry for entry in named if entry.state in (COMPLETE, UNFINISHED)]
     fitting = [entry for entry in named if _fits(entry, query)]
     if query.unfinished_first:
         fitting = [entry for entry in fitting if not entry.complete] or fitting
@@ -92,9 +89,16 @@ def find_cache(features_dir: Path, query: CacheQuery) -> CacheEntry:
     return fitting[0]
 
 
-def _is_exact(features_dir: Path, name: str) -> bool:
-    """Whether a text is a path, the full name of one cache, or how one alone begins."""
-    return len(Path(name).parts) > 1 or Path(name).suffix == ".h5" or len(find_all(features_dir, name)) == 1
+def _require_fit(entry: CacheEntry, features_dir: Path, query: CacheQuery) -> CacheEntry:
+    """The cache that is named, whatever its state. Raises CacheNotFound where it contradicts a filter."""
+    if entry.spec is None or _fits(entry, query):
+        return entry
+    fields = _fields_of(entry)
+    found = {name: fields.get(name, "-") for name in query.filters}
+    raise CacheNotFound(
+        f"{entry.name} does not have {_in_words(query.filters)}: it has {_in_words(found)}",
+        hint=f"leave the options out, or make the cache with `{query.extract_command(features_dir)}`",
+    )
 
 
 def _fits(entry: CacheEntry, query: CacheQuery) -> bool:
@@ -185,7 +189,7 @@ def _several(entries: Sequence[CacheEntry]) -> CacheNotFound:
 
 def _none(features_dir: Path, query: CacheQuery, named: Sequence[CacheEntry]) -> CacheNotFound:
     wanted = _in_words(query.filters)
-    make = f"make it with `{query.extract_command}`"
+    make = f"make it with `{query.extract_command(features_dir)}`"
     if named and wanted:
         names = ", ".join(entry.name for entry in named[:_MOST_LISTED])
         return CacheNotFound(f"no cache in {features_dir} has {wanted}; there are {names}", hint=make)

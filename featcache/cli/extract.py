@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from featcache.backbones.options import BackboneOptions
-from featcache.cli import completion
 from featcache.cli.commands import command
-from featcache.cli.finding import CACHE_HELP, CacheOptions
+from featcache.cli.finding import OPTIONAL_CACHE, CacheOptions
 from featcache.cli.groups import Only
 from featcache.cli.options import Common
 from featcache.cli.printing import (
@@ -88,15 +87,7 @@ def register(app: typer.Typer) -> None:
         examples=("featcache assemble cifar10-vgg16", "featcache assemble --backbone vgg16 --pack"),
     )
     def assemble(
-        cache: Annotated[
-            str | None,
-            typer.Argument(
-                autocompletion=completion.caches,
-                help=f"{CACHE_HELP} [default: the only one that fits]",
-                metavar="CACHE",
-                rich_help_panel=CacheOptions.PANEL,
-            ),
-        ] = None,
+        cache: Annotated[str | None, OPTIONAL_CACHE] = None,
         *,
         which: CacheOptions,
         how: Annotated[Execution, Only("pack", "on_error", "wait")],

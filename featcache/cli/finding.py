@@ -20,12 +20,21 @@ CACHE_HELP = "A name (see featcache ls) or a path. How a name begins is enough."
 #: A cache that must be named.
 CACHE = typer.Argument(autocompletion=completion.caches, help=CACHE_HELP, metavar="CACHE")
 
+_PANEL = "Which cache"
+#: A cache that filters may choose.
+OPTIONAL_CACHE = typer.Argument(
+    autocompletion=completion.caches,
+    help=f"{CACHE_HELP} [default: the only one that fits]",
+    metavar="CACHE",
+    rich_help_panel=_PANEL,
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CacheOptions:
     """Filters for the cache that a command works on, where its name is not given."""
 
-    PANEL: ClassVar[str] = "Which cache"
+    PANEL: ClassVar[str] = _PANEL
 
     backbone: Annotated[
         str | None,

@@ -116,8 +116,8 @@ class SectionedGroup(TyperGroup):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Called by typer: the options of every command may stand anywhere on the line."""
         # While a line is completed in the shell it may end before an option's value.
-        words = common_first(args, unfinished=ctx.resilient_parsing)
-        remaining: list[str] = super().parse_args(ctx, words)
+        common, others = divide_words(args, unfinished=ctx.resilient_parsing)
+        remaining: list[str] = super().parse_args(ctx, common + others)
         return remaining
 
     def main(self, args: Sequence[str] | None = None, *, standalone_mode: bool = True, **extra: Any) -> Any:  # type: ignore[override]
@@ -133,7 +133,7 @@ class SectionedGroup(TyperGroup):
 
             message, hint = explain(error, self.commands)
             report_error(message, hint)
-            if "--json" in words:
+            if "--json" in divide_words(words, unfinished=True)[0]:
                 print_error("WrongUsage", message, hint, 2)
             sys.exit(2)
         if not standalone_mode:
@@ -151,12 +151,15 @@ class SectionedGroup(TyperGroup):
         _write(formatter, _sections_of(self.get_params(ctx), ctx, everything=True))
 
 
-def common_first(args: Sequence[str], *, unfinished: bool = False) -> list[str]:
-    """The words of a command line with the options of every command moved to its front.
+def divide_words(args: Sequence[str], *, unfinished: bool = False) -> tuple[list[str], list[str]]:
+    """Divide a command line into the options of every command, wherever they stand, and the other words.
 
     Args:
         args: The words.
-        unfinished: Whether more words follow, so that the last option may still lack its value.
+        unfinished: Whether the last option may lack its value, as more words may follow.
+
+    Returns:
+        Those options with their values, and the other words in their order.
 
     Raises:
         WrongUsage: The last option lacks its value.
@@ -164,28 +167,28 @@ def common_first(args: Sequence[str], *, unfinished: bool = False) -> list[str]:
     switches, valued = set[str](), set[str]()
     for field in options_of(Common):
         (switches if field.is_switch else valued).update(field.flags)
-    front: list[str] = []
-    rest: list[str] = []
+    common: list[str] = []
+    others: list[str] = []
     words = iter(args)
     for word in words:
         name, has_value, _ = word.partition("=")
         if word == "--":
-            rest += [word, *words]
+            others += [word, *words]
         elif word in switches:
-            front.append(word)
+            common.append(word)
         elif name in valued and not has_value:
             value = next(words, None)
             if value is None and not unfinished:
                 raise WrongUsage(f"{word} needs a value", hint="see `featcache --help`")
             if value is None:
-                rest.append(word)
+                others.append(word)
             else:
-                front += [word, value]
+                common += [word, value]
         elif name in valued:
-            front.append(word)
+            common.append(word)
         else:
-            rest.append(word)
-    return front + rest
+            others.append(word)
+    return common, others
 
 
 def page_width() -> int:

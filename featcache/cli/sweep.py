@@ -21,7 +21,7 @@ from featcache.cli.printing import Bold, human_path, print_json, print_line, pri
 from featcache.cli.terminal import Terminal
 from featcache.cli.train import METRICS, RowsToRead, find, refuse_settled, score_text
 from featcache.cli.usage import usage_errors
-from featcache.config import Option
+from featcache.config import Option, check
 from featcache.heads.config import HeadConfig
 from featcache.sweeps.options import SweepOptions
 from featcache.text import human_seconds
@@ -65,6 +65,9 @@ class GridOptions:
             default="none",
         ),
     ] = None
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def register(app: typer.Typer) -> None:

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import typer
 
-from featcache.cli import completion
 from featcache.cli.clock import seconds_so_far
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.finding import CACHE_HELP, CacheOptions
+from featcache.cli.finding import OPTIONAL_CACHE, CacheOptions
 from featcache.cli.groups import Given, names_of_given
 from featcache.cli.options import Common
 from featcache.cli.printing import (
@@ -28,7 +27,7 @@ from featcache.cli.printing import (
 )
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage, usage_errors
-from featcache.config import Option
+from featcache.config import Option, check
 from featcache.heads.config import HeadConfig
 from featcache.rows.options import ALL_LAYERS
 from featcache.rows.views import describe_views
@@ -57,15 +56,7 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def train_head(
-        cache: Annotated[
-            str | None,
-            typer.Argument(
-                autocompletion=completion.caches,
-                help=f"{CACHE_HELP} [default: the only one that fits]",
-                metavar="CACHE",
-                rich_help_panel=CacheOptions.PANEL,
-            ),
-        ] = None,
+        cache: Annotated[str | None, OPTIONAL_CACHE] = None,
         *,
         context: typer.Context,
         which: CacheOptions,
@@ -148,6 +139,9 @@ class RowsToRead:
         ),
     ] = ()
 
+    def __post_init__(self) -> None:
+        check(self)
+
     def caches(self, common: Common) -> list[Path]:
         """The paths of those caches. Raises CacheError."""
         from featcache.cache.catalog import find
@@ -181,6 +175,9 @@ class HowToStart:
         ),
     ] = None
 
+    def __post_init__(self) -> None:
+        check(self)
+
 
 def find(
     name: str | None,
@@ -208,8 +205,8 @@ def find(
         image_size=None if recipe is None else recipe.input.image_size,
     )
     path = entry.require_complete()
-    if recipe is not None:
-        recipe.require_backbone(_backbone_of(path))
+    if recipe is not None and entry.spec is not None:
+        recipe.require_backbone(entry.spec.backbone)
     return path
 
 
@@ -228,13 +225,6 @@ def _width(cache: Path, others: Sequence[Path], config: HeadConfig) -> int:
         caches = [opened.enter_context(FeatureCache.open(path)) for path in (cache, *others)]
         columns = choose_columns(caches, config.layers)
         return sum(one.cache.spec.layer(name).feature_dim for one in columns for name in one.layers)
-
-
-def _backbone_of(path: Path) -> str:
-    from featcache.cache.reader import FeatureCache
-
-    with FeatureCache.open(path) as cache:
-        return cache.spec.backbone
 
 
 def _describe_steps(run: Run) -> tuple[str, str]:

@@ -87,7 +87,7 @@ class Extraction:
         }
 
 
-def report_standing(cache: FeatureCache) -> Extraction:
+def report_existing(cache: FeatureCache) -> Extraction:
     """What is reported of a complete cache that nothing was done to."""
     rows = {split: len(cache[split]) for split in cache.splits}
     return Extraction(

@@ -19,7 +19,7 @@ from featcache.extraction.inventory import Inventory
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.resolve import Job, resolve
-from featcache.extraction.result import Computed, Extraction, report_cache, report_standing
+from featcache.extraction.result import Computed, Extraction, report_cache, report_existing
 from featcache.files import disk_errors
 
 
@@ -69,24 +69,34 @@ def extract_each(
             return carry_out(jobs)
 
 
-def assemble(request: Request, execution: Execution | None = None, *, reporter: Reporter | None = None) -> Extraction:
+def assemble(
+    request: Request,
+    execution: Execution | None = None,
+    *,
+    name: str | None = None,
+    reporter: Reporter | None = None,
+) -> Extraction:
     """Publish the cache that `request` describes from segments that shards have written; nothing is computed.
 
     Args:
         request, execution, reporter: As for `extract`.
+        name: The name that the cache must have; None for any.
 
     Returns:
         The cache.
 
     Raises:
         CacheIncomplete: Rows are missing.
+        InvalidOption: The cache has another name.
         FeatcacheError: What `extract` raises.
     """
     with (
         disk_errors(request.data_dir),
-        resolve([request], execution or Execution(), reporter or LogReporter()) as jobs,
+        resolve([request], execution or Execution(), reporter or LogReporter()) as (job,),
     ):
-        (done,) = carry_out(jobs, assembles=True)
+        if name not in (None, expected := Inventory(job=job).name):
+            raise InvalidOption(f"{name} was called {expected} when it was begun", hint="give it this name again")
+        (done,) = carry_out([job], assembles=True)
     return done
 
 
@@ -110,7 +120,7 @@ def assemble_cache(
         if execution.pack is False:
             raise InvalidOption(f"{entry.name} is packed already", hint="extract again with --no-pack")
         with FeatureCache.open(entry.require_complete()) as cache:
-            return report_standing(cache)
+            return report_existing(cache)
     words = shlex.split(entry.command)
     if words[:2] != ["featcache", "extract"]:
         raise InvalidOption(
@@ -121,14 +131,7 @@ def assemble_cache(
     request = from_command_words(Request, words[2:], data_dir=features.parent)
     if request.features_dir != features:
         raise InvalidOption(f"{entry.path} is not in a folder called features", hint="move it back to DATA/features")
-    with (
-        disk_errors(request.data_dir),
-        resolve([request], execution, reporter or LogReporter()) as (job,),
-    ):
-        if (expected := Inventory(job=job).name) != entry.name:
-            raise InvalidOption(f"{entry.name} was called {expected} when it was begun", hint="give it this name again")
-        (done,) = carry_out([job], assembles=True)
-    return done
+    return assemble(request, execution, name=entry.name, reporter=reporter)
 
 
 def carry_out(jobs: Sequence[Job], *, assembles: bool = False, locks: bool = True) -> tuple[Extraction, ...]:

@@ -13,7 +13,8 @@ import numpy as np
 from featcache.cache.reader import FeatureCache
 from featcache.errors import FeatcacheError
 from featcache.images import Sample, open_images
-from featcache.report.thumbnails import Pixels, Progress, Thumbnails, pack_sheets, pictures_at
+from featcache.progress import StageProgress
+from featcache.report.thumbnails import Pixels, Thumbnails, pack_sheets, pictures_at
 
 if TYPE_CHECKING:
     from featcache.analysis import Audit, Finding
@@ -64,7 +65,7 @@ class AuditView:
         }
 
 
-def audit_view_of(path: Path, data_dir: Path, given: Audit | None, progress: Progress | None) -> AuditView:
+def audit_view_of(path: Path, data_dir: Path, given: Audit | None, progress: StageProgress | None) -> AuditView:
     """The audit of a cache (`given`, or computed now) with pictures of its images. Nothing is downloaded."""
     with FeatureCache.open(path) as cache:
         audit = _run_audit(cache, data_dir / "datasets", progress) if given is None else given
@@ -72,7 +73,7 @@ def audit_view_of(path: Path, data_dir: Path, given: Audit | None, progress: Pro
         return AuditView(audit=audit, samples=samples, thumbnails=_pictures(cache, samples, data_dir / "datasets"))
 
 
-def _run_audit(cache: FeatureCache, datasets_dir: Path, progress: Progress | None) -> Audit:
+def _run_audit(cache: FeatureCache, datasets_dir: Path, progress: StageProgress | None) -> Audit:
     from featcache.analysis.audit import audit_cache
 
     with ExitStack() as stack:

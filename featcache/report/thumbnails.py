@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ from PIL import Image
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import FeatcacheError, ImageError
 from featcache.images import ImageSource, Sample, decode, digest, open_images
+from featcache.progress import StageProgress
 from featcache.report.image_sets import CachedImages, ImageSet, Rows
 
 Pixels = npt.NDArray[np.uint8]
-Progress = Callable[[str, int, int], None]
 
 PIXELS: Final = "pixels"
 LARGEST_SIDE: Final = 48
@@ -64,7 +64,7 @@ def no_thumbnails(count: int, *notes: str) -> Thumbnails:
 
 
 def pictures_of(
-    image_set: ImageSet, datasets_dir: Path, progress: Progress | None = None
+    image_set: ImageSet, datasets_dir: Path, progress: StageProgress | None = None
 ) -> tuple[list[Pixels | None], list[str]]:
     """The images of an image set, None for an image that is not available, and the reasons.
 
@@ -86,7 +86,7 @@ def _is_no_pixels(cached: CachedImages) -> bool:
 
 
 def _read_images(
-    cached: CachedImages, ids: Sequence[str], datasets_dir: Path, progress: Progress | None
+    cached: CachedImages, ids: Sequence[str], datasets_dir: Path, progress: StageProgress | None
 ) -> tuple[list[Pixels | None], list[str]]:
     if cached.cache is None or not (cached.rows >= 0).any():
         return [None] * len(ids), []
@@ -100,7 +100,7 @@ def pictures_at(
     ids: Sequence[str],
     rows: Rows,
     datasets_dir: Path,
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> tuple[list[Pixels | None], list[str]]:
     """The images `ids` at `rows`, int64 (n,), of a split (row -1: absent), in the form that `pictures_of` returns."""
     if cache.spec.backbone == PIXELS:
@@ -125,7 +125,7 @@ def _pixels_of_cache(split: CachedSplit, rows: Rows) -> list[Pixels | None]:
 
 
 def _read(
-    source: ImageSource, split: CachedSplit, jobs: Sequence[tuple[str, int]], progress: Progress | None
+    source: ImageSource, split: CachedSplit, jobs: Sequence[tuple[str, int]], progress: StageProgress | None
 ) -> tuple[list[Pixels | None], list[str]]:
     samples = _samples(source, split.name)
     digests = split.digests

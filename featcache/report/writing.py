@@ -12,6 +12,7 @@ import numpy as np
 
 from featcache.errors import CacheUnwritable, ReportError
 from featcache.files import publish_bytes
+from featcache.progress import StageProgress
 from featcache.report import content, figure_files, figures
 from featcache.report.audit_view import audit_view_of
 from featcache.report.benchmark_file import Benchmark, read_benchmark
@@ -20,7 +21,7 @@ from featcache.report.embedding import METHOD_NAMES, Embedding2d, embedding_of
 from featcache.report.image_sets import ImageSet, Rows, cache_of, image_sets_of, worst_mistakes
 from featcache.report.page import per_cent, render_page
 from featcache.report.run_results import RunResult, read_results
-from featcache.report.thumbnails import Progress, no_thumbnails, pack_sheets, pictures_of
+from featcache.report.thumbnails import no_thumbnails, pack_sheets, pictures_of
 from featcache.runs.run import Run
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def write_report(
     audit: Audit | bool = False,
     data_dir: Path | str = "data",
     runs_dir: Path | str = "runs",
-    progress: Progress | None = None,
+    progress: StageProgress | None = None,
 ) -> WrittenReport:
     """Write one HTML page about runs: a single file that makes no network requests.
 
@@ -141,7 +142,7 @@ def write_report(
 
 
 def _collect(
-    results: Sequence[RunResult], method: Map, data_dir: Path, progress: Progress | None
+    results: Sequence[RunResult], method: Map, data_dir: Path, progress: StageProgress | None
 ) -> tuple[ReportData, list[str]]:
     """The data of the report without pictures, and its notes."""
     by_val = sorted(results, key=lambda one: -one.run.training.val.accuracy)
@@ -160,7 +161,7 @@ def _collect(
     return report, [*(note for image_set in image_sets for note in image_set.notes), *of_maps]
 
 
-def _embeddings(image_set: ImageSet, method: Map, progress: Progress | None) -> tuple[Embedding2d | None, ...]:
+def _embeddings(image_set: ImageSet, method: Map, progress: StageProgress | None) -> tuple[Embedding2d | None, ...]:
     embeddings = []
     for number, cached in enumerate(image_set.caches):
         if progress is not None:
@@ -170,7 +171,7 @@ def _embeddings(image_set: ImageSet, method: Map, progress: Progress | None) -> 
 
 
 def _add_audit(
-    report: ReportData, given: Audit | None, data_dir: Path, progress: Progress | None
+    report: ReportData, given: Audit | None, data_dir: Path, progress: StageProgress | None
 ) -> tuple[ReportData, list[str]]:
     path, why = cache_of(report.best.run, data_dir / "features")
     if path is None:
@@ -186,7 +187,7 @@ def _table_only_note(report: ReportData) -> list[str]:
 
 
 def _add_pictures(
-    report: ReportData, page: Mapping[str, Any], notes: list[str], datasets_dir: Path, progress: Progress | None
+    report: ReportData, page: Mapping[str, Any], notes: list[str], datasets_dir: Path, progress: StageProgress | None
 ) -> tuple[ReportData, bytes, list[str]]:
     """The page with as many pictures, in as good a quality, as fit into `MOST_BYTES`."""
     pictures_and_reasons = [pictures_of(image_set, datasets_dir, progress) for image_set in report.image_sets]

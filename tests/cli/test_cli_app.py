@@ -287,3 +287,13 @@ def test_a_name_that_is_no_text_is_shown_escaped(here: Path) -> None:
     assert (code, stdout) == (1, "")
     assert "\\udcff.zip" in stderr
     assert "Traceback" not in stderr
+
+
+def test_json_as_a_value_or_behind_two_dashes_is_no_option(here: Path) -> None:
+    assert complaint("ls", "stray", "--", "--json", expect=2)
+    assert complaint("info", "x", "--", "--json", expect=2)
+
+
+def test_the_command_that_is_offered_extracts_into_the_same_folder(here: Path) -> None:
+    _, hint = complaint("train-head", "--backbone", "pixels", "--data-dir", "elsewhere")
+    assert "featcache extract --backbone pixels --data-dir elsewhere" in hint
