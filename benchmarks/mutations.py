@@ -12,6 +12,7 @@ traceback of each other error. The exit code is 1 if there is such an error, or 
 
 from __future__ import annotations
 
+import ctypes
 import json
 import multiprocessing
 import os
@@ -176,7 +177,7 @@ def _read(source: Any) -> str:
 
 
 def work(pipe: Connection, folder: Path, seed: int) -> None:
-    """Receive pairs (kind, number), and send the outcome of each file, until None is received."""
+    """Receive pairs (kind, number), and send the outcome of each file, until the process is killed."""
     warnings.simplefilter("ignore")
     # Decoders write warnings to stderr.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
@@ -187,8 +188,8 @@ def work(pipe: Connection, folder: Path, seed: int) -> None:
     # Memory that is allocated but never used does not show in the peak: limit the address space too.
     limit = _address_bytes() + 2 * MOST_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    while (task := pipe.recv()) is not None:
-        kind, number = task
+    while True:
+        kind, number = pipe.recv()
         content = damage(sound[kind], kind, random.Random(f"{seed}/{kind}/{number}"))
         begin = _reset_peak()
         ended = _try_to_use(kind, content, folder)
@@ -208,8 +209,10 @@ def _reset_peak() -> int:
     """Reset the peak of the process's memory; returns the memory held now, in bytes.
 
     A forked process begins with more memory than it needs and may release some. Without the reset, a file could use
-    that amount without raising the peak.
+    that amount without raising the peak. For the same reason memory that was freed but kept by the allocator is
+    returned to the system first.
     """
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _peak_bytes()
 
@@ -264,9 +267,8 @@ class Child:
 
     def close(self) -> None:
         """End the process."""
-        self._pipe.send(None)
-        self._process.join(PATIENCE_S)
         self._process.kill()
+        self._process.join()
 
 
 @dataclass(kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import random
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,25 @@ def test_errors_of_a_decoder_are_detected(
     result = mutations.run(["png"], 2, 0, tmp_path)
     assert result["kinds"]["png"][ended] == 2
     assert (mutations.bad_ends(result) == 2) is (ended != mutations.TYPED)
+
+
+def test_memory_that_the_allocator_has_kept_counts_when_a_decoder_uses_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libc = ctypes.CDLL(None)
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes, libc.memset.argtypes = [ctypes.c_void_p], [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+    # Freeing a block raises the size up to which blocks come from the heap; the last one keeps it from shrinking.
+    libc.free(libc.malloc(30_000_000))
+    blocks = [libc.malloc(20_000_000) for _ in range(6)]
+    for block in blocks:
+        libc.memset(block, 1, 20_000_000)
+    last = libc.malloc(20_000_000)
+    for block in blocks:
+        libc.free(block)
+    try:
+        test_errors_of_a_decoder_are_detected(
+            "len(bytearray(b'1') * 80_000_000)", mutations.MEMORY, tmp_path, monkeypatch
+        )
+    finally:
+        libc.free(last)
