@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from featcache.analysis.duplicates import (
     same_pictures,
 )
 from featcache.analysis.label_errors import label_errors
+from featcache.analysis.options import AuditOptions
 from featcache.analysis.outliers import outliers
 from featcache.analysis.pairs import Pairs, near_pairs
 from featcache.analysis.pictures import Pictures
@@ -36,19 +38,20 @@ from featcache.analysis.split_checks import balance_section, counts, missing_lab
 from featcache.analysis.table import ImageTable
 from featcache.analysis.thinning import Rows
 from featcache.cache.reader import FeatureCache
+from featcache.config import accepts, divide_options
 from featcache.images.source import ImageSource
 from featcache.progress import StageProgress
 
 
+@accepts(AuditOptions)
 def audit_cache(
     cache: FeatureCache,
     *,
-    layer: str | None = None,
     source: ImageSource | None = None,
     device: str = "cpu",
     workers: int = 2,
-    seed: int = 0,
     progress: StageProgress | None = None,
+    **options: Any,
 ) -> Audit:
     """Find leaks, duplicates, label errors, outliers and problems of the splits in a cache.
 
@@ -56,13 +59,12 @@ def audit_cache(
 
     Args:
         cache: An open cache.
-        layer: The layer whose features are used; None: the first.
         source: The images from which the cache was made. Without them, near duplicates are found by their features
             alone, which finds fewer.
         device: The torch device that computes the cosines, such as "cpu" or "cuda".
         workers: Threads that decode images.
-        seed: Seed of the folds, samples and random projections.
         progress: Called with (stage, steps done, steps in all).
+        {options}
 
     Returns:
         The findings, one section per kind, the most serious kind first.
@@ -73,7 +75,9 @@ def audit_cache(
         CacheDamaged: Rows are not those that were written.
     """
     began = time.perf_counter()
-    table = ImageTable.of(cache, layer)
+    own = ("cache", "source", "device", "workers", "progress")
+    what = AuditOptions(**divide_options(options, "audit_cache", AuditOptions, also=own)[0])
+    table, seed = ImageTable.of(cache, what.layer), what.seed
     rows = directions(table, seed=seed, progress=progress)
     first = first_of_bytes(table.digests)
     pairs = near_pairs(rows, device=device, progress=progress)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import textwrap
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from featcache.analysis.options import AuditOptions
 from featcache.cli.commands import FOUND, command
-from featcache.cli.finding import CACHE
+from featcache.cli.finding import CACHE, CacheOptions
+from featcache.cli.groups import Only
 from featcache.cli.options import Common
 from featcache.cli.printing import (
     Bold,
@@ -28,6 +31,7 @@ from featcache.cli.printing import (
 from featcache.cli.terminal import Terminal
 from featcache.config import Option
 from featcache.errors import FeatcacheError
+from featcache.extraction.execution import ComputeOptions
 from featcache.text import human_seconds
 
 if TYPE_CHECKING:
@@ -35,7 +39,6 @@ if TYPE_CHECKING:
     from featcache.cache.reader import FeatureCache
     from featcache.images.source import ImageSource
 
-_OPTIONS = "What is looked for, and how"
 _MOST_NAMED = 3
 _INDENT = "  "
 
@@ -53,18 +56,14 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def audit(
-        cache: Annotated[str, CACHE],
-        layer: Annotated[
-            str | None,
-            Option(help="Whose features are used.", default="the first", metavar="<name>", panel=_OPTIONS),
-        ] = None,
+        cache: Annotated[str | None, CACHE] = None,
         top: Annotated[
             int,
             Option(
                 help="Findings of each kind in the table; --json and --output have all.",
                 metavar="<findings>",
                 least=1,
-                panel=_OPTIONS,
+                panel=AuditOptions.PANEL,
             ),
         ] = 10,
         pixels: Annotated[
@@ -72,7 +71,7 @@ def register(app: typer.Typer) -> None:
             Option(
                 help="Compare the images too where their features are near, or their features only.",
                 flags=("--pixels/--no-pixels",),
-                panel=_OPTIONS,
+                panel=AuditOptions.PANEL,
             ),
         ] = True,
         output: Annotated[
@@ -84,22 +83,20 @@ def register(app: typer.Typer) -> None:
                     "-o",
                 ),
                 metavar="<file>",
-                panel=_OPTIONS,
+                panel=AuditOptions.PANEL,
             ),
         ] = None,
-        device: Annotated[
-            str,
-            Option(help="Where it computes: auto, cpu, cuda, mps.", metavar="<device>", panel=_OPTIONS),
-        ] = "auto",
-        seed: Annotated[int, Option(help="Of folds and samples.", metavar="<seed>", least=0, panel=_OPTIONS)] = 0,
         fail_on: Annotated[
             Literal["none", "leaks", "findings"],
             Option(
                 help="End with exit code 3 at such findings. leaks: images that are in any two splits.",
-                panel=_OPTIONS,
+                panel=AuditOptions.PANEL,
             ),
         ] = "none",
         *,
+        which: CacheOptions,
+        what: AuditOptions,
+        how: Annotated[ComputeOptions, Only("device")],
         common: Common,
     ) -> None:
         """Look for leaks, wrong labels, duplicates and outliers.
@@ -109,20 +106,20 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.analysis.audit import audit_cache
         from featcache.analysis.files import check_name, write_audit
-        from featcache.cache.catalog import find
         from featcache.cache.reader import FeatureCache
         from featcache.rows.devices import choose_device
 
         if output is not None:
             check_name(output)
-        place = str(choose_device(device))
+        entry = which.find(common.features_dir, cache, layers=[] if what.layer is None else [what.layer])
+        place = str(choose_device(how.device))
         with (
             Terminal(quiet=common.quiet) as terminal,
-            FeatureCache.open(find(common.features_dir, cache).require_complete()) as opened,
+            FeatureCache.open(entry.require_complete()) as opened,
             ExitStack() as held,
         ):
             source = held.enter_context(_images(opened, common, terminal)) if pixels else None
-            found = audit_cache(opened, layer=layer, source=source, device=place, seed=seed, progress=terminal.advance)
+            found = audit_cache(opened, source=source, device=place, progress=terminal.advance, **asdict(what))
         if output is not None:
             write_audit(output, found)
         if common.json:

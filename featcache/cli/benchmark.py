@@ -5,18 +5,23 @@ from __future__ import annotations
 import shlex
 import sys
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from featcache.backbones.options import BackboneOptions
 from featcache.cli.commands import command
+from featcache.cli.groups import Given, Only
 from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
 from featcache.cli.printing import print_json, print_line, print_table
 from featcache.cli.terminal import Terminal
 from featcache.config import Option, check
+from featcache.extraction.execution import ComputeOptions
+from featcache.images.options import ImageOptions
 
 if TYPE_CHECKING:
     from featcache.benchmark.kinds import AnyResult
@@ -24,6 +29,7 @@ if TYPE_CHECKING:
 
 _WHAT = "What is measured"
 _RESULT = "The result"
+_OF_SCENARIO = "the scenario's"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,48 +45,21 @@ class BenchmarkOptions:
             panel=_WHAT,
         ),
     ] = "quick"
-    dataset: Annotated[
-        str | None,
-        Option(
-            help="A set of `featcache datasets`, or a folder, zip or tar of class/image.",
-            flags=(
-                "--dataset",
-                "-d",
-            ),
-            metavar="<name or path>",
-            panel=_WHAT,
-        ),
-    ] = None
-    backbone: Annotated[
-        str | None,
-        Option(
-            help="A network of `featcache backbones`.",
-            flags=(
-                "--backbone",
-                "-b",
-            ),
-            metavar="<name>",
-            panel=_WHAT,
-        ),
-    ] = None
-    weights: Annotated[str | None, Option(help="What extract's --weights takes.", metavar="<source>", panel=_WHAT)] = (
-        None
-    )
-    image_size: Annotated[int | None, Option(help="Pixels a side.", metavar="<pixels>", panel=_WHAT)] = None
-    images: Annotated[int | None, Option(help="So many images of each split.", metavar="<images>", panel=_WHAT)] = None
-    epochs: Annotated[int | None, Option(help="Of each head.", metavar="<epochs>", panel=_WHAT)] = None
-    heads: Annotated[int | None, Option(help="How many heads are tried.", metavar="<heads>", panel=_WHAT)] = None
+    epochs: Annotated[int | None, Option(help="Of each head.", metavar="<epochs>", least=1, panel=_WHAT)] = None
+    heads: Annotated[int | None, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=_WHAT)] = None
     sample: Annotated[
         int | None,
         Option(
-            help="End to end is measured on so many images of each split, and scaled.", metavar="<images>", panel=_WHAT
+            help="End to end is measured on so many images of each split, and scaled.",
+            metavar="<images>",
+            least=1,
+            panel=_WHAT,
         ),
     ] = None
     sample_epochs: Annotated[
         int | None,
-        Option(help="And for so many epochs.", metavar="<epochs>", panel=_WHAT),
+        Option(help="And for so many epochs.", metavar="<epochs>", least=1, panel=_WHAT),
     ] = None
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", panel=_WHAT)] = "auto"
     output: Annotated[
         Path | None,
         Option(
@@ -106,7 +85,18 @@ def register(app: typer.Typer) -> None:
             "featcache benchmark --scenario cifar10-vgg16 --output charts/",
         ),
     )
-    def benchmark(options: BenchmarkOptions, common: Common) -> None:
+    def benchmark(
+        context: typer.Context,
+        options: BenchmarkOptions,
+        images: Annotated[
+            dict[str, Any], Given(ImageOptions, without=("split_by_folder", "select_seed"), default=_OF_SCENARIO)
+        ],
+        features: Annotated[
+            dict[str, Any], Given(BackboneOptions, without=("layers", "resize", "normalize"), default=_OF_SCENARIO)
+        ],
+        how: Annotated[ComputeOptions, Only("device")],
+        common: Common,
+    ) -> None:
         """Measure what caching gains here: end to end against cached.
 
         The same head is trained four ways, each in a process of its own: with the network in every step, as a notebook
@@ -120,7 +110,7 @@ def register(app: typer.Typer) -> None:
             prepare_folder(options.output)
         with Terminal(quiet=common.quiet) as terminal:
             result = measure(
-                scenario_of(options),
+                scenario_of(options, images | features | {"device": how.device}),
                 data_dir=common.data_dir,
                 command=shlex.join(["featcache", *sys.argv[1:]]),
                 today=datetime.now(UTC).date(),
@@ -134,13 +124,15 @@ def register(app: typer.Typer) -> None:
             show(result)
 
 
-def scenario_of(options: BenchmarkOptions) -> Scenario:
+def scenario_of(options: BenchmarkOptions, given: Mapping[str, Any]) -> Scenario:
     """The scenario that the options describe. Raises UnknownName or InvalidOption."""
     from featcache.benchmark import scenario
 
-    names = ("dataset", "backbone", "weights", "image_size", "images", "epochs", "heads", "sample", "sample_epochs")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return replace(scenario(options.scenario), device=options.device, **given)
+    own = {name: getattr(options, name) for name in ("epochs", "heads", "sample", "sample_epochs")}
+    changed = given | {name: value for name, value in own.items() if value is not None}
+    if "limit" in changed:
+        changed["images"] = changed.pop("limit")
+    return replace(scenario(options.scenario), **changed)
 
 
 def show(result: AnyResult) -> None:

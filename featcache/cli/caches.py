@@ -13,7 +13,8 @@ import typer
 
 from featcache.backbones.options import BackboneOptions
 from featcache.cli.commands import FOUND, command
-from featcache.cli.finding import CACHE
+from featcache.cli.finding import CACHE, CacheOptions
+from featcache.cli.groups import Only, names_of_given
 from featcache.cli.options import Common
 from featcache.cli.printing import (
     Bold,
@@ -32,8 +33,10 @@ from featcache.cli.usage import WrongUsage, usage_errors
 from featcache.columns import LABEL, ColumnOptions
 from featcache.config import Option, merge_fields
 from featcache.errors import CacheDamaged
+from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.request import Request, StorageOptions
 from featcache.images.options import ImageOptions
+from featcache.inference.options import MovedWeights
 from featcache.text import human_bytes, human_seconds
 
 if TYPE_CHECKING:
@@ -80,14 +83,14 @@ def register(app: typer.Typer) -> None:
             "featcache info data/features/cifar10-vgg16.h5 --json",
         ),
     )
-    def info(cache: Annotated[str, CACHE], *, common: Common) -> None:
+    def info(cache: Annotated[str | None, CACHE] = None, *, which: CacheOptions, common: Common) -> None:
         """Show what a cache holds and what it was computed from.
 
         A file that is no sound cache ends with exit 1.
         """
-        from featcache.cache.catalog import COMPLETE, UNFINISHED, find
+        from featcache.cache.catalog import COMPLETE, UNFINISHED
 
-        entry = find(common.features_dir, cache)
+        entry = which.find(common.features_dir, cache)
         details = _details(entry)
         if common.json:
             print_json(_entry_json(entry) | details)
@@ -106,7 +109,7 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def verify(
-        cache: Annotated[str, CACHE],
+        cache: Annotated[str | None, CACHE] = None,
         full: Annotated[
             bool, Option(help="Read every row, and compare it with its checksum.", flags=("--full",))
         ] = False,
@@ -114,25 +117,30 @@ def register(app: typer.Typer) -> None:
             int, Option(help="Run so many random rows through the backbone again.", metavar="<rows>", least=0)
         ] = 0,
         seed: Annotated[int, Option(help="Which rows --recompute takes.", metavar="<seed>", least=0)] = 0,
-        device: Annotated[str, Option(help="Where --recompute computes.", metavar="<device>")] = "auto",
         *,
+        context: typer.Context,
+        which: CacheOptions,
+        weights: MovedWeights,
+        how: Annotated[ComputeOptions, Only("device")],
         common: Common,
     ) -> None:
         """Check a cache against its checksums or a new computation.
 
         Without options: the file's size, its header and its tables. A cache that is not sound ends with exit 1.
         """
-        from featcache.cache.catalog import UNFINISHED, find
+        from featcache.cache.catalog import UNFINISHED
         from featcache.cache.verification import verify
 
-        entry = find(common.features_dir, cache)
+        if not recompute and (unused := names_of_given(context, ("seed", "weights", "device"))):
+            raise WrongUsage(f"--{min(unused)} has no effect without --recompute", hint="--recompute 16")
+        entry = which.find(common.features_dir, cache)
         if entry.state == UNFINISHED:
             entry.require_complete()
         with Terminal(quiet=common.quiet) as terminal:
             checked = verify(
                 entry.path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total)
             )
-            again = _recompute(entry, recompute, seed, device, common) if recompute and checked.sound else None
+            again = _recompute(entry, recompute, seed, weights, how.device, common) if recompute and checked.sound else None
         report = _verification(checked) | ({"recomputed": again} if again is not None else {})
         if common.json:
             print_json(report)
@@ -194,11 +202,16 @@ def register(app: typer.Typer) -> None:
             "featcache rm data/features/old.h5",
         ),
     )
-    def rm(cache: Annotated[str, CACHE], *, common: Common) -> None:
-        """Remove a cache, or what an unfinished one has so far."""
-        from featcache.cache.catalog import find, remove
+    def rm(cache: Annotated[str | None, CACHE] = None, *, which: CacheOptions, common: Common) -> None:
+        """Remove a cache, or what an unfinished one has so far.
 
-        entry = find(common.features_dir, cache)
+        Which one must be said, by its name or by filters that one cache alone fits.
+        """
+        from featcache.cache.catalog import remove
+
+        if cache is None and which == CacheOptions():
+            raise WrongUsage("expected a cache to remove, got none", hint="featcache ls lists the caches")
+        entry = which.find(common.features_dir, cache)
         freed = remove(entry.path)
         if common.json:
             print_json({"removed": str(entry.path), "bytes": freed})
@@ -439,13 +452,22 @@ def _verification(checked: Verification) -> dict[str, Any]:
     }
 
 
-def _recompute(entry: CacheEntry, rows: int, seed: int, device: str, common: Common) -> dict[str, Any]:
+def _recompute(
+    entry: CacheEntry, rows: int, seed: int, weights: MovedWeights, device: str, common: Common
+) -> dict[str, Any]:
     from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.recomputation import recompute
 
     with FeatureCache.open(entry.require_complete()) as opened:
-        again = recompute(opened, rows, seed=seed, data_dir=common.data_dir, device=resolve_device(device))
+        again = recompute(
+            opened,
+            rows,
+            seed=seed,
+            data_dir=common.data_dir,
+            device=resolve_device(device),
+            weights=weights.of(opened.spec.backbone),
+        )
     return again.to_json()
 
 

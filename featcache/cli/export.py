@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +11,9 @@ import typer
 
 from featcache.cli import completion
 from featcache.cli.commands import command
+from featcache.cli.groups import Only, names_of_given
 from featcache.cli.options import Common
-from featcache.cli.predict import SECTION, weights_by_name
+from featcache.cli.predict import SECTION
 from featcache.cli.printing import (
     Bold,
     human_count,
@@ -27,14 +29,14 @@ from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage
 from featcache.config import Option, check
 from featcache.errors import FeatcacheError, InvalidOption, UnknownName
+from featcache.extraction.execution import ComputeOptions
+from featcache.inference.options import CacheExportOptions, MovedWeights, RunExportOptions
 from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.inference import ExportedCache, ExportedRun
 
 _FILE = "The file"
-_RUN = "Of a run"
-_CACHE = "Of a cache"
 RUN_FORMATS = ("onnx", "pt2")
 CACHE_FORMATS = ("npz", "npy", "safetensors", "parquet", "csv", "projector")
 _MOST_NAMED = 10
@@ -70,53 +72,9 @@ class FileOptions:
         check(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunExportOptions:
-    """How a run's file is checked, and where its weights are."""
-
-    verify_images: Annotated[
-        tuple[str, ...],
-        Option(
-            help="Images, a folder or an archive to check the file on; may be repeated.",
-            default="those the run's cache was extracted from",
-            metavar="<path>",
-            panel=_RUN,
-        ),
-    ] = ()
-    verify_limit: Annotated[int, Option(help="On so many of them.", metavar="<images>", least=1, panel=_RUN)] = 32
-    weights: Annotated[
-        tuple[str, ...],
-        Option(
-            help="Where the backbone's weights are now; of several: BACKBONE=SOURCE, repeated.",
-            default="where they were when the head was trained",
-            metavar="<source>",
-            panel=_RUN,
-        ),
-    ] = ()
-
-    def __post_init__(self) -> None:
-        check(self)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CacheExportOptions:
-    """Which rows of a cache."""
-
-    split: Annotated[
-        tuple[str, ...],
-        Option(help="train, val or test; may be repeated.", default="all", metavar="<split>", panel=_CACHE),
-    ] = ()
-    layer: Annotated[
-        tuple[str, ...],
-        Option(help="May be repeated.", default="all", metavar="<name>", panel=_CACHE),
-    ] = ()
-    sprite: Annotated[
-        bool,
-        Option(help="For the projector: every image as its point.", panel=_CACHE),
-    ] = False
-
-    def __post_init__(self) -> None:
-        check(self)
+# The options that belong to one of the two kinds of export.
+_OF_RUN = ("verify_images", "verify_limit", "weights", "device")
+_OF_CACHE = ("splits", "layers", "sprite")
 
 
 def register(app: typer.Typer) -> None:
@@ -142,9 +100,21 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         *,
+        context: typer.Context,
         file: FileOptions,
-        run_options: RunExportOptions,
-        cache_options: CacheExportOptions,
+        verify_images: Annotated[
+            tuple[str, ...],
+            Option(
+                help="Images, a folder or an archive to check the file on; may be repeated.",
+                default="those the run's cache was extracted from",
+                metavar="<path>",
+                panel=RunExportOptions.PANEL,
+            ),
+        ] = (),
+        checks: RunExportOptions,
+        weights: MovedWeights,
+        how: Annotated[ComputeOptions, Only("device")],
+        rows: CacheExportOptions,
         common: Common,
     ) -> None:
         """Write a run as one model file, or a cache's rows as a table.
@@ -153,14 +123,33 @@ def register(app: typer.Typer) -> None:
         checked against featcache on real images before it takes its name; if it says anything else, nothing is
         written. Of a cache features, ids, labels, splits and class names are written.
         """
+        from featcache.inference import export_cache, export_run
+
         format = _format(file)
         if format in RUN_FORMATS:
-            _refuse(cache_options, CacheExportOptions(), "a run")
-            run = _export_run(what, file.output, format, run_options, common)
+            _refuse(context, _OF_CACHE, "a run")
+            _require_run(what, format, common)
+            with Terminal(quiet=common.quiet) as terminal:
+                run = export_run(
+                    what,
+                    file.output,
+                    format,
+                    verify_images=verify_images or None,
+                    weights=weights.by_name,
+                    device=how.device,
+                    data_dir=common.data_dir,
+                    runs_dir=common.runs_dir,
+                    reporter=terminal,
+                    **asdict(checks),
+                )
             print_json(run.to_json()) if common.json else _show_run(run, common)
         else:
-            _refuse(run_options, RunExportOptions(), "a cache")
-            cache = _export_cache(what, file.output, format, cache_options, common)
+            _refuse(context, _OF_RUN, "a cache")
+            path = _find_cache(what, format, common)
+            with Terminal(quiet=common.quiet) as terminal:
+                cache = export_cache(
+                    path, file.output, format, data_dir=common.data_dir, reporter=terminal, **asdict(rows)
+                )
             print_json(cache.to_json()) if common.json else _show_cache(cache, common)
 
 
@@ -174,56 +163,32 @@ def _format(file: FileOptions) -> str:
     return name
 
 
-def _refuse(given: object, nothing: object, what: str) -> None:
+def _refuse(context: typer.Context, names: Sequence[str], what: str) -> None:
     """A usage error where an option belongs to the other kind of export."""
-    for name, value in vars(given).items():
-        if value != getattr(nothing, name):
-            raise WrongUsage(f"--{name.replace('_', '-')} does not belong to the export of {what}")
+    given = names_of_given(context, names)
+    for parameter in context.command.params:
+        if parameter.name in given:
+            raise WrongUsage(f"{parameter.opts[0]} does not belong to the export of {what}")
 
 
-def _export_run(run: str, output: Path, format: str, options: RunExportOptions, common: Common) -> ExportedRun:
-    from featcache.inference import export_run
-
-    if _is_cache(run, common) and not _is_run(run, common):
+def _require_run(name: str, format: str, common: Common) -> None:
+    if _is_cache(name, common) and not _is_run(name, common):
         raise InvalidOption(
-            f"{run} is a cache, and {format} is a format of runs",
+            f"{name} is a cache, and {format} is a format of runs",
             hint=f"formats of a cache: {', '.join(CACHE_FORMATS)}; `featcache train-head` makes a run of it",
         )
-    with Terminal(quiet=common.quiet) as terminal:
-        return export_run(
-            run,
-            output,
-            format,
-            verify_images=options.verify_images or None,
-            verify_limit=options.verify_limit,
-            weights=weights_by_name(options.weights),
-            data_dir=common.data_dir,
-            runs_dir=common.runs_dir,
-            reporter=terminal,
-        )
 
 
-def _export_cache(cache: str, output: Path, format: str, options: CacheExportOptions, common: Common) -> ExportedCache:
+def _find_cache(name: str, format: str, common: Common) -> Path:
     from featcache.cache.catalog import find
-    from featcache.inference import export_cache
 
-    if _is_run(cache, common) and not _is_cache(cache, common):
+    if _is_run(name, common) and not _is_cache(name, common):
         raise InvalidOption(
-            f"{cache} is a run, and {format} is a format of caches",
+            f"{name} is a run, and {format} is a format of caches",
             hint=f"formats of a run: {', '.join(RUN_FORMATS)}; for the rows it was trained on name its cache, which "
             "`featcache ls` lists",
         )
-    with Terminal(quiet=common.quiet) as terminal:
-        return export_cache(
-            find(common.features_dir, cache).require_complete(),
-            output,
-            format,
-            splits=options.split or None,
-            layers=options.layer or None,
-            sprite=options.sprite,
-            data_dir=common.data_dir,
-            reporter=terminal,
-        )
+    return find(common.features_dir, name).require_complete()
 
 
 def _is_run(name: str, common: Common) -> bool:

@@ -9,7 +9,7 @@ import typer
 
 from featcache.backbones.options import BackboneOptions
 from featcache.cli.commands import command
-from featcache.cli.finding import OPTIONAL_CACHE, CacheOptions
+from featcache.cli.finding import CACHE, CacheOptions
 from featcache.cli.groups import Only
 from featcache.cli.options import Common
 from featcache.cli.printing import (
@@ -87,7 +87,7 @@ def register(app: typer.Typer) -> None:
         examples=("featcache assemble cifar10-vgg16", "featcache assemble --backbone vgg16 --pack"),
     )
     def assemble(
-        cache: Annotated[str | None, OPTIONAL_CACHE] = None,
+        cache: Annotated[str | None, CACHE] = None,
         *,
         which: CacheOptions,
         how: Annotated[Execution, Only("pack", "on_error", "wait")],

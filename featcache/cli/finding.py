@@ -15,16 +15,11 @@ from featcache.config import Option, check
 if TYPE_CHECKING:
     from featcache.cache.catalog import CacheEntry
 
-#: The help text of a cache's name.
-CACHE_HELP = "A name (see featcache ls) or a path. How a name begins is enough."
-#: A cache that must be named.
-CACHE = typer.Argument(autocompletion=completion.caches, help=CACHE_HELP, metavar="CACHE")
-
 _PANEL = "Which cache"
 #: A cache that filters may choose.
-OPTIONAL_CACHE = typer.Argument(
+CACHE = typer.Argument(
     autocompletion=completion.caches,
-    help=f"{CACHE_HELP} [default: the only one that fits]",
+    help="A name (see featcache ls) or a path. How a name begins is enough. [default: the only one that fits]",
     metavar="CACHE",
     rich_help_panel=_PANEL,
 )

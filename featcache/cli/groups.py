@@ -45,11 +45,23 @@ class Given:
     """In `Annotated[dict[str, Any], Given(Record)]`: the record's options that stand on the command line, by name.
 
     An option that was given is there whatever its value, also where that is the default. The command's function has
-    a parameter `context: typer.Context`.
+    a parameter `context: typer.Context`. `default`: what is used where an option is not given, in words, if that is
+    not the record's default.
     """
 
-    def __init__(self, record: type, *, without: Collection[str] = ()) -> None:
-        self.record, self.without = record, without
+    def __init__(self, record: type, *, without: Collection[str] = (), default: str | None = None) -> None:
+        self.record, self.without, self.default = record, without, default
+
+    @property
+    def fields(self) -> list[ConfigField]:
+        """The options, each with the default that its help shows."""
+        found = [field for field in _options(self.record) if field.name not in self.without]
+        if self.default is None:
+            return found
+        return [
+            dataclasses.replace(field, default=None, option=dataclasses.replace(field.option, default=self.default))
+            for field in found
+        ]
 
 
 class Group(ABC):
@@ -78,9 +90,7 @@ def group_of(parameter: inspect.Parameter, annotation: Any) -> Group | None:
                 ConfigField(name=parameter.name, kind=record, default=parameter.default, option=note, panel=note.panel)
             )
         if isinstance(note, Given):
-            return _GivenOptions(
-                note.record, [field for field in _options(note.record) if field.name not in note.without]
-            )
+            return _GivenOptions(note.record, note.fields)
     several = typing.get_origin(record) is list
     record = typing.get_args(record)[0] if several else record
     if not (isinstance(record, type) and dataclasses.is_dataclass(record)):

@@ -10,7 +10,7 @@ import typer
 from featcache.cache.label_options import LabelOptions
 from featcache.cli.caches import SECTION
 from featcache.cli.commands import command
-from featcache.cli.finding import CACHE
+from featcache.cli.finding import CACHE, CacheOptions
 from featcache.cli.options import Common
 from featcache.cli.printing import Bold, human_count, human_list, print_json, print_line, print_next, print_table
 from featcache.cli.terminal import Terminal
@@ -33,11 +33,11 @@ def register(app: typer.Typer) -> None:
         section=SECTION,
         examples=(
             "featcache label cifar10-vgg16 species.csv",
-            "featcache label cifar10-vgg16 table.parquet --column weight --on filename",
+            "featcache label --backbone vgg16 table.parquet --column weight --on filename",
         ),
     )
     def label(
-        cache: Annotated[str, CACHE],
+        cache: Annotated[str | None, CACHE] = None,
         table: Annotated[
             Path | None,
             typer.Argument(
@@ -45,6 +45,7 @@ def register(app: typer.Typer) -> None:
             ),
         ] = None,
         *,
+        which: CacheOptions,
         what: LabelOptions,
         common: Common,
     ) -> None:
@@ -54,14 +55,18 @@ def register(app: typer.Typer) -> None:
         heads learn the one that is called label. A cache in one file is written again whole. Images that the table
         does not name have no value.
         """
+        from featcache.images.tables import SUFFIXES
+
+        if table is None and cache is not None and Path(cache).suffix.lower() in SUFFIXES:
+            cache, table = None, Path(cache)
         if table is None and not what.remove:
             raise WrongUsage("expected a table, or targets to remove, got neither", hint="--remove NAME")
         if table is None and (ignored := [flag for flag in command_words(what, without=("remove",)) if flag[0] == "-"]):
             raise WrongUsage(f"expected a table for {', '.join(ignored)}, got none", hint="name the table first")
-        from featcache.cache.catalog import find, name_of
+        from featcache.cache.catalog import name_of
         from featcache.extraction.labelling import label_from_table
 
-        path = find(common.features_dir, cache).require_complete()
+        path = which.find(common.features_dir, cache).require_complete()
         with Terminal(quiet=common.quiet) as terminal:
             done = label_from_table(path, table, what, reporter=terminal)
         if common.json:

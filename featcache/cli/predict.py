@@ -7,8 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -19,7 +18,9 @@ from featcache.cli.printing import Bold, print_csv, print_json, print_table
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage
 from featcache.columns import SEPARATOR
-from featcache.config import Option, check
+from featcache.config import Option, merge_fields
+from featcache.extraction.execution import ComputeOptions
+from featcache.inference.options import MovedWeights, PredictOptions
 
 if TYPE_CHECKING:
     from featcache.inference import ImagePrediction, NearImage, Predicted
@@ -31,56 +32,6 @@ RUN = typer.Argument(
     help="Its path, its name in --runs-dir, or how that begins; or latest, or best. latest: the newest run, also "
     "one that a sweep chose. best: the highest score on val among the runs with latest's target and val images.",
 )
-_WHAT = "What is shown"
-_HOW = "How it is computed"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PredictOptions:
-    """What is shown of a prediction, and how it is computed."""
-
-    top: Annotated[int, Option(help="So many classes an image.", metavar="<classes>", least=1, panel=_WHAT)] = 3
-    neighbours: Annotated[
-        int,
-        Option(
-            help="So many of the most similar cached train images; needs the cache.",
-            metavar="<images>",
-            least=0,
-            panel=_WHAT,
-        ),
-    ] = 0
-    csv: Annotated[bool, Option(help="Print comma-separated values.", panel=_WHAT)] = False
-    weights: Annotated[
-        tuple[str, ...],
-        Option(
-            help="Where the backbone's weights are now; they must be those the head was trained on. Of several "
-            "backbones: BACKBONE=SOURCE, repeated.",
-            metavar="<source>",
-            default="where they were then",
-            panel=_HOW,
-        ),
-    ] = ()
-    precision: Annotated[
-        Literal["fp32", "auto", "bf16", "fp16"],
-        Option(help="How features are computed.", panel=_HOW),
-    ] = "fp32"
-    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>", panel=_HOW)] = "auto"
-    batch_size: Annotated[
-        int | None,
-        Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1, panel=_HOW),
-    ] = None
-    workers: Annotated[
-        int | None,
-        Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1, panel=_HOW),
-    ] = None
-    on_error: Annotated[
-        Literal["fail", "skip"],
-        Option(help="At an image that cannot be read: fail, or leave it out and say so.", panel=_HOW),
-    ] = "fail"
-
-    def __post_init__(self) -> None:
-        check(self)
-
 
 def register(app: typer.Typer) -> None:
     """Add `predict` to the typer app."""
@@ -104,7 +55,12 @@ def register(app: typer.Typer) -> None:
             ),
         ],
         *,
-        options: PredictOptions,
+        shown: PredictOptions,
+        as_csv: Annotated[
+            bool, Option(help="Print comma-separated values.", flags=("--csv",), panel=PredictOptions.PANEL)
+        ] = False,
+        weights: MovedWeights,
+        how: ComputeOptions,
         common: Common,
     ) -> None:
         """Say what images show, by a trained head.
@@ -113,42 +69,24 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.inference import predict
 
-        if options.csv and common.json:
+        if as_csv and common.json:
             raise WrongUsage("expected --csv or --json, got both")
         with Terminal(quiet=common.quiet) as terminal:
             predicted = predict(
                 run,
                 _replace_dash(images),
-                top=options.top,
-                neighbours=options.neighbours,
-                weights=weights_by_name(options.weights),
-                precision=options.precision,
-                device=options.device,
-                batch_size=options.batch_size,
-                workers=options.workers,
-                on_error=options.on_error,
+                weights=weights.by_name,
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
                 reporter=terminal,
+                **merge_fields(shown, how),
             )
         if common.json:
             print_json(predicted.to_json())
-        elif options.csv:
+        elif as_csv:
             _print_csv(predicted)
         else:
             _print_table(predicted)
-
-
-def weights_by_name(values: Sequence[str] | None) -> str | dict[str, str] | None:
-    """The values of `--weights`: one `SOURCE`, or a `BACKBONE=SOURCE` for each of several backbones."""
-    if not values:
-        return None
-    if len(values) == 1 and "=" not in values[0]:
-        return values[0]
-    pairs = [value.partition("=") for value in values]
-    if not all(name and source for name, _, source in pairs):
-        raise WrongUsage("expected --weights BACKBONE=SOURCE for each of several backbones")
-    return {name: source for name, _, source in pairs}
 
 
 def _replace_dash(images: Sequence[str]) -> list[str | bytes]:

@@ -12,7 +12,7 @@ import typer
 
 from featcache.cli.clock import seconds_so_far
 from featcache.cli.commands import INTERRUPTED, command
-from featcache.cli.finding import OPTIONAL_CACHE, CacheOptions
+from featcache.cli.finding import CACHE, CacheOptions
 from featcache.cli.groups import Given, names_of_given
 from featcache.cli.options import Common
 from featcache.cli.printing import (
@@ -56,7 +56,7 @@ def register(app: typer.Typer) -> None:
         ),
     )
     def train_head(
-        cache: Annotated[str | None, OPTIONAL_CACHE] = None,
+        cache: Annotated[str | None, CACHE] = None,
         *,
         context: typer.Context,
         which: CacheOptions,

@@ -25,10 +25,31 @@ def _shard(text: str) -> Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
-    """How an extraction runs: no option here changes a feature. None means auto. Raises InvalidOption."""
+class ComputeOptions:
+    """How images are decoded and run through a backbone. None means auto. Raises InvalidOption."""
 
     PANEL: ClassVar[str] = "How it runs"
+
+    device: Annotated[str, Option(help="auto, cpu, mps, cuda or cuda:N.", metavar="<device>")] = "auto"
+    batch_size: Annotated[
+        int | None, Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1)
+    ] = None
+    workers: Annotated[
+        int | None,
+        Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1, advanced=True),
+    ] = None
+    on_error: Annotated[
+        Literal["fail", "skip"],
+        Option(help="At unreadable images. fail stops with an error; skip leaves them out and lists them."),
+    ] = "fail"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution(ComputeOptions):
+    """How an extraction runs: no option here changes a feature. None means auto. Raises InvalidOption."""
 
     device: Annotated[
         str,
@@ -37,13 +58,6 @@ class Execution:
             metavar="<device>",
         ),
     ] = "auto"
-    batch_size: Annotated[
-        int | None, Option(help="Images per forward pass, or auto.", metavar="<images>", unset="auto", least=1)
-    ] = None
-    workers: Annotated[
-        int | None,
-        Option(help="Threads that decode images, or auto.", metavar="<threads>", unset="auto", least=1, advanced=True),
-    ] = None
     segment_rows: Annotated[
         int | None,
         Option(
@@ -68,10 +82,6 @@ class Execution:
         Literal["auto", "host", "device"],
         Option(help="Where images are resized, to the same bytes. auto: on a GPU, where there is one.", advanced=True),
     ] = "auto"
-    on_error: Annotated[
-        Literal["fail", "skip"],
-        Option(help="At unreadable images. fail stops with an error; skip leaves them out and lists them."),
-    ] = "fail"
     min_cosine: Annotated[
         float,
         Option(
@@ -102,9 +112,6 @@ class Execution:
             panel=_TOGETHER,
         ),
     ] = None
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def threads(self) -> int:

@@ -11,9 +11,9 @@ from featcache.backbones.options import BackboneOptions
 from featcache.backbones.spec import ProbeOutputs
 from featcache.backbones.transforms import Transform
 from featcache.cache.spec import Spec
-from featcache.errors import WeightsError
+from featcache.errors import InvalidOption, WeightsError
 
-_WEIGHTS_HINT = "name their new place with --weights PATH (predict and export)"
+_WEIGHTS_HINT = "name their new place with --weights PATH (predict, export and verify)"
 
 
 def rebuild(
@@ -38,12 +38,15 @@ def rebuild(
     Raises:
         WeightsError: The weights are missing or differ, or the network computes something else with them.
         DownloadError: The weights cannot be downloaded.
+        InvalidOption: `weights` is given, and the features are pixels.
     """
     pixels = spec.backbone == "pixels"
+    if pixels and weights is not None:
+        raise InvalidOption(f"{what} was made of pixels, which have no weights: got {weights}", hint="leave it out")
     options = BackboneOptions(
         backbone=spec.backbone,
         layers=() if pixels else spec.layer_names,
-        weights=str(weights) if weights is not None and not pixels else _option_of(spec, source, what),
+        weights=str(weights) if weights is not None else _option_of(spec, source, what),
     )
     pools = {layer.name: layer.pool for layer in spec.layers}
     network = open_network(options, data_dir=data_dir, transform=_transform(spec), pools=pools)

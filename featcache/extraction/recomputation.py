@@ -56,20 +56,31 @@ class Recomputation:
         }
 
 
-def network_of(cache: FeatureCache, *, data_dir: Path) -> Network:
-    """Open the backbone that computed this cache. Raises what `rebuild` raises."""
+def network_of(cache: FeatureCache, *, data_dir: Path, weights: str | Path | None = None) -> Network:
+    """Open the backbone that computed this cache, with weights from where they are now, or from where they were.
+
+    Raises what `rebuild` raises.
+    """
     source = cache.provenance.get("weights")
     return rebuild(
         cache.spec,
         str(source) if source else None,
         what=cache.name,
         probe=outputs_in(cache.provenance),
+        weights=weights,
         data_dir=data_dir,
     )
 
 
 def recompute(
-    cache: FeatureCache, rows: int, *, seed: int, data_dir: Path, device: str, threads: int = 2
+    cache: FeatureCache,
+    rows: int,
+    *,
+    seed: int,
+    data_dir: Path,
+    device: str,
+    weights: str | Path | None = None,
+    threads: int = 2,
 ) -> Recomputation:
     """Recompute random rows of a cache, in the cache's own precision, and compare them with the stored ones.
 
@@ -79,13 +90,15 @@ def recompute(
         seed: Which rows.
         data_dir: The folder of data sets and weights.
         device: Where to compute.
+        weights: Where the backbone's weights are now; None: where they were when the rows were computed.
         threads: Threads that decode images.
 
     Raises:
         ExtractionError: An image is missing or has changed since it was extracted.
+        WeightsError: The weights are missing, or are not those that computed the rows.
         InvalidOption: The views were made by another version of featcache, in a way that this one does not know.
     """
-    network = network_of(cache, data_dir=data_dir)
+    network = network_of(cache, data_dir=data_dir, weights=weights)
     spec = cache.spec
     precision = "uint8" if spec.precision == "uint8" else devices.resolve_precision(spec.precision, device)
     batch_size = _batch_size(cache)

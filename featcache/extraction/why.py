@@ -76,7 +76,7 @@ def _plain(difference: Difference) -> dict[str, Any]:
             return {key: value(item) for key, item in it.items()}
         return list(it) if isinstance(it, tuple) else it
 
-    return {"field": difference.field, "asked": value(difference.this), "cached": value(difference.that)}
+    return {"field": difference.field, "requested": value(difference.this), "cached": value(difference.that)}
 
 
 def why(request: Request, *, reporter: Reporter) -> Why:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from featcache.cache.reader import FeatureCache
+from featcache.config import accepts, divide_options
 from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.files import unwritable
 from featcache.inference.array_files import write_npy, write_npz, write_safetensors
 from featcache.inference.cache_rows import Advance, CacheRows
+from featcache.inference.options import CacheExportOptions
 from featcache.inference.projector import write_projector
 from featcache.inference.table_files import write_csv, write_parquet
 
@@ -67,16 +69,15 @@ class ExportedCache:
         }
 
 
+@accepts(CacheExportOptions)
 def export_cache(
     cache: FeatureCache | str | Path,
     path: str | Path,
     format: str,
     *,
-    splits: Sequence[str] | None = None,
-    layers: Sequence[str] | None = None,
-    sprite: bool = False,
     data_dir: str | Path = "data",
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> ExportedCache:
     """Write a cache's rows in another format.
 
@@ -88,10 +89,9 @@ def export_cache(
         path: The file or folder to write.
         format: "npz", "npy" or "safetensors", which also contain the augmented views of train images, as separate
             arrays; or "parquet", "csv" or "projector", with one row per image.
-        splits, layers: Which to export; None: all.
-        sprite: For the projector, write a picture of all images too.
         data_dir: The folder of downloaded data sets, for `sprite`.
         reporter: Receives progress, and a warning where augmented views are left out.
+        {options}
 
     Returns:
         The file or folder, and what it contains.
@@ -105,19 +105,21 @@ def export_cache(
     """
     if format not in CACHE_FORMATS:
         raise UnknownName("format of a cache", format, CACHE_FORMATS)
-    if sprite and format != _PROJECTOR:
+    own = ("data_dir", "reporter")
+    what = CacheExportOptions(**divide_options(options, "export_cache", CacheExportOptions, also=own)[0])
+    if what.sprite and format != _PROJECTOR:
         raise InvalidOption(f"--sprite belongs to the projector, and the format is {format}")
     path, reporter = Path(path), reporter or LogReporter()
     with ExitStack() as opened:
         if not isinstance(cache, FeatureCache):
             cache = opened.enter_context(FeatureCache.open(cache))
-        rows = CacheRows.of(cache, splits, layers)
+        rows = CacheRows.of(cache, what.splits or None, what.layers or None)
         if rows.views > 1 and format not in _WITH_VIEWS:
             reporter.warn(
                 f"{rows.views - 1} augmented views of each train image are left out: {format} has one row per image; "
                 f"{', '.join(_WITH_VIEWS)} contain them"
             )
-        write = _WRITERS.get(format) or partial(write_projector, sprite=sprite, data_dir=Path(data_dir))
+        write = _WRITERS.get(format) or partial(write_projector, sprite=what.sprite, data_dir=Path(data_dir))
         try:
             write(rows, path, partial(reporter.advance, "exporting"))
         except OSError as error:

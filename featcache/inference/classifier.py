@@ -25,13 +25,14 @@ from featcache.backbones.zoos.pixels import NAME as PIXELS
 from featcache.cache.spec import Spec
 from featcache.errors import InvalidOption
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
-from featcache.extraction.execution import Execution
+from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Failure, Gathered, Pipeline
 from featcache.extraction.rebuild import rebuild, require_same
 from featcache.heads.metrics import to_predictions
 from featcache.images.samples import Sample
 from featcache.images.source import ImageSource
+from featcache.inference.options import Weights
 from featcache.rows.origins import FeatureLayer, FeatureOrigin
 from featcache.runs.run import Run
 
@@ -40,8 +41,6 @@ CHUNK = 256
 
 # The function of a head: float32 (n, D) -> float32 (n, C).
 Outputs = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-
-Weights = str | Path | Mapping[str, str | Path] | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -136,7 +135,7 @@ class Classifier:
         ]
         return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place), head=head)
 
-    def predict_chunks(self, source: ImageSource, samples: Sequence[Sample], how: Execution) -> Iterator[ChunkOutputs]:
+    def predict_chunks(self, source: ImageSource, samples: Sequence[Sample], how: ComputeOptions) -> Iterator[ChunkOutputs]:
         """Yield the outputs for `samples`, chunk by chunk, in order.
 
         Args:
@@ -151,7 +150,7 @@ class Classifier:
             for start in range(0, len(samples), CHUNK):
                 yield self._answers(pipeline.gather(samples[start : start + CHUNK]), start)
 
-    def _pipeline(self, source: ImageSource, how: Execution) -> Pipeline:
+    def _pipeline(self, source: ImageSource, how: ComputeOptions) -> Pipeline:
         backbones = [
             ForwardPass(
                 program=program,

@@ -19,14 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.network import Network
-from featcache.errors import ExportError, InvalidOption, UnknownName
+from featcache.config import accepts, divide_options
+from featcache.errors import ExportError, UnknownName
+from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.extraction.run import Execution
 from featcache.files import atomic_file
 from featcache.images import ArraySource, decode
-from featcache.inference.classifier import Classifier, Weights, spec_of
+from featcache.inference.classifier import Classifier, spec_of
 from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictFile
 from featcache.inference.network import WholeNetwork
+from featcache.inference.options import RunExportOptions, Weights
 from featcache.inference.pictures import Images, open_pictures
 from featcache.inference.prediction import thresholds_of
 from featcache.inference.verification_images import images_of_cache
@@ -77,19 +79,21 @@ class ExportedRun:
         }
 
 
+@accepts(RunExportOptions)
 def export_run(
     run: Run | str | Path,
     path: str | Path,
     format: str = "onnx",
     *,
     verify_images: Images | None = None,
-    verify_limit: int = 32,
     weights: Weights = None,
     backbone: Network | None = None,
     head: Callable[..., Any] | None = None,
+    device: str = "auto",
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> ExportedRun:
     """Write a run as one file: `images` (N, H, W, 3) uint8 -> `probabilities` (N, C), or `values` for numbers.
 
@@ -98,9 +102,10 @@ def export_run(
         path: The file to write; an existing one is replaced.
         format: "onnx" or "pt2".
         verify_images: Real images to check the file on; None: those that the run's cache was extracted from.
-        verify_limit: How many of them, at most.
-        weights, backbone, head, data_dir, runs_dir: As for `predict`.
+        weights, backbone, head, device, data_dir, runs_dir: As for `predict`; the device computes what the file's
+            outputs are compared with.
         reporter: Receives messages and progress.
+        {options}
 
     Returns:
         The file, and how far its outputs are from featcache's.
@@ -113,12 +118,12 @@ def export_run(
     """
     kind = _kind(format)
     kind.require()
-    if verify_limit < 1:
-        raise InvalidOption(f"expected --verify-limit of at least 1, got {verify_limit}")
+    own = ("verify_images", "weights", "backbone", "head", "device", "data_dir", "runs_dir", "reporter")
+    (given,) = divide_options(options, "export_run", RunExportOptions, also=own)
     run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     reporter, path, data_dir = reporter or LogReporter(), Path(path), Path(data_dir)
-    images = _verification_images(run, verify_images, verify_limit, data_dir)
-    classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device="cpu")
+    images = _verification_images(run, verify_images, RunExportOptions(**given).verify_limit, data_dir)
+    classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device=device)
     reporter.info(f"predicting {len(images)} images with featcache")
     expected = _predict(classifier, images)
     with atomic_file(path) as building:
@@ -160,7 +165,7 @@ def _verification_images(run: Run, images: Images | None, limit: int, data_dir: 
 
 def _predict(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
     source = ArraySource(images, split="test")
-    answers = classifier.predict_chunks(source, source.samples("test"), Execution(device="cpu"))
+    answers = classifier.predict_chunks(source, source.samples("test"), ComputeOptions())
     return np.concatenate([answer.outputs for answer in answers])
 
 

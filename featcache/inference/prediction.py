@@ -11,18 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.network import Network
-from featcache.errors import HeadError, InvalidOption, SourceError
-from featcache.extraction.execution import Execution
+from featcache.config import accepts, divide_options
+from featcache.errors import HeadError, SourceError
+from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.heads.metric_records import ListMetrics
 from featcache.images.samples import Sample
-from featcache.inference.classifier import ChunkOutputs, Classifier, Weights
+from featcache.inference.classifier import ChunkOutputs, Classifier
+from featcache.inference.options import PredictOptions, Weights
 from featcache.inference.pictures import Images, open_pictures
 from featcache.inference.records import Guess, ImagePrediction, NearImage, Predicted, Unread
 from featcache.progress import StageProgress
@@ -34,24 +36,19 @@ if TYPE_CHECKING:
     from featcache.inference.nearest import NearestImages
 
 
+@accepts(PredictOptions, ComputeOptions)
 def predict(
     run: Run | str | Path,
     images: Images,
     *,
-    top: int = 3,
-    neighbours: int = 0,
     weights: Weights = None,
     backbone: Network | None = None,
     head: Callable[..., Any] | None = None,
-    precision: Literal["fp32", "auto", "bf16", "fp16"] = "fp32",
-    device: str = "auto",
-    batch_size: int | None = None,
-    workers: int | None = None,
-    on_error: Literal["fail", "skip"] = "fail",
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
     progress: StageProgress | bool | None = None,
     reporter: Reporter | None = None,
+    **options: Any,
 ) -> Predicted:
     """Predict images with the head of a run.
 
@@ -59,22 +56,15 @@ def predict(
         run: A Run, a run's folder, its name in `runs_dir`, the beginning of its name, or "latest".
         images: The path of an image, of a folder with images at any depth, or of a zip or tar archive; the bytes of an
             encoded image; several of these; an ImageSource; or uint8 arrays (H, W, 3) or (N, H, W, 3).
-        top: How many classes to return for an image.
-        neighbours: How many of the nearest cached train images to return, by cosine similarity; needs the cache that
-            the head was trained on.
         weights: Where the backbone's weights are now, if they were moved; for several backbones a mapping by name.
         backbone: The module, where the run's backbone is a module of your own.
         head: Makes the head, where it is a module of your own that cannot be imported by its path.
-        precision: How features are computed.
-        device: "auto", "cpu", "mps", "cuda" or "cuda:N".
-        batch_size: Images per forward pass; None: by device.
-        workers: Threads that decode images; None: by device.
-        on_error: "fail" at the first image that cannot be read, or "skip" it.
         data_dir: The folder of weights and caches.
         runs_dir: The folder of runs.
         progress: None or True for a progress bar, in a terminal or a notebook; False for none; or a function, called
             with (stage, images done, images in all).
         reporter: Receives messages and progress, in place of the logger "featcache" and of `progress`.
+        {options}
 
     Returns:
         A prediction for each image that was read, and the head's outputs, float32 (N, C).
@@ -84,29 +74,29 @@ def predict(
         HeadError, UnknownName: The run cannot be used, or does not exist.
         SourceError, ImageError: Images cannot be read.
         CacheNotFound: `neighbours` needs a cache that does not exist any more.
-        InvalidOption: `top`, `neighbours` or another option is invalid.
+        InvalidOption: An unknown option, or a value that cannot be used.
     """
-    how = Execution(device=device, batch_size=batch_size, workers=workers, on_error=on_error)
-    if top < 1 or neighbours < 0:
-        raise InvalidOption(f"expected --top of at least 1 and --neighbours of at least 0, got {top} and {neighbours}")
+    own = ("run", "images", "weights", "backbone", "head", "data_dir", "runs_dir", "progress", "reporter")
+    what, computing = divide_options(options, "predict", PredictOptions, ComputeOptions, also=own)
+    shown, how = PredictOptions(**what), ComputeOptions(**computing)
     run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     with ExitStack() as stack:
         reporter = reporter or stack.enter_context(ProgressReporter(progress))
         source, samples = open_pictures(images)
         stack.enter_context(closing(source))
         # Open the cache first, so that a missing cache is an error before anything is computed.
-        nearest = stack.enter_context(closing(_train_images(run, Path(data_dir)))) if neighbours else None
+        nearest = stack.enter_context(closing(_train_images(run, Path(data_dir)))) if shown.neighbours else None
         classifier = Classifier.of(
             run,
             weights=weights,
             backbone=backbone,
             head=head,
             data_dir=Path(data_dir),
-            device=device,
-            precision=precision,
+            device=how.device,
+            precision=shown.precision,
         )
         answers = _check_failures(classifier.predict_chunks(source, samples, how), how, reporter, len(samples))
-        return _collect(run, samples, answers, top, neighbours, nearest)
+        return _collect(run, samples, answers, shown, nearest)
 
 
 def _train_images(run: Run, data_dir: Path) -> NearestImages:
@@ -116,7 +106,7 @@ def _train_images(run: Run, data_dir: Path) -> NearestImages:
 
 
 def _check_failures(
-    answers: Iterator[ChunkOutputs], how: Execution, reporter: Reporter, total: int
+    answers: Iterator[ChunkOutputs], how: ComputeOptions, reporter: Reporter, total: int
 ) -> Iterator[ChunkOutputs]:
     done = 0
     reporter.advance("predicting", 0, total)
@@ -134,8 +124,7 @@ def _collect(
     run: Run,
     samples: Sequence[Sample],
     answers: Iterator[ChunkOutputs],
-    top: int,
-    neighbours: int,
+    shown: PredictOptions,
     nearest: NearestImages | None,
 ) -> Predicted:
     images: list[ImagePrediction] = []
@@ -143,10 +132,10 @@ def _collect(
     thresholds = thresholds_of(run) if run.target.kind == "lists" else ()
     unread: list[Unread] = []
     for answer in answers:
-        near = [()] * len(answer.index) if nearest is None else nearest.find(answer.features, neighbours)
+        near = [()] * len(answer.index) if nearest is None else nearest.find(answer.features, shown.neighbours)
         names = [samples[row].id for row in answer.index]
         images += [
-            _prediction_of(run.target, name, row, top=top, thresholds=thresholds, neighbours=found)
+            _prediction_of(run.target, name, row, top=shown.top, thresholds=thresholds, neighbours=found)
             for name, row, found in zip(names, answer.outputs, near, strict=True)
         ]
         rows.append(answer.outputs)

@@ -18,40 +18,38 @@ from torch import nn
 from featcache.errors import InvalidOption
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, Progress
-from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
-from featcache.rows.batches import Epochs
-from featcache.rows.notes import Report, report_notes
+from featcache.rows.batches import Batches, Epochs
+from featcache.rows.target import HeadTarget
 from featcache.training.finished import final_head
 from featcache.training.fit_result import FitResult
 from featcache.training.fitting import fit_result_of, source_of
 from featcache.training.lightning import HeadModule, InOrder, NextEpoch
-from featcache.training.preparation import Prepared, open_prepared
 from featcache.training.threads import training_threads
 from featcache.training.trial import Trial
 
 
 def fit_by_trainer(
-    prepared: Prepared,
+    train: Batches,
+    val: Batches,
+    target: HeadTarget,
     config: HeadConfig,
     *,
     trainer: pl.Trainer | None = None,
     progress: Progress | None = None,
-    report: Report | None = None,
-    resident_bytes: int | None = None,
     interruption: Interruption | None = None,
     threads: int | None = None,
 ) -> FitResult:
     """Train a head with Lightning's Trainer, and return the head of its best epoch. There are no checkpoints.
 
     Args:
-        prepared: The rows of train and val.
+        train: The train batches.
+        val: The val batches, which choose the epoch.
+        target: The target.
         config: The head's options.
         trainer: Your own Trainer, with its epochs, stopping and callbacks; None for one with the epochs and the
             patience of the options.
         progress: Called with the record of every epoch.
-        report: Called with notes for the user.
-        resident_bytes: The most bytes that features may take on the device; above that they are streamed.
         interruption: Handles Ctrl-C.
         threads: Torch's threads on the CPU; None for torch's current number.
 
@@ -61,9 +59,7 @@ def fit_by_trainer(
     """
     began = time.perf_counter()
     interruption = interruption or Interruption()
-    train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
-    report_notes(report, standardising_notes(len(train.rows), config))
-    target, source = prepared.target, source_of(train, config, prepared.target)
+    source = source_of(train, config, target)
     with training_threads(threads):
         trial = train_module(
             HeadModule.of_rows(config, source, target),

@@ -5,20 +5,23 @@ torch is imported only for heads that are trained by gradient steps.
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import Progress
+from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
-from featcache.rows.notes import Report
+from featcache.rows.notes import Report, report_notes
 from featcache.training.fit_result import FitResult
+from featcache.training.preparation import Prepared, open_prepared
 from featcache.training.solving import fit_solved
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
 
     from featcache.training.checkpoints import Checkpoint, Unfinished
-    from featcache.training.preparation import Prepared
 
 
 def fit(
@@ -48,32 +51,42 @@ def fit(
         resumed: The checkpoint to resume from.
         trainer: `featcache` for its own engine, `lightning` for a Trainer with the options' epochs and patience, or
             your own Trainer.
+
+    Raises:
+        KeyboardInterrupt: After a Ctrl-C before the first epoch has ended, and after a second one.
+        HeadError: The loss became infinite or NaN.
     """
     if config.architecture.solved:
         return fit_solved(prepared, config, progress=progress, report=report, interruption=interruption)
-    if trainer != "featcache":
+    began = time.perf_counter()
+    train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
+    reading = time.perf_counter() - began
+    report_notes(report, standardising_notes(len(train.rows), config))
+    if trainer == "featcache":
+        from featcache.training.fitting import fit_batches
+
+        fitted = fit_batches(
+            train,
+            val,
+            prepared.target,
+            config,
+            progress=progress,
+            interruption=interruption,
+            threads=threads,
+            unfinished=unfinished,
+            resumed=resumed,
+        )
+    else:
         from featcache.training.by_trainer import fit_by_trainer
 
-        return fit_by_trainer(
-            prepared,
+        fitted = fit_by_trainer(
+            train,
+            val,
+            prepared.target,
             config,
             trainer=None if isinstance(trainer, str) else trainer,
             progress=progress,
-            report=report,
-            resident_bytes=resident_bytes,
             interruption=interruption,
             threads=threads,
         )
-    from featcache.training.fitting import fit_prepared
-
-    return fit_prepared(
-        prepared,
-        config,
-        progress=progress,
-        report=report,
-        resident_bytes=resident_bytes,
-        interruption=interruption,
-        threads=threads,
-        unfinished=unfinished,
-        resumed=resumed,
-    )
+    return replace(fitted, seconds=reading + fitted.seconds)

@@ -4,64 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 
 from torch import Tensor, nn
 
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import EpochRecord, Progress
-from featcache.heads.standardisation import Standardisation, sample_rows, standardising_notes
+from featcache.heads.standardisation import Standardisation, sample_rows
 from featcache.heads.stopping import Interruption
 from featcache.heads.target_scale import TargetScale
 from featcache.rows.batches import Batches
-from featcache.rows.notes import Report, report_notes
 from featcache.rows.target import HeadTarget
 from featcache.training.checkpoints import Checkpoint, Unfinished
 from featcache.training.engine import Engine
 from featcache.training.evaluation import evaluate
 from featcache.training.finished import final_head, parameter_count
 from featcache.training.fit_result import FitResult
-from featcache.training.preparation import Prepared, open_prepared
 from featcache.training.stacking import Setting
 from featcache.training.threads import training_threads
 from featcache.training.trial import Scaling, Source, Trial
 
 # Statistics of batch norms, which are not learned by gradients.
 _COUNTED = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def fit_prepared(
-    prepared: Prepared,
-    config: HeadConfig,
-    *,
-    progress: Progress | None = None,
-    report: Report | None = None,
-    resident_bytes: int | None = None,
-    interruption: Interruption | None = None,
-    threads: int | None = None,
-    unfinished: Unfinished | None = None,
-    resumed: Checkpoint | None = None,
-) -> FitResult:
-    """Open the rows of train and val, and train a head on them by gradient steps.
-
-    The arguments are those of `fit` (training/fit.py). Raises what `fit_batches` raises.
-    """
-    began = time.perf_counter()
-    train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
-    reading = time.perf_counter() - began
-    report_notes(report, standardising_notes(len(train.rows), config))
-    fitted = fit_batches(
-        train,
-        val,
-        prepared.target,
-        config,
-        progress=progress,
-        interruption=interruption,
-        threads=threads,
-        unfinished=unfinished,
-        resumed=resumed,
-    )
-    return replace(fitted, seconds=reading + fitted.seconds)
 
 
 def fit_batches(

@@ -18,7 +18,7 @@ from featcache.benchmark.ways import Task, measure_cold
 from featcache.cli.app import app
 from featcache.cli.benchmark import show
 
-SMALL = ("--backbone", "resnet18", "--image-size", "32", "--images", "200", "--epochs", "2", "--heads", "2")
+SMALL = ("--backbone", "resnet18", "--image-size", "32", "--limit", "200", "--epochs", "2", "--heads", "2")
 
 
 def benchmark(*words: str | Path) -> Result:
@@ -114,7 +114,6 @@ def test_many_heads_are_trained_by_a_sweep(folder: Path) -> None:
     [
         (("--scenario", "quik"), "unknown scenario 'quik'"),
         (("--backbone", "pixels"), "pixels computes no network"),
-        (("--images", "0"), "--images of at least 1"),
         (("--device", "cuda:99"), "cuda:99"),
     ],
 )
@@ -122,6 +121,12 @@ def test_what_cannot_be_measured_is_an_error_at_once(words: tuple[str, ...], mes
     ran = benchmark(*words, "--data-dir", folder / "none")
     assert (ran.exit_code, ran.stdout) == (1, "")
     assert message in ran.stderr
+
+
+def test_a_number_out_of_bounds_is_a_usage_error(folder: Path) -> None:
+    ran = benchmark("--limit", "0", "--data-dir", folder / "none")
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert "--limit of at least 1" in ran.stderr
 
 
 def test_an_output_that_is_no_folder_is_refused_before_anything_is_measured(folder: Path) -> None:

@@ -164,7 +164,7 @@ def test_why_lists_the_fields_of_a_miss(cache: Path) -> None:
     assert (output["state"], output["to_compute"]) == ("miss", 48)
     (nearest,) = output["nearest"]
     assert nearest["cache"] == cache.stem
-    sizes = {one["field"]: (one["cached"], one["asked"]) for one in nearest["differences"]}
+    sizes = {one["field"]: (one["cached"], one["requested"]) for one in nearest["differences"]}
     assert sizes["transform.image_size"] == (8, 9)
     assert "transform.image_size: cached 8, requested 9" in featcache("why", *other).stdout
 

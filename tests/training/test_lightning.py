@@ -30,8 +30,8 @@ from featcache.lightning import FeatureDataModule, HeadModule
 from featcache.rows.devices import seed_generators
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
-from featcache.training.by_trainer import _quiet, fit_by_trainer
-from featcache.training.fitting import fit_prepared
+from featcache.training.by_trainer import _quiet
+from featcache.training.fit import fit
 from featcache.training.preparation import Prepared, open_prepared, prepare
 
 CPU = torch.device("cpu")
@@ -123,7 +123,7 @@ def test_engine_trainer_and_plain_loop_give_the_same_head(cache: FeatureCache, t
         val_fraction=0.2,
     )
     prepared = prepare(cache, config, device=CPU)
-    fitted = fit_prepared(prepared, config, threads=1)
+    fitted = fit(prepared, config, threads=1)
     epochs = fitted.best_epoch
     assert epochs == 50, "200 steps: val is still falling"
     data = FeatureDataModule(cache, config)
@@ -154,7 +154,7 @@ def test_random_numbers_and_penalties_are_those_of_the_engine(cache: FeatureCach
     prepared = prepare(cache, config, device=CPU)
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    found, expected = fit_by_trainer(prepared, config), fit_prepared(prepared, config, threads=1)
+    found, expected = fit(prepared, config, trainer="lightning"), fit(prepared, config, threads=1)
     assert torch.equal(torch.get_rng_state(), before)
     assert (found.best_epoch, len(found.history)) == (expected.best_epoch, len(expected.history))
     for name in ("train_loss", "val_loss", "val_score", "rate"):

@@ -32,7 +32,7 @@ from featcache.runs.resuming import resume_head
 from featcache.runs.run import Run
 from featcache.sweeps.api import sweep
 from featcache.training.augmentation import StepRandom
-from featcache.training.fitting import fit_prepared
+from featcache.training.fit import fit
 from featcache.training.preparation import open_prepared, prepare
 
 CPU = torch.device("cpu")
@@ -66,7 +66,7 @@ def test_a_module_trains_as_in_a_plain_loop(
     options = {"head": factory, "max_epochs": 6, "patience": 6, "head_batch_size": 32, "standardize": False, "lr": 1e-2}
     config = HeadConfig.of(options | ({} if loss is None else {"loss": loss}) | {"weight_decay": 1e-2, "l1": 1e-4})
     prepared = prepare(cache, config, device=CPU)
-    fitted = fit_prepared(prepared, config, threads=1)
+    fitted = fit(prepared, config, threads=1)
     train, _ = open_prepared(prepared, config)
     with seed_generators(config.seed, CPU):
         module = factory(16, 3)
@@ -164,7 +164,7 @@ def test_a_quantile_is_learned_from_numbers(tmp_path: Path) -> None:
     column = Column(name="weight", kind="numbers")
     cache = write_cache(tmp_path, {"train": rows}, columns=(column,))
     config = HeadConfig.of({"head": "linear", "loss": high_quantile, "target": "weight", "lr": 1e-2, "max_epochs": 40})
-    fitted = fit_prepared(prepare(cache, config, device=CPU), config)
+    fitted = fit(prepare(cache, config, device=CPU), config)
     below = float((fitted.val.targets <= fitted.val.outputs).mean())
     assert 0.8 < below < 0.97
     assert fitted.best_epoch > 5

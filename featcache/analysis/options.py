@@ -1,0 +1,25 @@
+"""The options of an audit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
+from featcache.config import Option, check
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditOptions:
+    """Which features are audited, and what is drawn. Raises InvalidOption."""
+
+    PANEL: ClassVar[str] = "What is looked for, and how"
+
+    layer: Annotated[
+        str | None, Option(help="Whose features are used.", default="the first", metavar="<name>")
+    ] = None
+    seed: Annotated[
+        int, Option(help="Of folds, samples and random projections.", metavar="<seed>", least=0)
+    ] = 0
+
+    def __post_init__(self) -> None:
+        check(self)
