@@ -68,7 +68,7 @@ class Scenario:
         for name in ("images", "epochs", "heads", "sample", "sample_epochs"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise InvalidOption(f"expected --{name.replace('_', '-')} of at least 1, got {value}")
+                raise InvalidOption(f"expected {name} of at least 1, got {value}")
         if self.backbone == "pixels":
             raise InvalidOption(
                 "pixels computes no network, so there is nothing to compare", hint="--backbone vgg16, for example"

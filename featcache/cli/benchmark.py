@@ -46,20 +46,9 @@ class BenchmarkOptions:
         ),
     ] = "quick"
     epochs: Annotated[int | None, Option(help="Of each head.", metavar="<epochs>", least=1, panel=_WHAT)] = None
-    heads: Annotated[int | None, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=_WHAT)] = None
-    sample: Annotated[
-        int | None,
-        Option(
-            help="End to end is measured on so many images of each split, and scaled.",
-            metavar="<images>",
-            least=1,
-            panel=_WHAT,
-        ),
-    ] = None
-    sample_epochs: Annotated[
-        int | None,
-        Option(help="And for so many epochs.", metavar="<epochs>", least=1, panel=_WHAT),
-    ] = None
+    heads: Annotated[int | None, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=_WHAT)] = (
+        None
+    )
     output: Annotated[
         Path | None,
         Option(
@@ -89,10 +78,12 @@ def register(app: typer.Typer) -> None:
         context: typer.Context,
         options: BenchmarkOptions,
         images: Annotated[
-            dict[str, Any], Given(ImageOptions, without=("split_by_folder", "select_seed"), default=_OF_SCENARIO)
+            dict[str, Any],
+            Given(ImageOptions, without=("split_by_folder", "splits", "select_seed"), default=_OF_SCENARIO),
         ],
         features: Annotated[
-            dict[str, Any], Given(BackboneOptions, without=("layers", "resize", "normalize"), default=_OF_SCENARIO)
+            dict[str, Any],
+            Given(BackboneOptions, without=("layers", "pool", "resize", "normalize"), default=_OF_SCENARIO),
         ],
         how: Annotated[ComputeOptions, Only("device")],
         common: Common,
@@ -128,8 +119,8 @@ def scenario_of(options: BenchmarkOptions, given: Mapping[str, Any]) -> Scenario
     """The scenario that the options describe. Raises UnknownName or InvalidOption."""
     from featcache.benchmark import scenario
 
-    own = {name: getattr(options, name) for name in ("epochs", "heads", "sample", "sample_epochs")}
-    changed = given | {name: value for name, value in own.items() if value is not None}
+    own = {name: getattr(options, name) for name in ("epochs", "heads")}
+    changed = dict(given) | {name: value for name, value in own.items() if value is not None}
     if "limit" in changed:
         changed["images"] = changed.pop("limit")
     return replace(scenario(options.scenario), **changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -116,7 +117,6 @@ def register(app: typer.Typer) -> None:
         recompute: Annotated[
             int, Option(help="Run so many random rows through the backbone again.", metavar="<rows>", least=0)
         ] = 0,
-        seed: Annotated[int, Option(help="Which rows --recompute takes.", metavar="<seed>", least=0)] = 0,
         *,
         context: typer.Context,
         which: CacheOptions,
@@ -131,7 +131,7 @@ def register(app: typer.Typer) -> None:
         from featcache.cache.catalog import UNFINISHED
         from featcache.cache.verification import verify
 
-        if not recompute and (unused := names_of_given(context, ("seed", "weights", "device"))):
+        if not recompute and (unused := names_of_given(context, ("weights", "device"))):
             raise WrongUsage(f"--{min(unused)} has no effect without --recompute", hint="--recompute 16")
         entry = which.find(common.features_dir, cache)
         if entry.state == UNFINISHED:
@@ -140,7 +140,7 @@ def register(app: typer.Typer) -> None:
             checked = verify(
                 entry.path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total)
             )
-            again = _recompute(entry, recompute, seed, weights, how.device, common) if recompute and checked.sound else None
+            again = _recompute(entry, recompute, weights, how.device, common) if recompute and checked.sound else None
         report = _verification(checked) | ({"recomputed": again} if again is not None else {})
         if common.json:
             print_json(report)
@@ -205,7 +205,7 @@ def register(app: typer.Typer) -> None:
     def rm(cache: Annotated[str | None, CACHE] = None, *, which: CacheOptions, common: Common) -> None:
         """Remove a cache, or what an unfinished one has so far.
 
-        Which one must be said, by its name or by filters that one cache alone fits.
+        Name it, or give filters that one cache alone fits.
         """
         from featcache.cache.catalog import remove
 
@@ -452,9 +452,7 @@ def _verification(checked: Verification) -> dict[str, Any]:
     }
 
 
-def _recompute(
-    entry: CacheEntry, rows: int, seed: int, weights: MovedWeights, device: str, common: Common
-) -> dict[str, Any]:
+def _recompute(entry: CacheEntry, rows: int, weights: MovedWeights, device: str, common: Common) -> dict[str, Any]:
     from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.recomputation import recompute
@@ -463,7 +461,8 @@ def _recompute(
         again = recompute(
             opened,
             rows,
-            seed=seed,
+            # Other rows each time, so that repeated checks see more of the cache.
+            seed=secrets.randbits(32),
             data_dir=common.data_dir,
             device=resolve_device(device),
             weights=weights.of(opened.spec.backbone),

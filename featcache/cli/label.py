@@ -57,8 +57,8 @@ def register(app: typer.Typer) -> None:
         """
         from featcache.images.tables import SUFFIXES
 
-        if table is None and cache is not None and Path(cache).suffix.lower() in SUFFIXES:
-            cache, table = None, Path(cache)
+        if cache is not None and table is None and Path(cache).suffix.lower() in SUFFIXES:
+            table, cache = Path(cache), None
         if table is None and not what.remove:
             raise WrongUsage("expected a table, or targets to remove, got neither", hint="--remove NAME")
         if table is None and (ignored := [flag for flag in command_words(what, without=("remove",)) if flag[0] == "-"]):

@@ -33,6 +33,7 @@ RUN = typer.Argument(
     "one that a sweep chose. best: the highest score on val among the runs with latest's target and val images.",
 )
 
+
 def register(app: typer.Typer) -> None:
     """Add `predict` to the typer app."""
 

@@ -82,7 +82,7 @@ def register(app: typer.Typer) -> None:
         *,
         images: Annotated[ImageOptions, Without("split_by_folder", "splits", "select_seed")],
         which: Annotated[SweepOptions, Without("folds", "shots", "draws")],
-        how: Annotated[TrainingOptions, Without("logger", "trainer")],
+        how: Annotated[TrainingOptions, Without("logger", "trainer", "resident_bytes")],
         common: Common,
     ) -> None:
         """Run the notebook's experiments and compare them with it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -113,7 +113,7 @@ def export_cache(
     with ExitStack() as opened:
         if not isinstance(cache, FeatureCache):
             cache = opened.enter_context(FeatureCache.open(cache))
-        rows = CacheRows.of(cache, what.splits or None, what.layers or None)
+        rows = CacheRows.of(cache, what.splits, what.layers)
         if rows.views > 1 and format not in _WITH_VIEWS:
             reporter.warn(
                 f"{rows.views - 1} augmented views of each train image are left out: {format} has one row per image; "

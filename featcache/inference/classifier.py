@@ -135,7 +135,9 @@ class Classifier:
         ]
         return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place), head=head)
 
-    def predict_chunks(self, source: ImageSource, samples: Sequence[Sample], how: ComputeOptions) -> Iterator[ChunkOutputs]:
+    def predict_chunks(
+        self, source: ImageSource, samples: Sequence[Sample], how: ComputeOptions
+    ) -> Iterator[ChunkOutputs]:
         """Yield the outputs for `samples`, chunk by chunk, in order.
 
         Args:

@@ -47,10 +47,10 @@ class MovedWeights:
     weights: Annotated[
         tuple[str, ...],
         Option(
-            help="Where the backbone's weights are now; others than those of then are refused. Of several backbones: "
+            help="Where the backbone's weights are now; they must be the same weights. Of several backbones: "
             "BACKBONE=SOURCE, repeated.",
             metavar="<source>",
-            default="where they were then",
+            default="where they were",
         ),
     ] = ()
 
@@ -99,12 +99,12 @@ class CacheExportOptions:
     PANEL: ClassVar[str] = "Of a cache"
 
     splits: Annotated[
-        tuple[str, ...],
+        tuple[str, ...] | None,
         Option(help="train, val or test; may be repeated.", flags=("--split",), default="all", metavar="<split>"),
-    ] = ()
+    ] = None
     layers: Annotated[
-        tuple[str, ...], Option(help="May be repeated.", flags=("--layer",), default="all", metavar="<name>")
-    ] = ()
+        tuple[str, ...] | None, Option(help="May be repeated.", flags=("--layer",), default="all", metavar="<name>")
+    ] = None
     sprite: Annotated[bool, Option(help="For the projector: every image as its point.")] = False
 
     def __post_init__(self) -> None:

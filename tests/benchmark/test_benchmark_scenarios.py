@@ -68,5 +68,5 @@ def test_a_sample_is_never_larger_than_the_whole() -> None:
 
 
 def test_a_wrong_number_names_its_option() -> None:
-    with pytest.raises(InvalidOption, match="--sample-epochs"):
+    with pytest.raises(InvalidOption, match="sample_epochs"):
         make_scenario(sample_epochs=0)

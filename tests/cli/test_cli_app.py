@@ -152,7 +152,7 @@ def test_help_groups_options_in_sections() -> None:
         (("extract", "--pool", "max"), "--pool"),
         (("extract", "--batch-size", "some"), "expected --batch-size auto or a whole number of at least 1, got 'some'"),
         (("extract", "stray"), "stray"),
-        (("info",), "featcache info needs CACHE"),
+        (("export",), "featcache export needs RUN_OR_CACHE"),
         (("verify", "name", "--recompute", "-1"), "--recompute"),
         (("train-head", "--image-size", "8"), "it is an option of extract"),
         (("extract", "--runs"), "--runs"),

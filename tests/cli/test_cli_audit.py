@@ -110,7 +110,7 @@ def test_images_that_are_gone_are_a_warning(leaky: Path, here: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--layer", "fc"), "unknown layer 'fc'"),
+        (("--layer", "fc"), "does not have layer fc: it has layer pixels"),
         (("--output", "findings.xls"), "expected a .json or .csv file, got 'findings.xls'"),
         (("--device", "tpu9"), "tpu9"),
     ],

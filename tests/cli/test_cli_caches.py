@@ -10,6 +10,21 @@ from command_line import CLASSES, PIXELS, answer, complaint, featcache, picture
 
 from featcache.files import tmp_name
 
+SMALL = ("--image-size", "32")
+
+
+@pytest.fixture
+def squeezenet_file(here: Path) -> Path:
+    """A file of random weights."""
+    import torch
+    from torchvision.models import squeezenet1_1
+
+    torch.manual_seed(0)
+    path = here / "weights.pth"
+    torch.save(squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
 # --- ls ----------------------------------------------------------------------------------------------------
 
 
@@ -101,6 +116,36 @@ def test_rows_can_be_computed_again(cache: Path) -> None:
     assert "recomputed.equal" in featcache("verify", cache.stem, "--recompute", "5").stdout
 
 
+@pytest.mark.parametrize("words", [("--device", "cpu"), ("--weights", "w.pth")])
+def test_an_option_of_recompute_without_it_is_wrong_usage(words: tuple[str, ...], cache: Path) -> None:
+    error, _ = complaint("verify", cache.stem, *words, expect=2)
+    assert f"{words[0]} has no effect without --recompute" in error
+
+
+def test_rows_of_moved_weights_are_computed_again_where_they_are_named(here: Path, squeezenet_file: Path) -> None:
+    featcache("extract", "--dataset", "pictures", "-b", "squeezenet1_1", "--weights", squeezenet_file, *SMALL)
+    moved = squeezenet_file.rename(here / "moved.pth")
+    error, hint = complaint("verify", "-b", "squeezenet1_1", "--recompute", "2")
+    assert "no longer at" in error and "--weights" in hint
+    again = answer("verify", "-b", "squeezenet1_1", "--recompute", "2", "--weights", moved)["recomputed"]
+    assert (again["rows"], again["greatest_difference"]) == (2, 0.0)
+    assert "not those" in complaint("verify", "-b", "squeezenet1_1", "--recompute", "2", "--weights", "random:7")[0]
+    assert (
+        "expected squeezenet1_1"
+        in complaint("verify", "-b", "squeezenet1_1", "--recompute", "2", "--weights", f"vgg16={moved}")[0]
+    )
+
+
+def test_pixels_have_no_weights_to_name(cache: Path) -> None:
+    assert "no weights" in complaint("verify", cache.stem, "--recompute", "2", "--weights", "w.pth")[0]
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_filters_choose_a_cache(command: str, cache: Path) -> None:
+    assert answer(command, "--backbone", "pixels", "--dataset", "pictures")["path"].endswith(cache.name)
+    assert "vgg16" in complaint(command, "--backbone", "vgg16")[0]
+
+
 def test_a_flipped_byte_is_found_and_ends_with_exit_1(cache: Path) -> None:
     content = bytearray(cache.read_bytes())
     at = content.index(bytes(picture_row(cache)))
@@ -183,6 +228,14 @@ def test_rm_removes_a_cache(cache: Path) -> None:
     assert answer("rm", cache.stem) == {"removed": str(cache.relative_to(Path.cwd())), "bytes": size}
     assert answer("ls") == {"caches": []}
     complaint("rm", cache.stem)
+
+
+def test_rm_takes_filters_but_never_a_cache_that_was_not_described(cache: Path) -> None:
+    assert "expected a cache" in complaint("rm", expect=2)[0]
+    complaint("rm", "--backbone", "vgg16")
+    assert cache.exists()
+    featcache("rm", "--backbone", "pixels")
+    assert not cache.exists()
 
 
 def test_rm_removes_an_unfinished_one(unfinished: Path) -> None:

@@ -81,6 +81,9 @@ def test_what_cannot_be_written_is_explained(words: tuple[str, ...], error: str,
     "words",
     [
         ("pictures", "-o", "rows.npz", "--verify-limit", "3"),
+        # Its default, and given all the same.
+        ("pictures", "-o", "rows.npz", "--verify-limit", "32"),
+        ("pictures", "-o", "rows.npz", "--device", "auto"),
         ("latest", "-o", "head.pt2", "--split", "test"),
         ("latest", "--format", "onnx"),
         ("latest", "-o", "head.pt2", "--weights", "a=1", "--weights", "b"),

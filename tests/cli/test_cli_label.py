@@ -80,6 +80,12 @@ def test_a_person_reads_what_was_added_and_what_was_not(one_class: Path, here: P
     assert "the whole file is written again" in result.stderr
 
 
+def test_filters_choose_the_cache_that_a_table_is_for(one_class: Path, table: Path) -> None:
+    assert answer("label", table, "--backbone", "pixels", "--key", "file")["added"]
+    assert answer("label", "--remove", "age")["removed"] == ["age"]
+    assert "vgg16" in complaint("label", table, "--backbone", "vgg16", "--key", "file")[0]
+
+
 def test_a_target_is_replaced_whole_and_removed(one_class: Path, table: Path, here: Path) -> None:
     featcache("label", one_class, table)
     again = write(here / "again.tsv", "file\tage\n02\t7\n")
