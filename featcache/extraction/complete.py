@@ -76,7 +76,9 @@ def _share(inventory: Inventory, cut: Cut, computed: Computed) -> Extraction:
     job = inventory.job
     with lock_manifest(inventory):
         existing = inventory.existing_cache()
-        if all(inventory.is_written(unit, unchanged=False) for unit in cut.units):
+        # Without their manifest, the segments were written again, after the cache had been packed.
+        begun = inventory.manifest() is not None
+        if begun and all(inventory.is_written(unit, unchanged=False) for unit in cut.units):
             return report_cache(inventory.job, _publish(inventory, existing, cut), computed)
         if existing is not None and inventory.is_hit(existing):
             # The share that ended last has published it.

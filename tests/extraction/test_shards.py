@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +16,14 @@ from hypothesis import strategies as st
 from tiny import jpeg, tiny_backbone, write_images
 
 from featcache.cache import FeatureCache
+from featcache.cache.manifest import MANIFEST_NAME
 from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.verification import verify
 from featcache.errors import CacheIncomplete, ImageError, InvalidOption
+from featcache.extraction import complete
+from featcache.extraction.cut import Cut
 from featcache.extraction.request import Request
+from featcache.extraction.result import Computed
 from featcache.extraction.run import Execution, assemble, extract
 from featcache.extraction.units import Shard, segment_rows_for, units_of
 
@@ -74,6 +80,28 @@ def test_a_shard_done_twice_computes_nothing_the_second_time(images: Path, tmp_p
     second = extract(request_, shard("1/2"))
     assert first.computed > 0
     assert (second.computed, second.reused) == (0, first.computed)
+
+
+def test_segments_that_are_written_again_after_the_cache_was_packed_are_no_error(
+    images: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request_ = request(images, tmp_path)
+    extract(request_, shard("0/2"))
+    compute = complete.compute
+
+    def compute_while_others_pack(cuts: Sequence[Cut]) -> list[Computed]:
+        done = compute(cuts)
+        # The same shards, run twice: the first ones have packed the cache and removed its manifest with their segments.
+        shutil.copy(alone, tmp_path / "features")
+        (cuts[0].inventory.folder / MANIFEST_NAME).unlink()
+        return done
+
+    monkeypatch.setattr(complete, "compute", compute_while_others_pack)
+    done = extract(request_, shard("1/2"))
+    assert done.complete and done.cache.parent == tmp_path / "features"
+    assert arrays(done.cache) == arrays(alone)
+    assert extract(request_).computed == 0
+    assert not list(tmp_path.glob("features/*/"))
 
 
 def test_a_missing_shard_is_an_error_with_the_number_of_missing_rows(images: Path, tmp_path: Path) -> None:
