@@ -87,10 +87,10 @@ def test_segments_that_are_written_again_after_the_cache_was_packed_are_no_error
 ) -> None:
     request_ = request(images, tmp_path)
     extract(request_, shard("0/2"))
-    compute = complete.compute
+    compute = vars(complete)["compute"]
 
     def compute_while_others_pack(cuts: Sequence[Cut]) -> list[Computed]:
-        done = compute(cuts)
+        done: list[Computed] = compute(cuts)
         # The same shards, run twice: the first ones have packed the cache and removed its manifest with their segments.
         shutil.copy(alone, tmp_path / "features")
         (cuts[0].inventory.folder / MANIFEST_NAME).unlink()
