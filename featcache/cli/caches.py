@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -127,6 +128,7 @@ def register(app: typer.Typer) -> None:
         """Check a cache against its checksums or a new computation.
 
         Without options: the file's size, its header and its tables. A cache that is not sound ends with exit 1.
+        --weights and --device belong to --recompute, which takes other rows each time.
         """
         from featcache.cache.catalog import UNFINISHED
         from featcache.cache.verification import verify
@@ -136,11 +138,13 @@ def register(app: typer.Typer) -> None:
         entry = which.find(common.features_dir, cache)
         if entry.state == UNFINISHED:
             entry.require_complete()
+        # Before the rows are verified, which may take long.
+        source = None if entry.spec is None else weights.of(entry.spec.backbone)
         with Terminal(quiet=common.quiet) as terminal:
             checked = verify(
                 entry.path, full=full, progress=lambda done, total: terminal.advance("verifying", done, total)
             )
-            again = _recompute(entry, recompute, weights, how.device, common) if recompute and checked.sound else None
+            again = _recompute(entry, recompute, source, how.device, common) if recompute and checked.sound else None
         report = _verification(checked) | ({"recomputed": again} if again is not None else {})
         if common.json:
             print_json(report)
@@ -452,7 +456,7 @@ def _verification(checked: Verification) -> dict[str, Any]:
     }
 
 
-def _recompute(entry: CacheEntry, rows: int, weights: MovedWeights, device: str, common: Common) -> dict[str, Any]:
+def _recompute(entry: CacheEntry, rows: int, weights: str | Path | None, device: str, common: Common) -> dict[str, Any]:
     from featcache.backbones.devices import resolve_device
     from featcache.cache.reader import FeatureCache
     from featcache.extraction.recomputation import recompute
@@ -465,7 +469,7 @@ def _recompute(entry: CacheEntry, rows: int, weights: MovedWeights, device: str,
             seed=secrets.randbits(32),
             data_dir=common.data_dir,
             device=resolve_device(device),
-            weights=weights.of(opened.spec.backbone),
+            weights=weights,
         )
     return again.to_json()
 

@@ -27,7 +27,7 @@ from featcache.cli.printing import (
 )
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage
-from featcache.config import Option, check
+from featcache.config import Option, check, options_of
 from featcache.errors import FeatcacheError, InvalidOption, UnknownName
 from featcache.extraction.execution import ComputeOptions
 from featcache.inference.options import CacheExportOptions, MovedWeights, RunExportOptions
@@ -73,8 +73,8 @@ class FileOptions:
 
 
 # The options that belong to one of the two kinds of export.
-_OF_RUN = ("verify_images", "verify_limit", "weights", "device")
-_OF_CACHE = ("splits", "layers", "sprite")
+_OF_RUN = ("verify_images", "weights", "device", *(field.name for field in options_of(RunExportOptions)))
+_OF_CACHE = tuple(field.name for field in options_of(CacheExportOptions))
 
 
 def register(app: typer.Typer) -> None:
