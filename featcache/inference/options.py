@@ -65,8 +65,9 @@ class MovedWeights:
         """The one source, or one for each backbone by its name; None where none was given."""
         if not self.weights:
             return None
-        name, equals, source = self.weights[0].partition("=")
-        if len(self.weights) == 1 and not (name and equals and source):
+        name, _, source = self.weights[0].partition("=")
+        # The path of a file may hold = too.
+        if len(self.weights) == 1 and (not (name and source) or Path(self.weights[0]).exists()):
             return self.weights[0]
         return {name: source for name, _, source in (value.partition("=") for value in self.weights)}
 
