@@ -3,9 +3,9 @@
     audit = audit_cache(cache)                      # leaks, label errors, duplicates, outliers, splits
     points = project(cache["test"].features, labels=cache["test"].labels)
 
-`records` defines the results, and `audit` runs all checks: `directions`, `pairs`, `pictures` and `duplicates` find
-pictures that occur twice, `folds` and `label_errors` find wrong labels, `outliers` and `split_checks` do the rest.
-`projection` computes the map. Names are imported when they are first used.
+`options` are those of an audit, `records` defines its results, and `audit` runs all checks: `directions`, `pairs`,
+`pictures` and `duplicates` find pictures that occur twice, `folds` and `label_errors` find wrong labels, `outliers`
+and `split_checks` do the rest. `projection` computes the map. Names are imported when they are first used.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     predicted = predict("latest", "photos/")
 
-`classifier` opens a run's backbone again, with the same weights and transform; `pictures` opens the images to classify;
-`prediction` combines the two, and `nearest` finds the most similar cached images. `exporting` writes a run as one file:
-`network` is the whole classifier as one torch module, `resizing` is Pillow's resize inside it, `formats` writes the
-file, and `verification_images` finds the images that it is checked on. `cache_export` writes a cache's rows
-(`cache_rows`) as arrays, as a table, or for TensorBoard's projector.
-Names are imported when they are first used, because most of them need torch.
+`options` are those of predictions and exports. `classifier` opens a run's backbone again, with the same weights and
+transform; `pictures` opens the images to classify; `prediction` combines the two, and `nearest` finds the most similar
+cached images. `exporting` writes a run as one file: `network` is the whole classifier as one torch module, `resizing`
+is Pillow's resize inside it, `formats` writes the file, and `verification_images` finds the images that it is checked
+on. `cache_export` writes a cache's rows (`cache_rows`) as arrays, as a table, or for TensorBoard's projector. Names
+are imported when they are first used, because most of them need torch.
 """
 
 from __future__ import annotations
