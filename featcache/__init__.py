@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from featcache.runs.fit import train_head
     from featcache.runs.resuming import resume_head
     from featcache.runs.run import Run
+    from featcache.sharing.pulling import pull
+    from featcache.sharing.pushing import push
     from featcache.sweeps.api import resume_sweep, sweep
     from featcache.training.reading import read_batches
 
@@ -40,6 +42,8 @@ __all__ = [
     "load_backbone",
     "open_images",
     "predict",
+    "pull",
+    "push",
     "read_batches",
     "resume_head",
     "resume_sweep",
@@ -58,6 +62,8 @@ _HOMES = {
     "load_backbone": "featcache.backbones",
     "open_images": "featcache.images.location",
     "predict": "featcache.inference.prediction",
+    "pull": "featcache.sharing.pulling",
+    "push": "featcache.sharing.pushing",
     "read_batches": "featcache.training.reading",
     "resume_head": "featcache.runs.resuming",
     "resume_sweep": "featcache.sweeps.api",

@@ -22,6 +22,9 @@
     ├── ExtractionError       features could not be computed or stored
     ├── HeadError             a head cannot be trained on, or applied to, the given data
     ├── ExportError           something cannot be exported, or the exported file gives other results
+    ├── SharingError          a run or a cache cannot be pushed or pulled
+    │   └── HubError          the Hugging Face Hub refuses a request, or cannot be reached
+    │       └── HubNotFound   it has no such repository, or hides it
     └── ReportError           a report cannot be made of the given data, or cannot be written
 
 The message states what was expected and what was found; the hint what to do. The command line prints both, as two
@@ -201,6 +204,18 @@ class HeadError(FeatcacheError):
 
 class ExportError(FeatcacheError):
     """Something cannot be exported, or the exported file gives other results. No file was written."""
+
+
+class SharingError(FeatcacheError):
+    """A run or a cache cannot be pushed or pulled. Nothing was written under a final name."""
+
+
+class HubError(SharingError):
+    """The Hugging Face Hub refuses a request, lacks what was asked for, or cannot be reached."""
+
+
+class HubNotFound(HubError):
+    """The Hugging Face Hub has no such repository or revision, or hides it: it answers both in the same way."""
 
 
 class ReportError(FeatcacheError):

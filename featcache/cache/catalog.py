@@ -146,6 +146,9 @@ def is_cache_path(path: Path) -> bool:
     """Whether a path looks like a cache: a file by its suffix, a folder by its manifest."""
     if path.suffix == CACHE_SUFFIX:
         return True
+    # A folder that is still being copied has a manifest already.
+    if is_tmp(path):
+        return False
     return (path / MANIFEST_NAME).is_file() or (path.suffix in _OUTDATED_SUFFIXES and path.is_dir())
 
 
@@ -228,6 +231,14 @@ def find(features_dir: Path, ref: str | Path) -> CacheEntry:
     if len(matches) != 1:
         raise _not_found(features_dir, name, matches, known)
     return describe(known[matches[0]])
+
+
+def is_cache(features_dir: Path, ref: str | Path) -> bool:
+    """Whether `find` finds a cache by this name or path, complete or not."""
+    try:
+        return find(features_dir, ref).state != FOREIGN
+    except CacheError:
+        return False
 
 
 def is_path(ref: str) -> bool:

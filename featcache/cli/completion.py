@@ -53,8 +53,13 @@ def runs(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def runs_and_caches(context: typer.Context, incomplete: str) -> list[str]:
-    """What can be exported."""
+    """What can be exported or pushed."""
     return list(dict.fromkeys([*runs(context, incomplete), *caches(context, incomplete)]))
+
+
+def paths(incomplete: str) -> list[str]:
+    """Folders to push to and to pull from."""
+    return _paths(incomplete)
 
 
 def heads(incomplete: str) -> list[str]:

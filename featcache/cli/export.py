@@ -28,7 +28,7 @@ from featcache.cli.printing import (
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage
 from featcache.config import Option, check, options_of
-from featcache.errors import FeatcacheError, InvalidOption, UnknownName
+from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.execution import ComputeOptions
 from featcache.inference.options import CacheExportOptions, MovedWeights, RunExportOptions
 from featcache.text import human_bytes
@@ -172,7 +172,10 @@ def _refuse(context: typer.Context, names: Sequence[str], what: str) -> None:
 
 
 def _require_run(name: str, format: str, common: Common) -> None:
-    if _is_cache(name, common) and not _is_run(name, common):
+    from featcache.cache.catalog import is_cache
+    from featcache.runs.catalog import is_run
+
+    if is_cache(common.features_dir, name) and not is_run(common.runs_dir, name):
         raise InvalidOption(
             f"{name} is a cache, and {format} is a format of runs",
             hint=f"formats of a cache: {', '.join(CACHE_FORMATS)}; `featcache train-head` makes a run of it",
@@ -180,35 +183,16 @@ def _require_run(name: str, format: str, common: Common) -> None:
 
 
 def _find_cache(name: str, format: str, common: Common) -> Path:
-    from featcache.cache.catalog import find
+    from featcache.cache.catalog import find, is_cache
+    from featcache.runs.catalog import is_run
 
-    if _is_run(name, common) and not _is_cache(name, common):
+    if is_run(common.runs_dir, name) and not is_cache(common.features_dir, name):
         raise InvalidOption(
             f"{name} is a run, and {format} is a format of caches",
             hint=f"formats of a run: {', '.join(RUN_FORMATS)}; for the rows it was trained on name its cache, which "
             "`featcache ls` lists",
         )
     return find(common.features_dir, name).require_complete()
-
-
-def _is_run(name: str, common: Common) -> bool:
-    """Whether a run is called so."""
-    from featcache.runs.catalog import CONFIG_FILE, find_run
-
-    try:
-        return (find_run(common.runs_dir, name) / CONFIG_FILE).is_file()
-    except FeatcacheError:
-        return False
-
-
-def _is_cache(name: str, common: Common) -> bool:
-    """Whether a cache is called so, complete or not."""
-    from featcache.cache.catalog import FOREIGN, find
-
-    try:
-        return find(common.features_dir, name).state != FOREIGN
-    except FeatcacheError:
-        return False
 
 
 def _show_run(exported: ExportedRun, common: Common) -> None:

@@ -96,7 +96,10 @@ def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | 
         if mine.pooling.name != layer.pool:
             raise WeightsError(f"layer {layer.name} of {what} is pooled by {layer.pool}, got {mine.pooling.name}")
     if (network.name, network.spec.transform) != (spec.backbone, _transform(spec)):
-        raise WeightsError(f"the backbone {network.name} is not that of {what}: expected {spec.backbone}")
+        raise WeightsError(
+            f"the backbone {network.name} is not that of {what}: {_difference(network, spec)}",
+            hint="make it with the same transform, or extract and train again",
+        )
     if probe is not None and network.spec.probe is not None:
         same, sentence = same_function(network.spec.probe, probe, spec.layer_names)
         if not same:
@@ -104,6 +107,15 @@ def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | 
                 f"{network.name} does not compute what it computed for {what}: {sentence}",
                 hint="bring back the code or the versions it was made with, or extract and train again",
             )
+
+
+def _difference(network: Network, spec: Spec) -> str:
+    """The name, or else the numbers of the transform, in which a network differs from a spec."""
+    if network.name != spec.backbone:
+        return f"expected {spec.backbone}"
+    wanted, found = _transform(spec).to_json(), network.spec.transform.to_json()
+    names = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
+    return "; ".join(f"{name}: expected {wanted.get(name)}, got {found.get(name)}" for name in names)
 
 
 def _transform(spec: Spec) -> Transform:

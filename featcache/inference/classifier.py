@@ -22,7 +22,6 @@ from featcache.backbones.network import Network
 from featcache.backbones.program import Program
 from featcache.backbones.spec import outputs_in
 from featcache.backbones.zoos.pixels import NAME as PIXELS
-from featcache.cache.spec import Spec
 from featcache.errors import InvalidOption
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.execution import ComputeOptions
@@ -239,15 +238,10 @@ def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Pa
     return [weights] * len(names)
 
 
-def spec_of(origin: FeatureOrigin) -> Spec:
-    """The spec of the layers that the head reads. Raises CacheForeign for a spec of another version."""
-    return Spec.from_json(origin.spec).with_layers(layer.name for layer in origin.layers)
-
-
 def _network(
     run: Run, origin: FeatureOrigin, weights: str | Path | None, backbone: Network | None, data_dir: Path
 ) -> Network:
-    spec, probe = spec_of(origin), outputs_in({"probe": origin.probe})
+    spec, probe = origin.layers_spec, outputs_in({"probe": origin.probe})
     if backbone is not None:
         require_same(backbone, spec, run.folder.name, probe)
         return backbone

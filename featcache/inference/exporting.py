@@ -25,7 +25,7 @@ from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.reporting import LogReporter, Reporter
 from featcache.files import atomic_file
 from featcache.images import ArraySource, decode
-from featcache.inference.classifier import Classifier, spec_of
+from featcache.inference.classifier import Classifier
 from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictFile
 from featcache.inference.network import WholeNetwork
 from featcache.inference.options import RunExportOptions, Weights
@@ -241,7 +241,7 @@ def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
                 "backbone": origin.backbone,
                 "layers": [layer.name for layer in origin.layers],
                 "fingerprint": origin.fingerprint,
-                "weights": {layer.name: layer.weights for layer in spec_of(origin).layers},
+                "weights": {layer.name: layer.weights for layer in origin.layers_spec.layers},
                 "transform": json.loads(origin.spec)["transform"],
             }
             for origin in run.features.origins

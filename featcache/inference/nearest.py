@@ -14,7 +14,6 @@ from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.columns import SEPARATOR
 from featcache.errors import CacheNotFound
-from featcache.inference.classifier import spec_of
 from featcache.inference.records import NearImage
 from featcache.rows.cuts import SplitRows
 from featcache.rows.joining import CacheLayers, join_rows
@@ -110,7 +109,7 @@ def _same(path: Path, origin: FeatureOrigin) -> FeatureCache | None:
     except CacheNotFound:
         return None
     names = [layer.name for layer in origin.layers]
-    if "train" in cache and set(names) <= set(cache.layers) and cache.spec.with_layers(names) == spec_of(origin):
+    if "train" in cache and set(names) <= set(cache.layers) and cache.spec.with_layers(names) == origin.layers_spec:
         return cache
     cache.close()
     return None

@@ -73,6 +73,11 @@ class FeatureOrigin:
         return sum(layer.dim for layer in self.columns)
 
     @property
+    def layers_spec(self) -> Spec:
+        """The spec with only the layers that the head reads. Raises CacheForeign for a spec of another version."""
+        return Spec.from_json(self.spec).with_layers(layer.name for layer in self.layers)
+
+    @property
     def views_description(self) -> str:
         """The augmented views that the features come from, as text for the user."""
         return Spec.from_json(self.spec).views_description

@@ -61,6 +61,14 @@ def find_run(runs_dir: Path, ref: str | Path) -> Path:
     return folders[matches[0]]
 
 
+def is_run(runs_dir: Path, ref: str | Path) -> bool:
+    """Whether `find_run` finds a run by this name or path."""
+    try:
+        return (find_run(runs_dir, ref) / CONFIG_FILE).is_file()
+    except (HeadError, UnknownName):
+        return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class _ValScore:
     """A run's score on val. Scores can be compared only if their `on` is equal.

@@ -44,6 +44,8 @@ def test_the_names_of_backbones_are_those_that_there_are() -> None:
         ("featcache train-head --recipe mlp-l", ["mlp-l1", "mlp-l2", "mlp-leaky"]),
         ("featcache backbones vgg11", ["vgg11", "vgg11_bn"]),
         ("featcache extract -d ./pic", ["./pictures/"]),
+        ("featcache pull ./pic", ["./pictures/"]),
+        ("featcache push latest ./pic", ["./pictures/"]),
         ("featcache ver", ["verify"]),
         ("featcache predict lat", []),
     ],
@@ -59,6 +61,7 @@ def test_caches_and_runs_are_offered_from_their_folders(cache: Path, here: Path)
     assert complete("featcache train-head pict", here) == [cache.stem]
     assert complete("featcache predict ", here) == [run.name, "best", "latest"]
     assert complete("featcache export ", here) == [run.name, "best", "latest", cache.stem]
+    assert complete("featcache push ", here) == [run.name, "best", "latest", cache.stem]
     assert complete("featcache info --data-dir elsewhere pict", here) == []
     assert complete("featcache predict runs/", here) == [f"runs/{run.name}/"]
 

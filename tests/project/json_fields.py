@@ -41,6 +41,8 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "export a cache": ("export", "digits", "-o", "rows.npz"),
     "export a run": ("export", "latest", "-o", "head.onnx"),
     "report": ("report", "latest", "--map", "none"),
+    "push": ("push", "latest", "shared"),
+    "pull": ("pull", "shared"),
     "audit": ("audit", "digits"),
     "show": ("show", "digits", "--limit", "1"),
     "datasets": ("datasets",),

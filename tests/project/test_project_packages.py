@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": {"cache", "rows", "heads", "training", "runs"},
     "notebook": {"cache", "rows", "heads", "training", "runs", "sweeps"},
     "inference": {"images", "backbones", "cache", "extraction", "rows", "heads", "runs"},
+    "sharing": {"cache", "extraction", "rows", "heads", "runs"},
     "analysis": {"images", "cache", "heads"},
     "benchmark": {
         *("images", "backbones", "cache", "extraction"),
