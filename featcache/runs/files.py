@@ -80,7 +80,7 @@ def read_history(path: Path, max_epochs: int, metric: str) -> tuple[EpochRecord,
         with path.open(newline="") as file:
             return tuple(_epoch(row, max_epochs, metric) for row in csv.DictReader(file))
     except (OSError, KeyError, TypeError, ValueError) as error:
-        raise HeadError(f"cannot read {path}: {error}", hint="train again") from error
+        raise HeadError(f"cannot read {path}: {error}", hint=_hint(error)) from error
 
 
 def predictions_file(part: str) -> str:
@@ -107,7 +107,14 @@ def read_predictions(path: Path, kind: TargetKind) -> Predictions:
                 kind=kind,
             )
     except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise HeadError(f"cannot read the predictions in {path}: {error}", hint="train again") from error
+        raise HeadError(f"cannot read the predictions in {path}: {error}", hint=_hint(error)) from error
+
+
+def _hint(error: Exception) -> str:
+    """What to do about a history or predictions that cannot be read."""
+    if isinstance(error, FileNotFoundError):
+        return "a run that was pulled has neither history nor predictions: use the original, or train again"
+    return "train again"
 
 
 def _history_columns(metric: str) -> dict[str, str]:

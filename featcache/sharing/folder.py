@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from featcache.errors import FeatcacheError, SharingError
+from featcache.errors import SharingError
 from featcache.files import atomic_folder, publish_bytes, unwritable
 from featcache.sharing.content import Content
 from featcache.sharing.manifest import CARD_FILE, MANIFEST_FILE, MOST_MANIFEST_BYTES, SharedManifest
@@ -78,9 +78,6 @@ class Folder:
                     publish_bytes(building / name, text)
         except OSError as error:
             raise unwritable(self.path, error) from error
-        except FeatcacheError as error:
-            error.hint = (error.hint or "").replace("pass a --data-dir on another disk", "push to another disk") or None
-            raise
         return Published(copied=True)
 
     def _require_same(self, there: Listing, manifest: SharedManifest, advance: Advance) -> None:

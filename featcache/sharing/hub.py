@@ -90,6 +90,10 @@ class HubRepository:
         before = self._before(there)
         additions = [CommitOperationAdd(one.name, content.paths[one.name]) for one in manifest.files]
         texts = [CommitOperationAdd(CARD_FILE, card.encode()), CommitOperationAdd(MANIFEST_FILE, manifest.to_bytes())]
+        for file, addition in zip(manifest.files, additions, strict=True):
+            # Computed by the library, which commits these digests.
+            if addition.upload_info.sha256.hex() != file.sha256:
+                raise SharingError(f"{file.name} was changed while it was pushed", hint="push again")
         kept = {one.name for one in manifest.files}
         old = {one.name for one in before.files if one.name in there.sizes} - kept if before else set()
         operations: list[Any] = [*additions, *texts, *(CommitOperationDelete(name) for name in sorted(old))]
@@ -101,11 +105,7 @@ class HubRepository:
                 repo_type=self._type,
                 parent_commit=self._info.sha,
             )
-            digests = {one.path_in_repo: one.upload_info.sha256.hex() for one in additions}
-        for file in manifest.files:
-            if digests[file.name] != file.sha256:
-                raise SharingError(f"{file.name} was changed while it was uploaded", hint="push again")
-            advance(file.nbytes)
+        advance(manifest.nbytes)
         return Published(
             copied=before is None or before.files != manifest.files,
             url=f"{self._api.endpoint}/{'datasets/' if self._type == 'dataset' else ''}{self._id}",

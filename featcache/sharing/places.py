@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from featcache.errors import InvalidOption
+from featcache.errors import CacheUnwritable, InvalidOption
 from featcache.files import ReadableFile, publishing, unreadable
 from featcache.sharing.content import Content
 from featcache.sharing.manifest import SharedManifest
@@ -102,6 +102,16 @@ def digest_file(path: Path, advance: Advance) -> tuple[int, str]:
             digest.update(block)
             advance(len(block))
         return file.size, digest.hexdigest()
+
+
+@contextmanager
+def naming_place(argument: str) -> Iterator[None]:
+    """Hints of files that cannot be written name this argument or option, in place of --data-dir."""
+    try:
+        yield
+    except CacheUnwritable as error:
+        error.hint = (error.hint or "").replace("--data-dir", argument) or None
+        raise
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from featcache.runs.run import Run
 from featcache.sharing.content import Content, content_of_cache, content_of_run, require_sound
 from featcache.sharing.folder import Folder
 from featcache.sharing.manifest import CARD_FILE, MANIFEST_FILE, SharedManifest
-from featcache.sharing.places import Advance, Listing, Place, digest_file, repository_in
+from featcache.sharing.places import Advance, Listing, Place, digest_file, naming_place, repository_in
 from featcache.sharing.pushing import counting
 from featcache.sharing.records import Pulled
 
@@ -67,7 +67,8 @@ def pull(
     place, listing = _open(str(source))
     manifest = _read_manifest(place, listing)
     destination = _destination(manifest, Path(data_dir) / "features", Path(runs_dir))
-    with ProgressReporter(progress) as bar, _lock(manifest, destination):
+    option = "--runs-dir" if manifest.kind == "run" else "--data-dir"
+    with ProgressReporter(progress) as bar, naming_place(option), _lock(manifest, destination):
         report = reporter or bar
         copied = not _is_here(manifest, destination, counting(report, "comparing", manifest.nbytes))
         if copied:

@@ -16,7 +16,7 @@ from featcache.sharing.card import card_of
 from featcache.sharing.content import Content, find_content, require_sound
 from featcache.sharing.folder import Folder
 from featcache.sharing.manifest import SharedFile, SharedManifest
-from featcache.sharing.places import Advance, Place, digest_file, repository_in
+from featcache.sharing.places import Advance, Place, digest_file, naming_place, repository_in
 from featcache.sharing.records import Pushed, PushOptions
 
 
@@ -69,7 +69,8 @@ def push(
             require_sound(content.of.path, lambda done, total: report.advance("verifying", done, total))
         manifest = _manifest(content, how, report)
         card = card_of(content, manifest, place.address)
-        done = place.put(content, manifest, card, counting(report, "copying", manifest.nbytes))
+        with naming_place("TARGET"):
+            done = place.put(content, manifest, card, counting(report, "copying", manifest.nbytes))
         notes = (*done.notes, *_notes(content, manifest))
         for note in notes:
             report.warn(note)

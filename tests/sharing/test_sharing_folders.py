@@ -108,6 +108,22 @@ def test_what_is_left_out_and_what_is_private_is_reported(workspace: Workspace, 
     assert "predictions_val.npz" in notes and str(workspace.packed) in notes and "--license" in notes
 
 
+def test_what_a_pulled_run_does_not_have_is_an_error_with_a_hint(shared_run: Path, tmp_path: Path) -> None:
+    run = featcache.Run.load(pull(shared_run, tmp_path / "here").path)
+    for read in (run.history, lambda: run.predictions("test")):
+        with pytest.raises(HeadError) as missing:
+            read()
+        assert "use the original" in str(missing.value.hint)
+
+
+def test_a_target_that_is_a_file_is_refused(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SharingError, match="expected a folder"):
+        workspace.push(workspace.run, tmp_path / "file")
+    with pytest.raises(SharingError, match="expected a folder"):
+        pull(tmp_path / "nothing", tmp_path / "here")
+
+
 # --- another backbone --------------------------------------------------------------------------------------
 
 
@@ -370,8 +386,10 @@ def test_a_full_disk_leaves_nothing_and_pulling_again_succeeds(
     for action, folder in actions:
         with monkeypatch.context() as patch:
             patch.setattr(files.system, call, fail)
-            with pytest.raises(CacheUnwritable, match="no space"):
+            with pytest.raises(CacheUnwritable, match="no space") as full:
                 action()
+        option = "TARGET" if folder.name == "shared" else "--runs-dir" if what == "run" else "--data-dir"
+        assert f"pass a {option} on another disk" in str(full.value.hint)
         assert not folder.exists() or everything_under(folder) == {}
         assert list(tmp_path.rglob("*.tmp-*")) == []
         assert action().copied

@@ -6,6 +6,7 @@ import errno
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -118,6 +119,24 @@ def test_a_repository_with_other_files_is_left_alone(workspace: Workspace, hub: 
     with pytest.raises(SharingError, match=r"files that featcache push did not write: README.md"):
         workspace.push(workspace.run, "hf:org/name")
     assert hub.files("models", "org/name")["README.md"] == b"mine"
+
+
+def test_a_file_that_changes_while_it_is_pushed_is_not_committed(
+    workspace: Workspace, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import HfApi
+
+    shutil.copytree(workspace.run.folder, tmp_path / "run")
+    create = HfApi.create_repo
+
+    def change(*arguments: Any, **options: Any) -> Any:
+        (tmp_path / "run" / "metrics.json").write_text("{}")
+        return create(*arguments, **options)
+
+    monkeypatch.setattr(HfApi, "create_repo", change)
+    with pytest.raises(SharingError, match=r"metrics.json was changed while it was pushed"):
+        workspace.push(tmp_path / "run", "hf:org/name")
+    assert set(hub.files("models", "org/name")) == {".gitattributes"}
 
 
 # --- what goes wrong ---------------------------------------------------------------------------------------
