@@ -17,6 +17,7 @@ from featcache.backbones.feature_module import FeatureModule
 from featcache.backbones.fp32 import ieee_fp32
 from featcache.backbones.network import Network
 from featcache.backbones.options import BackboneOptions
+from featcache.backbones.probing import ProbedLayer
 from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs
 from featcache.backbones.stem import with_exact_stem
 from featcache.backbones.tapping import Tapped, prune
@@ -65,21 +66,43 @@ class Plain:
         part: float32 (N, 3, S, S) -> {layer: (N, ...)}, on the CPU.
         layers: The layers, each with its pooling.
         transform: From a decoded image to the network's input.
+        root: The network itself, in the module that runs it.
+        inside: The path of the network in `root`, as in `Architecture`.
+        probed: Where each layer is read.
+        tensors: The names of the tensors that the layers depend on, relative to the network.
     """
 
     part: nn.Module
     layers: tuple[Layer, ...]
     transform: Transform
+    root: nn.Module
+    inside: str
+    probed: Mapping[str, ProbedLayer]
+    tensors: tuple[str, ...]
 
 
-def plain(options: BackboneOptions, *, weights_dir: Path) -> Plain:
-    """The network as in a hand-written script, without folding and compilation, as a reference for comparisons.
+def plain(
+    options: BackboneOptions,
+    *,
+    weights_dir: Path,
+    transform: Transform | None = None,
+    pools: Mapping[str, str] | None = None,
+) -> Plain:
+    """The network as in a hand-written script, without folding and compilation.
 
-    Raises what `load` raises, except ExtractionError.
+    Arguments are those of `load`, which raises the same errors, except ExtractionError.
     """
-    loaded = _open(options, weights_dir, None, None)
-    part = Tapped(loaded.root, loaded.chosen.probed).eval()
-    return Plain(part=part, layers=loaded.chosen.layers, transform=loaded.transform)
+    loaded = _open(options, weights_dir, transform, pools)
+    chosen = loaded.chosen
+    return Plain(
+        part=Tapped(loaded.root, chosen.probed).eval(),
+        layers=chosen.layers,
+        transform=loaded.transform,
+        root=loaded.root,
+        inside=chosen.architecture.inside,
+        probed=chosen.probed,
+        tensors=chosen.tensors,
+    )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

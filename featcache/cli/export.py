@@ -1,4 +1,4 @@
-"""`featcache export`: a run as one file from image to probabilities, or a cache's rows in another format."""
+"""`featcache export`: a run as one file from image to outputs, or for training; a cache's rows in another format."""
 
 from __future__ import annotations
 
@@ -30,16 +30,22 @@ from featcache.cli.usage import WrongUsage
 from featcache.config import Option, check, options_of
 from featcache.errors import InvalidOption, UnknownName
 from featcache.extraction.execution import ComputeOptions
-from featcache.inference.options import CacheExportOptions, MovedWeights, RunExportOptions
+from featcache.inference.options import (
+    CACHE_FORMATS,
+    RUN_FORMATS,
+    CacheExportOptions,
+    MovedWeights,
+    RunExportOptions,
+)
 from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.inference import ExportedCache, ExportedRun
+    from featcache.runs.run import Run
 
 _FILE = "The file"
-RUN_FORMATS = ("onnx", "pt2")
-CACHE_FORMATS = ("npz", "npy", "safetensors", "parquet", "csv", "projector")
 _MOST_NAMED = 10
+_INPUTS = {"torch": "images: uint8 (N, 3, S, S), or floats from 0 to 1, resized by `model.transform`"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +55,7 @@ class FileOptions:
     output: Annotated[
         Path,
         Option(
-            help="The file to write; for npy and projector a new folder.",
+            help="The file to write; for torch, npy and projector a new folder.",
             flags=(
                 "--output",
                 "-o",
@@ -87,6 +93,7 @@ def register(app: typer.Typer) -> None:
         examples=(
             "featcache export best --output model.onnx",
             "featcache export cifar10-vgg16 --output features.parquet",
+            "featcache export best --format atlas --images --output points.parquet",
         ),
     )
     def export(
@@ -119,15 +126,17 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Write a run as one model file, or a cache's rows as a table.
 
-        A run becomes one file from image to probabilities: resize, normalisation, backbone and head are inside. It is
-        checked against featcache on real images before it takes its name; if it says anything else, nothing is
-        written. Of a cache features, ids, labels, splits and class names are written.
+        A run becomes one file from image to outputs: resize, normalisation, backbone and head are inside. With torch it
+        becomes a module to train further. It is checked against featcache on real images before it takes its name; if
+        it predicts anything else, nothing is written. Of a cache features, ids, labels, splits and class names are
+        written. With atlas, a run is its caches with its predictions.
         """
         from featcache.inference import export_cache, export_run
 
         format = _format(file)
-        if format in RUN_FORMATS:
-            _refuse(context, _OF_CACHE, "a run")
+        is_run = format in RUN_FORMATS and (format not in CACHE_FORMATS or _is_run(what, common))
+        if is_run and format not in CACHE_FORMATS:
+            _refuse(context, _OF_CACHE, f"a run as {format}")
             _require_run(what, format, common)
             with Terminal(quiet=common.quiet) as terminal:
                 run = export_run(
@@ -144,17 +153,23 @@ def register(app: typer.Typer) -> None:
                 )
             print_json(run.to_json()) if common.json else _show_run(run, common)
         else:
-            _refuse(context, _OF_RUN, "a cache")
-            path = _find_cache(what, format, common)
+            _refuse(context, _OF_RUN, f"{'a run' if is_run else 'a cache'} as {format}")
             with Terminal(quiet=common.quiet) as terminal:
+                exported = _load_run(what, common, terminal) if is_run else _find_cache(what, format, common)
                 cache = export_cache(
-                    path, file.output, format, data_dir=common.data_dir, reporter=terminal, **asdict(rows)
+                    exported, file.output, format, data_dir=common.data_dir, reporter=terminal, **asdict(rows)
                 )
             print_json(cache.to_json()) if common.json else _show_cache(cache, common)
 
 
+def _load_run(name: str, common: Common, terminal: Terminal) -> Run:
+    from featcache.inference.prediction import open_run
+
+    return open_run(name, common.runs_dir, terminal)[0]
+
+
 def _format(file: FileOptions) -> str:
-    known = (*RUN_FORMATS, *CACHE_FORMATS)
+    known = tuple(dict.fromkeys((*RUN_FORMATS, *CACHE_FORMATS)))
     name = file.output.suffix.removeprefix(".").lower() if file.format is None else file.format
     if not name:
         raise InvalidOption(f"{file.output} does not say its format", hint=f"--format, one of {', '.join(known)}")
@@ -198,14 +213,16 @@ def _find_cache(name: str, format: str, common: Common) -> Path:
 def _show_run(exported: ExportedRun, common: Common) -> None:
     names, numbers = exported.target.names, exported.target.kind == "numbers"
     what, columns = ("values", "columns") if numbers else ("probabilities", "classes")
+    # What is trained further gives logits.
+    outputs = "logits" if exported.format == "torch" and not numbers else what
     same = "the same predicted class, " if exported.target.kind == "classes" else ""
     images = human_count(exported.images, "image")
     print_line(Bold(human_bytes(exported.nbytes)), f" in {human_path(exported.path)} ({exported.format})")
     print_pairs(
         [
             ("run", human_path(exported.run)),
-            ("input", "images: uint8 (N, H, W, 3), RGB, of any size"),
-            ("output", f"{what}: float32 (N, {len(names)}), in the order of the {columns}"),
+            ("input", _INPUTS.get(exported.format, "images: uint8 (N, H, W, 3), RGB, of any size")),
+            ("output", f"{outputs}: float32 (N, {len(names)}), in the order of the {columns}"),
             (columns, human_list(names, _MOST_NAMED)),
             ("verified", f"on {images}: {same}{what} within {exported.greatest_difference:.1g} of featcache's"),
         ]
@@ -221,6 +238,8 @@ def _show_cache(exported: ExportedCache, common: Common) -> None:
             ("rows", human_rows(exported.rows)),
             ("features", ", ".join(f"{dim:,} ({layer})" for layer, dim in exported.feature_dim.items())),
             *([("views", f"{exported.views} of each train image")] if exported.views > 1 else []),
+            *([("map", f"x and y by {exported.map}")] if exported.map else []),
+            *([("run", human_path(exported.run))] if exported.run else []),
         ]
     )
     print_next(common, "info", exported.cache)

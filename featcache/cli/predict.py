@@ -75,7 +75,7 @@ def register(app: typer.Typer) -> None:
         with Terminal(quiet=common.quiet) as terminal:
             predicted = predict(
                 run,
-                _replace_dash(images),
+                replace_dash(images),
                 weights=weights.by_name,
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
@@ -90,7 +90,7 @@ def register(app: typer.Typer) -> None:
             _print_table(predicted)
 
 
-def _replace_dash(images: Sequence[str]) -> list[str | bytes]:
+def replace_dash(images: Sequence[str]) -> list[str | bytes]:
     """The arguments, with the image on stdin, or the paths on its lines, in place of `-`."""
     replaced: list[str | bytes] = []
     for image in images:

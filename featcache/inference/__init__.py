@@ -1,13 +1,13 @@
-"""Predictions for images by a trained head, and exports of runs and caches.
+"""Predictions for images by a trained head, search for similar images, and exports of runs and caches.
 
     predicted = predict("latest", "photos/")
 
-`options` are those of predictions and exports. `classifier` opens a run's backbone again, with the same weights and
-transform; `pictures` opens the images to classify; `prediction` combines the two, and `nearest` finds the most similar
-cached images. `exporting` writes a run as one file: `network` is the whole classifier as one torch module, `resizing`
-is Pillow's resize inside it, `formats` writes the file, and `verification_images` finds the images that it is checked
-on. `cache_export` writes a cache's rows (`cache_rows`) as arrays, as a table, or for TensorBoard's projector. Names
-are imported when they are first used, because most of them need torch.
+`options` are those of all functions. `classifier` opens the recorded backbones again, with the same weights and
+transform; `pictures` opens images, `prediction` combines the two, and `similarity` finds the nearest cached images.
+`exporting` writes a run and checks it: `network` is the whole classifier as one torch module, with Pillow's resize
+inside, `formats` writes the file, and `finetuning` is the module that is written for training. `cache_export` writes a
+cache's rows (`cache_rows`) as arrays, as a table, or for programs that show points (`viewers`). Names are imported when
+they are first used, because most of them need torch.
 """
 
 from __future__ import annotations
@@ -20,32 +20,39 @@ if TYPE_CHECKING:
     from featcache.inference.classifier import Classifier
     from featcache.inference.exporting import ExportedRun, export_run
     from featcache.inference.prediction import predict
-    from featcache.inference.records import Guess, ImagePrediction, NearImage, Predicted
+    from featcache.inference.records import Found, Guess, ImagePrediction, NearImage, Predicted, SearchedImage
+    from featcache.inference.similarity import search
 
 __all__ = [
     "Classifier",
     "ExportedCache",
     "ExportedRun",
+    "Found",
     "Guess",
     "ImagePrediction",
     "NearImage",
     "Predicted",
+    "SearchedImage",
     "export_cache",
     "export_run",
     "predict",
+    "search",
 ]
 
 _MODULES = {
     "Classifier": "classifier",
     "ExportedCache": "cache_export",
     "ExportedRun": "exporting",
+    "Found": "records",
     "Guess": "records",
     "ImagePrediction": "records",
     "NearImage": "records",
     "Predicted": "records",
+    "SearchedImage": "records",
     "export_cache": "cache_export",
     "export_run": "exporting",
     "predict": "prediction",
+    "search": "similarity",
 }
 
 

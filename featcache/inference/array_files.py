@@ -83,6 +83,12 @@ def require_new_folder(format: str, path: Path) -> None:
         )
 
 
+def bytes_of(path: Path) -> int:
+    """The size of a file, or of the files in a folder."""
+    files = path.iterdir() if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
 def write_safetensors(rows: CacheRows, path: Path, advance: Advance) -> None:
     """Write one safetensors file. It has no text: `ids` are UTF-8 bytes (N, W) padded with 0, `split` a number (N,).
 

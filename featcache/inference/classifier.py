@@ -1,9 +1,9 @@
-"""A run with its backbone: images -> features -> the head's outputs.
+"""Images -> features -> a head's outputs, by the backbones that a run or a cache records.
 
-Backbone, layers, pooling and transform are read from the run's record. Weights are accepted only if their bytes equal
-those that the head was trained with. Features are computed in fp32 by default, and never rounded to the type a cache
-stores. Torch is imported only where a backbone computes, where the head was trained by steps, and for a device other
-than the CPU.
+Layers, pooling and transform are read from the record. Weights are accepted only if their bytes equal those that
+computed the recorded features. Features are computed in fp32 by default, and never rounded to the type a cache stores.
+Torch is imported only where a backbone computes, where the head was trained by steps, and for a device other than the
+CPU.
 """
 
 from __future__ import annotations
@@ -55,20 +55,114 @@ class Branch:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class ChunkOutputs:
-    """The results of a chunk of samples.
+class Chunk:
+    """The features of a chunk of samples.
 
     Args:
         index: The indices of the n samples that could be read, ascending: (n,).
-        features: The head's inputs: float32 (n, D).
-        outputs: The head's outputs: float32 (n, C).
+        features: A head's inputs: float32 (n, D).
         failures: The samples that could not be read.
     """
 
     index: NDArray[np.int64]
     features: NDArray[np.float32]
-    outputs: NDArray[np.float32]
     failures: tuple[Failure, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChunkOutputs(Chunk):
+    """The same with the head's outputs, float32 (n, C)."""
+
+    outputs: NDArray[np.float32]
+
+
+class ImageFeatures:
+    """Backbones on a device: images -> the features that a head reads.
+
+    Args:
+        branches: The backbones, each with the layers to read.
+        device: Where to compute.
+        precision: How features are computed: "fp32", "bf16" or "fp16".
+    """
+
+    def __init__(self, branches: Sequence[Branch], *, device: str = "cpu", precision: str = "fp32") -> None:
+        self.branches = tuple(branches)
+        self.device = device
+        self._programs: list[Program] = [_program(branch.backbone, device, precision) for branch in branches]
+
+    @classmethod
+    def of(
+        cls,
+        features: FeatureOrigin,
+        what: str,
+        *,
+        weights: Weights = None,
+        backbone: Network | None = None,
+        data_dir: Path = Path("data"),
+        device: str = "auto",
+        precision: str = "fp32",
+    ) -> ImageFeatures:
+        """Open the backbones of recorded features.
+
+        Args:
+            features: The caches and layers.
+            what: The name of the run or cache, for messages.
+            weights, backbone, data_dir, device, precision: As for `Classifier.of`.
+
+        Raises:
+            WeightsError: The weights are missing, or differ from those that computed the features.
+            InvalidOption: `weights` names a backbone that computed none of them.
+        """
+        origins = features.origins
+        place = "cpu" if device == "auto" and _only_pixels(features) else devices.resolve_device(device)
+        branches = [
+            Branch(backbone=_network(what, origin, where, backbone, data_dir), layers=origin.layers)
+            for origin, where in zip(origins, _places(weights, origins), strict=True)
+        ]
+        return cls(branches, device=place, precision=devices.resolve_precision(precision, place))
+
+    @property
+    def feature_dim(self) -> int:
+        """D."""
+        return sum(layer.dim for branch in self.branches for layer in branch.layers)
+
+    def chunks(self, source: ImageSource, samples: Sequence[Sample], how: ComputeOptions) -> Iterator[Chunk]:
+        """Yield the features of `samples`, chunk by chunk, in order.
+
+        Args:
+            source: Where the samples are read.
+            samples: The samples.
+            how: Batch size and threads.
+
+        Yields:
+            The features of a chunk; samples that cannot be read are its failures.
+        """
+        with closing(self._pipeline(source, how)) as pipeline:
+            for start in range(0, len(samples), CHUNK):
+                yield self._features(pipeline.gather(samples[start : start + CHUNK]), start)
+
+    def _pipeline(self, source: ImageSource, how: ComputeOptions) -> Pipeline:
+        backbones = [
+            ForwardPass(
+                program=program,
+                dtype="float32",
+                batch_size=how.batch_size or batch_size_for(program.spec, self.device),
+            )
+            for program in self._programs
+        ]
+        workers = how.workers or max(decoding_threads_for(one.spec, self.device) for one in self._programs)
+        return Pipeline(source=source, backbones=backbones, workers=workers)
+
+    def _features(self, found: Gathered, start: int) -> Chunk:
+        index, failures = found.rows[0].images + start, _later(found.failures, start)
+        if not len(index):
+            return Chunk(index=index, features=np.empty((0, self.feature_dim), np.float32), failures=failures)
+        values = [
+            part
+            for branch, rows in zip(self.branches, found.rows, strict=True)
+            for part in branch.values(rows.features)
+        ]
+        return Chunk(index=index, features=np.concatenate(values, axis=1), failures=failures)
 
 
 class Classifier:
@@ -76,27 +170,13 @@ class Classifier:
 
     Args:
         run: The run. `run.target` names the columns of the outputs.
-        branches: Its backbones, each with the layers that the head reads.
-        device: Where to compute.
-        precision: How features are computed: "fp32", "bf16" or "fp16".
+        images: Its backbones.
         head: Makes the head, for a run whose head is a module of your own.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        branches: Sequence[Branch],
-        *,
-        device: str = "cpu",
-        precision: str = "fp32",
-        head: Callable[..., Any] | None = None,
-    ) -> None:
-        self.run = run
-        self.branches = tuple(branches)
-        self.device = device
-        self._programs: list[Program] = [_program(branch.backbone, device, precision) for branch in branches]
-        self.own = head
-        self._outputs = _outputs_on(run, device, head)
+    def __init__(self, run: Run, images: ImageFeatures, *, head: Callable[..., Any] | None = None) -> None:
+        self.run, self.images, self.own = run, images, head
+        self._outputs = head_outputs(run, device=images.device, head=head)
 
     @classmethod
     def of(
@@ -126,81 +206,50 @@ class Classifier:
             HeadError: The head's file is damaged.
             InvalidOption: `weights` names a backbone that the head does not read.
         """
-        origins = run.features.origins
-        place = "cpu" if device == "auto" and not _needs_torch(run) else devices.resolve_device(device)
-        branches = [
-            Branch(backbone=_network(run, origin, where, backbone, data_dir), layers=origin.layers)
-            for origin, where in zip(origins, _places(weights, origins), strict=True)
-        ]
-        return cls(run, branches, device=place, precision=devices.resolve_precision(precision, place), head=head)
+        if device == "auto" and not run.config.architecture.solved:
+            device = devices.resolve_device(device)
+        images = ImageFeatures.of(
+            run.features,
+            run.folder.name,
+            weights=weights,
+            backbone=backbone,
+            data_dir=data_dir,
+            device=device,
+            precision=precision,
+        )
+        return cls(run, images, head=head)
 
     def predict_chunks(
         self, source: ImageSource, samples: Sequence[Sample], how: ComputeOptions
     ) -> Iterator[ChunkOutputs]:
-        """Yield the outputs for `samples`, chunk by chunk, in order.
+        """Yield features and outputs for `samples`, chunk by chunk, in order. Arguments: see `ImageFeatures.chunks`."""
+        for chunk in self.images.chunks(source, samples, how):
+            yield ChunkOutputs(**vars(chunk), outputs=self._outputs(chunk.features))
 
-        Args:
-            source: Where the samples are read.
-            samples: The samples.
-            how: Batch size and threads.
 
-        Yields:
-            The outputs of a chunk; samples that cannot be read are its failures.
-        """
-        with closing(self._pipeline(source, how)) as pipeline:
-            for start in range(0, len(samples), CHUNK):
-                yield self._answers(pipeline.gather(samples[start : start + CHUNK]), start)
+def head_outputs(run: Run, *, device: str = "cpu", head: Callable[..., Any] | None = None) -> Outputs:
+    """A run's head as a function: features float32 (n, D) -> outputs float32 (n, C).
 
-    def _pipeline(self, source: ImageSource, how: ComputeOptions) -> Pipeline:
-        backbones = [
-            ForwardPass(
-                program=program,
-                dtype="float32",
-                batch_size=how.batch_size or batch_size_for(program.spec, self.device),
-            )
-            for program in self._programs
-        ]
-        workers = how.workers or max(decoding_threads_for(one.spec, self.device) for one in self._programs)
-        return Pipeline(source=source, backbones=backbones, workers=workers)
+    Outputs are probabilities of classes, or numbers in their units. A solved head on the CPU needs no torch.
 
-    def _answers(self, found: Gathered, start: int) -> ChunkOutputs:
-        index, failures = found.rows[0].images + start, found.failures
-        if not len(index):
-            empty = np.empty((0, self.run.features.feature_dim), np.float32)
-            return ChunkOutputs(
-                index=index, features=empty, outputs=self.outputs(empty), failures=_later(failures, start)
-            )
-        values = [
-            part
-            for branch, rows in zip(self.branches, found.rows, strict=True)
-            for part in branch.values(rows.features)
-        ]
-        features = np.concatenate(values, axis=1)
-        return ChunkOutputs(
-            index=index,
-            features=features,
-            outputs=self.outputs(features),
-            failures=_later(failures, start),
-        )
+    Args:
+        run: The run.
+        device: Where to compute.
+        head: Makes the head, for a run whose head is a module of your own.
+    """
+    compute = _outputs_on(run, device, head)
 
-    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The head's outputs for features.
-
-        Args:
-            features: float32 (n, D).
-
-        Returns:
-            float32 (n, C): probabilities of classes, or numbers in their units.
-        """
+    def outputs(features: NDArray[np.float32]) -> NDArray[np.float32]:
         if not len(features):
-            return np.empty((0, self.run.target.outputs), np.float32)
-        return to_predictions(self._outputs(features), self.run.target)
+            return np.empty((0, run.target.outputs), np.float32)
+        return to_predictions(compute(features), run.target)
+
+    return outputs
 
 
-def _needs_torch(run: Run) -> bool:
-    """Whether a network computes something, so that a GPU could be faster."""
-    backbones = {origin.backbone for origin in run.features.origins}
-    return not run.config.architecture.solved or backbones != {PIXELS}
+def _only_pixels(features: FeatureOrigin) -> bool:
+    """Whether nothing is computed, so that a GPU cannot be faster."""
+    return {origin.backbone for origin in features.origins} == {PIXELS}
 
 
 def _outputs_on(run: Run, device: str, own: Callable[..., Any] | None) -> Outputs:
@@ -239,13 +288,13 @@ def _places(weights: Weights, origins: Sequence[FeatureOrigin]) -> list[str | Pa
 
 
 def _network(
-    run: Run, origin: FeatureOrigin, weights: str | Path | None, backbone: Network | None, data_dir: Path
+    what: str, origin: FeatureOrigin, weights: str | Path | None, backbone: Network | None, data_dir: Path
 ) -> Network:
     spec, probe = origin.layers_spec, outputs_in({"probe": origin.probe})
     if backbone is not None:
-        require_same(backbone, spec, run.folder.name, probe)
+        require_same(backbone, spec, what, probe)
         return backbone
-    return rebuild(spec, origin.weights, what=run.folder.name, probe=probe, weights=weights, data_dir=data_dir)
+    return rebuild(spec, origin.weights, what=what, probe=probe, weights=weights, data_dir=data_dir)
 
 
 def _later(failures: Sequence[Failure], start: int) -> tuple[Failure, ...]:

@@ -1,7 +1,8 @@
-"""Exports a run as one file, and keeps it only if its outputs match featcache's on real images.
+"""Exports a run as one file, or as a folder for training, and keeps it only if it predicts what featcache predicts.
 
-The file is written under a temporary name, opened by the runtime that it is meant for, and run on real images. It gets
-its name only if every number is within `TOLERANCE` of featcache's own fp32 prediction, and the most probable class of
+The file is written under a temporary name, opened by the runtime that it is meant for, and run on real images: by
+default those that the run's cache was extracted from. It gets its name only if every output is within `TOLERANCE` of
+featcache's own fp32 prediction (of a number: relative to the largest one of its column), and the most probable class of
 every image is the same.
 """
 
@@ -19,42 +20,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.network import Network
+from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
-from featcache.errors import ExportError, UnknownName
+from featcache.errors import CacheError, ExportError, FeatcacheError, UnknownName
 from featcache.extraction.execution import ComputeOptions
 from featcache.extraction.reporting import LogReporter, Reporter
-from featcache.files import atomic_file
-from featcache.images import ArraySource, decode
+from featcache.images import ArraySource, decode, select
+from featcache.inference.array_files import bytes_of
 from featcache.inference.classifier import Classifier
-from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictFile
-from featcache.inference.network import WholeNetwork
+from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictFile, output_name
 from featcache.inference.options import RunExportOptions, Weights
-from featcache.inference.pictures import Images, open_pictures
-from featcache.inference.prediction import thresholds_of
-from featcache.inference.verification_images import images_of_cache
+from featcache.inference.pictures import Images, open_pictures, source_of
+from featcache.inference.prediction import open_run, thresholds_of
+from featcache.rows.origins import FeatureOrigin
 from featcache.rows.target import HeadTarget
-from featcache.runs.catalog import find_run
 from featcache.runs.run import Run
 
 TOLERANCE = 1e-3
 _BATCH = 8
+_IMAGES_HINT = "name images: --verify-images, a folder, an archive or a file"
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportedRun:
-    """A published file.
+    """A published file or folder.
 
     Attributes:
-        path: The file.
+        path: The file or folder.
         format: Its format.
         run: The folder of the run.
         target: What the outputs are.
         nbytes: Its size in bytes.
         images: On how many images it was checked.
-        greatest_difference: The greatest difference of an output from featcache's. For an image whose largest output is
-            above 1, it is relative to that output.
+        greatest_difference: The greatest difference of an output from featcache's; of numbers, relative to the largest
+            one of their column.
+        better_run: The folder of a run with a higher score on val, where "latest" was asked for and there is one.
     """
 
     path: Path
@@ -64,6 +66,7 @@ class ExportedRun:
     nbytes: int
     images: int
     greatest_difference: float
+    better_run: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache export RUN --json`."""
@@ -71,6 +74,7 @@ class ExportedRun:
             "path": str(self.path),
             "format": self.format,
             "run": self.run,
+            "better_run": self.better_run,
             "classes": [] if self.target.kind == "numbers" else list(self.target.names),
             "target": self.target.to_json(),
             "bytes": self.nbytes,
@@ -98,9 +102,9 @@ def export_run(
     """Write a run as one file: `images` (N, H, W, 3) uint8 -> `probabilities` (N, C), or `values` for numbers.
 
     Args:
-        run: A Run, its folder, its name in `runs_dir`, the beginning of its name, or "latest".
-        path: The file to write; an existing one is replaced.
-        format: "onnx" or "pt2".
+        run: A Run, its folder, its name in `runs_dir`, the beginning of its name, "latest" or "best".
+        path: The file to write; an existing one is replaced. For "torch" a new folder.
+        format: "onnx", "pt2", or "torch": backbone and head as one nn.Module, to train both together.
         verify_images: Real images to check the file on; None: those that the run's cache was extracted from.
         weights, backbone, head, device, data_dir, runs_dir: As for `predict`; the device computes what the file's
             outputs are compared with.
@@ -113,6 +117,7 @@ def export_run(
     Raises:
         ExportError: The network cannot be exported, or the outputs of the file differ from featcache's. Nothing is
             written then, and an existing file at `path` is kept.
+        InvalidOption: The folder to write exists.
         MissingExtra: A package that the format needs is not installed.
         FeatcacheError: What `predict` raises.
     """
@@ -120,24 +125,25 @@ def export_run(
     kind.require()
     own = ("verify_images", "weights", "backbone", "head", "device", "data_dir", "runs_dir", "reporter")
     (given,) = divide_options(options, "export_run", RunExportOptions, also=own)
-    run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     reporter, path, data_dir = reporter or LogReporter(), Path(path), Path(data_dir)
+    run, better = open_run(run, Path(runs_dir), reporter)
     images = _verification_images(run, verify_images, RunExportOptions(**given).verify_limit, data_dir)
     classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device=device)
     reporter.info(f"predicting {len(images)} images with featcache")
     expected = _predict(classifier, images)
-    with atomic_file(path) as building:
+    with kind.atomic(path) as building:
         reporter.info(f"writing {path.name}")
-        kind.write(WholeNetwork(classifier), building, _metadata(run, classifier), _output(run.target))
+        kind.write(classifier, building, _metadata(run, classifier), data_dir / "weights")
         difference = _require_same(kind.open(building), images, expected, run.target, kind.name, reporter)
     return ExportedRun(
         path=path,
         format=kind.name,
         run=str(run.folder),
         target=run.target,
-        nbytes=path.stat().st_size,
+        nbytes=bytes_of(path),
         images=len(images),
         greatest_difference=difference,
+        better_run=better,
     )
 
 
@@ -150,7 +156,7 @@ def _kind(name: str) -> NetworkFormat:
 def _verification_images(run: Run, images: Images | None, limit: int, data_dir: Path) -> list[Pixels]:
     """Decoded images (H, W, 3), and two crops of the first, because the file must accept any size."""
     if images is None:
-        found = images_of_cache(run, limit, data_dir)
+        found = _images_of_cache(run, limit, data_dir)
     else:
         source, samples = open_pictures(images)
         with closing(source):
@@ -161,6 +167,37 @@ def _verification_images(run: Run, images: Images | None, limit: int, data_dir: 
         np.ascontiguousarray(found[0][: max(1, 2 * height // 3)]),
         np.ascontiguousarray(found[0][:, : max(1, width // 2)]),
     ]
+
+
+def _images_of_cache(run: Run, limit: int, data_dir: Path) -> list[Pixels]:
+    """At most `limit` images of the run's set, decoded: uint8 (H, W, 3).
+
+    They are test images where there are some, balanced over the classes.
+
+    Raises ExportError where they cannot be read without a download.
+    """
+    name = _images_name(run.features)
+    if name is None:
+        raise ExportError(f"{run.folder.name} has no record of the images it was trained on", hint=_IMAGES_HINT)
+    try:
+        with closing(source_of(name, data_dir)) as source:
+            split = next(split for split in ("test", "val", "train") if split in source.splits())
+            samples = select(source.samples(split), limit)
+            return [decode(source.read(sample), sample.id) for sample in samples]
+    except FeatcacheError as error:
+        raise ExportError(
+            f"the images to check the file on cannot be read: {error.message}", hint=_IMAGES_HINT
+        ) from error
+
+
+def _images_name(origin: FeatureOrigin) -> str | None:
+    if origin.images is not None:
+        return origin.images
+    try:
+        with FeatureCache.open(origin.cache) as cache:
+            return cache.selection.source
+    except CacheError:
+        return None
 
 
 def _predict(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
@@ -182,11 +219,13 @@ def _require_same(
     Raises ExportError where it is too large, or where the most probable class of an image differs.
     """
     greatest, done = 0.0, 0
+    largest = np.abs(expected).max(axis=0) if target.kind == "numbers" else np.ones(target.outputs, np.float32)
+    scale = np.where(largest > 0, largest, 1)
     for rows in _batches(images):
         got, wanted = predict_file(np.stack([images[row] for row in rows])), expected[rows]
         if got.shape != wanted.shape or not np.isfinite(got).all():
-            raise ExportError(f"the {format} file gives no {_output(target)} {wanted.shape}: got {got.shape}")
-        differences = np.abs(got - wanted).max(axis=1) / np.maximum(1, np.abs(wanted).max(axis=1))
+            raise ExportError(f"the {format} file gives no {output_name(target)} {wanted.shape}: got {got.shape}")
+        differences = (np.abs(got - wanted) / scale).max(axis=1)
         wrong = differences > TOLERANCE
         if target.kind == "classes":
             wrong |= got.argmax(axis=1) != wanted.argmax(axis=1)
@@ -209,10 +248,6 @@ def _describe(row: NDArray[np.float32], target: HeadTarget) -> str:
     if target.kind == "numbers":
         return ", ".join(f"{name} {value:.4g}" for name, value in named)
     return "{} {:.4f}".format(*max(named, key=lambda pair: pair[1]))
-
-
-def _output(target: HeadTarget) -> str:
-    return "values" if target.kind == "numbers" else "probabilities"
 
 
 def _batches(images: Sequence[Pixels]) -> Iterator[list[int]]:
@@ -247,5 +282,5 @@ def _metadata(run: Run, classifier: Classifier) -> dict[str, Any]:
             for origin in run.features.origins
         ],
         "input": "images: uint8 (N, H, W, 3), RGB, any N, H and W",
-        "output": f"{_output(run.target)}: float32 (N, {'columns' if run.target.kind == 'numbers' else 'classes'})",
+        "output": f"{output_name(run.target)}: float32 (N, {'columns' if run.target.kind == 'numbers' else 'classes'})",
     }

@@ -1,4 +1,4 @@
-"""The options of `predict` and of `export`."""
+"""The options of `predict`, `search` and `export`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,14 @@ from featcache.errors import InvalidOption
 
 #: Where weights are: one source, or one for each backbone by its name; None: where they were.
 Weights = str | Path | Mapping[str, str | Path] | None
+
+#: The formats of one backbone and head, and those of a cache's rows. atlas is of both: with a run it has predictions.
+RUN_FORMATS = ("onnx", "pt2", "torch", "atlas")
+CACHE_FORMATS = ("npz", "npy", "safetensors", "parquet", "csv", "projector", "atlas")
+#: These contain augmented views; the others have one row per image.
+FORMATS_WITH_VIEWS = ("npz", "npy", "safetensors")
+#: These show features as points, and take `--images`.
+POINT_FORMATS = ("projector", "atlas")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +41,34 @@ class PredictOptions:
         Literal["fp32", "auto", "bf16", "fp16"],
         Option(help="How features are computed.", panel="How it runs"),
     ] = "fp32"
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """What is searched, and how many images are found. Raises InvalidOption."""
+
+    PANEL: ClassVar[str] = "What is searched"
+
+    count: Annotated[
+        int,
+        Option(help="So many, the most similar first.", flags=("--count", "-k"), metavar="<images>", least=1),
+    ] = 10
+    splits: Annotated[
+        tuple[str, ...] | None,
+        Option(help="train, val or test; may be repeated.", flags=("--split",), default="all", metavar="<split>"),
+    ] = None
+    layers: Annotated[
+        tuple[str, ...] | None,
+        Option(
+            help="A layer to compare, or all. May be repeated: layers are compared side by side.",
+            flags=("--layer",),
+            default="the only one",
+            metavar="<name>",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)
@@ -106,7 +142,13 @@ class CacheExportOptions:
     layers: Annotated[
         tuple[str, ...] | None, Option(help="May be repeated.", flags=("--layer",), default="all", metavar="<name>")
     ] = None
-    sprite: Annotated[bool, Option(help="For the projector: every image as its point.")] = False
+    images: Annotated[
+        bool, Option(help="For projector and atlas: also the images, as thumbnails; they must still exist.")
+    ] = False
+    map: Annotated[
+        Literal["pca", "tsne", "umap"] | None,
+        Option(help="For atlas: how x and y are made.", default="tsne up to 5,000 images, else pca"),
+    ] = None
 
     def __post_init__(self) -> None:
         check(self)

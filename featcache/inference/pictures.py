@@ -1,4 +1,4 @@
-"""Open the images to predict, in the order in which they are given: files, folders, archives, bytes, arrays."""
+"""Open the images of a prediction, in the order in which they are given, or those that a cache was extracted from."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import InvalidOption
-from featcache.images import ArraySource, ImageSource, Payload, Sample
+from featcache.images import ArraySource, ImageSource, Payload, Sample, open_images
 from featcache.images.listing import Listing
 from featcache.images.samples import UNLABELLED
 from featcache.images.source import Stamp, has_archive_suffix
@@ -47,6 +47,15 @@ def open_pictures(images: Images) -> tuple[ImageSource, list[Sample]]:
     named = [image for image in images if not isinstance(image, np.ndarray)]
     pictures = Pictures([image if isinstance(image, bytes) else Path(image) for image in named])
     return pictures, pictures.in_order
+
+
+def source_of(name: str, data_dir: Path) -> ImageSource:
+    """Open the images that a cache was extracted from, by the name or the path of their set; nothing is downloaded.
+
+    Raises DownloadError or SourceError where they do not exist.
+    """
+    # A check or a picture does not justify the download of a data set.
+    return open_images(name, datasets_dir=data_dir / "datasets", download=False)
 
 
 class Pictures(ImageSource):

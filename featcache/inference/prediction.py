@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +27,11 @@ from featcache.images.samples import Sample
 from featcache.inference.classifier import ChunkOutputs, Classifier
 from featcache.inference.options import PredictOptions, Weights
 from featcache.inference.pictures import Images, open_pictures
-from featcache.inference.records import Guess, ImagePrediction, NearImage, Predicted, Unread
+from featcache.inference.records import Guess, ImagePrediction, Predicted, Unread
 from featcache.progress import StageProgress
 from featcache.rows.target import HeadTarget
-from featcache.runs.catalog import find_run
+from featcache.runs.catalog import BEST, LATEST, better_run, find_run
 from featcache.runs.run import Run
-
-if TYPE_CHECKING:
-    from featcache.inference.nearest import NearestImages
 
 
 @accepts(PredictOptions, ComputeOptions)
@@ -79,13 +77,13 @@ def predict(
     own = ("run", "images", "weights", "backbone", "head", "data_dir", "runs_dir", "progress", "reporter")
     what, computing = divide_options(options, "predict", PredictOptions, ComputeOptions, also=own)
     shown, how = PredictOptions(**what), ComputeOptions(**computing)
-    run = run if isinstance(run, Run) else Run.load(find_run(Path(runs_dir), run))
     with ExitStack() as stack:
         reporter = reporter or stack.enter_context(ProgressReporter(progress))
+        run, better = open_run(run, Path(runs_dir), reporter)
         source, samples = open_pictures(images)
         stack.enter_context(closing(source))
         # Open the cache first, so that a missing cache is an error before anything is computed.
-        nearest = stack.enter_context(closing(_train_images(run, Path(data_dir)))) if shown.neighbours else None
+        near = stack.enter_context(closing(_Neighbours(run, shown.neighbours, Path(data_dir))))
         classifier = Classifier.of(
             run,
             weights=weights,
@@ -96,13 +94,33 @@ def predict(
             precision=shown.precision,
         )
         answers = _check_failures(classifier.predict_chunks(source, samples, how), how, reporter, len(samples))
-        return _collect(run, samples, answers, shown, nearest)
+        return replace(_collect(run, samples, answers, shown, near), better_run=better)
 
 
-def _train_images(run: Run, data_dir: Path) -> NearestImages:
-    from featcache.inference.nearest import NearestImages
+def open_run(run: Run | str | Path, runs_dir: Path, reporter: Reporter) -> tuple[Run, str | None]:
+    """Load a run; where it is asked for as "latest" and another one has a higher score on val, warn.
 
-    return NearestImages(run, data_dir=data_dir)
+    Args:
+        run: A Run, its folder, its name in `runs_dir`, the beginning of its name, "latest" or "best".
+        runs_dir: The folder of runs.
+        reporter: Receives the warning.
+
+    Returns:
+        The run, and the folder of the better one; None if there is none.
+
+    Raises:
+        HeadError, UnknownName: The run cannot be used, or does not exist.
+    """
+    if isinstance(run, Run):
+        return run, None
+    folder = find_run(runs_dir, run)
+    better = better_run(runs_dir, folder) if str(run) == LATEST else None
+    if better is not None:
+        reporter.warn(
+            f"{LATEST} is {folder.name} with {better.metric} {better.compared:.4g} on val; {better.folder.name} has "
+            f"{better.value:.4g} on the same val images: `{BEST}` names it"
+        )
+    return Run.load(folder), None if better is None else str(better.folder)
 
 
 def _check_failures(
@@ -125,18 +143,18 @@ def _collect(
     samples: Sequence[Sample],
     answers: Iterator[ChunkOutputs],
     shown: PredictOptions,
-    nearest: NearestImages | None,
+    near: _Neighbours,
 ) -> Predicted:
     images: list[ImagePrediction] = []
     rows = [np.empty((0, run.target.outputs), np.float32)]
     thresholds = thresholds_of(run) if run.target.kind == "lists" else ()
     unread: list[Unread] = []
     for answer in answers:
-        near = [()] * len(answer.index) if nearest is None else nearest.find(answer.features, shown.neighbours)
+        near.add(answer.features)
         names = [samples[row].id for row in answer.index]
         images += [
-            _prediction_of(run.target, name, row, top=shown.top, thresholds=thresholds, neighbours=found)
-            for name, row, found in zip(names, answer.outputs, near, strict=True)
+            _prediction_of(run.target, name, row, top=shown.top, thresholds=thresholds)
+            for name, row in zip(names, answer.outputs, strict=True)
         ]
         rows.append(answer.outputs)
         unread += [Unread(path=samples[one.image].id, reason=one.error.message) for one in answer.failures]
@@ -145,10 +163,43 @@ def _collect(
     return Predicted(
         run=str(run.folder),
         target=run.target,
-        images=tuple(images),
+        images=near.add_to(images),
         outputs=np.concatenate(rows),
         unread=tuple(unread),
     )
+
+
+class _Neighbours:
+    """The most similar train images of all predicted images: the caches' rows are read once, after the prediction.
+
+    Raises CacheNotFound where `count` is above 0 and a cache does not exist any more.
+    """
+
+    def __init__(self, run: Run, count: int, data_dir: Path) -> None:
+        self._count, self._open = count, ExitStack()
+        if count:
+            from featcache.inference.similarity import Queries, RunImages
+
+            self._train = self._open.enter_context(closing(RunImages(run, ("train",), data_dir=data_dir)))
+            self._queries = self._open.enter_context(closing(Queries(run.features.feature_dim)))
+
+    def add(self, features: NDArray[np.float32]) -> None:
+        """Add the features of images, float32 (n, D)."""
+        if self._count:
+            self._queries.add(features)
+
+    def add_to(self, images: Sequence[ImagePrediction]) -> tuple[ImagePrediction, ...]:
+        """The predictions with their neighbours."""
+        if not self._count:
+            return tuple(images)
+        from featcache.inference.similarity import near_images, nearest
+
+        found = near_images(self._train, *nearest(self._queries, self._train.blocks(), self._count))
+        return tuple(replace(image, neighbours=near) for image, near in zip(images, found, strict=True))
+
+    def close(self) -> None:
+        """Close the caches."""
+        self._open.close()
 
 
 def thresholds_of(run: Run) -> tuple[float, ...]:
@@ -166,18 +217,20 @@ def _prediction_of(
     *,
     top: int,
     thresholds: Sequence[float],
-    neighbours: tuple[NearImage, ...],
 ) -> ImagePrediction:
     """The prediction for one image, from the head's outputs (C,)."""
     if target.kind == "numbers":
         values = dict(zip(target.names, row.tolist(), strict=True))
-        return ImagePrediction(path=path, values=values, neighbours=neighbours)
-    best = _best(target.names, row, len(row))
-    if target.kind == "classes":
-        return ImagePrediction(path=path, top=best[:top], neighbours=neighbours)
+        return ImagePrediction(path=path, values=values)
+    best = _best(target.names, row, top)
+    labels = labels_of(target, row, thresholds) if target.kind == "lists" else None
+    return ImagePrediction(path=path, top=best, labels=labels)
+
+
+def labels_of(target: HeadTarget, row: NDArray[np.float32], thresholds: Sequence[float]) -> tuple[Guess, ...]:
+    """Of several classes those whose probability, of the row (C,), reaches its threshold; the most probable first."""
     enough = dict(zip(target.names, thresholds, strict=True))
-    labels = tuple(guess for guess in best if guess.probability >= enough[guess.label])
-    return ImagePrediction(path=path, top=best[:top], labels=labels, neighbours=neighbours)
+    return tuple(guess for guess in _best(target.names, row, len(row)) if guess.probability >= enough[guess.label])
 
 
 def _best(classes: Sequence[str], probabilities: NDArray[np.float32], top: int) -> tuple[Guess, ...]:

@@ -1,4 +1,4 @@
-"""The records of a prediction: one per image, also as JSON. This module needs no torch."""
+"""The records of predictions and of searches: one per image, also as JSON. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -22,15 +22,17 @@ class Guess:
 
 @dataclass(frozen=True, kw_only=True)
 class NearImage:
-    """A cached train image that is similar to an image.
+    """A cached image that is similar to an image.
 
     Attributes:
         id: Its id.
+        split: Its split.
         label: Its true class, its classes joined with `;`, or its numbers; None where it is unlabelled.
         similarity: The cosine similarity of the features, from -1 to 1.
     """
 
     id: str
+    split: str
     label: str | None
     similarity: float
 
@@ -100,6 +102,7 @@ class Predicted:
         outputs: float32 (N, C), a row for each of `images`, with the columns `target.names`: probabilities of classes,
             or numbers in their units.
         unread: The images that could not be read.
+        better_run: The folder of a run with a higher score on val, where "latest" was asked for and there is one.
     """
 
     run: str
@@ -107,6 +110,7 @@ class Predicted:
     images: tuple[ImagePrediction, ...]
     outputs: NDArray[np.float32]
     unread: tuple[Unread, ...] = ()
+    better_run: str | None = None
 
     def __iter__(self) -> Iterator[ImagePrediction]:
         return iter(self.images)
@@ -116,5 +120,42 @@ class Predicted:
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache predict --json`."""
-        record = {"run": self.run, "images": [image.to_json() for image in self.images]}
+        record: dict[str, Any] = {"run": self.run, "better_run": self.better_run}
+        record["images"] = [image.to_json() for image in self.images]
         return record | ({"skipped": [asdict(one) for one in self.unread]} if self.unread else {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchedImage:
+    """An image whose most similar cached images were searched.
+
+    Attributes:
+        path: The image: its path, or its id in the cache.
+        cached: Whether its features are in the cache, so that no backbone computed them.
+        neighbours: The most similar cached images, the most similar first.
+    """
+
+    path: str
+    cached: bool
+    neighbours: tuple[NearImage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """The result of a search.
+
+    Attributes:
+        cache: The name of the cache.
+        layers: The layers whose features were compared.
+        rows: Number of images that were searched.
+        images: The images that were searched for, in the order in which they were given.
+    """
+
+    cache: str
+    layers: tuple[str, ...]
+    rows: int
+    images: tuple[SearchedImage, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The one JSON object of `featcache search --json`."""
+        return {**asdict(self), "layers": list(self.layers), "images": [asdict(image) for image in self.images]}

@@ -55,15 +55,21 @@ def write_parquet(rows: CacheRows, path: Path, advance: Advance) -> None:
     Raises:
         MissingExtra: pyarrow is not installed.
     """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise MissingExtra("--format parquet", package="pyarrow", extra="export") from error
+    pyarrow, parquet = import_pyarrow("parquet")
     schema = _schema(pyarrow, rows)
     with atomic_file(path) as building, parquet.ParquetWriter(building, schema, compression="zstd") as writer:
         for block in rows.blocks(advance):
             writer.write_table(pyarrow.table(_columns(pyarrow, rows, block), schema=schema))
+
+
+def import_pyarrow(format: str) -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet. Raises MissingExtra, which names the format."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra(f"--format {format}", package="pyarrow", extra="export") from error
+    return pyarrow, parquet
 
 
 def _schema(pyarrow: Any, rows: CacheRows) -> Any:

@@ -10,7 +10,7 @@ View k of one cache is joined to view k of the others, so all of them must have 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,7 @@ from featcache.errors import HeadError, UnknownName
 from featcache.rows.cuts import SplitRows, few_names
 from featcache.rows.features import Column, FeatureRows, choose_layers
 from featcache.rows.options import ALL_LAYERS
+from featcache.rows.origins import FeatureLayer, FeatureOrigin
 from featcache.rows.stratifying import Rows
 from featcache.rows.target import HeadTarget
 
@@ -46,6 +47,32 @@ def choose_columns(caches: Sequence[FeatureCache], requested: tuple[str, ...] | 
             raise UnknownName("layer", name, known)
     return tuple(
         CacheLayers(cache=cache, layers=choose_layers(cache, _layers_of(cache, requested))) for cache in caches
+    )
+
+
+def origin_of(column: CacheLayers) -> FeatureOrigin:
+    """The layers of a cache as the origin of a head's features, as a run records it."""
+    cache = column.cache
+    weights, probe = cache.provenance.get("weights"), cache.provenance.get("probe")
+    return FeatureOrigin(
+        cache=str(cache.path),
+        cache_name=cache.name,
+        backbone=cache.spec.backbone,
+        fingerprint=cache.spec.fingerprint,
+        spec=cache.spec.to_json(),
+        layers=tuple(
+            FeatureLayer(
+                name=array.name,
+                dim=int(array.shape[1]),
+                dtype=str(array.dtype),
+                scale=float(array.scale),
+                offset=float(array.offset),
+            )
+            for array in map(cache[cache.splits[0]].layer, column.layers)
+        ),
+        weights=weights if isinstance(weights, str) else None,
+        images=cache.selection.source,
+        probe=probe if isinstance(probe, Mapping) else None,
     )
 
 

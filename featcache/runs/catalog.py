@@ -78,22 +78,65 @@ class _ValScore:
 
     folder: Path
     on: tuple[object, ...]
+    metric: str
     value: float
     loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BetterRun:
+    """A run with a higher score on val than another one.
+
+    Attributes:
+        folder: Its folder.
+        metric: The metric of both scores: accuracy, map or r2.
+        value: Its score.
+        compared: The score of the other run.
+    """
+
+    folder: Path
+    metric: str
+    value: float
+    compared: float
+
+
+def better_run(runs_dir: Path, folder: Path) -> BetterRun | None:
+    """The run with the highest score on val, if it is higher than that of the run in `folder`.
+
+    Only runs with the same targets and the same val images are compared, as for `best`.
+
+    Args:
+        runs_dir: The folder that holds runs.
+        folder: The folder of one of them.
+
+    Returns:
+        The better run; None if there is none, or if `folder` has no readable score.
+    """
+    own = _val_score_or_none(folder)
+    if own is None:
+        return None
+    best = _best_of(run_folders(runs_dir), own)
+    if best.value <= own.value:
+        return None
+    return BetterRun(folder=best.folder, metric=own.metric, value=best.value, compared=own.value)
 
 
 def _best(folders: Sequence[Path]) -> Path:
     """The best of the runs that can be compared with the latest. Raises HeadError if the latest has no val score."""
     latest = max(folders, key=_age)
     try:
-        on = _read_val_score(latest).on
+        return _best_of(folders, _read_val_score(latest)).folder
     except _UNREADABLE as error:
         raise HeadError(
             f"cannot find the best run: the latest run {latest.name} has no readable val score: {error!r}",
             hint="give the name of a run, or train again",
         ) from error
-    rivals = [one for one in map(_val_score_or_none, folders) if one is not None and one.on == on]
-    return max(rivals, key=lambda one: (one.value, -one.loss, _age(one.folder))).folder
+
+
+def _best_of(folders: Sequence[Path], score: _ValScore) -> _ValScore:
+    """The best score among those that can be compared with `score`."""
+    rivals = [one for one in map(_val_score_or_none, folders) if one is not None and one.on == score.on]
+    return max([score, *rivals], key=lambda one: (one.value, -one.loss, _age(one.folder)))
 
 
 def _val_score_or_none(folder: Path) -> _ValScore | None:
@@ -112,7 +155,7 @@ def _read_val_score(folder: Path) -> _ValScore:
         # The archive lists the checksum of the array of ids, so nothing is unpacked.
         ids = predictions.getinfo("ids.npy")
     on = (*config["options"]["target"], metric, config["features"]["images"], ids.CRC, ids.file_size)
-    return _ValScore(folder=folder, on=on, value=float(value), loss=loss)
+    return _ValScore(folder=folder, on=on, metric=metric, value=float(value), loss=loss)
 
 
 def _age(folder: Path) -> tuple[str, int]:

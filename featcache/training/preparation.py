@@ -11,9 +11,9 @@ from featcache.cache.reader import FeatureCache
 from featcache.heads.config import HeadConfig
 from featcache.rows.cuts import Cut, SplitRows, cut_cache
 from featcache.rows.features import FeatureRows
-from featcache.rows.joining import CacheLayers, choose_columns, join_rows, require_same_images
+from featcache.rows.joining import CacheLayers, choose_columns, join_rows, origin_of, require_same_images
 from featcache.rows.notes import Report, report_notes
-from featcache.rows.origins import FeatureLayer, FeatureOrigin
+from featcache.rows.origins import FeatureOrigin
 from featcache.rows.target import HeadTarget, head_target
 from featcache.rows.views import views_notes
 
@@ -59,7 +59,7 @@ class Prepared:
     @property
     def origins(self) -> FeatureOrigin:
         """The origin of the features, as a run records it."""
-        first, *others = (_origin(column) for column in self.columns)
+        first, *others = (origin_of(column) for column in self.columns)
         return replace(first, beside=tuple(others))
 
     @property
@@ -138,28 +138,3 @@ def open_prepared(
     if not train_batches.resident_bytes:
         left = WHOLE_BYTES if left is None else min(left, WHOLE_BYTES)
     return train_batches, open_rows(val, resident_bytes=left)
-
-
-def _origin(column: CacheLayers) -> FeatureOrigin:
-    cache = column.cache
-    weights, probe = cache.provenance.get("weights"), cache.provenance.get("probe")
-    return FeatureOrigin(
-        cache=str(cache.path),
-        cache_name=cache.name,
-        backbone=cache.spec.backbone,
-        fingerprint=cache.spec.fingerprint,
-        spec=cache.spec.to_json(),
-        layers=tuple(
-            FeatureLayer(
-                name=array.name,
-                dim=int(array.shape[1]),
-                dtype=str(array.dtype),
-                scale=float(array.scale),
-                offset=float(array.offset),
-            )
-            for array in map(cache["train"].layer, column.layers)
-        ),
-        weights=weights if isinstance(weights, str) else None,
-        images=cache.selection.source,
-        probe=probe if isinstance(probe, Mapping) else None,
-    )

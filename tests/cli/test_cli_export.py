@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from command_line import CLASSES, answer, complaint, featcache
 
@@ -43,6 +45,38 @@ def test_what_cannot_be_exported_is_explained(words: tuple[str, ...], error: str
     assert not [path for path in here.iterdir() if path.is_file()]
 
 
+def test_a_better_run_on_val_is_mentioned(run: Path) -> None:
+    featcache("train-head", "--head", "linear", "--lr", "1e-6", "--max-epochs", "1")
+    for words in (("predict", "latest", "pictures/test"), ("export", "latest", "-o", "head.pt2")):
+        result = featcache(*words, "--json", "--quiet")
+        assert json.loads(result.stdout)["better_run"] == str(Path("runs") / run.name)
+        assert "warning: latest is 2" in result.stderr and f"{run.name} has" in result.stderr
+        assert "`best` names it" in result.stderr
+    for name in ("best", run.name):
+        result = featcache("predict", name, "pictures/test", "--json")
+        assert json.loads(result.stdout)["better_run"] is None and "warning" not in result.stderr
+
+
+def test_a_run_becomes_a_module_to_train(here: Path) -> None:
+    output = answer("export", "latest", "-o", "model", "--format", "torch", "--verify-limit", "2")
+    assert (output["format"], output["better_run"]) == ("torch", None)
+    files = sorted(path.name for path in (here / "model").iterdir())
+    assert files == ["config.json", "model.py", "model.safetensors"]
+    error, hint = complaint("export", "latest", "-o", "model", "--format", "torch")
+    assert "model exists already" in error and "-o NEW_FOLDER" in hint
+
+
+def test_the_atlas_of_a_run_has_its_predictions_and_that_of_a_cache_none(run: Path, cache: Path, here: Path) -> None:
+    output = answer("export", "latest", "-o", "run.parquet", "--format", "atlas", "--split", "test")
+    assert (output["run"], output["cache"], output["rows"]) == (str(Path("runs") / run.name), cache.stem, {"test": 12})
+    assert output["map"] == "tsne"
+    assert "prediction" in pyarrow.parquet.read_schema(here / "run.parquet").names
+    output = answer("export", cache.stem, "-o", "cache.parquet", "--format", "atlas", "--map", "pca", "--images")
+    assert (output["run"], output["map"]) == (None, "pca")
+    names = pyarrow.parquet.read_schema(here / "cache.parquet").names
+    assert names == ["id", "split", "x", "y", "neighbors", "image", "label"]
+
+
 # --- of a cache --------------------------------------------------------------------------------------------
 
 
@@ -51,7 +85,7 @@ def test_a_cache_is_written_in_another_format(cache: Path, here: Path) -> None:
     assert (output["format"], output["cache"], output["rows"]) == ("npz", cache.stem, {"test": 12})
     assert output["feature_dim"] == {"pixels": 192}
     assert output["bytes"] == (here / "rows.npz").stat().st_size
-    stdout = featcache("export", "pictures", "-o", "points", "--format", "projector", "--sprite").stdout
+    stdout = featcache("export", "pictures", "-o", "points", "--format", "projector", "--images").stdout
     assert "rows      36 train, 12 test" in stdout
     assert sorted(path.name for path in (here / "points").iterdir()) == [
         "metadata.tsv",

@@ -31,7 +31,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.errors import CacheUnwritable, ExportError, InvalidOption, MissingExtra, UnknownName
 from featcache.extraction.reporting import LogReporter
 from featcache.inference import cache_rows, export_cache
-from featcache.inference.cache_export import CACHE_FORMATS
+from featcache.inference.options import CACHE_FORMATS
 
 TEXT = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=8)
 
@@ -337,7 +337,7 @@ def test_tensorboard_reads_the_projectors_text(cache: FeatureCache, tmp_path: Pa
 
 def test_a_sprite_shows_every_image_in_its_place(workspace: Workspace, tmp_path: Path) -> None:
     with extract(workspace.pictures, "pixels", image_size=8, data_dir=workspace.root / "data") as cache:
-        export_cache(cache, tmp_path / "out", "projector", splits=["test"], sprite=True)
+        export_cache(cache, tmp_path / "out", "projector", splits=["test"], images=True)
     assert "single_image_dim: 64" in (tmp_path / "out" / "projector_config.pbtxt").read_text()
     sheet = np.asarray(Image.open(tmp_path / "out" / "sprite.png"))
     # Twelve images, four across.
@@ -348,7 +348,7 @@ def test_a_sprite_shows_every_image_in_its_place(workspace: Workspace, tmp_path:
 
 def test_a_sprite_needs_the_images(cache: FeatureCache, workspace: Workspace, tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="toy"):
-        export_cache(cache, tmp_path / "out", "projector", layers=["a"], sprite=True)
+        export_cache(cache, tmp_path / "out", "projector", layers=["a"], images=True)
     pictures = tmp_path / "pictures"
     for name in ("cat", "dog"):
         (pictures / name).mkdir(parents=True)
@@ -357,7 +357,7 @@ def test_a_sprite_needs_the_images(cache: FeatureCache, workspace: Workspace, tm
         (pictures / "dog" / "0.png").unlink()
         (pictures / "dog" / "1.png").write_bytes(workspace.test_images()[1].read_bytes())
         with pytest.raises(ExportError, match=r"1 images of .* are no longer in .* the first is dog/0\.png"):
-            export_cache(gone, tmp_path / "out", "projector", sprite=True)
+            export_cache(gone, tmp_path / "out", "projector", images=True)
     assert not (tmp_path / "out").exists()
 
 
@@ -392,14 +392,16 @@ def test_a_folder_is_never_mixed_with_another(cache: FeatureCache, format: str, 
         export_cache(cache, tmp_path / "out.npy", format, layers=["a"])
 
 
-def test_only_the_projector_takes_a_sprite_and_only_one_layer(cache: FeatureCache, tmp_path: Path) -> None:
+def test_only_points_take_images_and_the_projector_only_one_layer(cache: FeatureCache, tmp_path: Path) -> None:
     with pytest.raises(InvalidOption, match="shows one layer, and toy has a, b"):
         export_cache(cache, tmp_path / "out", "projector")
-    with pytest.raises(InvalidOption, match="--sprite belongs to the projector"):
-        export_cache(cache, tmp_path / "out", "csv", sprite=True)
+    with pytest.raises(InvalidOption, match="--images belongs to projector and atlas, and the format is csv"):
+        export_cache(cache, tmp_path / "out", "csv", images=True)
+    with pytest.raises(InvalidOption, match="--map belongs to atlas, and the format is projector"):
+        export_cache(cache, tmp_path / "out", "projector", map="pca")
 
 
-@pytest.mark.parametrize("format", CACHE_FORMATS)
+@pytest.mark.parametrize("format", [format for format in CACHE_FORMATS if format != "atlas"])
 def test_an_export_that_fails_leaves_nothing_and_keeps_an_existing_file(
     cache: FeatureCache, format: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,7 +81,7 @@ def test_a_file_with_other_outputs_is_not_published(
 ) -> None:
     path = tmp_path / "head.pt2"
     path.write_text("an older file")
-    monkeypatch.setattr("featcache.inference.resizing._round_to_bytes", lambda sums: 0.9 * sums / (1 << 22))
+    monkeypatch.setattr("featcache.inference.network._round_to_bytes", lambda sums: 0.9 * sums / (1 << 22))
     run = workspace.train("centroid", "pixels")
     with pytest.raises(ExportError, match=r"expected \w+ 0\.\d{4}, got \w+ 0\.\d{4}; the greatest difference is"):
         export(workspace, run, path, "pt2")
@@ -121,7 +121,7 @@ def test_heads_of_other_kinds_are_exported_with_their_outputs(
 def test_nothing_is_left_when_writing_fails(
     workspace: Workspace, pixel_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(self: object, network: object, path: Path, *rest: object) -> None:
+    def half(self: object, classifier: object, path: Path, *rest: object) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.backbones.transforms import Transform
-from featcache.inference.resizing import Resizer
+from featcache.inference.network import Resizer
 
 
 def resize_with_torch(transform: Transform, image: np.ndarray) -> np.ndarray:

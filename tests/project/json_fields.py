@@ -38,6 +38,7 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "train-head": ("train-head", "digits", "--head", "ridge"),
     "sweep": ("sweep", "digits", "--head", "ridge", "--seeds", "1"),
     "predict": ("predict", "latest", "digit.png"),
+    "search": ("search", "digits", "digit.png"),
     "export a cache": ("export", "digits", "-o", "rows.npz"),
     "export a run": ("export", "latest", "-o", "head.onnx"),
     "report": ("report", "latest", "--map", "none"),

@@ -22,7 +22,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runs": {"cache", "rows", "heads", "training"},
     "sweeps": {"cache", "rows", "heads", "training", "runs"},
     "notebook": {"cache", "rows", "heads", "training", "runs", "sweeps"},
-    "inference": {"images", "backbones", "cache", "extraction", "rows", "heads", "runs"},
+    "inference": {"images", "backbones", "cache", "extraction", "rows", "heads", "runs", "analysis"},
     "sharing": {"cache", "extraction", "rows", "heads", "runs"},
     "analysis": {"images", "cache", "heads"},
     "benchmark": {

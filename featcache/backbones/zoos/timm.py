@@ -113,6 +113,25 @@ def _network(name: str, image_size: int | None = None, **options: Any) -> nn.Mod
     return timm.create_model(base, **options)  # type: ignore[no-any-return]
 
 
+def arguments(name: str, image_size: int) -> dict[str, int]:
+    """The arguments with which timm builds the network for this image size."""
+    import torch
+
+    with torch.device("meta"):
+        takes_size = image_size != _own_size(name) and _takes_size(name, image_size)
+    return {"img_size": image_size} if takes_size else {}
+
+
+def _takes_size(name: str, image_size: int) -> bool:
+    try:
+        _timm().create_model(name.removeprefix(PREFIX), img_size=image_size)
+    except TypeError as error:
+        if "img_size" not in str(error):
+            raise
+        return False
+    return True
+
+
 def _tokens(network: Any) -> TokenLayout | None:
     """The token layout that a network of timm declares; without a declaration there is no prefix."""
     prefix = int(getattr(network, "num_prefix_tokens", 0))

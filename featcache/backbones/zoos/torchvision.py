@@ -62,7 +62,7 @@ class TorchvisionZoo:
 
         self.check(name)
         try:
-            network: nn.Module = get_model(name, weights=None, **_arguments(name, image_size))
+            network: nn.Module = get_model(name, weights=None, **arguments(name, image_size))
         except (ValueError, AssertionError) as error:
             raise InvalidOption(f"{name} cannot be built for {image_size} pixels: {error}") from error
         return Architecture(
@@ -114,7 +114,8 @@ def _names() -> tuple[str, ...]:
     return tuple(sorted(TORCHVISION))
 
 
-def _arguments(name: str, image_size: int) -> dict[str, Any]:
+def arguments(name: str, image_size: int) -> dict[str, Any]:
+    """The arguments with which torchvision builds the network for this image size."""
     import torch
 
     if name in _TRANSFORM_INPUT:
