@@ -1,0 +1,93 @@
+"""Exports of each kind of target: onnxruntime and the script of docs/export.md give what `predict` gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benchmark_files import benchmark_module
+from PIL import Image
+from trained import CLASSES, Workspace
+
+from featcache.api import extract
+from featcache.errors import ImageError
+from featcache.extraction.labelling import label
+from featcache.inference import export_run, predict
+from featcache.runs.fit import train_head
+from featcache.runs.run import Run
+
+TARGETS = {"classes": "label", "lists": "tags", "numbers": ["weight", "height"]}
+EXPORTED = benchmark_module("exported")
+
+
+@pytest.fixture(scope="module")
+def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Run]:
+    """A head on pixels for each kind of target."""
+    folder = tmp_path_factory.mktemp("kinds")
+    with extract(workspace.pictures, "pixels", image_size=16, data_dir=folder) as cache:
+        path, ids = cache.path, [name for split in cache.values() for name in split.ids]
+    lines = ["id,tags,weight,height"]
+    for name in ids:
+        brightness = float(np.asarray(Image.open(workspace.pictures / name)).mean())
+        tags = [
+            tag for tag, there in (("bright", brightness > 90), ("狗", "dog" in name), ("c", "cat" in name)) if there
+        ]
+        lines.append(f"{name},{';'.join(tags)},{brightness * 1000},{brightness / 1e6}")
+    (folder / "targets.csv").write_text("\n".join(lines), encoding="utf-8")
+    label(path, folder / "targets.csv", kinds=["tags=lists"])
+    options: dict[str, Any] = {"val_fraction": 0.5, "max_epochs": 4, "runs_dir": folder / "runs", "device": "cpu"}
+    return {kind: train_head(path, "mlp:8", target=target, **options) for kind, target in TARGETS.items()}
+
+
+@pytest.mark.parametrize("kind", TARGETS)
+def test_onnxruntime_alone_predicts_15_odd_images_as_predict_does(
+    runs: Mapping[str, Run], workspace: Workspace, kind: str, tmp_path: Path
+) -> None:
+    paths = benchmark_module("odd_images").write_odd_images(tmp_path / "odd")
+    assert len(paths) == 15
+    assert runs[kind].target.kind == kind
+    export_run(runs[kind], tmp_path / "head.onnx", verify_images=workspace.test_images())
+    found = EXPORTED.outputs_elsewhere(tmp_path / "head.onnx", paths, tmp_path)
+    expected = predict(runs[kind], paths)
+    assert found["names"] == list(expected.target.names)
+    assert np.allclose(found["rows"], expected.outputs, rtol=1e-3, atol=0 if kind == "numbers" else 1e-4)
+    # Three files hold the same 16-bit picture, and two the same palette; of all others each differs.
+    assert len(np.unique(expected.outputs, axis=0)) >= 12
+
+
+def test_the_script_of_the_page_refuses_what_predict_refuses(
+    runs: Mapping[str, Run], workspace: Workspace, tmp_path: Path
+) -> None:
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(path)
+    with pytest.raises(ImageError, match="mode F"):
+        predict(runs["classes"], path)
+    export_run(runs["classes"], tmp_path / "head.onnx", verify_images=workspace.test_images())
+    with pytest.raises(Exception, match="non-zero exit status"):
+        EXPORTED.outputs_elsewhere(tmp_path / "head.onnx", [path], tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lists", "numbers"])
+@pytest.mark.parametrize("format", ["pt2", "torch"])
+def test_other_kinds_are_exported_to_torch(runs: Mapping[str, Run], kind: str, format: str, tmp_path: Path) -> None:
+    exported = export_run(runs[kind], tmp_path / "head", format)
+    assert exported.greatest_difference < 1e-4
+    assert exported.target.names != CLASSES
+
+
+def test_small_numbers_are_checked_relative_to_their_column(
+    runs: Mapping[str, Run], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from featcache.errors import ExportError
+    from featcache.inference import formats
+
+    open_file = formats.Pt2.open
+    # The second column has numbers of about 1e-4.
+    monkeypatch.setattr(
+        formats.Pt2, "open", lambda self, path: lambda images: open_file(self, path)(images) * np.float32([1, 1.1])
+    )
+    with pytest.raises(ExportError, match="differ from featcache's"):
+        export_run(runs["numbers"], tmp_path / "head.pt2", "pt2")
