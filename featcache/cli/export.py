@@ -134,7 +134,7 @@ def register(app: typer.Typer) -> None:
         from featcache.inference import export_cache, export_run
 
         format = _format(file)
-        is_run = format in RUN_FORMATS and (format not in CACHE_FORMATS or _is_run(what, common))
+        is_run = format in RUN_FORMATS and (format not in CACHE_FORMATS or _names_run(what, common))
         if is_run and format not in CACHE_FORMATS:
             _refuse(context, _OF_CACHE, f"a run as {format}")
             _require_run(what, format, common)
@@ -160,6 +160,12 @@ def register(app: typer.Typer) -> None:
                     exported, file.output, format, data_dir=common.data_dir, reporter=terminal, **asdict(rows)
                 )
             print_json(cache.to_json()) if common.json else _show_cache(cache, common)
+
+
+def _names_run(name: str, common: Common) -> bool:
+    from featcache.runs.catalog import is_run
+
+    return is_run(common.runs_dir, name)
 
 
 def _load_run(name: str, common: Common, terminal: Terminal) -> Run:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from featcache.config import Option, check
 from featcache.errors import InvalidOption
-from featcache.sharing.manifest import Kind
+
+if TYPE_CHECKING:
+    from featcache.sharing.manifest import Kind
 
 _LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 

@@ -22,7 +22,8 @@ from featcache.runs.run import Run
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(path).to_pylist()
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    return rows
 
 
 def test_a_run_gives_map_neighbours_targets_predictions_and_images(

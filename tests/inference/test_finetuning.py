@@ -47,7 +47,7 @@ def test_the_module_begins_at_the_heads_accuracy_and_is_trained_end_to_end(
     for _ in range(4):
         loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
