@@ -1,4 +1,4 @@
-"""`featcache report`: writes one HTML page about runs."""
+"""`featcache report`: writes one HTML page about runs and sweeps."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ class ReportOptions:
             panel=_WHERE,
         ),
     ] = Path("report.html")
-    png: Annotated[
+    figures: Annotated[
         Path | None,
-        Option(help="The pictures as SVG and PNG too, for papers.", metavar="<folder>", panel=_WHERE),
+        Option(help="The figures as SVG, PDF and PNG too, as wide as a column.", metavar="<folder>", panel=_WHERE),
     ] = None
     open: Annotated[bool, Option(help="Open the page in the browser.", panel=_WHERE)] = False
 
@@ -77,15 +77,15 @@ def register(app: typer.Typer) -> None:
             list[str] | None,
             typer.Argument(
                 metavar="RUN",
-                help="Paths, names in --runs-dir, how these begin, latest or best (as in featcache predict). "
-                "[default: all]",
+                help="Runs and sweeps: paths, names in --runs-dir, how these begin, latest or best (as in featcache "
+                "predict). [default: all]",
             ),
         ] = None,
         *,
         options: ReportOptions,
         common: Common,
     ) -> None:
-        """Show runs on one HTML page: compared, and each in detail.
+        """Show runs and sweeps on one HTML page: what is best, whether that is sure, and each run in detail.
 
         The page opens from disk and asks the network for nothing. Nothing is computed but a map of the features, and
         neither weights nor an accelerator is needed.
@@ -98,7 +98,7 @@ def register(app: typer.Typer) -> None:
                 runs or (),
                 options.output,
                 map=options.map,
-                png=options.png,
+                figures=options.figures,
                 benchmark=options.benchmark,
                 audit=options.audit,
                 data_dir=common.data_dir,

@@ -1,17 +1,20 @@
-"""Reads the JSON file of `featcache benchmark`: the seconds of the four ways of training, and the speed-ups as text.
+"""Reads the JSON file of `featcache benchmark`: the seconds of the four setups as a figure, and the speed-ups as text.
 
-The ways are end to end, as a notebook or tuned, and cached, cold or warm.
+The setups are end to end, as a notebook or tuned, and cached, cold or warm.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import altair as alt
+
 from featcache.errors import ReportError
+from featcache.report.drawing import Chart, Figure, colour_by, data, shorten, with_height
 
 _FORMAT: Final = 1
 _TITLES: Final = {
@@ -33,6 +36,39 @@ class Benchmark:
     bars: tuple[Mapping[str, Any], ...]
     summary: str
     note: str
+
+    def figure(self) -> Figure:
+        """The seconds until heads are tested as bars, one group for each setup."""
+        kinds = list(dict.fromkeys(str(bar["what"]) for bar in self.bars))
+        return Figure(
+            title="Time until heads are tested",
+            description=f"Seconds by setup. {self.summary}",
+            columns=("setup", "until", "seconds"),
+            rows=[[str(bar["setup"]), str(bar["what"]), _seconds(bar["seconds"])] for bar in self.bars],
+            draw=lambda letters: _draw_bars(self.bars, kinds, letters),
+            note=self.note,
+        )
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:,.3g} s" if seconds < 100 else f"{seconds:,.0f} s"
+
+
+def _draw_bars(bars: Sequence[Mapping[str, Any]], kinds: Sequence[str], letters: int) -> Chart:
+    rows = [
+        {
+            **bar,
+            "name": f"{bar['setup']}: {bar['what']}",
+            "label": shorten(f"{bar['setup']}: {_seconds(bar['seconds'])}", letters),
+        }
+        for bar in bars
+    ]
+    longest = max(bar["seconds"] for bar in bars)
+    base = alt.Chart(data(rows)).encode(y=alt.Y("name:N", sort=None, axis=None, scale=alt.Scale(paddingOuter=0.3)))
+    x = alt.X("seconds:Q", title="seconds", axis=alt.Axis(tickCount=5), scale=alt.Scale(domain=[0, longest]))
+    bar = base.mark_bar(height=8, yOffset=8).encode(x=x, color=colour_by("what", kinds, letters))
+    label = base.mark_text(align="left", baseline="bottom").encode(x=alt.value(0), text="label:N")
+    return with_height(bar + label, 36 * len(rows) + 10)
 
 
 def read_benchmark(path: Path) -> Benchmark:

@@ -35,10 +35,11 @@ class Embedding2d:
     notes: tuple[str, ...]
 
 
-def embedding_of(cached: CachedImages, labels: Rows, method: Method, *, seed: int = 0) -> Embedding2d | None:
+def embedding_of(cached: CachedImages, labels: Rows | None, method: Method, *, seed: int = 0) -> Embedding2d | None:
     """The map of the features in one cache; None if the cache has none of the images.
 
-    `labels`: int64 (n,), of the images; if only some images are on the map, every label keeps its share.
+    `labels`: int64 (n,), the classes of the images, or None; if only some images are on the map, every class keeps its
+    share.
 
     Raises MissingExtra if the method is not installed.
     """
@@ -49,7 +50,7 @@ def embedding_of(cached: CachedImages, labels: Rows, method: Method, *, seed: in
         title = f"{METHOD_NAMES[method]} of {cache.spec.backbone}/{'+'.join(cached.layers)}"
         rows = _PartRows(cache[cached.split], cached.layers, cached.rows[there])
         try:
-            projection = project(rows, method=method, seed=seed, labels=labels[there])
+            projection = project(rows, method=method, seed=seed, labels=None if labels is None else labels[there])
         except MissingExtra:
             raise
         except FeatcacheError as error:

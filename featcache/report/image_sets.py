@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,15 +18,16 @@ from numpy.typing import NDArray
 from featcache.cache.catalog import places_of
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Spec
-from featcache.errors import CacheError, CacheNotFound
+from featcache.errors import CacheError, CacheNotFound, FeatcacheError
 from featcache.report.run_results import RunResult
+from featcache.rows.target import HeadTarget, head_target, read_targets
 from featcache.runs.run import Run
 
 MOST_IMAGES = 10_000
 """The most images on a page, in all image sets together."""
 
 MOST_MISTAKES = 60
-"""The number of most confident mistakes of each run that are always shown."""
+"""The number of worst mistakes of each run that are always shown."""
 
 Rows = NDArray[np.int64]
 
@@ -75,15 +77,15 @@ class ImageSet:
         return [names[row] for row in self.shown.tolist()]
 
     @property
-    def labels(self) -> Rows:
-        """The labels of the shown images at training time: int64 (n,)."""
-        labels: Rows = self.results[0].predictions.targets[self.shown]
-        return labels
+    def target(self) -> HeadTarget:
+        """What the runs predict."""
+        return self.results[0].target
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """The names of the classes at training time."""
-        return self.results[0].run.classes
+    def targets(self) -> NDArray[Any]:
+        """The targets of the shown images at training time: (n,) or (n, C), as in `Predictions`."""
+        targets: NDArray[Any] = self.results[0].predictions.targets[self.shown]
+        return targets
 
 
 def image_sets_of(results: Sequence[RunResult], features_dir: Path) -> list[ImageSet]:
@@ -91,7 +93,7 @@ def image_sets_of(results: Sequence[RunResult], features_dir: Path) -> list[Imag
     groups: dict[tuple[object, ...], list[CachedImages]] = {}
     for cached in _locate_all(results, features_dir):
         first = cached.results[0]
-        groups.setdefault((*_images_key(first), first.run.classes, cached.images), []).append(cached)
+        groups.setdefault((*_images_key(first), first.target, cached.images), []).append(cached)
     return [_image_set(group, MOST_IMAGES // len(groups)) for group in groups.values()]
 
 
@@ -168,22 +170,29 @@ def _changes(cache: FeatureCache, split: str, rows: Rows, result: RunResult) -> 
     there = rows >= 0
     if not there.all():
         notes.append(f"{int((~there).sum()):,} of {len(rows):,} images are no longer in the cache {cache.name}.")
-    (name,) = result.run.target.columns
-    column = cache.targets.get(name)
-    names = () if column is None or column.kind != "classes" else column.names
-    if names != result.run.classes:
-        notes.append(
-            f"The cache {cache.name} has other classes now ({_few(names)}) than at training time "
-            f"({_few(result.run.classes)}): the labels shown are those at training time."
-        )
-        return notes
-    relabelled = int((cache[split].target(name).values[rows[there]] != result.predictions.targets[there]).sum())
-    if relabelled:
-        notes.append(
-            f"{relabelled:,} images have another label in the cache {cache.name} now: "
-            "the labels shown are those at training time."
-        )
-    return notes
+    return [*notes, *_target_changes(cache, split, rows, result)]
+
+
+def _target_changes(cache: FeatureCache, split: str, rows: Rows, result: RunResult) -> list[str]:
+    then, there = result.target, rows >= 0
+    try:
+        now = head_target(cache, then.columns)
+        values, _ = read_targets(cache[split], now)
+    except FeatcacheError as error:
+        return [f"The targets are those at training time; the cache {cache.name} cannot be compared: {error.message}."]
+    if now != then:
+        return [
+            f"The cache {cache.name} has other classes now ({_few(now.names)}) than at training time "
+            f"({_few(then.names)}): the labels shown are those at training time."
+        ]
+    differ = values[rows[there]] != result.predictions.targets[there]
+    changed = int((differ if differ.ndim == 1 else differ.any(axis=1)).sum())
+    if not changed:
+        return []
+    return [
+        f"{changed:,} images have another label in the cache {cache.name} now: "
+        "the labels shown are those at training time."
+    ]
 
 
 def _few(classes: Sequence[str]) -> str:
@@ -203,7 +212,7 @@ def _image_set(caches: Sequence[CachedImages], most: int) -> ImageSet:
 
 def _subset_note(shown: int, of: int, part: str) -> str:
     return (
-        f"{shown:,} of {of:,} {part} images are shown: the most confident mistakes, and an even choice of the others. "
+        f"{shown:,} of {of:,} {part} images are shown: the worst mistakes, and an even choice of the others. "
         "All numbers and tables count every image."
     )
 
@@ -220,7 +229,7 @@ def _choose_images(results: Sequence[RunResult], most: int) -> Rows:
 
 
 def worst_mistakes(result: RunResult) -> Rows:
-    """Positions of a run's most confident mistakes, the most confident first."""
-    confidences = np.where(result.predicted == result.predictions.targets, -1.0, result.confidences)
-    order: Rows = np.argsort(-confidences, kind="stable")[:MOST_MISTAKES]
-    return order[confidences[order] >= 0]
+    """Positions of a run's worst mistakes, the worst first; see `RunResult.sizes`."""
+    sizes = np.where(result.wrong, result.sizes, -1.0)
+    order: Rows = np.argsort(-sizes, kind="stable")[:MOST_MISTAKES]
+    return order[sizes[order] >= 0]

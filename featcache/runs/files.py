@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import HeadError
-from featcache.files import atomic_folder
+from featcache.files import atomic_folder, is_tmp
 from featcache.heads.records import EpochRecord, Predictions
 from featcache.rows.target import TargetKind
 
@@ -25,6 +25,11 @@ SWEEP_FILE = "sweep.json"
 _UTF8 = ("utf-8", "surrogateescape")
 # `rate` for heads trained by steps, `candidate` for solved heads.
 _MORE_COLUMNS = ("rate", "candidate")
+
+
+def sweep_folders(runs_dir: Path) -> list[Path]:
+    """The folders of sweeps, sorted by name; an empty list if `runs_dir` does not exist."""
+    return sorted(path.parent for path in runs_dir.glob(f"*/{SWEEP_FILE}") if not is_tmp(path.parent))
 
 
 def publish_folder(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -31,7 +31,6 @@ from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
 from featcache.errors import FeatcacheError, HeadError
-from featcache.files import is_tmp
 from featcache.heads.architectures import HeadShape
 from featcache.heads.config import HeadConfig
 from featcache.heads.metric_records import Metrics, metrics_from_json, metrics_to_json
@@ -54,6 +53,7 @@ from featcache.runs.files import (
     read_history,
     read_json,
     read_predictions,
+    sweep_folders,
 )
 from featcache.runs.html import run_html
 from featcache.runs.records import Training
@@ -358,10 +358,7 @@ def caches_in_use(runs_dir: Path, report: Callable[[str], None]) -> set[Path]:
     """
     readers: list[tuple[Callable[[Path], Iterable[Path]], list[Path]]] = [
         (_caches_of_run, run_folders(runs_dir)),
-        (
-            _caches_of_sweep,
-            [path.parent for path in sorted(runs_dir.glob(f"*/{SWEEP_FILE}")) if not is_tmp(path.parent)],
-        ),
+        (_caches_of_sweep, sweep_folders(runs_dir)),
         (_caches_of_checkpoint, sorted(runs_dir.glob(f"*{UNFINISHED_SUFFIX}/{CHECKPOINT_FILE}"))),
     ]
     used: set[Path] = set()

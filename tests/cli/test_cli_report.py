@@ -38,7 +38,7 @@ def test_what_is_gone_is_reported_on_stderr_too(trained: str, cache: Path) -> No
 
 
 def test_pictures_for_papers_are_counted(trained: str, here: Path) -> None:
-    output = answer("report", "--png", "figures", "--map", "none")
+    output = answer("report", "--figures", "figures", "--map", "none")
     assert sorted(output["files"]) == sorted(f"figures/{path.name}" for path in (here / "figures").iterdir())
 
 

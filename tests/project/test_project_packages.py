@@ -30,7 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("rows", "heads", "training", "runs", "sweeps", "inference", "analysis"),
     },
     # Results only: a page is made anew where neither weights nor an accelerator are.
-    "report": {"images", "cache", "heads", "runs", "analysis"},
+    "report": {"images", "cache", "rows", "heads", "runs", "sweeps", "analysis"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules next to the packages that every package may import.

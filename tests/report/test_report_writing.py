@@ -126,7 +126,7 @@ def test_without_a_test_split_a_run_is_evaluated_on_val(workspace: Workspace, tm
     written = workspace.report(run, path=tmp_path / "report.html")
     assert data_of(written.path)["imageSets"][0]["ids"] == list(run.predictions("val").ids)
     assert written.pictures == written.images == run.training.images["val"]
-    assert "evaluated on val" in " ".join(text_of(written.path).split())
+    assert "evaluated on 10 val images: " in " ".join(text_of(written.path).split())
 
 
 def test_no_map_is_drawn_if_none_is_requested(workspace: Workspace, run: Run, tmp_path: Path) -> None:
@@ -415,13 +415,17 @@ def test_a_folder_cannot_be_the_page(workspace: Workspace, run: Run, tmp_path: P
 
 
 def test_charts_are_written_for_papers(workspace: Workspace, run: Run, tmp_path: Path) -> None:
-    written = workspace.report(run, path=tmp_path / "report.html", png=tmp_path / "figures")
+    written = workspace.report(run, path=tmp_path / "report.html", figures=tmp_path / "figures")
     names = {path.stem for path in written.files}
+    assert {path.suffix for path in written.files} == {".svg", ".pdf", ".png"}
     assert {"ridge-calibration", "ridge-confusion", "ridge-recall"} <= names
     assert any(name.startswith("map-pca-pixels") for name in names)
     for name in names:
         with Image.open(tmp_path / "figures" / f"{name}.png") as image:
-            assert image.width > 600
+            assert image.width == pytest.approx(3.3 * 300, abs=4)
+        pdf = (tmp_path / "figures" / f"{name}.pdf").read_bytes()
+        box = re.search(rb"MediaBox \[0 0 ([\d.]+)", pdf)
+        assert box is not None and float(box[1]) == pytest.approx(3.3 * 72, abs=1)
         assert (tmp_path / "figures" / f"{name}.svg").read_text().startswith("<svg")
     assert "currentColor" not in (tmp_path / "figures" / "ridge-confusion.svg").read_text()
 

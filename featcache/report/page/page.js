@@ -73,25 +73,56 @@
     return picture;
   }
 
+  // How targets and predictions of each kind are compared and shown.
+  const KINDS = {
+    classes: {
+      right: (target, predicted) => target === predicted,
+      text: (target, names) => names[target],
+      size: (size) => `${(size * 100).toFixed(1)}\u00a0%`,
+      has: (target, label) => target === label,
+      heading: "Confidence",
+    },
+    lists: {
+      right: (target, predicted) => String(target) === String(predicted),
+      text: (target, names) => target.map((label) => names[label]).join(", ") || "none",
+      size: (size) => `loss ${size}`,
+      has: (target, label) => target.includes(label),
+      heading: "Loss",
+    },
+    numbers: {
+      right: () => null,
+      text: (target, names) => target.map((value, place) => (names.length > 1 ? `${names[place]} ${value}` : String(value))).join(", "),
+      size: (size) => `off by ${size} deviations`,
+      has: () => true,
+      heading: "Error in deviations",
+    },
+  };
+  const kindOf = (run) => KINDS[data.imageSets[run.imageSet].kind];
+
   function textOf(run, image) {
     const imageSet = data.imageSets[run.imageSet];
+    const kind = kindOf(run);
     const [label, predicted] = [imageSet.labels[image], run.predicted[image]];
-    const confidence = `${(run.confidences[image] / 10).toFixed(1)}\u00a0%`;
-    return { label: imageSet.classes[label], predicted: imageSet.classes[predicted], right: label === predicted, confidence, id: imageSet.ids[image] };
+    return {
+      label: kind.text(label, imageSet.classes), predicted: kind.text(predicted, imageSet.classes),
+      right: kind.right(label, predicted), size: kind.size(run.sizes[image]), id: imageSet.ids[image],
+    };
   }
+
+  const verdict = (right) => (right === null ? "" : right ? ", correct" : ", wrong");
 
   function describe(run, image) {
     const text = textOf(run, image);
     const parts = document.createDocumentFragment();
-    const prediction = create("span", `predicted ${text.predicted} `, text.right ? "prediction right" : "prediction");
+    const prediction = create("span", `predicted ${text.predicted} `, text.right === false ? "prediction" : text.right ? "prediction right" : "prediction plain");
     const id = create("span", text.id, "id");
-    prediction.append(create("span", text.confidence, "confidence"));
+    prediction.append(create("span", text.size, "confidence"));
     id.title = text.id;
     parts.append(create("strong", text.label), prediction, id);
     return parts;
   }
 
-  const AT_ONCE = 60;
+  const [AT_FIRST, AT_ONCE] = [24, 60];
 
   function gallery(container, run, chosen) {
     container.replaceChildren();
@@ -101,12 +132,12 @@
     let shown = 0;
     const grow = () => {
       const first = shown;
-      for (const image of chosen.slice(shown, shown + AT_ONCE)) {
+      for (const image of chosen.slice(shown, shown + AT_FIRST)) {
         const item = create("li");
         item.append(thumb(run.imageSet, image), describe(run, image));
         list.append(item);
       }
-      shown = Math.min(shown + AT_ONCE, chosen.length);
+      shown = Math.min(shown + AT_FIRST, chosen.length);
       more.hidden = shown >= chosen.length;
       more.textContent = `Show more (${number(chosen.length - shown)} left)`;
       if (first) { list.children[first].tabIndex = -1; list.children[first].focus(); }
@@ -123,7 +154,8 @@
   const run = () => data.runs[state.run];
   const imageSet = () => data.imageSets[run().imageSet];
   const chart = () => imageSet().maps[run().map];
-  const byConfidence = (rows) => rows.sort((a, b) => run().confidences[b] - run().confidences[a]);
+  const bySize = (rows) => rows.sort((a, b) => run().sizes[b] - run().sizes[a]);
+  const isRight = (image) => kindOf(run()).right(imageSet().labels[image], run().predicted[image]);
   const rowsWhere = (holds) => [...run().predicted.keys()].filter(holds);
 
   function show(number) {
@@ -146,11 +178,14 @@
   }
 
   function showMistakes() {
-    const wrong = byConfidence(rowsWhere((image) => run().predicted[image] !== imageSet().labels[image]));
+    const wrong = bySize(rowsWhere((image) => !isRight(image)));
     const box = one("#mistakes");
-    one("#mistakes-count").textContent = wrong.length
-      ? `The most confident first: ${images(wrong.length)} of ${number(imageSet().labels.length)} on this page are wrong.`
-      : "None: every image on this page was predicted correctly.";
+    const numbers = imageSet().kind === "numbers";
+    const order = { classes: "The most confident", lists: "The largest loss", numbers: "The largest error" }[imageSet().kind];
+    one("#mistakes-title").textContent = numbers ? "The largest errors" : "The worst mistakes";
+    one("#mistakes-count").textContent = !wrong.length
+      ? "None: every image on this page was predicted correctly."
+      : `${order} first${numbers ? "." : `: ${images(wrong.length)} of ${number(imageSet().labels.length)} on this page ${wrong.length === 1 ? "is" : "are"} wrong.`}`;
     gallery(box, run(), wrong);
   }
 
@@ -161,7 +196,7 @@
 
   function openCell(button) {
     const [label, predicted] = [Number(button.dataset.label), Number(button.dataset.predicted)];
-    const found = byConfidence(rowsWhere((image) => imageSet().labels[image] === label && run().predicted[image] === predicted));
+    const found = bySize(rowsWhere((image) => imageSet().labels[image] === label && run().predicted[image] === predicted));
     const classes = imageSet().classes;
     closeCell();
     opener = button;
@@ -221,19 +256,32 @@
     if (!canvas) return { reset() {} };
     const [tip, status, table] = [one("#map-tip"), one("#map-status"), one("#map-rows")];
     const [byClass, byError, paint, box] = [one("#map-class"), one("#map-error"), one("#map-colour"), one("#map-box")];
+    const [byColumn, from, to, least] = [one("#map-column"), one("#map-from"), one("#map-to"), one("#map-least")];
+    const numbers = () => imageSet().kind === "numbers";
+    const valueOf = (image) => imageSet().labels[image][Number(byColumn.value)];
+    const errorOf = (image) => Math.abs(run().predicted[image][Number(byColumn.value)] - valueOf(image));
+    let range = [0, 1, 1];
     const brush = canvas.getContext("2d");
     let points = [], scale = { each: 1, left: 0, below: 0 }, current = -1, listed = 0;
 
+    function matches(image) {
+      if (numbers()) {
+        return (from.value === "" || valueOf(image) >= Number(from.value))
+          && (to.value === "" || valueOf(image) <= Number(to.value))
+          && (least.value === "" || errorOf(image) >= Number(least.value));
+      }
+      if (byClass.value !== "" && !kindOf(run()).has(imageSet().labels[image], Number(byClass.value))) return false;
+      return byError.value === "all" || (byError.value === "right") === isRight(image);
+    }
+
     function choose() {
-      const [wanted, error] = [byClass.value, byError.value];
-      const { labels } = imageSet();
       const { x } = chart();
-      const predicted = run().predicted;
-      points = rowsWhere((image) => {
-        if (x[image] < 0) return false;
-        if (wanted !== "" && labels[image] !== Number(wanted)) return false;
-        return error === "all" || (error === "right") === (labels[image] === predicted[image]);
-      });
+      points = rowsWhere((image) => x[image] >= 0 && matches(image));
+      if (numbers()) {
+        const all = rowsWhere((image) => x[image] >= 0);
+        const values = all.map(valueOf);
+        range = [Math.min(...values), Math.max(...values), Math.max(...all.map(errorOf)) || 1];
+      }
       const on = x.filter((place) => place >= 0).length;
       status.textContent = `${number(points.length)} of ${number(on)} points`;
       current = -1;
@@ -250,10 +298,17 @@
       return [scale.left + x[image] * scale.each, scale.below - y[image] * scale.each];
     }
 
+    // Viridis, without its darkest part.
+    const shade = (share) => `hsl(${Math.round(265 - 205 * share)} 62% ${Math.round(44 + 12 * share)}%)`;
+
     function tint(image) {
-      const { labels, classes } = imageSet();
-      if (paint.value === "class") return colour(labels[image], classes.length);
-      return getComputedStyle(box).getPropertyValue(labels[image] === run().predicted[image] ? "--right" : "--wrong");
+      const { labels, classes, kind } = imageSet();
+      if (kind === "numbers") {
+        const [low, high, worst] = range;
+        return shade(paint.value === "target" ? (valueOf(image) - low) / (high - low || 1) : errorOf(image) / worst);
+      }
+      if (kind === "classes" && paint.value === "target") return colour(labels[image], classes.length);
+      return getComputedStyle(box).getPropertyValue(isRight(image) ? "--right" : "--wrong");
     }
 
     function draw() {
@@ -302,16 +357,21 @@
     }
 
     function legend() {
-      const { classes, labels } = imageSet();
+      const { classes, labels, kind } = imageSet();
       const list = one("#map-legend");
       list.replaceChildren();
-      const there = [...new Set(points.map((image) => labels[image]))].sort((a, b) => a - b).slice(0, 40);
-      const entries = paint.value === "class"
-        ? there.map((label) => [classes[label], colour(label, classes.length)])
-        : [["correct", "var(--right)"], ["wrong", "var(--wrong)"]];
-      for (const [name, shade] of entries) {
+      let entries = [["correct", "var(--right)"], ["wrong", "var(--wrong)"]];
+      if (kind === "numbers") {
+        const [low, high] = paint.value === "target" ? range : [0, range[2]];
+        entries = [0, 0.25, 0.5, 0.75, 1].map((share) => [Number((low + share * (high - low)).toPrecision(3)).toLocaleString("en"), shade(share)]);
+      } else if (kind === "classes" && paint.value === "target") {
+        const there = [...new Set(points.map((image) => labels[image]))].sort((a, b) => a - b);
+        entries = there.slice(0, 40).map((label) => [classes[label], colour(label, classes.length)]);
+        if (there.length > 40) entries.push([`and ${there.length - 40} more classes`, "transparent"]);
+      }
+      for (const [name, tone] of entries) {
         const [item, dot] = [create("li"), create("i")];
-        dot.style.background = shade;
+        dot.style.background = tone;
         item.append(dot, name);
         list.append(item);
       }
@@ -344,7 +404,7 @@
       for (const image of points.slice(listed, listed + AT_ONCE)) {
         const text = textOf(run(), image);
         const row = create("tr");
-        row.append(create("th", text.id), create("td", text.label), create("td", text.predicted), create("td", text.confidence, "n"));
+        row.append(create("th", text.id), create("td", text.label), create("td", text.predicted), create("td", text.size, "n"));
         row.cells[0].scope = "row";
         table.append(row);
       }
@@ -377,10 +437,11 @@
       }
       if (current >= 0) {
         const text = textOf(run(), current);
-        status.textContent = `${text.id}: ${text.label}, predicted ${text.predicted}, ${text.confidence}, ${text.right ? "correct" : "wrong"}`;
+        status.textContent = `${text.id}: ${text.label}, predicted ${text.predicted}, ${text.size}${verdict(text.right)}`;
       }
     });
-    for (const control of [byClass, byError, paint]) control.addEventListener("change", choose);
+    for (const control of [byClass, byError, paint, byColumn, from, to, least]) control.addEventListener("change", choose);
+    for (const control of [from, to, least]) control.addEventListener("input", choose);
     one("#map-more").addEventListener("click", list);
     let width = 0;
     new ResizeObserver(() => { if (chart() && box.clientWidth !== width) { width = box.clientWidth; draw(); } }).observe(box);
@@ -388,11 +449,18 @@
 
     return {
       reset() {
-        const { classes } = imageSet();
+        const { classes, kind } = imageSet();
         one("#map-part").hidden = !chart();
         one("#no-map").hidden = Boolean(chart());
         if (!chart()) return;
         one("#map-title").textContent = chart().title;
+        for (const part of all(".of-numbers")) part.hidden = kind !== "numbers";
+        for (const part of all(".of-classes")) part.hidden = kind === "numbers";
+        byColumn.parentElement.hidden = kind !== "numbers" || classes.length < 2;
+        paint.parentElement.hidden = kind === "lists";
+        one("#map-size").textContent = kindOf(run()).heading;
+        byColumn.replaceChildren(...classes.map((name, index) => new Option(name, index)));
+        for (const field of [from, to, least]) field.value = "";
         byClass.replaceChildren(new Option("all classes", ""), ...classes.map((name, index) => new Option(name, index)));
         byError.value = "all";
         choose();
