@@ -131,7 +131,7 @@ def with_height(chart: Chart, height: int) -> Chart:
 def intervals(rows: Values, *, axis: alt.X, letters: int, colour: Any = COLOUR) -> Chart:
     """One line per row of `name`, `value`, `low` and `high`: a point with its interval, its name above it.
 
-    Names above lines are not cut, also on a phone. `low` and `high` may be None.
+    Names above lines are not cut, also on a phone.
     """
     own = [{**row, "label": shorten(row["name"], letters)} for row in rows]
     y = alt.Y("name:N", sort=None, axis=None, scale=alt.Scale(paddingOuter=0.3))
@@ -152,11 +152,13 @@ def _specification(figure: Figure, width: int, purpose: Purpose) -> dict[str, An
     quiet = {"gridColor": ink, "gridOpacity": 0.12, "domainColor": ink, "domainOpacity": 0.4, "tickColor": ink}
     specification["width"] = width
     specification["autosize"] = {"type": "fit-x", "contains": "padding"}
+    # Browsers have other fonts than the ones that were measured: names at the left edge may be wider.
+    specification["padding"] = {"left": 12, "right": 6, "top": 5, "bottom": 5}
     specification["config"] = {
         "background": background,
         "font": _FONT[purpose],
         "view": {"stroke": None},
-        "axis": {**quiet, **text, "tickOpacity": 0.4, "labelLimit": 0},
+        "axis": {**quiet, **text, "tickOpacity": 0.4, "labelLimit": 0, "labelFlush": False},
         "legend": {
             **text,
             "symbolStrokeWidth": 2,

@@ -193,26 +193,24 @@ def _candidates(result: RunResult) -> Figure:
     done, metric = result.run.training, result.metric
     chosen = result.history[done.best_epoch - 1].candidate or "the only candidate"
     rows = [
-        {"name": record.candidate or "the only candidate", "value": record.val_score, "low": None, "high": None}
+        {
+            "name": record.candidate or "the only candidate",
+            "value": record.val_score,
+            "low": record.val_score,
+            "high": record.val_score,
+        }
         for record in result.history
         if np.isfinite(record.val_score)
     ]
-
-    def draw(letters: int) -> Chart:
-        y = alt.Y("name:N", title=None, sort=None)
-        chart = (
-            alt.Chart(data(rows))
-            .mark_point(filled=True, size=70, opacity=1)
-            .encode(x=metric_axis("value", metric, f"val {METRICS[metric]}"), y=y, color=COLOUR)
-        )
-        return with_height(chart, max(80, 22 * len(rows)))
 
     return Figure(
         title="Candidates",
         description=f"The {METRICS[metric]} on val of {done.epochs} candidates; {chosen} was chosen.",
         columns=("candidate", "train loss", "val loss", f"val {METRICS[metric]}"),
         rows=_history_rows(result, lambda record: record.candidate or str(record.epoch)),
-        draw=draw,
+        draw=lambda letters: intervals(
+            rows, axis=metric_axis("low", metric, f"val {METRICS[metric]}"), letters=letters
+        ),
         note=f"Chosen on val: {chosen}.",
     )
 

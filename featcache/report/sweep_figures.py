@@ -254,7 +254,7 @@ def _heat_map(view: SweepView, across: str, up: str) -> Figure:
         angle = 0 if sum(len(name) + 2 for name in view.values(across)) < letters * 0.6 else -30
         base = alt.Chart(data(own)).encode(
             x=alt.X("across:N", title=option_title(across), sort=view.values(across), axis=alt.Axis(labelAngle=angle)),
-            y=alt.Y("up:N", title=option_title(up), sort=ups),
+            y=alt.Y("up:N", title=None, sort=ups),
         )
         fill = alt.Color("value:Q", legend=None, scale=alt.Scale(scheme="blues", domain=[low - (high - low) / 4, high]))
         ink = alt.condition("datum.dark", alt.value("white"), alt.value("#10151c"))

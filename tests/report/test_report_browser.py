@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -293,6 +294,51 @@ def test_regions_tables_and_charts_have_names(seen: Seen) -> None:
 
 
 # --- small and dark ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_numbers_of_the_matrix_can_be_read_on_their_colours(browser: Browser, report: Path, scheme: str) -> None:
+    seen = open_page(browser, report, color_scheme=scheme)
+    colours = seen.page.evaluate("""[...document.querySelectorAll('.matrix button')].filter((each) => each.offsetWidth)
+        .map((each) => [getComputedStyle(each).color, getComputedStyle(each).backgroundColor,
+                        getComputedStyle(document.body).backgroundColor])""")
+    for ink, cell, page in colours:
+        assert contrast(channels(ink), over(channels(cell), channels(page))) >= 4.5
+    seen.page.context.close()
+
+
+def channels(colour: str) -> list[float]:
+    """`rgb(1 2 3 / 0.5)` in any spelling -> [1, 2, 3, 0.5]."""
+    return [float(number) for number in re.findall(r"[\d.]+", colour)]
+
+
+def over(colour: list[float], below: list[float]) -> list[float]:
+    """A colour over an opaque one."""
+    share = colour[3] if len(colour) > 3 else 1.0
+    return [share * top + (1 - share) * under for top, under in zip(colour[:3], below[:3], strict=True)]
+
+
+def contrast(first: list[float], second: list[float]) -> float:
+    """The contrast of two colours as WCAG 2 defines it, 1 to 21."""
+
+    def luminance(colour: list[float]) -> float:
+        parts = [one / 255 for one in colour[:3]]
+        linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+        return sum(weight * one for weight, one in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("width", [375, 390, 768, 1280])
+def test_no_label_of_a_chart_is_outside_its_card(browser: Browser, report: Path, width: int) -> None:
+    seen = open_page(browser, report, viewport={"width": width, "height": 700})
+    outside = seen.page.evaluate("""[...document.querySelectorAll('.chart svg text')].filter((each) => {
+        const [label, card] = [each.getBoundingClientRect(), each.closest('.chart').getBoundingClientRect()];
+        return label.width && (label.left < card.left || label.right > card.right);
+    }).map((each) => each.textContent)""")
+    assert outside == []
+    seen.page.context.close()
 
 
 @pytest.mark.parametrize("width", [375, 768])
