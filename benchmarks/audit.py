@@ -1,61 +1,57 @@
-"""Measures whether the audit finds planted faults: `python benchmarks/audit.py ../shared [--per-class N]`.
+"""Measures the audit's precision and recall, and its speed.
 
-The data are all CIFAR-10 images in a zip. Added to train: copies of 250 test images, 50 of each kind (the same file,
-mirrored, recompressed, brighter, moved by two pixels), 250 images under a wrong class, and 20 images that are no
-photographs. Features: VGG16 with its ImageNet weights at 64 pixels, pooled to 512 values; then `featcache audit`, with
-and without comparing pixels. Writes results/audit.json, and results/audit_pairs.csv: the leaks that were not planted,
-which are CIFAR-10's own; `--sheet FILE.png` draws them, to check them by eye. The extraction takes about six minutes on
-2 cores, an audit about one; `--data-dir` keeps the features for the next time.
+    python benchmarks/audit.py calibrate ../shared --icons FOLDER    planted copies among four kinds of images
+    python benchmarks/audit.py cifar ../shared                       600 photographs of three classes, two layers
+    python benchmarks/audit.py speed ../shared OTHER_CHECKOUT        60,000 x 512, two checkouts in turn
+
+Copies are planted one kind of change at a time: 10 images of each set are copied into the other split, so a missed copy
+is missed by the thresholds and not because too much was planted. Icons are PNG files with transparency, such as those
+of the Adwaita theme; textures and scenes are crops of the pictures of scikit-image and scikit-learn.
+Each command writes its part of results/audit.json.
 """
 
 from __future__ import annotations
 
-import csv
+import importlib
 import io
-import random
+import os
+import subprocess
+import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import typer
 from command import run
-from machine import RESULTS, write
+from machine import merge
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
-from featcache.images.contact_sheet import Tile, contact_sheet
-
 Picture = Image.Image
-Finding = dict[str, Any]
-Planted = Mapping[str, Mapping[str, str]]
-# Strength, how, ids.
-OwnPair = tuple[float, str, tuple[str, str]]
-
-_EACH = 50
-_WRONG = 250
-_FOREIGN = 20
-_SIDE = 48
-_COLUMNS = 14
-_SHOWN = 280
+app = typer.Typer()
+_EACH = 10
+_CROP = 64
 
 
 def recompress(picture: Picture) -> Picture:
-    """The picture after JPEG compression at quality 70."""
+    """The picture after JPEG compression at quality 70, in the colours of an opaque file."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=70)
+    picture.convert("RGB").save(file, "JPEG", quality=70)
     return Image.open(file).convert("RGB")
 
 
 def move(picture: Picture) -> Picture:
-    """The picture moved by two pixels to the right, with repeated edges."""
-    shifted = ImageChops.offset(picture, 2, 0)
-    shifted.paste(picture.crop((0, 0, 1, picture.height)).resize((2, picture.height)), (0, 0))
-    return shifted
+    """The picture moved by a sixteenth of its width to the right, with repeated edges."""
+    by = max(1, picture.width // 16)
+    moved = ImageChops.offset(picture, by, 0)
+    moved.paste(picture.crop((0, 0, 1, picture.height)).resize((by, picture.height)), (0, 0))
+    return moved
 
 
 CHANGES: Mapping[str, Callable[[Picture], Picture]] = {
+    "plain": lambda picture: picture,
     "mirrored": ImageOps.mirror,
     "recompressed": recompress,
     "brighter": lambda picture: ImageEnhance.Brightness(picture).enhance(1.25),
@@ -63,179 +59,168 @@ CHANGES: Mapping[str, Callable[[Picture], Picture]] = {
 }
 
 
-def encode_jpeg(picture: Picture) -> bytes:
-    """The picture as JPEG of quality 95, similar to the CIFAR-10 files."""
+def photographs(shared: Path, per_class: int, classes: tuple[str, ...] = ()) -> list[Picture]:
+    """CIFAR-10 test images, the first of each class."""
+    with zipfile.ZipFile(shared / "data" / "cifar10-images.zip") as archive:
+        names = [name for name in sorted(archive.namelist()) if "/test/" in name and name.endswith(".jpg")]
+        chosen = [name for name in names if not classes or name.split("/")[2] in classes]
+        kept = [name for name in chosen if int(Path(name).stem) < per_class]
+        return [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in kept]
+
+
+def digits() -> list[Picture]:
+    """scikit-learn's digits, 8 x 8."""
+    from sklearn.datasets import load_digits
+
+    return [Image.fromarray((page * 15.9).astype(np.uint8)) for page in load_digits().images]
+
+
+def drawings() -> list[Picture]:
+    """The same digits, enlarged to 32 x 32: not tiny, and still drawings that are alike."""
+    return [page.resize((32, 32), Image.Resampling.BICUBIC) for page in digits()]
+
+
+def textures() -> list[Picture]:
+    """Crops of 64 x 64: brick, grass, gravel and scenes of scikit-image (pip install scikit-image) and scikit-learn."""
+    from sklearn.datasets import load_sample_images
+
+    data = importlib.import_module("skimage.data")
+    pages = [getattr(data, name)() for name in ("brick", "grass", "gravel", "astronaut", "chelsea", "coffee", "rocket")]
+    crops = []
+    for page in (Image.fromarray(one).convert("RGB") for one in [*pages, *load_sample_images().images]):
+        for top in range(0, page.height - _CROP + 1, _CROP):
+            crops += [page.crop((left, top, left + _CROP, top + _CROP)) for left in range(0, page.width - 63, _CROP)]
+    return crops
+
+
+def icons(folder: Path) -> list[Picture]:
+    """PNG files of a folder as RGBA; one of several with equal pixels or mirrored ones."""
+    found: dict[bytes, Picture] = {}
+    for path in sorted(folder.rglob("*.png")):
+        icon = Image.open(path).convert("RGBA")
+        key = min(icon.tobytes(), ImageOps.mirror(icon).tobytes())
+        found.setdefault(key, icon)
+    return list(found.values())
+
+
+def plant(pictures: list[Picture], target: Path, change: str | None) -> int:
+    """Write the pictures as train and changed copies of some of them as test; returns the number of copies."""
+    chosen = np.random.default_rng(0).permutation(len(pictures))[: _EACH if change else 0]
+    with zipfile.ZipFile(target, "w") as made:
+        for number, picture in enumerate(pictures):
+            made.writestr(f"train/a/{number:05d}.png", as_png(picture))
+        for number in chosen.tolist():
+            # Another compression gives other bytes for the same pixels.
+            made.writestr(f"test/a/{number:05d}.png", as_png(CHANGES[change or "plain"](pictures[number]), level=1))
+        if not change:
+            made.writestr("test/a/other.png", as_png(Image.effect_noise((64, 64), 90).convert("RGB")))
+    return len(chosen)
+
+
+def as_png(picture: Picture, level: int = 9) -> bytes:
+    """The picture as PNG, which keeps its pixels."""
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=95)
+    picture.save(file, "PNG", compress_level=level)
     return file.getvalue()
 
 
-def foreign(number: int) -> Picture:
-    """An image that is no photograph: noise, or a coarse pattern."""
-    generator = np.random.default_rng(number)
-    side = 32 if number % 2 else 4
-    pixels = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    return Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST)
+def pairs_of(audit: dict[str, Any], kind: str) -> list[tuple[str, str]]:
+    """The linked pairs of ids in the findings of a kind."""
+    found = next(section["findings"] for section in audit["sections"] if section["kind"] == kind)
+    names = [([sample["id"] for sample in one["samples"]], one["links"]) for one in found]
+    return [(ids[link["first"]], ids[link["second"]]) for ids, links in names for link in links]
 
 
-def plant(archive: Path, target: Path, per_class: int | None, seed: int = 0) -> Planted:
-    """Write the zip; returns what was planted, by kind: ids in train, each with its origin's id (or true class)."""
-    chooser = random.Random(seed)
-    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as made:
-        names = [name for name in sorted(source.namelist()) if name.endswith(".jpg")]
-        names = [name for name in names if per_class is None or int(Path(name).stem) < per_class]
-        classes = sorted({name.split("/")[2] for name in names})
-        wrong = write_originals(names, source, made, classes, chooser)
-        copies = write_copies([name for name in names if "/test/" in name], source, made, chooser)
-        return {"wrong label": wrong, **copies, "foreign": write_foreign(made, classes)}
+def judge(audit: dict[str, Any], copies: int) -> dict[str, Any]:
+    """How many copies are certain and likely, and how many other pairs are named."""
+    counts: dict[str, Any] = {"copies": copies}
+    for name, kinds in (("certain", ("leak", "duplicate")), ("likely", ("look_alike",))):
+        pairs = [pair for kind in kinds for pair in pairs_of(audit, kind)]
+        planted = sum({one.split("/")[0] for one in pair} == {"train", "test"} and one_number(pair) for pair in pairs)
+        counts |= {name: planted, f"{name}_others": len(pairs) - planted}
+    return counts | {"withheld": {one["kind"]: one["reason"] for one in audit["withheld"]}}
 
 
-def write_originals(
-    names: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, classes: list[str], chooser: random.Random
-) -> dict[str, str]:
-    """Write all images, some of train under another class; returns {id: its true class} of these."""
-    train = [name for name in names if "/train/" in name]
-    chosen = set(chooser.sample(train, min(_WRONG, len(train) // 50)))
-    wrong = {}
-    for name in names:
-        path = name.removeprefix("cifar10/")
-        if name in chosen:
-            _, true, file = path.split("/")
-            path = f"train/{chooser.choice([other for other in classes if other != true])}/{true}-{file}"
-            wrong[path] = true
-        made.writestr(path, source.read(name))
-    return wrong
+def one_number(pair: tuple[str, str]) -> bool:
+    """Whether both files have the same number."""
+    return Path(pair[0]).stem == Path(pair[1]).stem
 
 
-def write_copies(test: list[str], source: zipfile.ZipFile, made: zipfile.ZipFile, chooser: random.Random) -> Planted:
-    """Write copies of test images into train; returns {kind: {id: the id of its origin}}."""
-    kinds = ("plain", *CHANGES)
-    planted: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
-    for number, name in enumerate(chooser.sample(test, _EACH * len(kinds))):
-        kind, content = kinds[number % len(kinds)], source.read(name)
-        if kind != "plain":
-            content = encode_jpeg(CHANGES[kind](Image.open(io.BytesIO(content)).convert("RGB")))
-        path = f"train/{name.split('/')[2]}/planted-{kind}-{number}.jpg"
-        made.writestr(path, content)
-        planted[kind][path] = name.removeprefix("cifar10/")
-    return planted
-
-
-def write_foreign(made: zipfile.ZipFile, classes: list[str]) -> dict[str, str]:
-    """Write images that are no photographs into train; returns {id: ""}."""
-    paths = [f"train/{classes[number % len(classes)]}/foreign-{number}.jpg" for number in range(_FOREIGN)]
-    for number, path in enumerate(paths):
-        made.writestr(path, encode_jpeg(foreign(number)))
-    return dict.fromkeys(paths, "")
-
-
-def findings(audit: dict[str, Any], kind: str) -> list[Finding]:
-    """The findings of one kind."""
-    (section,) = [section for section in audit["sections"] if section["kind"] == kind]
-    found: list[Finding] = section["findings"]
-    return found
-
-
-def ids(finding: Finding) -> list[str]:
-    """The ids of the images of a finding."""
-    return [sample["id"] for sample in finding["samples"]]
-
-
-def score_audit(audit: dict[str, Any], planted: Planted) -> dict[str, Any]:
-    """Recall of each kind, and the number of findings that were not planted."""
-    leaks = [set(ids(finding)) for finding in findings(audit, "leak")]
-    recall = {
-        kind: sum(any({copy, origin} <= leak for leak in leaks) for copy, origin in planted[kind].items())
-        / len(planted[kind])
-        for kind in ("plain", *CHANGES)
-    }
-    copies = {copy for kind in recall for copy in planted[kind]}
-    named = [ids(finding)[0] for finding in findings(audit, "label_error")]
-    odd = [ids(finding)[0] for finding in findings(audit, "outlier")]
-    wrong = planted["wrong label"]
-    return {
-        "seconds": audit["seconds"],
-        "wall_seconds": audit["wall_seconds"],
-        "recall": recall,
-        "leaks": len(leaks),
-        "leaks_beyond_planted": sum(len(leak - copies) > 1 or not leak & copies for leak in leaks),
-        "duplicates_within": len(findings(audit, "duplicate")),
-        "wrong_labels": {
-            "planted": len(wrong),
-            "named": len(named),
-            "recall": sum(name in wrong for name in named) / len(wrong),
-            "of_the_first_100": sum(name in wrong for name in named[:100]),
-        },
-        "foreign": {
-            "planted": len(planted["foreign"]),
-            "named": len(odd),
-            "recall": sum(name in planted["foreign"] for name in odd) / len(planted["foreign"]),
-            "of_the_first_20": sum(name in planted["foreign"] for name in odd[:20]),
-        },
-    }
-
-
-def own_pairs(audit: dict[str, Any]) -> list[OwnPair]:
-    """The linked pairs of leaks without planted images, the strongest first: strength, how, ids."""
-    pairs = []
-    for finding in findings(audit, "leak"):
-        names = ids(finding)
-        for link in finding["links"]:
-            pair = (names[link["first"]], names[link["second"]])
-            if not any("planted" in name for name in pair):
-                pairs.append(((link["cosine"] + (link["pixels"] or 1)) / 2, link["how"], pair))
-    return sorted(pairs, reverse=True)
-
-
-def write_pairs(pairs: list[OwnPair], target: Path) -> None:
-    """Write pairs as CSV, the strongest first."""
-    with target.open("w", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(("strength", "how", "first", "second"))
-        rows.writerows((f"{strength:.3f}", how, *pair) for strength, how, pair in pairs)
-
-
-def draw_pairs(pairs: list[OwnPair], archive: Path, target: Path) -> None:
-    """Draw pairs as a contact sheet; if there are too many, an even selection."""
-    shown = pairs if len(pairs) <= _SHOWN else [pairs[n * len(pairs) // _SHOWN] for n in range(_SHOWN)]
-    with zipfile.ZipFile(archive) as images:
-        tiles = [
-            Tile(
-                pictures=tuple(np.asarray(Image.open(io.BytesIO(images.read(name))).convert("RGB")) for name in pair),
-                caption=f"{strength:.2f} {how}",
-            )
-            for strength, how, pair in shown
-        ]
-    if tiles:
-        page = Image.fromarray(contact_sheet(tiles, columns=_COLUMNS, side=_SIDE))
-        page.quantize(256).save(target, optimize=True)
-
-
-def main(shared: Path, per_class: int | None = None, data_dir: Path | None = None, sheet: Path | None = None) -> None:
-    """Plant, extract, audit; write results/audit.json and results/audit_pairs.csv."""
+def plant_and_audit(pictures: list[Picture], change: str | None, network: list[str], layers: list[str | None]) -> Any:
+    """Plant, extract, audit; the judgement by layer."""
     with tempfile.TemporaryDirectory() as scratch:
-        archive = Path(scratch) / "planted.zip"
-        planted = plant(shared / "data" / "cifar10-images.zip", archive, per_class)
-        where = ["--data-dir", str(data_dir or Path(scratch) / "data")]
-        weights = str(shared / "weights" / "vgg16_imagenet_features.safetensors")
-        network = ["-b", "vgg16", "--weights", weights, "--image-size", "64", "--pool", "avg"]
-        extracted = run(["extract", "-d", str(archive), *network, *where])
-        audits = {
-            "with pixels": run(["audit", extracted["cache"], *where]),
-            "features only": run(["audit", extracted["cache"], "--no-pixels", *where]),
+        archive, where = Path(scratch) / "planted.zip", ["--data-dir", str(Path(scratch) / "data")]
+        copies = plant(pictures, archive, change)
+        cache = run(["extract", "-d", str(archive), *network, *where])["cache"]
+        chosen = {layer or "last": ["--layer", layer] if layer else [] for layer in layers}
+        return {name: judge(run(["audit", cache, *words, *where]), copies) for name, words in chosen.items()}
+
+
+def vgg16(shared: Path, *layers: str) -> list[str]:
+    """The words for VGG16 at 32 pixels."""
+    weights = str(shared / "weights" / "vgg16_imagenet_features.safetensors")
+    named = [word for layer in layers for word in ("--layer", layer)]
+    return ["-b", "vgg16", "--weights", weights, "--image-size", "32", "--pool", "avg", *named]
+
+
+@app.command()
+def calibrate(shared: Path, icons_at: Annotated[Path, typer.Option("--icons")]) -> None:
+    """Precision and recall by kind of image and change."""
+    kinds = {
+        "photographs": photographs(shared, 60),
+        "digits": digits(),
+        "drawings": drawings(),
+        "textures": textures(),
+        "icons": icons(icons_at),
+    }
+    network = vgg16(shared)
+    found = {
+        name: {"images": len(pictures)}
+        | {
+            change or "nothing": plant_and_audit(pictures, change, network, [None])["last"]
+            for change in (None, *CHANGES)
         }
-        pairs = own_pairs(audits["with pixels"])
-        write_pairs(pairs, RESULTS / "audit_pairs.csv")
-        if sheet is not None:
-            draw_pairs(pairs, archive, sheet)
-        results = {
-            "rows": extracted["rows"],
-            "feature_dim": extracted["feature_dim"],
-            "audits": {name: score_audit(audit, planted) for name, audit in audits.items()},
-            "pairs_beyond_planted": len(pairs),
-        }
-        print(write("audit", results))
+        for name, pictures in kinds.items()
+    }
+    print(merge("audit", "calibrate", found))
+
+
+@app.command()
+def cifar(shared: Path) -> None:
+    """600 photographs of three classes at VGG16 features.16 and features.30."""
+    pictures = photographs(shared, 200, ("ship", "truck", "horse"))
+    layers = ("features.16", "features.30")
+    found = {
+        change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *layers), [*layers])
+        for change in (None, *CHANGES)
+    }
+    print(merge("audit", "cifar", {"images": len(pictures), "changes": found}))
+
+
+@app.command()
+def speed(shared: Path, other: Path) -> None:
+    """Seconds for all of CIFAR-10 with 512 features, three times in turn; ResNet-18 with random weights."""
+    with tempfile.TemporaryDirectory() as scratch:
+        where = ["--data-dir", scratch]
+        network = ["-b", "resnet18", "--weights", "random:0", "--image-size", "32"]
+        cache = run(["extract", "-d", str(shared / "data" / "cifar10-images.zip"), *network, *where])["cache"]
+        seconds: dict[str, list[float]] = {"this": [], "other": []}
+        for _ in range(3):
+            for name, checkout in (("other", other), ("this", Path(__file__).parents[1])):
+                seconds[name].append(seconds_of_audit(["audit", cache, *where], checkout))
+    print(merge("audit", "speed", seconds))
+
+
+def seconds_of_audit(words: list[str], checkout: Path) -> float:
+    """The seconds that an audit states, computed by the code of one checkout."""
+    import json
+
+    line = [sys.executable, "-m", "featcache", *words, "--json"]
+    done = subprocess.run(
+        line, check=True, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(checkout.resolve())}
+    )
+    return float(json.loads(done.stdout)["seconds"])
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

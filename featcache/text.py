@@ -35,3 +35,8 @@ def human_seconds(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes}m{rest:02d}s"
     return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def human_count(count: int, singular: str, plural: str | None = None) -> str:
+    """(1, "row") -> "1 row"; (2000, "row") -> "2,000 rows"."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"

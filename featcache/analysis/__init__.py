@@ -4,8 +4,9 @@
     points = project(cache["test"].features, labels=cache["test"].labels)
 
 `options` are those of an audit, `records` defines its results, and `audit` runs all checks: `directions`, `pairs`,
-`pictures` and `duplicates` find pictures that occur twice, `folds` and `label_errors` find wrong labels, `outliers`
-and `split_checks` do the rest. `projection` computes the map. Names are imported when they are first used.
+`pictures` and `copies` find images that occur twice, `folds` and `label_errors` find wrong labels, `outliers`,
+`split_checks` and `target_checks` do the rest. `projection` computes the map. Names are imported when they are first
+used.
 """
 
 from __future__ import annotations

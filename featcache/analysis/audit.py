@@ -1,46 +1,52 @@
 """`audit_cache`: runs all checks on one cache and collects their findings.
 
-    features -> directions -> pairs -> pictures -> leaks and duplicates;  -> folds -> label errors
-             -> root_directions -> class distances -> outliers;  labels and ids -> splits, balance
+    digests -> equal bytes;  features -> directions -> pairs -> pictures -> equal pixels, look-alikes
+    directions -> folds -> label errors;  root_directions -> class distances -> outliers
+    labels, ids and targets -> splits, balance, groups, numbers
 
-Memory is bounded by `directions` and `root_directions` (at most 512 values per image each; beyond 1 GiB in a temporary
-file) and one block per step.
+Only images whose features are near those of another image are decoded. Memory is bounded by `directions` and
+`root_directions` (at most 512 values per image each; beyond 1 GiB in a temporary file) and one block per step.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
-from featcache.analysis.directions import WIDEST, directions, root_directions
-from featcache.analysis.duplicates import (
+from featcache.analysis.copies import (
     FEATURES_ALONE,
     LEAST_OUTLINES,
     LEAST_SUM,
     OUTLINES_ALONE,
     Group,
-    duplicate_findings,
+    certain_groups,
+    copy_sections,
+    equal_images,
     first_of_bytes,
     group_matches,
-    same_bytes,
-    same_pictures,
+    likely_matches,
 )
+from featcache.analysis.directions import WIDEST, directions, root_directions
 from featcache.analysis.label_errors import label_errors
 from featcache.analysis.options import AuditOptions
 from featcache.analysis.outliers import outliers
 from featcache.analysis.pairs import Pairs, near_pairs
 from featcache.analysis.pictures import Pictures
-from featcache.analysis.records import KINDS, Audit, Section
+from featcache.analysis.records import KINDS, Audit
 from featcache.analysis.split_checks import balance_section, counts, missing_labels_section, split_section
 from featcache.analysis.table import ImageTable
-from featcache.analysis.thinning import Rows
+from featcache.analysis.target_checks import target_sections
+from featcache.analysis.values import Rows, Values
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
 from featcache.images.source import ImageSource
 from featcache.progress import StageProgress
+
+# Of so few images all are decoded: near features are no condition for equal pixels.
+_FEW: Final = 200
 
 
 @accepts(AuditOptions)
@@ -53,21 +59,21 @@ def audit_cache(
     progress: StageProgress | None = None,
     **options: Any,
 ) -> Audit:
-    """Find leaks, duplicates, label errors, outliers and problems of the splits in a cache.
+    """Find leaks, duplicates, label errors, outliers and problems of the splits and targets in a cache.
 
     The cache is only read.
 
     Args:
         cache: An open cache.
-        source: The images from which the cache was made. Without them, near duplicates are found by their features
-            alone, which finds fewer.
+        source: The images from which the cache was made. Without them only the same bytes are certain, and look-alikes
+            are those whose features hardly differ.
         device: The torch device that computes the cosines, such as "cpu" or "cuda".
         workers: Threads that decode images.
         progress: Called with (stage, steps done, steps in all).
         {options}
 
     Returns:
-        The findings, one section per kind, the most serious kind first.
+        The findings, one section per kind, the most serious kind first, with what was withheld and why.
 
     Raises:
         UnknownName: The cache has no such layer.
@@ -79,18 +85,21 @@ def audit_cache(
     what = AuditOptions(**divide_options(options, "audit_cache", AuditOptions, also=own)[0])
     table, seed = ImageTable.of(cache, what.layer), what.seed
     rows = directions(table, seed=seed, progress=progress)
-    first = first_of_bytes(table.digests)
+    by_bytes = first_of_bytes(table.digests)
     pairs = near_pairs(rows, device=device, progress=progress)
-    pairs = pairs.where(first[pairs.first] != first[pairs.second])
-    pictures = None if source is None else _read_pictures(source, table, pairs, workers, progress)
-    groups = group_matches(len(table), [*same_bytes(first), *same_pictures(pairs, pictures)])
+    pairs = pairs.where(by_bytes[pairs.first] != by_bytes[pairs.second])
+    pictures = None if source is None else _read_pictures(source, table, rows, by_bytes, pairs, workers, progress)
+    equal = equal_images(by_bytes, pictures)
+    certain, likely = certain_groups(table, equal, pictures), likely_matches(pairs, pictures, equal)
+    together = _group_numbers(equal, group_matches(likely.matches))
     images = counts(table)
     sections = [
-        *_duplicate_sections(table, groups, pairs, pictures),
-        label_errors(table, rows, groups=_group_numbers(len(table), groups), seed=seed, progress=progress),
+        *copy_sections(table, certain, likely, _method_note(table, pairs, pictures)),
+        label_errors(table, rows, groups=together, seed=seed, progress=progress),
         outliers(table, root_directions(table, seed=seed, progress=progress)),
         split_section(table, rows, seed=seed),
         missing_labels_section(table),
+        *target_sections(table),
         balance_section(images),
     ]
     order = list(KINDS)
@@ -105,25 +114,26 @@ def audit_cache(
 
 
 def _read_pictures(
-    source: ImageSource, table: ImageTable, pairs: Pairs, workers: int, progress: StageProgress | None
+    source: ImageSource,
+    table: ImageTable,
+    rows: Values,
+    by_bytes: Rows,
+    pairs: Pairs,
+    workers: int,
+    progress: StageProgress | None,
 ) -> Pictures:
-    wanted = np.unique(np.concatenate([pairs.first, pairs.second]))
-    return Pictures.read(source, table, wanted, workers=workers, progress=progress)
-
-
-def _duplicate_sections(
-    table: ImageTable, groups: Sequence[Group], pairs: Pairs, pictures: Pictures | None
-) -> tuple[Section, Section]:
-    leaks, within = duplicate_findings(table, groups)
-    return (
-        Section(kind="leak", findings=tuple(leaks), note=_method_note(table, pairs, pictures)),
-        Section(kind="duplicate", findings=tuple(within), note="found in the same way as leaks"),
-    )
+    """The images of pairs, and those without a direction (near each other); one of several with equal bytes."""
+    numbers = np.arange(len(table))
+    if len(table) > _FEW:
+        without = np.flatnonzero(~rows.any(axis=1))
+        numbers = np.concatenate([pairs.first, pairs.second, without])
+    pictures = Pictures.read(source, table, np.unique(by_bytes[numbers]), workers=workers, progress=progress)
+    return pictures.with_equal_bytes(by_bytes)
 
 
 def _method_note(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> str:
     reduced = f", of {table.feature_dim:,} features projected to {WIDEST}" if table.feature_dim > WIDEST else ""
-    compared = f"same bytes; of {len(pairs):,} pairs with a cosine of at least {pairs.floor:.2f}{reduced}, those "
+    compared = f"of {len(pairs):,} pairs with a cosine of at least {pairs.floor:.2f} in {table.layer}{reduced}, those "
     if pictures is None or not len(pictures):
         return f"{compared}of at least {FEATURES_ALONE:g}: the images were not compared"
     return (
@@ -132,9 +142,9 @@ def _method_note(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> 
     )
 
 
-def _group_numbers(count: int, groups: Sequence[Group]) -> Rows:
-    """The lowest image number in each image's group, its own number without a group: int64 (count,)."""
-    numbers = np.arange(count)
+def _group_numbers(equal: Rows, groups: Sequence[Group]) -> Rows:
+    """A number that equal images, and those of a group, share: int64 (N,)."""
+    numbers = equal.copy()
     for group in groups:
-        numbers[group.numbers] = group.numbers[0]
-    return numbers
+        numbers[group.numbers] = numbers[group.centre]
+    return numbers[equal]

@@ -8,8 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from featcache.analysis.thinning import Rows, thin
-from featcache.analysis.values import Values
+from featcache.analysis.values import Rows, Values, thin
 from featcache.progress import StageProgress
 
 Probabilities = npt.NDArray[np.float32]

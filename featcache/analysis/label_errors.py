@@ -3,7 +3,8 @@
 A linear head predicts every image after it was fitted on others. A class is predicted with confidence if its
 probability reaches its mean among images with that label, or 0.9. An image is a suspect if such a class differs from
 its label. Linear heads on frozen features are unsure of many images with correct labels, so a suspect becomes a finding
-only if its own label also has a probability below 0.02.
+only if its own label also has a probability below 0.02. If the head knows little more than the shares of the classes,
+nothing is listed.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ import numpy as np
 from featcache.analysis.folds import FOLDS, MOST_FITTED, Probabilities, out_of_fold
 from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
-from featcache.analysis.thinning import Rows
-from featcache.analysis.values import Values
+from featcache.analysis.values import Rows, Values
 from featcache.progress import StageProgress
+from featcache.text import human_count
 
 MOST_OWN: Final = 0.02
 # An upper bound of the threshold: if a head is nearly always certain, the mean probability is too strict.
 CONFIDENT: Final = 0.9
 LEAST_IMAGES: Final = 50
+# The least share of what always predicting the most frequent class gets wrong that the head must get right.
+LEAST_SKILL: Final = 0.4
+
+_METHOD: Final = "labels that a linear head on the other images contradicts"
 
 
 def label_errors(
@@ -35,9 +40,17 @@ def label_errors(
     numbers = np.flatnonzero(table.labels >= 0)
     labels = table.labels[numbers]
     if len(numbers) < LEAST_IMAGES or len(np.unique(labels)) < 2:
-        note = f"not looked for: {len(numbers)} labelled images of {len(np.unique(labels))} classes are too few"
-        return Section(kind="label_error", findings=(), note=note)
+        reason = f"{human_count(len(numbers), 'labelled image')} of {len(np.unique(labels))} classes are too few"
+        return Section(kind="label_error", note=_METHOD, withheld=reason)
     probabilities = out_of_fold(directions, numbers, labels, groups=groups[numbers], seed=seed, progress=progress)
+    agree = float((probabilities.argmax(axis=1) == labels).mean())
+    frequent = float(np.bincount(labels).max() / len(labels))
+    if agree - frequent < LEAST_SKILL * (1 - frequent):
+        reason = (
+            f"a linear head agrees with {100 * agree:.1f} % of the labels, always predicting the most frequent class "
+            f"with {100 * frequent:.1f} %: features that know so little of the labels cannot tell which are wrong"
+        )
+        return Section(kind="label_error", note=_METHOD, withheld=reason)
     suspects, suggested = confident_errors(probabilities, labels)
     own = probabilities[suspects, labels[suspects]]
     other = probabilities[suspects, suggested]
@@ -45,7 +58,6 @@ def label_errors(
     findings = [
         _finding(table, int(numbers[suspects[n]]), int(suggested[n]), float(own[n]), float(other[n])) for n in order
     ]
-    agree = float((probabilities.argmax(axis=1) == labels).mean())
     return Section(kind="label_error", findings=tuple(findings), note=_note(agree, len(numbers)))
 
 

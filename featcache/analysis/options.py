@@ -14,7 +14,7 @@ class AuditOptions:
 
     PANEL: ClassVar[str] = "What is looked for, and how"
 
-    layer: Annotated[str | None, Option(help="Whose features are used.", default="the first", metavar="<name>")] = None
+    layer: Annotated[str | None, Option(help="Whose features are used.", default="the last", metavar="<name>")] = None
     seed: Annotated[int, Option(help="Of folds, samples and random projections.", least=0, python_only=True)] = 0
 
     def __post_init__(self) -> None:

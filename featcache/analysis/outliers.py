@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
-from featcache.analysis.thinning import Rows
-from featcache.analysis.values import Values
+from featcache.analysis.values import Rows, Values
 from featcache.images.samples import UNLABELLED
+from featcache.text import human_count
 
 Distances = npt.NDArray[np.float64]
 
@@ -32,7 +32,8 @@ _BLOCK: Final = 8192
 def outliers(table: ImageTable, root_directions: Values) -> Section:
     """The section of outliers, the farthest first. `root_directions`: float32 (N, d), of all images."""
     if len(table) < LEAST_IMAGES:
-        return Section(kind="outlier", findings=(), note=f"not looked for: {len(table)} images are too few")
+        reason = f"{human_count(len(table), 'image')} are too few"
+        return Section(kind="outlier", note="distance to the nearest class", withheld=reason)
     distances, nearest = class_distances(root_directions, table.labels)
     low, middle, high = np.quantile(distances, [0.25, 0.5, 0.75])
     fence = high + FENCE * (high - low)

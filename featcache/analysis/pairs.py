@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import numpy.typing as npt
 
-from featcache.analysis.thinning import Rows, thin
-from featcache.analysis.values import Values
+from featcache.analysis.values import Rows, Values, thin
 from featcache.progress import StageProgress
 
 if TYPE_CHECKING:
@@ -74,8 +73,9 @@ def near_pairs(directions: Values, *, device: str = "cpu", progress: StageProgre
 def _floor(rows: Tensor) -> float:
     sample = thin(len(rows), _SAMPLED)
     wanted = PAIRS_PER_IMAGE * len(sample)
-    if len(rows) <= PAIRS_PER_IMAGE + 1:
-        return LEAST_COSINE
+    # Of few images all pairs are compared: their cosines around their own mean say little.
+    if len(rows) <= 2 * PAIRS_PER_IMAGE:
+        return -1.0
     nearness = rows[sample] @ rows.T
     # An image does not form a pair with itself.
     nearness[range(len(sample)), sample] = -1

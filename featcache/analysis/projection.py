@@ -15,8 +15,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from featcache.analysis.thinning import Rows, thin
-from featcache.analysis.values import FeatureRows, blocks, read_values
+from featcache.analysis.values import FeatureRows, Rows, blocks, read_values, thin
 from featcache.errors import InvalidOption, MissingExtra
 
 Points = npt.NDArray[np.float32]

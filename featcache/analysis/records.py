@@ -1,23 +1,35 @@
-"""The results of an audit as records that convert themselves to JSON.
+"""The results of an audit as records, and as JSON and CSV.
 
-An audit has one section per kind of finding, the most serious kind first. A section has findings, the worst first. A
-finding lists the images that it is about, if any.
+An audit has one section per kind of finding, the most serious kind first. A section has findings, the worst first, and
+the reason why some or all of its checks were withheld, if they were. A finding lists the images that it is about, if
+any.
 """
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
+from featcache.errors import InvalidOption
+from featcache.files import publish_bytes
 from featcache.images.samples import UNLABELLED, Sample
 
 KINDS: Final = {
-    "leak": "Leaks: the same picture in several splits",
+    "leak": "Leaks: the same image in several splits",
+    "group_leak": "Groups with images in several splits",
+    "label_question": "The same or a similar image with different labels",
     "split": "Splits that do not match each other or their names",
     "label_error": "Labels that are likely wrong",
-    "duplicate": "Duplicates within a split",
+    "duplicate": "The same image several times in a split",
+    "look_alike": "Images that look alike: likely copies",
     "unlabelled": "Images without a label",
+    "constant_target": "Targets with a single value",
+    "far_number": "Numbers far from all others",
     "balance": "Class balance",
     "outlier": "Outliers: far from everything else",
 }
@@ -26,19 +38,21 @@ KINDS: Final = {
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Two images of a finding that show the same picture.
+    """Two images of a finding that are the same, or look alike.
 
-    `first` and `second`: their indices in the finding's samples. `how`: "exact" (the same bytes), "copy" (their pixels
-    agree), "mirrored" (their pixels agree if one is mirrored) or "features" (their features agree, and pixels were not
-    compared). `cosine`: of their centred features, 1.0 for the same bytes. `pixels`: the correlation of their outlines,
-    -1 to 1; None if they were not compared.
+    `first` and `second`: their indices in the finding's samples. `how`: certain are "bytes" (the same bytes), "pixels"
+    (other bytes, equal pixels) and "mirrored_pixels" (equal if one is mirrored); likely are "outlines" (they agree),
+    "mirrored_outlines" (they agree if one is mirrored) and "features" (their features are equal, and the pixels were
+    not compared). `score`: the strength of the evidence, 1.0 for what is certain. `cosine`: of their centred features;
+    None if it was not needed. `outlines`: the correlation of their outlines, -1 to 1; None if they were not compared.
     """
 
     first: int
     second: int
     how: str
-    cosine: float
-    pixels: float | None = None
+    score: float
+    cosine: float | None = None
+    outlines: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as JSON values, numbers rounded to 4 digits."""
@@ -46,8 +60,9 @@ class Link:
             "first": self.first,
             "second": self.second,
             "how": self.how,
-            "cosine": round(self.cosine, 4),
-            "pixels": None if self.pixels is None else round(self.pixels, 4),
+            "score": round(self.score, 4),
+            "cosine": None if self.cosine is None else round(self.cosine, 4),
+            "outlines": None if self.outlines is None else round(self.outlines, 4),
         }
 
 
@@ -57,8 +72,8 @@ class Finding:
 
     `kind`: a key of KINDS. `samples`: the images it is about, as the cache names them; empty if it is about a split or
     a class. `score`: the strength of the evidence, 0 to 1, comparable within a kind. `reason`: a short explanation.
-    `suggested`: for a label_error, the label that the features support, an index into the classes. `links`: for a leak
-    or duplicate, the samples that show the same picture.
+    `suggested`: for a label_error, the label that the features support, an index into the classes. `links`: which
+    samples are the same or look alike; each link joins the first sample to one of the others.
     """
 
     kind: str
@@ -91,11 +106,16 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """All findings of one kind, the worst first. `note`: how they were searched, or why they were not."""
+    """All findings of one kind, the worst first.
+
+    `note`: how they were searched. `withheld`: what was not searched, or what was found and is not listed, because the
+    check cannot tell; None if nothing was withheld.
+    """
 
     kind: str
-    findings: tuple[Finding, ...]
+    findings: tuple[Finding, ...] = ()
     note: str
+    withheld: str | None = None
 
     @property
     def title(self) -> str:
@@ -128,6 +148,11 @@ class Audit:
         """
         return {one.kind: one for one in self.sections}[kind]
 
+    @property
+    def withheld(self) -> dict[str, str]:
+        """The kinds of findings of which some or all were withheld, each with the reason."""
+        return {one.kind: one.withheld for one in self.sections if one.withheld is not None}
+
     def to_json(self) -> dict[str, Any]:
         """The whole audit as JSON values, with labels as class names."""
         return {
@@ -136,6 +161,7 @@ class Audit:
             "classes": list(self.classes),
             "rows": {split: sum(of_class.values()) for split, of_class in self.counts.items()},
             "counts": {split: dict(of_class) for split, of_class in self.counts.items()},
+            "withheld": [{"kind": kind, "reason": reason} for kind, reason in self.withheld.items()],
             "sections": [
                 {
                     "kind": section.kind,
@@ -153,3 +179,41 @@ class Audit:
 def class_name(label: int, classes: Sequence[str]) -> str | None:
     """The name of a label's class, None for an unlabelled image."""
     return None if label == UNLABELLED else classes[label]
+
+
+# --- files -----------------------------------------------------------------------------------------------
+
+SUFFIXES: Final = (".json", ".csv")
+HEADER: Final = ("kind", "finding", "score", "id", "split", "label", "suggested", "reason")
+
+
+def check_name(path: Path) -> None:
+    """Raises InvalidOption unless the name ends in .json or .csv."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise InvalidOption(f"expected a .json or .csv file, got {path.name!r}")
+
+
+def write_audit(path: Path, audit: Audit) -> None:
+    """Write all findings atomically. Raises InvalidOption, CacheUnwritable."""
+    check_name(path)
+    text = as_csv(audit) if path.suffix.lower() == ".csv" else json.dumps(audit.to_json(), indent=1, allow_nan=False)
+    publish_bytes(path, text.encode("utf-8", "surrogateescape"))
+
+
+def as_csv(audit: Audit) -> str:
+    """CSV text: HEADER, then one line per image of each finding; a finding without images has one line.
+
+    What was withheld has a line before the findings of its kind, with "withheld" in the column `finding`.
+    """
+    lines = io.StringIO()
+    writer = csv.writer(lines, lineterminator="\n")
+    writer.writerow(HEADER)
+    for section in audit.sections:
+        if section.withheld is not None:
+            writer.writerow((section.kind, "withheld", "", "", "", "", "", section.withheld))
+        for number, finding in enumerate(section.findings, start=1):
+            suggested = "" if finding.suggested is None else class_name(finding.suggested, audit.classes)
+            named = [(one.id, one.split, class_name(one.label, audit.classes) or "") for one in finding.samples]
+            for image in named or [("", "", "")]:
+                writer.writerow((section.kind, number, f"{finding.score:.4f}", *image, suggested, finding.reason))
+    return lines.getvalue()

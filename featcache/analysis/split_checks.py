@@ -12,8 +12,7 @@ import numpy as np
 from featcache.analysis.folds import out_of_fold
 from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
-from featcache.analysis.thinning import Rows, thin
-from featcache.analysis.values import Values
+from featcache.analysis.values import Rows, Values, thin
 from featcache.images.splits import SPLIT_WORDS
 
 Counts = Mapping[str, Mapping[str, int]]
@@ -162,9 +161,11 @@ def _same_classes(table: ImageTable, one: str, other: str, seed: int) -> tuple[R
 def missing_labels_section(table: ImageTable) -> Section:
     """The section of images without a label, one finding per split; images of a split without any are not listed."""
     findings = []
+    label = table.targets.get(table.label_name)
+    known = np.zeros(len(table), np.bool_) if label is None else label.has_value
     for split in table.splits:
         numbers = table.of_split(split)
-        without = numbers[table.labels[numbers] < 0]
+        without = numbers[~known[numbers]]
         if len(without):
             partly = len(without) < len(numbers)
             findings.append(

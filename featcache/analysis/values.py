@@ -1,4 +1,4 @@
-"""Reads features as float32, in blocks, and checks that they are finite."""
+"""Chooses rows, and reads features as float32, in blocks, checking that they are finite."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from featcache.analysis.thinning import Rows
 from featcache.errors import HeadError
 
+Rows = npt.NDArray[np.int64]
 Values = npt.NDArray[np.float32]
 
 # The largest size of a block as float32.
@@ -49,3 +49,23 @@ def blocks(features: FeatureRows, rows: Rows) -> Iterator[tuple[int, Values]]:
     step = max(1, BLOCK_BYTES // (4 * int(features.shape[1])))
     for start in range(0, len(rows), step):
         yield start, read_values(features, rows[start : start + step])
+
+
+def thin(count: int, limit: int | None, *, labels: npt.NDArray[np.int64] | None = None, seed: int = 0) -> Rows:
+    """Choose at most `limit` of `count` row numbers: int64 (n,), ascending. None: all.
+
+    With `labels`, int64 (count,), every label keeps its share, rounded; labels with few rows keep at least one, if
+    `limit` allows it. The choice depends only on `seed`.
+    """
+    if limit is None or count <= limit:
+        return np.arange(count)
+    generator = np.random.default_rng(seed)
+    if labels is None:
+        return np.sort(generator.permutation(count)[:limit])
+    # Each row's rank within its label, divided by the label's size: taking the lowest keeps the labels' shares.
+    order = generator.permutation(count)
+    by_label = order[np.argsort(labels[order], kind="stable")]
+    _, first, sizes = np.unique(labels[by_label], return_index=True, return_counts=True)
+    place = np.arange(count) - first.repeat(sizes)
+    share = place / sizes.repeat(sizes)
+    return np.sort(by_label[np.lexsort((place, share))[:limit]]).astype(np.int64)

@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
         pixels: Annotated[
             bool,
             Option(
-                help="Compare the images too where their features are near, or their features only.",
+                help="Compare the pixels of images whose features are near, or only bytes and features.",
                 flags=("--pixels/--no-pixels",),
                 panel=AuditOptions.PANEL,
             ),
@@ -89,7 +89,7 @@ def register(app: typer.Typer) -> None:
         fail_on: Annotated[
             Literal["none", "leaks", "findings"],
             Option(
-                help="End with exit code 3 at such findings. leaks: images that are in any two splits.",
+                help="End with exit code 3 at such findings. leaks: the same image or one group in two splits.",
                 panel=AuditOptions.PANEL,
             ),
         ] = "none",
@@ -101,11 +101,12 @@ def register(app: typer.Typer) -> None:
     ) -> None:
         """Look for leaks, wrong labels, duplicates and outliers.
 
-        Named are the same picture in several splits or twice in one, labels that the features contradict, images like
-        no class, and splits that do not fit each other or their names. The cache stays as it is.
+        Leaks and duplicates are certain: the same bytes or pixels. Images that look alike, labels that the features
+        contradict, and images like no class are likely. What the checks cannot tell is withheld, with the reason. The
+        cache stays as it is.
         """
         from featcache.analysis.audit import audit_cache
-        from featcache.analysis.files import check_name, write_audit
+        from featcache.analysis.records import check_name, write_audit
         from featcache.cache.reader import FeatureCache
         from featcache.rows.devices import choose_device
 
@@ -132,7 +133,7 @@ def register(app: typer.Typer) -> None:
 
 def _fails(audit: Audit, fail_on: str) -> bool:
     """Whether there are findings on which the command is to fail."""
-    return any(one.findings for one in audit.sections if fail_on == "findings" or one.kind == "leak")
+    return any(one.findings for one in audit.sections if fail_on == "findings" or one.kind in ("leak", "group_leak"))
 
 
 def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> AbstractContextManager[ImageSource | None]:
@@ -141,14 +142,15 @@ def _images(cache: FeatureCache, common: Common, terminal: Terminal) -> Abstract
     try:
         return open_images(cache.selection.source, datasets_dir=common.data_dir / "datasets", download=False)
     except FeatcacheError as error:
-        terminal.warn(f"{error.message}; near duplicates are judged by their features alone, which finds fewer")
+        terminal.warn(f"{error.message}; pixels are not compared, so only the same bytes are certain")
         return nullcontext()
 
 
 def _show(audit: Audit, top: int, output: Path | None, common: Common) -> None:
     rows = {split: sum(sizes.values()) for split, sizes in audit.counts.items()}
     count = sum(len(section.findings) for section in audit.sections)
-    print_line(Bold(human_count(count, "finding") if count else "no findings"), f" in {audit.cache}")
+    withheld = f"; {human_count(len(audit.withheld), 'check')} withheld" if audit.withheld else ""
+    print_line(Bold(human_count(count, "finding") if count else "no findings"), f" in {audit.cache}{withheld}")
     print_pairs([("layer", audit.layer), ("images", human_rows(rows)), ("took", human_seconds(audit.seconds))])
     for section in audit.sections:
         _show_section(section, top)
@@ -168,10 +170,13 @@ def _has_labels(audit: Audit) -> bool:
 
 def _show_section(section: Section, top: int) -> None:
     print_line()
-    print_line(f"{section.title}: {len(section.findings):,}" if section.findings else f"{section.title}: none")
+    found = f"{len(section.findings):,}" if section.findings else "none" if section.withheld is None else "withheld"
+    print_line(f"{section.title}: {found}")
     width = get_terminal_size((100, 24)).columns
-    for line in textwrap.wrap(section.note, width, initial_indent=_INDENT, subsequent_indent=_INDENT):
-        print_line(line)
+    withheld = [] if section.withheld is None else [f"withheld: {section.withheld}"]
+    for text in (section.note, *withheld):
+        for line in textwrap.wrap(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT):
+            print_line(line)
     shown = section.findings[:top]
     if shown:
         rows = [(f"{finding.score:.2f}", finding.reason, _names_of(finding)) for finding in shown]

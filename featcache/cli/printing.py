@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.text import escape_controls
+from featcache.text import human_count as human_count
 
 if TYPE_CHECKING:
     from featcache.cli.options import Common
@@ -246,11 +247,6 @@ def _width(text: str) -> int:
 def human_rows(rows: Mapping[str, int]) -> str:
     """{"test": 10, "train": 2000} -> "2,000 train, 10 test"."""
     return ", ".join(f"{rows[split]:,} {split}" for split in ("train", "val", "test") if split in rows)
-
-
-def human_count(count: int, singular: str, plural: str | None = None) -> str:
-    """(1, "row") -> "1 row"; (2000, "row") -> "2,000 rows"."""
-    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def human_list(names: Sequence[str], shown: int) -> str:

@@ -44,7 +44,7 @@ class AuditView:
             "sections": [
                 {
                     "title": section.title,
-                    "note": section.note,
+                    "note": section.note + (f"; withheld: {section.withheld}" if section.withheld else ""),
                     "count": len(section.findings),
                     "more": max(0, len(section.findings) - MOST_FINDINGS),
                     "findings": [self._finding(one, number) for one in section.findings[:MOST_FINDINGS]],

@@ -84,8 +84,8 @@ def test_features_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("images", [1, 2, 20])
 def test_too_few_images_are_noted(images: int, tmp_path: Path) -> None:
     audit = audit_cache(write_cache(tmp_path, {"test": clouds(images)}))
-    assert "too few" in audit.section("label_error").note
-    assert "too few" in audit.section("outlier").note
+    assert "too few" in audit.withheld["label_error"]
+    assert "too few" in audit.withheld["outlier"]
 
 
 # --- labels ------------------------------------------------------------------------------------------------

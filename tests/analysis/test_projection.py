@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from featcache.analysis import project
 from featcache.analysis.projection import METHODS, Method, principal
-from featcache.analysis.thinning import thin
+from featcache.analysis.values import thin
 from featcache.errors import HeadError, InvalidOption, MissingExtra
 
 # UMAP compiles its code on first use: minutes on a busy machine.

@@ -161,7 +161,7 @@ def test_a_cache_is_audited_on_request(workspace: Workspace, tmp_path: Path) -> 
     assert shown["ids"]
     assert set(shown["ids"]) <= set(workspace.colours)
     assert min(shown["tiles"]) >= 0
-    assert "Leaks: the same picture in several splits" in text_of(written.path)
+    assert "Leaks: the same image in several splits" in text_of(written.path)
     shutil.rmtree(own.root / "data")
     gone = own.report(run, path=tmp_path / "report.html", audit=True)
     assert any(note.startswith("The audit is missing.") for note in gone.notes)
