@@ -86,10 +86,11 @@ def test_small_numbers_are_checked_relative_to_their_column(
 
     open_file = formats.Pt2.open
     # The second column has numbers of about 1e-4.
+    changed = np.array([1, 1.1], np.float32)
     monkeypatch.setattr(
         formats.Pt2,
         "open",
-        lambda self, path: lambda images: open_file(self, path)(images) * np.array([1, 1.1], np.float32),
+        lambda self, path: lambda images: open_file(self, path)(images) * changed,
     )
     with pytest.raises(ExportError, match="differ from featcache's"):
         export_run(runs["numbers"], tmp_path / "head.pt2", "pt2")
