@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,13 @@ case "$1 $2" in
 esac
 """
 
+DOWNLOADS = """# package, bytes, extras
+torch==2.14.1	500000000	pypi dev
+nvidia-cublas==13.1.1.3	400000000	pypi dev
+triton==3.8.0	40000000	pypi dev
+ray==2.60.0	79263560	dev
+"""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Checkout:
@@ -36,11 +44,11 @@ class Checkout:
     folder: Path
     log: Path
 
-    def environment(self, expect: int = 0, **variables: str) -> list[str]:
+    def environment(self, expect: int = 0, *, extras: str = "dev", **variables: str) -> list[str]:
         """Sources the script; what Python was requested to do."""
         self.log.unlink(missing_ok=True)
         ran = subprocess.run(
-            ["bash", "-c", 'source scripts/environment; echo "$PATH"; pwd'],
+            ["bash", "-c", f'extras={extras}; source scripts/environment; echo "$PATH"; pwd'],
             cwd=self.folder,
             env={"PATH": "/usr/bin:/bin", "PYTHON": str(self.log.parent / "python"), **variables},
             stdin=subprocess.DEVNULL,
@@ -56,13 +64,28 @@ class Checkout:
         elif expect == 1:
             assert ran.stderr.splitlines()[-2].startswith("error: ")
             assert ran.stderr.splitlines()[-1].startswith("hint: ")
+        self.messages.write_text(ran.stderr)
         return self.log.read_text().splitlines() if self.log.exists() else []
+
+    @property
+    def messages(self) -> Path:
+        """A file with what the script last wrote to stderr."""
+        return self.log.with_name("messages")
+
+    @property
+    def megabytes(self) -> list[int]:
+        """The sizes in the last message: of all downloads, and of those for NVIDIA's GPUs."""
+        return [int(size) for size in re.findall(r"(\d+) MB", self.messages.read_text())]
 
     @property
     def made(self) -> list[str]:
         """What making everything anew asks of Python."""
+        return self.made_with("dev")
+
+    def made_with(self, extras: str) -> list[str]:
+        """What making the environment anew with extras asks of Python."""
         venv = self.folder / ".venv"
-        install = "pip install --quiet --no-input --disable-pip-version-check -e .[dev] -c constraints.txt"
+        install = f"pip install --quiet --no-input --disable-pip-version-check -e .[{extras}] -c constraints.txt"
         return [f"venv --clear {venv}", install]
 
 
@@ -77,6 +100,7 @@ def checkout(tmp_path: Path) -> Checkout:
     folder = real / "a checkout"
     (folder / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "environment", folder / "scripts")
+    (folder / "scripts" / "downloads.tsv").write_text(DOWNLOADS)
     for name in ("pyproject.toml", "constraints.txt"):
         (folder / name).write_text(name)
     return Checkout(folder=folder, log=real / "log")
@@ -85,6 +109,33 @@ def checkout(tmp_path: Path) -> Checkout:
 def test_it_is_made_once(checkout: Checkout) -> None:
     assert checkout.environment() == checkout.made
     assert checkout.environment() == []
+
+
+def test_a_script_that_needs_less_installs_less_and_another_adds_the_rest(checkout: Checkout) -> None:
+    assert checkout.environment(extras="pypi") == checkout.made_with("pypi")
+    assert checkout.megabytes == [940, 440]
+    assert checkout.environment(extras="pypi") == []
+    assert checkout.megabytes == []
+    assert checkout.environment() == checkout.made[1:]
+    assert checkout.megabytes == [79, 0]
+
+
+def test_what_is_there_stays_when_a_script_needs_less(checkout: Checkout) -> None:
+    checkout.environment()
+    assert checkout.megabytes == [1019, 440]
+    assert checkout.environment(extras="pypi") == []
+    (checkout.folder / "pyproject.toml").write_text("other requirements")
+    assert checkout.environment(extras="pypi") == checkout.made[1:]
+
+
+def test_the_sizes_of_downloads_are_those_of_the_pinned_versions() -> None:
+    lines = [line.split("\t") for line in (ROOT / "scripts" / "downloads.tsv").read_text().splitlines()[1:]]
+    measured = dict(package.split("==") for package, _, _ in lines)
+    pins = (ROOT / "constraints.txt").read_text().splitlines()[1:]
+    pinned = dict(line.split("==") for line in pins)
+    differing = {name: version for name, version in pinned.items() if measured.get(name) != version}
+    assert differing == {}, "scripts/downloads.tsv is old: bash scripts/constraints"
+    assert all(int(size) > 0 for _, size, _ in lines)
 
 
 @pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
