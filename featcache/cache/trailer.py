@@ -118,7 +118,7 @@ def read_trailer(file: ReadableFile) -> Trailer:
     if version != FORMAT_VERSION:
         raise CacheForeign(
             f"{file.path} has format version {version}, this featcache knows version {FORMAT_VERSION}",
-            hint="update featcache: pip install -U featcache",
+            hint="install a newer featcache",
         )
     return _parse(file, text, start)
 
