@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from featcache.extraction.labelling import label
     from featcache.images.location import open_images
     from featcache.inference.prediction import predict
-    from featcache.report.writing import write_report
+    from featcache.report.writing import WrittenReport, write_report
     from featcache.runs.fit import train_head
     from featcache.runs.resuming import resume_head
     from featcache.runs.run import Run
@@ -36,6 +36,7 @@ __all__ = [
     "FeatcacheError",
     "FeatureCache",
     "Run",
+    "WrittenReport",
     "extract",
     "from_module",
     "label",
@@ -56,6 +57,7 @@ _HOMES = {
     "FeatcacheError": "featcache.errors",
     "FeatureCache": "featcache.cache.reader",
     "Run": "featcache.runs.run",
+    "WrittenReport": "featcache.report.writing",
     "extract": "featcache.api",
     "from_module": "featcache.backbones.zoos.modules",
     "label": "featcache.extraction.labelling",

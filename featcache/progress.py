@@ -12,7 +12,8 @@ import importlib
 import io
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, Self, TextIO
 
 from featcache.errors import InvalidOption
@@ -44,6 +45,7 @@ _UNITS = {
     "judging": "folds",
     "mapping features": "maps",
     "segments": "segments",
+    "exporting": "rows",
 }
 
 
@@ -205,6 +207,16 @@ def call_bar(progress: object) -> ProgressBar:
     if progress is not None and progress is not True:
         raise InvalidOption(f"expected progress to be True, False or a function, got {progress!r}")
     return ProgressBar(NotebookScreen() if in_notebook() else terminal_screen(sys.stderr))
+
+
+@contextmanager
+def stage_progress(progress: StageProgress | bool | None) -> Iterator[StageProgress]:
+    """What a function calls with (stage, done, total), for its `progress` argument: the caller's function, or a bar.
+
+    Raises InvalidOption, as `call_bar` does.
+    """
+    with call_bar(progress) as bar:
+        yield progress if callable(progress) else bar.advance
 
 
 def _columns(unit: str) -> Sequence[ProgressColumn]:

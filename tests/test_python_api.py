@@ -22,8 +22,10 @@ import pytest
 from head_caches import blobs, write_cache
 
 import featcache
+from featcache.analysis import audit_cache
 from featcache.cache.reader import CachedSplit, FeatureCache
 from featcache.errors import FeatcacheError, InvalidOption, RunnerUnsuitable, UnknownKey, UnknownName
+from featcache.inference import export_cache
 from featcache.progress import ProgressBar, TerminalScreen, call_bar
 
 # --- errors ------------------------------------------------------------------------------------------------
@@ -248,6 +250,18 @@ class Calls:
             run = featcache.train_head(cache, "ridge", runs_dir=data / "runs", progress=False)
         featcache.predict(run, list(pictures(4)), data_dir=data, **options)
 
+    def label(self, **options: Any) -> None:
+        table = self._folder / "ages.csv"
+        lines = [f"{name},{number}" for number, name in enumerate(self._cache["train"].ids)]
+        table.write_text("\n".join(["id,age", *lines]))
+        featcache.label(self._cache, table, **options)
+
+    def export_cache(self, **options: Any) -> None:
+        export_cache(self._cache, self._folder / "rows.npz", "npz", **options)
+
+    def audit_cache(self, **options: Any) -> None:
+        audit_cache(self._cache, **options)
+
     def _extract(self, folder: str, **options: Any) -> FeatureCache:
         images = {"train": (pictures(9), [0, 1, 2] * 3), "val": (pictures(6, 1), [0, 1, 2] * 2)}
         return featcache.extract(images, "pixels", image_size=4, data_dir=self._folder / folder, **options)
@@ -257,7 +271,15 @@ def pictures(count: int, seed: int = 0) -> Any:
     return np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
 
 
-STAGES = {"extract": "extracting", "train_head": "training", "sweep": "sweeping", "predict": "predicting"}
+STAGES = {
+    "extract": "extracting",
+    "train_head": "training",
+    "sweep": "sweeping",
+    "predict": "predicting",
+    "label": "packing",
+    "export_cache": "exporting",
+    "audit_cache": "reading",
+}
 LONG = pytest.mark.parametrize("function", STAGES)
 
 
@@ -298,7 +320,9 @@ def test_a_file_as_stderr_gets_no_bar(
     assert screen.text() == ""
 
 
-@pytest.mark.parametrize(("function", "values"), [("extract", 3), ("train_head", 1), ("sweep", 2), ("predict", 3)])
+@pytest.mark.parametrize(
+    ("function", "values"), [(name, {"train_head": 1, "sweep": 2}.get(name, 3)) for name in STAGES]
+)
 def test_a_function_is_called_with_the_progress(calls: Calls, function: str, values: int) -> None:
     seen: list[tuple[Any, ...]] = []
     getattr(calls, function)(progress=lambda *progress: seen.append(progress))

@@ -43,7 +43,7 @@ from featcache.analysis.values import Rows, Values
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
 from featcache.images.source import ImageSource
-from featcache.progress import StageProgress
+from featcache.progress import StageProgress, stage_progress
 
 # Of so few images all are decoded: near features are no condition for equal pixels.
 _FEW: Final = 200
@@ -56,7 +56,7 @@ def audit_cache(
     source: ImageSource | None = None,
     device: str = "cpu",
     workers: int = 2,
-    progress: StageProgress | None = None,
+    progress: StageProgress | bool | None = None,
     **options: Any,
 ) -> Audit:
     """Find leaks, duplicates, label errors, outliers and problems of the splits and targets in a cache.
@@ -69,7 +69,8 @@ def audit_cache(
             are those whose features hardly differ.
         device: The torch device that computes the cosines, such as "cpu" or "cuda".
         workers: Threads that decode images.
-        progress: Called with (stage, steps done, steps in all).
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (stage, steps done, steps in all).
         {options}
 
     Returns:
@@ -80,9 +81,23 @@ def audit_cache(
         HeadError: A feature is NaN or infinite.
         CacheDamaged: Rows are not those that were written.
     """
-    began = time.perf_counter()
     own = ("cache", "source", "device", "workers", "progress")
     what = AuditOptions(**divide_options(options, "audit_cache", AuditOptions, also=own)[0])
+    with stage_progress(progress) as advance:
+        return _audit(cache, what, source=source, device=device, workers=workers, progress=advance)
+
+
+def _audit(
+    cache: FeatureCache,
+    what: AuditOptions,
+    *,
+    source: ImageSource | None,
+    device: str,
+    workers: int,
+    progress: StageProgress,
+) -> Audit:
+    """`audit_cache`, with a function that is called with the progress."""
+    began = time.perf_counter()
     table, seed = ImageTable.of(cache, what.layer), what.seed
     rows = directions(table, seed=seed, progress=progress)
     by_bytes = first_of_bytes(table.digests)

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featcache.analysis.values import FeatureRows, Rows, blocks, read_values, thin
+from featcache.display import Shown
 from featcache.errors import InvalidOption, MissingExtra
 
 Points = npt.NDArray[np.float32]
@@ -33,8 +34,8 @@ _PERPLEXITY: Final = 30.0
 _NEIGHBOURS: Final = 15
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Projection:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Projection(Shown):
     """Features projected to two dimensions.
 
     `points`: float32 (n, 2). `rows`: int64 (n,), ascending, the row of each point. `explained`: for PCA the share of

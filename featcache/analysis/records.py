@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from featcache.display import Shown, Summary, Table
 from featcache.errors import InvalidOption
 from featcache.files import publish_bytes
 from featcache.images.samples import UNLABELLED, Sample
@@ -66,8 +67,8 @@ class Link:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Finding:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Finding(Shown):
     """One possible problem of a cache, to be checked by a person.
 
     `kind`: a key of KINDS. `samples`: the images it is about, as the cache names them; empty if it is about a split or
@@ -104,8 +105,8 @@ class Finding:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Section(Shown):
     """All findings of one kind, the worst first.
 
     `note`: how they were searched. `withheld`: what was not searched, or what was found and is not listed, because the
@@ -123,8 +124,8 @@ class Section:
         return KINDS[self.kind]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Audit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Audit(Shown):
     """The result of an audit of one layer of one cache.
 
     `counts`: the number of images by split and class, "" for unlabelled images. `seconds`: the duration of the audit.
@@ -152,6 +153,32 @@ class Audit:
     def withheld(self) -> dict[str, str]:
         """The kinds of findings of which some or all were withheld, each with the reason."""
         return {one.kind: one.withheld for one in self.sections if one.withheld is not None}
+
+    def summary(self) -> Summary:
+        """What a prompt and a notebook show: the number of findings of each kind, the worst, and what was withheld."""
+        found = [section for section in self.sections if section.findings]
+        return Summary(
+            title=self.cache,
+            about=f"layer {self.layer}",
+            facts=[
+                *([(section.kind, len(section.findings)) for section in found] or [("findings", 0)]),
+                *([("withheld", list(self.withheld))] if self.withheld else []),
+            ],
+            tables=[
+                Table(
+                    header=("findings", "count", "the worst", "withheld"),
+                    rows=[
+                        (
+                            one.title,
+                            len(one.findings),
+                            one.findings[0].reason if one.findings else "",
+                            one.withheld or "",
+                        )
+                        for one in self.sections
+                    ],
+                )
+            ],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The whole audit as JSON values, with labels as class names."""

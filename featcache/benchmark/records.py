@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from featcache.benchmark.scenarios import Scenario
+from featcache.display import Shown
 
 NOTEBOOK, TUNED, COLD, WARM = "notebook", "tuned", "cold", "warm"
 WAYS = (NOTEBOOK, TUNED, COLD, WARM)
@@ -38,8 +39,8 @@ class Curve:
     step_losses: tuple[float, ...] = ()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Way(Shown):
     """The measurement of one way; nothing here is scaled.
 
     Attributes:
@@ -150,8 +151,8 @@ class Features:
     extract_images_per_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result(Shown):
     """The result of a benchmark.
 
     Attributes:
@@ -227,8 +228,8 @@ class Point:
     scaled: bool
 
 
-@dataclass(frozen=True, kw_only=True)
-class GrowthResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class GrowthResult(Shown):
     """The result of the scenario `growth`: the times of all ways at all sizes."""
 
     command: str
@@ -256,8 +257,8 @@ class GrowthResult:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StreamingResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class StreamingResult(Shown):
     """The result of the scenario `bigger-than-memory`.
 
     `limit_bytes`: memory that a training may allocate beyond its libraries. `resident`: all features in memory, without

@@ -19,6 +19,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.cache.rows import Rows
 from featcache.cache.targets import Target, encode
 from featcache.cache.writer import Progress
+from featcache.display import Shown
 from featcache.errors import InvalidOption, UnknownName
 
 
@@ -55,8 +56,8 @@ class Added:
     unlabelled: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Labelled:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Labelled(Shown):
     """The result of labelling a cache.
 
     Args:

@@ -12,12 +12,13 @@ from featcache.cache.spec import Json, Selection, Spec
 from featcache.cache.splits import CachedDataset, CachedSplit, FeatureArray
 from featcache.cache.stored import StoredArrays, StoredFile, foreign_error, read_skipped
 from featcache.cache.targets import Column, columns_of, label_in
+from featcache.display import Shown, Summary
 from featcache.errors import CacheForeign, UnknownKey
 
 __all__ = ["CachedDataset", "CachedSplit", "FeatureArray", "FeatureCache"]
 
 
-class FeatureCache(Mapping[str, CachedSplit]):
+class FeatureCache(Shown, Mapping[str, CachedSplit]):
     """A finished cache, open for reading: a mapping from the names of its splits to the splits.
 
     `cache["train"]` is a split, `cache["train"].features` its rows. Two open caches are equal only if they are the
@@ -147,11 +148,11 @@ class FeatureCache(Mapping[str, CachedSplit]):
         layers = ", ".join(f"{layer.name} {list(layer.shape)}" for layer in self.spec.layers)
         return f"<FeatureCache {self.name}: {rows}; {layers} {self.spec.dtype}>"
 
-    def _repr_html_(self) -> str:
-        """The HTML that a notebook shows."""
-        from featcache.cache.presentation import as_html
+    def summary(self) -> Summary:
+        """What a notebook shows: splits, targets and layers."""
+        from featcache.cache.presentation import summary_of
 
-        return as_html(self)
+        return summary_of(self)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.file,))

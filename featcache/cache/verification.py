@@ -12,6 +12,7 @@ from featcache.cache.checksums import row_checksums
 from featcache.cache.layout import checksums_name
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.cache.targets import is_target_array
+from featcache.display import Shown
 from featcache.errors import CacheDamaged, CacheForeign, CacheOutdated
 
 _BLOCK_BYTES = 8 << 20
@@ -37,8 +38,8 @@ class Finding:
     count: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verification:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Verification(Shown):
     """The result of a verification.
 
     Args:

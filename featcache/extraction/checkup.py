@@ -26,6 +26,7 @@ from featcache.backbones import devices
 from featcache.backbones.runners import RUNNERS
 from featcache.backbones.runners.compiled import compiler
 from featcache.backbones.transforms import Transform
+from featcache.display import Shown
 from featcache.extraction.computing import decoding_threads_with_network
 from featcache.images.decoding import decode
 
@@ -60,8 +61,8 @@ class Speed:
     images_per_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Checkup:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Checkup(Shown):
     """This machine and its speeds. `expected` is by backbone; speeds are None where they could not be measured.
 
     `decode_images_per_s` is for one thread and JPEGs of 640x480, decoded and resized to 224; `disk_mb_per_s` is for

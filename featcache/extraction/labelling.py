@@ -12,14 +12,20 @@ from featcache.cache.locks import Owner, lock_cache
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
 from featcache.errors import InvalidOption, SourceError
-from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.files import disk_errors
 from featcache.images.tables import SUFFIXES, column_kinds, column_names, is_table, table_rows
+from featcache.progress import StageProgress
 
 
 @accepts(LabelOptions)
 def label(
-    cache: str | Path | FeatureCache, table: str | Path | None = None, *, data_dir: str | Path = "data", **options: Any
+    cache: str | Path | FeatureCache,
+    table: str | Path | None = None,
+    *,
+    data_dir: str | Path = "data",
+    progress: StageProgress | bool | None = None,
+    **options: Any,
 ) -> Labelled:
     """Add columns of a table to a cache as targets, or remove targets. No row is computed.
 
@@ -30,6 +36,8 @@ def label(
         cache: A cache, its path, its name, or the unique beginning of its name.
         table: A CSV, TSV or Parquet file with a row per image. None: only remove targets.
         data_dir: The folder of data sets, weights and caches.
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (stage, bytes done, bytes in all).
         {options}
 
     Returns:
@@ -42,13 +50,14 @@ def label(
         InvalidOption: No row matches an image, a file name matches several, or two rows of one image differ.
         CacheError: The cache cannot be read or written; it is unchanged.
     """
-    (given,) = divide_options(options, "label", LabelOptions, also=("cache", "table", "data_dir"))
+    (given,) = divide_options(options, "label", LabelOptions, also=("cache", "table", "data_dir", "progress"))
     if isinstance(cache, FeatureCache):
         path = cache.path
     else:
         with disk_errors(Path(data_dir)):
             path = find(Path(data_dir) / "features", cache).require_complete()
-    return label_from_table(path, None if table is None else Path(table), LabelOptions(**given), reporter=LogReporter())
+    with ProgressReporter(progress) as reporter:
+        return label_from_table(path, None if table is None else Path(table), LabelOptions(**given), reporter=reporter)
 
 
 def label_from_table(path: Path, table: Path | None, options: LabelOptions, *, reporter: Reporter) -> Labelled:

@@ -16,6 +16,7 @@ from featcache.backbones.network import Network
 from featcache.backbones.program import Program
 from featcache.backbones.spec import outputs_in
 from featcache.cache.reader import CachedSplit, FeatureCache
+from featcache.display import Shown
 from featcache.errors import ExtractionError
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
@@ -28,8 +29,8 @@ from featcache.images.source import ImageSource
 _BATCH, _LARGEST_BATCH = 32, 4096
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recomputation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Recomputation(Shown):
     """Stored rows compared with recomputed ones.
 
     Attributes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.cache.spec import Json
 from featcache.cache.tables import Skipped
+from featcache.display import Shown
 from featcache.extraction.listed import Listed
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ class Computed:
     images_per_s: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Extraction(Shown):
     """What an extraction did.
 
     Attributes:

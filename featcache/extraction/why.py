@@ -10,6 +10,7 @@ from typing import Any
 from featcache.cache.catalog import CacheEntry, caches_with_spec
 from featcache.cache.reader import FeatureCache
 from featcache.cache.spec import Difference, Spec
+from featcache.display import Shown
 from featcache.extraction.execution import Execution
 from featcache.extraction.images import Images
 from featcache.extraction.inventory import Inventory
@@ -28,8 +29,8 @@ class Neighbour:
     differences: tuple[Difference, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Why:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Why(Shown):
     """Which rows of a request exist already.
 
     Attributes:

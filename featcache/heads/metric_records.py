@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from featcache.display import Shown
+
 Interval = tuple[float, float]
 
 
@@ -29,8 +31,8 @@ class Bin:
     accuracy: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class ClassMetrics:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ClassMetrics(Shown):
     """Metrics of classification. All but counts and the temperature are fractions from 0 to 1.
 
     Attributes:
@@ -64,8 +66,8 @@ class ClassMetrics:
     scaled_bins: tuple[Bin, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ListMetrics:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ListMetrics(Shown):
     """Metrics of multi-label classification. All but counts are fractions from 0 to 1.
 
     Attributes:
@@ -118,8 +120,8 @@ class NumberErrors:
     spearman: Measurement | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class NumberMetrics:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NumberMetrics(Shown):
     """Metrics of regression.
 
     Attributes:

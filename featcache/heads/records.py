@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.display import Shown
 from featcache.rows.target import TargetKind
 
 
@@ -72,8 +73,8 @@ class EpochRecord:
     rate: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Predictions:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Predictions(Shown):
     """Predictions of a head for one part (train, val or test), one row per image.
 
     Attributes:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from featcache.cache.reader import FeatureCache
 from featcache.columns import SEPARATOR
 from featcache.config import accepts, divide_options
+from featcache.display import Shown
 from featcache.errors import InvalidOption, UnknownName
-from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.files import unwritable
 from featcache.inference.array_files import bytes_of, write_npy, write_npz, write_safetensors
 from featcache.inference.cache_rows import Advance, CacheRows
@@ -26,6 +27,7 @@ from featcache.inference.prediction import labels_of, thresholds_of
 from featcache.inference.similarity import CachedImages, RunImages
 from featcache.inference.table_files import write_csv, write_parquet
 from featcache.inference.viewers import Answers, write_atlas, write_projector
+from featcache.progress import StageProgress
 from featcache.rows.joining import CacheLayers
 from featcache.runs.run import Run
 
@@ -40,8 +42,8 @@ _WRITERS: Mapping[str, Write] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportedCache:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExportedCache(Shown):
     """A published file or folder.
 
     Attributes:
@@ -89,6 +91,7 @@ def export_cache(
     *,
     head: Callable[..., Any] | None = None,
     data_dir: str | Path = "data",
+    progress: StageProgress | bool | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> ExportedCache:
@@ -104,7 +107,10 @@ def export_cache(
             arrays; or "parquet", "csv", "projector" or "atlas", with one row per image.
         head: Makes the head, for a Run whose head is a module of your own that cannot be imported by its path.
         data_dir: The folder of downloaded data sets, for `images`, and of caches that a run was trained on.
-        reporter: Receives progress, and a warning where augmented views are left out.
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (stage, rows done, rows in all).
+        reporter: Receives progress, and a warning where augmented views are left out, in place of the logger
+            "featcache" and of `progress`.
         {options}
 
     Returns:
@@ -117,11 +123,12 @@ def export_cache(
         CacheError: The cache cannot be read, or the disk cannot be written.
         ExportError: `images` is given, and some are missing.
     """
-    own = ("head", "data_dir", "reporter")
+    own = ("head", "data_dir", "progress", "reporter")
     what = CacheExportOptions(**divide_options(options, "export_cache", CacheExportOptions, also=own)[0])
     _require_fitting(format, what, cache)
-    path, reporter, data_dir = Path(path), reporter or LogReporter(), Path(data_dir)
+    path, data_dir = Path(path), Path(data_dir)
     with ExitStack() as opened:
+        reporter = reporter or opened.enter_context(ProgressReporter(progress))
         images: CachedImages | None = None
         if isinstance(cache, Run):
             answers, run = _answers_of(cache, head), str(cache.folder)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from numpy.typing import NDArray
 from featcache.backbones.network import Network
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
+from featcache.display import Shown
 from featcache.errors import CacheError, ExportError, FeatcacheError, UnknownName
 from featcache.extraction.execution import ComputeOptions
-from featcache.extraction.reporting import LogReporter, Reporter
+from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.images import ArraySource, decode, select
 from featcache.inference.array_files import bytes_of
 from featcache.inference.classifier import Classifier
@@ -32,6 +33,7 @@ from featcache.inference.formats import NETWORK_FORMATS, NetworkFormat, PredictF
 from featcache.inference.options import RunExportOptions, Weights
 from featcache.inference.pictures import Images, open_pictures, source_of
 from featcache.inference.prediction import open_run, thresholds_of
+from featcache.progress import StageProgress
 from featcache.rows.origins import FeatureOrigin
 from featcache.rows.target import HeadTarget
 from featcache.runs.run import Run
@@ -43,8 +45,8 @@ _IMAGES_HINT = "name images: --verify-images, a folder, an archive or a file"
 Pixels = NDArray[np.uint8]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ExportedRun:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ExportedRun(Shown):
     """A published file or folder.
 
     Attributes:
@@ -96,6 +98,7 @@ def export_run(
     device: str = "auto",
     data_dir: str | Path = "data",
     runs_dir: str | Path = "runs",
+    progress: StageProgress | bool | None = None,
     reporter: Reporter | None = None,
     **options: Any,
 ) -> ExportedRun:
@@ -108,7 +111,9 @@ def export_run(
         verify_images: Real images to check the file on; None: those that the run's cache was extracted from.
         weights, backbone, head, device, data_dir, runs_dir: As for `predict`; the device computes what the file's
             outputs are compared with.
-        reporter: Receives messages and progress.
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (stage, images done, images in all).
+        reporter: Receives messages and progress, in place of the logger "featcache" and of `progress`.
         {options}
 
     Returns:
@@ -121,19 +126,37 @@ def export_run(
         MissingExtra: A package that the format needs is not installed.
         FeatcacheError: What `predict` raises.
     """
+    own = ("verify_images", "weights", "backbone", "head", "device", "data_dir", "runs_dir", "progress", "reporter")
+    (given,) = divide_options(options, "export_run", RunExportOptions, also=own)
+    checks = RunExportOptions(**given)
     kind = _kind(format)
     kind.require()
-    own = ("verify_images", "weights", "backbone", "head", "device", "data_dir", "runs_dir", "reporter")
-    (given,) = divide_options(options, "export_run", RunExportOptions, also=own)
-    reporter, path, data_dir = reporter or LogReporter(), Path(path), Path(data_dir)
-    run, better = open_run(run, Path(runs_dir), reporter)
-    images = _verification_images(run, verify_images, RunExportOptions(**given).verify_limit, data_dir)
-    classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device=device)
+    path, data_dir = Path(path), Path(data_dir)
+    with ExitStack() as opened:
+        reporter = reporter or opened.enter_context(ProgressReporter(progress))
+        run, better = open_run(run, Path(runs_dir), reporter)
+        images = _verification_images(run, verify_images, checks.verify_limit, data_dir)
+        classifier = Classifier.of(run, weights=weights, backbone=backbone, head=head, data_dir=data_dir, device=device)
+        weights_dir = data_dir / "weights"
+        exported = _export(kind, run, path, images, classifier, weights_dir, reporter)
+        return replace(exported, better_run=better)
+
+
+def _export(
+    kind: NetworkFormat,
+    run: Run,
+    path: Path,
+    images: Sequence[Pixels],
+    classifier: Classifier,
+    weights_dir: Path,
+    reporter: Reporter,
+) -> ExportedRun:
+    """Write the file, and keep it if its outputs are featcache's."""
     reporter.info(f"predicting {len(images)} images with featcache")
-    expected = _predict(classifier, images)
+    expected = _predict(classifier, images, reporter)
     with kind.atomic(path) as building:
         reporter.info(f"writing {path.name}")
-        kind.write(classifier, building, _metadata(run, classifier), data_dir / "weights")
+        kind.write(classifier, building, _metadata(run, classifier), weights_dir)
         difference = _require_same(kind.open(building), images, expected, run.target, kind.name, reporter)
     return ExportedRun(
         path=path,
@@ -143,7 +166,6 @@ def export_run(
         nbytes=bytes_of(path),
         images=len(images),
         greatest_difference=difference,
-        better_run=better,
     )
 
 
@@ -200,10 +222,16 @@ def _images_name(origin: FeatureOrigin) -> str | None:
         return None
 
 
-def _predict(classifier: Classifier, images: Sequence[Pixels]) -> NDArray[np.float32]:
+def _predict(classifier: Classifier, images: Sequence[Pixels], reporter: Reporter) -> NDArray[np.float32]:
     source = ArraySource(images, split="test")
-    answers = classifier.predict_chunks(source, source.samples("test"), ComputeOptions())
-    return np.concatenate([answer.outputs for answer in answers])
+    outputs: list[NDArray[np.float32]] = []
+    done = 0
+    reporter.advance("predicting", done, len(images))
+    for answer in classifier.predict_chunks(source, source.samples("test"), ComputeOptions()):
+        outputs.append(answer.outputs)
+        done += len(answer.outputs)
+        reporter.advance("predicting", done, len(images))
+    return np.concatenate(outputs)
 
 
 def _require_same(

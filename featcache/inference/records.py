@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.display import Shown, Summary, Table
 from featcache.rows.target import HeadTarget
 
 
@@ -37,8 +39,8 @@ class NearImage:
     similarity: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImagePrediction:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class ImagePrediction(Shown):
     """The prediction for one image.
 
     Attributes:
@@ -66,6 +68,18 @@ class ImagePrediction:
         """The probability of the most probable class."""
         return self.top[0].probability
 
+    @property
+    def text(self) -> str:
+        """The prediction as one line: classes with probabilities, or numbers."""
+        if self.values is not None:
+            return ", ".join(f"{name} {value:.4g}" for name, value in self.values.items())
+        guesses = self.top[:1] if self.labels is None else self.labels
+        return ", ".join(f"{one.label} {100 * one.probability:.1f} %" for one in guesses)
+
+    def summary(self) -> Summary:
+        """What a prompt and a notebook show: the image and its prediction."""
+        return Summary(title=self.path, facts=[("predicted", self.text)])
+
     def to_json(self) -> dict[str, Any]:
         """{"path", "label", "probability", "top"}, and "neighbours" where there are some.
 
@@ -91,8 +105,8 @@ class Unread:
     reason: str
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Predicted:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Predicted(Shown):
     """The predictions for all images of one call, in the order in which they were given.
 
     Attributes:
@@ -117,6 +131,16 @@ class Predicted:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def summary(self) -> Summary:
+        """What a prompt and a notebook show: the number of images, and the predictions for the first."""
+        unread = [("could not be read", len(self.unread))] if self.unread else []
+        return Summary(
+            title=f"{len(self.images):,} image{'s' * (len(self.images) != 1)}",
+            about=f"by {Path(self.run).name}",
+            facts=[("outputs", self.outputs), *unread],
+            tables=[Table(header=("image", "predicted"), rows=[(one.path, one.text) for one in self.images])],
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The one JSON object of `featcache predict --json`."""

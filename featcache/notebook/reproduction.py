@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featcache.display import Shown
 from featcache.heads.records import Score
 from featcache.notebook.recipes import Recipe
 from featcache.sweeps.records import SweepRow, TrialResult
@@ -38,8 +39,8 @@ class Features:
     weights: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reproduction:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Reproduction(Shown):
     """The results of a recipe's heads.
 
     Attributes:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from featcache.display import Shown, frame_html
 from featcache.errors import CacheUnwritable, ReportError
 from featcache.files import publish_bytes
 from featcache.heads.metric_records import ClassMetrics
-from featcache.progress import StageProgress
+from featcache.progress import StageProgress, stage_progress
 from featcache.report import content
 from featcache.report.audit_view import audit_view_of
 from featcache.report.benchmark_file import Benchmark, read_benchmark
@@ -31,6 +31,7 @@ from featcache.report.sweep_figures import sweep_figures
 from featcache.report.thumbnails import no_thumbnails, pack_sheets, pictures_of
 from featcache.runs.run import Run
 from featcache.sweeps.records import Sweep
+from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.analysis import Audit
@@ -45,8 +46,8 @@ MOST_DETAILED = 8
 """The number of runs that are shown in detail; the others are only in the table."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class WrittenReport:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class WrittenReport(Shown):
     """The result of `write_report`.
 
     Attributes:
@@ -80,8 +81,12 @@ class WrittenReport:
         }
 
     def _repr_html_(self) -> str:
-        name = escape(str(self.path), quote=True)
-        return f'<a href="{name}" target="_blank">{name}</a> ({self.nbytes / 1e6:.1f} MB, {self.runs} runs)'
+        """The page itself, inside the notebook; its fields where the page is no longer there."""
+        try:
+            page = self.path.read_text(encoding="utf-8")
+        except OSError:
+            return super()._repr_html_()
+        return frame_html(page, f"{self.path}, {human_bytes(self.nbytes)}")
 
 
 def write_report(
@@ -94,7 +99,7 @@ def write_report(
     audit: Audit | bool = False,
     data_dir: Path | str = "data",
     runs_dir: Path | str = "runs",
-    progress: StageProgress | None = None,
+    progress: StageProgress | bool | None = None,
 ) -> WrittenReport:
     """Write one HTML page about runs and sweeps: a single file that makes no network requests.
 
@@ -111,7 +116,8 @@ def write_report(
         audit: True to audit the cache of the run with the best val accuracy too, or an `Audit` of it to show.
         data_dir: The folder of caches and named data sets.
         runs_dir: The folder of runs.
-        progress: Called with (stage, steps done, steps in all).
+        progress: None or True: a progress bar, in a terminal or a notebook. False: no bar. Or a function, called with
+            (stage, steps done, steps in all).
 
     Returns:
         The path and size of the page, what it shows, and its notes.
@@ -122,6 +128,22 @@ def write_report(
         MissingExtra: The map is "umap", and UMAP is not installed.
         ReportError: The map or the benchmark file is invalid, or the page cannot be written.
     """
+    with stage_progress(progress) as advance:
+        return _write(runs, path, map, figures, benchmark, audit, data_dir, runs_dir, advance)
+
+
+def _write(
+    runs: Run | Sweep | Path | str | Sequence[Run | Sweep | Path | str],
+    path: Path | str,
+    map: Map,
+    figures: Path | str | None,
+    benchmark: Path | str | None,
+    audit: Audit | bool,
+    data_dir: Path | str,
+    runs_dir: Path | str,
+    progress: StageProgress,
+) -> WrittenReport:
+    """`write_report`, with a function that is called with the progress."""
     if map not in MAPS:
         raise ReportError(f"expected a map by {', '.join(MAPS)}, got {map!r}")
     if Path(path).is_dir():

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.spec import Spec
+from featcache.display import Shown
 from featcache.rows.scaling import scale_stored
 
 
@@ -29,8 +30,8 @@ class FeatureLayer:
         return scale_stored(np.array(stored, dtype=np.float32), self.scale, self.offset)
 
 
-@dataclass(frozen=True, kw_only=True)
-class FeatureOrigin:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FeatureOrigin(Shown):
     """Where a head's features came from: the cache, and the spec that determines the features.
 
     Attributes:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.columns import LABEL
+from featcache.display import Shown
 from featcache.errors import HeadError, InvalidOption, UnknownName
 
 if TYPE_CHECKING:
@@ -31,8 +32,8 @@ TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
 _METRICS = {"classes": "accuracy", "lists": "map", "numbers": "r2"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadTarget:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HeadTarget(Shown):
     """The target of a head.
 
     Attributes:

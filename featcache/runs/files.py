@@ -21,6 +21,7 @@ from featcache.rows.target import TargetKind
 WEIGHTS_FILE = "head.safetensors"
 HISTORY_FILE = "history.csv"
 SWEEP_FILE = "sweep.json"
+REPORT_FILE = "report.html"
 # Ids and paths that are not valid UTF-8 keep their bytes.
 _UTF8 = ("utf-8", "surrogateescape")
 # `rate` for heads trained by steps, `candidate` for solved heads.

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from featcache.display import Shown
 from featcache.heads.records import Score
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Training(Shown):
     """The outcome of a training. For a head that is solved, candidates take the place of epochs.
 
     Attributes:

@@ -30,6 +30,7 @@ import safetensors.numpy
 from numpy.typing import ArrayLike, NDArray
 from safetensors import SafetensorError
 
+from featcache.display import Shown, Summary
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.architectures import HeadShape
 from featcache.heads.config import HeadConfig
@@ -43,6 +44,7 @@ from featcache.rows.target import HeadTarget
 from featcache.runs.catalog import CONFIG_FILE, METRICS_FILE, run_folders
 from featcache.runs.files import (
     HISTORY_FILE,
+    REPORT_FILE,
     SWEEP_FILE,
     WEIGHTS_FILE,
     history_bytes,
@@ -55,7 +57,7 @@ from featcache.runs.files import (
     read_predictions,
     sweep_folders,
 )
-from featcache.runs.html import run_html
+from featcache.runs.presentation import summary_of
 from featcache.runs.records import Training
 from featcache.training.checkpoint_file import (
     CHECKPOINT_FILE,
@@ -67,12 +69,13 @@ from featcache.training.checkpoint_file import (
 if TYPE_CHECKING:
     from torch import nn
 
+    from featcache import WrittenReport
+
 RUN_FORMAT = 2
-REPORT_FILE = "report.html"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Run:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Run(Shown):
     """A trained head and its record, returned by `train_head` and read by `Run.load`.
 
     Attributes:
@@ -288,23 +291,24 @@ class Run:
 
         return outputs
 
-    def report(self, path: Path | str | None = None, **options: Any) -> Path:
-        """Write a report on this run as one HTML page.
+    def report(self, path: Path | str | None = None, **options: Any) -> WrittenReport:
+        """Write a report on this run as one HTML page; a notebook shows the page.
 
         Args:
             path: The page's path; None for `report.html` in the run's folder.
             options: Options of `featcache.write_report`.
 
         Returns:
-            The page's path.
+            The page's path, and what it shows.
         """
         # Imported here, through the public API: the package `runs` does not depend on `report`.
         import featcache
 
-        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options).path
+        return featcache.write_report(self, path or self.folder / REPORT_FILE, **options)
 
-    def _repr_html_(self) -> str:
-        return run_html(self)
+    def summary(self) -> Summary:
+        """What a prompt and a notebook show: the scores, and where the run is."""
+        return summary_of(self)
 
     def _columns(self, features: ArrayLike | Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """One array (N, d) per layer."""

@@ -6,13 +6,17 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from featcache.display import Shown, Summary
 from featcache.errors import FeatcacheError, HeadError
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import Score
-from featcache.runs.files import SWEEP_FILE, read_json
+from featcache.runs.files import REPORT_FILE, SWEEP_FILE, read_json
 from featcache.training.checkpoint_file import other_version
+
+if TYPE_CHECKING:
+    from featcache import WrittenReport
 
 SWEEP_FORMAT = 2
 
@@ -70,8 +74,8 @@ class Estimate:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialResult:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TrialResult(Shown):
     """The result of one head of a sweep.
 
     Attributes:
@@ -122,8 +126,8 @@ class TrialResult:
         return cls(**{**values, **scores})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SweepRow:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SweepRow(Shown):
     """One combination of the grid, and all heads that were trained for it.
 
     Attributes:
@@ -213,8 +217,8 @@ class SweepRow:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sweep:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Sweep(Shown):
     """The result of a sweep: all rows, the best first, and the chosen head.
 
     Attributes:
@@ -296,6 +300,33 @@ class Sweep:
             "notes": list(self.notes),
             "format": SWEEP_FORMAT,
         }
+
+    def summary(self) -> Summary:
+        """What a prompt and a notebook show: the chosen head, and the table."""
+        from featcache.sweeps.tables import summary_of
+
+        return summary_of(self)
+
+    def report(self, path: Path | str | None = None, **options: Any) -> WrittenReport:
+        """Write a report on the runs of this sweep as one HTML page; a notebook shows the page.
+
+        Args:
+            path: The page's path; None for `report.html` in the sweep's folder.
+            options: Options of `featcache.write_report`.
+
+        Returns:
+            The page's path, and what it shows.
+
+        Raises:
+            HeadError: The sweep was interrupted before a run was written.
+        """
+        # Imported here, through the public API: the package `sweeps` does not depend on `report`.
+        import featcache
+
+        runs = list(dict.fromkeys(row.run for row in self.rows if row.run is not None))
+        if not runs:
+            raise HeadError(f"the sweep {self.folder} has written no run", hint="resume it with featcache.resume_sweep")
+        return featcache.write_report(runs, path or self.folder / REPORT_FILE, **options)
 
     @property
     def options(self) -> tuple[str, ...]:

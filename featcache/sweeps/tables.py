@@ -15,9 +15,12 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from featcache.display import Summary
+from featcache.display import Table as ShownTable
 from featcache.errors import HeadError
 from featcache.runs.files import SWEEP_FILE, json_bytes, publish_folder
 from featcache.sweeps.records import Estimate, Sweep, SweepRow
+from featcache.text import human_seconds
 from featcache.training.checkpoint_file import CHECKPOINT_FILE
 
 CSV_FILE, MARKDOWN_FILE = "table.csv", "table.md"
@@ -92,6 +95,29 @@ def table_of(sweep: Sweep) -> Table:
     )
     rows = [tuple(columns.cells(number, row)) for number, row in enumerate(sweep.rows, start=1)]
     return Table(header=tuple(columns.header()), rows=tuple(rows), tied=sweep.tied, legend=tuple(_legend(sweep)))
+
+
+def summary_of(sweep: Sweep) -> Summary:
+    """The chosen head, and the table."""
+    table = table_of(sweep)
+    best = sweep.best.estimate
+    heads = sum(len(row.heads) for row in sweep.rows)
+    return Summary(
+        title=sweep.folder.name,
+        about=f"{heads:,} heads" + (", interrupted" if sweep.interrupted else ""),
+        facts=[
+            ("best", ", ".join([sweep.best.config.head, *_values_beside_head(sweep.best)])),
+            *([] if best is None else [(f"{best.metric} on {sweep.judge}", score_text(best.value, best.metric))]),
+            *([] if sweep.test is None else [("on test", score_text(sweep.test.value, sweep.test.metric))]),
+            ("trained in", human_seconds(sweep.seconds)),
+        ],
+        tables=[ShownTable(header=table.header, rows=table.rows)],
+        notes=[*table.legend, *sweep.notes],
+    )
+
+
+def _values_beside_head(row: SweepRow) -> list[str]:
+    return [f"{name} {value}" for name, value in row.values.items() if name != "head"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,6 +51,13 @@ def test_the_file_predicts_what_featcache_predicts_for_images_of_any_size(
     assert list(tmp_path.iterdir()) == [exported.path]
 
 
+def test_a_function_is_called_with_the_progress(workspace: Workspace, pixel_run: Run, tmp_path: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    export(workspace, pixel_run, tmp_path / "head.pt2", "pt2", progress=lambda *step: seen.append(step))
+    assert {stage for stage, _, _ in seen} == {"predicting", "verifying images"}
+    assert all(step in seen for step in (("predicting", 14, 14), ("verifying images", 14, 14)))
+
+
 def test_the_file_contains_two_layers_and_a_crop(workspace: Workspace, tmp_path: Path) -> None:
     run = workspace.train("centroid", layers=("layer1", "pre_logits"), pool="avg", resize="crop")
     exported = export(workspace, run, tmp_path / "head.pt2", "pt2")

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules next to the packages that every package may import.
-GROUND = {"errors", "config", "columns", "files", "progress", "text"}
+GROUND = {"errors", "config", "columns", "display", "files", "progress", "text"}
 # All modules next to the packages, and what they may import.
 ROOT_MODULES: dict[str, set[str]] = {
     **{module: set() for module in GROUND},
@@ -45,9 +45,9 @@ ROOT_MODULES: dict[str, set[str]] = {
     "__init__": {"api", *MAY_IMPORT} - {"cli"},
     "__main__": {"cli"},
 }
-# Modules that use a public name of featcache, when they are called and not before: `Run.report`, for notebooks. The
-# name is resolved then (PEP 562), so runs neither load the report nor know it.
-USES_THE_ROOT = {"featcache.runs.run"}
+# Modules that use a public name of featcache, when they are called and not before: `Run.report` and `Sweep.report`, for
+# notebooks. The name is resolved then (PEP 562), so runs and sweeps neither load the report nor know it.
+USES_THE_ROOT = {"featcache.runs.run", "featcache.sweeps.records"}
 TORCH = {"torch", "torchvision", "pytorch_lightning", "lightning", "torchmetrics"}
 
 

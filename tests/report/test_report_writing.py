@@ -459,7 +459,7 @@ def test_a_file_that_is_no_benchmark_is_refused(
 
 
 def test_a_run_writes_its_own_report(run: Run) -> None:
-    path = run.report(map="none")
+    path = run.report(map="none").path
     assert path == run.folder / "report.html"
     assert path.read_text().startswith("<!doctype html>")
 
