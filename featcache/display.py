@@ -97,8 +97,10 @@ def as_html(summary: Summary) -> str:
 
 def frame_html(page: str, caption: str) -> str:
     """A whole HTML page inside a notebook's cell: its styles and scripts are kept apart from the notebook's."""
+    # Without a base of its own, a link to a section would open the notebook inside the frame.
+    framed = page.replace("<head>", '<head><base href="about:srcdoc">', 1)
     return (
-        f'<iframe srcdoc="{escape(page, quote=True)}" sandbox="allow-scripts" title="{escape(caption, quote=True)}" '
+        f'<iframe srcdoc="{escape(framed, quote=True)}" sandbox="allow-scripts" title="{escape(caption, quote=True)}" '
         f'style="width:100%;height:{_FRAME_HEIGHT}px;border:0;background:#fff"></iframe>'
         f"<p><small>{escape(caption)}</small></p>"
     )

@@ -362,3 +362,17 @@ def test_it_is_dark_where_that_is_preferred(browser: Browser, report: Path) -> N
         seen.page.context.close()
     assert brightness["light"][0] > 600 > brightness["light"][1]
     assert brightness["dark"][0] < 150 < brightness["dark"][1]
+
+
+def test_the_links_of_a_page_in_a_notebook_stay_inside_its_frame(
+    browser: Browser, runs: tuple[Run, Run], tmp_path: Path
+) -> None:
+    notebook = tmp_path / "notebook.html"
+    written = runs[0].report(tmp_path / "report.html", map="none")
+    notebook.write_text(f"<!doctype html><body><h1>notebook</h1>{written._repr_html_()}")
+    seen = open_page(browser, notebook)
+    _, frame = seen.page.frames
+    frame.locator("nav a").nth(1).click()
+    frame.wait_for_function("scrollY > 100")
+    assert frame.url.startswith("about:srcdoc#")
+    assert seen.errors == []
