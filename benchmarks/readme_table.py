@@ -11,11 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from featcache.benchmark import Result
-from featcache.benchmark.arithmetic import summarise
-from featcache.benchmark.records import COLD, NOTEBOOK, TUNED, WARM
-from featcache.benchmark.tables import times_table
-from featcache.benchmark.wording import duration, findings, how_it_was_scaled, times, what_was_measured
+from featcache.benchmark.result import Result
+from featcache.benchmark.showing import markdown_table, notes, sentence
 from featcache.notebook.recipes import Recipe, recipe, recipe_names
 
 ROOT = Path(__file__).parents[1]
@@ -42,37 +39,20 @@ def table(result: dict[str, Any]) -> str:
 
 
 def comparison(result: Result) -> str:
-    """The README's first picture and first table: the four ways, and the findings."""
-    picture = f"benchmarks/results/{COMPARISON.stem}-ways"
-    gains = summarise(result).comparisons[NOTEBOOK]
+    """The README's first picture and first table: the four ways, and the notes."""
     lines = [
-        "<picture>",
-        f'  <source media="(prefers-color-scheme: dark)" srcset="{picture}-dark.svg">',
-        f'  <img alt="{result.scenario.backbone}: a cached epoch is {times(gains.warm_epoch)} times faster than '
-        f'end to end" src="{picture}-light.svg">',
-        "</picture>",
+        f'<img alt="The time of the four ways, as in the table" src="benchmarks/results/{COMPARISON.stem}.svg">',
         "",
-        what_was_measured(result),
+        markdown_table(result),
         "",
-        times_table(result),
-        "",
-        " ".join([*findings(result), how_it_was_scaled(result) or ""]).strip(),
+        " ".join(notes(result)),
     ]
     return "\n".join(lines) + "\n"
 
 
 def headline(result: Result) -> str:
-    """The speed-up of a single head, extraction included, over end to end with featcache's speed, as one paragraph."""
-    summary = summarise(result)
-    cached, end_to_end = summary.totals[COLD].one_head_s, summary.totals[TUNED].one_head_s
-    return (
-        f"**{times(summary.comparisons[TUNED].cold_one_head)} times faster, extraction included.** One head, "
-        f"{result.scenario.epochs} epochs on VGG16's {result.features.feature_dim:,} features: {duration(cached)} "
-        f"instead of ≈ {duration(end_to_end)}. The baseline trains the same head end to end, and computes the "
-        "backbone exactly as the extraction does (same runner, same precision). Each further head takes "
-        f"{duration(summary.totals[WARM].one_head_s)}. "
-        "[Measured](#measured) has the details and the weaker baselines.\n"
-    )
+    """The speed-up of a single head, extraction included, over end to end at the same speed, as one paragraph."""
+    return f"{sentence(result)} [Measured](#measured) has the details, and the slower way of a notebook.\n"
 
 
 def recipes(result: dict[str, Any]) -> str:

@@ -65,7 +65,7 @@ def fit_by_trainer(
             HeadModule.of_rows(config, source, target),
             train,
             val,
-            trainer or _quiet_trainer(config, train.device),
+            trainer or trainer_for(config, train.device),
             progress=progress,
             interruption=interruption,
         )
@@ -73,11 +73,6 @@ def fit_by_trainer(
     head = final_head(trial, source.scaling, target, train.feature_dim).to(train.device)
     seconds = time.perf_counter() - began
     return fit_result_of(trial, head, val, target, source.scaling, seconds=seconds)
-
-
-def _quiet_trainer(config: HeadConfig, device: torch.device) -> pl.Trainer:
-    with _quiet():
-        return trainer_for(config, device)
 
 
 def train_module(
@@ -171,19 +166,20 @@ class _Keeper(Callback):
 def trainer_for(config: HeadConfig, device: torch.device, *callbacks: Callback) -> pl.Trainer:
     """A Trainer with the epochs and the patience of a head's options, which writes and prints nothing."""
     stopping = EarlyStopping("val_loss", min_delta=config.min_delta, patience=config.patience)
-    return pl.Trainer(
-        accelerator="gpu" if device.type == "cuda" else device.type,
-        devices=[device.index or 0] if device.type == "cuda" else 1,
-        max_epochs=config.max_epochs,
-        callbacks=[*callbacks, stopping],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        # Without this, Lightning would join a surrounding SLURM job and wait for other ranks.
-        plugins=[LightningEnvironment()],
-    )
+    with _quiet():
+        return pl.Trainer(
+            accelerator="gpu" if device.type == "cuda" else device.type,
+            devices=[device.index or 0] if device.type == "cuda" else 1,
+            max_epochs=config.max_epochs,
+            callbacks=[*callbacks, stopping],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            # Without this, Lightning would join a surrounding SLURM job and wait for other ranks.
+            plugins=[LightningEnvironment()],
+        )
 
 
 @contextmanager

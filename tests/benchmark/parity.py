@@ -18,15 +18,14 @@ from torchvision import models, transforms
 from featcache.backbones.loading import Plain, plain
 from featcache.backbones.options import BackboneOptions
 from featcache.backbones.transforms import Transform
-from featcache.benchmark.end_to_end import ImageEpochs, NotebookForward, Ordering, cut_samples, notebook_preset
-from featcache.benchmark.training import Parts, Trained, parts_of_cache, train
+from featcache.benchmark.end_to_end import NotebookForward, Trained, cut_samples, notebook_preset, parts_of_cache, train
+from featcache.benchmark.ways import image_parts
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.images import select_samples
 from featcache.extraction.request import Request
 from featcache.extraction.run import Execution, extract
 from featcache.heads.config import HeadConfig
 from featcache.images import open_images
-from featcache.rows.target import class_target
 
 CPU = torch.device("cpu")
 # Nine steps, large enough that any difference of features shows in the losses.
@@ -138,7 +137,7 @@ class EndToEndSetup:
 
     network: nn.Module
     preset: Callable[[Image.Image], Tensor]
-    ordering: Ordering
+    config: HeadConfig
 
 
 def in_train_mode(setup: EndToEndSetup) -> EndToEndSetup:
@@ -156,7 +155,7 @@ def without_normalisation(setup: EndToEndSetup) -> EndToEndSetup:
 
 def in_another_order(setup: EndToEndSetup) -> EndToEndSetup:
     """With the batches of another seed."""
-    return replace(setup, ordering=replace(setup.ordering, seed=setup.ordering.seed + 1))
+    return replace(setup, config=replace(setup.config, seed=setup.config.seed + 1))
 
 
 def with_other_pooling(setup: EndToEndSetup) -> EndToEndSetup:
@@ -176,14 +175,7 @@ def end_to_end(
         network = torchvisions(case)
         with torch.no_grad():
             feature_dim = network(torch.zeros(2, 3, case.image_size, case.image_size)).shape[1]
-        ordering = Ordering(batch_size=CONFIG.head_batch_size, seed=CONFIG.seed, row_bytes=4 * feature_dim)
-        setup = broken(EndToEndSetup(network=network, preset=preset_of(case), ordering=ordering))
+        setup = broken(EndToEndSetup(network=network, preset=preset_of(case), config=CONFIG))
         forward = NotebookForward(source, setup.network, setup.preset, feature_dim=feature_dim)
-        parts = Parts(
-            train=ImageEpochs(samples["train"], forward, setup.ordering, lambda images: None),
-            val=ImageEpochs(samples["val"], forward, setup.ordering, lambda images: None),
-            test=None,
-            feature_dim=feature_dim,
-            target=class_target(source.classes),
-        )
+        parts = image_parts(samples, forward, setup.config, classes=source.classes, stored="float32")
         return train(parts, CONFIG)

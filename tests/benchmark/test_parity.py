@@ -29,9 +29,8 @@ from parity import (
     write_weights,
 )
 
-from featcache.benchmark.agreement import step_difference
-from featcache.benchmark.end_to_end import NotebookNetwork, TunedForward, cut_samples, image_parts
-from featcache.benchmark.training import Trained, parts_of_cache, train
+from featcache.benchmark.end_to_end import NotebookNetwork, Trained, TunedForward, cut_samples, parts_of_cache, train
+from featcache.benchmark.ways import image_parts
 from featcache.cache.reader import FeatureCache
 from featcache.extraction.execution import Execution
 from featcache.extraction.forward import ForwardPass
@@ -46,7 +45,7 @@ SIZES = {"resnet18": 64, "vgg16": 64, "inception_v3": 107}
 
 def apart(first: Trained, second: Trained) -> float:
     """The greatest difference of two losses of the same step."""
-    return step_difference(tuple(first.step_losses.tolist()), tuple(second.step_losses.tolist()))
+    return float(np.abs(first.step_losses - second.step_losses).max())
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def case_name(value: str | tuple[str, ...]) -> str:
         (("extract", "--dataset", "pictuers", "--backbone", "pixels"), "pictures"),
         (("extract", "--dataset", "./pictuers", "--backbone", "pixels"), "pictures"),
         (("show", "mnits", "--output", "grid.png"), "mnist"),
-        (("benchmark", "--scenario", "qiuck"), "quick"),
+        (("benchmark", "qiuck"), "quick"),
         (("reproduce", "mlp-wdie"), "mlp-wide"),
     ],
     ids=case_name,

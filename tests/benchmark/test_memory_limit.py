@@ -1,0 +1,23 @@
+"""Training on a cache larger than the memory allowed: the limit is enforced, and only streaming fits."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from benchmark_files import benchmark_module
+
+ROWS, WIDE = 20_000, 8192
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_under_the_limit_only_streaming_fits_and_gives_the_same_head(tmp_path: Path) -> None:
+    # 328 MB.
+    with benchmark_module("features").write_features(tmp_path, {"train": ROWS}, WIDE) as made:
+        cache = made.path
+    found = benchmark_module("memory_limit").compare(cache, 160_000_000)
+    assert found["streamed"]["val_loss"] == found["resident"]["val_loss"]
+    assert found["streamed"]["beyond_libraries_bytes"] < 160_000_000
+    assert found["resident"]["beyond_libraries_bytes"] > ROWS * WIDE * 2 * 0.8
+    assert found["resident_limited"]["error"].startswith("MemoryError")
