@@ -57,8 +57,8 @@ if importlib.util.find_spec("google") and importlib.util.find_spec("google.colab
     drive.mount("/content/drive")
     folder = Path("/content/drive/MyDrive/featcache")
     if not importlib.util.find_spec("featcache"):
+        print("installing featcache from", folder)
         # %pip install --quiet {next(folder.glob("featcache-*.whl"))}
-        pass
 
 # %% [markdown] lang="en"
 # ## Settings
@@ -200,10 +200,10 @@ networks["inception_v3"]
 # %% [markdown] lang="en"
 # ## Beside the notebook's numbers
 #
-# The notebook printed the accuracy of the last epoch, on the images that are called val here. `last` is that number, the
-# mean over the seeds; `test` is measured on the 10,000 images that nothing was chosen on, and is the number to quote.
-# A recipe *agrees* if `last` is within 1.5 points of the notebook. With fewer images, or other weights, the two cannot
-# be compared, and the last column says why.
+# The notebook printed the accuracy of the last epoch, on the images that are called val here. `last` is that number,
+# the mean over the seeds; `test` is measured on the 10,000 images that nothing was chosen on, and is the number to
+# quote. A recipe *agrees* if `last` is within 1.5 points of the notebook. With fewer images, or other weights, the two
+# cannot be compared, and the last column says why.
 
 # %% [markdown] lang="pt"
 # ## Ao lado dos números do notebook
@@ -230,17 +230,18 @@ for row in results:
 # %% [markdown] lang="en"
 # ## What the stored features add
 #
-# **Another question takes seconds.** Which head, and how much dropout? Six heads on the same features. Each row has a 95 %
-# interval: heads whose intervals overlap cannot be told apart on these images.
+# **Another question takes seconds.** Which head is best? Five heads on the same features. Each row has a
+# 95 % interval: heads whose intervals overlap cannot be told apart on these images.
 
 # %% [markdown] lang="pt"
 # ## O que as features guardadas permitem
 #
-# **Outra pergunta leva segundos.** Qual cabeça, e quanto dropout? Seis cabeças sobre as mesmas features. Cada linha tem
+# **Outra pergunta leva segundos.** Qual cabeça é a melhor? Cinco cabeças sobre as mesmas features. Cada linha tem
 # um intervalo de 95 %: cabeças cujos intervalos se sobrepõem não podem ser distinguidas com estas imagens.
 
 # %%
-heads = featcache.sweep(vgg16, grid={"head": ["linear", "mlp:64"], "dropout": [0, 0.2, 0.5]}, max_epochs=10, runs_dir=runs)
+question = {"head": ["linear", "mlp:64", "mlp:128,64", "ridge", "centroid"]}
+heads = featcache.sweep(vgg16, grid=question, max_epochs=10, runs_dir=runs)
 heads
 
 # %% [markdown] lang="en"
@@ -248,11 +249,11 @@ heads
 # mistakes and a map of the features.
 
 # %% [markdown] lang="pt"
-# **Um relatório que você pode compartilhar**: um único arquivo HTML com a comparação, as curvas de aprendizado, a matriz
-# de confusão, os erros e um mapa das features.
+# **Um relatório que você pode compartilhar**: um único arquivo HTML com a comparação, as curvas de aprendizado, a
+# matriz de confusão, os erros e um mapa das features.
 
 # %%
-run.report("report.html", data_dir=data, runs_dir=runs)
+run.report("report.html", data_dir=data)
 
 # %% [markdown] lang="en"
 # **An audit of the images**: the same picture in train and test, labels that the features contradict, images that are
@@ -302,5 +303,5 @@ featcache.train_head(vgg16, "ridge", target="kind", runs_dir=runs)
 # %% [markdown] lang="pt"
 # ## E agora
 #
-# `featcache.predict(run, "foto.jpg")` classifica imagens novas, e `featcache export` grava a rede e a cabeça em um único
-# arquivo ONNX. O tutorial e os guias estão na documentação (em inglês).
+# `featcache.predict(run, "foto.jpg")` classifica imagens novas, e `featcache export` grava a rede e a cabeça em um
+# único arquivo ONNX. O tutorial e os guias estão na documentação (em inglês).

@@ -22,6 +22,7 @@ from featcache.rows.target import class_target
 # Results of commands whose records stay inside the command line, and records that are written into files and compared:
 # their repr is whole.
 WHOLE = {
+    "BenchmarkOptions",
     "Augmentation",
     "BackboneSpec",
     "Choice",

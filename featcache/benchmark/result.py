@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from featcache.benchmark.options import BenchmarkOptions
+from featcache.display import Shown
 
 NOTEBOOK, TUNED, COLD, WARM = "notebook", "tuned", "cold", "warm"
 WAYS = (NOTEBOOK, TUNED, COLD, WARM)
@@ -25,8 +26,8 @@ SAME_LOGITS = 1e-3
 SAME_POINTS = 0.2
 
 
-@dataclass(frozen=True, kw_only=True)
-class Way:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Way(Shown):
     """The measurement of one way; nothing here is scaled.
 
     Attributes:
@@ -107,8 +108,8 @@ class Features:
     extract_images_per_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Result:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Result(Shown):
     """The result of a benchmark.
 
     Attributes:

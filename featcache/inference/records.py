@@ -149,8 +149,8 @@ class Predicted(Shown):
         return record | ({"skipped": [asdict(one) for one in self.unread]} if self.unread else {})
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchedImage:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SearchedImage(Shown):
     """An image whose most similar cached images were searched.
 
     Attributes:
@@ -164,8 +164,8 @@ class SearchedImage:
     neighbours: tuple[NearImage, ...]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Found:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Found(Shown):
     """The result of a search.
 
     Attributes:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from featcache.config import Option, check
+from featcache.display import Shown
 from featcache.errors import InvalidOption
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class PushOptions:
             )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pushed:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pushed(Shown):
     """A finished push.
 
     Attributes:
@@ -77,8 +78,8 @@ class Pushed:
         return _to_json(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pulled:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Pulled(Shown):
     """A finished pull.
 
     Attributes:

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import nbclient
+import nbformat
 import pytest
 
-
 ROOT = Path(__file__).resolve().parents[2]
-
-nbclient = pytest.importorskip("nbclient")
-nbformat = pytest.importorskip("nbformat")
 
 ENGLISH, PORTUGUESE = ROOT / "docs" / "notebook.ipynb", ROOT / "docs" / "notebook.pt.ipynb"
 
@@ -51,7 +49,7 @@ def test_the_notebook_runs_on_a_few_real_images(
         f"{name} = {value!r}"
         for name, value in {
             "images": str(cifar_zip),
-            "limit": 40,
+            "limit": 20,
             "weights": {"vgg16": str(vgg_weights), "inception_v3": str(inception_weights)},
             "seeds": 1,
         }.items()

@@ -92,7 +92,7 @@ def test_a_long_call_shows_a_bar_below_its_cell(outputs: dict[str, list[Any]], c
         ("cache", "pixels on digits"),
         ("run", '<th scope="row">test</th>'),
         ("sweep", "and 50 more"),
-        ("audit", "Leaks: the same picture in several splits"),
+        ("audit", "Leaks: the same image in several splits"),
         ("predicted", "300 images"),
         ("exported", "digits.npz"),
     ],
