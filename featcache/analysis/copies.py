@@ -249,8 +249,11 @@ def copy_sections(table: ImageTable, certain: Sequence[Group], likely: Likely, n
         note: How likely matches were searched.
     """
     facts = [_certain_finding(table, group) for group in certain]
-    differ = [match for match in likely.matches if _labels_of(table, np.array([match.first, match.second]))[1:]]
-    same = [match for match in likely.matches if match not in differ]
+    differ: list[Match] = []
+    same: list[Match] = []
+    for match in likely.matches:
+        labels = _labels_of(table, np.array([match.first, match.second]))
+        (differ if len(labels) > 1 else same).append(match)
     withheld = "; ".join(likely.withheld) or None
     certain_by = "the same bytes, the same decoded pixels, or the same pixels mirrored: certain"
     return (
