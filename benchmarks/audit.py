@@ -198,17 +198,31 @@ def cifar(shared: Path) -> None:
 
 
 @app.command()
-def speed(shared: Path, other: Path) -> None:
-    """Seconds for all of CIFAR-10 with 512 features, three times in turn; ResNet-18 with random weights."""
+def speed(shared: Path, other: Path, pairs: Annotated[Path | None, typer.Option()] = None) -> None:
+    """Seconds for all of CIFAR-10 with 512 features, three times in turn; also its likely pairs, as a CSV file."""
     with tempfile.TemporaryDirectory() as scratch:
         where = ["--data-dir", scratch]
-        network = ["-b", "resnet18", "--weights", "random:0", "--image-size", "32"]
-        cache = run(["extract", "-d", str(shared / "data" / "cifar10-images.zip"), *network, *where])["cache"]
+        cache = run(["extract", "-d", str(shared / "data" / "cifar10-images.zip"), *vgg16(shared), *where])["cache"]
         seconds: dict[str, list[float]] = {"this": [], "other": []}
         for _ in range(3):
             for name, checkout in (("other", other), ("this", Path(__file__).parents[1])):
                 seconds[name].append(seconds_of_audit(["audit", cache, *where], checkout))
-    print(merge("audit", "speed", seconds))
+        audit = run(["audit", cache, *where])
+    counts = {one["kind"]: len(one["findings"]) for one in audit["sections"]}
+    if pairs is not None:
+        write_pairs(audit, pairs)
+    print(merge("audit", "speed", {"seconds": seconds, "findings": counts, "withheld": audit["withheld"]}))
+
+
+def write_pairs(audit: dict[str, Any], path: Path) -> None:
+    """Write every likely link, the strongest first: ids, score, cosine; the column `same` is for a judgement by eye."""
+    lines: list[tuple[float, float | None, str, str]] = []
+    for section in audit["sections"]:
+        for finding in section["findings"] if section["kind"] in ("look_alike", "label_question") else ():
+            ids = [sample["id"] for sample in finding["samples"]]
+            lines += [(one["score"], one["cosine"], ids[one["first"]], ids[one["second"]]) for one in finding["links"]]
+    rows = [f"{first},{second},{score:.4f},{cosine or 0:.4f}," for score, cosine, first, second in sorted(lines)[::-1]]
+    path.write_text("\n".join(["first,second,score,cosine,same", *rows]) + "\n", encoding="utf-8")
 
 
 def seconds_of_audit(words: list[str], checkout: Path) -> float:

@@ -55,7 +55,7 @@ class FileOptions:
     output: Annotated[
         Path,
         Option(
-            help="The file to write; for torch, npy and projector a new folder.",
+            help="The file; for torch, npy and projector a new folder.",
             flags=(
                 "--output",
                 "-o",
@@ -93,7 +93,6 @@ def register(app: typer.Typer) -> None:
         examples=(
             "featcache export best --output model.onnx",
             "featcache export cifar10-vgg16 --output features.parquet",
-            "featcache export best --format atlas --images --output points.parquet",
         ),
     )
     def export(

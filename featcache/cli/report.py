@@ -85,8 +85,9 @@ def register(app: typer.Typer) -> None:
         options: ReportOptions,
         common: Common,
     ) -> None:
-        """Show runs and sweeps on one HTML page: what is best, whether that is sure, and each run in detail.
+        """Show runs and sweeps on one HTML page.
 
+        It begins with what is best and whether that is sure; then it compares, and shows each run in detail.
         The page opens from disk and asks the network for nothing. Nothing is computed but a map of the features, and
         neither weights nor an accelerator is needed.
         """

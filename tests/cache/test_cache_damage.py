@@ -192,7 +192,7 @@ def test_a_cache_of_a_later_version_is_refused_with_the_hint_to_update(path: Pat
     future_version(path)
     with pytest.raises(CacheForeign, match="version 2") as caught:
         FeatureCache.open(path)
-    assert "update" in str(caught.value.hint)
+    assert "newer featcache" in str(caught.value.hint)
 
 
 def _plain_hdf5(path: Path) -> None:

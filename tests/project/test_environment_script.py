@@ -80,9 +80,9 @@ class Checkout:
     @property
     def made(self) -> list[str]:
         """What making everything anew asks of Python."""
-        return self.made_with("dev")
+        return self.text_for("dev")
 
-    def made_with(self, extras: str) -> list[str]:
+    def text_for(self, extras: str) -> list[str]:
         """What making the environment anew with extras asks of Python."""
         venv = self.folder / ".venv"
         install = f"pip install --quiet --no-input --disable-pip-version-check -e .[{extras}] -c constraints.txt"
@@ -112,7 +112,7 @@ def test_it_is_made_once(checkout: Checkout) -> None:
 
 
 def test_a_script_that_needs_less_installs_less_and_another_adds_the_rest(checkout: Checkout) -> None:
-    assert checkout.environment(extras="pypi") == checkout.made_with("pypi")
+    assert checkout.environment(extras="pypi") == checkout.text_for("pypi")
     assert checkout.megabytes == [940, 440]
     assert checkout.environment(extras="pypi") == []
     assert checkout.megabytes == []
