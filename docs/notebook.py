@@ -64,14 +64,14 @@ if importlib.util.find_spec("google") and importlib.util.find_spec("google.colab
 # ## Settings
 #
 # The defaults are the notebook's own task: all 60,000 images (a download of 170 MB) and the networks' ImageNet weights
-# (about 650 MB). On a machine without a GPU set `limit = 2000`: then 2,000 images of train and 2,000 of test are used,
+# (about 630 MB). On a machine without a GPU set `limit = 2000`: then 2,000 images of train and 2,000 of test are used,
 # and the accuracies are lower.
 
 # %% [markdown] lang="pt"
 # ## Configurações
 #
 # Os valores padrão são os da tarefa original: todas as 60.000 imagens (um download de 170 MB) e os pesos das redes
-# treinadas na ImageNet (cerca de 650 MB). Em um computador sem GPU, use `limit = 2000`: nesse caso são usadas 2.000
+# treinadas na ImageNet (cerca de 630 MB). Em um computador sem GPU, use `limit = 2000`: nesse caso são usadas 2.000
 # imagens de treino e 2.000 de teste, e as acurácias são menores.
 
 # %% tags=["parameters"]
@@ -151,14 +151,15 @@ perceptrons
 # ## VGG16
 #
 # This is the cell that took 35 minutes for 6 epochs. The network now runs once over each image. Without a GPU that
-# still takes a while (about 13 images a second on two CPU cores), but it is done once: run the cell again and nothing
-# is computed.
+# still takes a while (5 to 13 images a second on two CPU cores, by processor), but it is done once: run the cell again
+# and nothing is computed.
 
 # %% [markdown] lang="pt"
 # ## VGG16
 #
 # Esta é a célula que levou 35 minutos para 6 épocas. Agora a rede processa cada imagem uma única vez. Sem GPU isso
-# ainda demora (cerca de 13 imagens por segundo em dois núcleos de CPU), mas só acontece uma vez: execute a célula de
+# ainda demora (de 5 a 13 imagens por segundo em dois núcleos de CPU,
+# conforme o processador), mas só acontece uma vez: execute a célula de
 # novo e nada é calculado.
 
 # %%
