@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import os
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -293,7 +292,7 @@ def interrupt_after(number: int, by_signal: bool) -> Progress:
         if record.epoch == number:
             if not by_signal:
                 raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return progress
 

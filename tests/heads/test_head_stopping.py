@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import signal
 
 import pytest
@@ -49,17 +48,17 @@ def test_rate_falls_on_a_plateau_as_torchs_does(losses: list[float], patience: i
 def test_the_first_interrupt_requests_a_stop_and_the_second_aborts() -> None:
     with Interruption() as interruption:
         interruption.has_result = True
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert [interruption.requested, interruption.aborted] == [True, False]
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert interruption.aborted
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_interrupt_ends_at_once_where_there_is_nothing_to_keep() -> None:
     with Interruption() as interruption, pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     assert not interruption.requested
 
 
@@ -68,7 +67,7 @@ def test_interruption_entered_again_lasts_until_the_outer_end() -> None:
         interruption.has_result = True
         with interruption:
             pass
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert interruption.requested
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
@@ -78,7 +77,7 @@ def test_another_signal_handler_is_not_replaced() -> None:
     before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     try:
         with Interruption() as interruption:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         assert seen == [signal.SIGINT] and not interruption.requested
     finally:
         signal.signal(signal.SIGINT, before)

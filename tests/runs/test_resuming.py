@@ -246,7 +246,7 @@ def test_resumed_training_that_is_interrupted_at_once_has_the_best_so_far(cache:
     reports: list[str] = []
 
     def interrupt(*_: object) -> Tensor:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return torch.zeros(1)
 
     four = fit_head(cache, replace(CONFIG, max_epochs=4, patience=12), runs_dir=tmp_path / "four")
@@ -265,7 +265,7 @@ def test_ctrl_c_while_the_best_is_tested_keeps_it(
     whole = fit_head(cache, CONFIG, runs_dir=tmp_path / "whole")
 
     def evaluate_interrupted(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         return evaluate(head, batches, *rest, **more)
 
     monkeypatch.setattr("featcache.training.evaluation.evaluate", evaluate_interrupted)
@@ -279,7 +279,7 @@ def test_ctrl_c_while_a_run_is_written_leaves_it_whole(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def publish_interrupted(folder: Path, files: dict[str, bytes]) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         publish_folder(folder, files)
 
     monkeypatch.setattr("featcache.runs.run.publish_folder", publish_interrupted)
@@ -296,10 +296,10 @@ def test_second_ctrl_c_ends_at_once_and_leaves_the_checkpoint(
 
     def interrupt(record: EpochRecord) -> None:
         if record.epoch == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     def impatient(head: nn.Module, batches: Batches, *rest: Any, **more: Any) -> Outcome:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("it should have ended")
 
     monkeypatch.setattr("featcache.training.evaluation.evaluate", impatient)
@@ -313,8 +313,8 @@ def test_second_ctrl_c_ends_at_once_and_leaves_the_checkpoint(
 def test_second_ctrl_c_within_the_training_ends_it_at_once(cache: FeatureCache, tmp_path: Path) -> None:
     def twice(record: EpochRecord) -> None:
         if record.epoch == 3:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         fit_head(cache, CONFIG, runs_dir=tmp_path, progress=twice)
@@ -325,7 +325,7 @@ def test_second_ctrl_c_within_the_training_ends_it_at_once(cache: FeatureCache, 
 def test_ctrl_c_keeps_the_best_candidate(cache: FeatureCache, tmp_path: Path, head: str) -> None:
     def interrupt(record: EpochRecord) -> None:
         if record.epoch == 3:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     run = fit_head(cache, HeadConfig(head=head), runs_dir=tmp_path, progress=interrupt)
     assert run.training.interrupted and run.training.epochs == 3

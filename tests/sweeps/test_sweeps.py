@@ -3,7 +3,6 @@ from __future__ import annotations
 import csv
 import gc
 import json
-import os
 import random
 import signal
 import weakref
@@ -397,7 +396,7 @@ def test_a_full_disk_leaves_no_half_a_record(
 def interrupt_at(share: float) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         if done >= share * total:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return progress
 
@@ -450,8 +449,8 @@ def test_a_second_ctrl_c_ends_at_once(cache: FeatureCache, tmp_path: Path) -> No
     def progress(done: int, total: int) -> None:
         calls.append(done)
         if done >= 0.3 * total:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         sweep(cache, grid=GRID, layers=LAYER, runs_dir=tmp_path, progress=progress)

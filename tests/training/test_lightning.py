@@ -214,7 +214,7 @@ def test_the_number_of_threads_applies_with_a_trainer_too(cache: FeatureCache, t
 def test_ctrl_c_with_the_trainer_keeps_the_best_epoch(cache: FeatureCache, tmp_path: Path) -> None:
     def press(epoch: EpochRecord) -> None:
         if epoch.epoch == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     run = train_head(cache, "linear", trainer="lightning", max_epochs=9, progress=press, runs_dir=tmp_path)
     assert run.training.interrupted and run.training.epochs == 2
@@ -224,7 +224,7 @@ def test_ctrl_c_with_the_trainer_keeps_the_best_epoch(cache: FeatureCache, tmp_p
 def test_ctrl_c_before_the_first_epoch_leaves_nothing(cache: FeatureCache, tmp_path: Path) -> None:
     class Pressing(pl.Callback):
         def on_train_batch_start(self, *_: Any) -> None:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     trainer = quiet_trainer(tmp_path, max_epochs=2, callbacks=[Pressing()])
     with pytest.raises(KeyboardInterrupt):

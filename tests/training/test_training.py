@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
@@ -335,7 +334,7 @@ def interrupt_after(epoch: int, by_signal: bool) -> Progress:
         if record.epoch == epoch:
             if not by_signal:
                 raise KeyboardInterrupt
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
     return progress
 
@@ -364,7 +363,7 @@ def test_ctrl_c_within_an_epoch_discards_that_epoch(cache: FeatureCache, tmp_pat
         nonlocal steps
         steps += 1
         if steps == 5:
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
         return step(stack, *batch)
 
     with pytest.MonkeyPatch.context() as patch:
