@@ -33,6 +33,11 @@ Picture = Image.Image
 app = typer.Typer()
 _EACH = 10
 _CROP = 64
+_COSINES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
+
+
+# Pooled: 256, 512 and 512 values; the last one is what the network's classifier is given.
+LAYERS = ("features.16", "features.23", "features.30")
 
 
 def recompress(picture: Picture) -> Picture:
@@ -146,14 +151,39 @@ def one_number(pair: tuple[str, str]) -> bool:
     return Path(pair[0]).stem == Path(pair[1]).stem
 
 
-def plant_and_audit(pictures: list[Picture], change: str | None, network: list[str], layers: list[str | None]) -> Any:
-    """Plant, extract, audit; the judgement by layer."""
+def near(cache: Path, layer: str) -> dict[str, Any]:
+    """How many copies, and how many other pairs, have at least a cosine: what features tell without pixels."""
+    from featcache.analysis.directions import directions
+    from featcache.analysis.pairs import near_pairs
+    from featcache.analysis.table import ImageTable
+    from featcache.cache.reader import FeatureCache
+
+    with FeatureCache.open(cache) as opened:
+        table = ImageTable.of(opened, layer)
+        pairs = near_pairs(directions(table))
+        ids = [sample.id for sample in table.samples(np.arange(len(table)))]
+        firsts, seconds = np.array([Path(name).stem for name in ids]), table.split
+    own = (firsts[pairs.first] == firsts[pairs.second]) & (seconds[pairs.first] != seconds[pairs.second])
+    return {
+        f"{least:g}": {
+            "copies": int((own & (pairs.cosine >= least)).sum()),
+            "others": int((~own & (pairs.cosine >= least)).sum()),
+        }
+        for least in _COSINES
+    }
+
+
+def plant_and_audit(pictures: list[Picture], change: str | None, network: list[str], layers: list[str]) -> Any:
+    """Plant, extract, audit; the judgement by layer, with pixels and by the cosine of features alone."""
     with tempfile.TemporaryDirectory() as scratch:
         archive, where = Path(scratch) / "planted.zip", ["--data-dir", str(Path(scratch) / "data")]
         copies = plant(pictures, archive, change)
         cache = run(["extract", "-d", str(archive), *network, *where])["cache"]
-        chosen = {layer or "last": ["--layer", layer] if layer else [] for layer in layers}
-        return {name: judge(run(["audit", cache, *words, *where]), copies) for name, words in chosen.items()}
+        return {
+            layer: judge(run(["audit", cache, "--layer", layer, *where]), copies)
+            | {"cosines": near(Path(cache), layer)}
+            for layer in layers
+        }
 
 
 def vgg16(shared: Path, *layers: str) -> list[str]:
@@ -173,11 +203,10 @@ def calibrate(shared: Path, icons_at: Annotated[Path, typer.Option("--icons")]) 
         "textures": textures(),
         "icons": icons(icons_at),
     }
-    network = vgg16(shared)
     found = {
         name: {"images": len(pictures)}
         | {
-            change or "nothing": plant_and_audit(pictures, change, network, [None])["last"]
+            change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *LAYERS), [*LAYERS])
             for change in (None, *CHANGES)
         }
         for name, pictures in kinds.items()
@@ -189,9 +218,8 @@ def calibrate(shared: Path, icons_at: Annotated[Path, typer.Option("--icons")]) 
 def cifar(shared: Path) -> None:
     """600 photographs of three classes at VGG16 features.16 and features.30."""
     pictures = photographs(shared, 200, ("ship", "truck", "horse"))
-    layers = ("features.16", "features.30")
     found = {
-        change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *layers), [*layers])
+        change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *LAYERS), [*LAYERS])
         for change in (None, *CHANGES)
     }
     print(merge("audit", "cifar", {"images": len(pictures), "changes": found}))

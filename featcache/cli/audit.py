@@ -152,9 +152,12 @@ def _show(audit: Audit, top: int, output: Path | None, common: Common) -> None:
     withheld = f"; {human_count(len(audit.withheld), 'check')} withheld" if audit.withheld else ""
     print_line(Bold(human_count(count, "finding") if count else "no findings"), f" in {audit.cache}{withheld}")
     print_pairs([("layer", audit.layer), ("images", human_rows(rows)), ("took", human_seconds(audit.seconds))])
-    for section in audit.sections:
+    told = [section for section in audit.sections if section.findings or section.withheld is not None]
+    for section in told:
         _show_section(section, top)
     print_line()
+    if clear := [section.title for section in audit.sections if section not in told]:
+        _wrap(f"nothing found: {'; '.join(clear)}")
     if output is not None:
         print_line(f"all findings are in {human_path(output)}")
     if count and output is None:
@@ -170,19 +173,24 @@ def _has_labels(audit: Audit) -> bool:
 
 def _show_section(section: Section, top: int) -> None:
     print_line()
-    found = f"{len(section.findings):,}" if section.findings else "none" if section.withheld is None else "withheld"
+    found = f"{len(section.findings):,}" if section.findings else "withheld"
     print_line(f"{section.title}: {found}")
-    width = get_terminal_size((100, 24)).columns
     withheld = [] if section.withheld is None else [f"withheld: {section.withheld}"]
     for text in (section.note, *withheld):
-        for line in textwrap.wrap(text, width, initial_indent=_INDENT, subsequent_indent=_INDENT):
-            print_line(line)
+        _wrap(text, indent=_INDENT)
     shown = section.findings[:top]
     if shown:
         rows = [(f"{finding.score:.2f}", finding.reason, _names_of(finding)) for finding in shown]
         print_table(rows, header=("score", "what", "images"), shorten=(2, 1))
     if len(shown) < len(section.findings):
         print_line(f"and {len(section.findings) - len(shown):,} more; --top shows more of them")
+
+
+def _wrap(text: str, *, indent: str = "") -> None:
+    """Print a text in lines as wide as the terminal."""
+    width = get_terminal_size((100, 24)).columns
+    for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent):
+        print_line(line)
 
 
 def _names_of(finding: Finding) -> str:
