@@ -228,8 +228,9 @@ def _loss(value: float) -> str:
 
 def _epochs(rows: Sequence[dict[str, Any]]) -> alt.X:
     last = max((row["epoch"] for row in rows), default=1)
-    # Ticks at whole epochs only, even if there are few.
-    return alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", tickCount=min(last, 8), tickMinStep=1))
+    # Named, because an axis shared with the dashed line may place ticks at half epochs and show them rounded.
+    step = -(-last // 8)
+    return alt.X("epoch:Q", title="epoch", axis=alt.Axis(format="d", values=list(range(step, last + 1, step))))
 
 
 def _points(rows: Sequence[dict[str, Any]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,13 @@ def test_labels_and_numbers_are_reported_in_their_own_words(cache: FeatureCache,
         assert words in page
     assert "<b>big" not in page
     assert any(path.name.endswith("residuals.pdf") for path in written.files)
+
+
+def test_an_axis_of_few_epochs_has_whole_numbers_once(cache: FeatureCache, tmp_path: Path) -> None:
+    run = train_head(cache, "linear", max_epochs=3, runs_dir=tmp_path)
+    written = write_report([run], tmp_path / "report.html", figures=tmp_path / "figures", data_dir=tmp_path)
+    (curve,) = (path for path in written.files if path.name.endswith("learning-curve.svg"))
+    assert re.findall(r">([0-9]+)</text>", curve.read_text()) == ["1", "2", "3"]
 
 
 def test_the_conclusion_names_the_best_on_val_and_corrects_for_many_comparisons(

@@ -49,7 +49,8 @@ def pixels_transform(options: BackboneOptions) -> Transform:
     """The transform of the options. Raises InvalidOption."""
     if options.image_size is None:
         raise InvalidOption(
-            "the images have no common size, so pixels needs one", hint="pass --image-size, for example 32"
+            "pixels needs a size: the images of a folder or an archive may differ in theirs",
+            hint="pass --image-size, for example 32",
         )
     if options.normalize not in (None, "half"):
         raise InvalidOption(f"pixels has no weights: expected --normalize half, got {options.normalize!r}")
