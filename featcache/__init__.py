@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from featcache.backbones.zoos.modules import from_module
     from featcache.cache.reader import FeatureCache
     from featcache.errors import FeatcacheError
+    from featcache.experiments.running import run_experiment
     from featcache.extraction.labelling import label
     from featcache.images.location import open_images
     from featcache.inference.prediction import predict
@@ -48,6 +49,7 @@ __all__ = [
     "read_batches",
     "resume_head",
     "resume_sweep",
+    "run_experiment",
     "sweep",
     "train_head",
     "write_report",
@@ -69,6 +71,7 @@ _HOMES = {
     "read_batches": "featcache.training.reading",
     "resume_head": "featcache.runs.resuming",
     "resume_sweep": "featcache.sweeps.api",
+    "run_experiment": "featcache.experiments.running",
     "sweep": "featcache.sweeps.api",
     "train_head": "featcache.runs.fit",
     "write_report": "featcache.report.writing",

@@ -201,9 +201,9 @@ def merge_fields(*records: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for record in records for field in fields(record)}
 
 
-def non_default_options(record: Any) -> dict[str, Any]:
-    """The options of a record by name whose values are not their defaults."""
-    kind: Any = type(record)
+def non_default_options(record: Any, of: type | None = None) -> dict[str, Any]:
+    """The options of a record by name whose values are not their defaults; `of`: only those of a parent class."""
+    kind: Any = of or type(record)
     return {field.name: value for field in options_of(kind) if (value := getattr(record, field.name)) != field.default}
 
 

@@ -23,6 +23,7 @@ from featcache.cache.layout import ids_name, rows_in
 from featcache.cache.manifest import Manifest
 from featcache.cache.reader import FeatureCache
 from featcache.cache.segments import SegmentedFile, discard_other_targets, open_targets, with_targets
+from featcache.cache.spec import Json
 from featcache.cache.stored import StoredArrays
 from featcache.cache.tables import SplitTable, encode_ids
 from featcache.cache.targets import IMAGES, Column, array_name, columns_of, rows_by_id, target_from_file
@@ -197,6 +198,7 @@ def rewrite(
     columns: Sequence[Column],
     tables: Mapping[str, SplitTable],
     *,
+    provenance: Mapping[str, Json] | None = None,
     progress: Progress | None = None,
 ) -> None:
     """Replace the targets of a cache. No row is computed; readers that have the cache open keep the old targets.
@@ -208,6 +210,7 @@ def rewrite(
         cache: The cache.
         columns: All its targets from now on.
         tables: Its rows by split, with the values of every column.
+        provenance: Its provenance from now on; None: as it is.
         progress: Called with (bytes written, bytes in all).
 
     Raises:
@@ -220,7 +223,7 @@ def rewrite(
         selection=cache.selection,
         set_name=cache.set_name,
         columns=columns,
-        provenance=cache.provenance,
+        provenance=cache.provenance if provenance is None else provenance,
         skipped=cache.skipped,
     )
     stored, path = cache.file, cache.path

@@ -78,7 +78,8 @@ def register(app: typer.Typer) -> None:
             answers = [extraction.to_json() for extraction in done]
             print_json(answers[0] if len(answers) == 1 else {"caches": answers})
         else:
-            _show_all(done, common)
+            show_extractions(done)
+            _show_next(done, common)
 
     @command(
         app,
@@ -107,7 +108,8 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(done.to_json())
         else:
-            _show_all([done], common)
+            show_extractions([done])
+            _show_next([done], common)
 
 
 def _on_ray(request: Request, execution: Execution, cluster: Cluster, terminal: Terminal) -> Extraction:
@@ -118,12 +120,12 @@ def _on_ray(request: Request, execution: Execution, cluster: Cluster, terminal: 
     return extract_on_ray(request, execution, cluster, reporter=terminal)
 
 
-def _show_all(done: Sequence[Extraction], common: Common) -> None:
+def show_extractions(done: Sequence[Extraction]) -> None:
+    """Print what was computed for each cache, and what is in it."""
     for number, extraction in enumerate(done):
         if number:
             print_line()
         _show(extraction)
-    _show_next(done, common)
 
 
 def _show_next(done: Sequence[Extraction], common: Common) -> None:

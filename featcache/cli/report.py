@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,52 +10,11 @@ from featcache.cli.commands import command
 from featcache.cli.options import Common
 from featcache.cli.printing import Bold, human_count, human_path, print_json, print_line, print_next, print_pairs
 from featcache.cli.terminal import Terminal
-from featcache.config import Option, check
+from featcache.report.options import ReportOptions
 from featcache.text import human_bytes
 
 if TYPE_CHECKING:
     from featcache.report import WrittenReport
-
-_WHAT = "What is shown"
-_WHERE = "Where it goes"
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """What stands on the page, and where it is written."""
-
-    map: Annotated[
-        Literal["pca", "tsne", "umap", "none"],
-        Option(help="How features are laid on a plane: pca at once, tsne and umap in minutes.", panel=_WHAT),
-    ] = "pca"
-    benchmark: Annotated[
-        Path | None,
-        Option(help="The JSON of `featcache benchmark`, as a chart.", metavar="<file>", panel=_WHAT),
-    ] = None
-    audit: Annotated[
-        bool,
-        Option(help="Audit the cache of the best run too, as featcache audit does.", panel=_WHAT),
-    ] = False
-    output: Annotated[
-        Path,
-        Option(
-            help="The page.",
-            flags=(
-                "--output",
-                "-o",
-            ),
-            metavar="<file>",
-            panel=_WHERE,
-        ),
-    ] = Path("report.html")
-    figures: Annotated[
-        Path | None,
-        Option(help="The figures as SVG, PDF and PNG too, as wide as a column.", metavar="<folder>", panel=_WHERE),
-    ] = None
-    open: Annotated[bool, Option(help="Open the page in the browser.", panel=_WHERE)] = False
-
-    def __post_init__(self) -> None:
-        check(self)
 
 
 def register(app: typer.Typer) -> None:
@@ -98,10 +55,7 @@ def register(app: typer.Typer) -> None:
             written = write_report(
                 runs or (),
                 options.output,
-                map=options.map,
-                figures=options.figures,
-                benchmark=options.benchmark,
-                audit=options.audit,
+                **options.contents,
                 data_dir=common.data_dir,
                 runs_dir=common.runs_dir,
                 progress=terminal.advance,
@@ -111,13 +65,14 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(written.to_json())
         else:
-            _show(written)
+            show_report(written)
             print_next(common, "export", runs[0] if runs else BEST, "--output", "head.pt2")
         if options.open:
             typer.launch(written.path.resolve().as_uri())
 
 
-def _show(written: WrittenReport) -> None:
+def show_report(written: WrittenReport) -> None:
+    """Print where the page is, and what it shows."""
     page = f" in {human_path(written.path)} ({human_bytes(written.nbytes)})"
     print_line(Bold(human_count(written.runs, "run")), page)
     pictures = f"{written.pictures:,} of them with a picture" if written.pictures < written.images else "with pictures"

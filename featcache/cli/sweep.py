@@ -130,7 +130,8 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(done.to_json())
         else:
-            _show(done, common)
+            show_sweep(done)
+            show_next(done, common)
         if done.interrupted:
             raise typer.Exit(INTERRUPTED)
 
@@ -148,7 +149,8 @@ def _sweep(paths: Sequence[Path], grid: Grid, others: Sequence[Path], options: d
     return sweep(paths, grid=grid, beside=others, **options)
 
 
-def _show(done: Sweep, common: Common) -> None:
+def show_sweep(done: Sweep) -> None:
+    """Print the result of a sweep, its table, and where it is."""
     from featcache.sweeps.tables import MARKDOWN_FILE, table_of
 
     table = table_of(done)
@@ -164,7 +166,6 @@ def _show(done: Sweep, common: Common) -> None:
         print_line(line)
     print_line()
     print_pairs([*_pairs(done)])
-    _show_next(done, common)
 
 
 def _show_result(done: Sweep) -> None:
@@ -215,7 +216,8 @@ def _values_of_choice(done: Sweep) -> list[str]:
     return values + [f"{name} {value}" for name, value in chosen.items() if name != "seed" or len(done.seeds) > 1]
 
 
-def _show_next(done: Sweep, common: Common) -> None:
+def show_next(done: Sweep, common: Common) -> None:
+    """Print the command that resumes the sweep, or shows the report of its run."""
     from featcache.training.checkpoint_file import CHECKPOINT_FILE
 
     if (done.folder / CHECKPOINT_FILE).is_file():

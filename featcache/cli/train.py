@@ -92,7 +92,8 @@ def register(app: typer.Typer) -> None:
         if common.json:
             print_json(run.to_json())
         else:
-            _show(run, common)
+            show_run(run)
+            show_next(run, common)
         if run.training.interrupted:
             raise typer.Exit(INTERRUPTED)
 
@@ -237,7 +238,8 @@ def _describe_steps(run: Run) -> tuple[str, str]:
     return "chosen", f"{run.history()[done.best_epoch - 1].candidate}{tried}{stopped}"
 
 
-def _show(run: Run, common: Common) -> None:
+def show_run(run: Run) -> None:
+    """Print the scores of a run, and where it is."""
     done, features = run.training, run.features
     scores = [(split, score) for split, score in (("test", done.test), ("val", done.val)) if score is not None]
     rows = [(split, score_text(score), f"{score.loss:.4f}", f"{done.images[split]:,}") for split, score in scores]
@@ -257,7 +259,6 @@ def _show(run: Run, common: Common) -> None:
             ("run", human_path(run.folder)),
         ]
     )
-    _show_next(run, common)
 
 
 def _has_views(run: Run) -> bool:
@@ -266,7 +267,8 @@ def _has_views(run: Run) -> bool:
     return any(Spec.from_json(origin.spec).views > 1 for origin in run.features.origins)
 
 
-def _show_next(run: Run, common: Common) -> None:
+def show_next(run: Run, common: Common) -> None:
+    """Print the command that resumes the training, or shows its report."""
     from featcache.training.checkpoint_file import CHECKPOINT_FILE
 
     if (run.folder / CHECKPOINT_FILE).is_file():

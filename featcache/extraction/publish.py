@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from featcache.backbones.describe import Choice
 from featcache.cache.carrying import Targets, bytes_to_write, carry_over, rewrite, targets_of
 from featcache.cache.catalog import discard_segments, keep_damaged
 from featcache.cache.donors import Donors
@@ -27,6 +26,7 @@ from featcache.cache.tables import Skipped, SplitTable
 from featcache.cache.targets import Column
 from featcache.cache.writer import Scaling, write_packed
 from featcache.errors import SourceError
+from featcache.extraction.experiment_tables import experiment_tables
 from featcache.extraction.inventory import Inventory
 from featcache.extraction.resolve import Job
 from featcache.extraction.units import Unit
@@ -139,7 +139,8 @@ def relabel(inventory: Inventory, existing: FeatureCache | None) -> FeatureCache
         columns, tables = _with_targets(inventory.job, before, tables)
         size = human_bytes(bytes_to_write(existing))
         inventory.job.reporter.info(f"only targets have changed: no row is computed, {size} are written again")
-        rewrite(existing, columns, tables)
+        provenance = {**existing.provenance, "experiment": experiment_tables(inventory.job)}
+        rewrite(existing, columns, tables, provenance=provenance)
     return FeatureCache.open(existing.path)
 
 
@@ -180,7 +181,7 @@ def _provenance(job: Job, sources: Sequence[CachedSplit]) -> dict[str, Any]:
         "weights": backbone.source,
         "parameters": backbone.parameters,
         "normalize": request.normalize or ("half" if backbone.stores_bytes else "weights"),
-        "choice": None if backbone.is_own_module else Choice.of(request.backbone_options).to_json(),
+        "experiment": experiment_tables(job),
     }
 
 

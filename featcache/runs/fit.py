@@ -22,7 +22,7 @@ from featcache.heads.config import HeadConfig
 from featcache.heads.doubts import worse_than_constant
 from featcache.heads.records import Progress
 from featcache.heads.stopping import Interruption
-from featcache.progress import ProgressBar, call_bar
+from featcache.progress import StageProgress, call_bar
 from featcache.rows.devices import resolve_device_name
 from featcache.rows.notes import Report, report_notes
 from featcache.runs.run import Run, prepare_runs_dir, run_name
@@ -87,15 +87,15 @@ def train_head(
     config = HeadConfig.of({"head": head, "head_arguments": head_arguments or {}, **given})
     TrainingOptions(**how).require_steps(config)
     with call_bar(progress) as bar:
-        shown = epoch_progress(progress, bar)
+        shown = epoch_progress(progress, bar.advance)
         return fit_head(cache, config, beside=beside, runs_dir=runs_dir, progress=shown, report=report, **how)
 
 
-def epoch_progress(progress: Progress | bool | None, bar: ProgressBar) -> Progress:
-    """The function to call with every epoch: the caller's own, or one that draws the epochs on `bar`."""
+def epoch_progress(progress: Progress | bool | None, advance: StageProgress) -> Progress:
+    """The function to call with every epoch: the caller's own, or one that counts the epochs by `advance`."""
     if callable(progress):
         return progress
-    return lambda epoch: bar.advance("solving" if epoch.candidate else "training", epoch.epoch, epoch.max_epochs)
+    return lambda epoch: advance("solving" if epoch.candidate else "training", epoch.epoch, epoch.max_epochs)
 
 
 @accepts(TrainingOptions)
@@ -211,7 +211,7 @@ def fit_and_write(
             created=datetime.fromisoformat(unfinished.about["created"]),
             name=unfinished.name,
             interruption=interruption,
-            trainer="featcache" if trainer == "featcache" else "lightning",
+            trainer=trainer,
             logger=unfinished.about["logger"],
             more=_extra_files(unfinished, run_logger, interrupted=fitted.interrupted),
         )

@@ -97,7 +97,7 @@ def resume_head(
             prepared,
             config,
             unfinished,
-            progress=epoch_progress(progress, bar),
+            progress=epoch_progress(progress, bar.advance),
             report=report,
             resident_bytes=resident_bytes,
             resumed=checkpoint,

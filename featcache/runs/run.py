@@ -6,6 +6,7 @@
         metrics.json            the result of `Run.to_json`, and under "metrics" that of `Run.metrics` for each part
         history.csv             one line per epoch; for a head that is solved, one line per candidate
         predictions_val.npz     ids, targets, outputs; predictions_test.npz if there are test images
+        experiment.toml         from which `featcache run` repeats it
         checkpoint.safetensors  only if Ctrl-C ended the training: where it can be resumed
         events.out.tfevents.*   only with the TensorBoard logger
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from featcache.cache.catalog import mark_used
 from featcache.heads.config import HeadConfig
@@ -20,10 +21,14 @@ from featcache.heads.standardisation import standardising_notes
 from featcache.heads.stopping import Interruption
 from featcache.rows.features import FeatureRows
 from featcache.rows.views import views_notes
+from featcache.runs.experiment_file import EXPERIMENT_FILE, experiment_file
 from featcache.runs.records import Training
 from featcache.runs.run import Run, run_name, write_run
 from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared
+
+if TYPE_CHECKING:
+    from pytorch_lightning import Trainer
 
 
 def evaluate_and_save(
@@ -35,8 +40,9 @@ def evaluate_and_save(
     created: datetime | None = None,
     name: str | None = None,
     interruption: Interruption | None = None,
-    trainer: str = "featcache",
+    trainer: Literal["featcache", "lightning"] | Trainer = "featcache",
     logger: str | None = None,
+    resampling: Mapping[str, Mapping[str, Any]] | None = None,
     more: Mapping[str, bytes] | None = None,
 ) -> Run:
     """Evaluate the selected head on test, if there are test images, and write the run.
@@ -51,8 +57,10 @@ def evaluate_and_save(
         created: The run's time in UTC; None for now.
         name: The name of the run's folder; None for a name made of time, backbone and head.
         interruption: Records Ctrl-C.
-        trainer: What trained a head that is trained by steps: "featcache" or "lightning".
+        trainer: What trained a head that is trained by steps: "featcache", "lightning", or a Trainer object.
         logger: The name of the logger of its epochs; None for no logger.
+        resampling: For a head that was trained on a draw of few images: the options of an experiment file, by table,
+            that draw them again.
         more: Contents of further files, by file name.
 
     Returns:
@@ -71,6 +79,15 @@ def evaluate_and_save(
     if interruption is not None:
         fitted = replace(fitted, interrupted=fitted.interrupted or interruption.requested)
     created = created or datetime.now(UTC)
+    trained_by = trainer if isinstance(trainer, str) else "lightning"
+    how = {"device": prepared.device_name, "threads": fitted.threads, "trainer": trained_by}
+    experiment = experiment_file(
+        prepared,
+        config,
+        training={name: how[name] for name in how if how[name] not in (None, "featcache")},
+        resampling=resampling,
+        own_trainer=not isinstance(trainer, str),
+    )
     for column in prepared.columns:
         mark_used(column.cache.path, now=created.timestamp())
     return write_run(
@@ -82,7 +99,7 @@ def evaluate_and_save(
         target=prepared.target,
         training=replace(
             _training(prepared, config, fitted, outcomes),
-            trainer=None if config.architecture.solved else trainer,
+            trainer=None if config.architecture.solved else trained_by,
             logger=logger,
         ),
         versions=_versions(),
@@ -90,7 +107,7 @@ def evaluate_and_save(
         history=fitted.history,
         metrics=metrics,
         predictions={part: _predictions(rows[part], outcome) for part, outcome in outcomes.items()},
-        more=more or {},
+        more={EXPERIMENT_FILE: experiment, **(more or {})},
     )
 
 

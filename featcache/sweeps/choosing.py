@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from featcache.errors import HeadError
 from featcache.heads.records import Score
@@ -31,10 +32,14 @@ class Choice:
     Attributes:
         trial: The head as the sweep trained it.
         fitted: The head with its outputs for val.
+        shots: Train images per class; None for all.
+        draws: Number of random draws of so many images.
     """
 
     trial: SweepTrial
     fitted: FitResult
+    shots: int | None = None
+    draws: int = 1
 
     def write(self, runs_dir: Path, created: datetime, sweep_name: str, interruption: Interruption) -> Run:
         """Evaluate the head on test and write the run."""
@@ -50,7 +55,19 @@ class Choice:
             runs_dir=runs_dir,
             created=created,
             interruption=interruption,
+            resampling=self._resampling(),
         )
+
+    def _resampling(self) -> dict[str, dict[str, Any]] | None:
+        """What draws the same images again, and chooses the same of the heads on them; None without draws."""
+        record = self.trial.record
+        if record.draw is None:
+            return None
+        # Each draw has its own seed, counted from that of the sweep.
+        return {
+            "head": {"seed": record.seed - record.draw + 1},
+            "sweep": {"shots": [self.shots], "draws": self.draws},
+        }
 
 
 def rank_and_choose(
@@ -81,6 +98,7 @@ def rank_and_choose(
     tested = range(len(rows)) if plan.every else _best_of_shots(rows)
     written = range(len(rows)) if plan.every else [0]
     choices = {number: _best(heads[number]) for number in written if heads[number]}
+    choices = {number: replace(one, shots=rows[number].shots, draws=plan.draws) for number, one in choices.items()}
     return tuple(_test_row(row, heads[number]) if number in tested else row for number, row in enumerate(rows)), choices
 
 

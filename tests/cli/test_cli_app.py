@@ -22,6 +22,7 @@ COMMANDS = (
     "assemble",
     "train-head",
     "sweep",
+    "run",
     "report",
     "reproduce",
     "benchmark",

@@ -32,6 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     # Results only: a page is made anew where neither weights nor an accelerator are.
     "report": {"images", "cache", "rows", "heads", "runs", "sweeps", "analysis"},
 }
+MAY_IMPORT["experiments"] = {
+    *("images", "backbones", "extraction", "heads", "training", "runs", "sweeps", "report"),
+}
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules next to the packages that every package may import.
 GROUND = {"errors", "config", "columns", "display", "files", "progress", "text"}

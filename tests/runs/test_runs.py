@@ -33,6 +33,7 @@ FILES = {
     "history.csv",
     "predictions_val.npz",
     "predictions_test.npz",
+    "experiment.toml",
 }
 
 

@@ -1,0 +1,117 @@
+"""Writes `experiment.toml` into a run: the file from which `featcache run` repeats it.
+
+Its tables are records of options, and its names the fields of these (`featcache.experiments` reads it). Options that
+have their default values are left out; paths are absolute. What no file can hold is stated as a comment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+import tomli_w
+
+from featcache.cache.reader import FeatureCache
+from featcache.cache.targets import IMAGES
+from featcache.config import non_default_options
+from featcache.heads.config import HeadConfig
+from featcache.heads.own import decode_arguments
+from featcache.text import message_line
+from featcache.training.preparation import Prepared
+
+EXPERIMENT_FILE = "experiment.toml"
+_GIVEN_IMAGES = "The images were given from Python. Write them into a folder, and name it here: dataset = PATH."
+_GIVEN_BACKBONE = "The backbone {0} was given from Python (featcache.from_module), so no file can name it."
+_OWN_HEAD = (
+    "The head is your own. A class of modules that can be imported is found; anything else must be passed again."
+)
+_OWN_LOSS = "The loss is your own function. It is found only in a Python process that was given it before."
+_OWN_TRAINER = "A Trainer object was given from Python; this file has Lightning's default one."
+
+
+def experiment_file(
+    prepared: Prepared,
+    config: HeadConfig,
+    *,
+    training: Mapping[str, Any],
+    resampling: Mapping[str, Mapping[str, Any]] | None = None,
+    own_trainer: bool = False,
+) -> bytes:
+    """The content of the file.
+
+    Args:
+        prepared: The rows that the head was trained on.
+        config: The head's options.
+        training: Options of TrainingOptions that change the head, by name.
+        resampling: For a head that was trained on a draw of few images: options by table, which draw them again.
+        own_trainer: Whether the head was trained by the user's own Trainer.
+    """
+    caches = [column.cache for column in prepared.columns]
+    again = resampling or {}
+    lines = [
+        f"# Repeats the run in this folder: featcache run {EXPERIMENT_FILE}",
+        f"# Options that are not here have the default values of featcache {metadata.version('featcache')}.",
+        *_images(caches[0], config),
+        *_backbone(caches[0], "backbones"),
+        *(line for cache in caches[1:] for line in _backbone(cache, "beside")),
+        *_table("extract", {name: value for cache in caches for name, value in _tables(cache, "extract").items()}),
+        *_table("head", {**_head_options(config), **again.get("head", {})}, _head_comments(config)),
+        *_table("training", training, [_OWN_TRAINER] * own_trainer),
+        *_table("sweep", again.get("sweep", {})),
+    ]
+    # A path with bytes that are not UTF-8 has no form in TOML: reading the file is then an error.
+    return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
+
+
+def _tables(cache: FeatureCache, name: str) -> Mapping[str, Any]:
+    """A table of the cache's extraction; empty if no file can hold it."""
+    tables = cache.provenance.get("experiment")
+    table = tables.get(name) if isinstance(tables, Mapping) else None
+    return table if isinstance(table, Mapping) else {}
+
+
+def _images(cache: FeatureCache, config: HeadConfig) -> list[str]:
+    table = _tables(cache, "images")
+    return _table("images", table, [*([] if table else [_GIVEN_IMAGES]), *_labelled(cache, config)])
+
+
+def _labelled(cache: FeatureCache, config: HeadConfig) -> Iterator[str]:
+    for name in filter(None, (*config.target, config.group)):
+        if (origin := cache.targets[name].origin) != IMAGES:
+            yield f"{name} is from {origin}. In a new cache, `featcache label CACHE {origin}` adds it before training."
+
+
+def _backbone(cache: FeatureCache, name: str) -> list[str]:
+    table = _tables(cache, "backbones")
+    comments = [f"Fingerprint of the features: {cache.spec.fingerprint}"]
+    return _table(f"[{name}]", table, comments if table else [_GIVEN_BACKBONE.format(cache.spec.backbone)])
+
+
+def _head_options(config: HeadConfig) -> dict[str, Any]:
+    own = {"head_arguments": _arguments(config), "own_loss": config.own_loss}
+    seeds = {"seed": config.seed, "val_seed": config.val_seed}
+    given = {name: value for name, value in own.items() if value}
+    return {"head": config.head, **non_default_options(config), **seeds, **given}
+
+
+def _arguments(config: HeadConfig) -> object:
+    """The arguments of your own head: by name, or as the record stores them if one is None, which TOML cannot hold."""
+    assert isinstance(config.head_arguments, tuple)
+    if any("null" in text for _, text in config.head_arguments):
+        return [list(pair) for pair in config.head_arguments]
+    return decode_arguments(config.head_arguments)
+
+
+def _head_comments(config: HeadConfig) -> list[str]:
+    return [_OWN_HEAD] * config.architecture.own + [_OWN_LOSS] * (config.own_loss is not None)
+
+
+def _table(name: str, values: Mapping[str, Any], comments: Sequence[str] = ()) -> list[str]:
+    """The lines of a table; without values only its comments."""
+    lines = [f"# {message_line(comment)}" for comment in comments]
+    if not values:
+        return ["", *lines] if lines else []
+    # In an array of tables, each table is written alone, because a short array would become one line.
+    text = f"[{name}]\n{tomli_w.dumps(values)}" if name.startswith("[") else tomli_w.dumps({name: values})
+    return ["", *lines, text.rstrip()]
