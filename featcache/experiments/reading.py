@@ -205,8 +205,10 @@ class _Tables:
         """The options of the report, with absolute paths."""
         with self.naming("report"):
             options = ReportOptions(**given)
-            paths = {name: value for name, value in vars(options).items() if isinstance(value, Path)}
-            return replace(options, **{name: path.expanduser().absolute() for name, path in paths.items()})
+            paths = {
+                name: path.expanduser().absolute() for name, path in vars(options).items() if isinstance(path, Path)
+            }
+            return ReportOptions(**{**given, **paths})
 
     def grid(self) -> Mapping[str, Any]:
         """The grid, whose values are checked."""

@@ -134,8 +134,11 @@ def _extract(requests: Sequence[Request], execution: Execution, reporter: Report
     """Extract all. One pass over the images has different backbones: one with two image sizes needs two passes."""
     found: dict[Request, Extraction] = {}
     while left := [one for one in requests if one not in found]:
-        several = [*{one.backbone_name: one for one in reversed(left)}.values()]
-        found |= dict(zip(several, extract_each(several, execution, reporter=reporter), strict=True))
+        several: dict[str, Request] = {}
+        for one in left:
+            several.setdefault(one.backbone_name, one)
+        done = extract_each([*several.values()], execution, reporter=reporter)
+        found |= dict(zip(several.values(), done, strict=True))
     return tuple(found[one] for one in requests)
 
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from experiment_files import DIGITS, write_experiment
@@ -141,21 +140,3 @@ def test_images_that_do_not_exist_are_an_error_of_the_extraction(here: Path) -> 
     with pytest.raises(featcache.FeatcacheError, match="photos: no such file or folder") as found:
         featcache.run_experiment(file, progress=False)
     assert not isinstance(found.value, InvalidOption)
-
-
-def test_real_images_are_read_from_a_path(cifar_zip: Path, here: Path) -> None:
-    options: dict[str, Any] = {"data_dir": here / "data", "runs_dir": here / "runs", "progress": False}
-    text = f"""
-    [images]
-    dataset = "{cifar_zip}"
-    limit = 40
-    [[backbones]]
-    backbone = "pixels"
-    image_size = 32
-    [head]
-    head = "ridge"
-    """
-    done = featcache.run_experiment(write_experiment(here, text), **options)
-    assert done.run is not None and done.run.training.images["test"] == 40
-    again = featcache.run_experiment(done.run.folder / "experiment.toml", **options)
-    assert again.run is not None and again.run.weights_sha256 == done.run.weights_sha256

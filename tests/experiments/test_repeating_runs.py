@@ -21,6 +21,7 @@ import featcache
 from featcache.backbones.transforms import Transform
 from featcache.cli.app import app
 from featcache.errors import HeadError, InvalidOption
+from featcache.report import WrittenReport
 from featcache.runs.catalog import run_folders
 from featcache.runs.run import Run
 
@@ -32,6 +33,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The current folder, with the default folders of data and runs in it."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def no_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports take longer than these trainings, and are tested with `featcache run`."""
+    page = WrittenReport(path=Path("page"), nbytes=0, runs=1, images=0, pictures=0, files=(), notes=())
+    monkeypatch.setattr("featcache.report.write_report", lambda *_, **__: page, raising=False)
 
 
 def call(*words: str) -> list[Run]:
@@ -55,10 +63,8 @@ def solve(cache: Any, head: str = "ridge", **options: Any) -> Run:
 
 
 def repeat(run: Run, **folders: Any) -> Run:
-    """The run that its experiment file gives. A map of the features is not needed here."""
-    file = run.folder / FILE
-    copy = write_experiment(run.folder.parent.parent / "repeated", file.read_text() + '\n[report]\nmap = "none"\n')
-    done = featcache.run_experiment(copy, progress=False, **folders)
+    """The run that its experiment file gives."""
+    done = featcache.run_experiment(run.folder / FILE, progress=False, **folders)
     assert done.run is not None
     return done.run
 
@@ -68,7 +74,7 @@ def require_equal(first: Run, second: Run) -> None:
     assert first.folder != second.folder
     assert first.config == second.config
     assert (first.training.val, first.training.test) == (second.training.val, second.training.test)
-    for part in ("val", "test"):
+    for part in ["val", "test"] if first.training.test is not None else ["val"]:
         this, that = first.predictions(part), second.predictions(part)
         assert this.ids == that.ids
         np.testing.assert_array_equal(this.outputs, that.outputs)
@@ -129,7 +135,7 @@ def chosen_by_shots() -> Run:
 
 
 def of_an_experiment() -> Run:
-    text = f"{DIGITS}[grid]\nhead = ['ridge', 'knn']\n[sweep]\nseeds = 2\n[report]\nmap = 'none'"
+    text = f"{DIGITS}[grid]\nhead = ['ridge', 'knn']\n[sweep]\nseeds = 2"
     done = featcache.run_experiment(write_experiment(Path(), text), progress=False)
     assert done.run is not None
     return done.run
@@ -139,11 +145,8 @@ def of_an_experiment() -> Run:
     "make",
     [
         with_everything,
-        on_views,
-        on_two_layers,
         on_joined_caches,
         by_lightning,
-        on_columns_of_a_table,
         chosen_by_a_sweep,
         chosen_by_folds,
         chosen_by_shots,
@@ -206,9 +209,7 @@ def test_images_that_were_skipped_are_skipped_again(here: Path) -> None:
             pixels = np.random.default_rng([number, ord(name)]).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
     (here / "photos" / "a" / "broken.png").write_bytes(b"no image")
-    file = write_experiment(
-        here, f"{text}\n[extract]\non_error = 'skip'\n[head]\nhead = 'ridge'\n[report]\nmap = 'none'"
-    )
+    file = write_experiment(here, f"{text}\n[extract]\non_error = 'skip'\n[head]\nhead = 'ridge'")
     done = featcache.run_experiment(file, progress=False)
     assert done.run is not None and len(done.caches[0].skipped) == 1
     require_equal(done.run, repeat(done.run, data_dir="elsewhere"))
@@ -221,11 +222,11 @@ def test_images_and_backbones_from_python_are_stated_and_running_the_file_is_an_
     from torch import nn
 
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
-    own = featcache.from_module(nn.Flatten(), name="resnet18", transform=Transform(image_size=4))
+    own = featcache.from_module(nn.Flatten(), name="mine", transform=Transform(image_size=4))
     given = featcache.extract(pixels, "pixels", labels=[*"ab"] * 15, image_size=8, progress=False)
     for cache, comment, message in (
         (given, "# The images were given from Python", r"expected \[images\] with dataset"),
-        (digits(own), "# The backbone resnet18 was given from Python", r"expected \[\[backbones\]\], got none"),
+        (digits(own), "# The backbone mine was given from Python", r"expected \[\[backbones\]\], got none"),
     ):
         run = solve(cache)
         assert comment in (run.folder / FILE).read_text()
@@ -233,31 +234,38 @@ def test_images_and_backbones_from_python_are_stated_and_running_the_file_is_an_
             repeat(run)
 
 
-@pytest.mark.parametrize("arguments", [{"width": 3}, {"width": 3, "name": None}, {}])
-def test_an_own_head_that_can_be_imported_is_repeated_in_another_process(arguments: dict[str, Any], here: Path) -> None:
+@pytest.mark.parametrize("arguments", [{"width": 3}, {"width": 3, "name": None}], ids=["plain", "null"])
+def test_the_arguments_of_your_own_head_are_in_the_file(arguments: dict[str, Any]) -> None:
     run = train(digits(), Wide, head_arguments=arguments)
     assert "# The head is your own." in (run.folder / FILE).read_text()
-    if arguments:
-        require_equal(run, repeat(run))
-        return
+    require_equal(run, repeat(run))
+
+
+_ELSEWHERE = """
+import sys
+import featcache
+
+for file in sys.argv[1:]:
+    try:
+        print(featcache.run_experiment(file, progress=False).run.weights_sha256)
+    except featcache.FeatcacheError as error:
+        print(error.message, "|", error.hint)
+"""
+
+
+def test_in_another_process_an_own_class_is_found_and_a_function_is_an_error() -> None:
+    cache = digits()
+    runs = [train(cache, Wide), train(cache, narrow), train(cache, loss=smooth_loss)]
+    assert "# The loss is your own function." in (runs[2].folder / FILE).read_text()
+    require_equal(runs[1], repeat(runs[1]))
+    require_equal(runs[2], repeat(runs[2]))
     paths = os.pathsep.join((str(Path(__file__).parent), *sys.path))
-    words = [sys.executable, "-m", "featcache", "run", str(run.folder / FILE), "--runs-dir", "again", "--quiet"]
-    subprocess.run(words, check=True, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"})
-    (again,) = run_folders(here / "again")
-    require_equal(run, Run.load(again))
-
-
-def test_a_function_of_your_own_is_stated_and_unknown_in_another_process(here: Path) -> None:
-    for run, comment, message in (
-        (train(digits(), narrow), "# The head is your own.", "is not a subclass of nn.Module"),
-        (train(digits(), loss=smooth_loss), "# The loss is your own", "is not known here"),
-    ):
-        assert comment in (run.folder / FILE).read_text()
-        require_equal(run, repeat(run))
-        paths = os.pathsep.join((str(Path(__file__).parent), *sys.path))
-        words = [sys.executable, "-m", "featcache", "run", str(run.folder / FILE)]
-        ran = subprocess.run(words, check=False, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths})
-        assert ran.returncode == 1 and message in ran.stderr and "hint: pass" in ran.stderr
+    words = [sys.executable, "-c", _ELSEWHERE, *(str(run.folder / FILE) for run in runs)]
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    lines = subprocess.run(words, check=True, capture_output=True, text=True, env=environment).stdout.splitlines()
+    assert lines[0] == runs[0].weights_sha256
+    assert "is not a subclass of nn.Module" in lines[1] and "| pass its factory" in lines[1]
+    assert "is not known here" in lines[2] and "| pass it: loss=smooth_loss" in lines[2]
 
 
 def test_a_target_from_a_table_is_stated() -> None:

@@ -37,7 +37,6 @@ COMMANDS: Mapping[str, Sequence[str]] = {
     "why": ("why", "--backbone", "pixels", "--dataset", "digits", "--image-size", "16"),
     "train-head": ("train-head", "digits", "--head", "ridge"),
     "sweep": ("sweep", "digits", "--head", "ridge", "--seeds", "1"),
-    "run": ("run", "experiment.toml"),
     "predict": ("predict", "latest", "digit.png"),
     "search": ("search", "digits", "digit.png"),
     "export a cache": ("export", "digits", "-o", "rows.npz"),
@@ -81,9 +80,6 @@ def outputs() -> dict[str, Mapping[str, Any]]:
             Image.new("RGB", (8, 8), "gray").save("digit.png")
             with Path("odd.csv").open("w", newline="") as file:
                 csv.writer(file).writerows([("id", "odd"), ("train/00000", "yes"), ("train/00001", "no")])
-            Path("experiment.toml").write_text(
-                '[images]\ndataset = "digits"\n[[backbones]]\nbackbone = "pixels"\n[head]\nhead = "ridge"\n'
-            )
             for name, words in COMMANDS.items():
                 ran = CliRunner().invoke(app, [*words, "--json", "--quiet"])
                 expected = 1 if name == "error" else 0
