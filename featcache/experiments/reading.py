@@ -102,7 +102,7 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
             )
             for name in _SEVERAL
         }
-        report = tables.given("report")
+        report = tables.options("report")
         options = tables.report(report)
     several = _GRID in tables.content or "sweep" in tables.content or len(requests["backbones"]) > 1
     experiment = Experiment(
@@ -110,9 +110,9 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
         requests=requests["backbones"],
         beside=requests["beside"],
         execution=tables.record("extract", Execution),
-        head=tables.given("head", also=_OWN),
-        training=tables.given("training", without=_OF_ONE_HEAD if several else ()),
-        sweep=tables.given("sweep") if several else None,
+        head=tables.options("head", also=_OWN),
+        training=tables.options("training", without=_OF_ONE_HEAD if several else ()),
+        sweep=tables.options("sweep") if several else None,
         grid=tables.grid(),
         report=options,
         output=options.output if "output" in report else None,
@@ -155,7 +155,7 @@ class _Tables:
             where = "".join(f" [{name}]" for name in names)
             raise InvalidOption(f"{self.file}{where}: {error.message}", hint=error.hint or _HINT) from error
 
-    def given(self, name: str, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, Any]:
+    def options(self, name: str, *, also: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, Any]:
         """The options of a table by name; none if there is no such table."""
         return self._options(name, self.content.get(name, {}), also, without)[0]
 
@@ -171,7 +171,7 @@ class _Tables:
 
     def record(self, name: str, kind: type[Any]) -> Any:
         """The record of a table."""
-        given = self.given(name)
+        given = self.options(name)
         with self.naming(name):
             return kind(**given)
 
@@ -225,8 +225,6 @@ class _Tables:
 
 def _check(experiment: Experiment, tables: _Tables) -> Experiment:
     """The experiment, if its parts fit together; a loss of your own becomes the function. Raises InvalidOption."""
-    from featcache.sweeps.plan import SweepPlan
-
     every = (*experiment.requests, *experiment.beside)
     with tables.naming("backbones"):
         if len(set(every)) < len(every):
@@ -238,11 +236,13 @@ def _check(experiment: Experiment, tables: _Tables) -> Experiment:
         with tables.naming("head"):
             how.require_steps(HeadConfig.of(head))
     else:
+        from featcache.sweeps.plan import SweepPlan
+
         with tables.naming("sweep"):
             which = SweepOptions(**experiment.sweep)
         with tables.naming("head", _GRID):
             SweepPlan.of(head, experiment.grid, which, caches=[one.backbone_name for one in experiment.requests])
     with tables.naming("head"):
-        if path := head.pop("own_loss", None):
-            head["loss"] = own_loss(path)
+        if (path := head.pop("own_loss", None)) is not None:
+            head["loss"] = own_loss(str(path))
     return replace(experiment, head=head)

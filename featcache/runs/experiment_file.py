@@ -73,10 +73,10 @@ def _tables(cache: FeatureCache, name: str) -> Mapping[str, Any]:
 
 def _images(cache: FeatureCache, config: HeadConfig) -> list[str]:
     table = _tables(cache, "images")
-    return _table("images", table, [*([] if table else [_GIVEN_IMAGES]), *_labelled(cache, config)])
+    return _table("images", table, [*([] if table else [_GIVEN_IMAGES]), *_target_comments(cache, config)])
 
 
-def _labelled(cache: FeatureCache, config: HeadConfig) -> Iterator[str]:
+def _target_comments(cache: FeatureCache, config: HeadConfig) -> Iterator[str]:
     for name in filter(None, (*config.target, config.group)):
         if (origin := cache.targets[name].origin) != IMAGES:
             yield f"{name} is from {origin}. In a new cache, `featcache label CACHE {origin}` adds it before training."

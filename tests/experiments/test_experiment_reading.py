@@ -98,6 +98,8 @@ def test_without_a_grid_and_with_one_backbone_it_is_one_head(tmp_path: Path) -> 
         (f"{DIGITS}[head]\nlr = nan", "[head]: expected --lr a number such as 1e-3 above 0, got nan", ""),
         (f"{DIGITS}[head]\nhead = 'liner'", "[head]: unknown head 'liner'", "did you mean linear"),
         (f"{DIGITS}[head]\nhead = 'knn'\nlr = 0.001", "[head]: the head knn is solved", "leave out --lr"),
+        (f"{DIGITS}[head]\nown_loss = 3", "[head]: the loss 3 of this head is not known here", "pass it"),
+        (f"{DIGITS}[head]\nhead_arguments = 3", "[head]: expected head_arguments as a mapping", ""),
         (f"{DIGITS}[training]\nthreads = 'all'", "[training]: expected threads a whole number", ""),
         (f"{DIGITS}[head]\nhead = 'knn'\n[training]\nthreads = 1", "[head]: expected threads for a head", ""),
         (f"{DIGITS}[training]\nlogger = 'csv'\n[sweep]", "[training] has no option 'logger'", ""),

@@ -115,19 +115,19 @@ def on_columns_of_a_table() -> Run:
     return solve(cache, target="tags", group="patient_id")
 
 
-def chosen_by_a_sweep() -> Run:
+def from_a_sweep() -> Run:
     digits()
     (run,) = call("sweep", "digits", "--head", "mlp:8", "--grid", "dropout=0.1,0.2,0.3", "--max-epochs", "3")
     return run
 
 
-def chosen_by_folds() -> Run:
+def from_folds() -> Run:
     digits()
     (run,) = call("sweep", "digits", "--grid", "head=ridge,centroid", "--folds", "2")
     return run
 
 
-def chosen_by_shots() -> Run:
+def from_few_shots() -> Run:
     digits()
     (run,) = call("sweep", "digits", "--grid", "head=ridge,knn", "--shots", "2,4", "--draws", "3", "--seed", "7")
     assert "draw" in " ".join(run.training.notes)
@@ -147,9 +147,9 @@ def of_an_experiment() -> Run:
         with_everything,
         on_joined_caches,
         by_lightning,
-        chosen_by_a_sweep,
-        chosen_by_folds,
-        chosen_by_shots,
+        from_a_sweep,
+        from_folds,
+        from_few_shots,
         of_an_experiment,
     ],
     ids=lambda make: make.__name__,
