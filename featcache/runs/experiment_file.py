@@ -7,7 +7,6 @@ have their default values are left out; paths are absolute. What no file can hol
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
 from typing import Any
 
 import tomli_w
@@ -35,6 +34,7 @@ def experiment_file(
     config: HeadConfig,
     *,
     training: Mapping[str, Any],
+    version: str,
     resampling: Mapping[str, Mapping[str, Any]] | None = None,
     own_trainer: bool = False,
 ) -> bytes:
@@ -44,6 +44,7 @@ def experiment_file(
         prepared: The rows that the head was trained on.
         config: The head's options.
         training: Options of TrainingOptions that change the head, by name.
+        version: The version of featcache.
         resampling: For a head that was trained on a draw of few images: options by table, which draw them again.
         own_trainer: Whether the head was trained by the user's own Trainer.
     """
@@ -51,7 +52,7 @@ def experiment_file(
     again = resampling or {}
     lines = [
         f"# Repeats the run in this folder: featcache run {EXPERIMENT_FILE}",
-        f"# Options that are not here have the default values of featcache {metadata.version('featcache')}.",
+        f"# Options that are not here have the default values of featcache {version}.",
         *_images(caches[0], config),
         *_backbone(caches[0], "backbones"),
         *(line for cache in caches[1:] for line in _backbone(cache, "beside")),

@@ -80,13 +80,16 @@ def evaluate_and_save(
         fitted = replace(fitted, interrupted=fitted.interrupted or interruption.requested)
     created = created or datetime.now(UTC)
     trained_by = trainer if isinstance(trainer, str) else "lightning"
+    versions = _versions()
     how = {"device": prepared.device_name, "threads": fitted.threads, "trainer": trained_by}
     experiment = experiment_file(
         prepared,
         config,
-        training={name: how[name] for name in how if how[name] not in (None, "featcache")},
+        # The defaults are left out.
+        training={name: value for name, value in how.items() if value not in (None, "featcache")},
+        version=versions["featcache"],
         resampling=resampling,
-        own_trainer=not isinstance(trainer, str),
+        own_trainer=trainer is not trained_by,
     )
     for column in prepared.columns:
         mark_used(column.cache.path, now=created.timestamp())
@@ -102,7 +105,7 @@ def evaluate_and_save(
             trainer=None if config.architecture.solved else trained_by,
             logger=logger,
         ),
-        versions=_versions(),
+        versions=versions,
         weights=fitted.tensors(),
         history=fitted.history,
         metrics=metrics,

@@ -268,6 +268,15 @@ def test_in_another_process_an_own_class_is_found_and_a_function_is_an_error() -
     assert "is not known here" in lines[2] and "| pass it: loss=smooth_loss" in lines[2]
 
 
+def test_a_trainer_of_your_own_is_stated() -> None:
+    import pytorch_lightning as pl
+
+    trainer = pl.Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    text = (train(digits(), "linear", trainer=trainer).folder / FILE).read_text()
+    assert "# A Trainer object was given from Python" in text
+    assert tomllib.loads(text)["training"]["trainer"] == "lightning"
+
+
 def test_a_target_from_a_table_is_stated() -> None:
     with digits() as cache:
         rows = [

@@ -235,7 +235,7 @@ def test_a_run_of_a_class_is_read_by_another_process(cache: FeatureCache, tmp_pa
 
 def test_a_run_holds_no_code(cache: FeatureCache, tmp_path: Path) -> None:
     run = train_head(cache, Gated, head_arguments={"width": 5}, max_epochs=1, runs_dir=tmp_path)
-    assert {path.suffix for path in run.folder.iterdir()} <= {".safetensors", ".json", ".csv", ".npz"}
+    assert {path.suffix for path in run.folder.iterdir()} <= {".safetensors", ".json", ".csv", ".npz", ".toml"}
     loaded = Run.load(run.folder)
     assert loaded.config == run.config and hash(loaded.config) == hash(run.config)
     assert json.loads((run.folder / "config.json").read_text())["options"]["head_arguments"] == {"width": 5}
