@@ -38,7 +38,7 @@ TABLES: Mapping[str, tuple[type, ...]] = {
 }
 #: Options that a table does not have: a shard gives no cache to train on, and opening a page belongs to the command.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {"extract": ("shard",), "report": ("open",)}
-_GRID = "grid"
+_GRID, _EXPECTED = "grid", "expected"
 _SEVERAL = ("backbones", "beside")
 # Fields of a HeadConfig that are no options: they belong to heads and losses of your own.
 _OWN = ("head_arguments", "own_loss")
@@ -62,6 +62,8 @@ class Experiment:
         grid: Lists of values by option name.
         report: What the report shows.
         output: The page; None for one in the folder of the run or the sweep.
+        expected: What `featcache.runs.experiment_file.expected_table` gave when the file was written; empty in a file
+            that was written by hand.
     """
 
     file: Path
@@ -74,6 +76,7 @@ class Experiment:
     grid: Mapping[str, Any] = field(default_factory=dict)
     report: ReportOptions = field(default_factory=ReportOptions)
     output: Path | None = None
+    expected: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Experiment:
@@ -116,6 +119,7 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
         grid=tables.grid(),
         report=options,
         output=options.output if "output" in report else None,
+        expected=tables.expected(),
     )
     return _check(experiment, tables)
 
@@ -137,9 +141,9 @@ class _Tables:
     def __init__(self, file: Path, content: Mapping[str, Any]) -> None:
         self.file, self.content = file, content
         for name, table in content.items():
-            if name not in TABLES and name != _GRID:
+            if name not in TABLES and name not in (_GRID, _EXPECTED):
                 with self.naming():
-                    raise UnknownName("table", name, [*TABLES, _GRID])
+                    raise UnknownName("table", name, [*TABLES, _GRID, _EXPECTED])
             if not isinstance(table, list if name in _SEVERAL else dict) or not all(
                 isinstance(one, dict) for one in self._each(name)
             ):
@@ -217,6 +221,21 @@ class _Tables:
         with self.naming(_GRID):
             grid_texts(self.content.get(_GRID, {}))
         return dict(self.content.get(_GRID, {}))
+
+    def expected(self) -> Mapping[str, Any]:
+        """What the features and images were when the file was written."""
+        table: Mapping[str, Any] = self.content.get(_EXPECTED, {})
+        for name, value in table.items():
+            kind = {"fingerprints": list, "images": str}.get(name)
+            if kind is None:
+                with self.naming(_EXPECTED):
+                    raise UnknownName("option", name, ["fingerprints", "images"])
+            if not isinstance(value, kind):
+                raise InvalidOption(
+                    f"{self.file} [{_EXPECTED}]: expected a {kind.__name__} for {name}, got {value!r}",
+                    hint="copy the table from the run again, or remove it",
+                )
+        return table
 
     def _each(self, name: str) -> list[Any]:
         table = self.content.get(name, [])

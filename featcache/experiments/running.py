@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache.cache.reader import FeatureCache
 from featcache.display import Shown, Summary
 from featcache.experiments.reading import Experiment, read_experiment
 from featcache.extraction.execution import Execution
@@ -15,6 +17,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.progress import StageProgress
+from featcache.runs.experiment_file import expected_table
 from featcache.runs.files import REPORT_FILE
 from featcache.runs.fit import RUNS_DIR, epoch_progress, train_head
 from featcache.runs.run import Run
@@ -110,6 +113,7 @@ def run_experiment(
 def _carry_out(experiment: Experiment, data_dir: Path, runs_dir: Path, reporter: Reporter) -> ExperimentResult:
     done = _extract((*experiment.requests, *experiment.beside), experiment.execution, reporter)
     paths = [one.cache for one in done]
+    _compare(experiment, paths, reporter)
     caches, beside = paths[: len(experiment.requests)], paths[len(experiment.requests) :]
     training: dict[str, Any] = {
         "beside": beside,
@@ -140,6 +144,21 @@ def _extract(requests: Sequence[Request], execution: Execution, reporter: Report
         done = extract_each([*several.values()], execution, reporter=reporter)
         found |= dict(zip(several.values(), done, strict=True))
     return tuple(found[one] for one in requests)
+
+
+def _compare(experiment: Experiment, paths: Sequence[Path], reporter: Reporter) -> None:
+    """Warn where features or images are not those that the file expects."""
+    if not experiment.expected:
+        return
+    with ExitStack() as held:
+        found = expected_table([held.enter_context(FeatureCache.open(path)) for path in paths])
+    words = {
+        "fingerprints": "the features are computed in another way (other weights, or another version)",
+        "images": "the images are others",
+    }
+    for name, what in words.items():
+        if name in experiment.expected and experiment.expected[name] != found[name]:
+            reporter.warn(f"{what} than when {experiment.file} was written, so the results will differ")
 
 
 def _sweep(caches: Sequence[Path], experiment: Experiment, training: dict[str, Any], reporter: Reporter) -> Sweep:

@@ -6,6 +6,7 @@ have their default values are left out; paths are absolute. What no file can hol
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ _OWN_HEAD = (
     "The head is your own. A class of modules that can be imported is found; anything else must be passed again."
 )
 _OWN_LOSS = "The loss is your own function. It is found only in a Python process that was given it before."
+_EXPECTED = "What the features and images were. `featcache run` warns where they differ."
 _OWN_TRAINER = "A Trainer object was given from Python; this file has Lightning's default one."
 
 
@@ -60,9 +62,22 @@ def experiment_file(
         *_table("head", {**_head_options(config), **again.get("head", {})}, _head_comments(config)),
         *_table("training", training, [_OWN_TRAINER] * own_trainer),
         *_table("sweep", again.get("sweep", {})),
+        *_table("expected", expected_table(caches), [_EXPECTED]),
     ]
     # A path with bytes that are not UTF-8 has no form in TOML: reading the file is then an error.
     return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
+
+
+def expected_table(caches: Sequence[FeatureCache]) -> dict[str, Any]:
+    """What a repetition compares: the fingerprints of the caches, and a digest of the bytes of all images.
+
+    Args:
+        caches: The caches of the backbones, then those beside.
+    """
+    images = hashlib.sha256()
+    for split in caches[0].splits:
+        images.update(f"{split}\0".encode() + caches[0][split].digests.tobytes())
+    return {"fingerprints": [cache.spec.fingerprint for cache in caches], "images": images.hexdigest()}
 
 
 def _tables(cache: FeatureCache, name: str) -> Mapping[str, Any]:
@@ -85,8 +100,7 @@ def _target_comments(cache: FeatureCache, config: HeadConfig) -> Iterator[str]:
 
 def _backbone(cache: FeatureCache, name: str) -> list[str]:
     table = _tables(cache, "backbones")
-    comments = [f"Fingerprint of the features: {cache.spec.fingerprint}"]
-    return _table(f"[{name}]", table, comments if table else [_GIVEN_BACKBONE.format(cache.spec.backbone)])
+    return _table(f"[{name}]", table, [] if table else [_GIVEN_BACKBONE.format(cache.spec.backbone)])
 
 
 def _head_options(config: HeadConfig) -> dict[str, Any]:

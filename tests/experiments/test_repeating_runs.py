@@ -182,13 +182,14 @@ def test_the_file_is_short_and_its_paths_are_absolute(here: Path) -> None:
             Image.fromarray(pixels).save(here / "photos" / name / f"{number}.png")
     cache = featcache.extract("photos", "pixels", image_size=8, progress=False)
     text = (train(cache, "linear").folder / FILE).read_text()
-    assert tomllib.loads(text) == {
+    tables = tomllib.loads(text)
+    assert tables.pop("expected")["fingerprints"] == [cache.spec.fingerprint]
+    assert tables == {
         "images": {"dataset": str(here / "photos")},
         "backbones": [{"backbone": "pixels", "image_size": 8}],
         "head": {"head": "linear", "max_epochs": 4, "seed": 0, "val_seed": 42},
         "training": {"device": "cpu", "threads": 1},
     }
-    assert cache.spec.fingerprint in text
 
 
 def test_new_columns_of_the_same_images_are_in_the_file() -> None:
@@ -308,3 +309,18 @@ def test_an_own_head_that_cannot_be_imported_is_an_error() -> None:
     text = f"{DIGITS}[head]\nhead = 'own:no_such_module:Head'\n[training]\nthreads = 1"
     with pytest.raises(HeadError, match="no_such_module"):
         featcache.run_experiment(write_experiment(Path(), text), progress=False)
+
+
+def test_changed_images_are_a_warning(here: Path) -> None:
+    for number in range(24):
+        path = here / "set" / ("train", "test")[number % 2] / "ab"[number // 12] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (number * 10, 0, 255 * (number // 12))).save(path)
+    run = solve(featcache.extract("set", "pixels", image_size=8, progress=False))
+    line = ["run", str(run.folder / FILE), "--data-dir", "other"]
+    same = CliRunner().invoke(app, line, prog_name="featcache")
+    assert same.exit_code == 0 and "the results will differ" not in same.output
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(here / "set" / "train" / "a" / "0.png")
+    other = CliRunner().invoke(app, line, prog_name="featcache")
+    assert other.exit_code == 0, other.output
+    assert "the images are others than when" in " ".join(other.output.split())
