@@ -37,10 +37,11 @@ class Blobs:
     edited: tuple[int, ...] = ()
     augmented: tuple[NDArray[Any], ...] = ()
     targets: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+    layer: str = LAYER
 
     @property
     def layers(self) -> dict[str, NDArray[Any]]:
-        return {LAYER: self.features, **self.more}
+        return {self.layer: self.features, **self.more}
 
     @property
     def views(self) -> int:
@@ -68,14 +69,15 @@ def write_cache(
     provenance: Mapping[str, Any] | None = None,
     backbone: str = "toy",
     columns: tuple[Column, ...] = (),
+    spec: Spec | None = None,
 ) -> FeatureCache:
     """Write a cache file into `folder` and open it, with as many views as train has.
 
-    `columns`: further targets besides the label.
+    `columns`: further targets besides the label. `spec`: of a real backbone; None for one that describes nothing.
     """
     views = splits["train"].views if "train" in splits else 1
     layers = next(iter(splits.values())).layers
-    spec = Spec(
+    spec = spec or Spec(
         backbone=backbone,
         layers=tuple(LayerSpec(name=name, weights=None, shape=(rows.shape[1],)) for name, rows in layers.items()),
         transform={"size": [8, 8]},

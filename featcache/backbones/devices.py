@@ -162,11 +162,11 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The versions of torch, torchvision, timm and transformers, as far as installed; nothing is imported."""
+    """The versions of torch and the libraries of networks, as far as installed; nothing is imported."""
     from importlib.metadata import PackageNotFoundError, version
 
     installed = {}
-    for package in ("torch", "torchvision", "timm", "transformers"):
+    for package in ("torch", "torchvision", "timm", "transformers", "open_clip_torch"):
         try:
             installed[package] = version(package)
         except PackageNotFoundError:

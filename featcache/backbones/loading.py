@@ -217,6 +217,39 @@ def _settle(root: nn.Module) -> None:
                 module._parameters[name] = nn.Parameter(zeros, requires_grad=False)
 
 
+def load_all(options: BackboneOptions, *, weights_dir: Path) -> tuple[nn.Module, tuple[Layer, ...]]:
+    """A network with all its tensors, also those that no layer depends on (the text encoder of CLIP), on the CPU.
+
+    Args:
+        options: The network, layers, image size and weights.
+        weights_dir: The folder of downloaded packages.
+
+    Returns:
+        The network itself, in eval mode, and the layers with the digests of their weights.
+
+    Raises:
+        What `load` raises, except ExtractionError: the network is not run.
+    """
+    loaded = _open(options, weights_dir, None, None)
+    root, inside = loaded.root, loaded.chosen.architecture.inside
+    others = {
+        name.removeprefix(inside): value
+        for name, value in root.state_dict().items()
+        if name.removeprefix(inside) not in loaded.chosen.tensors
+    }
+    for name, value in select(loaded.weights, others, loaded.chosen.name, "of its text encoder").items():
+        _assign(root, inside + name, value)
+    return root.get_submodule(inside.removesuffix(".")), _with_digests(loaded.chosen, root)
+
+
+def _with_digests(chosen: Cut, root: nn.Module) -> tuple[Layer, ...]:
+    """The chosen layers with the digests of the weights that they depend on."""
+    inside = chosen.architecture.inside
+    state = {name.removeprefix(inside): value for name, value in root.state_dict().items()}
+    digests = TensorDigests({name: state[name] for name in chosen.tensors})
+    return tuple(replace(layer, weights=digests.over(chosen.probed[layer.name].tensors)) for layer in chosen.layers)
+
+
 def check_network(
     chosen: Cut,
     root: nn.Module,
@@ -226,10 +259,7 @@ def check_network(
     known: BackboneSpec | None,
 ) -> Network:
     """Compute digests, check the network on the probe images, prune it, and describe it."""
-    inside = chosen.architecture.inside
-    state = {name.removeprefix(inside): value for name, value in root.state_dict().items()}
-    digests = TensorDigests({name: state[name] for name in chosen.tensors})
-    layers = tuple(replace(layer, weights=digests.over(chosen.probed[layer.name].tensors)) for layer in chosen.layers)
+    layers = _with_digests(chosen, root)
     spec = BackboneSpec(
         name=chosen.name,
         layers=layers,

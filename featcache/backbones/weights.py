@@ -217,10 +217,12 @@ def _three_numbers(text: str | None, key: str, path: Path) -> tuple[float, float
     return first, second, third
 
 
-def select(weights: Weights, expected: Mapping[str, Tensor], backbone: str) -> dict[str, Tensor]:
+def select(
+    weights: Weights, expected: Mapping[str, Tensor], backbone: str, which: str = "that the requested layers need"
+) -> dict[str, Tensor]:
     """The tensors with the names of `expected`, converted to its dtypes.
 
-    `expected`: name -> a tensor of the right shape and dtype, on any device.
+    `expected`: name -> a tensor of the right shape and dtype, on any device. `which`: which tensors they are, in words.
 
     Raises:
         WeightsError: Tensors are missing, or have another shape.
@@ -229,9 +231,9 @@ def select(weights: Weights, expected: Mapping[str, Tensor], backbone: str) -> d
     missing = [name for name in wanted if name not in weights.tensors]
     if missing:
         raise WeightsError(
-            f"{weights.source} lacks {len(missing)} of the {len(wanted)} tensors that the requested layers of "
-            f"{backbone} need: {_first_names(missing)}",
-            hint="choose an earlier --layer, or weights that contain them",
+            f"{weights.source} lacks {len(missing)} of the {len(wanted)} tensors of {backbone} {which}: "
+            f"{_first_names(missing)}",
+            hint="use weights that contain them, or an earlier --layer",
         )
     wrong = [
         f"{name} expected {tuple(expected[name].shape)}, got {tuple(weights.tensors[name].shape)}"

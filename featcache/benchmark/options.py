@@ -81,10 +81,10 @@ class BenchmarkOptions(ImageOptions, BackboneOptions):
             )
         if len(self.layers) > 1:
             raise InvalidOption(f"expected one layer, got {', '.join(self.layers)}", hint="each layer alone")
-        solved = self.head.architecture.solved
-        if self.head.standardize or solved:
+        unfit = self.head.architecture.solved or bool(self.head.architecture.templates)
+        if self.head.standardize or unfit:
             raise InvalidOption(
-                f"end to end cannot train the head {self.head.head}{'' if solved else ' on standardised features'}",
+                f"end to end cannot train the head {self.head.head}{'' if unfit else ' on standardised features'}",
                 hint="a head that is trained by steps: linear, or mlp:128,64",
             )
 

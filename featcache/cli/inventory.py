@@ -69,14 +69,17 @@ def register(app: typer.Typer) -> None:
         if name is not None:
             if like or timm:
                 raise WrongUsage("expected a name, or options for the list, got both")
-            _show_backbone(name, image_size, common)
+            if name.endswith(":"):
+                _list_names(_names(name, prefix=name), common)
+            else:
+                _show_backbone(name, image_size, common)
             return
-        listed = [_facts_of(one) for one in _names(like, timm=timm)]
+        if timm:
+            _list_names(_names(like, prefix="timm:"), common)
+            return
+        listed = [_facts_of(one) for one in _names(like)]
         if common.json:
             print_json({"backbones": listed})
-        elif timm:
-            for one in listed:
-                print_line(one["name"])
         else:
             _print_backbones(listed)
 
@@ -153,20 +156,24 @@ def _dataset_row(named: NamedSet, *, here: bool) -> tuple[str, ...]:
 _BACKBONE_HEADER = ("name", "size", "features", "parameters", "GFLOPs", "weights")
 
 
-def _names(like: str, *, timm: bool) -> list[str]:
+def _names(like: str, *, prefix: str = "") -> list[str]:
+    """The names with `like` in them: those of the library with this prefix, or all that need no other library."""
     from featcache.backbones import backbone_names
+    from featcache.backbones.zoos import zoo_of
 
-    known = _timm_names() if timm else backbone_names()
-    found = [name for name in known if like.lower() in name]
+    known = zoo_of(prefix).names() if prefix else backbone_names()
+    found = [name for name in known if like.lower() in name.lower()]
     if not found:
         raise UnknownName("backbone", like, known)
     return found
 
 
-def _timm_names() -> Sequence[str]:
-    from featcache.backbones.zoos import zoo_of
-
-    return zoo_of("timm:").names()
+def _list_names(names: Sequence[str], common: Common) -> None:
+    if common.json:
+        print_json({"backbones": [{"name": name} for name in names]})
+        return
+    for name in names:
+        print_line(name)
 
 
 def _facts_of(name: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def rebuild(
     options = BackboneOptions(
         backbone=spec.backbone,
         layers=() if pixels else spec.layer_names,
-        weights=str(weights) if weights is not None else _option_of(spec, source, what),
+        weights=str(weights) if weights is not None else weights_option(spec, source, what),
     )
     pools = {layer.name: layer.pool for layer in spec.layers}
     network = open_network(options, data_dir=data_dir, transform=_transform(spec), pools=pools)
@@ -54,8 +54,19 @@ def rebuild(
     return network
 
 
-def _option_of(spec: Spec, source: str | None, what: str) -> str:
-    """`file:/w.safetensors` -> `/w.safetensors`, `torchvision:VGG16_Weights.X` -> `VGG16_Weights.X`, ..."""
+def weights_option(spec: Spec, source: str | None, what: str) -> str:
+    """The value of `--weights` for a recorded source of weights.
+
+    `file:/w.safetensors` -> `/w.safetensors`, `torchvision:VGG16_Weights.X` -> `VGG16_Weights.X`, ...
+
+    Args:
+        spec: The spec of the features.
+        source: The recorded source.
+        what: The name of the cache or run, for messages.
+
+    Raises:
+        WeightsError: There is no record, or no longer a file.
+    """
     if spec.backbone == "pixels":
         return "default"
     if source is None:
@@ -71,7 +82,9 @@ def _option_of(spec: Spec, source: str | None, what: str) -> str:
         return "default"
     if kind == "file" and not Path(rest).is_file():
         raise WeightsError(f"the weights that {what} was made with are no longer at {rest}", hint=_WEIGHTS_HINT)
-    return {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default"}.get(kind, source)
+    # open_clip:ViT-B-32/openai
+    known = {"file": rest, "torchvision": rest, "pypi": "pypi", "timm": "default", "open_clip": rest.rpartition("/")[2]}
+    return known.get(kind, source)
 
 
 def require_same(network: Network, spec: Spec, what: str, probe: ProbeOutputs | None) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.own import OwnFactory, require_path
+from featcache.heads.templates import parse_templates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,11 +49,13 @@ class Architecture:
         kind: A key of HEAD_KINDS.
         hidden: Sizes of the hidden layers.
         path: Where a custom head is defined, `module:name`.
+        templates: The texts that a head is made from (heads/templates.py).
     """
 
     kind: str
     hidden: tuple[int, ...] = ()
     path: str = ""
+    templates: tuple[str, ...] = ()
 
     @property
     def solved(self) -> bool:
@@ -65,7 +68,7 @@ class Architecture:
         return HEAD_KINDS[self.kind].own
 
     def __str__(self) -> str:
-        what = self.path or ",".join(map(str, self.hidden))
+        what = self.path or "|".join(self.templates) or ",".join(map(str, self.hidden))
         return f"{self.kind}:{what}" if what else self.kind
 
 
@@ -104,6 +107,7 @@ class HeadKind:
         sized: Whether sizes of hidden layers follow the colon.
         solved: Whether a solver computes it (heads/solvers.py), so that options of training by steps do not apply.
         own: Whether it is a custom module (heads/own.py), whose path follows the colon.
+        texts: Whether it is made from texts about the classes, whose templates follow the colon.
     """
 
     name: str
@@ -112,10 +116,11 @@ class HeadKind:
     sized: bool = False
     solved: bool = False
     own: bool = False
+    texts: bool = False
 
 
 def parse_head(text: str) -> Architecture:
-    """Parse the name of a head: `linear`, `mlp:128,64`, `mlp:128-64` or `own:module:Class`.
+    """Parse the name of a head: `linear`, `mlp:128,64`, `mlp:128-64`, `text:a photo of a {}` or `own:module:Class`.
 
     Raises UnknownName, which suggests the most similar name, or InvalidOption.
     """
@@ -125,6 +130,8 @@ def parse_head(text: str) -> Architecture:
         raise UnknownName("head", name, HEAD_KINDS)
     if kind.own:
         return Architecture(kind=name, path=require_path(rest))
+    if kind.texts:
+        return Architecture(kind=name, templates=parse_templates(name, rest))
     if rest and not kind.sized:
         raise InvalidOption(f"the head {name} takes no sizes, got {rest!r}", hint=f"{name}, or mlp:128,64")
     return Architecture(kind=name, hidden=_parse_sizes(rest) if kind.sized else ())
@@ -217,6 +224,17 @@ def _build_neighbours(shape: HeadShape) -> nn.Module:
     return Neighbours(shape)
 
 
+def _build_cosine(shape: HeadShape) -> nn.Module:
+    from collections import OrderedDict
+
+    from torch import nn
+
+    from featcache.heads.unit_length import UnitLength
+
+    output = nn.Linear(shape.in_features, shape.classes)
+    return nn.Sequential(OrderedDict(unit_length=UnitLength(), output=output))
+
+
 def _build_own(shape: HeadShape) -> nn.Module:
     if shape.own is None:
         raise ValueError("expected the factory of the custom head")
@@ -232,6 +250,8 @@ HEAD_KINDS: Mapping[str, HeadKind] = {
         HeadKind(name="ridge", usage="ridge", build=_build_perceptron, solved=True),
         HeadKind(name="centroid", usage="centroid", build=_build_perceptron, solved=True),
         HeadKind(name="knn", usage="knn", build=_build_neighbours, solved=True),
+        HeadKind(name="text", usage="text:a photo of a {}", build=_build_cosine, solved=True, texts=True),
+        HeadKind(name="text+linear", usage="text+linear:a photo of a {}", build=_build_perceptron, texts=True),
         HeadKind(name="own", usage="own:module:Class", build=_build_own, own=True),
     )
 }

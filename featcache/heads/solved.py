@@ -64,6 +64,20 @@ class LinearHead(SolvedHead):
         return self.weight.size + self.bias.size
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CosineHead(LinearHead):
+    """A linear layer on features of length 1: with rows of one length as weight, scaled cosines."""
+
+    def outputs(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        lengths = np.linalg.norm(features, axis=1, keepdims=True)
+        # As torch.nn.functional.normalize, so that zeros stay zeros.
+        return super().outputs(features / np.maximum(lengths, np.float32(1e-12)))
+
+    @property
+    def learned(self) -> int:
+        return 0
+
+
 def outcome_of(
     head: SolvedHead, rows: FeatureRows, target: HeadTarget, *, scale: NDArray[np.float64] | None = None
 ) -> Outcome:

@@ -1,5 +1,7 @@
 """Heads that a solver computes, instead of training by gradient steps: logreg, ridge, centroid, knn.
 
+The head `text`, which needs the network's text encoder, is made in training/texts.py.
+
 A solver is a generator of candidates, one for each value of its hyperparameter (C; alpha; k and metric). Each candidate
 is evaluated on val, and the best is kept: the highest score and, of equal ones, the lowest loss. Nothing is random.
 Torch is imported only to search for neighbours on another device than the CPU.
@@ -35,6 +37,7 @@ SOLVED_TARGETS: Mapping[str, tuple[TargetKind, ...]] = {
     "ridge": ("classes", "lists", "numbers"),
     "centroid": ("classes",),
     "knn": ("classes", "lists", "numbers"),
+    "text": ("classes", "lists"),
 }
 _KINDS = {"classes": "one class", "lists": "several classes", "numbers": "numbers"}
 

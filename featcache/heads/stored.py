@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from featcache.heads.architectures import Architecture, HeadShape, build_head
 from featcache.heads.neighbours import NeighbourHead, targets_name
-from featcache.heads.solved import LinearHead, SolvedHead, Tensors
+from featcache.heads.solved import CosineHead, LinearHead, SolvedHead, Tensors
 from featcache.rows.target import HeadTarget
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ def build_solved_head(
     else:
         wanted = _neighbours(in_features, rows, stored, target)
     tensors = _check_tensors(tensors, wanted)
-    return NeighbourHead.of(tensors, target) if architecture.kind == "knn" else LinearHead.of(tensors)
+    if architecture.kind == "knn":
+        return NeighbourHead.of(tensors, target)
+    return (CosineHead if architecture.templates else LinearHead).of(tensors)
 
 
 def build_head_module(architecture: Architecture, tensors: Tensors, shape: HeadShape) -> nn.Module:

@@ -33,7 +33,7 @@ from torch.export import Dim, ExportedProgram
 from featcache.backbones.loading import Plain, plain
 from featcache.backbones.pooling import Pooling
 from featcache.backbones.probing import ProbedLayer
-from featcache.backbones.zoos import timm, torchvision
+from featcache.backbones.zoos import timm, torchvision, zoo_of
 from featcache.backbones.zoos.pixels import NAME as PIXELS
 from featcache.errors import ExportError, MissingExtra
 from featcache.files import atomic_file, atomic_folder, fsync_file
@@ -221,7 +221,7 @@ class _BackbonePart:
         if spec.name == PIXELS:
             layer = {"name": PIXELS, "pooling": asdict(Pooling()), **scale[PIXELS]}
             return cls(config={**config, "library": PIXELS, "layers": [layer], "unused": []}, tensors={})
-        if options is None or spec.is_own_module or spec.name.startswith("hf:"):
+        if options is None or spec.is_own_module or zoo_of(spec.name).prefix not in ("", timm.PREFIX):
             raise ExportError(
                 f"--format torch builds the backbone from torchvision or timm, and {spec.name} is of neither",
                 hint="--format pt2 or onnx",

@@ -13,13 +13,14 @@ combinations are kept once.
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from featcache.config import ConfigField, options_of
 from featcache.errors import InvalidOption, UnknownName, nearest
-from featcache.heads.architectures import parse_head
+from featcache.heads.architectures import HEAD_KINDS, parse_head
 from featcache.heads.config import PERCEPTRON_OPTIONS, STEP_OPTIONS, HeadConfig
 from featcache.heads.own import own_path
 from featcache.rows.options import RowOptions
@@ -65,11 +66,12 @@ def parse_grid(texts: Sequence[str]) -> dict[str, tuple[object, ...]]:
     for text in texts:
         name, equals, values = text.partition("=")
         name = _name(name)
-        if not equals or not all(part.strip() for part in values.split(",")):
+        parts = _split(name, values)
+        if not equals or not all(parts):
             raise InvalidOption(f"expected --grid name=value,value, got {text!r}", hint="for example dropout=0,0.5")
         if name in grid:
             raise InvalidOption(f"expected --grid {name} once, got it twice", hint=f"{name}=value,value")
-        grid[name] = tuple(_parse(name, part.strip()) for part in values.split(","))
+        grid[name] = tuple(_parse(name, part) for part in parts)
     return grid
 
 
@@ -175,6 +177,18 @@ def _name(text: str) -> str:
     raise UnknownName("option of a grid", name, known)
 
 
+def _split(name: str, values: str) -> list[str]:
+    """The values between commas; a comma in a template (`text:a photo of a {}, a type of pet`) belongs to it."""
+    parts: list[str] = []
+    for part in values.split(","):
+        kind = part.strip().partition(":")[0]
+        if name == "head" and parts and parts[-1].startswith("text") and kind not in HEAD_KINDS:
+            parts[-1] += f",{part}"
+        else:
+            parts.append(part)
+    return [part.strip() for part in parts]
+
+
 def _parse(name: str, text: str) -> object:
     """A value from the command line, in the type of its option."""
     if name == LAYER:
@@ -195,4 +209,4 @@ def _text_of(name: str, value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     # Commas separate values.
-    return str(value).replace(",", "-") if name == "head" else str(value)
+    return re.sub(r"(?<=\d),(?=\d)", "-", str(value)) if name == "head" else str(value)

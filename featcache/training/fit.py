@@ -61,10 +61,10 @@ def fit(
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     reading = time.perf_counter() - began
-    report_notes(report, standardising_notes(len(train.rows), config))
-    if trainer == "featcache":
-        from featcache.training.fitting import fit_batches
+    from featcache.training.fitting import fit_batches, text_notes
 
+    report_notes(report, (*standardising_notes(len(train.rows), config), *text_notes(config, train, prepared.target)))
+    if trainer == "featcache":
         fitted = fit_batches(
             train,
             val,

@@ -109,9 +109,18 @@ def fit_result_of(
         interrupted=trial.interrupted,
         seconds=seconds,
         folded=0 if trial.config.architecture.own else count_trained(trial) - parameter_count(head),
-        notes=_loss_notes(trial.config),
+        notes=(*_loss_notes(trial.config), *text_notes(trial.config, val, target)),
         threads=trial.threads,
     )
+
+
+def text_notes(config: HeadConfig, batches: Batches, target: HeadTarget) -> tuple[str, ...]:
+    """Sentences about the texts that a head begins at; none for other heads."""
+    if not config.architecture.templates:
+        return ()
+    from featcache.training.texts import text_head
+
+    return text_head(config.architecture, batches.rows, target).notes
 
 
 def _loss_notes(config: HeadConfig) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ from featcache.training.fitting import source_of
 from featcache.training.losses import balance_class_weights, losses_of
 from featcache.training.preparation import open_prepared, prepare
 from featcache.training.stack import is_own
-from featcache.training.stacking import head_shape
+from featcache.training.stacking import head_shape, initial_tensors
 from featcache.training.trial import Scaling, Source, Trial, rate_at_epoch
 
 # The key of the standardisation in a Lightning checkpoint.
@@ -113,13 +113,16 @@ class HeadModule(pl.LightningModule):
         weights = (
             balance_class_weights(source.batches.targets.cpu(), target) if config.class_weights == "balanced" else None
         )
-        return cls(
+        module = cls(
             config,
             target,
             source.batches.feature_dim,
             scaling=source.scaling,
             class_weights=None if weights is None else weights.tolist(),
         )
+        if config.architecture.templates:
+            module.head.load_state_dict(initial_tensors(config, source, target))
+        return module
 
     def forward(self, features: Tensor) -> Tensor:
         """Plain features float32 (B, D) -> outputs float32 (B, C): logits, or standardised numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from featcache.heads.candidates import choose
 from featcache.heads.config import HeadConfig
 from featcache.heads.records import Progress
 from featcache.heads.solved import outcome_of
@@ -26,18 +27,27 @@ def fit_solved(
     """Solve a head for all candidates, and return the best one on val; the test rows are not read."""
     train, val, target = prepared.rows["train"], prepared.rows["val"], prepared.target
     began = time.perf_counter()
-    choice = solve(
-        config.architecture.kind,
-        train,
-        val,
-        target,
-        device=prepared.device_name,
-        interruption=interruption or Interruption(),
-        progress=progress,
-    )
+    interruption, notes = interruption or Interruption(), ()
+    if config.architecture.templates:
+        from featcache.training.texts import text_candidates, text_head
+
+        text = text_head(config.architecture, val, target)
+        choice = choose(text_candidates(text, val, target), interruption=interruption, progress=progress)
+        notes = text.notes
+    else:
+        choice = solve(
+            config.architecture.kind,
+            train,
+            val,
+            target,
+            device=prepared.device_name,
+            interruption=interruption,
+            progress=progress,
+        )
     head = choice.candidate.build()
     seconds = time.perf_counter() - began
-    report_notes(report, choice.notes())
+    notes = (*choice.notes(), *notes)
+    report_notes(report, notes)
     scale = TargetScale.of(train.targets).deviation if target.kind == "numbers" else None
     outcome = outcome_of(head, val, target, scale=scale)
     return FitResult(
@@ -48,5 +58,5 @@ def fit_solved(
         best_epoch=choice.number,
         interrupted=choice.interrupted,
         seconds=seconds,
-        notes=choice.notes(),
+        notes=notes,
     )

@@ -92,7 +92,7 @@ class _InitialHeads:
 
     def __init__(self, sources: Sequence[Source], target: HeadTarget, first: dict[int, Batch]) -> None:
         self.sources, self._target, self._first = sources, target, first
-        self._tensors: dict[int, dict[str, Tensor]] = {}
+        self._tensors: dict[tuple[int, str, int], dict[str, Tensor]] = {}
         self._weights: dict[int, Tensor] = {}
 
     def stack(self, groups: Sequence[Sequence[Trial]]) -> Stack:
@@ -107,14 +107,17 @@ class _InitialHeads:
         return stack_batches([self._first[group[0].source] for group in groups])
 
     def _head(self, trial: Trial) -> InitialHead:
-        config, batches = trial.config, self.sources[trial.source].batches
+        config, source = trial.config, self.sources[trial.source]
+        batches = source.batches
         if is_own(config):
             # Training changes a module in place, so each stack needs a new one.
             return InitialHead(config=config, tensors={}, module=initial_module(config, batches, self._target))
-        if config.seed not in self._tensors:
-            self._tensors[config.seed] = initial_tensors(config, batches, self._target)
+        # A head that begins at texts depends on the rows too, by their standardisation.
+        key = (config.seed, *((config.head, trial.source) if config.architecture.templates else ("", 0)))
+        if key not in self._tensors:
+            self._tensors[key] = initial_tensors(config, source, self._target)
         weights = self._class_weights(trial.source, batches) if config.class_weights == "balanced" else None
-        return InitialHead(config=config, tensors=self._tensors[config.seed], class_weights=weights)
+        return InitialHead(config=config, tensors=self._tensors[key], class_weights=weights)
 
     def _class_weights(self, source: int, batches: Batches) -> Tensor:
         if source not in self._weights:
@@ -122,8 +125,15 @@ class _InitialHeads:
         return self._weights[source]
 
 
-def initial_tensors(config: HeadConfig, batches: Batches, target: HeadTarget) -> dict[str, Tensor]:
-    """The initial tensors of a head by name, drawn from its seed, on the device of its batches."""
+def initial_tensors(config: HeadConfig, source: Source, target: HeadTarget) -> dict[str, Tensor]:
+    """The initial tensors of a head by name, on the device of its batches: drawn from its seed, or made from texts."""
+    batches = source.batches
+    if config.architecture.templates:
+        from featcache.training.texts import linear_start, text_head
+
+        text = text_head(config.architecture, batches.rows, target)
+        start = linear_start(text, batches.rows, source.scaling.features)
+        return {name: torch.from_numpy(tensor).to(batches.device) for name, tensor in start.items()}
     head = initial_module(config, batches, target)
     state = {name: tensor.detach().to(batches.device) for name, tensor in head.state_dict().items()}
     # This count of batches has no effect.

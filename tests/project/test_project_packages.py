@@ -18,7 +18,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "extraction": {"images", "backbones", "cache"},
     "rows": {"cache"},
     "heads": {"cache", "rows"},
-    "training": {"cache", "rows", "heads"},
+    # The text encoder of the backbone that computed the features, for heads made from class names.
+    "training": {"cache", "extraction", "rows", "heads"},
     "runs": {"cache", "rows", "heads", "training"},
     "sweeps": {"cache", "rows", "heads", "training", "runs"},
     "notebook": {"cache", "rows", "heads", "training", "runs", "sweeps"},
@@ -141,8 +142,8 @@ def test_only_declared_packages_are_imported() -> None:
         *(line for extra in declared["optional-dependencies"].values() for line in extra),
     ]
     packages = {line.split(">")[0].split("[")[0].replace("-", "_") for line in lines}
-    # pillow, scikit-learn, part of pytorch-lightning, umap-learn
-    called_otherwise = {"PIL", "sklearn", "lightning_fabric", "umap", "vl_convert"}
+    # pillow, scikit-learn, part of pytorch-lightning, umap-learn, vl-convert-python, open_clip_torch
+    called_otherwise = {"PIL", "sklearn", "lightning_fabric", "umap", "vl_convert", "open_clip"}
     known = packages | called_otherwise | {"featcache", *sys.stdlib_module_names}
     found = {name.split(".")[0] for path in modules() for name in imports_of(path)}
     assert found <= known

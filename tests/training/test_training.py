@@ -63,7 +63,7 @@ class HeadContract:
     def test_features_become_one_logit_per_class(self, run: Run) -> None:
         head = run.head()
         assert not head.training
-        assert head(torch.zeros(5, 16)).shape == (5, 3)
+        assert head(torch.zeros(5, run.features.feature_dim)).shape == (5, 3)
         assert all(parameter.dtype == torch.float32 for parameter in head.parameters())
 
     def test_trainable_parameters_are_counted(self, run: Run) -> None:
@@ -91,7 +91,7 @@ class HeadContract:
 
     def test_saved_head_gives_the_logits_of_the_trained_one(self, run: Run, cache: FeatureCache) -> None:
         stored = run.predictions("test")
-        features = torch.from_numpy(cache["test"].layer(LAYER).gather(np.arange(60)).astype(np.float32))
+        features = torch.from_numpy(cache["test"].features[:].astype(np.float32))
         with torch.inference_mode():
             logits = [loaded.head()(features) for loaded in (run, Run.load(run.folder))]
         assert torch.equal(logits[0], logits[1])

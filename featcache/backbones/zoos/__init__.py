@@ -3,6 +3,7 @@
     vgg16                     torchvision
     timm:vit_small_patch14_dinov2
     hf:facebook/dinov2-small  transformers
+    open_clip:ViT-B-32        open_clip: image and text encoders of one space
     pixels                    no network: the resized images themselves
 
 A zoo builds a network, loads its weights, and describes where its standard layers are; `probing` finds all layers.
@@ -117,7 +118,9 @@ class Zoo(Protocol):
         ...
 
 
-_MODULES = {"timm:": "timm", "hf:": "transformers", "": "torchvision"}
+#: The prefix of backbones with a text encoder, whose `pre_logits` are embeddings in one space with those of texts.
+TEXT_PREFIX = "open_clip:"
+_MODULES = {"timm:": "timm", "hf:": "transformers", TEXT_PREFIX: "open_clip", "": "torchvision"}
 
 
 @cache
