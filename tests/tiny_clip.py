@@ -1,4 +1,4 @@
-"""Tiny networks with a text encoder, with random weights: a CLIP, a CLIP with a ResNet, and a SigLIP with its tokenizer."""
+"""Tiny networks with a text encoder and random weights: CLIP, CLIP with a ResNet, SigLIP and its tokenizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _CONFIGS: dict[str, dict[str, Any]] = {
         "text_cfg": {
             **_TEXT,
             "vocab_size": 64,
-            "hf_tokenizer_name": "nobody/nothing",
+            "hf_tokenizer_name": "tiny/tokenizer",
             "tokenizer_kwargs": {"clean": "canonicalize"},
             "no_causal_mask": True,
             "proj_bias": True,

@@ -62,7 +62,7 @@ def load_backbone(
     """Load a frozen backbone with its weights on the CPU.
 
     Args:
-        name: A torchvision network, a short name, `timm:NAME`, `hf:ORG/MODEL` or `pixels`.
+        name: A torchvision network, a short name, `timm:NAME`, `hf:ORG/MODEL`, `open_clip:NAME` or `pixels`.
         data_dir: The folder of downloaded weights and of descriptions of backbones that were opened before.
         transform: A complete transform, in place of `image_size`, `resize` and `normalize`.
         options: The other fields of `BackboneOptions`: layers, pool, image_size, resize, normalize, weights.

@@ -1,8 +1,8 @@
 """Descriptions of backbones: stored as JSON files, so that a backbone can be identified without torch.
 
-Descriptions are files in the data folder. A description is valid as long as the options, the versions of torch,
-torchvision, timm and transformers, and the stamps of the weights files have not changed; otherwise the network is
-loaded, checked and described again.
+Descriptions are files in the data folder. A description is valid as long as the options, the versions of torch
+and the libraries of networks, and the stamps of the weights files have not changed; otherwise the network is loaded,
+checked and described again.
 """
 
 from __future__ import annotations

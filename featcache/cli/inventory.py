@@ -41,7 +41,9 @@ def register(app: typer.Typer) -> None:
         name: Annotated[
             str | None,
             typer.Argument(
-                metavar="NAME", autocompletion=completion.backbones, help="Show this backbone and its layers."
+                metavar="NAME",
+                autocompletion=completion.backbones,
+                help="Show this backbone and its layers; open_clip: lists the names of open_clip.",
             ),
         ] = None,
         like: Annotated[str, Option(help="Only names with this in them.", metavar="<text>", panel=_SHOWN)] = "",

@@ -44,7 +44,7 @@ class HeadConfig(RowOptions):
     without augmented views, and for a head without epochs.
 
     Options of training by gradient steps (STEP_OPTIONS) must keep their defaults for heads that a solver computes
-    (logreg, ridge, centroid, knn); these use no random numbers.
+    (logreg, ridge, centroid, knn) or that is made of texts; these use no random numbers.
 
     A custom head is a class or a function. Its name is `own:` and its path; its arguments are in `head_arguments`, a
     mapping that is stored as JSON. `own_loss` is the path of a custom loss, which replaces `loss` for training and for
@@ -58,9 +58,10 @@ class HeadConfig(RowOptions):
     head: Annotated[
         str,
         Option(
-            help="linear, mlp, logreg, ... All are linear, mlp:SIZES, logreg, ridge, centroid and knn. mlp:128,64 "
-            "(or mlp:128-64) has two hidden layers; logreg, ridge, centroid and knn are solved at once, not trained by "
-            "steps.",
+            help="linear, mlp, logreg, ... All are linear, mlp:SIZES, logreg, ridge, centroid, knn, and text:TEMPLATE "
+            "for zero-shot. mlp:128,64 (or mlp:128-64) has two hidden layers; logreg, ridge, centroid and knn are "
+            'solved at once, not trained by steps. "text:a photo of a {}" is made of the class names, for a backbone '
+            "open_clip:NAME; text+linear:TEMPLATE is trained from there.",
             metavar="<head>",
             completion="heads",
             panel=_HEAD,

@@ -61,7 +61,9 @@ def train_head(
     Args:
         cache: An open cache, which stays open, or the path of a cache.
         head: `linear`; `mlp:` and the sizes of the hidden layers; or a head that is solved instead of trained by
-            steps: `logreg`, `ridge`, `centroid`, `knn`. Or your own head: a class of torch modules, or a function
+            steps: `logreg`, `ridge`, `centroid`, `knn`. On a cache of a backbone `open_clip:NAME` also `text:TEMPLATE`,
+            which is made of the class names alone ({} in the template), and `text+linear:TEMPLATE`, a linear head that
+            begins there. Or your own head: a class of torch modules, or a function
             f(in_features, outputs, **head_arguments) -> nn.Module, that maps float32 (B, D) to (B, C). The option
             `loss` of any head trained by steps may be a function f(outputs, targets) -> tensor with one number;
             targets are int64 (B,) for classes, else float32 (B, C).

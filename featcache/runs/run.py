@@ -230,7 +230,7 @@ class Run(Shown):
             raise self._weights_error(str(error)) from error
 
     def load_solved_head(self) -> SolvedHead:
-        """Load a head of a solved kind (`logreg`, `ridge`, `centroid`, `knn`), without torch.
+        """Load a head of a solved kind (`logreg`, `ridge`, `centroid`, `knn`, `text`), without torch.
 
         Returns:
             The head; its `outputs` maps features float32 (N, D) to outputs float32 (N, C).

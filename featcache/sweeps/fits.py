@@ -38,6 +38,7 @@ from featcache.training.fitting import fit_result_of, scaling_of
 from featcache.training.preparation import Prepared, open_prepared, prepare
 from featcache.training.solving import fit_solved
 from featcache.training.stacking import Setting, initial_module
+from featcache.training.texts import text_notes
 from featcache.training.trial import Scaling, Source, Trial
 
 # Memory of weights, gradients, optimiser, best epoch and trial, in numbers per weight.
@@ -125,12 +126,21 @@ def fit_round(
     last call; a finished head counts as all its epochs. After a Ctrl-C, yields all heads that are finished or have a
     best epoch, then raises KeyboardInterrupt.
     """
+    _report_texts(context, [config for _, config in configs], round_)
     solved = [(number, config) for number, config in configs if config.architecture.solved]
     trained = [(number, config) for number, config in configs if not config.architecture.solved]
     if trained:
         yield from _fit_trained(context, trained, _RoundRows(context, trained[0][1], round_), advance)
     for number, config in solved:
         yield from _fit_solved(context, number, config, round_, advance)
+
+
+def _report_texts(context: SweepContext, configs: Sequence[HeadConfig], round_: Round) -> None:
+    """Report how class names are read, once for each head that is made of them; an error in them stops the sweep."""
+    for config in configs if round_.number == 0 else ():
+        if config.architecture.templates:
+            prepared = context.prepare_case(config, round_.cases[0])
+            report_notes(context.report, text_notes(config, prepared.rows["val"], prepared.target))
 
 
 class _RoundRows:

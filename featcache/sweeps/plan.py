@@ -20,6 +20,7 @@ from featcache.rows.target import head_target
 from featcache.sweeps.grid import Combination, Grid, combinations, grid_texts, seeds_of
 from featcache.sweeps.options import SweepOptions
 from featcache.training.preparation import cut_of
+from featcache.training.texts import has_text_encoder
 
 DRAWS = 5
 
@@ -68,10 +69,12 @@ class SweepPlan:
     def for_caches(self, caches: Sequence[FeatureCache], beside: Sequence[FeatureCache] = ()) -> SweepPlan:
         """The plan for these caches: defaults that depend on augmented views are filled in.
 
-        With several caches, combinations whose layers are not in their cache are left out. Raises UnknownName for a
-        layer that no cache holds, and what `HeadConfig.for_views` raises.
+        With several caches, combinations are left out whose layers are not in their cache, or whose head is made of
+        texts that only the backbones of other caches encode. Raises UnknownName for a layer that no cache holds, and
+        what `HeadConfig.for_views` raises.
         """
         there = [_layer_names((cache, *beside)) for cache in caches]
+        encode = [has_text_encoder(cache.spec) for cache in caches]
         for name in (name for one in self.combinations for name in one.config.layers or ()):
             if not any(name in names for names in there):
                 raise UnknownName("layer", name, set().union(*there))
@@ -81,6 +84,7 @@ class SweepPlan:
                 replace(one, config=one.config.for_views(caches[one.cache].spec.views))
                 for one in self.combinations
                 if len(caches) == 1 or there[one.cache].issuperset(one.config.layers or ())
+                if encode[one.cache] or not (one.config.architecture.templates and any(encode))
             ),
         )
 

@@ -75,7 +75,8 @@ def sweep_heads(
     requested, plan = len(plan.combinations), plan.for_caches(caches, beside)
     if missing := requested - len(plan.combinations):
         report_notes(
-            report, [f"{missing} of {requested} combinations are left out: their cache does not hold the layer"]
+            report,
+            [f"{missing} of {requested} combinations are left out: their cache lacks the layer, or a text encoder"],
         )
     require_same_rows(caches, plan)
     whole = cut_of(caches[0], plan.first)

@@ -17,6 +17,7 @@ from featcache.rows.notes import Report, report_notes
 from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared, open_prepared
 from featcache.training.solving import fit_solved
+from featcache.training.texts import text_notes
 
 if TYPE_CHECKING:
     from pytorch_lightning import Trainer
@@ -61,10 +62,11 @@ def fit(
     began = time.perf_counter()
     train, val = open_prepared(prepared, config, report=report, resident_bytes=resident_bytes)
     reading = time.perf_counter() - began
-    from featcache.training.fitting import fit_batches, text_notes
-
-    report_notes(report, (*standardising_notes(len(train.rows), config), *text_notes(config, train, prepared.target)))
+    report_notes(report, standardising_notes(len(train.rows), config))
+    report_notes(report, text_notes(config, train.rows, prepared.target))
     if trainer == "featcache":
+        from featcache.training.fitting import fit_batches
+
         fitted = fit_batches(
             train,
             val,

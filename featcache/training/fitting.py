@@ -20,6 +20,7 @@ from featcache.training.evaluation import evaluate
 from featcache.training.finished import final_head, parameter_count
 from featcache.training.fit_result import FitResult
 from featcache.training.stacking import Setting
+from featcache.training.texts import text_notes
 from featcache.training.threads import training_threads
 from featcache.training.trial import Scaling, Source, Trial
 
@@ -109,18 +110,9 @@ def fit_result_of(
         interrupted=trial.interrupted,
         seconds=seconds,
         folded=0 if trial.config.architecture.own else count_trained(trial) - parameter_count(head),
-        notes=(*_loss_notes(trial.config), *text_notes(trial.config, val, target)),
+        notes=(*_loss_notes(trial.config), *text_notes(trial.config, val.rows, target)),
         threads=trial.threads,
     )
-
-
-def text_notes(config: HeadConfig, batches: Batches, target: HeadTarget) -> tuple[str, ...]:
-    """Sentences about the texts that a head begins at; none for other heads."""
-    if not config.architecture.templates:
-        return ()
-    from featcache.training.texts import text_head
-
-    return text_head(config.architecture, batches.rows, target).notes
 
 
 def _loss_notes(config: HeadConfig) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from featcache.heads.target_scale import TargetScale
 from featcache.rows.notes import Report, report_notes
 from featcache.training.fit_result import FitResult
 from featcache.training.preparation import Prepared
+from featcache.training.texts import text_candidates, text_head
 
 
 def fit_solved(
@@ -27,10 +28,9 @@ def fit_solved(
     """Solve a head for all candidates, and return the best one on val; the test rows are not read."""
     train, val, target = prepared.rows["train"], prepared.rows["val"], prepared.target
     began = time.perf_counter()
-    interruption, notes = interruption or Interruption(), ()
+    interruption = interruption or Interruption()
+    notes: tuple[str, ...] = ()
     if config.architecture.templates:
-        from featcache.training.texts import text_candidates, text_head
-
         text = text_head(config.architecture, val, target)
         choice = choose(text_candidates(text, val, target), interruption=interruption, progress=progress)
         notes = text.notes

@@ -25,6 +25,7 @@ from featcache.training.augmentation import StepRandom
 from featcache.training.losses import balance_class_weights
 from featcache.training.module_stack import ModuleStack
 from featcache.training.stack import InitialHead, PerceptronStack, Stack, StackShape, is_own
+from featcache.training.texts import linear_start, text_head
 from featcache.training.threads import training_threads
 from featcache.training.trial import Source, Trial, stack_batches
 
@@ -129,8 +130,6 @@ def initial_tensors(config: HeadConfig, source: Source, target: HeadTarget) -> d
     """The initial tensors of a head by name, on the device of its batches: drawn from its seed, or made from texts."""
     batches = source.batches
     if config.architecture.templates:
-        from featcache.training.texts import linear_start, text_head
-
         text = text_head(config.architecture, batches.rows, target)
         start = linear_start(text, batches.rows, source.scaling.features)
         return {name: torch.from_numpy(tensor).to(batches.device) for name, tensor in start.items()}

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.cache.spec import Selection
+from featcache.cache.spec import Selection, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.errors import InvalidOption
-from featcache.extraction.texts import embed_classes, require_text_encoder
+from featcache.extraction.texts import TEXT_PREFIX, embed_classes, require_text_encoder
 from featcache.heads.architectures import Architecture
 from featcache.heads.candidates import Candidate
+from featcache.heads.config import HeadConfig
 from featcache.heads.solved import CosineHead, outcome_of
 from featcache.heads.solvers import require_solvable
 from featcache.heads.standardisation import Standardisation
@@ -70,6 +71,16 @@ def text_head(architecture: Architecture, rows: FeatureRows, target: HeadTarget)
         weight=found.vectors * np.float32(found.scale), bias=np.full(target.outputs, found.bias or 0.0, np.float32)
     )
     return TextHead(head=head, notes=tuple(_notes(texts, target, found.source, found.shortened)))
+
+
+def has_text_encoder(spec: Spec) -> bool:
+    """Whether the backbone of a cache has a text encoder."""
+    return spec.backbone.startswith(TEXT_PREFIX)
+
+
+def text_notes(config: HeadConfig, rows: FeatureRows, target: HeadTarget) -> tuple[str, ...]:
+    """Sentences about the texts that a head is made of; none for other heads. Raises what `text_head` raises."""
+    return text_head(config.architecture, rows, target).notes if config.architecture.templates else ()
 
 
 def text_candidates(text: TextHead, val: FeatureRows, target: HeadTarget) -> Iterator[Candidate]:

@@ -79,6 +79,18 @@ def test_images_of_another_size_are_those_of_the_library(name: str, tmp_path: Pa
         assert_near(rows_of(network, images), own.encode_image(given))
 
 
+def test_tokens_are_those_before_the_projection(tmp_path: Path) -> None:
+    own = network_of(CLIP)
+    path = str(save(own, tmp_path / "clip.safetensors"))
+    layers = ("pre_logits", "tokens")
+    network = load_backbone(CLIP, weights=path, layers=layers, pool="none", data_dir=tmp_path)
+    assert [layer.shape for layer in network.spec.layers] == [(24,), (17, 64)]
+    found = network.on("cpu", "fp32").features(some_images(2, network.spec.transform.image_size))
+    assert_near(found["tokens"].view(2, 17, 64)[:, 0] @ own.visual.proj, found["pre_logits"])
+    averaged = load_backbone(CLIP, weights=path, pool="avg", data_dir=tmp_path).spec.layers[0]
+    assert (averaged.name, averaged.shape, averaged.pooling.prefix) == ("tokens", (64,), 1)
+
+
 def test_cropped_images_are_preprocessed_as_by_the_library(tmp_path: Path) -> None:
     path = save(network_of(CLIP), tmp_path / "clip.safetensors")
     own, _, preprocess = open_clip.create_model_and_transforms("tiny-clip", pretrained=str(path))

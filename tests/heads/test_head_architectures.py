@@ -33,6 +33,7 @@ def test_every_kind_has_an_example_of_its_name() -> None:
     assert [str(parse_head(usage)) for usage in head_names()] == [
         *("linear", "mlp:128,64"),
         *("logreg", "ridge", "centroid", "knn"),
+        *("text:a photo of a {}", "text+linear:a photo of a {}"),
     ]
 
 

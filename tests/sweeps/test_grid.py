@@ -30,6 +30,7 @@ def test_a_grid_is_every_combination_of_its_values() -> None:
     ("text", "field", "values"),
     [
         ("head=linear,mlp:128-64,knn", "head", ["linear", "mlp:128,64", "knn"]),
+        ("head=text:a {}, a pet|{},text+linear:{},knn", "head", ["text:a {}, a pet|{}", "text+linear:{}", "knn"]),
         ("activation=relu,gelu", "activation", ["relu", "gelu"]),
         ("standardize=true,no", "standardize", [True, False]),
         ("head_batch_size=64, 128", "head_batch_size", [64, 128]),

@@ -86,7 +86,7 @@ def test_a_cache_has_the_combinations_whose_layers_it_holds(tmp_path: Path) -> N
     found = sweep(both, "ridge", grid=grid, runs_dir=tmp_path / "runs", report=reports.append)
     read = {(row.values["cache"], row.values["layer"]) for row in found.rows}
     assert read == {("one", LAYER), ("two", LAYER), ("two", "early")}
-    assert "1 of 4 combinations are left out: their cache does not hold the layer" in reports
+    assert "1 of 4 combinations are left out: their cache lacks the layer, or a text encoder" in reports
     with pytest.raises(UnknownName, match="avgpol"):
         sweep(both, "ridge", layers="avgpol", runs_dir=tmp_path / "runs")
 

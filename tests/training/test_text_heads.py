@@ -178,6 +178,18 @@ def test_it_is_a_row_of_a_sweep_also_with_few_shots(clip: Zero, tmp_path: Path) 
     assert {one.val.value for one in rows[HEAD].heads if one.val} == {clip.train().training.val.value}
 
 
+def test_a_cache_without_a_text_encoder_is_compared_by_its_other_heads(clip: Zero, tmp_path: Path) -> None:
+    pixels = featcache.extract(clip.pictures, "pixels", image_size=8, data_dir=tmp_path)
+    seen: list[str] = []
+    found = sweep(
+        [clip.cache, pixels], grid={"head": ["centroid", HEAD]}, runs_dir=tmp_path, progress=False, report=seen.append
+    )
+    assert [(row.values["cache"], row.config.head) for row in found.rows if row.config.head == HEAD] == [(CLIP, HEAD)]
+    assert len(found.rows) == 3
+    assert any("1 of 4 combinations are left out" in one for one in seen)
+    assert any("each class is 2 texts" in one for one in seen)
+
+
 # --- features around the embeddings of class names ---------------------------------------------------------
 
 NAMES = ("ant", "bee", "cow")
@@ -244,7 +256,7 @@ def test_targets_that_texts_cannot_name_are_refused(
     kind: str, refusal: str, of_texts: Callable[..., FeatureCache], tmp_path: Path
 ) -> None:
     values = np.eye(3, dtype=np.int8) if kind == "lists" else np.arange(3.0)
-    column = Column(name="other", kind=kind, names=NAMES if kind == "lists" else ())  # type: ignore[arg-type]
+    column = Column(name="other", kind=kind, names=NAMES if kind == "lists" else ())
     cache = of_texts(tmp_path, targets={"other": values}, columns=(column,))
     with pytest.raises(InvalidOption, match=refusal):
         train_head(cache, NEAR, target="other", runs_dir=tmp_path, progress=False)
@@ -314,8 +326,9 @@ def test_weights_without_a_text_encoder_are_refused(pictures: Path, tmp_path: Pa
     network = network_of(CLIP, force_image_size=SIDE)
     del network.transformer, network.token_embedding
     weights = save(network, tmp_path / "image.safetensors")
-    options = {"image_size": SIDE, "data_dir": tmp_path / "data", "dtype": "float32", "runner": "eager"}
-    cache = featcache.extract(pictures, CLIP, weights=str(weights), **options)
+    cache = featcache.extract(
+        pictures, CLIP, weights=str(weights), image_size=SIDE, data_dir=tmp_path / "data", runner="eager"
+    )
     embed_classes.cache_clear()
     with pytest.raises(WeightsError, match="of its text encoder"):
         train_head(cache, HEAD, runs_dir=tmp_path / "runs", progress=False)

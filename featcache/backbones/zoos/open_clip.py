@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.transforms import Transform
-from featcache.backbones.zoos import PRE_LOGITS, TEXT_PREFIX, Architecture, Tap
+from featcache.backbones.zoos import (
+    PRE_LOGITS,
+    TEXT_PREFIX,
+    TOKENS,
+    Architecture,
+    Tap,
+    TokenLayout,
+    standard_root,
+)
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, one_line
 
 if TYPE_CHECKING:
@@ -64,7 +72,11 @@ class OpenClipZoo:
                 )
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             raise InvalidOption(f"{name} cannot be built for {image_size} pixels: {one_line(error)}") from error
-        return Architecture(root=_image_root(network), inside="network.", standard={PRE_LOGITS: Tap(module=PRE_LOGITS)})
+        taps, layout = _tokens(network)
+        root = standard_root(network, _standard)
+        return Architecture(
+            root=root, inside="network.", standard={PRE_LOGITS: Tap(module=PRE_LOGITS), **taps}, tokens=layout
+        )
 
     def source_of(self, name: str, weights: str) -> str:
         """`open_clip:ViT-B-32/laion2b_s34b_b79k`. Raises UnknownName, also for "default" if there are several."""
@@ -123,10 +135,20 @@ def _resize_in_timm(tensors: dict[str, Tensor], network: Any) -> dict[str, Tenso
     return {**tensors, name: resized}
 
 
-def _image_root(network: nn.Module) -> nn.Module:
-    from featcache.backbones.zoos import standard_root
+def _standard(network: Any, images: Tensor) -> Iterator[tuple[str, Any]]:
+    yield PRE_LOGITS, network.encode_image(images)
 
-    return standard_root(network, lambda model, images: iter([(PRE_LOGITS, model.encode_image(images))]))  # type: ignore
+
+def _tokens(network: Any) -> tuple[dict[str, Tap], TokenLayout | None]:
+    """Where the tokens are read, and their layout; no tap if the last norm follows the pooling, or is timm's."""
+    visual = network.visual
+    if hasattr(visual, "class_embedding"):
+        own = {"tok": "cls", "avg": "avg"}.get(visual.pool_type)
+        normed = own is not None and not visual.final_ln_after_pool
+        layout = TokenLayout(prefix=1, class_token=True, own_pool=own)  # type: ignore[arg-type]  # of these two
+        return ({TOKENS: Tap(module="network.visual.ln_post")} if normed else {}), layout
+    prefix = int(getattr(getattr(visual, "trunk", None), "num_prefix_tokens", 0))
+    return {}, TokenLayout(prefix=prefix, class_token=True, own_pool=None) if prefix else None
 
 
 # --- texts ---------------------------------------------------------------------------------------------------
@@ -152,7 +174,7 @@ def tokenize(name: str, texts: Sequence[str], file: Path | None) -> tuple[Tensor
     tokenizer, named = _tokenizer(name, file)
     length = tokenizer.context_length
     tokens: Tensor = tokenizer(list(texts), context_length=length)
-    # With more room the end of a short text is followed by padding alone.
+    # With a larger limit the end of a short text is followed by padding alone.
     longer = tokenizer(list(texts), context_length=4 * length)
     cut_off = (longer[:, length:] != longer[:, -1:]).any(dim=1) | (longer[:, length - 1] != tokens[:, -1])
     return tokens, tuple(text for text, cut in zip(texts, cut_off.tolist(), strict=True) if cut), named
@@ -163,7 +185,7 @@ def encode(network: Any, tokens: Tensor) -> NDArray[np.float32]:
     import torch
 
     with torch.inference_mode():
-        parts: list[Tensor] = [network.encode_text(some) for some in tokens.split(_BATCH)]
+        parts = (network.encode_text(tokens[start : start + _BATCH]) for start in range(0, len(tokens), _BATCH))
         return np.concatenate([part.numpy() for part in parts])
 
 
