@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +45,11 @@ class ClassEmbeddings:
     shortened: tuple[str, ...]
 
 
+def has_text_encoder(spec: Spec) -> bool:
+    """Whether the backbone of a cache has a text encoder."""
+    return spec.backbone.startswith(TEXT_PREFIX)
+
+
 def require_text_encoder(spec: Spec, layers: Sequence[str], weights: str | None, *, head: str, images: str) -> None:
     """Raise InvalidOption unless features are image embeddings in one space with texts.
 
@@ -54,7 +60,7 @@ def require_text_encoder(spec: Spec, layers: Sequence[str], weights: str | None,
         head: The name of the head, for the message.
         images: The data set, for the message.
     """
-    named = spec.backbone.startswith(TEXT_PREFIX)
+    named = has_text_encoder(spec)
     if named and tuple(layers) == (PRE_LOGITS,):
         return
     backbone, source = (spec.backbone, weights_option(spec, weights, spec.backbone)) if named else _EXAMPLE
@@ -94,7 +100,8 @@ def embed_classes(
         image_size=Transform.from_json(spec.without_views().transform).image_size,
         weights=weights_option(spec, weights, spec.backbone),
     )
-    network, layers = load_all(options, weights_dir=Path())
+    loaded, layers = load_all(options, weights_dir=Path())
+    network: Any = loaded
     for layer in layers:
         if layer.weights != spec.layer(layer.name).weights:
             raise WeightsError(
@@ -103,11 +110,11 @@ def embed_classes(
             )
     tokens, shortened, named = open_clip.tokenize(spec.backbone, [one for each in texts for one in each], tokenizer)
     encoded = open_clip.encode(network, tokens).reshape(len(texts), len(texts[0]), -1)
-    scale, bias = open_clip.logit_numbers(network)
+    bias = getattr(network, "logit_bias", None)
     return ClassEmbeddings(
         vectors=_unit_length(_unit_length(encoded).mean(axis=1)),
-        scale=scale,
-        bias=bias,
+        scale=float(network.logit_scale.exp()),
+        bias=None if bias is None else float(bias),
         source=f"{spec.backbone} ({', '.join(filter(None, (weights, named)))})",
         shortened=shortened,
     )

@@ -74,7 +74,8 @@ class SweepPlan:
         what `HeadConfig.for_views` raises.
         """
         there = [_layer_names((cache, *beside)) for cache in caches]
-        encode = [has_text_encoder(cache.spec) for cache in caches]
+        texts = any(one.config.architecture.templates for one in self.combinations)
+        encode = [texts and has_text_encoder(cache.spec) for cache in caches]
         for name in (name for one in self.combinations for name in one.config.layers or ()):
             if not any(name in names for names in there):
                 raise UnknownName("layer", name, set().union(*there))

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from featcache.cache.spec import Selection, Spec
 from featcache.cache.splits import CachedSplit
 from featcache.errors import InvalidOption
-from featcache.extraction.texts import TEXT_PREFIX, embed_classes, require_text_encoder
 from featcache.heads.architectures import Architecture
 from featcache.heads.candidates import Candidate
 from featcache.heads.config import HeadConfig
@@ -48,6 +47,9 @@ def text_head(architecture: Architecture, rows: FeatureRows, target: HeadTarget)
         HeadError: Templates cannot be read, or two classes have the same texts.
         WeightsError, MissingExtra, DownloadError: The text encoder cannot be loaded.
     """
+    # Imported here, because no other head needs it.
+    from featcache.extraction.texts import embed_classes, require_text_encoder
+
     require_solvable("text", target)
     split, layers = rows.split, [column.array.name for column in rows.columns]
     if not isinstance(split, CachedSplit):
@@ -75,7 +77,9 @@ def text_head(architecture: Architecture, rows: FeatureRows, target: HeadTarget)
 
 def has_text_encoder(spec: Spec) -> bool:
     """Whether the backbone of a cache has a text encoder."""
-    return spec.backbone.startswith(TEXT_PREFIX)
+    from featcache.extraction import texts
+
+    return texts.has_text_encoder(spec)
 
 
 def text_notes(config: HeadConfig, rows: FeatureRows, target: HeadTarget) -> tuple[str, ...]:

@@ -153,7 +153,7 @@ def test_predictions_from_images_and_exported_ones_are_those_of_the_library(clip
     found = featcache.predict(run, clip.pictures / "test", data_dir=clip.folder / "data", device="cpu")
     expected = torch.from_numpy(clip.logits("test")).softmax(dim=1).numpy()
     assert found.outputs == pytest.approx(expected, abs=1e-5)
-    exported = export_run(run, tmp_path / "zero.onnx", data_dir=clip.folder / "data")
+    exported = export_run(run, tmp_path / "zero.onnx", data_dir=clip.folder / "data", verify_limit=2)
     assert exported.greatest_difference <= 1e-4
 
 

@@ -108,7 +108,8 @@ class OpenClipZoo:
         from open_clip import convert, factory
 
         network = architecture.root.network
-        found: dict[str, Tensor] = convert.convert_state_dict(network, dict(tensors))
+        plain = {key.removeprefix("module."): value for key, value in tensors.items()}
+        found: dict[str, Tensor] = convert.convert_state_dict(network, plain)
         if "positional_embedding" in found and not hasattr(network, "positional_embedding"):
             found = factory.convert_to_custom_text_state_dict(found)
         for name in ("logit_scale", "logit_bias"):
@@ -187,12 +188,6 @@ def encode(network: Any, tokens: Tensor) -> NDArray[np.float32]:
     with torch.inference_mode():
         parts = (network.encode_text(tokens[start : start + _BATCH]) for start in range(0, len(tokens), _BATCH))
         return np.concatenate([part.numpy() for part in parts])
-
-
-def logit_numbers(network: Any) -> tuple[float, float | None]:
-    """The scale and the bias that turn a network's cosines into logits; no bias: None."""
-    bias = getattr(network, "logit_bias", None)
-    return float(network.logit_scale.exp()), None if bias is None else float(bias)
 
 
 def _tokenizer(name: str, file: Path | None) -> tuple[Any, str]:
