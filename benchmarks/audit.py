@@ -1,43 +1,33 @@
 """Measures the audit's precision and recall, and its speed.
 
-    python benchmarks/audit.py calibrate ../shared --icons FOLDER    planted copies among four kinds of images
-    python benchmarks/audit.py cifar ../shared                       600 photographs of three classes, two layers
-    python benchmarks/audit.py speed ../shared OTHER_CHECKOUT        60,000 x 512, two checkouts in turn
+    python benchmarks/measure.py audit:calibrate --icons FOLDER    planted copies among five kinds of images
+    python benchmarks/measure.py audit:cifar                       600 photographs of three classes, two layers
+    python benchmarks/measure.py audit:speed --against CHECKOUT    60,000 x 512, two checkouts in turn
 
 Copies are planted one kind of change at a time: 10 images of each set are copied into the other split, so a missed copy
 is missed by the thresholds and not because too much was planted. Icons are PNG files with transparency, such as those
 of the Adwaita theme; textures and scenes are crops of the pictures of scikit-image and scikit-learn.
-Each command writes its part of results/audit.json.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import io
-import os
-import subprocess
-import sys
+import itertools
 import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
-from command import run
-from machine import merge
+from measure import Bench, in_turns, measurement
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 Picture = Image.Image
-app = typer.Typer()
 _EACH = 10
 _CROP = 64
-_COSINES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
-
-
-# Pooled: 256, 512 and 512 values; the last one is what the network's classifier is given.
-LAYERS = ("features.16", "features.23", "features.30")
 
 
 def recompress(picture: Picture) -> Picture:
@@ -64,25 +54,18 @@ CHANGES: Mapping[str, Callable[[Picture], Picture]] = {
 }
 
 
-def photographs(shared: Path, per_class: int, classes: tuple[str, ...] = ()) -> list[Picture]:
+def photographs(bench: Bench, per_class: int, classes: tuple[str, ...] = ()) -> list[Picture]:
     """CIFAR-10 test images, the first of each class."""
-    with zipfile.ZipFile(shared / "data" / "cifar10-images.zip") as archive:
-        names = [name for name in sorted(archive.namelist()) if "/test/" in name and name.endswith(".jpg")]
-        chosen = [name for name in names if not classes or name.split("/")[2] in classes]
-        kept = [name for name in chosen if int(Path(name).stem) < per_class]
-        return [Image.open(io.BytesIO(archive.read(name))).convert("RGB") for name in kept]
+    paths = bench.unpack("test", 10 * per_class)
+    return [Image.open(path).convert("RGB") for path in paths if not classes or path.parent.name in classes]
 
 
-def digits() -> list[Picture]:
-    """scikit-learn's digits, 8 x 8."""
+def digits(side: int) -> list[Picture]:
+    """scikit-learn's digits of 8 x 8; enlarged to 32 x 32 they are not tiny, and still drawings that are alike."""
     from sklearn.datasets import load_digits
 
-    return [Image.fromarray((page * 15.9).astype(np.uint8)) for page in load_digits().images]
-
-
-def drawings() -> list[Picture]:
-    """The same digits, enlarged to 32 x 32: not tiny, and still drawings that are alike."""
-    return [page.resize((32, 32), Image.Resampling.BICUBIC) for page in digits()]
+    pages = [Image.fromarray((page * 15.9).astype(np.uint8)) for page in load_digits().images]
+    return [page.resize((side, side), Image.Resampling.BICUBIC) for page in pages]
 
 
 def textures() -> list[Picture]:
@@ -98,7 +81,7 @@ def textures() -> list[Picture]:
     return crops
 
 
-def icons(folder: Path) -> list[Picture]:
+def icons_in(folder: Path) -> list[Picture]:
     """PNG files of a folder as RGBA; one of several with equal pixels or mirrored ones."""
     found: dict[bytes, Picture] = {}
     for path in sorted(folder.rglob("*.png")):
@@ -141,105 +124,79 @@ def judge(audit: dict[str, Any], copies: int) -> dict[str, Any]:
     counts: dict[str, Any] = {"copies": copies}
     for name, kinds in (("certain", ("leak", "duplicate")), ("likely", ("look_alike",))):
         pairs = [pair for kind in kinds for pair in pairs_of(audit, kind)]
-        planted = sum({one.split("/")[0] for one in pair} == {"train", "test"} and one_number(pair) for pair in pairs)
+        ends = [[(one.split("/")[0], Path(one).stem) for one in sorted(pair)] for pair in pairs]
+        planted = sum([split for split, _ in two] == ["test", "train"] and two[0][1] == two[1][1] for two in ends)
         counts |= {name: planted, f"{name}_others": len(pairs) - planted}
     return counts | {"withheld": {one["kind"]: one["reason"] for one in audit["withheld"]}}
 
 
-def one_number(pair: tuple[str, str]) -> bool:
-    """Whether both files have the same number."""
-    return Path(pair[0]).stem == Path(pair[1]).stem
-
-
-def near(cache: Path, layer: str) -> dict[str, Any]:
-    """How many copies, and how many other pairs, have at least a cosine: what features tell without pixels."""
-    from featcache.analysis.directions import directions
-    from featcache.analysis.pairs import near_pairs
-    from featcache.analysis.table import ImageTable
-    from featcache.cache.reader import FeatureCache
-
-    with FeatureCache.open(cache) as opened:
-        table = ImageTable.of(opened, layer)
-        pairs = near_pairs(directions(table))
-        ids = [sample.id for sample in table.samples(np.arange(len(table)))]
-        firsts, seconds = np.array([Path(name).stem for name in ids]), table.split
-    own = (firsts[pairs.first] == firsts[pairs.second]) & (seconds[pairs.first] != seconds[pairs.second])
-    return {
-        f"{least:g}": {
-            "copies": int((own & (pairs.cosine >= least)).sum()),
-            "others": int((~own & (pairs.cosine >= least)).sum()),
-        }
-        for least in _COSINES
-    }
-
-
-def plant_and_audit(pictures: list[Picture], change: str | None, network: list[str], layers: list[str]) -> Any:
-    """Plant, extract, audit; the judgement by layer, with pixels and by the cosine of features alone."""
-    with tempfile.TemporaryDirectory() as scratch:
-        archive, where = Path(scratch) / "planted.zip", ["--data-dir", str(Path(scratch) / "data")]
+def plant_and_audit(
+    bench: Bench, pictures: list[Picture], change: str | None, network: list[str], layers: list[str | None]
+) -> dict[str, Any]:
+    """Plant, extract, audit; the judgement by layer."""
+    with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
+        archive, where = Path(folder) / "planted.zip", ["--data-dir", str(Path(folder) / "data")]
         copies = plant(pictures, archive, change)
-        cache = run(["extract", "-d", str(archive), *network, *where])["cache"]
-        return {
-            layer: judge(run(["audit", cache, "--layer", layer, *where]), copies)
-            | {"cosines": near(Path(cache), layer)}
-            for layer in layers
-        }
+        cache = bench.featcache("extract", "-d", archive, *network, *where)["cache"]
+        chosen = {layer or "last": ["--layer", layer] if layer else [] for layer in layers}
+        return {name: judge(bench.featcache("audit", cache, *words, *where), copies) for name, words in chosen.items()}
 
 
-def vgg16(shared: Path, *layers: str) -> list[str]:
+def vgg16(bench: Bench, *layers: str) -> list[str]:
     """The words for VGG16 at 32 pixels."""
-    weights = str(shared / "weights" / "vgg16_imagenet_features.safetensors")
     named = [word for layer in layers for word in ("--layer", layer)]
-    return ["-b", "vgg16", "--weights", weights, "--image-size", "32", "--pool", "avg", *named]
+    return ["-b", "vgg16", "--weights", bench.weights("vgg16"), "--image-size", "32", "--pool", "avg", *named]
 
 
-@app.command()
-def calibrate(shared: Path, icons_at: Annotated[Path, typer.Option("--icons")]) -> None:
-    """Precision and recall by kind of image and change."""
-    kinds = {
-        "photographs": photographs(shared, 60),
-        "digits": digits(),
-        "drawings": drawings(),
-        "textures": textures(),
-        "icons": icons(icons_at),
-    }
-    found = {
-        name: {"images": len(pictures)}
-        | {
-            change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *LAYERS), [*LAYERS])
-            for change in (None, *CHANGES)
-        }
-        for name, pictures in kinds.items()
-    }
-    print(merge("audit", "calibrate", found))
+def changes_of(bench: Bench) -> dict[str, str | None]:
+    """No copies, and copies with each change."""
+    return {"nothing": None, "plain": "plain"} if bench.quick else {"nothing": None, **{name: name for name in CHANGES}}
 
 
-@app.command()
-def cifar(shared: Path) -> None:
+@measurement("audit:calibrate", "30 min", each=3)
+def calibrate(bench: Bench, *, icons: Path | None = None, each: int = 60) -> dict[str, Any]:
+    """Precision and recall by kind of image and change; needs --icons FOLDER and scikit-image."""
+    if icons is None and not bench.quick:
+        raise ValueError("audit:calibrate needs --icons FOLDER, a folder of PNG files with transparency")
+    kinds: dict[str, list[Picture]] = {"photographs": photographs(bench, each), "digits": digits(8)}
+    if icons is not None:
+        kinds |= {"drawings": digits(32), "textures": textures(), "icons": icons_in(icons)}
+    found: dict[str, Any] = {name: {"images": len(pictures)} for name, pictures in kinds.items()}
+    for name, (change, way) in itertools.product(kinds, changes_of(bench).items()):
+        found[name][change] = plant_and_audit(bench, kinds[name], way, vgg16(bench), [None])["last"]
+    return found
+
+
+@measurement("audit:cifar", "10 min", each=10)
+def cifar(bench: Bench, *, each: int = 200) -> dict[str, Any]:
     """600 photographs of three classes at VGG16 features.16 and features.30."""
-    pictures = photographs(shared, 200, ("ship", "truck", "horse"))
+    pictures, layers = photographs(bench, each, ("ship", "truck", "horse")), ("features.16", "features.30")
     found = {
-        change or "nothing": plant_and_audit(pictures, change, vgg16(shared, *LAYERS), [*LAYERS])
-        for change in (None, *CHANGES)
+        change: plant_and_audit(bench, pictures, way, vgg16(bench, *layers), [*layers])
+        for change, way in changes_of(bench).items()
     }
-    print(merge("audit", "cifar", {"images": len(pictures), "changes": found}))
+    return {"images": len(pictures), "changes": found}
 
 
-@app.command()
-def speed(shared: Path, other: Path, pairs: Annotated[Path | None, typer.Option()] = None) -> None:
-    """Seconds for all of CIFAR-10 with 512 features, three times in turn; also its likely pairs, as a CSV file."""
-    with tempfile.TemporaryDirectory() as scratch:
-        where = ["--data-dir", scratch]
-        cache = run(["extract", "-d", str(shared / "data" / "cifar10-images.zip"), *vgg16(shared), *where])["cache"]
-        seconds: dict[str, list[float]] = {"this": [], "other": []}
-        for _ in range(3):
-            for name, checkout in (("other", other), ("this", Path(__file__).parents[1])):
-                seconds[name].append(seconds_of_audit(["audit", cache, *where], checkout))
-        audit = run(["audit", cache, *where])
-    counts = {one["kind"]: len(one["findings"]) for one in audit["sections"]}
+@measurement("audit:speed", "15 min", limit=100)
+def speed(bench: Bench, *, pairs: Path | None = None, limit: int | None = None) -> dict[str, Any]:
+    """Seconds for all of CIFAR-10 with 512 features, over --against; --pairs FILE: its likely pairs as CSV."""
+    few = ("--limit", limit) if limit else ()
+    cache = bench.featcache("extract", "-d", bench.archive, *vgg16(bench), *few)["cache"]
+    ways = {
+        # The keys of the stored results.
+        {"before": "other", "here": "this"}[name]: functools.partial(bench.featcache, "audit", cache, checkout=checkout)
+        for name, checkout in bench.checkouts().items()
+    }
+    taken = in_turns(ways, bench.rounds, warm=False)
+    audit = taken["this"][-1].result
     if pairs is not None:
         write_pairs(audit, pairs)
-    print(merge("audit", "speed", {"seconds": seconds, "findings": counts, "withheld": audit["withheld"]}))
+    return {
+        "seconds": {name: [one.result["seconds"] for one in some] for name, some in taken.items()},
+        "findings": {one["kind"]: len(one["findings"]) for one in audit["sections"]},
+        "withheld": audit["withheld"],
+    }
 
 
 def write_pairs(audit: dict[str, Any], path: Path) -> None:
@@ -251,18 +208,3 @@ def write_pairs(audit: dict[str, Any], path: Path) -> None:
             lines += [(one["score"], one["cosine"], ids[one["first"]], ids[one["second"]]) for one in finding["links"]]
     rows = [f"{first},{second},{score:.4f},{cosine or 0:.4f}," for score, cosine, first, second in sorted(lines)[::-1]]
     path.write_text("\n".join(["first,second,score,cosine,same", *rows]) + "\n", encoding="utf-8")
-
-
-def seconds_of_audit(words: list[str], checkout: Path) -> float:
-    """The seconds that an audit states, computed by the code of one checkout."""
-    import json
-
-    line = [sys.executable, "-m", "featcache", *words, "--json"]
-    done = subprocess.run(
-        line, check=True, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(checkout.resolve())}
-    )
-    return float(json.loads(done.stdout)["seconds"])
-
-
-if __name__ == "__main__":
-    app()

@@ -1,40 +1,27 @@
-"""Checks and measures featcache on a GPU in under five minutes: `python benchmarks/gpu.py [--json PATH]`.
+"""Checks and measures featcache on a GPU in under five minutes: `python benchmarks/gpu.py [--out FOLDER]`.
 
-Runs from a checkout that is not installed, and imports only what extraction needs: torch 2.9 or newer, torchvision,
-h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are random; images are noise on gradients. Parts:
-
-    features   fp32 and bf16 on the device against fp32 on the CPU: least cosine, greatest relative error
-    resize     the device's resize against Pillow, byte for byte
-    speed      images/s of the real pipeline, from JPEGs in memory, relative to the bare forward pass; the limiting
-               stage; peak memory
-    head       the time of a head's epoch on features in device memory, relative to a bare loop; 64 heads in one batch
-    memory     a batch that does not fit into memory is halved until it fits, and gives the same features
-
-`--device cpu --quick` runs the same with tiny sizes, to try the script. A part that fails is reported, and the exit
-code is then 1.
+The same as `python benchmarks/measure.py gpu`. Runs from a checkout that is not installed, and imports only what
+extraction needs: torch 2.9 or newer, torchvision, h5py, numpy, Pillow, safetensors, xxhash, filelock. Weights are
+random; images are noise on gradients. The result is gpu.json in the folder, else in benchmarks/results; a part that
+fails is reported, the others run, and the exit code is 1. `--device cpu --quick` tries the script with tiny sizes.
 """
 
 from __future__ import annotations
 
-import argparse
 import io
-import json
-import resource
+import itertools
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from machine import with_machine
+from measure import Bench, in_turns, main, measurement
 from PIL import Image
 
 from featcache.backbones import checks, devices
@@ -47,6 +34,7 @@ from featcache.backbones.transforms import Interpolation, Resize, Transform
 from featcache.extraction.computing import batch_size_for, decoding_threads_for
 from featcache.extraction.forward import ForwardPass
 from featcache.extraction.pipeline import Pipeline
+from featcache.extraction.processes import peak_bytes
 from featcache.extraction.reporting import LogReporter
 from featcache.extraction.resizing import resolve_resizing
 from featcache.extraction.stages import Stages
@@ -59,100 +47,35 @@ from featcache.rows.target import HeadTarget
 from featcache.training.stack import InitialHead, PerceptronStack
 from featcache.training.stacking import head_shape
 
-
-@dataclass(frozen=True, kw_only=True)
-class Sizes:
-    """The sizes of the measurements.
-
-    Args:
-        networks: Backbones and their image sizes; None for a network's own size.
-        compared: Number of images whose features are compared with those of the CPU.
-        batch_size: None for the device's default.
-        jpegs: Number of different JPEGs of each size.
-        samples: The greatest number of images, which repeat the JPEGs.
-        jpeg_sizes: Height and width in pixels.
-        seconds: Duration of one measurement of speed.
-        resized_to: Target sizes, in pixels a side.
-        head_rows: Rows of 2,048 features per epoch of a head.
-    """
-
-    networks: dict[str, int | None]
-    compared: int
-    batch_size: int | None
-    jpegs: int
-    samples: int
-    jpeg_sizes: tuple[tuple[int, int], ...]
-    seconds: float
-    resized_to: tuple[int, ...]
-    head_rows: int
-
-
-WHOLE = Sizes(
-    networks={"vgg16": None, "inception_v3": None, "resnet50": None, "vit_b_16": None},
-    compared=16,
-    batch_size=None,
-    jpegs=256,
-    samples=200_000,
-    jpeg_sizes=((32, 32), (375, 500)),
-    seconds=6.0,
-    resized_to=(224, 299),
-    head_rows=40_000,
-)
-QUICK = Sizes(
-    networks={"squeezenet1_1": 64},
-    compared=4,
-    batch_size=8,
-    jpegs=16,
-    samples=2000,
-    jpeg_sizes=((32, 32), (48, 64)),
-    seconds=0.3,
-    resized_to=(64,),
-    head_rows=512,
-)
 # Smaller, larger, wide, tall, and so tall that columns are resized first.
 _RESIZED_FROM = ((32, 32), (225, 230), (375, 500), (500, 375), (480, 640), (601, 64))
 # A memory limit for the process, and a batch size that does not fit into it.
 _CAP_BYTES, _TOO_MANY = 4 << 30, 4096
+_WIDE = 2_048
+Step = Callable[[torch.Tensor, torch.Tensor], object]
 
 
-@dataclass(kw_only=True, eq=False)
-class Setting:
-    """The device and the sizes of the measurements."""
+def networks_of(bench: Bench) -> Iterator[tuple[str, Network]]:
+    """Networks with random weights, loaded one after another: a kept one would count in the next one's memory."""
+    for name in ("squeezenet1_1",) if bench.quick else ("vgg16", "inception_v3", "resnet50", "vit_b_16"):
+        options = BackboneOptions(backbone=name, image_size=64 if bench.quick else None, weights="random:0")
+        yield name, load(options, weights_dir=Path())
 
-    device: str
-    sizes: Sizes
 
-    def network(self, name: str) -> Network:
-        """The network with random weights, loaded again each time: a kept one would count in the next one's memory."""
-        options = BackboneOptions(backbone=name, image_size=self.sizes.networks[name], weights="random:0")
-        return load(options, weights_dir=Path())
+def pipeline_of(
+    program: Program, device: str, source: ImageSource, batch_size: int, stages: Stages | None = None
+) -> Pipeline:
+    """The pipeline of an extraction."""
+    resizing = resolve_resizing("auto", program.spec, device, LogReporter())
+    forward = ForwardPass(
+        program=program, dtype="float16", batch_size=batch_size, resizing=resizing, stages=stages or Stages()
+    )
+    return Pipeline(source=source, backbones=[forward], workers=decoding_threads_for(program.spec, device))
 
-    @property
-    def precision(self) -> str:
-        """The default precision of the device."""
-        return devices.resolve_precision("auto", self.device)
 
-    def pipeline(
-        self, program: Program, source: ImageSource, batch_size: int, stages: Stages | None = None
-    ) -> Pipeline:
-        """The pipeline of an extraction."""
-        forward = ForwardPass(
-            program=program,
-            dtype="float16",
-            batch_size=batch_size,
-            resizing=resolve_resizing("auto", program.spec, self.device, LogReporter()),
-            stages=stages or Stages(),
-        )
-        return Pipeline(source=source, backbones=[forward], workers=decoding_threads_for(program.spec, self.device))
-
-    @property
-    def is_cuda(self) -> bool:
-        return self.device.startswith("cuda")
-
-    def wait(self) -> None:
-        """Wait until the device has finished all work."""
-        if self.is_cuda:
-            torch.cuda.synchronize(self.device)
+def _wait(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
@@ -168,68 +91,49 @@ class Jpegs(ImageSource):
     """An image source of many samples that repeat a few JPEGs in memory."""
 
     def __init__(self, images: np.ndarray, samples: int) -> None:
-        self._encoded = [_encode_jpeg(image) for image in images]
+        self._encoded = []
+        for image in images:
+            Image.fromarray(image).save(file := io.BytesIO(), "JPEG", quality=90)
+            self._encoded.append(file.getvalue())
         rows = (("test", f"test/{number:08d}", 0) for number in range(samples))
         super().__init__(name="jpegs", origin="memory", listing=Listing.of_rows(rows, ["all"]))
 
     def read(self, sample: Sample) -> bytes:
-        """The JPEG of a sample."""
         return self._encoded[int(sample.id.rpartition("/")[2]) % len(self._encoded)]
 
     def stamp(self, sample: Sample) -> Stamp | None:
-        """None, so that nothing is looked up in a cache."""
-        return None
+        return None  # Nothing is looked up in a cache.
 
 
-def _encode_jpeg(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=90)
-    return file.getvalue()
-
-
-# --- the parts ---------------------------------------------------------------------------------------------
-
-
-def features(setting: Setting) -> dict[str, Any]:
-    """Each network in fp32 and bf16 on the device against fp32 on the CPU, on the same resized images."""
-    return {name: _compare(setting, name) for name in setting.sizes.networks}
-
-
-def _compare(setting: Setting, name: str) -> dict[str, Any]:
-    network = setting.network(name)
-    side = network.spec.transform.image_size
-    images = pictures(setting.sizes.compared, side, side)
-    exact = _rows(network.on("cpu", "fp32"), images)
-    compared: dict[str, Any] = {"image_size": side, "feature_dim": exact.shape[1]}
-    for precision in ("fp32", "bf16"):
-        rows = _rows(network.on(setting.device, precision), images)
-        compared[precision] = {
-            "least_cosine": round(checks.least_cosine(rows, exact), 8),
-            "greatest_relative_error": float(f"{checks.relative_difference(rows, exact):.3g}"),
-        }
-    return compared
+@measurement("gpu:features", "1 min")
+def features(bench: Bench, *, device: str = "cuda") -> dict[str, Any]:
+    """fp32 and bf16 on the device against fp32 on the CPU: least cosine, greatest relative error."""
+    results: dict[str, Any] = {}
+    for name, network in networks_of(bench):
+        images = pictures(16, *(network.spec.transform.image_size,) * 2)
+        exact = _rows(network.on("cpu", "fp32"), images)
+        results[name] = {"image_size": images.shape[1], "feature_dim": exact.shape[1]}
+        for precision in ("fp32", "bf16"):
+            rows = _rows(network.on(devices.resolve_device(device), precision), images)
+            results[name][precision] = {
+                "least_cosine": round(checks.least_cosine(rows, exact), 8),
+                "greatest_relative_error": float(f"{checks.relative_difference(rows, exact):.3g}"),
+            }
+    return results
 
 
 def _rows(program: Program, images: np.ndarray) -> np.ndarray:
-    """Features of the only layer: float32 (N, D)."""
     (rows,) = program.features(images).values()
     found: np.ndarray = rows.float().cpu().numpy()
     return found
 
 
-def resize(setting: Setting) -> dict[str, Any]:
-    """Resize images of several sizes, in both interpolations, squashed and cropped, and count bytes that differ from
-    Pillow's.
-    """
-    interpolations: tuple[Interpolation, ...] = ("bilinear", "bicubic")
-    ways: tuple[Resize, ...] = ("squash", "crop")
-    cases = [
-        _compare_resize(setting.device, size, side, interpolation, way)
-        for size in _RESIZED_FROM
-        for side in setting.sizes.resized_to
-        for interpolation in interpolations
-        for way in ways
-    ]
+@measurement("gpu:resize", "10 s")
+def resize(bench: Bench, *, device: str = "cuda") -> dict[str, Any]:
+    """The device's resize against Pillow, byte for byte: several sizes, both interpolations, squashed and cropped."""
+    sides = (64,) if bench.quick else (224, 299)
+    choices = itertools.product(_RESIZED_FROM, sides, get_args(Interpolation), get_args(Resize))
+    cases = [_compare_resize(devices.resolve_device(device), *choice) for choice in choices]
     different = [case for case in cases if case["different_bytes"]]
     return {"cases": len(cases), "equal": len(cases) - len(different), "different": different}
 
@@ -242,116 +146,110 @@ def _compare_resize(
     images = pictures(3, *size)
     resampler = Resampler(transform=transform, device=torch.device(device))
     here = resampler.resize(torch.from_numpy(images).to(device)).cpu().numpy()
-    pillow = np.stack([transform.resize_image(image) for image in images])
-    return {
-        "from": list(size),
-        "to": side,
-        "interpolation": interpolation,
-        "resize": way,
-        "different_bytes": int((here != pillow).sum()),
-    }
+    different = int((here != np.stack([transform.resize_image(image) for image in images])).sum())
+    return {"from": size, "to": side, "interpolation": interpolation, "resize": way, "different_bytes": different}
 
 
-def speed(setting: Setting) -> dict[str, Any]:
-    """Measure each network in the device's default precision."""
-    sizes = setting.sizes
-    sources = {
-        f"{height}x{width}": Jpegs(pictures(sizes.jpegs, height, width), sizes.samples)
-        for height, width in sizes.jpeg_sizes
-    }
-    return {name: _speed(setting, name, sources) for name in sizes.networks}
+@measurement("gpu:speed", "2 min")
+def speed(bench: Bench, *, device: str = "cuda", seconds: float = 6.0) -> dict[str, Any]:
+    """Images/s of the real pipeline from JPEGs over the bare forward pass; the limiting stage; peak memory."""
+    device, seconds = devices.resolve_device(device), 0.3 if bench.quick else seconds
+    count, samples = (16, 2000) if bench.quick else (256, 200_000)
+    sizes = ((32, 32), (48, 64)) if bench.quick else ((32, 32), (375, 500))
+    sources = {f"{height}x{width}": Jpegs(pictures(count, height, width), samples) for height, width in sizes}
+    results = {}
+    for name, network in networks_of(bench):
+        precision = devices.resolve_precision("auto", device)
+        program = network.on(device, precision)
+        batch_size = 8 if bench.quick else batch_size_for(network.spec, device)
+        with peak_memory(device) as peak:
+            alone = bare(program, device, batch_size, seconds / 2)
+        found = {"precision": precision, "batch_size": batch_size}
+        found |= {"bare_images_per_s": round(alone, 1), "bare_peak_mb": peak()}
+        for size, source in sources.items():
+            with peak_memory(device) as peak:
+                measured = steady(program, device, source, batch_size, seconds)
+            found[size] = {**measured, "of_bare": round(measured["images_per_s"] / alone, 3), "peak_mb": peak()}
+        results[name] = found
+    return results
 
 
-def _speed(setting: Setting, name: str, sources: dict[str, Jpegs]) -> dict[str, Any]:
-    network = setting.network(name)
-    program = network.on(setting.device, setting.precision)
-    batch_size = setting.sizes.batch_size or batch_size_for(network.spec, setting.device)
-    with _peak_memory(setting) as peak:
-        alone = _bare(setting, program, batch_size)
-    found = {"precision": setting.precision, "batch_size": batch_size, "bare_images_per_s": round(alone, 1)}
-    found |= {"bare_peak_mb": peak()}
-    for size, source in sources.items():
-        with _peak_memory(setting) as peak:
-            steady = _steady(setting, program, source, batch_size)
-        found[size] = {**steady, "of_bare": round(steady["images_per_s"] / alone, 3), "peak_mb": peak()}
-    return found
-
-
-def _bare(setting: Setting, program: Program, batch_size: int) -> float:
+def bare(program: Program, device: str, batch_size: int, seconds: float) -> float:
     """Images per second of the forward pass on one batch in device memory: the median of rounds."""
     side = program.spec.transform.image_size
-    batch = torch.from_numpy(pictures(batch_size, side, side)).to(setting.device)
+    batch = torch.from_numpy(pictures(batch_size, side, side)).to(device)
     times: list[float] = []
     began = time.perf_counter()
-    while len(times) < 4 or time.perf_counter() - began < setting.sizes.seconds / 2:
+    while len(times) < 4 or time.perf_counter() - began < seconds:
         start = time.perf_counter()
         program.features(batch)
-        setting.wait()
+        _wait(device)
         times.append(time.perf_counter() - start)
     # The first round includes the choice of algorithms.
     return batch_size / statistics.median(times[1:])
 
 
-def _steady(setting: Setting, program: Program, source: Jpegs, batch_size: int) -> dict[str, Any]:
+def steady(program: Program, device: str, source: Jpegs, batch_size: int, seconds: float) -> dict[str, Any]:
     """Images per second of the pipeline without its first batches, and the limiting stage."""
     stages = Stages()
     # Skipped: until every thread has decoded a batch, and the prefetched batches are used up.
-    skipped = 2 + decoding_threads_for(program.spec, setting.device) // 2
-    with closing(setting.pipeline(program, source, batch_size, stages)) as pipeline:
+    skipped = 2 + decoding_threads_for(program.spec, device) // 2
+    with closing(pipeline_of(program, device, source, batch_size, stages)) as pipeline:
         blocks = pipeline.run(source.samples("test"))
         for _ in islice(blocks, skipped):
             pass
         before, began, images = stages.seconds, time.perf_counter(), 0
         for block in blocks:
             images += sum(len(rows.images) for rows in block.rows[0])
-            if time.perf_counter() - began > setting.sizes.seconds:
+            if time.perf_counter() - began > seconds:
                 break
-        seconds, spent = time.perf_counter() - began, stages.seconds
-    shares = {stage: round((spent[stage] - before[stage]) / seconds, 3) for stage in spent}
-    return {
-        "images": images,
-        "images_per_s": round(images / seconds, 1),
-        "shares": shares,
-        "bound": max(shares, key=lambda stage: shares[stage]),
-    }
+        took, spent = time.perf_counter() - began, stages.seconds
+    shares = {stage: round((spent[stage] - before[stage]) / took, 3) for stage in spent}
+    bound = max(shares, key=lambda stage: shares[stage])
+    return {"images": images, "images_per_s": round(images / took, 1), "shares": shares, "bound": bound}
 
 
-def head(setting: Setting) -> dict[str, Any]:
-    """Seconds of an epoch of the notebook's head on 2,048 features, and of a bare loop over the same batches."""
-    return {f"batch {size}": _head(setting, size) for size in (64, 1_024)}
+@contextmanager
+def peak_memory(device: str) -> Iterator[Callable[[], float]]:
+    """Give a function that returns the peak memory in MB: of the device from here, or of the process from its start."""
+    is_cuda = device.startswith("cuda")
+    if is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    yield lambda: round((torch.cuda.max_memory_allocated(device) if is_cuda else peak_bytes()) / 1e6, 1)
 
 
-def _head(setting: Setting, batch_size: int) -> dict[str, Any]:
-    device = torch.device(setting.device)
+@measurement("gpu:head", "1 min")
+def head(bench: Bench, *, device: str = "cuda") -> dict[str, Any]:
+    """An epoch of the notebook's head on features in device memory over a bare loop; 64 heads in one batch."""
+    where = torch.device(devices.resolve_device(device))
+    return {f"batch {size}": epochs_of(where, size, 512 if bench.quick else 40_000) for size in (64, 1_024)}
+
+
+def epochs_of(device: torch.device, batch_size: int, rows: int) -> dict[str, Any]:
+    """Seconds of an epoch of one head, of 64 heads, and of a bare loop over the same batches, in turns."""
     generator = torch.Generator().manual_seed(0)
-    features = torch.randn(setting.sizes.head_rows, _WIDE, generator=generator).half().to(device)
-    labels = torch.randint(10, (setting.sizes.head_rows,), generator=generator).to(device)
-    order = torch.split(torch.randperm(len(labels), generator=generator).to(device), batch_size)
-    ways = {
-        "bare": _bare_steps(device),
-        "one_head": _stack_steps(device, [1e-3]),
-        "64_heads": _stack_steps(device, [1e-4 * 2 ** (number % 8) for number in range(64)]),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    # The first round includes the start-up costs and is not counted.
-    for _ in range(4):
-        for name, step in ways.items():
-            _wait(device)
-            began = time.perf_counter()
+    stored = torch.randn(rows, _WIDE, generator=generator).half().to(device)
+    labels = torch.randint(10, (rows,), generator=generator).to(device)
+    order = torch.split(torch.randperm(rows, generator=generator).to(device), batch_size)
+
+    def epoch(step: Step) -> Callable[[], None]:
+        def work() -> None:
             for chosen in order:
-                step(features.index_select(0, chosen).float(), labels.index_select(0, chosen))
-            _wait(device)
-            seconds[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(some[1:]) for name, some in seconds.items()}
+                step(stored.index_select(0, chosen).float(), labels.index_select(0, chosen))
+            _wait(str(device))
+
+        return work
+
+    many = stack_steps(device, [1e-4 * 2 ** (number % 8) for number in range(64)])
+    steps = {"bare": _bare_steps(device), "one_head": stack_steps(device, [1e-3]), "64_heads": many}
+    taken = in_turns({name: epoch(step) for name, step in steps.items()}, 3)
+    medians = {name: statistics.median(one.clock for one in some) for name, some in taken.items()}
     return {
         **{f"{name}_s": round(value, 4) for name, value in medians.items()},
         "one_head_over_bare": round(medians["one_head"] / medians["bare"], 2),
         "64_heads_over_64_bare": round(medians["64_heads"] / (64 * medians["bare"]), 3),
     }
-
-
-_WIDE = 2_048
-Step = Callable[[torch.Tensor, torch.Tensor], object]
 
 
 def _head_module(device: torch.device) -> torch.nn.Module:
@@ -372,7 +270,8 @@ def _bare_steps(device: torch.device) -> Step:
     return step
 
 
-def _stack_steps(device: torch.device, rates: Sequence[float]) -> Step:
+def stack_steps(device: torch.device, rates: Sequence[float]) -> Step:
+    """A step of featcache's engine with one head for each rate."""
     tensors = {name: one.detach() for name, one in _head_module(device).state_dict().items()}
     configs = [HeadConfig(head="mlp:128,64", activation="leaky_relu", lr=rate) for rate in rates]
     heads = [InitialHead(config=config, tensors=tensors) for config in configs]
@@ -380,44 +279,23 @@ def _stack_steps(device: torch.device, rates: Sequence[float]) -> Step:
     return lambda features, labels: stack.step(features[None], labels[None], None)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-@contextmanager
-def _peak_memory(setting: Setting) -> Iterator[Callable[[], float]]:
-    """Give a function that returns the peak memory in MB: of the device from here, or of the process from its start."""
-
-    def peak() -> float:
-        if setting.is_cuda:
-            return round(torch.cuda.max_memory_allocated(setting.device) / 1e6, 1)
-        return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, 1)
-
-    if setting.is_cuda:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(setting.device)
-    yield peak
-
-
-def memory(setting: Setting) -> dict[str, Any]:
-    """Run the first network with a batch that does not fit, and check the halved batch size and the features."""
-    if not setting.is_cuda:
-        return {"not_measured": f"the memory of {setting.device} cannot be capped"}
-    name = next(iter(setting.sizes.networks))
-    program = setting.network(name).on(setting.device, "fp32")
+@measurement("gpu:memory", "20 s")
+def memory_cap(bench: Bench, *, device: str = "cuda") -> dict[str, Any]:
+    """A batch that does not fit into memory is halved until it fits, and gives the same features."""
+    device = devices.resolve_device(device)
+    if not device.startswith("cuda"):
+        return {"not_measured": f"the memory of {device} cannot be capped"}
+    name, network = next(networks_of(bench))
+    program = network.on(device, "fp32")
     side = program.spec.transform.image_size
-    source = Jpegs(pictures(8, side, side), 64)
-    samples = source.samples("test")
-    expected = _extract(setting, program, source, samples, 32)[0]
-    total = torch.cuda.get_device_properties(setting.device).total_memory
+    expected, _ = extract(program, device, Jpegs(pictures(8, side, side), 64), 32)
+    total = torch.cuda.get_device_properties(device).total_memory
     torch.cuda.empty_cache()
-    torch.cuda.set_per_process_memory_fraction(_CAP_BYTES / total, setting.device)
+    torch.cuda.set_per_process_memory_fraction(_CAP_BYTES / total, device)
     try:
-        many = Jpegs(pictures(8, side, side), _TOO_MANY)
-        halved, batch_size = _extract(setting, program, many, many.samples("test"), _TOO_MANY)
+        halved, batch_size = extract(program, device, Jpegs(pictures(8, side, side), _TOO_MANY), _TOO_MANY)
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, setting.device)
+        torch.cuda.set_per_process_memory_fraction(1.0, device)
     return {
         "network": name,
         "cap_mb": _CAP_BYTES / 1e6,
@@ -428,60 +306,12 @@ def memory(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _extract(
-    setting: Setting, program: Program, source: Jpegs, samples: Sequence[Sample], batch_size: int
-) -> tuple[np.ndarray, int]:
+def extract(program: Program, device: str, source: Jpegs, batch_size: int) -> tuple[np.ndarray, int]:
     """The features of all samples, and the final batch size."""
-    with closing(setting.pipeline(program, source, batch_size)) as pipeline:
-        (rows,) = pipeline.gather(samples).rows
+    with closing(pipeline_of(program, device, source, batch_size)) as pipeline:
+        (rows,) = pipeline.gather(source.samples("test")).rows
         return next(iter(rows.features.values())), pipeline.backbones[0].batch_size
 
 
-PARTS: dict[str, Callable[[Setting], dict[str, Any]]] = {
-    "features": features,
-    "resize": resize,
-    "speed": speed,
-    "head": head,
-    "memory": memory,
-}
-
-
-# --- all of them -------------------------------------------------------------------------------------------
-
-
-def measure(device: str, sizes: Sizes, parts: Sequence[str]) -> dict[str, Any]:
-    """Run the parts one after another; the result of a part that raises is its error."""
-    setting = Setting(device=device, sizes=sizes)
-    name = torch.cuda.get_device_name(device) if setting.is_cuda else device
-    result: dict[str, Any] = {"device": name, "quick": sizes is QUICK}
-    for part in parts:
-        began = time.perf_counter()
-        try:
-            found = PARTS[part](setting)
-        except Exception as error:
-            found = {"failed": f"{type(error).__name__}: {error}"}
-        result[part] = {"took_s": round(time.perf_counter() - began, 1), **found}
-        print(part, json.dumps(result[part]), file=sys.stderr, flush=True)
-    return result
-
-
-def main() -> int:
-    """Measure, and print or write one JSON object. Returns the exit code."""
-    parser = argparse.ArgumentParser(description="Check and measure featcache on a GPU.")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, mps or cpu")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: to try the script, not to measure")
-    parser.add_argument("--only", action="append", choices=tuple(PARTS), help="one part; may be repeated")
-    parser.add_argument("--json", type=Path, help="write the result there, not to stdout")
-    chosen = parser.parse_args()
-    device = devices.resolve_device(chosen.device)
-    result = with_machine(measure(device, QUICK if chosen.quick else WHOLE, chosen.only or tuple(PARTS)))
-    text = json.dumps(result, indent=2)
-    if chosen.json is None:
-        print(text)
-    else:
-        chosen.json.write_text(text + "\n")
-    return int(any("failed" in result[part] for part in chosen.only or PARTS))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["gpu", *sys.argv[1:]]))

@@ -1,16 +1,16 @@
-"""About forty fast networks of all families can be extracted; `benchmarks/zoo.py` tests all networks."""
+"""About forty fast networks of all families can be extracted; `benchmarks/measure.py zoo` tests all networks."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
-from benchmark_files import benchmark_module
+import zoo_networks as zoo
 
+from featcache.backbones.zoos import zoo_of
 from featcache.errors import InvalidOption
-
-zoo = benchmark_module("zoo")
 
 TORCHVISION = (
     "densenet121",
@@ -75,7 +75,7 @@ def test_a_network_that_takes_no_size_is_refused_in_one_line(monkeypatch: pytest
     def refuse(name: str, image_size: int) -> None:
         raise InvalidOption(f"{name} cannot be built for {image_size} pixels")
 
-    monkeypatch.setattr(zoo.zoo_of("resnet18"), "build", refuse, raising=True)
+    monkeypatch.setattr(zoo_of("resnet18"), "build", refuse, raising=True)
     outcome = zoo.try_network("resnet18", sizes=(64, 96))
     assert outcome.refusal == "resnet18 cannot be built for 224 pixels"
     assert outcome.image_size == 224
@@ -108,8 +108,9 @@ def test_wrong_features_are_no_success(monkeypatch: pytest.MonkeyPatch, rows: to
 
 def test_logits_are_distinguished_from_features_of_the_same_length() -> None:
     logits = torch.rand(2, 1000).numpy()
+    close = (logits * (1 + 1e-6)).astype(np.float32)
     with pytest.raises(zoo.WrongFeatures):
-        zoo._require_no_logits(logits, logits * (1 + 1e-6))
+        zoo._require_no_logits(logits, close)
     zoo._require_no_logits(logits, logits[::-1])
 
 

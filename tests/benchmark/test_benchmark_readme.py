@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def renderer() -> ModuleType:
-    return benchmark_module("readme_table")
+    return benchmark_module("pages")
 
 
 @pytest.fixture

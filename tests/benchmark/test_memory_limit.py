@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import limited_memory
 import pytest
 from benchmark_files import benchmark_module
 
@@ -14,9 +15,8 @@ ROWS, WIDE = 20_000, 8192
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_under_the_limit_only_streaming_fits_and_gives_the_same_head(tmp_path: Path) -> None:
     # 328 MB.
-    with benchmark_module("features").write_features(tmp_path, {"train": ROWS}, WIDE) as made:
-        cache = made.path
-    found = benchmark_module("memory_limit").compare(cache, 160_000_000)
+    cache = benchmark_module("storage").make_cache(tmp_path, {"train": ROWS}, WIDE).packed
+    found = limited_memory.compare(cache, 160_000_000)
     assert found["streamed"]["val_loss"] == found["resident"]["val_loss"]
     assert found["streamed"]["beyond_libraries_bytes"] < 160_000_000
     assert found["resident"]["beyond_libraries_bytes"] > ROWS * WIDE * 2 * 0.8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +135,10 @@ def make_segments(
     *,
     segment_rows: int = 16,
     written: int | None = None,
+    write: Callable[[Path, CacheInfo, Segment, SplitTable], object] = write_segment,
     **changes: Any,
 ) -> Path:
-    """The folder of a cache in segments: complete, or with only the first `written` segments."""
+    """The folder of a cache in segments: complete, or with only the first `written` segments; `write` writes one."""
     info, split_tables = an_info(spec, **changes), split_tables or tables()
     cuts = [
         (Segment.plan(split, first, len(table.ids[first : first + segment_rows])), first)
@@ -152,7 +153,7 @@ def make_segments(
     )
     manifest.write(folder)
     for segment, first in cuts[:written]:
-        write_segment(folder, info, segment, split_tables[segment.split].take(slice(first, first + segment_rows)))
+        write(folder, info, segment, split_tables[segment.split].take(slice(first, first + segment_rows)))
     if written is None:
         complete_manifest(folder, manifest, info, split_tables).write(folder)
     return folder

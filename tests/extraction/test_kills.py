@@ -1,29 +1,23 @@
-"""SIGKILL at random points of an extraction: no segment is lost, no row is wrong, and the final file is the same.
+"""Extractions of the same set at once end with one file, and kills at random moments lose no segment and no row.
 
-The short version runs always; `FEATCACHE_KILLS=300 pytest tests/extraction/test_kills.py` runs the long one.
+`python benchmarks/measure.py kills` repeats the kills in large numbers.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
-import random
 import signal
+import subprocess
 import sys
-import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import h5py
 import pytest
+from benchmark_files import BENCHMARKS
 from tiny import write_images
-
-from featcache.cache.manifest import Manifest
-from featcache.cache.reader import FeatureCache
-from featcache.cache.segments import open_segments
-
-KILLS = int(os.environ.get("FEATCACHE_KILLS", "12"))
-
 
 # A server process forks the children: it has imported everything and started no thread.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -65,39 +59,13 @@ def arrays(cache: Path) -> dict[str, bytes]:
     return found
 
 
-def segments_in(data_dir: Path) -> set[Path]:
-    return set((data_dir / "features").glob("*/*.h5"))
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and SIGKILL")
-def test_killed_extractions_lose_nothing_and_end_with_the_same_file(tmp_path: Path) -> None:
-    images = write_images(tmp_path / "pictures", train=12, test=8)
-    assert has_finished(start(images, tmp_path / "first"), within_s=120)
-    began = time.monotonic()
-    assert has_finished(start(images, tmp_path / "reference"), within_s=120)
-    whole_s = time.monotonic() - began
-    (reference,) = (tmp_path / "reference" / "features").glob("*.h5")
-    expected, rng, kills, round_ = arrays(reference), random.Random(0), 0, 0
-    while kills < KILLS:
-        data_dir, round_ = tmp_path / f"round{round_}", round_ + 1
-        existing: set[Path] = set()
-        while not has_finished(start(images, data_dir), within_s=rng.uniform(0, 1.2 * whole_s)):
-            kills += 1
-            now = segments_in(data_dir)
-            finals = list((data_dir / "features").glob("*.h5"))
-            assert existing <= now or finals, "a segments_in segment was lost"
-            existing = now
-            for manifest in (data_dir / "features").glob("*/manifest.json"):
-                # Every segment under its final name is complete.
-                folder = manifest.parent
-                assert len(open_segments(folder, Manifest.read(folder))) == len(list(folder.glob("*.h5")))
-            for final in finals:
-                assert arrays(final) == expected
-        (cache,) = (data_dir / "features").glob("*.h5")
-        assert arrays(cache) == expected
-        assert FeatureCache.open(cache).name == reference.stem
-        assert not list((data_dir / "features").glob("*/"))
-    print(f"{kills} kills over {round_} extractions")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork, and the harness needs /proc")
+def test_killed_extractions_lose_nothing_and_end_with_the_same_rows() -> None:
+    # In a process of its own, whose children inherit no threads.
+    line = [sys.executable, str(BENCHMARKS / "measure.py"), "kills", "--quick", "--kills", "12"]
+    ran = subprocess.run(line, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr[-3000:]
+    assert json.loads(ran.stdout)["kills"]["kills"] == 12
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")

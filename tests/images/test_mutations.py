@@ -1,21 +1,21 @@
-"""A sample of `benchmarks/mutations.py`: damaged files of every kind are read, or raise a typed error."""
+"""Damaged files of every kind are read, or raise a typed error; `benchmarks/measure.py mutations` reads many."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import random
+import time
 from pathlib import Path
-from typing import Any
 
+import mutations
 import pytest
-from benchmark_files import benchmark_module
+from sound_files import SOUND
 
 from featcache.errors import ImageError
 
-mutations: Any = benchmark_module("mutations")
 
-
-@pytest.mark.parametrize("kinds", [list(mutations.SOUND)])
+@pytest.mark.parametrize("kinds", [list(SOUND)])
 def test_damaged_files_end_well_or_with_a_typed_error(kinds: list[str], tmp_path: Path) -> None:
     result = mutations.run(kinds, 150, 1, tmp_path)
     assert mutations.bad_ends(result) == 0, {kind: found["bad"] for kind, found in result["kinds"].items()}
@@ -24,12 +24,12 @@ def test_damaged_files_end_well_or_with_a_typed_error(kinds: list[str], tmp_path
 
 
 def test_all_undamaged_files_are_read(tmp_path: Path) -> None:
-    result = mutations.run(list(mutations.SOUND), 0, 0, tmp_path)
+    result = mutations.run(list(SOUND), 0, 0, tmp_path)
     assert not result["not_read"]
 
 
 def test_the_same_number_is_the_same_damage() -> None:
-    for kind in mutations.SOUND:
+    for kind in SOUND:
         some = [mutations.damage(bytes(range(256)) * 9, kind, random.Random(f"1/{kind}/2")) for _ in range(2)]
         assert some[0] == some[1] != bytes(range(256)) * 9
 
@@ -54,10 +54,10 @@ def test_errors_of_a_decoder_are_detected(
         calls.append(1)
         # The first file of each kind in a process is undamaged.
         if len(calls) > 1:
-            exec(harm, {"time": mutations.time, "os": mutations.os, "ImageError": ImageError})
+            exec(harm, {"time": time, "os": os, "ImageError": ImageError})
 
     monkeypatch.setattr(mutations, "decode", decode)
-    monkeypatch.setattr(mutations, "SOUND", {"png": mutations.SOUND["png"]})
+    monkeypatch.setattr(mutations, "SOUND", {"png": SOUND["png"]})
     # On a busy machine all but the hang need more time than it should take to notice one.
     monkeypatch.setattr(mutations, "PATIENCE_S", 2.0 if ended == mutations.HANG else 30.0)
     monkeypatch.setattr(mutations, "MOST_BYTES", 60_000_000)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from benchmark_files import benchmark_module
+from elsewhere import outputs_elsewhere
+from odd_images import write_odd_images
 from PIL import Image
 from trained import CLASSES, Workspace
 
@@ -20,7 +21,6 @@ from featcache.runs.fit import train_head
 from featcache.runs.run import Run
 
 TARGETS = {"classes": "label", "lists": "tags", "numbers": ["weight", "height"]}
-EXPORTED = benchmark_module("exported")
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +46,11 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Mapp
 def test_onnxruntime_alone_predicts_15_odd_images_as_predict_does(
     runs: Mapping[str, Run], workspace: Workspace, kind: str, tmp_path: Path
 ) -> None:
-    paths = benchmark_module("odd_images").write_odd_images(tmp_path / "odd")
+    paths = write_odd_images(tmp_path / "odd")
     assert len(paths) == 15
     assert runs[kind].target.kind == kind
     export_run(runs[kind], tmp_path / "head.onnx", verify_images=workspace.test_images())
-    found = EXPORTED.outputs_elsewhere(tmp_path / "head.onnx", paths, tmp_path)
+    found = outputs_elsewhere(tmp_path / "head.onnx", paths, tmp_path)
     expected = predict(runs[kind], paths)
     assert found["names"] == list(expected.target.names)
     assert np.allclose(found["rows"], expected.outputs, rtol=1e-3, atol=0 if kind == "numbers" else 1e-4)
@@ -67,7 +67,7 @@ def test_the_script_of_the_page_refuses_what_predict_refuses(
         predict(runs["classes"], path)
     export_run(runs["classes"], tmp_path / "head.onnx", verify_images=workspace.test_images())
     with pytest.raises(Exception, match="non-zero exit status"):
-        EXPORTED.outputs_elsewhere(tmp_path / "head.onnx", [path], tmp_path)
+        outputs_elsewhere(tmp_path / "head.onnx", [path], tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["lists", "numbers"])

@@ -1,21 +1,18 @@
-"""Numbers in the README and on the page about large sets come from a result that was measured."""
+"""Numbers in the README and on the pages come from results that were measured, and benchmarks/ stays small."""
 
 from __future__ import annotations
 
 import json
 
-from benchmark_files import benchmark_module
+import pytest
+from benchmark_files import BENCHMARKS, benchmark_module
 from project_tree import ROOT
 
 
-def test_the_readmes_numbers_are_the_measured_ones() -> None:
-    renderer, readme = benchmark_module("readme_table"), (ROOT / "README.md").read_text()
-    assert readme == renderer.render(readme, renderer.read_numbers()), "run `python benchmarks/readme_table.py`"
-
-
-def test_the_numbers_of_large_sets_are_the_measured_and_predicted_ones() -> None:
-    renderer, page = benchmark_module("scale_page"), (ROOT / "docs" / "scale.md").read_text()
-    assert page == renderer.render(page, renderer.read_results()), "run `python benchmarks/scale_page.py`"
+@pytest.mark.parametrize("page", ["README.md", "docs/measurements.md", "docs/scale.md"])
+def test_the_numbers_of_a_page_are_those_of_the_results(page: str) -> None:
+    pages, text = benchmark_module("pages"), (ROOT / page).read_text()
+    assert text == pages.render(text, pages.texts()[page]), "run `python benchmarks/measure.py page`"
 
 
 def test_every_result_names_its_command_and_machine() -> None:
@@ -27,3 +24,8 @@ def test_every_result_names_its_command_and_machine() -> None:
         for run in runs:
             assert run["command"].startswith("python benchmarks/"), path
             assert {"processor", "cores", "versions", "date"} <= run["machine"].keys(), path
+
+
+def test_the_measurements_stay_small() -> None:
+    lines = sum(len(path.read_text().splitlines()) for path in BENCHMARKS.glob("*.py"))
+    assert lines <= 2000

@@ -1,4 +1,4 @@
-"""Reads files with random damage: `python benchmarks/mutations.py [--count 10000] [--kind zip] [--seed 0]`.
+"""Reads files with random damage; a sample is a test, `python benchmarks/measure.py mutations` reads many.
 
 A sound file of each kind is damaged in one of several ways (bits, runs of bytes, a cut, a repeated or missing part, an
 extreme integer). Then it is opened and listed, and up to three of its images are read and decoded. Half of the time,
@@ -6,20 +6,17 @@ the checksums of tar headers and PNG chunks are corrected, because they would de
 child processes work through the files; a child that needs more than ten seconds, or one more gigabyte of memory, for a
 file is replaced.
 
-Every file must be read, or give an error of featcache. The counts go to results/mutations.json, with the first
-traceback of each other error. The exit code is 1 if there is such an error, or a hang, a crash or excessive memory.
+Every file must be read, or give an error of featcache. The counts have the first traceback of each other error.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import multiprocessing
 import os
 import random
 import re
 import resource
-import tempfile
 import time
 import traceback
 import warnings
@@ -30,10 +27,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-from machine import write
 from sound_files import SOUND
 
 from featcache.columns import ColumnOptions
@@ -47,21 +42,8 @@ WORKERS = 2
 FINE, TYPED, UNTYPED, HANG, CRASH, MEMORY = "fine", "typed", "untyped", "hang", "crash", "over_memory"
 BAD = (UNTYPED, HANG, CRASH, MEMORY)
 _EXTREMES = (
-    0,
-    1,
-    -1,
-    2**7,
-    2**15 - 1,
-    2**15,
-    2**16 - 1,
-    2**31 - 1,
-    2**31,
-    2**32 - 1,
-    2**62,
-    2**63 - 1,
-    2**63,
-    -(2**63),
-)
+    0, 1, -1, 2**7, 2**15 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**62, 2**63 - 1, 2**63, -(2**63)
+)  # fmt: skip
 
 
 # --- damage ------------------------------------------------------------------------------------------------
@@ -300,7 +282,7 @@ def _place(trace: str) -> str:
 
 
 def _portable(trace: str) -> list[str]:
-    return re.sub(r'File "[^"]*?(featcache/|benchmarks/|[^/"]+/[^/"]+")', r'File "\1', trace).splitlines()
+    return re.sub(r'File "[^"]*?(featcache/|tests/|[^/"]+/[^/"]+")', r'File "\1', trace).splitlines()
 
 
 def run(kinds: Iterable[str], count: int, seed: int, folder: Path) -> dict[str, Any]:
@@ -342,24 +324,3 @@ def _summary(tally: Tally) -> dict[str, Any]:
 def bad_ends(result: Mapping[str, Any]) -> int:
     """The number of files that were neither read nor gave an error of featcache."""
     return sum(counts[name] for counts in result["kinds"].values() for name in BAD)
-
-
-def main(
-    count: Annotated[int, typer.Option(help="Files of each kind.")] = 10_000,
-    kind: Annotated[list[str] | None, typer.Option(help=f"Only these kinds: {', '.join(SOUND)}.")] = None,
-    seed: int = 0,
-    keep: Annotated[bool, typer.Option(help="Whether the result is written.")] = True,
-) -> None:
-    """Damage files, open them and count outcomes; write results/mutations.json."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        result = run(kind or list(SOUND), count, seed, Path(folder))
-    result["wall_s"] = round(time.monotonic() - began, 1)
-    print(json.dumps(result, indent=2))
-    if keep:
-        write("mutations", result)
-    raise typer.Exit(1 if bad_ends(result) else 0)
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,4 +1,4 @@
-"""Writes 15 images of unusual sizes, modes and formats, as test material for decoders. No script of its own."""
+"""Writes 15 images of unusual sizes, modes and formats, as test material for decoders."""
 
 from __future__ import annotations
 

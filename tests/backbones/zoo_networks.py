@@ -1,10 +1,9 @@
-"""Tests which networks can be extracted: `python benchmarks/zoo.py [--json benchmarks/results/zoo.json]`.
+"""Tests whether a network of a zoo can be extracted; `python benchmarks/measure.py zoo` tests all of them.
 
-Tests every classification network of torchvision, and of each timm model file the network with the fewest parameters
-(if equal, the first by name), with random weights, two images, and the first of `SIZES` that the network accepts.
-`pre_logits` must have the width given in torchvision's facts table or by timm's `head_hidden_size` (else
-`num_features`), must be finite, differ between the two images, and differ from the logits. A network with more than
-`MOST_PARAMETERS` is only cut on the meta device; its features are not computed.
+With random weights, two images, and the first of `SIZES` that the network accepts, `pre_logits` must have the width
+given in torchvision's facts table or by timm's `head_hidden_size` (else `num_features`), must be finite, differ between
+the two images, and differ from the logits. A network with more than `MOST_PARAMETERS` is only cut on the meta device;
+its features are not computed.
 """
 
 from __future__ import annotations
@@ -13,18 +12,14 @@ import gc
 import json
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import typer
-from machine import RESULTS, with_machine
 
 from featcache.backbones import checks
 from featcache.backbones.cutting import build_on_meta, cut
@@ -80,9 +75,6 @@ class Outcome:
 
 class WrongFeatures(Exception):
     """A network can be extracted, but its features are wrong."""
-
-
-# --- one network -----------------------------------------------------------------------------------------------
 
 
 def try_network(name: str, file: str = "torchvision", sizes: Sequence[int] = SIZES) -> Outcome:
@@ -186,82 +178,29 @@ def _require(right: bool, otherwise: str) -> None:
         raise WrongFeatures(otherwise)
 
 
-# --- which networks --------------------------------------------------------------------------------------------
-
-
-def smallest_of_each_file() -> dict[str, str]:
+def smallest_of_each_file(stored: Path) -> dict[str, str]:
     """timm's model files, each with its network with the fewest parameters; files without networks are left out.
 
-    Counting takes minutes, so the choice of the stored result is used if it was made with the same version of timm.
+    Counting takes minutes, so the choice of a stored result is used if it was made with the same version of timm.
     """
     import timm
 
-    known = _last_choice(timm.__version__)
-    if known is not None:
-        return known
-    counted = {file: _smallest(timm.list_models(module=file)) for file in timm.list_modules()}
-    return {file: name for file, name in counted.items() if name is not None}
+    result = json.loads(stored.read_text()) if stored.is_file() else {"machine": {"versions": {}}}
+    if result["machine"]["versions"].get("timm") == timm.__version__:
+        return dict(result["smallest"])
+    counted: dict[str, str] = {}
+    for file in timm.list_modules():
+        counts = {name: parameters_of(f"timm:{name}") for name in timm.list_models(module=file)}
+        sizes = [(count, name) for name, count in counts.items() if count is not None]
+        counted |= {file: min(sizes)[1]} if sizes else {}
+    return counted
 
 
-def _last_choice(version: str) -> dict[str, str] | None:
-    path = RESULTS / "zoo.json"
-    if not path.is_file():
-        return None
-    result = json.loads(path.read_text())
-    if result["machine"]["versions"].get("timm") != version:
-        return None
-    return {str(file): str(name) for file, name in result["smallest"].items()}
-
-
-def _smallest(names: Sequence[str]) -> str | None:
-    counts = {name: count for name in names if (count := _parameters(f"timm:{name}")) is not None}
-    return min(counts, key=lambda name: (counts[name], name), default=None)
-
-
-def _parameters(name: str) -> int | None:
+def parameters_of(name: str) -> int | None:
+    """The number of parameters; None for a network that cannot be built at its own size, or takes no square images."""
     try:
         size = zoo_of(name).transform(name).image_size
-        root = build_on_meta(partial(zoo_of(name).build, name), size).root
+        root: Any = build_on_meta(partial(zoo_of(name).build, name), size).root
     except Exception:
-        # A network that cannot be built at its own size, or takes no square images, does not represent its file.
         return None
-    return sum(parameter.numel() for parameter in root.parameters())
-
-
-# --- all of them -----------------------------------------------------------------------------------------------
-
-
-def main(
-    names: Annotated[list[str] | None, typer.Argument(help="Backbones; none for all.")] = None,
-    only: Annotated[Literal["torchvision", "timm"] | None, typer.Option(help="Networks of one zoo.")] = None,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the result there.")] = None,
-) -> None:
-    """Try the networks one after another, print one line for each, and count."""
-    warnings.simplefilter("ignore")
-    smallest = smallest_of_each_file() if only != "torchvision" and not names else {}
-    listed = [(name, "torchvision") for name in TORCHVISION if only != "timm"]
-    listed += [(f"timm:{name}", file) for file, name in smallest.items()]
-    if names:
-        listed = [(name, "torchvision" if name in TORCHVISION else "") for name in names]
-    began, outcomes = time.perf_counter(), []
-    for name, file in listed:
-        outcomes.append(try_network(name, file))
-        print(outcomes[-1].line(), flush=True)
-    refused = [outcome for outcome in outcomes if outcome.refusal is not None]
-    print(f"{len(outcomes) - len(refused)} of {len(outcomes)} extract")
-    for outcome in refused:
-        print(f"  {outcome.name}: {outcome.refusal}")
-    if json_path is not None:
-        result = {
-            "extract": len(outcomes) - len(refused),
-            "networks": len(outcomes),
-            "seconds": round(time.perf_counter() - began, 1),
-            "threads": torch.get_num_threads(),
-            "smallest": smallest,
-            "outcomes": [asdict(outcome) for outcome in outcomes],
-        }
-        json_path.write_text(json.dumps(with_machine(result), indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    return sum(int(parameter.numel()) for parameter in root.parameters())

@@ -1,4 +1,4 @@
-"""Lets each system call fail in turn: `python benchmarks/faults.py [--sample 100] [--only extract]`.
+"""Lets each system call fail in turn; a sample is a test, `python benchmarks/measure.py faults` tries all.
 
 Each action runs in its own child process, forked from a process that has imported everything. In the child, the n-th
 call on a file under the data folder fails with EIO, ENOSPC, EINTR or EMFILE, or reads or writes less than requested.
@@ -7,8 +7,6 @@ Then checks that:
     - the child ended with success or with an error of featcache, never with another exception;
     - every file with a final name is complete, and no complete file was reported as damaged;
     - the same action, run again without a fault, succeeds and gives the same rows as without any fault.
-
-Counts go to results/faults.json; a test runs a sample.
 """
 
 from __future__ import annotations
@@ -23,19 +21,18 @@ import itertools
 import json
 import os
 import random
+import select
 import shutil
 import signal
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 from PIL import Image
 
 from featcache import files
@@ -50,7 +47,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.run import assemble, extract
 
 SHORT = "short"
-OK, REFUSED, CRASHED = 0, 1, 2
+OK, REFUSED, CRASHED, KILLED = 0, 1, 2, -signal.SIGKILL
 _PATIENCE_S = 30
 # By module: functions whose first argument is a path or a file descriptor.
 _CALLS: dict[Any, tuple[str, ...]] = {
@@ -66,28 +63,13 @@ _CALLS: dict[Any, tuple[str, ...]] = {
 # it does not always repeat.
 _ERRORS: dict[int, set[str]] = {
     errno.EIO: {
-        "open",
-        "pwrite",
-        "write",
-        "preadv",
-        "read",
-        "fsync",
-        "replace",
-        "rename",
-        "unlink",
-        "remove",
-        "mkdir",
-        "rmdir",
-        "scandir",
-        "listdir",
-        "stat",
-        "lstat",
-        "fstat",
+        "open", "pwrite", "write", "preadv", "read", "fsync", "replace", "rename", "unlink", "remove", "mkdir", "rmdir",
+        "scandir", "listdir", "stat", "lstat", "fstat",
     },
     errno.ENOSPC: {"open", "pwrite", "write", "posix_fallocate", "mkdir", "replace", "fsync"},
     errno.EINTR: {"pwrite", "preadv", "posix_fallocate", "close", "flock"},
     errno.EMFILE: {"open", "scandir"},
-}
+}  # fmt: skip
 _SHORTENED = {"pwrite", "write", "preadv"}
 
 
@@ -156,8 +138,13 @@ class Faults:
         return call(descriptor, memoryview(data).cast("B")[: max(1, len(data) // 2)], *rest)
 
 
-def in_child(work: Callable[[], Any], faults: Faults | None = None) -> tuple[int, Any]:
-    """Run `work` in a forked child; returns its exit code, and the names of its calls or its error."""
+def in_child(
+    work: Callable[[], Any], faults: Faults | None = None, kill_after_s: float | None = None
+) -> tuple[int, Any]:
+    """Run `work` in a forked child; returns its exit code, and the names of its calls or its error.
+
+    A child that has not ended after `kill_after_s` is killed.
+    """
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -182,6 +169,9 @@ def in_child(work: Callable[[], Any], faults: Faults | None = None) -> tuple[int
                 data = data[write(writing, data) :]
             leave(code)
     os.close(writing)
+    # A child that ends writes its answer, or closes the pipe.
+    if kill_after_s is not None and not select.select([reading], [], [], kill_after_s)[0]:
+        os.kill(child, signal.SIGKILL)
     with os.fdopen(reading) as pipe:
         text = pipe.read()
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), json.loads(text or "null")
@@ -385,21 +375,3 @@ def run(names: list[str], sample: int | None, scratch: Path, seed: int = 0) -> d
             raise WrongEnd(f"{name}, call {number} of {len(calls)} ({calls[number - 1]}), {what}: {error}") from error
         result[name]["ok" if code == OK else "refused"] += 1
     return result | {"faults": len(planned)}
-
-
-def main(
-    only: Annotated[list[str] | None, typer.Option(help=f"Actions: {', '.join(ACTIONS)}.")] = None,
-    sample: Annotated[int | None, typer.Option(help="Number of random faults; all if not given.")] = None,
-) -> None:
-    """Try the faults and write results/faults.json."""
-    from machine import write
-
-    with tempfile.TemporaryDirectory() as scratch:
-        result = run(only or list(ACTIONS), sample, Path(scratch))
-    print(json.dumps(result, indent=2))
-    if not only and sample is None:
-        write("faults", result)
-
-
-if __name__ == "__main__":
-    typer.run(main)
