@@ -88,7 +88,7 @@ def onnx_file(bench: Bench, *, images: int = 500, limit: int = 500) -> dict[str,
     return {"images": images, "odd_images": len(paths) - images, "classes": classes}
 
 
-@measurement("memory_limit", "1 min", rows=4_000)
+@measurement("memory_limit", "1 min", rows=12_000)
 def memory_limit(bench: Bench, *, rows: int = 24_000) -> dict[str, Any]:
     """Training on a cache of 25,088 features that is larger than the memory allowed: the same head, streamed."""
     from limited_memory import compare

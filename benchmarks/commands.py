@@ -34,7 +34,7 @@ def main_job(bench: Bench, *, limit: int | None = None) -> dict[str, Any]:
     results = {}
     for name, (features, head) in cases.items():
         extracted = bench.featcache("extract", *features)
-        trained = bench.featcache("train-head", *features, *head)
+        trained = bench.featcache("train-head", extracted["cache"], *head)
         again = bench.featcache("extract", *features)
         results[name] = {
             "extract": _select(extracted, "rows feature_dim computed reused seconds images_per_s wall_seconds"),

@@ -117,7 +117,10 @@ class Bench(NamedTuple):
     def run(self, line: Sequence[str], *, checkout: Path = ROOT) -> str:
         """Run a process in the temporary folder; returns what it prints."""
         there = os.environ | {"PYTHONPATH": str(checkout)}
-        return subprocess.check_output(line, text=True, cwd=self.scratch, env=there)
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, cwd=self.scratch, env=there)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(line)} ended with {done.returncode}: {done.stdout}")
+        return done.stdout
 
     def unpack(self, split: str, count: int) -> list[Path]:
         """Write the first images of each class of a split, `count` in all, as files `images/CLASS/NUMBER.jpg`."""

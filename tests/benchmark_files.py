@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -19,6 +20,8 @@ def benchmark_module(name: str) -> ModuleType:
     # The scripts import each other from their own folder.
     if str(BENCHMARKS) not in sys.path:
         sys.path.append(str(BENCHMARKS))
+    # It adds the folders of what tests and measurements share.
+    importlib.import_module("measure")
     # Dataclasses look up their module there.
     sys.modules[name] = module
     spec.loader.exec_module(module)
