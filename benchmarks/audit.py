@@ -26,7 +26,6 @@ from measure import Bench, in_turns, measurement
 from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 Picture = Image.Image
-_EACH = 10
 _CROP = 64
 
 
@@ -93,7 +92,7 @@ def icons_in(folder: Path) -> list[Picture]:
 
 def plant(pictures: list[Picture], target: Path, change: str | None) -> int:
     """Write the pictures as train and changed copies of some of them as test; returns the number of copies."""
-    chosen = np.random.default_rng(0).permutation(len(pictures))[: _EACH if change else 0]
+    chosen = np.random.default_rng(0).permutation(len(pictures))[: 10 if change else 0]
     with zipfile.ZipFile(target, "w") as made:
         for number, picture in enumerate(pictures):
             made.writestr(f"train/a/{number:05d}.png", as_png(picture))

@@ -28,8 +28,6 @@ from featcache.sweeps.plan import SweepPlan
 from featcache.sweeps.sweeping import sweep_heads
 from featcache.training.stacking import head_shape
 
-_ALL = 1 << 62
-
 
 class Rows:
     """Train and val of a cache in memory as float16; batches are converted to float32, and standardised if asked."""
@@ -177,7 +175,7 @@ def epochs_in_turns(cache: FeatureCache, config: HeadConfig, runs_dir: Path) -> 
         if record.epoch > 1:
             pairs.append((record.seconds, min(seconds)))
 
-    run = fit_head(cache, config, runs_dir=runs_dir, progress=turn, resident_bytes=_ALL)
+    run = fit_head(cache, config, runs_dir=runs_dir, progress=turn, resident_bytes=1 << 62)
     return {
         "ratio": round(statistics.median(one / bare for one, bare in pairs), 3),
         "ratios": [round(one / bare, 2) for one, bare in pairs],

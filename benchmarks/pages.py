@@ -222,9 +222,9 @@ def texts() -> dict[str, dict[str, str]]:
 def render(page: str, numbers: dict[str, str]) -> str:
     """The page with each text written between its marks."""
     for name, text in numbers.items():
-        marks = re.compile(rf"(<!-- {name}: [^\n]* -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        page, count = marks.subn(lambda found, text=text: f"{found[1]}\n{text}\n{found[2]}", page)
-        assert count == 1, f"expected one pair of marks for {name}, got {count}"
+        (mark,) = re.findall(rf"<!-- {name}: [^\n]* -->\n", page)
+        before, after = page.split(mark)
+        page = f"{before}{mark}\n{text}\n<!-- end of {name} -->{after.split(f'<!-- end of {name} -->', 1)[1]}"
     return page
 
 
