@@ -223,7 +223,7 @@ def peak_memory(device: str) -> Iterator[Callable[[], float]]:
 def head(bench: Bench, *, device: str = "cuda") -> dict[str, Any]:
     """An epoch of the notebook's head on features in device memory over a bare loop; 64 heads in one batch."""
     where = torch.device(devices.resolve_device(device))
-    return {f"batch {size}": epochs_of(where, size, 512 if bench.quick else 40_000) for size in (64, 1_024)}
+    return {f"batch {size}": epochs_of(where, size, 128 if bench.quick else 40_000) for size in (64, 1_024)}
 
 
 def epochs_of(device: torch.device, batch_size: int, rows: int) -> dict[str, Any]:
