@@ -30,102 +30,57 @@ TORCH = ("torch", "torchvision", "pytorch_lightning", "torchmetrics", "sklearn",
 BESIDE_TORCH = ("torchvision", "pytorch_lightning", "torchmetrics", "torch._dynamo", "sklearn", "pandas", "pyarrow")
 
 
-def modules_after(statement: str, cwd: Path) -> set[str]:
-    """Which of HEAVY a fresh interpreter has loaded after a statement."""
-    code = f"{statement}\nimport json, sys\njson.dump([name for name in {HEAVY!r} if name in sys.modules], sys.stderr)"
+def heavy_modules_after(statements: dict[str, str], cwd: Path) -> dict[str, set[str]]:
+    """Which of HEAVY a fresh interpreter has loaded after each of some statements, which it runs one after another."""
+    code = f"""
+import json, sys
+loaded = {{}}
+for name, statement in {statements!r}.items():
+    exec(statement)
+    loaded[name] = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]
+json.dump(loaded, sys.stderr)
+"""
     ran = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    return set(json.loads(ran.stderr.splitlines()[-1]))
+    found: dict[str, list[str]] = json.loads(ran.stderr.splitlines()[-1])
+    return {name: set(loaded) for name, loaded in found.items()}
 
 
-def command(*words: str) -> str:
-    """A statement that runs a command of featcache."""
-    return f"from featcache.cli.app import app\ntry:\n    app({list(words)!r})\nexcept SystemExit:\n    pass"
+def commands(*lines: str) -> dict[str, str]:
+    """Statements that run commands of featcache, by their words."""
+    return {line: RUN.format(words=line.split()) for line in lines}
 
 
-@pytest.mark.parametrize(
-    "statement",
-    [
+RUN = """
+from featcache.cli.app import app
+try:
+    app({words!r})
+except SystemExit as end:
+    assert not end.code, end.code
+"""
+
+
+def test_nothing_heavy_is_loaded(tmp_path: Path) -> None:
+    imports = (
         "import featcache",
         "import featcache.cli.app",
         "import featcache.images, featcache.backbones, featcache.extraction, featcache.rows, featcache.heads",
-        command("--help"),
-        command("extract", "--help"),
-        command("train-head", "--help"),
-        command("--version"),
-        command("ls"),
-        command("backbones"),
-    ],
-)
-def test_nothing_heavy_is_loaded(statement: str, tmp_path: Path) -> None:
-    assert modules_after(statement, tmp_path) == set()
+    )
+    words = commands("--help", "extract --help", "train-head --help", "--version", "ls", "backbones")
+    loaded = heavy_modules_after({line: line for line in imports} | words, tmp_path)
+    assert set().union(*loaded.values()) == set(), loaded
 
 
-@pytest.mark.parametrize("words", [("datasets",), ("datasets", "--json"), ("backbones", "--json")], ids=" ".join)
-def test_what_there_is_is_listed_without_torch(words: tuple[str, ...], tmp_path: Path) -> None:
-    assert not modules_after(command(*words), tmp_path) & set(TORCH)
+def test_what_there_is_is_listed_without_torch(tmp_path: Path) -> None:
+    loaded = heavy_modules_after(commands("datasets", "datasets --json", "backbones --json"), tmp_path)
+    assert not set().union(*loaded.values()) & set(TORCH), loaded
 
 
 def test_public_names_are_loaded_when_they_are_used(tmp_path: Path) -> None:
-    assert not modules_after("import featcache; featcache.FeatureCache", tmp_path) & set(TORCH)
-    assert not modules_after("import featcache; featcache.train_head; featcache.predict", tmp_path) & set(TORCH)
-    assert "torch" in modules_after("import featcache; featcache.read_batches; featcache.sweep", tmp_path)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one complete cache in data/."""
-    folder = tmp_path_factory.mktemp("project")
-    words = ["extract", "--backbone", "pixels", "--dataset", "digits", "--limit", "10", "--quiet"]
-    subprocess.run([sys.executable, "-m", "featcache", *words], cwd=folder, check=True, capture_output=True)
-    return folder
-
-
-@pytest.mark.parametrize(
-    "words", [("ls",), ("ls", "--json"), ("info", "digits"), ("verify", "digits"), ("gc",)], ids=" ".join
-)
-def test_commands_on_caches_never_load_torch(words: tuple[str, ...], project: Path) -> None:
-    assert not modules_after(command(*words), project) & set(TORCH)
-
-
-def test_ls_reads_caches_without_numpy_and_h5py(project: Path) -> None:
-    assert modules_after(command("ls"), project) == set()
-
-
-def name_of_run(project: Path, head: str) -> str:
-    """The name of a run of a head on the cache of the project."""
-    words = ["train-head", "--head", head, *STEPS.get(head, ()), "--quiet", "--json"]
-    ran = subprocess.run([sys.executable, "-m", "featcache", *words], cwd=project, check=True, capture_output=True)
-    return Path(json.loads(ran.stdout)["run"]).name
-
-
-STEPS = dict.fromkeys(("linear", "mlp:4"), ("--max-epochs", "1"))
-
-
-@pytest.mark.parametrize("head", ["ridge", "centroid", "knn", "logreg"])
-def test_a_head_is_solved_without_torch(head: str, digits: Path) -> None:
-    loaded = modules_after(command("train-head", "--head", head, "--quiet"), digits)
-    assert not loaded & {"torch", "torchvision", "pytorch_lightning", "torchmetrics"}
-    # Only one of them is scikit-learn's, which brings scipy and pandas along; few features need no scipy.
-    assert head == "logreg" or not loaded & {"sklearn", "scipy", "pandas", "pyarrow"}
-
-
-@pytest.mark.parametrize("head", ["ridge", "centroid", "knn", "logreg"])
-def test_a_solved_run_on_pixels_predicts_without_torch(head: str, digits: Path) -> None:
-    loaded = modules_after(command("predict", name_of_run(digits, head), "image.png", "--quiet"), digits)
-    assert not loaded & {*TORCH, "h5py"}
-
-
-@pytest.mark.parametrize("head", ["linear", "mlp:4"])
-def test_training_by_steps_imports_torch_and_nothing_beside_it(head: str, digits: Path) -> None:
-    loaded = modules_after(command("train-head", "--head", head, *STEPS[head], "--quiet"), digits)
-    assert "torch" in loaded and not loaded & set(BESIDE_TORCH)
-
-
-@pytest.mark.parametrize("head", ["linear", "mlp:4"])
-def test_a_run_trained_by_steps_predicts_with_torch_and_nothing_beside_it(head: str, digits: Path) -> None:
-    loaded = modules_after(command("predict", name_of_run(digits, head), "image.png", "--quiet"), digits)
-    assert "torch" in loaded and not loaded & {*BESIDE_TORCH, "scipy", "h5py"}
+    names = ("FeatureCache", "train_head", "predict", "read_batches", "sweep")
+    loaded = heavy_modules_after({name: f"import featcache; featcache.{name}" for name in names}, tmp_path)
+    assert not loaded["predict"] & set(TORCH)
+    assert "torch" in loaded["sweep"]
 
 
 @pytest.fixture(scope="module")
@@ -136,3 +91,42 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "featcache", *words], cwd=folder, check=True, capture_output=True)
     Image.new("RGB", (8, 8), "grey").save(folder / "image.png")
     return folder
+
+
+def test_commands_on_caches_never_load_torch(digits: Path) -> None:
+    loaded = heavy_modules_after(commands("ls", "ls --json", "info digits", "verify digits", "gc"), digits)
+    # A list needs neither NumPy nor h5py.
+    assert loaded["ls"] == loaded["ls --json"] == set()
+    assert not loaded["gc"] & set(TORCH)
+
+
+def train(project: Path, *heads: str) -> dict[str, set[str]]:
+    """What is loaded after each training of a fresh interpreter, by head."""
+    lines = {head: f"train-head --head {head} --quiet{' --max-epochs 1' * (head in STEPS)}" for head in heads}
+    loaded = heavy_modules_after(commands(*lines.values()), project)
+    return {head: loaded[line] for head, line in lines.items()}
+
+
+def predict(project: Path, *heads: str) -> set[str]:
+    """What a fresh interpreter has loaded after predictions by runs of these heads."""
+    runs = [next((project / "runs").glob(f"*-{head.replace(':', '-')}-*")).name for head in heads]
+    lines = [f"predict {run} image.png --quiet" for run in runs]
+    return set().union(*heavy_modules_after(commands(*lines), project).values())
+
+
+STEPS = ("linear", "mlp:4")
+
+
+def test_a_head_is_solved_without_torch_and_predicts_pixels_without_it(digits: Path) -> None:
+    # Only the last is scikit-learn's, which brings scipy and pandas along; few features need no scipy.
+    loaded = train(digits, "ridge", "centroid", "knn", "logreg")
+    assert not loaded["knn"] & {*TORCH, "pandas", "pyarrow"}
+    assert not loaded["logreg"] & {"torch", "torchvision", "pytorch_lightning", "torchmetrics"}
+    assert not predict(digits, *loaded) & {*TORCH, "h5py"}
+
+
+def test_training_by_steps_and_its_predictions_import_torch_and_nothing_beside_it(digits: Path) -> None:
+    loaded = train(digits, *STEPS)
+    assert "torch" in loaded["linear"] and not loaded["mlp:4"] & set(BESIDE_TORCH)
+    predicted = predict(digits, *STEPS)
+    assert "torch" in predicted and not predicted & {*BESIDE_TORCH, "scipy", "h5py"}
