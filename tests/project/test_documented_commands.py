@@ -12,10 +12,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from documents import SHELL, Block, blocks
+from imported_python import fast_programs
 from project_tree import ROOT, pages
 
 SHARED = Path(os.environ.get("FEATCACHE_SHARED", ROOT.parent / "shared"))
@@ -27,11 +30,20 @@ def examples(page: Path) -> list[Block]:
 
 
 PAGES = [page for page in pages() if examples(page)]
+# All other pages run their Python in processes that have imported the libraries already: a tenth of the time.
+INSTALLED_PROGRAMS = ROOT / "docs" / "views.md"
 LEFT_OUT = [(page, block) for page in PAGES for block in examples(page) if block.not_run is not None]
 
 
 def relative(page: Path) -> str:
     return str(page.relative_to(ROOT))
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Path]:
+    """A folder with `featcache` and `python`."""
+    with tempfile.TemporaryDirectory() as folder, fast_programs(Path(folder)) as found:
+        yield found
 
 
 @pytest.fixture
@@ -46,7 +58,7 @@ def beside_shared(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_what_a_page_shows_runs(page: Path, beside_shared: Path) -> None:
+def test_what_a_page_shows_runs(page: Path, beside_shared: Path, programs: Path) -> None:
     script = ["set -euo pipefail"]
     for block in examples(page):
         if block.not_run is not None or (block.needs and not (beside_shared / block.needs).exists()):
@@ -56,13 +68,18 @@ def test_what_a_page_shows_runs(page: Path, beside_shared: Path) -> None:
         script.append(f"echo '== {where}' >&2")
         # The page's own words, seen in the output when one of them fails.
         script.append("set -x\n" + block.script() + "{ set +x; } 2>/dev/null")
-    bin_folder = Path(sys.executable).parent
+    installed = Path(sys.executable).parent
+    path = (
+        [str(installed), os.environ["PATH"]]
+        if page == INSTALLED_PROGRAMS
+        else [str(programs), str(installed), os.environ["PATH"]]
+    )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("FEATCACHE_")}
     ran = subprocess.run(
         ["bash", "-c", "\n".join(script)],
         cwd=beside_shared,
         # Small heads on a busy machine: threads that wait for each other take a hundred times as long.
-        env=environment | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"},
+        env=environment | {"PATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
