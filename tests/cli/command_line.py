@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
@@ -12,9 +13,13 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from typer import testing
 from typer.testing import CliRunner, Result
 
 from featcache.cli.app import app
+
+# `CliRunner` builds all commands anew for each call, which takes longer than most commands.
+vars(testing)["_get_command"] = functools.cache(vars(testing)["_get_command"])
 
 CLASSES = ("cat", "dog", "eel")
 PIXELS = ("--backbone", "pixels", "--image-size", "8", "--dataset", "pictures")
