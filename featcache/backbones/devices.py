@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,6 @@ def _multiplies_bf16(device: str) -> bool:
 
 def provenance(device: str, *also: str) -> dict[str, Any]:
     """Hardware and versions (also of the packages `also`) to record; they are not part of a cache's identity."""
-    from importlib.metadata import version
-
     import torch
 
     packages = ("featcache", "torch", "torchvision", "numpy", "h5py", "pillow", *also)
@@ -142,7 +141,7 @@ def provenance(device: str, *also: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: _version(package) for package in packages},
     }
 
 
@@ -161,14 +160,22 @@ def environment() -> dict[str, Any]:
     return {**versions(), "processor": _cpu_name(), "threads": torch.get_num_threads()}
 
 
+@cache
+def _version(package: str) -> str:
+    """The installed version, read once in a process: a library that is imported does not change."""
+    from importlib.metadata import version
+
+    return version(package)
+
+
 def versions() -> dict[str, str]:
     """The versions of torch and the libraries of networks, as far as installed; nothing is imported."""
-    from importlib.metadata import PackageNotFoundError, version
+    from importlib.metadata import PackageNotFoundError
 
     installed = {}
     for package in ("torch", "torchvision", "timm", "transformers", "open_clip_torch"):
         try:
-            installed[package] = version(package)
+            installed[package] = _version(package)
         except PackageNotFoundError:
             continue
     return installed
