@@ -7,6 +7,7 @@ import re
 import sys
 import tokenize
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 #: Persons for things, and the private dialect of earlier versions.
@@ -83,6 +84,7 @@ _IRREGULAR = frozenset(
 _DECIDING = ("property", "cached_property", "fixture", "overload", "override")
 
 
+@cache
 def words(name: str) -> list[str]:
     """`ImageHelpers`, `image_helpers` -> ["image", "helpers"]."""
     return [word for word in re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name).lower().split("_") if word]
