@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from elsewhere import outputs_elsewhere
 from odd_images import write_odd_images
@@ -17,6 +19,7 @@ from featcache.api import extract
 from featcache.errors import ImageError
 from featcache.extraction.labelling import label
 from featcache.inference import export_run, predict
+from featcache.inference.exporting import ExportedRun
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
 
@@ -42,15 +45,23 @@ def runs(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Mapp
     return {kind: train_head(path, "mlp:8", target=target, **options) for kind, target in TARGETS.items()}
 
 
+@pytest.fixture(scope="module")
+def onnx_files(
+    runs: Mapping[str, Run], workspace: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> Mapping[str, ExportedRun]:
+    """Each run as an ONNX file."""
+    folder, images = tmp_path_factory.mktemp("onnx"), workspace.test_images()
+    return {kind: export_run(run, folder / f"{kind}.onnx", verify_images=images) for kind, run in runs.items()}
+
+
 @pytest.mark.parametrize("kind", TARGETS)
 def test_onnxruntime_alone_predicts_15_odd_images_as_predict_does(
-    runs: Mapping[str, Run], workspace: Workspace, kind: str, tmp_path: Path
+    runs: Mapping[str, Run], onnx_files: Mapping[str, ExportedRun], kind: str, tmp_path: Path
 ) -> None:
     paths = write_odd_images(tmp_path / "odd")
     assert len(paths) == 15
     assert runs[kind].target.kind == kind
-    export_run(runs[kind], tmp_path / "head.onnx", verify_images=workspace.test_images())
-    found = outputs_elsewhere(tmp_path / "head.onnx", paths, tmp_path)
+    found = outputs_elsewhere(onnx_files[kind].path, paths, tmp_path)
     expected = predict(runs[kind], paths)
     assert found["names"] == list(expected.target.names)
     assert np.allclose(found["rows"], expected.outputs, rtol=1e-3, atol=0 if kind == "numbers" else 1e-4)
@@ -58,16 +69,28 @@ def test_onnxruntime_alone_predicts_15_odd_images_as_predict_does(
     assert len(np.unique(expected.outputs, axis=0)) >= 12
 
 
+@pytest.mark.parametrize("kind", TARGETS)
+def test_the_record_and_the_metadata_name_the_outputs(onnx_files: Mapping[str, ExportedRun], kind: str) -> None:
+    record = onnx_files[kind].to_json()
+    assert record["target"]["kind"] == kind and ("same_top1" in record["verified"]) == (kind == "classes")
+    names = {"classes": list(CLASSES), "lists": ["bright", "c", "狗"], "numbers": []}
+    assert record["classes"] == names[kind]
+    model = onnx.load(onnx_files[kind].path)
+    output = "values" if kind == "numbers" else "probabilities"
+    assert [one.name for one in model.graph.output] == [output]
+    (metadata,) = [json.loads(entry.value) for entry in model.metadata_props if entry.key == "featcache"]
+    assert metadata["output"].startswith(output) and ("thresholds" in metadata) == (kind == "lists")
+
+
 def test_the_script_of_the_page_refuses_what_predict_refuses(
-    runs: Mapping[str, Run], workspace: Workspace, tmp_path: Path
+    runs: Mapping[str, Run], onnx_files: Mapping[str, ExportedRun], tmp_path: Path
 ) -> None:
     path = tmp_path / "float.tif"
     Image.fromarray(np.full((9, 9), 0.5, np.float32)).save(path)
     with pytest.raises(ImageError, match="mode F"):
         predict(runs["classes"], path)
-    export_run(runs["classes"], tmp_path / "head.onnx", verify_images=workspace.test_images())
     with pytest.raises(Exception, match="non-zero exit status"):
-        outputs_elsewhere(tmp_path / "head.onnx", [path], tmp_path)
+        outputs_elsewhere(onnx_files["classes"].path, [path], tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["lists", "numbers"])
