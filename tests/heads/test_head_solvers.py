@@ -323,10 +323,10 @@ def test_ctrl_c_before_the_first_candidate_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_solving_leaves_the_callers_random_state(digits: FeatureCache, tmp_path: Path) -> None:
+def test_solving_leaves_the_callers_random_state(wide: FeatureCache, tmp_path: Path) -> None:
     before = torch.get_rng_state()
     for kind in SOLVED:
-        train_head(digits, kind, runs_dir=tmp_path)
+        train_head(wide, kind, runs_dir=tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
 
 
