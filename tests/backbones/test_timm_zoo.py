@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +16,32 @@ from backbone_contract import BackboneContract, some_images
 from safetensors.torch import save_file
 
 from featcache.backbones import load_backbone
-from featcache.backbones.cutting import probe_network
+from featcache.backbones.cutting import choose_layers, probe_network
 from featcache.backbones.listing import listing
 from featcache.backbones.network import Network
+from featcache.backbones.spec import Layer
 from featcache.backbones.transforms import Transform
 from featcache.backbones.weights import source_of
 from featcache.backbones.zoos import STANDARD_LAYERS, zoo_of
 from featcache.backbones.zoos import timm as timm_zoo
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, WeightsError
 
-# A dozen families with two fast sizes; the slow tests use the networks' own sizes.
+# A dozen families with fast sizes; the slow tests use the networks' own sizes.
 FAMILIES = {
     "timm:vit_tiny_patch16_224": (64, 96),
-    "timm:vit_small_patch14_reg4_dinov2": (56, 98),
-    "timm:vit_small_patch16_dinov3": (64, 96),
+    "timm:vit_small_patch14_reg4_dinov2": (56,),
+    "timm:vit_small_patch16_dinov3": (64,),
     "timm:eva02_tiny_patch14_224": (56, 70),
-    "timm:swin_tiny_patch4_window7_224": (224, 112),
-    "timm:vit_base_patch16_siglip_224": (64, 96),
-    "timm:vit_base_patch32_clip_quickgelu_224": (64, 96),
-    "timm:convnext_atto": (64, 96),
-    "timm:mobilenetv4_conv_small": (64, 96),
-    "timm:tf_efficientnet_lite0": (64, 96),
-    "timm:hiera_tiny_224": (224, 128),
-    "timm:resnet18": (64, 96),
-    "timm:deit_tiny_distilled_patch16_224": (64, None),
-    "timm:levit_128s": (224, None),
+    "timm:swin_tiny_patch4_window7_224": (112,),
+    "timm:vit_base_patch16_siglip_224": (64,),
+    "timm:vit_base_patch32_clip_quickgelu_224": (),
+    "timm:convnext_atto": (64,),
+    "timm:mobilenetv4_conv_small": (64,),
+    "timm:tf_efficientnet_lite0": (64,),
+    "timm:hiera_tiny_224": (128,),
+    "timm:resnet18": (64,),
+    "timm:deit_tiny_distilled_patch16_224": (64,),
+    "timm:levit_128s": (224,),
 }
 
 
@@ -54,6 +56,12 @@ def build_in_timm(name: str, size: int) -> Any:
         return zoo_of(name).build(name, size).root.get_submodule("network")
 
 
+def layers_by_pool(name: str, size: int, *layers: str) -> Callable[[str | None], Layer]:
+    """The layer that a pooling gives of one network, which is probed once and not loaded."""
+    architecture, listed = probe_network(name, partial(zoo_of(name).build, name), size)
+    return lambda pool: choose_layers(name, architecture, listed, size, layers, pool).layers[0]
+
+
 def normalise(network: Network, images: np.ndarray) -> torch.Tensor:
     return network.spec.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))
 
@@ -65,14 +73,16 @@ def assert_near(found: torch.Tensor, expected: torch.Tensor) -> None:
 
 
 class TestTimmConvolutionsContract(BackboneContract):
-    @pytest.fixture
-    def network(self, tmp_path: Path) -> Network:
-        return load("timm:resnet18", tmp_path, image_size=64)
+    @pytest.fixture(scope="class")
+    @classmethod
+    def network(cls, tmp_path_factory: pytest.TempPathFactory) -> Network:
+        return load("timm:resnet18", tmp_path_factory.mktemp("timm"), image_size=64)
 
 
 class TestTimmTransformerContract(BackboneContract):
     @pytest.fixture(scope="class")
-    def network(self, tmp_path_factory: pytest.TempPathFactory) -> Network:
+    @classmethod
+    def network(cls, tmp_path_factory: pytest.TempPathFactory) -> Network:
         return load("timm:vit_tiny_patch16_224", tmp_path_factory.mktemp("timm"), image_size=64)
 
 
@@ -80,19 +90,22 @@ OWN_SIZES = [pytest.param(name, None, marks=pytest.mark.slow) for name in FAMILI
 
 
 @pytest.mark.parametrize(
-    ("name", "size"), [*((name, size) for name, sizes in FAMILIES.items() for size in sizes if size), *OWN_SIZES]
+    ("name", "size"), [*((name, size) for name, sizes in FAMILIES.items() for size in sizes), *OWN_SIZES]
 )
 def test_pre_logits_and_token_poolings_are_timms_own(name: str, size: int | None, tmp_path: Path) -> None:
     size = size or zoo_of(name).transform(name).image_size
     plain = build_in_timm(name, size)
-    network = load(name, tmp_path, image_size=size)
-    assert network.spec.layer_names == ("pre_logits",)
+    network = load(name, tmp_path, image_size=size, layers=("pre_logits", "tokens"), pool="none")
     assert network.spec.layers[0].feature_dim == getattr(plain, "head_hidden_size", plain.num_features)
     images = some_images(2, size)
     with torch.inference_mode():
         tokens = plain.forward_features(normalise(network, images))
         expected = plain.forward_head(tokens, pre_logits=True)
-    assert_near(network.on().features(images)["pre_logits"], expected)
+    found = network.on().features(images)
+    assert_near(found["pre_logits"], expected)
+    assert_near(found["tokens"], tokens)
+    chosen = layers_by_pool(name, size)
+    assert chosen(None).name == "pre_logits"
     if tokens.dim() != 3:
         return
     prefix = getattr(plain, "num_prefix_tokens", 0)
@@ -100,9 +113,8 @@ def test_pre_logits_and_token_poolings_are_timms_own(name: str, size: int | None
     if getattr(plain, "cls_token", None) is not None:
         by_hand["cls+avg"] = torch.cat([tokens[:, 0], by_hand["avg"]], dim=1)
     for pool, rows in by_hand.items():
-        pooled = load(name, tmp_path, image_size=size, pool=pool)
-        assert pooled.spec.layer_names == ("tokens",)
-        assert_near(pooled.on().features(images)["tokens"], rows)
+        assert chosen(pool).name == "tokens"
+        assert_near(chosen(pool).pooling.rows(tokens), rows)
 
 
 @pytest.mark.parametrize("pool", ["cls", "cls+avg"])
@@ -121,17 +133,14 @@ def test_tokens_are_pooled_as_in_the_network_itself(tmp_path: Path) -> None:
         load("timm:vit_base_patch16_siglip_224", tmp_path, image_size=64, layers=("tokens",))
 
 
-@pytest.mark.parametrize(
-    ("layer", "positions"), [("patch_embed", 16), ("blocks.3", 16), ("norm", 16)], ids=["patches", "block", "norm"]
-)
-def test_averages_leave_the_prefix_tokens_out_wherever_they_are(layer: str, positions: int, tmp_path: Path) -> None:
-    name = "timm:vit_small_patch14_reg4_dinov2"
-    options: dict[str, Any] = {"image_size": 56, "layers": (layer,)}
-    images = some_images(2, 56)
-    whole = load(name, tmp_path, **options, pool="none")
-    tokens = whole.on().features(images)[layer].reshape(2, *whole.spec.layers[0].shape)
-    pooled = load(name, tmp_path, **options, pool="avg").on().features(images)[layer]
-    assert_near(pooled, tokens[:, -positions:].mean(dim=1))
+def test_averages_leave_the_prefix_tokens_out_wherever_they_are(tmp_path: Path) -> None:
+    name, layers, images = "timm:vit_small_patch14_reg4_dinov2", ("patch_embed", "blocks.3", "norm"), some_images(2, 56)
+    whole, pooled = (load(name, tmp_path, image_size=56, layers=layers, pool=pool) for pool in ("none", "avg"))
+    tokens, averages = (network.on().features(images) for network in (whole, pooled))
+    for layer in whole.spec.layers:
+        # 16 patches of 14 x 14 pixels.
+        patches = tokens[layer.name].reshape(2, *layer.shape)[:, -16:]
+        assert_near(averages[layer.name], patches.mean(dim=1))
 
 
 def test_the_last_block_counts_from_the_end(tmp_path: Path) -> None:
@@ -213,13 +222,14 @@ def official(names: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {**found, "mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
 
 
-@pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_metas_own_dinov3_checkpoint_is_read(prefix: str, tmp_path: Path) -> None:
+def test_metas_own_dinov3_checkpoint_is_read(tmp_path: Path) -> None:
     name = "timm:vit_small_patch16_dinov3"
-    own = build_in_timm(name, 64)
-    torch.save({f"{prefix}{key}": value for key, value in official(own.state_dict()).items()}, tmp_path / "m.pth")
-    read = load_backbone(name, weights=str(tmp_path / "m.pth"), image_size=64, data_dir=tmp_path)
-    assert read.spec.layers == load(name, tmp_path, image_size=64).spec.layers
+    own, expected = build_in_timm(name, 64), load(name, tmp_path, image_size=64)
+    for prefix in ("", "backbone."):
+        path = tmp_path / f"{prefix}pth"
+        torch.save({f"{prefix}{key}": value for key, value in official(own.state_dict()).items()}, path)
+        read = load_backbone(name, weights=str(path), image_size=64, data_dir=tmp_path)
+        assert read.spec.layers == expected.spec.layers
 
 
 @pytest.mark.parametrize(
