@@ -1,4 +1,4 @@
-"""About forty fast networks of all families can be extracted; `benchmarks/measure.py zoo` tests all networks."""
+"""Fast networks of many families can be extracted; `benchmarks/measure.py zoo` tests all networks."""
 
 from __future__ import annotations
 
@@ -12,58 +12,42 @@ import zoo_networks as zoo
 from featcache.backbones.zoos import zoo_of
 from featcache.errors import InvalidOption
 
-TORCHVISION = (
-    "densenet121",
-    "efficientnet_b0",
-    "googlenet",
-    "mnasnet0_5",
-    "mobilenet_v2",
-    "mobilenet_v3_small",
-    "regnet_x_400mf",
-    "resnet18",
-    "shufflenet_v2_x0_5",
+# Networks that test_torchvision_zoo and test_timm_zoo compare with their library are not repeated. Among these: a
+# classifier behind a convolution (ghostnet), two classifiers (repvit), windows (swin), tables that the forward method
+# makes (convit), no classifier at all (dinov2), tuples of tokens (pit).
+NAMES = (
     "squeezenet1_1",
-    "swin_t",
+    "timm:convit_tiny",
+    "timm:efficientvit_m0",
+    "timm:ghostnet_050",
+    "timm:pit_ti_224",
+    "timm:repvit_m1",
+    "timm:swin_s3_tiny_224",
+    "timm:test_nfnet",
+    "timm:vit_small_patch14_dinov2",
+    "timm:xcit_nano_12_p16_224",
 )
-# Among them: a classifier behind a convolution (ghostnet, mobilenetv3), several classifiers (deit, levit), attention
-# pooling (clip, siglip), registers and rotary positions (dinov3, eva02), windows (swin), tables that the forward method
-# makes (convit), no classifier at all (dinov2, dinov3).
-TIMM = (
-    "convit_tiny",
-    "convnext_atto",
-    "cs3darknet_s",
-    "deit_tiny_distilled_patch16_224",
-    "edgenext_xx_small",
-    "efficientformerv2_s0",
-    "efficientvit_b0",
-    "efficientvit_m0",
-    "eva02_tiny_patch14_224",
-    "fastvit_t8",
-    "ghostnet_050",
-    "hiera_tiny_224",
-    "lcnet_035",
-    "levit_128s",
-    "mambaout_femto",
-    "mobilenetv4_conv_small_035",
-    "mobilevit_xxs",
-    "pit_ti_224",
-    "pvt_v2_b0",
-    "regnetx_002",
-    "repvit_m1",
-    "rexnet_100",
-    "swin_s3_tiny_224",
-    "test_efficientnet",
-    "test_nfnet",
-    "test_vit",
-    "tf_efficientnet_lite0",
-    "tiny_vit_5m_224",
-    "vit_small_patch14_dinov2",
-    "vit_small_patch16_dinov3",
-    "xcit_nano_12_p16_224",
+# No peculiarity of their own.
+MORE = (
+    "timm:cs3darknet_s",
+    "timm:edgenext_xx_small",
+    "timm:efficientformerv2_s0",
+    "timm:efficientvit_b0",
+    "timm:fastvit_t8",
+    "timm:lcnet_035",
+    "timm:mambaout_femto",
+    "timm:mobilenetv4_conv_small_035",
+    "timm:mobilevit_xxs",
+    "timm:pvt_v2_b0",
+    "timm:regnetx_002",
+    "timm:rexnet_100",
+    "timm:test_efficientnet",
+    "timm:test_vit",
+    "timm:tiny_vit_5m_224",
 )
 
 
-@pytest.mark.parametrize("name", [*TORCHVISION, *(f"timm:{name}" for name in TIMM)])
+@pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in MORE)])
 def test_two_images_give_two_rows_of_the_input_of_the_classifier(name: str) -> None:
     outcome = zoo.try_network(name)
     assert outcome.refusal is None, outcome.line()
