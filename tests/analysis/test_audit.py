@@ -169,6 +169,7 @@ def test_unusual_images_come_first(tmp_path: Path) -> None:
     assert "half of all images are within" in findings[0].reason
 
 
+@pytest.mark.slow
 def test_images_that_are_no_photographs_are_outliers(tmp_path: Path, cifar_zip: Path, vgg_weights: Path) -> None:
     folder = tmp_path / "mixed"
     with zipfile.ZipFile(cifar_zip) as archive:
