@@ -542,6 +542,16 @@ def test_real_handwritten_digits_are_swept(tmp_path: Path) -> None:
 # --- memory ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def quick_collection() -> Iterator[None]:
+    """`gc.collect()` looks at new objects only: all of torch's take longer than a sweep."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize(
     "options",
     [{"shots": (4, 8), "draws": 4}, {"folds": 3}, {"seeds": 2}],
