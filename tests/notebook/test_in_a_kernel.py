@@ -18,7 +18,7 @@ MOST_BYTES = 20_000
 # Short stages get a bar too, so that the test need not wait for long ones.
 IMPATIENT = "import featcache, featcache.progress; featcache.progress._SHORTEST_S = -1.0"
 CELLS = {
-    "cache": "cache = featcache.extract('digits', 'pixels', image_size=8)\ncache",
+    "cache": "cache = featcache.extract('digits', 'pixels', image_size=8, limit=200)\ncache",
     "run": "run = featcache.train_head(cache, 'linear', max_epochs=8)\nrun",
     "sweep": "decays = [number / 1e4 for number in range(60)]\n"
     "swept = featcache.sweep(cache, 'linear', grid={'weight_decay': decays}, max_epochs=2)\nswept",
