@@ -14,7 +14,7 @@ from featcache.benchmark.result import Result as Measured
 from featcache.cli.app import app
 from featcache.cli.benchmark import show
 
-SMALL = ("--backbone", "resnet18", "--image-size", "32", "--limit", "200", "--epochs", "2", "--heads", "2")
+SMALL = ("--backbone", "resnet18", "--image-size", "32", "--limit", "60", "--epochs", "2", "--heads", "2")
 
 
 def benchmark(*words: str | Path) -> Result:
@@ -42,7 +42,7 @@ def test_every_way_is_measured_and_nothing_is_scaled(answer: dict[str, Any]) -> 
     assert list(answer["ways"]) == list(WAYS)
     for name in WAYS:
         way = answer["ways"][name]
-        assert way["images"] == {"train": 160, "val": 40, "test": 200}
+        assert way["images"] == {"train": 48, "val": 12, "test": 60}
         assert len(way["epoch_s"]) == 2
         assert way["memory"]["peak"] > way["memory"]["libraries"] > 0
         assert not answer["summary"]["totals"][name]["scaled"]
@@ -54,7 +54,7 @@ def test_end_to_end_and_cached_end_at_the_same_head(answer: dict[str, Any]) -> N
     assert (exact["baseline"], exact["precision"], exact["stored"]) == (NOTEBOOK, "fp32", "float32")
     assert exact["logits"] < 1e-3
     assert exact["step_loss"] < 1e-4
-    assert exact["same_answers"] == exact["answers"] == 240
+    assert exact["same_answers"] == exact["answers"] == 72
     assert exact["val_accuracy"][0] == exact["val_accuracy"][1]
     assert product["baseline"] == TUNED
     assert product["logits"] < 1e-2
