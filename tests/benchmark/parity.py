@@ -63,8 +63,9 @@ def request(case: Case, data_dir: Path) -> Request:
     )
 
 
+@cache
 def train_cached(case: Case, data_dir: Path) -> Trained:
-    """Extract, then train on the cache."""
+    """Extract, then train on the cache; once for each case."""
     done = extract(request(case, data_dir), Execution(device="cpu"))
     with FeatureCache.open(done.cache) as cache:
         return train(parts_of_cache(cache, CONFIG, CPU), CONFIG)
@@ -79,16 +80,19 @@ def plain_of(case: Case) -> Plain:
 
 @cache
 def _torchvisions(case: Case) -> nn.Module:
-    network = without_classifier(case.name)
-    missing, unknown = network.load_state_dict(load_file(case.weights), strict=False)
+    # Initial weights that are replaced at once take longer than everything else.
+    with torch.device("meta"):
+        network = without_classifier(case.name, init_weights=False)
+    missing, unknown = network.load_state_dict(load_file(case.weights), strict=False, assign=True)
     assert [name for name in missing if "num_batches_tracked" not in name] == []
     assert [name for name in unknown if not name.startswith(("classifier.", "fc.", "AuxLogits."))] == []
-    return network
+    return network.requires_grad_(False)
 
 
-def without_classifier(name: str) -> nn.Module:
+def without_classifier(name: str, *, init_weights: bool = True) -> nn.Module:
     """Torchvision's network with initial weights up to the features its classifier is given, in eval mode."""
-    arguments = {"transform_input": False, "init_weights": True} if name == "inception_v3" else {}
+    arguments = {} if name == "resnet18" else {"init_weights": init_weights}
+    arguments |= {"transform_input": False} if name == "inception_v3" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network: nn.Module = models.get_model(name, weights=None, **arguments)
