@@ -162,8 +162,9 @@ def test_every_family_is_tested() -> None:
     assert len(CLASSIFIERS) > 15
 
 
-@pytest.mark.parametrize("size", [OWN, OTHER])
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize(
+    ("kind", "size"), [*((kind, OTHER) for kind in CLASSIFIERS), ("convnext", OWN), ("swin", OWN), ("vit", OWN)]
+)
 def test_pre_logits_are_what_the_librarys_own_classifier_is_given(kind: str, size: int, tmp_path: Path) -> None:
     model = with_classifier(kind)
     layers = layers_of(load_network(save_model(model, tmp_path), size), images_of(size))
@@ -177,8 +178,9 @@ def test_pre_logits_are_what_the_librarys_own_classifier_is_given(kind: str, siz
         assert_close(layers[TOKENS], tokens)
 
 
-@pytest.mark.parametrize("size", [OWN, OTHER])
-@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.parametrize(
+    ("kind", "size"), [*((kind, OTHER) for kind in OTHERS), *((kind, OWN) for kind in ONE_SIZE), ("clip", OWN)]
+)
 def test_without_a_classifier_pre_logits_are_the_models_pooled_output(kind: str, size: int, tmp_path: Path) -> None:
     model = randomize(transformers.AutoModel.from_config(tiny(kind)))
     name = save_model(model, tmp_path)
