@@ -138,6 +138,7 @@ def test_classifiers_of_torchvision_compute_what_torch_computes(name: str) -> No
     assert relative_difference(computed, expected) < 1e-5
 
 
+@pytest.mark.slow
 def test_real_vgg16_features_of_real_images_are_those_of_torch(cifar_zip: Path, vgg_weights: Path) -> None:
     vgg = torchvision.models.vgg16(weights=None)
     features = vgg.features.eval()
