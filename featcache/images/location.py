@@ -48,9 +48,9 @@ class OpenOptions:
     """
 
     datasets_dir: Path
-    report: Report | None = None
-    download: bool = True
-    columns: ColumnOptions | None = None
+    report: Report | None
+    download: bool
+    columns: ColumnOptions | None
 
 
 @dataclass(frozen=True, kw_only=True)

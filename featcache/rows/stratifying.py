@@ -20,7 +20,7 @@ from featcache.rows.target import TargetKind
 Rows = NDArray[np.int64]
 # Numbers are divided into at most this many bins with equally many rows.
 MOST_BINS = 10
-# The fewest rows of a bin.
+# The fewest units for each bin: with fewer, a bin could hold a single unit, which val cannot have.
 FEWEST_IN_BIN = 5
 
 
@@ -98,26 +98,26 @@ def label_units(targets: NDArray[Any], kind: TargetKind, labels: int, unit: Rows
         labels: Number of outputs of a head.
         unit: int64 (n,) the unit of each row, numbered from 0 without gaps; None where every row is a unit.
     """
+    units = len(targets) if unit is None else int(unit.max()) + 1
     row: Rows | None = None
     if kind == "lists":
         row, label = np.nonzero(targets)
     elif kind == "numbers":
-        row, label, labels = _number_bins(targets)
+        row, label, labels = _number_bins(targets, units)
     else:
         label = targets.astype(np.int64, copy=False)
     if unit is None:
-        return UnitLabels(unit=None, units=len(targets), pair_units=row, pair_labels=label, labels=labels, kind=kind)
+        return UnitLabels(unit=None, units=units, pair_units=row, pair_labels=label, labels=labels, kind=kind)
     pairs = np.unique((unit if row is None else unit[row]) * labels + label)
-    units = int(unit.max()) + 1
     return UnitLabels(
         unit=unit, units=units, pair_units=pairs // labels, pair_labels=pairs % labels, labels=labels, kind=kind
     )
 
 
-def _number_bins(targets: NDArray[Any]) -> tuple[Rows | None, Rows, int]:
+def _number_bins(targets: NDArray[Any], units: int) -> tuple[Rows | None, Rows, int]:
     """Bins of rows by the order of their numbers: the row and the bin of each pair, and the number of bins."""
     rows, columns = targets.shape
-    bins = max(1, min(MOST_BINS, rows // FEWEST_IN_BIN))
+    bins = max(1, min(MOST_BINS, units // FEWEST_IN_BIN))
     labels = np.empty((columns, rows), np.int64)
     for column in range(columns):
         labels[column, np.argsort(targets[:, column], kind="stable")] = np.arange(rows) * bins // rows
@@ -175,10 +175,9 @@ def _apportion(counts: Rows, share: float, together: int) -> Rows:
     wanted = counts * share
     most = np.maximum(counts - 1, 0)
     given: Rows = np.clip(np.floor(wanted).astype(np.int64), np.minimum(1, most), most)
-    left = together - int(given.sum())
-    if left > 0:
-        fitting = np.flatnonzero(given < np.minimum(most, np.ceil(wanted)))
-        given[fitting[np.argsort(-(wanted - given)[fitting], kind="stable")[:left]]] += 1
+    left = max(0, together - int(given.sum()))
+    fitting = np.flatnonzero(given < np.minimum(most, np.ceil(wanted)))
+    given[fitting[np.argsort(-(wanted - given)[fitting], kind="stable")[:left]]] += 1
     return given
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ from image_files import images_at, write_folder, write_zip
 
 import featcache.images
 from featcache.errors import SourceError, UnknownName
+from featcache.extraction.request import Request
 from featcache.images import open_images
+from featcache.images.location import Location
 
 FILES = images_at("a/1.png", "b/1.png")
 
@@ -80,6 +83,23 @@ def test_opening_paths_and_digits_needs_no_torch(tmp_path: Path) -> None:
         "open_images('digits', datasets_dir=Path('.')); assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_named_set_is_opened_without_importing_the_other_kinds() -> None:
+    code = (
+        "import sys; from pathlib import Path; from featcache.images import open_images; "
+        "open_images('digits', datasets_dir=Path('.')); "
+        "assert not {'featcache.images.sources.parquet', 'featcache.images.sources.hub'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_without_arguments_the_set_and_folder_are_those_of_the_command_line() -> None:
+    defaults = {name: one.default for name, one in inspect.signature(open_images).parameters.items()}
+    request = Request()
+    assert defaults["images"] == request.dataset
+    assert Path(defaults["datasets_dir"]) == request.datasets_dir
+    assert defaults["download"] is inspect.signature(Location.open).parameters["download"].default is True
 
 
 def test_importing_the_package_imports_nothing_heavy() -> None:
