@@ -189,8 +189,8 @@ def tables_of(cache: FeatureCache, targets: Sequence[str]) -> dict[str, SplitTab
 
 def bytes_to_write(cache: FeatureCache) -> int:
     """The number of bytes that a change of targets writes: for a packed cache the whole file."""
-    stored = cache.file.targets if isinstance(cache.file, SegmentedFile) else cache.file
-    return stored.nbytes
+    written = cache.file.targets.path if isinstance(cache.file, SegmentedFile) else cache.path
+    return written.stat().st_size
 
 
 def rewrite(

@@ -71,34 +71,16 @@ class SegmentedFile(StoredArrays):
             return cache
 
     @property
-    def nbytes(self) -> int:
-        """The size of all files, in bytes."""
-        return self.manifest.nbytes
-
-    @property
     def table_names(self) -> tuple[str, ...]:
         """The names of the small arrays, each with one digest of the whole."""
-        targets = (name for name in self.targets.table_names if is_target_array(name))
-        return tuple(dict.fromkeys([*(name for one in self.segments for name in one.table_names), *targets]))
+        return tuple(dict.fromkeys(name for one in (*self.segments, self.targets) for name in one.table_names))
 
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Read rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
+        """Read rows of an array of numbers, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
         place, split = self.place(name), name.split("/")[0]
         files = [self.segments[number] for number in self._holders[split]]
-        if place.dtype.startswith("|S"):
-            return self._read_texts(name, rows)
         opened = [(file.open_file(), file.place(name).offset) for file in files]
         return read_rows_of(opened, self._starts[split][:-1], rows, place.shape[1:], place.dtype, out)
-
-    def _read_texts(self, name: str, rows: Rows) -> npt.NDArray[Any]:
-        """Read rows of a text array, whose width differs between segments."""
-        place, split = self.place(name), name.split("/")[0]
-        starts, out = self._starts[split], np.empty(len(rows), place.dtype)
-        holder = np.searchsorted(starts, rows, side="right") - 1
-        for number in np.unique(holder).tolist():
-            places = np.flatnonzero(holder == number)
-            out[places] = self._segment(split, number).read(name, rows[places] - starts[number])
-        return out
 
     def read_table(self, name: str) -> npt.NDArray[Any]:
         """Read a whole small array, read-only. Raises CacheDamaged where a part does not match its digest."""
@@ -245,7 +227,7 @@ def discard_other_targets(folder: Path, manifest: Manifest) -> None:
     for file in TARGETS_FILES:
         if manifest.targets is None or file != manifest.targets.file:
             with contextlib.suppress(OSError):
-                (folder / file).unlink(missing_ok=True)
+                (folder / file).unlink()
 
 
 def _open_named(folder: Path, what: str, file: str, format: str) -> StoredFile:

@@ -37,17 +37,12 @@ class StoredArrays(ABC):
 
     @property
     @abstractmethod
-    def nbytes(self) -> int:
-        """The size on disk, in bytes."""
-
-    @property
-    @abstractmethod
     def table_names(self) -> tuple[str, ...]:
         """The names of the small arrays, each with one digest of the whole."""
 
     @abstractmethod
     def read(self, name: str, rows: Rows, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-        """Read rows of an array, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
+        """Read rows of an array of numbers, unchecked: (n, ...) in the stored dtype. `rows` must be in range."""
 
     @abstractmethod
     def read_table(self, name: str) -> npt.NDArray[Any]:
@@ -83,10 +78,6 @@ class StoredFile(StoredArrays):
         except BaseException:
             file.close()
             raise
-
-    @property
-    def nbytes(self) -> int:
-        return self.trailer.file_bytes
 
     @property
     def table_names(self) -> tuple[str, ...]:

@@ -132,9 +132,9 @@ def _spearman(ranks: tuple[_Ranks, _Ranks], counts: Counts) -> Values:
     one, other = (each.deviations(counts) for each in ranks)
     pairs = ((one, other), (one, one), (other, other))
     both, first, second = (np.einsum("dn,dn,dn->d", counts, *pair) for pair in pairs)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore"):
         correlation = both / np.sqrt(first * second)
-    return np.asarray(np.where((first > 0) & (second > 0), np.clip(correlation, -1, 1), np.nan))
+    return np.asarray(np.clip(correlation, -1, 1))
 
 
 def _statistics(columns: Sequence[tuple[Values, tuple[_Ranks, _Ranks]]], counts: Counts) -> dict[str, Values]:
@@ -149,6 +149,6 @@ def _errors(found: dict[str, Values], drawn: dict[str, Values]) -> NumberErrors:
         for name in ("mae", "rmse", "r2")
     )
     ranked = float(found["spearman"][0])
-    none = np.isnan(ranked) or np.isnan(drawn["spearman"]).all()
+    none = np.isnan(ranked)
     spearman = None if none else Measurement(value=ranked, interval=percentile_interval(drawn["spearman"]))
     return NumberErrors(mae=mae, rmse=rmse, r2=r2, spearman=spearman)

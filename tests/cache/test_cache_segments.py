@@ -7,21 +7,35 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
-from cache_samples import ROWS, a_spec, a_table, an_info, flip, make_cache, make_segments, write_segment
+from cache_samples import (
+    ROWS,
+    a_spec,
+    a_table,
+    an_info,
+    flip,
+    make_cache,
+    make_segments,
+    rows_for,
+    tables,
+    write_segment,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.cache.catalog import DAMAGED, describe, find, garbage, list_caches, mark_used, remove, remove_garbage
 from featcache.cache.donors import Donors
-from featcache.cache.manifest import MANIFEST_NAME, MOST_SEGMENTS, Manifest, Segment
+from featcache.cache.manifest import MANIFEST_NAME, MOST_SEGMENTS, TARGETS_FILES, Manifest, Segment
 from featcache.cache.reader import FeatureCache
+from featcache.cache.segment_draft import SegmentDraft
 from featcache.cache.segments import complete_manifest, open_segments
 from featcache.cache.verification import verify
+from featcache.columns import LABEL
 from featcache.errors import CacheDamaged, CacheError, CacheForeign, CacheIncomplete
 
 
@@ -108,6 +122,13 @@ def _no_file(path: Path) -> None:
     path.write_bytes(b"")
 
 
+def open_files(folder: Path) -> set[str]:
+    """The names of the files in a folder that this process has open; empty where the system does not tell."""
+    links = Path("/proc/self/fd").iterdir() if Path("/proc").exists() else ()
+    paths = [link.readlink() for link in links if link.is_symlink()]
+    return {path.name for path in paths if path.parent == folder}
+
+
 @pytest.mark.parametrize("fault", [_missing, _short, _append_bytes, _swap, _of_another_spec, _no_file])
 def test_a_segment_of_another_cache_is_named(folder: Path, fault: Callable[[Path], None]) -> None:
     victim = segments(folder)[0]
@@ -115,7 +136,106 @@ def test_a_segment_of_another_cache_is_named(folder: Path, fault: Callable[[Path
     with pytest.raises(CacheDamaged, match=victim.name) as raised:
         FeatureCache.open(folder)
     assert raised.value.hint
+    assert open_files(folder) == set()
     assert not verify(folder).sound
+
+
+def test_a_targets_file_of_another_cache_is_named(folder: Path, tmp_path: Path) -> None:
+    turned = {name: replace(table, targets={LABEL: table.targets[LABEL][::-1]}) for name, table in tables().items()}
+    other = make_segments(tmp_path / "other", split_tables=turned, segment_rows=15)
+    shutil.copy(other / TARGETS_FILES[0], folder)
+    with pytest.raises(CacheDamaged, match=TARGETS_FILES[0]):
+        FeatureCache.open(folder)
+    assert open_files(folder) == set()
+
+
+def test_a_closed_cache_has_no_open_file_and_opens_its_files_again(folder: Path) -> None:
+    cache = FeatureCache.open(folder)
+    rows = cache["train"].features[:]
+    if Path("/proc").exists():
+        assert open_files(folder) == {path.name for path in folder.glob("*.h5")}
+    cache.close()
+    assert open_files(folder) == set()
+    assert np.array_equal(cache["train"].features[:], rows)
+
+
+def test_small_arrays_that_several_readers_share_cannot_be_changed(folder: Path) -> None:
+    split = FeatureCache.open(folder)["train"]
+    for shared in (split.encoded_ids, split.digests, split.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            shared[0] = shared[1]
+
+
+def _other_spec(manifest: Manifest) -> Manifest:
+    return replace(manifest, texts={**manifest.texts, "spec": a_spec(precision="bf16").to_json()})
+
+
+def _other_rows(manifest: Manifest) -> Manifest:
+    first, second, *more = manifest.segments
+    return replace(manifest, segments=(replace(first, rows=14), replace(second, rows=16), *more))
+
+
+def _other_size(manifest: Manifest) -> Manifest:
+    first, *more = manifest.segments
+    return replace(manifest, segments=(replace(first, nbytes=(first.nbytes or 0) + 8), *more))
+
+
+def _other_segment(manifest: Manifest) -> Manifest:
+    first, *more = manifest.segments
+    return replace(manifest, segments=(replace(first, trailer=more[0].trailer), *more))
+
+
+def _other_targets(manifest: Manifest) -> Manifest:
+    return replace(manifest, texts=an_info(classes=("cat", "dog", "newt")).texts())
+
+
+def _other_targets_file(manifest: Manifest) -> Manifest:
+    assert manifest.targets is not None
+    return replace(manifest, targets=replace(manifest.targets, nbytes=manifest.targets.nbytes + 8))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_other_spec, "segment train-000000000.h5 was computed under another spec"),
+        (_other_rows, r"segment train-000000000.h5 has rows {'train': 15}, expected 14"),
+        (_other_size, r"segment train-000000000.h5: expected \d+ bytes"),
+        (_other_segment, "segment train-000000000.h5 is another file"),
+        (_other_targets, "targets-1.h5 has other targets"),
+        (_other_targets_file, r"targets-1.h5: expected \d+ bytes"),
+    ],
+)
+def test_a_valid_manifest_of_other_files_is_refused(
+    folder: Path, change: Callable[[Manifest], Manifest], message: str
+) -> None:
+    change(Manifest.read(folder)).write(folder)
+    with pytest.raises(CacheError, match=message):
+        FeatureCache.open(folder)
+    assert open_files(folder) == set()
+
+
+def test_a_whole_cache_is_no_segment_because_it_has_targets(tmp_path: Path) -> None:
+    some = {"train": a_table("train", 9)}
+    folder = make_segments(tmp_path / "set", split_tables=some, written=0)
+    make_cache(folder / "train-000000000.h5", split_tables=some)
+    complete_manifest(folder, Manifest.read(folder), an_info(), some).write(folder)
+    with pytest.raises(CacheForeign, match="holds targets"):
+        FeatureCache.open(folder)
+
+
+def test_segments_that_are_scaled_differently_are_refused(tmp_path: Path) -> None:
+    some, spec = {"train": a_table("train", 9)}, a_spec(dtype="uint8", precision="uint8")
+    folder = make_segments(tmp_path / "set", spec, split_tables=some, segment_rows=5, written=0)
+    manifest = Manifest.read(folder)
+    for number, segment in enumerate(manifest.segments):
+        table = some["train"].take(slice(5 * number, 5 * number + 5))
+        scaling = {layer: (0.5, float(number)) for layer in spec.layer_names}
+        draft = SegmentDraft(folder / segment.file, an_info(spec), split="train", ids=table.ids, scaling=scaling)
+        draft.put(np.arange(len(table)), rows_for(spec, table.digests))
+        draft.publish(table.digests)
+    complete_manifest(folder, manifest, an_info(spec), some).write(folder)
+    with pytest.raises(CacheForeign, match="another scale or offset"):
+        FeatureCache.open(folder)
 
 
 def test_a_segment_swapped_after_opening_raises_instead_of_giving_its_rows(folder: Path) -> None:
@@ -203,18 +323,21 @@ def test_an_invalid_manifest_with_a_correct_digest_is_refused(
     assert describe(folder).state in ("foreign", "damaged")
 
 
-def test_segments_may_be_empty_and_then_the_cache_lacks_their_split(tmp_path: Path) -> None:
-    tables = {"train": a_table("train", 9), "test": a_table("test", 4)}
-    folder = make_segments(tmp_path / "set", split_tables=tables, segment_rows=5, written=0)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_segments_may_be_empty_and_then_the_cache_lacks_their_split(tmp_path: Path, split: str) -> None:
+    some = {"train": a_table("train", 9), "test": a_table("test", 9)}
+    folder = make_segments(tmp_path / "set", split_tables=some, segment_rows=5, written=0)
     manifest = Manifest.read(folder)
     for segment in manifest.segments:
         first = int(segment.file[-12:-3])
-        rows = slice(first, first + 5) if segment.split == "train" else slice(0, 0)
-        write_segment(folder, an_info(), segment, tables[segment.split].take(rows))
-    complete_manifest(folder, manifest, an_info(), {"train": tables["train"]}).write(folder)
+        rows = slice(first, first + 5) if segment.split == split else slice(0, 0)
+        write_segment(folder, an_info(), segment, some[segment.split].take(rows))
+    complete_manifest(folder, manifest, an_info(), {split: some[split]}).write(folder)
     with FeatureCache.open(folder) as cache:
-        assert cache.splits == ("train",) and len(cache["train"]) == 9
-    assert describe(folder).rows == {"train": 9}
+        assert cache.splits == (split,) and len(cache[split]) == 9
+        assert cache[split].ids == some[split].ids
+        assert len(cache[split].features[:]) == 9
+    assert describe(folder).rows == {split: 9}
 
 
 def test_an_unfinished_cache_is_refused_with_how_much_is_missing_and_the_command(tmp_path: Path) -> None:
@@ -235,6 +358,17 @@ def test_rows_of_an_unfinished_cache_can_be_reused(tmp_path: Path, single: Featu
     assert segment == Segment.plan("train", 0, 15)
     assert np.array_equal(split.gather(split.spec.layer_names[0], slice(None)), single["train"].features[:15])
     assert second.name in reported[0]
+
+
+def test_a_file_of_another_split_is_no_segment_of_an_unfinished_cache(tmp_path: Path) -> None:
+    folder = make_segments(tmp_path / "set", segment_rows=15, written=4)
+    shutil.copy(folder / "test-000000000.h5", folder / "train-000000015.h5")
+    found = open_segments(folder, Manifest.read(folder))
+    assert [segment.file for segment, _ in found] == [
+        "train-000000000.h5",
+        "train-000000030.h5",
+        "test-000000000.h5",
+    ]
 
 
 def test_more_segments_than_may_be_open_are_refused(tmp_path: Path) -> None:

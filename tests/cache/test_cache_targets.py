@@ -219,7 +219,10 @@ def test_targets_are_joined_by_id_whatever_their_order(tmp_path: Path) -> None:
     folder = make_segments(tmp_path / "c")
     manifest, train = Manifest.read(folder), with_ages(tables()["train"])
     mixed = np.random.default_rng(0).permutation(40)[:30]
-    with_targets(folder, manifest, an_info(columns=COLUMNS), {"train": train.take(mixed)}).write(folder)
+    changed = with_targets(folder, manifest, an_info(columns=COLUMNS), {"train": train.take(mixed)})
+    # The earlier file stays for those who read it.
+    assert {one.targets.file for one in (manifest, changed) if one.targets} == set(TARGETS_FILES)
+    changed.write(folder)
     with FeatureCache.open(folder) as cache:
         found = cache["train"].target("age").decode()
         assert found == [float(row) if row in mixed else None for row in range(40)]

@@ -37,8 +37,10 @@ from torch.nn import functional as F
 
 from featcache.cache.reader import FeatureCache
 from featcache.errors import HeadError
+from featcache.heads.bootstrap import draw_counts, number_of_draws
 from featcache.heads.calibration import confidence_bins
 from featcache.heads.class_metrics import wilson_interval
+from featcache.heads.list_metrics import map_draws
 from featcache.heads.metric_records import (
     ClassMetrics,
     ListMetrics,
@@ -47,6 +49,7 @@ from featcache.heads.metric_records import (
     metrics_to_json,
 )
 from featcache.heads.metrics import Outcome, Tuning, measure, to_predictions, tune_on_val
+from featcache.heads.number_metrics import r2_draws
 from featcache.heads.records import Predictions
 from featcache.rows.target import HeadTarget, class_target
 from featcache.runs.comparison import compare_predictions, compare_runs, mcnemar
@@ -129,7 +132,7 @@ def plain(values: Sequence[float | None]) -> NDArray[np.float64]:
 # --- classes ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("classes", "absent"), [(2, 0), (3, 0), (7, 0), (7, 2)])
+@pytest.mark.parametrize(("classes", "absent"), [(2, 0), (3, 0), (5, 0), (7, 0), (7, 2)])
 def test_metrics_are_those_of_scikit_learn(classes: int, absent: int) -> None:
     result = outcome(classes, absent=absent)
     found = class_metrics(result, 2.0)
@@ -203,6 +206,19 @@ def test_a_tie_is_not_among_the_top_5() -> None:
     assert class_metrics(of_classes([[1, 1, 1, 1, 1, 1, 0]], [4])).top5 == 0.0
 
 
+@pytest.mark.parametrize("factor", [0.25, 1.0, 4.0])
+def test_the_temperature_makes_val_as_likely_as_it_can_be(factor: float) -> None:
+    result = outcome(5)
+    scaled = replace(result, outputs=result.outputs * np.float32(factor))
+    temperature = tune_on_val(scaled).temperature
+    assert temperature == pytest.approx(factor * tune_on_val(result).temperature, rel=0.01)
+    losses = [
+        replace(scaled, outputs=scaled.outputs / np.float32(temperature * other)).score().loss
+        for other in (0.9, 1, 1.1)
+    ]
+    assert losses[1] == min(losses)
+
+
 def test_one_image_and_an_absent_class_are_measured() -> None:
     one = class_metrics(of_classes([[0, 3, 0]], [1]))
     assert (one.accuracy, one.balanced_accuracy, one.macro_f1) == (1.0, 1.0, 1.0)
@@ -216,6 +232,12 @@ def test_interval_is_wilsons(right: int, images: int) -> None:
     assert wilson_interval(right, images) == pytest.approx((expected.low, expected.high), abs=1e-12)
     low, high = wilson_interval(right, images)
     assert 0 <= low < high <= 1
+
+
+@pytest.mark.parametrize("images", range(1, 60))
+def test_interval_of_all_or_none_ends_at_the_bound_exactly(images: int) -> None:
+    assert wilson_interval(0, images)[0] == 0.0
+    assert wilson_interval(images, images)[1] == 1.0
 
 
 def test_interval_without_images_is_0_to_1() -> None:
@@ -275,10 +297,54 @@ def test_thresholds_have_the_best_f1_and_are_used_on_other_images() -> None:
     assert found.micro_f1 == pytest.approx(f1_score(test.targets, guess, average="micro"))
 
 
+@settings(max_examples=100)
+@given(st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=1, max_size=8))
+def test_no_other_threshold_has_a_better_f1(images: list[tuple[int, bool]]) -> None:
+    logits, marks = (np.array(column) for column in zip(*images, strict=True))
+    (threshold,) = tune_on_val(of_lists(logits[:, None], marks[:, None])).thresholds
+    shares = expit(logits)
+
+    def f1(limit: float) -> float:
+        return float(2 * (marks & (shares >= limit)).sum() / max(1, marks.sum() + (shares >= limit).sum()))
+
+    # By the number of images that are predicted; of equally good thresholds the highest is chosen.
+    scores = {int((shares >= one).sum()): f1(one) for one in shares}
+    best = min(count for count, score in scores.items() if score > max(scores.values()) - 1e-9)
+    assert int((shares >= threshold).sum()) == (best if marks.any() else int((shares >= 0.5).sum()))
+
+
 def test_the_threshold_of_a_class_without_val_images_is_a_half() -> None:
     assert tune_on_val(of_lists([[1.0, 2.0], [2.0, 3.0]], [[0, 0], [0, 1]])).thresholds[0] == 0.5
     # All images have it: it is predicted for all.
     assert tune_on_val(of_lists([[1.0], [2.0]], [[1], [1]])).thresholds[0] == pytest.approx(expit(1.0) / 2)
+
+
+def test_a_probability_equal_to_the_threshold_is_predicted() -> None:
+    assert list_metrics(of_lists([[0.0], [-1.0]], [[1], [0]]), [0.5]).recall == (1.0,)
+
+
+def test_without_any_class_and_prediction_scores_are_zero() -> None:
+    found = list_metrics(of_lists(np.zeros((4, 2)), np.zeros((4, 2))), [0.9, 0.9])
+    assert (found.map, found.micro_f1, found.macro_f1, found.exact_match) == (0.0, 0.0, 0.0, 1.0)
+    assert found.map_interval == (0.0, 0.0)
+    assert found.average_precision == found.recall == found.precision == (None, None)
+
+
+def test_each_draw_of_map_is_that_of_the_images_that_are_drawn() -> None:
+    # The last class has a single image, which many draws do not have.
+    result = several(40, 3, steps=6)
+    result.targets[:, 2] = np.arange(40) == 7
+    drawn = map_draws(result.outputs, result.targets, seed=5)
+    counts = np.concatenate(list(draw_counts(40, number_of_draws(40, 3), seed=5)))
+    assert len(drawn) == len(counts)
+    for value, count in zip(drawn[:60].tolist(), counts[:60].astype(int), strict=True):
+        rows = np.repeat(np.arange(40), count)
+        targets, outputs = result.targets[rows], result.outputs[rows]
+        each = [average_precision_score(targets[:, c], outputs[:, c]) for c in np.flatnonzero(targets.any(axis=0))]
+        assert value == pytest.approx(np.mean(each))
+    # A draw without any class is 0, as all scores without a class are.
+    single = np.arange(10)[:, None] == 3
+    assert set(map_draws(np.arange(10.0)[:, None], single.astype(np.int8), seed=5)) >= {0.0}
 
 
 def test_average_precision_of_equal_outputs_is_the_share_of_the_class() -> None:
@@ -308,7 +374,7 @@ def numbers(images: int = 300, columns: int = 2, *, steps: int | None = None, se
     return of_numbers(values, targets) if steps is None else of_numbers(np.round(values), np.round(targets))
 
 
-@pytest.mark.parametrize("result", [numbers(), numbers(steps=3), numbers(2), numbers(50, 1)])
+@pytest.mark.parametrize("result", [numbers(), numbers(steps=3), numbers(2), numbers(50, 1), numbers(1000, 1)])
 def test_metrics_of_numbers_are_those_of_scikit_learn(result: Outcome) -> None:
     found = number_metrics(result)
     targets, values = result.targets, result.outputs
@@ -321,6 +387,29 @@ def test_metrics_of_numbers_are_those_of_scikit_learn(result: Outcome) -> None:
         assert one.spearman.value == pytest.approx(spearmanr(predicted, right).statistic)
     assert (result.score().value, result.score().metric) == (found.overall.r2.value, "r2")
     assert found.images == len(targets)
+
+
+@pytest.mark.parametrize("images", range(2, 40))
+def test_a_rank_correlation_is_never_above_one(images: int) -> None:
+    values = np.random.default_rng(images).standard_normal((images, 1))
+    for sign in (1, -1):
+        (found,) = number_metrics(of_numbers(sign * values**3, values)).columns
+        assert found.spearman is not None
+        assert found.spearman.value == pytest.approx(sign) and abs(found.spearman.value) <= 1
+        assert -1 <= found.spearman.interval[0] <= found.spearman.interval[1] <= 1
+
+
+def test_numbers_need_no_tuning_on_val() -> None:
+    assert tune_on_val(numbers()) == Tuning()
+
+
+def test_each_draw_of_r2_is_that_of_the_images_that_are_drawn() -> None:
+    result = numbers(1000, 2)
+    drawn = r2_draws(result.outputs, result.targets, seed=5)
+    counts = np.concatenate(list(draw_counts(1000, number_of_draws(1000, 2), seed=5)))
+    for value, count in zip(drawn.tolist()[::50], counts.astype(int)[::50], strict=True):
+        rows = np.repeat(np.arange(1000), count)
+        assert value == pytest.approx(r2_score(result.targets[rows], result.outputs[rows]), rel=1e-6)
 
 
 def test_constant_numbers_and_one_image_are_measured() -> None:
@@ -356,13 +445,14 @@ def test_intervals_of_numbers_are_those_of_a_bootstrap() -> None:
         assert getattr(found, name).interval == pytest.approx((low, high), abs=width / 6), name
 
 
+@pytest.mark.parametrize("scale", [np.array([0.3, 4.0]), None], ids=["scaled", "own units"])
 @pytest.mark.parametrize("loss", ["mse", "l1", "huber"])
-def test_loss_of_numbers_is_torchs_in_deviations(loss: str) -> None:
+def test_loss_of_numbers_is_torchs_in_deviations(loss: str, scale: NDArray[np.float64] | None) -> None:
     result = numbers()
-    scale = np.array([0.3, 4.0])
+    unit = np.ones(2) if scale is None else scale
     functions: dict[str, Callable[..., torch.Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
     function = functions[loss]
-    wanted = function(torch.from_numpy(result.outputs / scale), torch.from_numpy(result.targets / scale))
+    wanted = function(torch.from_numpy(result.outputs / unit), torch.from_numpy(result.targets / unit))
     assert replace(result, loss=loss, scale=scale).score().loss == pytest.approx(float(wanted))
 
 
@@ -375,6 +465,24 @@ def test_metrics_survive_json(result: Outcome) -> None:
     values = json.loads(json.dumps(metrics_to_json(found), allow_nan=False))
     assert values["kind"] == result.target.kind
     assert metrics_from_json(values) == found
+
+
+def test_predictions_are_probabilities_or_the_numbers_themselves() -> None:
+    for result, wanted in (
+        (outcome(4), softmax(outcome(4).outputs.astype(np.float64), axis=1)),
+        (several(), expit(several().outputs.astype(np.float64))),
+        (numbers(), numbers().outputs),
+    ):
+        found = to_predictions(result.outputs, result.target)
+        assert found.dtype == np.float32 and found == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+    far = to_predictions(np.array([[-1e4, 1e4]], np.float32), several(1, 2).target)
+    assert far.tolist() == [[0.0, 1.0]]
+
+
+def test_without_tuning_the_temperature_is_1_and_without_a_loss_it_is_mse() -> None:
+    found = measure(outcome(4), Tuning(), seed=0)
+    assert isinstance(found, ClassMetrics) and found.scaled_calibration_error == found.calibration_error
+    assert numbers().score().loss == replace(numbers(), loss="mse").score().loss
 
 
 def test_metrics_need_neither_torch_nor_scipy() -> None:
