@@ -277,7 +277,7 @@ def missing_class_notes(cut: Cut) -> list[str]:
         them = f"; {elsewhere} images of val and test have them and can be right by chance only" if elsewhere else ""
         notes.append(f"train has no image of {_names_of(cut.target, unknown)}: the head cannot learn them{them}")
     for part, count in counts.items():
-        if part != "train" and (missing := (count == 0) & ~unknown).any():
+        if (missing := (count == 0) & ~unknown).any():
             notes.append(f"{part} has no image of {_names_of(cut.target, missing)}: they are not evaluated on {part}")
     return notes
 

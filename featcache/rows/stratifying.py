@@ -73,8 +73,7 @@ class UnitLabels:
         """
         assert self.pair_units is not None
         must_train = np.zeros(self.units, np.bool_)
-        if self.kind != "numbers":
-            must_train[self.pair_units[self.counts()[self.pair_labels] == 1]] = True
+        must_train[self.pair_units[self.counts()[self.pair_labels] == 1]] = True
         few = self.kind == "lists" and self.units - np.count_nonzero(must_train) < 2 * wanted
         return np.zeros_like(must_train) if few else must_train
 
@@ -207,7 +206,7 @@ def _move_one(rows: UnitLabels, in_val: NDArray[np.bool_], label: int, *, to_val
     sizes = rows.sizes()
     small = np.zeros(len(candidates)) if sizes is None else sizes[candidates]
     best = candidates[np.lexsort((small, fewest[candidates] <= 1))[0]]
-    if fewest[best] > 1 or (not to_val and np.count_nonzero(in_val) > 1):
+    if fewest[best] > 1 or not to_val:
         in_val[best] = to_val
 
 
