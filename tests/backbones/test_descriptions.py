@@ -17,6 +17,9 @@ from featcache.backbones import describe as descriptions
 from featcache.backbones import loading
 from featcache.backbones.describe import Choice, describe, open_network, read_description
 from featcache.backbones.options import BackboneOptions
+from featcache.backbones.pooling import Pooling
+from featcache.backbones.spec import BackboneSpec, Layer, ProbeOutputs, outputs_in
+from featcache.backbones.transforms import Transform
 from featcache.backbones.zoos import zoo_of
 from featcache.errors import WeightsError
 
@@ -140,6 +143,68 @@ def test_in_a_read_only_folder_nothing_is_stored(loads: list[str], tmp_path: Pat
 def test_a_short_name_is_replaced_by_the_full_name() -> None:
     choice = Choice.of(BackboneOptions(backbone="dinov2_vits14"))
     assert choice.backbone == "timm:vit_small_patch14_dinov2.lvd142m"
+
+
+PROBE = ProbeOutputs(sketches={"a": [[1.5, -2.0], [0.0, 3.0]], "b": [[4.0], [5.0]]}, environment={"torch": "2.14"})
+
+
+def a_description(**others: Any) -> BackboneSpec:
+    """A network of two layers, with a value in each field that is not the default."""
+    values: dict[str, Any] = {
+        "name": "own",
+        "layers": (
+            Layer(name="a", shape=(2, 7, 3), pooling=Pooling(name="avg", positions=(2, 3)), weights="a" * 64),
+            Layer(name="b", shape=(5,), pooling=Pooling(name="cls+avg", positions=(1,), prefix=5)),
+        ),
+        "pool": "avg",
+        "transform": Transform(image_size=32, resize="crop", mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
+        "source": "module:own",
+        "arguments": {"depth": 3},
+        "parameters": 12,
+        "flops_per_image": 99,
+        "probe": PROBE,
+        "scaling": (0.5, -1.0),
+        "notes": ("one",),
+        "warnings": ("two", "three"),
+    }
+    return BackboneSpec(**{**values, **others})
+
+
+@pytest.mark.parametrize("others", [{}, {"probe": None, "scaling": None, "source": None}])
+def test_a_description_is_read_from_its_json(others: dict[str, Any]) -> None:
+    spec = a_description(**others)
+    again = BackboneSpec.from_json(spec.to_json())
+    assert again == spec
+    assert BackboneSpec.from_json(spec.to_json().encode()).to_json() == spec.to_json()
+
+
+def test_a_description_has_the_dimensions_of_its_layers() -> None:
+    spec = a_description()
+    assert spec.layer_names == ("a", "b") and spec.feature_dims == {"a": 42, "b": 5}
+
+
+def test_only_pixels_are_stored_as_bytes_whatever_is_requested() -> None:
+    assert a_description().stores_bytes and not a_description(scaling=None).stores_bytes
+
+
+@pytest.mark.parametrize(
+    ("source", "own"), [("module:vgg16", True), ("file:/module:x", False), ("random:0", False), (None, False)]
+)
+def test_a_module_of_the_users_is_known_by_its_source(source: str | None, own: bool) -> None:
+    assert a_description(source=source).is_own_module is own
+
+
+def test_the_outputs_for_the_probe_images_are_read_from_a_provenance() -> None:
+    stored = json.loads(json.dumps({"probe": PROBE.to_json()}))
+    assert outputs_in(stored) == PROBE
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [{}, {"probe": None}, {"probe": 3}, {"probe": {}}, {"probe": {"sketches": {"a": [["x"]]}, "environment": {}}}],
+)
+def test_a_provenance_without_outputs_has_none(provenance: dict[str, Any]) -> None:
+    assert outputs_in(provenance) is None
 
 
 def test_reading_a_description_imports_no_torch(tmp_path: Path) -> None:

@@ -128,6 +128,70 @@ def test_equal_numbers_have_the_same_json() -> None:
     assert a_spec(transform={"b": 1, "a": 2}).fingerprint == a_spec(transform={"a": 2, "b": 1}).fingerprint
 
 
+def test_a_frozen_map_is_a_mapping_of_sorted_keys_that_equals_others() -> None:
+    frozen = FrozenMap({"b": [1.0, {"c": None}], "a": "x"})
+    assert list(frozen) == ["a", "b"] and len(frozen) == 2 and frozen["b"] == (1, {"c": None})
+    assert frozen == {"a": "x", "b": [1, {"c": None}]} and hash(frozen) == hash(FrozenMap(dict(frozen)))
+    for other in ({"a": "x"}, {1: 2}, {"a": {1, 2}}, [("a", "x")], 3, None):
+        assert frozen != other
+    assert eval(repr(frozen)) == frozen
+
+
+def test_a_value_that_cannot_be_described_is_named_by_its_place() -> None:
+    with pytest.raises(InvalidOption, match=r"mean\[1\]: expected a finite number"):
+        a_spec(transform={"mean": [0.5, float("nan")]})
+    with pytest.raises(InvalidOption, match=r"f\[0\]\[1\]: expected a JSON value, got set"):
+        a_spec(transform={"f": [[0, {1}]]})
+
+
+def test_a_layer_has_the_dimension_of_its_flattened_row() -> None:
+    assert [layer.feature_dim for layer in a_spec().layers] == [16, 6]
+
+
+def test_without_views_a_spec_describes_the_plain_images() -> None:
+    plain = a_spec()
+    viewed = a_spec(views=3, view_seed=7, transform={**plain.transform, "augmentation": {"flip": 0.5}})
+    assert viewed.without_views() == plain == plain.without_views()
+    # A seed has no effect on plain images, and is kept with them.
+    assert a_spec(view_seed=7).without_views().view_seed == 7
+
+
+@pytest.mark.parametrize(
+    ("changes", "texts"),
+    [
+        ({}, ["no augmentation"]),
+        ({"views": 3, "view_seed": 7}, ["3 views", "2 augmented with seed 7"]),
+        ({"views": 2, "view_seed": 0, "transform": {"augmentation": {"flip": 0}}}, ["2 views", "none mirrored"]),
+        ({"views": 2, "view_seed": 0, "transform": {"augmentation": {"flip": 0.5}}}, ["1 augmented with seed 0"]),
+    ],
+)
+def test_the_views_of_a_spec_are_described(changes: dict[str, Any], texts: list[str]) -> None:
+    described = a_spec(**changes).views_description
+    assert all(text in described for text in texts)
+    assert ("mirrored" in described) == ("none mirrored" in texts)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"source": ""},
+        {"source": None},
+        {"limit": True},
+        {"limit": 2.0},
+        {"select_seed": None},
+        {"select_seed": "1"},
+        {"splits": ("train", "")},
+    ],
+)
+def test_a_selection_that_cannot_be_described_exactly_is_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(InvalidOption, match=f"selection: {next(iter(changes)).removesuffix('s')}"):
+        a_selection(**changes)
+
+
+def test_a_selection_of_a_list_of_splits_equals_that_of_a_tuple() -> None:
+    assert a_selection(splits=["train"]) == a_selection(splits=("train",)) != a_selection()
+
+
 def test_a_spec_is_immutable_at_all_levels() -> None:
     given_transform: dict[str, Any] = {"mean": [0.5], "inner": {"a": [1]}}
     spec = a_spec(transform=given_transform)
@@ -162,6 +226,13 @@ def test_a_spec_is_immutable_at_all_levels() -> None:
         {"views": 2},
         {"views": True},
         {"view_seed": 1.5},
+        {"view_seed": False},
+        {"version": None},
+        {"views": None},
+        {"decoder": ""},
+        {"runner": None},
+        {"views": -1, "view_seed": 0},
+        {"layers": (LayerSpec(name="a", weights=None, shape=(1,)), LayerSpec(name="a", weights=None, shape=(2,)))},
     ],
 )
 def test_what_cannot_be_described_exactly_is_refused(changes: dict[str, Any]) -> None:
@@ -179,6 +250,12 @@ def test_a_layer_name_that_hdf5_could_misread_is_refused(name: str) -> None:
 def test_a_layer_without_the_name_of_its_pooling_is_refused(pool: Any) -> None:
     with pytest.raises(InvalidOption, match="layer a: its pooling"):
         LayerSpec(name="a", weights=None, shape=(1,), pool=pool)
+
+
+@pytest.mark.parametrize("weights", ["", 3, b"a"])
+def test_a_layer_with_weights_that_are_no_digest_is_refused(weights: Any) -> None:
+    with pytest.raises(InvalidOption, match="layer a: the digest of its weights"):
+        LayerSpec(name="a", weights=weights, shape=(1,))
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (-1, 2), (2.0,), (True,)])
@@ -210,6 +287,14 @@ def test_a_spec_of_a_later_version_is_refused_with_the_hint_to_update() -> None:
     assert "update" in str(caught.value.hint)
 
 
+@pytest.mark.parametrize("version", [0, -1, True, None, 4, 2.0, "2"])
+def test_a_spec_of_no_earlier_version_is_not_called_outdated(version: Any) -> None:
+    values = {**json.loads(a_spec().to_json()), "version": version}
+    with pytest.raises(CacheForeign) as caught:
+        Spec.from_json(json.dumps(values))
+    assert not isinstance(caught.value, CacheOutdated) and str(version) in str(caught.value)
+
+
 @pytest.mark.parametrize("earlier", [1, 2])
 def test_a_spec_of_an_earlier_version_is_refused_with_the_hint_to_extract_again(earlier: int) -> None:
     text = a_spec().to_json().replace('"version":3', f'"version":{earlier}')
@@ -237,4 +322,7 @@ def test_a_cache_is_named_after_set_backbone_fingerprint_and_selection() -> None
     strange = cache_name("../My Set/ü", a_spec(backbone="hf_hub:timm/vit"), selection)
     assert "/" not in strange
     assert strange.startswith("my-set-u-hf_hub-timm-vit-")
-    assert len(cache_name("x" * 500, spec, selection)) < 200
+    for name in ("x" * 500, "-" + "y" * 500):
+        assert cache_name(name, spec, selection).index("-vgg16-") <= 64
+    assert cache_name("--ü.--", spec, selection).startswith("u-vgg16-")
+    assert cache_name("写真", spec, selection).startswith("unnamed-vgg16-")
