@@ -20,14 +20,15 @@ def visbench_probe(root: str, weights: str, size: int) -> dict[str, Any]:
     import torchvision
     import visbench
     from safetensors import safe_open
+    from safetensors.torch import load_file
     from torchvision.transforms import v2
     from visbench.backbones.custom import CustomBackbone
     from visbench.cache import FeatureCache
     from visbench.data.image_folder import ImageFolderDataset
 
     layers = torchvision.models.vgg16(weights=None).features
+    layers.load_state_dict({name.removeprefix("features."): one for name, one in load_file(weights).items()})
     with safe_open(weights, "pt") as file:
-        layers.load_state_dict({name.removeprefix("features."): file.get_tensor(name) for name in file})
         mean, std = (json.loads(file.metadata()[name]) for name in ("mean", "std"))
     colours = v2.Compose([v2.Resize((size, size)), v2.PILToTensor(), v2.ToDtype(_float(), scale=True)])
     normalise = v2.Normalize(mean, std)
@@ -55,21 +56,14 @@ def peers(bench: Bench, *, images: int = 250, image_size: int = 224) -> dict[str
         bench.unpack(split, images)
         (bench.scratch / "set").mkdir(exist_ok=True)
         (bench.scratch / "images").rename(bench.scratch / "set" / split)
-    words = (
-        "-d",
-        bench.scratch / "set",
-        "-b",
-        "vgg16",
-        "--weights",
-        bench.weights("vgg16"),
-        "--image-size",
-        image_size,
-    )
-    words = (*words, "--layer", _LAYER, "--pool", "avg", "--data-dir", bench.scratch / "data")
+    where = ["--data-dir", str(bench.scratch / "data"), "--runs-dir", str(bench.scratch / "runs")]
+    network = ["-b", "vgg16", "--weights", bench.weights("vgg16"), "--layer", _LAYER, "--pool", "avg"]
 
     def ours() -> dict[str, Any]:
-        extracted = bench.featcache("extract", *words)
-        return extracted | {"run": bench.featcache("train-head", *words, "--head", "linear")}
+        extracted = bench.featcache(
+            "extract", "-d", bench.scratch / "set", *network, "--image-size", image_size, *where[:2]
+        )
+        return extracted | {"run": bench.featcache("train-head", extracted["cache"], "--head", "linear", *where)}
 
     def theirs() -> Any:
         return in_new_process(visbench_probe, str(bench.scratch), bench.weights("vgg16"), image_size)
