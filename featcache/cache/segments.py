@@ -104,9 +104,7 @@ class SegmentedFile(StoredArrays):
             return described.missing(self.place(ids).shape[0])
         target = target_from_file(described, self.targets.read_table(name), f"{self.targets.path}, {split}")
         rows = rows_by_id(self.targets.read_table(ids), self.read_table(ids))
-        values = target.at(rows).values
-        values.flags.writeable = False
-        return values
+        return target.at(rows).values
 
     def padding(self) -> Iterator[tuple[int, bytes]]:
         """The bytes between the arrays of each file: (offset, bytes), all zero in an undamaged file."""

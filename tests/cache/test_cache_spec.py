@@ -87,7 +87,9 @@ def test_differences_name_every_field_that_differs(one: Spec, other: Spec) -> No
 def test_differences_are_dotted_and_hold_both_sides() -> None:
     changed = (replace(a_spec().layers[0], weights="c" * 64), a_spec().layers[1])
     other = a_spec(layers=changed, transform={"size": 256, "mean": [0.485, 0.456, 0.406], "crop": True})
-    found = {one.field: (one.this, one.that) for one in a_spec().differences(other)}
+    differences = a_spec().differences(other)
+    found = {one.field: (one.this, one.that) for one in differences}
+    assert len(differences) == len(found)
     assert found == {
         "layers.avgpool.weights": ("a" * 64, "c" * 64),
         "transform.size": (224, 256),
@@ -194,11 +196,13 @@ def test_a_selection_of_a_list_of_splits_equals_that_of_a_tuple() -> None:
 
 def test_a_spec_is_immutable_at_all_levels() -> None:
     given_transform: dict[str, Any] = {"mean": [0.5], "inner": {"a": [1]}}
-    spec = a_spec(transform=given_transform)
+    given_architecture: dict[str, Any] = {"depths": [1]}
+    spec = a_spec(transform=given_transform, architecture=given_architecture)
     before = spec.fingerprint
+    given_architecture["depths"].append(2)
     given_transform["mean"].append(0.7)
     given_transform["inner"]["a"].append(2)
-    assert spec.transform == {"mean": [0.5], "inner": {"a": [1]}}
+    assert spec.transform == {"mean": [0.5], "inner": {"a": [1]}} and spec.architecture == {"depths": [1]}
     assert spec.fingerprint == before
     with pytest.raises(FrozenInstanceError):
         spec.backbone = "other"  # type: ignore[misc]  # the very thing that must fail
