@@ -220,7 +220,7 @@ def test_targets_are_joined_by_id_whatever_their_order(tmp_path: Path) -> None:
     manifest, train = Manifest.read(folder), with_ages(tables()["train"])
     mixed = np.random.default_rng(0).permutation(40)[:30]
     changed = with_targets(folder, manifest, an_info(columns=COLUMNS), {"train": train.take(mixed)})
-    # The earlier file stays for those who read it.
+    # The earlier file stays: a reader may have it open.
     assert {one.targets.file for one in (manifest, changed) if one.targets} == set(TARGETS_FILES)
     changed.write(folder)
     with FeatureCache.open(folder) as cache:

@@ -223,7 +223,7 @@ def test_no_class_of_few_images_is_on_one_side_if_moving_an_image_helps(
     ("classes", "fraction", "seed"),
     [
         # Without moving an image, val would have all images of a class.
-        (["ac", "b", "a", "cd", "bad"], 0.9, 4007),
+        (["ac", "b", "a", "cd", "adb"], 0.9, 4007),
         (["", "bc", "bd", "ac", "", "", "a"], 0.5, 4014),
         (["a", "", "bc", "ac", "b"], 0.25, 5579),
     ],
