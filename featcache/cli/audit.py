@@ -152,11 +152,11 @@ def _show(audit: Audit, top: int, output: Path | None, common: Common) -> None:
     withheld = f"; {human_count(len(audit.withheld), 'check')} withheld" if audit.withheld else ""
     print_line(Bold(human_count(count, "finding") if count else "no findings"), f" in {audit.cache}{withheld}")
     print_pairs([("layer", audit.layer), ("images", human_rows(rows)), ("took", human_seconds(audit.seconds))])
-    told = [section for section in audit.sections if section.findings or section.withheld is not None]
-    for section in told:
+    shown = [section for section in audit.sections if section.findings or section.withheld is not None]
+    for section in shown:
         _show_section(section, top)
     print_line()
-    if clear := [section.title for section in audit.sections if section not in told]:
+    if clear := [section.title for section in audit.sections if section not in shown]:
         _wrap(f"nothing found: {'; '.join(clear)}")
     if output is not None:
         print_line(f"all findings are in {human_path(output)}")

@@ -62,7 +62,7 @@ class Experiment:
         grid: Lists of values by option name.
         report: What the report shows.
         output: The page; None for one in the folder of the run or the sweep.
-        expected: What `featcache.runs.experiment_file.expected_table` gave when the file was written; empty in a file
+        expected: What `featcache.runs.experiment_file.expectations` gave when the file was written; empty in a file
             that was written by hand.
     """
 
@@ -119,7 +119,7 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
         grid=tables.grid(),
         report=options,
         output=options.output if "output" in report else None,
-        expected=tables.expected(),
+        expected=tables.expectation(),
     )
     return _check(experiment, tables)
 
@@ -222,7 +222,7 @@ class _Tables:
             grid_texts(self.content.get(_GRID, {}))
         return dict(self.content.get(_GRID, {}))
 
-    def expected(self) -> Mapping[str, Any]:
+    def expectation(self) -> Mapping[str, Any]:
         """What the features and images were when the file was written."""
         table: Mapping[str, Any] = self.content.get(_EXPECTED, {})
         for name, value in table.items():

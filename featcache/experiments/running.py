@@ -17,7 +17,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.progress import StageProgress
-from featcache.runs.experiment_file import expected_table
+from featcache.runs.experiment_file import expectations
 from featcache.runs.files import REPORT_FILE
 from featcache.runs.fit import RUNS_DIR, epoch_progress, train_head
 from featcache.runs.run import Run
@@ -151,7 +151,7 @@ def _compare(experiment: Experiment, paths: Sequence[Path], reporter: Reporter) 
     if not experiment.expected:
         return
     with ExitStack() as held:
-        found = expected_table([held.enter_context(FeatureCache.open(path)) for path in paths])
+        found = expectations([held.enter_context(FeatureCache.open(path)) for path in paths])
     words = {
         "fingerprints": "the features are computed in another way (other weights, or another version)",
         "images": "the images are others",

@@ -62,13 +62,13 @@ def experiment_file(
         *_table("head", {**_head_options(config), **again.get("head", {})}, _head_comments(config)),
         *_table("training", training, [_OWN_TRAINER] * own_trainer),
         *_table("sweep", again.get("sweep", {})),
-        *_table("expected", expected_table(caches), [_EXPECTED]),
+        *_table("expected", expectations(caches), [_EXPECTED]),
     ]
     # A path with bytes that are not UTF-8 has no form in TOML: reading the file is then an error.
     return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
 
 
-def expected_table(caches: Sequence[FeatureCache]) -> dict[str, Any]:
+def expectations(caches: Sequence[FeatureCache]) -> dict[str, Any]:
     """What a repetition compares: the fingerprints of the caches, and a digest of the bytes of all images.
 
     Args:

@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"images", "cache", "rows", "heads", "runs", "sweeps", "analysis"},
 }
 MAY_IMPORT["experiments"] = {
-    *("images", "backbones", "extraction", "heads", "training", "runs", "sweeps", "report"),
+    *("images", "backbones", "cache", "extraction", "heads", "training", "runs", "sweeps", "report"),
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)
 # Modules next to the packages that every package may import.

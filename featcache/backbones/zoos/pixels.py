@@ -49,7 +49,7 @@ def pixels_transform(options: BackboneOptions) -> Transform:
     """The transform of the options. Raises InvalidOption."""
     if options.image_size is None:
         raise InvalidOption(
-            "pixels needs a size: the images of a folder or an archive may differ in theirs",
+            "pixels needs a size: the images of a folder or an archive may have several sizes",
             hint="pass --image-size, for example 32",
         )
     if options.normalize not in (None, "half"):
