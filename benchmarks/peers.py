@@ -65,10 +65,10 @@ def peers(bench: Bench, *, images: int = 250, image_size: int = 224) -> dict[str
         )
         return extracted | {"run": bench.featcache("train-head", extracted["cache"], "--head", "linear", *where)}
 
-    def theirs() -> Any:
+    def visbench() -> Any:
         return in_new_process(visbench_probe, str(bench.scratch), bench.weights("vgg16"), image_size)
 
-    taken = {name: [time_of(work) for _ in range(2)] for name, work in (("featcache", ours), ("visbench", theirs))}
+    taken = {name: [time_of(work) for _ in range(2)] for name, work in (("featcache", ours), ("visbench", visbench))}
     first = taken["featcache"][0].result
     with FeatureCache.open(first["cache"]) as cache:
         mine = np.asarray(cache["test"].layer(_LAYER)[:], np.float32)
