@@ -1,10 +1,10 @@
 """`audit_cache`: runs all checks on one cache and collects their findings.
 
-    digests -> equal bytes;  features -> directions -> pairs -> pictures -> equal pixels, look-alikes
+    digests -> equal bytes;  images -> pictures -> equal pixels;  features -> directions -> pairs -> look-alikes
     directions -> folds -> label errors;  root_directions -> class distances -> outliers
     labels, ids and targets -> splits, balance, groups, numbers
 
-Only images whose features are near those of another image are decoded. Memory is bounded by `directions` and
+All images are decoded once. Memory is bounded by `directions` and
 `root_directions` (at most 512 values per image each; beyond 1 GiB in a temporary file) and one block per step.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
@@ -39,14 +39,11 @@ from featcache.analysis.records import KINDS, Audit
 from featcache.analysis.split_checks import balance_section, counts, missing_labels_section, split_section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.target_checks import target_sections
-from featcache.analysis.values import Rows, Values
+from featcache.analysis.values import Rows
 from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
 from featcache.images.source import ImageSource
 from featcache.progress import StageProgress, stage_progress
-
-# Of so few images all are decoded: near features are no condition for equal pixels.
-_FEW: Final = 200
 
 
 @accepts(AuditOptions)
@@ -103,7 +100,7 @@ def _audit(
     by_bytes = first_of_bytes(table.digests)
     pairs = near_pairs(rows, device=device, progress=progress)
     pairs = pairs.where(by_bytes[pairs.first] != by_bytes[pairs.second])
-    pictures = None if source is None else _read_pictures(source, table, rows, by_bytes, pairs, workers, progress)
+    pictures = None if source is None else _read_pictures(source, table, by_bytes, workers, progress)
     equal = equal_images(by_bytes, pictures)
     certain, likely = certain_groups(table, equal, pictures), likely_matches(pairs, pictures, equal)
     together = _group_numbers(equal, group_matches(likely.matches))
@@ -129,20 +126,10 @@ def _audit(
 
 
 def _read_pictures(
-    source: ImageSource,
-    table: ImageTable,
-    rows: Values,
-    by_bytes: Rows,
-    pairs: Pairs,
-    workers: int,
-    progress: StageProgress | None,
+    source: ImageSource, table: ImageTable, by_bytes: Rows, workers: int, progress: StageProgress | None
 ) -> Pictures:
-    """The images of pairs, and those without a direction (near each other); one of several with equal bytes."""
-    numbers = np.arange(len(table))
-    if len(table) > _FEW:
-        without = np.flatnonzero(~rows.any(axis=1))
-        numbers = np.concatenate([pairs.first, pairs.second, without])
-    pictures = Pictures.read(source, table, np.unique(by_bytes[numbers]), workers=workers, progress=progress)
+    """All images, one of several with equal bytes: equal pixels must not depend on what a network sees in them."""
+    pictures = Pictures.read(source, table, np.unique(by_bytes), workers=workers, progress=progress)
     return pictures.with_equal_bytes(by_bytes)
 
 

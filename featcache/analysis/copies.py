@@ -40,10 +40,10 @@ LEAST_SUM: Final = 1.5
 OUTLINES_ALONE: Final = 0.9
 # Features alone.
 FEATURES_ALONE: Final = 0.99
-# An image that resembles more images than this belongs to a kind of images that look alike.
+# More images than this that likely links connect are of one kind, such as crops of one wall, and not copies.
 MOST_ALIKE: Final = 10
 # The greatest share of all images in likely links, and a number that is allowed in any case.
-MOST_SHARE: Final = 0.05
+MOST_SHARE: Final = 0.1
 FEW: Final = 20
 
 _CERTAIN: Final = {
@@ -104,16 +104,21 @@ def equal_images(by_bytes: Rows, pictures: Pictures | None) -> Rows:
     """
     if pictures is None or not len(pictures):
         return by_bytes
+    count, seen = len(by_bytes), np.flatnonzero(pictures.place >= 0)
+    same = seen[first_of_bytes(pictures.either[pictures.place[seen]])]
+    # Both relations are equalities, so connected images are equal to each other.
+    number = _connect(count, np.concatenate([np.arange(count), seen]), np.concatenate([by_bytes, same]))
+    _, first = np.unique(number, return_index=True)
+    return np.asarray(first[number], np.int64)
+
+
+def _connect(count: int, one: Rows, other: Rows) -> Rows:
+    """The number of the connected component of each of `count` images: int64 (N,). Links: int64 (P,), (P,)."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    count, seen = len(by_bytes), np.flatnonzero(pictures.place >= 0)
-    same = seen[first_of_bytes(pictures.either[pictures.place[seen]])]
-    ends = np.concatenate([np.arange(count), seen]), np.concatenate([by_bytes, same])
-    # Both relations are equalities, so connected images are equal to each other.
-    _, number = connected_components(coo_array((np.ones(len(ends[0]), np.int8), ends), shape=(count, count)), False)
-    _, first = np.unique(number, return_index=True)
-    return np.asarray(first[number], np.int64)
+    links = coo_array((np.ones(len(one), np.int8), (one, other)), shape=(count, count))
+    return np.asarray(connected_components(links, directed=False)[1], np.int64)
 
 
 def certain_groups(table: ImageTable, equal: Rows, pictures: Pictures | None) -> list[Group]:
@@ -147,15 +152,19 @@ def likely_matches(pairs: Pairs, pictures: Pictures | None, equal: Rows) -> Like
     """Likely matches between images that are not equal, the strongest first, and what was withheld."""
     found = _strongest(_compare(pairs, pictures), equal)
     withheld = list(_not_compared(pictures))
-    alike = Counter(number for match in found for number in (match.first, match.second))
-    crowd = {number for number, count in alike.items() if count > MOST_ALIKE}
-    single = [match for match in found if match.first not in crowd and match.second not in crowd]
-    if crowd:
-        withheld.append(f"{human_count(len(crowd), 'image')} that resemble more than {MOST_ALIKE} others each")
-    images = len(equal)
-    if len(alike) > max(FEW, MOST_SHARE * images):
+    ends = np.array([(match.first, match.second) for match in found], np.int64).reshape(-1, 2)
+    images, alike = len(equal), len(np.unique(ends))
+    connected = _connect(images, ends[:, 0], ends[:, 1])
+    crowded = np.bincount(connected, minlength=images)[connected] > MOST_ALIKE
+    single = [match for match in found if not crowded[match.first]]
+    if crowded.any():
         withheld.append(
-            f"all likely pairs: {len(alike):,} of {images:,} images would be listed ({100 * len(alike) / images:.0f} "
+            f"{int(crowded.sum()):,} images in sets of more than {MOST_ALIKE} that resemble one another, directly or "
+            "through others: they are of one kind"
+        )
+    if alike > max(FEW, MOST_SHARE * images):
+        withheld.append(
+            f"all likely pairs: {alike:,} of {images:,} images would be listed ({100 * alike / images:.0f} "
             f"%), more than {100 * MOST_SHARE:.0f} %, so these images are alike without being copies"
         )
         single = []

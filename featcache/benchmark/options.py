@@ -31,6 +31,9 @@ def _read_head(text: str) -> HeadConfig:
     return head if head.architecture.solved else replace(head, standardize=False)
 
 
+_PANEL = "What is trained"
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(ImageOptions, BackboneOptions):
     """What is measured: images and backbone as `extract` takes them, the head, and how many trainings.
@@ -45,7 +48,7 @@ class BenchmarkOptions(ImageOptions, BackboneOptions):
         InvalidOption: Numbers, a backbone or a head that cannot be used.
     """
 
-    PANEL: ClassVar[str] = "What is trained"
+    PANEL: ClassVar[str] = _PANEL
 
     scenario: str = "own"
     head: Annotated[
@@ -55,13 +58,13 @@ class BenchmarkOptions(ImageOptions, BackboneOptions):
             metavar="<head>",
             read=_read_head,
             completion="heads",
-            panel=PANEL,
+            panel=_PANEL,
         ),
     ] = _NOTEBOOK_HEAD
-    epochs: Annotated[int, Option(help="Of each head.", metavar="<epochs>", least=1, panel=PANEL)] = 20
-    heads: Annotated[int, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=PANEL)] = 8
-    sample: Annotated[int | None, Option(help="Images end to end.", least=1, python_only=True, panel=PANEL)] = None
-    sample_epochs: Annotated[int | None, Option(help="Epochs end to end.", least=1, python_only=True, panel=PANEL)] = (
+    epochs: Annotated[int, Option(help="Of each head.", metavar="<epochs>", least=1, panel=_PANEL)] = 20
+    heads: Annotated[int, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=_PANEL)] = 8
+    sample: Annotated[int | None, Option(help="Images end to end.", least=1, python_only=True, panel=_PANEL)] = None
+    sample_epochs: Annotated[int | None, Option(help="Epochs end to end.", least=1, python_only=True, panel=_PANEL)] = (
         None
     )
     device: str = "auto"
@@ -140,7 +143,7 @@ _SCENARIOS = {
             backbone="alexnet",
             weights="random",
             image_size=128,
-            limit=600,
+            limit=480,
             epochs=5,
             heads=4,
             head=HeadConfig(head="linear", lr=3e-3, standardize=False),
