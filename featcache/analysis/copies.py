@@ -43,7 +43,7 @@ FEATURES_ALONE: Final = 0.99
 # More images than this that likely links connect are of one kind, such as crops of one wall, and not copies.
 MOST_ALIKE: Final = 10
 # The greatest share of all images in likely links, and a number that is allowed in any case.
-MOST_SHARE: Final = 0.1
+MOST_SHARE: Final = 0.15
 FEW: Final = 20
 
 _CERTAIN: Final = {
