@@ -1,7 +1,6 @@
 """Measures the audit's precision and recall, and its speed.
 
     python benchmarks/measure.py audit:calibrate --icons FOLDER    planted copies among five kinds of images
-    python benchmarks/measure.py audit:cifar                       600 photographs of three classes, three layers
     python benchmarks/measure.py audit:speed --against CHECKOUT    60,000 x 512, two checkouts in turn
 
 Copies are planted one kind of change at a time: 10 images of each set are copied into the other split, so a missed copy
@@ -27,7 +26,6 @@ from PIL import Image, ImageChops, ImageEnhance, ImageOps
 
 Picture = Image.Image
 _CROP = 64
-_COSINES = (0.9, 0.95, 0.97, 0.98, 0.99, 0.995)
 # Pooled: 256, 512 and 512 values; the last one is what the network's classifier is given.
 LAYERS = ("features.16", "features.23", "features.30")
 
@@ -132,31 +130,14 @@ def judge(audit: dict[str, Any], copies: int) -> dict[str, Any]:
     return counts | {"withheld": {one["kind"]: one["reason"] for one in audit["withheld"]}}
 
 
-def near(cache: Path, layer: str) -> dict[str, Any]:
-    """How many copies, and how many other pairs, have at least a cosine: what features tell without pixels."""
-    from featcache.analysis.directions import directions
-    from featcache.analysis.pairs import near_pairs
-    from featcache.analysis.table import ImageTable
-    from featcache.cache.reader import FeatureCache
-
-    with FeatureCache.open(cache) as opened:
-        table = ImageTable.of(opened, layer)
-        pairs = near_pairs(directions(table))
-        names = np.array([Path(sample.id).stem for sample in table.samples(np.arange(len(table)))])
-    first, second = pairs.first, pairs.second
-    own = (names[first] == names[second]) & (table.split[first] != table.split[second])
-    counts = {least: (own & (pairs.cosine >= least), ~own & (pairs.cosine >= least)) for least in _COSINES}
-    return {f"{least:g}": {"copies": int(one.sum()), "others": int(two.sum())} for least, (one, two) in counts.items()}
-
-
 def plant_and_audit(bench: Bench, pictures: list[Picture], change: str | None) -> dict[str, Any]:
-    """Plant, extract, audit; by layer the judgement, with pixels and by the cosine of features alone."""
+    """Plant, extract, audit; the judgement by layer."""
     with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
         archive, where = Path(folder) / "planted.zip", ["--data-dir", str(Path(folder) / "data")]
         copies = plant(pictures, archive, change)
         cache = bench.featcache("extract", "-d", archive, *vgg16(bench, *LAYERS), *where)["cache"]
         audits = {layer: bench.featcache("audit", cache, "--layer", layer, *where) for layer in LAYERS}
-        return {layer: judge(one, copies) | {"cosines": near(Path(cache), layer)} for layer, one in audits.items()}
+        return {layer: judge(one, copies) for layer, one in audits.items()}
 
 
 def vgg16(bench: Bench, *layers: str) -> list[str]:
@@ -182,14 +163,6 @@ def calibrate(bench: Bench, *, icons: Path | None = None, each: int = 60) -> dic
     for name, (change, way) in itertools.product(kinds, changes_of(bench).items()):
         found[name][change] = plant_and_audit(bench, kinds[name], way)
     return found
-
-
-@measurement("audit:cifar", "10 min", each=10)
-def cifar(bench: Bench, *, each: int = 200) -> dict[str, Any]:
-    """600 photographs of three classes at VGG16 features.16, features.23 and features.30."""
-    pictures = photographs(bench, each, ("ship", "truck", "horse"))
-    found = {change: plant_and_audit(bench, pictures, way) for change, way in changes_of(bench).items()}
-    return {"images": len(pictures), "changes": found}
 
 
 @measurement("audit:speed", "15 min", limit=100)

@@ -49,7 +49,7 @@ MODULES = {
     **dict.fromkeys(("reproduce_mlp", "startup"), "commands"),
     **dict.fromkeys(("storage", "reading"), "storage"),
     **dict.fromkeys(("mutations", "faults", "kills", "zoo", "exported", "memory_limit"), "checks"),
-    **{name: name for name in ("extraction", "heads", "scale", "audit", "gpu", "peers")},
+    **{name: name for name in ("extraction", "heads", "scale", "audit", "gpu")},
 }
 WEIGHTS = {"vgg16": "vgg16_imagenet_features.safetensors", "inception_v3": "inception_v3_features.safetensors"}
 _PACKAGES = ("featcache", "torch", "torchvision", "timm", "numpy", "h5py", "pytorch-lightning", "pillow")
