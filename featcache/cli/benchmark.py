@@ -97,6 +97,7 @@ def show(result: Result) -> None:
     for line in textwrap.wrap(sentence(result), 79):
         print_line(line)
     print_line()
-    print_table([(*cells(result, way), bar(result, way)) for way in WAYS], header=(*header(result), ""))
+    bars = "time" if result.options.heads == 1 else f"time, all {result.options.heads}"
+    print_table([(*cells(result, way), bar(result, way)) for way in WAYS], header=(*header(result), bars))
     for line in textwrap.wrap(" ".join(notes(result)), 79):
         print_line(line)
