@@ -57,7 +57,7 @@ def test_an_image_that_cannot_be_read_is_a_warning_and_left_empty(here: Path) ->
         (("-o", "grid.jpg"), "expected a .png file, got 'grid.jpg'"),
         (("-o", "grid.png", "--split", "val"), "has no split 'val'"),
         (("-o", "grid.png", "-b", "vgg17"), "unknown backbone 'vgg17'"),
-        (("-o", "grid.png", "-b", "pixels"), "pixels needs one"),
+        (("-o", "grid.png", "-b", "pixels"), "pixels needs a size"),
     ],
 )
 def test_what_cannot_be_shown_is_an_error(words: tuple[str, ...], expected: str, here: Path) -> None:
