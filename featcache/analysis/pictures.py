@@ -179,21 +179,29 @@ class Pictures:
         for start in range(0, len(there), _PAIRS):
             some = there[start : start + _PAIRS]
             one, other = (self.pixels[place].astype(np.float32) for place in (a[some], b[some]))
-            plain[some] = gradient_correlation(one, other)
-            mirrored[some] = gradient_correlation(one, other[:, :, ::-1])
+            plain[some], mirrored[some] = gradient_correlations(one, other)
         return plain, mirrored
 
 
-def gradient_correlation(one: Values, other: Values) -> Values:
-    """The highest correlation of each pair over all shifts by a pixel: float32 (P, 16, 16) twice -> float32 (P,)."""
-    inner = SIDE - 2 * BORDER
-    outlines = _outlines(one[:, BORDER : BORDER + inner, BORDER : BORDER + inner])
-    best: Values = np.full(len(one), np.nan, np.float32)
-    for down in range(BORDER - SHIFT, BORDER + SHIFT + 1):
-        for right in range(BORDER - SHIFT, BORDER + SHIFT + 1):
-            moved = _outlines(other[:, down : down + inner, right : right + inner])
-            np.fmax(best, np.einsum("pd,pd->p", outlines, moved), out=best)
-    return best
+def gradient_correlations(one: Values, other: Values) -> tuple[Values, Values]:
+    """The highest correlation of each pair over all shifts by a pixel, unchanged and mirrored.
+
+    Args:
+        one: float32 (P, 16, 16).
+        other: float32 (P, 16, 16). The first image is mirrored instead of this one, which gives the same correlations.
+
+    Returns:
+        float32 (P,), (P,).
+    """
+    inner = slice(BORDER, SIDE - BORDER)
+    centre = one[:, inner, inner]
+    both = np.stack([_outlines(centre), _outlines(centre[:, :, ::-1])])
+    best: Values = np.full((2, len(one)), np.nan, np.float32)
+    for down in range(-SHIFT, SHIFT + 1):
+        for right in range(-SHIFT, SHIFT + 1):
+            moved = other[:, BORDER + down : SIDE - BORDER + down, BORDER + right : SIDE - BORDER + right]
+            np.fmax(best, np.einsum("kpd,pd->kp", both, _outlines(moved)), out=best)
+    return best[0], best[1]
 
 
 def _centre(pixels: Values) -> Values:
@@ -204,10 +212,11 @@ def _centre(pixels: Values) -> Values:
 
 def _outlines(pixels: Values) -> Values:
     """Gradients scaled to length 1: (P, s, s) -> (P, 2 s (s - 1)); NaN where there are none."""
-    count, centred = len(pixels), _centre(pixels)
-    gradients = np.concatenate(
-        [np.diff(centred, axis=2).reshape(count, -1), np.diff(centred, axis=1).reshape(count, -1)], axis=1
-    )
+    count, across, down = len(pixels), np.diff(pixels, axis=2), np.diff(pixels, axis=1)
+    # The same as differences of the pixels without the means of their rows and columns.
+    across -= across.mean(axis=1, keepdims=True)
+    down -= down.mean(axis=2, keepdims=True)
+    gradients = np.concatenate([across.reshape(count, -1), down.reshape(count, -1)], axis=1)
     length = np.linalg.norm(gradients, axis=1, keepdims=True)
     # Below this the remainder is rounding.
     return (gradients / np.where(length > 1e-2, length, np.nan)).astype(np.float32, copy=False)

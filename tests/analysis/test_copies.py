@@ -18,7 +18,7 @@ from PIL import Image
 from featcache.analysis.audit import audit_cache
 from featcache.analysis.copies import MOST_ALIKE, Match, group_matches
 from featcache.analysis.pairs import near_pairs
-from featcache.analysis.pictures import Pictures, gradient_correlation
+from featcache.analysis.pictures import Pictures, gradient_correlations
 from featcache.analysis.records import Audit, Finding
 from featcache.analysis.table import ImageTable
 from featcache.cache.reader import FeatureCache
@@ -267,7 +267,7 @@ def test_images_whose_features_are_all_equal_are_compared(images: int, tmp_path:
 @settings(deadline=None)
 def test_outlines_ignore_brightness_and_contrast(pixels: Pixels, factor: float, added: float) -> None:
     plain = pixels[None].astype(np.float32)
-    (same,) = gradient_correlation(plain, plain * np.float32(factor) + np.float32(added))
+    (same,), _ = gradient_correlations(plain, plain * np.float32(factor) + np.float32(added))
     inner = plain[0, 2:14, 2:14]
     centred = inner - inner.mean(0) - inner.mean(1)[:, None] + inner.mean()
     if np.abs(centred).max() < 0.1:
