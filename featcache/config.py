@@ -182,6 +182,9 @@ def options_of(record: Any) -> tuple[ConfigField, ...]:
             # A required option has no default.
             default = field.default_factory() if field.default_factory is not MISSING else field.default
             panel = option.panel or getattr(_home(record, field.name), "PANEL", None)
+            if isinstance(panel, type):
+                # `_hints` makes a class of a name that it does not find, which only a type may be.
+                raise TypeError(f"{record.__name__}.{field.name}: {panel.__name__} is not a name of the module")
             found.append(ConfigField(name=field.name, kind=kind, default=default, option=option, panel=panel))
     return tuple(found)
 

@@ -31,9 +31,6 @@ def _read_head(text: str) -> HeadConfig:
     return head if head.architecture.solved else replace(head, standardize=False)
 
 
-_PANEL = "What is trained"
-
-
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOptions(ImageOptions, BackboneOptions):
     """What is measured: images and backbone as `extract` takes them, the head, and how many trainings.
@@ -48,7 +45,7 @@ class BenchmarkOptions(ImageOptions, BackboneOptions):
         InvalidOption: Numbers, a backbone or a head that cannot be used.
     """
 
-    PANEL: ClassVar[str] = _PANEL
+    PANEL: ClassVar[str] = "What is trained"
 
     scenario: str = "own"
     head: Annotated[
@@ -58,15 +55,12 @@ class BenchmarkOptions(ImageOptions, BackboneOptions):
             metavar="<head>",
             read=_read_head,
             completion="heads",
-            panel=_PANEL,
         ),
     ] = _NOTEBOOK_HEAD
-    epochs: Annotated[int, Option(help="Of each head.", metavar="<epochs>", least=1, panel=_PANEL)] = 20
-    heads: Annotated[int, Option(help="How many heads are tried.", metavar="<heads>", least=1, panel=_PANEL)] = 8
-    sample: Annotated[int | None, Option(help="Images end to end.", least=1, python_only=True, panel=_PANEL)] = None
-    sample_epochs: Annotated[int | None, Option(help="Epochs end to end.", least=1, python_only=True, panel=_PANEL)] = (
-        None
-    )
+    epochs: Annotated[int, Option(help="Of each head.", metavar="<epochs>", least=1)] = 20
+    heads: Annotated[int, Option(help="How many heads are tried.", metavar="<heads>", least=1)] = 8
+    sample: Annotated[int | None, Option(help="Images end to end.", least=1, python_only=True)] = None
+    sample_epochs: Annotated[int | None, Option(help="Epochs end to end.", least=1, python_only=True)] = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
