@@ -34,7 +34,7 @@ def register(app: typer.Typer) -> None:
         section=_SECTION,
         examples=(
             "featcache backbones vgg16",
-            "featcache backbones --timm --like vit",
+            "featcache backbones timm: --like vit",
         ),
     )
     def backbones(
@@ -43,13 +43,10 @@ def register(app: typer.Typer) -> None:
             typer.Argument(
                 metavar="NAME",
                 autocompletion=completion.backbones,
-                help="Show this backbone and its layers; open_clip: lists the names of open_clip.",
+                help="Show this backbone and its layers. timm: or open_clip: lists the names of that library.",
             ),
         ] = None,
         like: Annotated[str, Option(help="Only names with this in them.", metavar="<text>", panel=_SHOWN)] = "",
-        timm: Annotated[
-            bool, Option(help="timm's, by name alone: there are many.", flags=("--timm",), panel=_SHOWN)
-        ] = False,
         image_size: Annotated[
             int | None,
             Option(
@@ -68,16 +65,13 @@ def register(app: typer.Typer) -> None:
         Features, parameters and GFLOPs (of one image, two operations a multiply-add) are those of the default layer
         at the weights' own image size. Weights that are not here are downloaded when they are first used.
         """
-        if name is not None:
-            if like or timm:
-                raise WrongUsage("expected a name, or options for the list, got both")
-            if name.endswith(":"):
-                _list_names(_names(name, prefix=name), common)
-            else:
-                _show_backbone(name, image_size, common)
+        if name is not None and name.endswith(":"):
+            _list_names(_names(like, prefix=name), common)
             return
-        if timm:
-            _list_names(_names(like, prefix="timm:"), common)
+        if name is not None:
+            if like:
+                raise WrongUsage("expected a name, or --like for the list, got both")
+            _show_backbone(name, image_size, common)
             return
         listed = [_facts_of(one) for one in _names(like)]
         if common.json:
@@ -163,6 +157,8 @@ def _names(like: str, *, prefix: str = "") -> list[str]:
     from featcache.backbones import backbone_names
     from featcache.backbones.zoos import zoo_of
 
+    if prefix and (zoo_of(prefix).prefix != prefix or not zoo_of(prefix).names()):
+        raise UnknownName("library that lists its names", prefix, ["timm:", "open_clip:"])
     known = zoo_of(prefix).names() if prefix else backbone_names()
     found = [name for name in known if like.lower() in name.lower()]
     if not found:

@@ -49,9 +49,15 @@ def test_weights_that_were_downloaded_are_here(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_timms_networks_are_listed_by_name() -> None:
-    names = [one["name"] for one in answer("backbones", "--timm", "--like", "resnet1")["backbones"]]
+    names = [one["name"] for one in answer("backbones", "timm:", "--like", "resnet1")["backbones"]]
     assert "timm:resnet18" in names
-    assert featcache("backbones", "--timm", "--like", "resnet1").stdout.splitlines() == names
+    assert featcache("backbones", "timm:", "--like", "resnet1").stdout.splitlines() == names
+
+
+@pytest.mark.parametrize("prefix", ["hf:", "nothere:"])
+def test_a_library_that_lists_no_names_is_an_error(prefix: str) -> None:
+    stderr = featcache("backbones", prefix, expect=1).stderr
+    assert f"unknown library that lists its names '{prefix}'" in stderr and "open_clip:, timm:" in stderr
 
 
 def test_one_of_timms_is_measured() -> None:
@@ -62,9 +68,8 @@ def test_one_of_timms_is_measured() -> None:
     assert "features    512 (pre_logits)" in shown and "weights     timm:timm/resnet18.a1_in1k" in shown
 
 
-@pytest.mark.parametrize("more", [("--timm",), ("--like", "vgg")])
-def test_one_backbone_is_shown_or_several_are_listed(more: tuple[str, ...]) -> None:
-    assert "got both" in featcache("backbones", "vgg16", *more, expect=2).stderr
+def test_one_backbone_is_shown_or_several_are_listed() -> None:
+    assert "got both" in featcache("backbones", "vgg16", "--like", "vgg", expect=2).stderr
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class TimmZoo:
         """Raises UnknownName with similar names of networks or of weights' tags; MissingExtra."""
         network, _, tag = name.partition(".")
         if network not in _names():
-            raise UnknownName("backbone", name, _names(), listed_by="featcache backbones --timm")
+            raise UnknownName("backbone", name, _names(), listed_by="featcache backbones timm:")
         if tag and name not in _tags(network):
             raise UnknownName("weights of timm", name, _tags(network))
 
