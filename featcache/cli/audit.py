@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import textwrap
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -27,6 +25,7 @@ from featcache.cli.printing import (
     print_next,
     print_pairs,
     print_table,
+    print_wrapped,
 )
 from featcache.cli.terminal import Terminal
 from featcache.config import Option
@@ -157,7 +156,7 @@ def _show(audit: Audit, top: int, output: Path | None, common: Common) -> None:
         _show_section(section, top)
     print_line()
     if clear := [section.title for section in audit.sections if section not in shown]:
-        _wrap(f"nothing found: {'; '.join(clear)}")
+        print_wrapped(f"nothing found: {'; '.join(clear)}")
     if output is not None:
         print_line(f"all findings are in {human_path(output)}")
     if count and output is None:
@@ -177,20 +176,13 @@ def _show_section(section: Section, top: int) -> None:
     print_line(f"{section.title}: {found}")
     withheld = [] if section.withheld is None else [f"withheld: {section.withheld}"]
     for text in (section.note, *withheld):
-        _wrap(text, indent=_INDENT)
+        print_wrapped(text, indent=_INDENT)
     shown = section.findings[:top]
     if shown:
         rows = [(f"{finding.score:.2f}", finding.reason, _names_of(finding)) for finding in shown]
         print_table(rows, header=("score", "what", "images"), shorten=(2, 1))
     if len(shown) < len(section.findings):
         print_line(f"and {len(section.findings) - len(shown):,} more; --top shows more of them")
-
-
-def _wrap(text: str, *, indent: str = "") -> None:
-    """Print a text in lines as wide as the terminal."""
-    width = get_terminal_size((100, 24)).columns
-    for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=indent):
-        print_line(line)
 
 
 def _names_of(finding: Finding) -> str:

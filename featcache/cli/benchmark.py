@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +15,7 @@ from featcache.cli.commands import command
 from featcache.cli.groups import Given, Only
 from featcache.cli.options import Common
 from featcache.cli.output_folder import prepare_folder, publish
-from featcache.cli.printing import print_json, print_line, print_table
+from featcache.cli.printing import print_json, print_line, print_table, print_wrapped
 from featcache.cli.terminal import Terminal
 from featcache.config import Option
 from featcache.extraction.execution import ComputeOptions
@@ -94,10 +93,8 @@ def show(result: Result) -> None:
     from featcache.benchmark.result import WAYS
     from featcache.benchmark.showing import bar, cells, header, notes, sentence
 
-    for line in textwrap.wrap(sentence(result), 79):
-        print_line(line)
+    print_wrapped(sentence(result), width=79)
     print_line()
     bars = "time" if result.options.heads == 1 else f"time, all {result.options.heads}"
     print_table([(*cells(result, way), bar(result, way)) for way in WAYS], header=(*header(result), bars))
-    for line in textwrap.wrap(" ".join(notes(result)), 79):
-        print_line(line)
+    print_wrapped(" ".join(notes(result)), width=79)

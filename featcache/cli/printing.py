@@ -11,6 +11,7 @@ import re
 import shlex
 import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,13 @@ def begin_output() -> None:
     """To be called when a command begins: it has printed no JSON object yet."""
     global _has_json
     _has_json = False
+
+
+def print_wrapped(text: str, *, width: int | None = None, indent: str = "") -> None:
+    """Prints a text on stdout, in lines of at most `width` characters (None: as wide as the terminal)."""
+    columns = shutil.get_terminal_size((100, 24)).columns if width is None else width
+    for line in textwrap.wrap(text, columns, initial_indent=indent, subsequent_indent=indent):
+        print_line(line)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

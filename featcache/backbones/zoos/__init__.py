@@ -118,6 +118,11 @@ class Zoo(Protocol):
         ...
 
 
+#: What to do where weights cannot be downloaded.
+OFFLINE_HINT = (
+    "without a network: --weights PATH to a .safetensors or .pth file, or --weights random to try the path with an "
+    "untrained network"
+)
 #: The prefix of backbones with a text encoder, whose `pre_logits` are embeddings in one space with those of texts.
 TEXT_PREFIX = "open_clip:"
 _MODULES = {"timm:": "timm", "hf:": "transformers", TEXT_PREFIX: "open_clip", "": "torchvision"}

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones.transforms import Transform
 from featcache.backbones.zoos import (
+    OFFLINE_HINT,
     PRE_LOGITS,
     TEXT_PREFIX,
     TOKENS,
@@ -289,8 +290,7 @@ def _download(source: str, config: Mapping[str, Any]) -> Path:
         # The hub's client may raise any exception: about networks, proxies, tokens or disks.
         raise DownloadError(
             f"the weights {source} could not be downloaded: {one_line(error)}",
-            hint="without a network: --weights PATH to a .safetensors or .pth file, or --weights random to try the "
-            "path with an untrained network",
+            hint=OFFLINE_HINT,
         ) from error
 
 

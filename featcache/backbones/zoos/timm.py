@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.transforms import Transform
-from featcache.backbones.zoos import LOGITS, PRE_LOGITS, TOKENS, Architecture, Tap, TokenLayout
+from featcache.backbones.zoos import LOGITS, OFFLINE_HINT, PRE_LOGITS, TOKENS, Architecture, Tap, TokenLayout
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName
 
 if TYPE_CHECKING:
@@ -243,8 +243,7 @@ def _download(name: str) -> Mapping[str, Tensor]:
         reason = (str(error) or type(error).__name__).strip().splitlines()[0]
         raise DownloadError(
             f"the weights {where} could not be downloaded: {reason}",
-            hint="without a network: --weights PATH to a .safetensors or .pth file, or --weights random to try the "
-            "path with an untrained network",
+            hint=OFFLINE_HINT,
         ) from error
 
 
