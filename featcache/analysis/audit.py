@@ -4,8 +4,8 @@
     directions -> folds -> label errors;  root_directions -> class distances -> outliers
     labels, ids and targets -> splits, balance, groups, numbers
 
-All images are decoded once. Memory is bounded by `directions` and
-`root_directions` (at most 512 values per image each; beyond 1 GiB in a temporary file) and one block per step.
+All images are decoded once. Memory is bounded by `directions` and `root_directions` (at most 512 values per image each;
+beyond 1 GiB in a temporary file), 16 x 16 pixels and two digests per image, and one block per step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from featcache.analysis.directions import WIDEST, directions, root_directions
 from featcache.analysis.label_errors import label_errors
 from featcache.analysis.options import AuditOptions
 from featcache.analysis.outliers import outliers
-from featcache.analysis.pairs import Pairs, near_pairs
+from featcache.analysis.pairs import MOST_PAIRS, Pairs, near_pairs
 from featcache.analysis.pictures import Pictures
 from featcache.analysis.records import KINDS, Audit
 from featcache.analysis.split_checks import balance_section, counts, missing_labels_section, split_section
@@ -44,6 +44,7 @@ from featcache.cache.reader import FeatureCache
 from featcache.config import accepts, divide_options
 from featcache.images.source import ImageSource
 from featcache.progress import StageProgress, stage_progress
+from featcache.text import human_count
 
 
 @accepts(AuditOptions)
@@ -135,7 +136,9 @@ def _read_pictures(
 
 def _method_note(table: ImageTable, pairs: Pairs, pictures: Pictures | None) -> str:
     reduced = f", of {table.feature_dim:,} features projected to {WIDEST}" if table.feature_dim > WIDEST else ""
-    compared = f"of {len(pairs):,} pairs with a cosine of at least {pairs.floor:.2f} in {table.layer}{reduced}, those "
+    cut = f" (the nearest {MOST_PAIRS} of each of {human_count(pairs.cut, 'image')} with more)" if pairs.cut else ""
+    where = f"a cosine of at least {pairs.floor:.2f} in {table.layer}{reduced}"
+    compared = f"of {len(pairs):,} pairs with {where}{cut}, those "
     if pictures is None or not len(pictures):
         return f"{compared}of at least {FEATURES_ALONE:g}: the images were not compared"
     return (

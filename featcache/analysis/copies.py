@@ -6,11 +6,11 @@ equal images; there is nothing to calibrate. In several splits they are a leak, 
 Likely findings are judgements: outlines that agree (the lower the cosine of the features, the more they must agree),
 or, if the pixels cannot be compared, features that are nearly equal. Each link has its own score, and a group has one
 medoid, which each of its members resembles: there are no chains. Where the check cannot tell, it withholds: of images
-that are tiny or flat, of images that resemble many others, and entirely if more than a few per cent of all images
+that are tiny or flat, of large sets of images that resemble one another, and entirely if a large share of all images
 would be listed, because then the images are alike and not copies.
 
 Equal or similar images with different labels are questions about the labels. docs/audit.md has the precision and recall
-of the thresholds on four kinds of images.
+of the thresholds on five kinds of images.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ which an image has 20 pairs on average, on a sample of rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -30,19 +30,24 @@ _BLOCK_BYTES: Final = 128 << 20
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Pairs:
-    """Image numbers `first` < `second`, int64 (P,), and their `cosine`, float32 (P,), which is at least `floor`."""
+    """Image numbers `first` < `second`, int64 (P,), and their `cosine`, float32 (P,), which is at least `floor`.
+
+    `cut`: the number of images that had more than MOST_PAIRS such pairs with later images, of which those are left out
+    that are not the nearest.
+    """
 
     first: Rows
     second: Rows
     cosine: npt.NDArray[np.float32]
     floor: float
+    cut: int
 
     def __len__(self) -> int:
         return len(self.first)
 
     def where(self, chosen: npt.NDArray[np.bool_]) -> Pairs:
         """The pairs where the mask `chosen`, bool (P,), is true."""
-        return Pairs(first=self.first[chosen], second=self.second[chosen], cosine=self.cosine[chosen], floor=self.floor)
+        return replace(self, first=self.first[chosen], second=self.second[chosen], cosine=self.cosine[chosen])
 
 
 def near_pairs(directions: Values, *, device: str = "cpu", progress: StageProgress | None = None) -> Pairs:
@@ -57,8 +62,11 @@ def near_pairs(directions: Values, *, device: str = "cpu", progress: StageProgre
     floor = _floor(rows)
     step = max(1, min(1024, _BLOCK_BYTES // (4 * max(1, len(rows)))))
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
+    cut = 0
     for start in range(0, len(rows), step):
-        blocks.append(_block(rows, start, step, floor))
+        block, cut_here = _block(rows, start, step, floor)
+        blocks.append(block)
+        cut += cut_here
         if progress is not None:
             progress("comparing", min(start + step, len(rows)), len(rows))
     columns = [torch.cat(column).cpu().numpy() for column in zip(*blocks, strict=True)] if blocks else [np.empty(0)] * 3
@@ -67,6 +75,7 @@ def near_pairs(directions: Values, *, device: str = "cpu", progress: StageProgre
         second=columns[1].astype(np.int64),
         cosine=columns[2].astype(np.float32),
         floor=floor,
+        cut=cut,
     )
 
 
@@ -82,7 +91,8 @@ def _floor(rows: Tensor) -> float:
     return max(LEAST_COSINE, float(nearness.flatten().topk(wanted).values[-1]))
 
 
-def _block(rows: Tensor, start: int, step: int, floor: float) -> tuple[Tensor, Tensor, Tensor]:
+def _block(rows: Tensor, start: int, step: int, floor: float) -> tuple[tuple[Tensor, Tensor, Tensor], int]:
+    """The pairs of a block of rows with later rows (first, second, cosine), and how many rows have lost some."""
     import torch
 
     some = rows[start : start + step]
@@ -94,6 +104,7 @@ def _block(rows: Tensor, start: int, step: int, floor: float) -> tuple[Tensor, T
         values, after = nearness.topk(min(MOST_PAIRS, nearness.shape[1]), dim=1)
         kept = values >= floor
         first = torch.arange(start, start + len(some), device=rows.device)[:, None].expand_as(values)
-        return first[kept], start + after[kept], values[kept]
+        cut = int((near.count_nonzero(dim=1) > MOST_PAIRS).count_nonzero())
+        return (first[kept], start + after[kept], values[kept]), cut
     first, after = near.nonzero(as_tuple=True)
-    return start + first, start + after, nearness[first, after]
+    return (start + first, start + after, nearness[first, after]), 0

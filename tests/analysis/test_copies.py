@@ -17,7 +17,7 @@ from PIL import Image
 
 from featcache.analysis.audit import audit_cache
 from featcache.analysis.copies import MOST_ALIKE, Match, group_matches
-from featcache.analysis.pairs import near_pairs
+from featcache.analysis.pairs import MOST_PAIRS, near_pairs
 from featcache.analysis.pictures import Pictures, gradient_correlations
 from featcache.analysis.records import Audit, Finding
 from featcache.analysis.table import ImageTable
@@ -343,3 +343,10 @@ def test_every_member_of_a_group_matches_its_medoid(links: list[tuple[int, int, 
     # No link is lost: both of its images are in one group.
     together = [set(group.numbers.tolist()) for group in groups]
     assert all(any({a, b} <= some for some in together) for a, b, _ in links)
+
+
+def test_pairs_that_are_left_out_are_counted() -> None:
+    rows = np.tile(np.array([[1, 0]], np.float32), (400, 1))
+    # The last 65 images have at most as many later ones as an image keeps.
+    assert near_pairs(rows).cut == 400 - (MOST_PAIRS + 1)
+    assert near_pairs(rows[:40]).cut == 0
