@@ -226,13 +226,13 @@ class _Tables:
         """What the features and images were when the file was written."""
         table: Mapping[str, Any] = self.content.get(_EXPECTED, {})
         for name, value in table.items():
-            kind = {"fingerprints": list, "images": str}.get(name)
+            kind, what = {"fingerprints": (list, "a list"), "images": (str, "a text")}.get(name, (None, ""))
             if kind is None:
                 with self.naming(_EXPECTED):
                     raise UnknownName("option", name, ["fingerprints", "images"])
             if not isinstance(value, kind):
                 raise InvalidOption(
-                    f"{self.file} [{_EXPECTED}]: expected a {kind.__name__} for {name}, got {value!r}",
+                    f"{self.file} [{_EXPECTED}]: expected {what} for {name}, got {value!r}",
                     hint="copy the table from the run again, or remove it",
                 )
         return table

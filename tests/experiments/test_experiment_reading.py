@@ -165,3 +165,13 @@ def test_the_page_names_every_table_and_no_option_that_does_not_exist() -> None:
         named = set(re.findall(r"`(\w+)`", described)) - {"extract", "report", "sweep"}
         if name not in ("grid", "report", "sweep"):
             assert named <= known - {*LEFT_OUT.get(name, ())}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("image = 'ab'", "unknown option 'image'"), ("images = 3", "expected a text for images, got 3")],
+)
+def test_what_a_file_expects_is_checked(tmp_path: Path, line: str, message: str) -> None:
+    file = write_experiment(tmp_path, f"{DIGITS}\n[expected]\n{line}")
+    with pytest.raises(InvalidOption, match=re.escape(message)):
+        read_experiment(file)
