@@ -47,9 +47,9 @@ def inception_weights(shared: Path) -> Path:
 
 # Files that take half a minute or more, the longest first.
 LONGEST = (
-    *("test_documented_commands.py", "test_timm_zoo.py", "test_torchvision_zoo.py", "test_zoo.py", "test_parity.py"),
-    *("test_benchmark_run.py", "test_report_writing.py", "test_compiled_extraction.py", "test_predict.py"),
-    *("test_export_run.py", "test_sweeps.py", "test_project_startup.py", "test_transformers_zoo.py"),
+    *("test_documented_commands.py", "test_torchvision_zoo.py", "test_timm_zoo.py", "test_parity.py"),
+    *("test_real_networks.py", "test_zoo.py", "test_report_writing.py", "test_predict.py", "test_export_run.py"),
+    *("test_docs_notebook.py", "test_compiled_extraction.py", "test_tutorial_task.py", "test_benchmark_run.py"),
 )
 
 
