@@ -102,7 +102,7 @@ def resolve_precision(name: str, device: str) -> str:
     Raises InvalidOption for anything but auto, fp32, bf16 and fp16, and for fp16 on a CPU.
     """
     if name == "auto":
-        return "bf16" if _multiplies_bf16(device) else "fp32"
+        return "bf16" if multiplies_bf16(device) else "fp32"
     if name not in PRECISIONS:
         raise InvalidOption(f"expected --precision auto, {', '.join(PRECISIONS)}, got {name!r}")
     if name == "fp16" and device == "cpu":
@@ -114,12 +114,13 @@ def precisions_of(device: str) -> dict[str, bool]:
     """Whether the hardware of `device` supports each precision, by name."""
     return {
         "fp32": True,
-        "bf16": _multiplies_bf16(device),
+        "bf16": multiplies_bf16(device),
         "fp16": device.partition(":")[0] in ("cuda", "mps"),
     }
 
 
-def _multiplies_bf16(device: str) -> bool:
+def multiplies_bf16(device: str) -> bool:
+    """Whether a device has instructions that multiply bf16."""
     import torch
 
     if device.startswith("cuda"):

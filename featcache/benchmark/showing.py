@@ -70,8 +70,8 @@ def notes(result: Result) -> list[str]:
     pays = "never pays" if gain.break_even_epoch is None else f"pays from epoch {gain.break_even_epoch} on"
     return [
         what_was_measured(result),
-        f"E = {options.epochs} epochs, H = {options.heads} classifiers: {speed_up(gain.cold_all_heads)} in "
-        f"all; for one, keeping outputs {pays}.",
+        f"E = {options.epochs} epochs of each of H = {options.heads} classifiers: {speed_up(gain.cold_all_heads)} "
+        f"for all of them; for a single one, keeping outputs {pays}.",
         # Rounding in a cache may change the outputs; it is worth a line where it changes the accuracy.
         *(same_heads(one) for one in result.agreements if one.baseline == NOTEBOOK or one.points > SAME_POINTS),
         *how_it_was_scaled(result),
@@ -85,7 +85,7 @@ def what_was_measured(result: Result) -> str:
     untrained = " (untrained)" if result.features.weights.startswith("random:") else ""
     return (
         f"{images['train']:,} images of {Path(options.dataset).name} to learn from, {images['val']:,} to choose by, "  # type: ignore[arg-type]
-        f"{images.get('test', 0):,} to test on; {options.name}{untrained}{size}; head {options.head.head}; "
+        f"{images.get('test', 0):,} to test on; {options.name}{untrained}{size}; classifier {options.head.head}; "
         f"{result.machine['cores']} cores of {result.machine['processor']}."
     )
 
@@ -106,10 +106,10 @@ def how_it_was_scaled(result: Result) -> list[str]:
     total, reasons = summarise(result).totals[NOTEBOOK], []
     if total.scaled:
         images = sum(result.ways[NOTEBOOK].images.values())
-        reasons.append(f"measured on {images:,} images and {result.options.sampled_epochs} epochs, scaled by images")
+        reasons.append(f"from {images:,} images and {result.options.sampled_epochs} epochs, scaled by number of images")
     if total.multiplied:
-        reasons.append(f"one classifier's time, {result.options.heads} times")
-    return [f"≈ {'; '.join(reasons)}."] if reasons else []
+        reasons.append(f"one classifier's time multiplied by {result.options.heads}")
+    return [f"≈ is an estimate: {'; '.join(reasons)}."] if reasons else []
 
 
 # --- the table and the chart -------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def how_it_was_scaled(result: Result) -> list[str]:
 def header(result: Result) -> tuple[str, ...]:
     """The columns of `cells`."""
     every = (f"all {result.options.heads}",) if result.options.heads > 1 else ()
-    return ("the network runs", "first", *every, "correct")
+    return ("the network runs", "1 classifier", *every, "correct")
 
 
 def cells(result: Result, name: str) -> tuple[str, ...]:

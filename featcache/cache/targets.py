@@ -165,7 +165,7 @@ class Target:
         if values.shape != column.shape(len(values) if values.ndim else 0) or not (integers or values.dtype == wanted):
             expected = f"{wanted.name} {column.shape(len(values) if values.ndim else 0)}"
             raise InvalidOption(f"target {self.name}: expected {expected}, got {values.dtype.name} {values.shape}")
-        _require_codes(column, values)
+        require_codes(column, values)
         object.__setattr__(self, "values", values.astype(wanted, copy=False))
 
     @property
@@ -234,7 +234,8 @@ def target_from_file(column: Column, values: Values, where: str) -> Target:
         raise CacheForeign(f"{where}: {error.message}") from error
 
 
-def _require_codes(column: Column, values: Values) -> None:
+def require_codes(column: Column, values: Values) -> None:
+    """Raise InvalidOption if a value is no code of a name of its column."""
     if column.kind not in _NAMED or not values.size:
         return
     low, high = int(values.min()), int(values.max())

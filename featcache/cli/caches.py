@@ -69,7 +69,7 @@ def register(app: typer.Typer) -> None:
 
         entries = list_caches(common.features_dir)
         if common.json:
-            print_json({"caches": [_entry_json(entry) for entry in entries]})
+            print_json({"caches": [entry_json(entry) for entry in entries]})
         elif entries:
             _show_entries(entries, common)
         else:
@@ -95,7 +95,7 @@ def register(app: typer.Typer) -> None:
         entry = which.find(common.features_dir, cache)
         details = _details(entry)
         if common.json:
-            print_json(_entry_json(entry) | details)
+            print_json(entry_json(entry) | details)
         else:
             _show_info(entry, details, common)
         if entry.state not in (COMPLETE, UNFINISHED):
@@ -355,7 +355,8 @@ def _ago(then: float | None) -> str:
     return {"-": "", "now": "just now"}.get(age, f"{age} ago")
 
 
-def _entry_json(entry: CacheEntry) -> dict[str, Any]:
+def entry_json(entry: CacheEntry) -> dict[str, Any]:
+    """What `ls --json` and `info --json` print about a cache."""
     return {
         "name": entry.name,
         "path": str(entry.path),

@@ -82,10 +82,11 @@ def _shows_bold() -> bool:
         return True
     # Old consoles of Windows show the codes themselves.
     obeys = os.environ.get("TERM") != "dumb" and (os.name != "nt" or "WT_SESSION" in os.environ)
-    return obeys and _is_terminal()
+    return obeys and is_terminal()
 
 
-def _is_terminal() -> bool:
+def is_terminal() -> bool:
+    """Whether stdout is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -134,7 +135,7 @@ def print_csv(text: str) -> None:
     They are printed as they are, except on a terminal, where control characters are escaped.
     """
     file = getattr(sys.stdout, "buffer", None)
-    if file is None or _is_terminal():
+    if file is None or is_terminal():
         for line in text.removesuffix("\n").split("\n"):
             print_line(line)
         return
@@ -182,7 +183,7 @@ def print_table(
         line_after: The number of rows after which a line is drawn, where others follow; 0 for none.
     """
     columns = [[_escape(name), *map(_escape, cells)] for name, *cells in zip(header, *rows, strict=True)]
-    if _is_terminal():
+    if is_terminal():
         columns = _fit(columns, optional, shorten)
     for number, row in enumerate(zip(*map(_align, columns), strict=True)):
         _print_row(row)

@@ -150,7 +150,7 @@ def _download(data_set: TorchvisionSet, root: Path, report: Report | None) -> No
     try:
         with _socket_timeout(), _show_progress_on_terminal_only(report), _extract_safely():
             _datasets(data_set, staging, download=True)
-        _move_up(staging, root)
+        move_up(staging, root)
     except ImportError as error:
         raise _missing(data_set, error) from error
     except Exception as error:  # Networks, servers, archives and disks: the same message and hint.
@@ -215,12 +215,12 @@ def _link(path: Path, to: Path) -> None:
         shutil.copyfile(path, to)
 
 
-def _move_up(staging: Path, root: Path) -> None:
+def move_up(staging: Path, root: Path) -> None:
     """Move every entry to its place in `root`, folders first: lists of files must not appear before the files."""
     for path in sorted(staging.iterdir(), key=lambda entry: (entry.is_file(), entry.name)):
         target = root / path.name
         if path.is_dir() and target.is_dir():
-            _move_up(path, target)
+            move_up(path, target)
         else:
             path.replace(target)
 

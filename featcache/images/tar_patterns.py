@@ -64,7 +64,7 @@ def _folder_of(pattern: Path) -> Path:
 
 
 def _expand(text: str) -> list[str]:
-    count = _count(text)
+    count = count_names(text)
     if count > _MOST_TARS:
         raise SourceError(
             f"{text[:100]}: the braces name {_in_words(count)} files, at most {_MOST_TARS:,} are read",
@@ -80,7 +80,7 @@ def _in_words(count: int) -> str:
     return f"{count:,}" if count < 10**15 else "more than a million billion"
 
 
-def _count(text: str) -> int:
+def count_names(text: str) -> int:
     """The number of names that the braces stand for. Nothing is expanded: `{0..999999999}` would fill the memory."""
     if len(text) > _MOST_CHARACTERS or "\0" in text:
         raise SourceError(f"{text[:100]!r}..: expected a pattern of at most {_MOST_CHARACTERS:,} characters")

@@ -72,10 +72,10 @@ class Resizer(nn.Module):
             for dim, size, target in zip((2, 3), sizes, targets, strict=True)
         )
         values = images.to(torch.float64)
-        wide_first = _round_to_bytes(rows @ _round_to_bytes(values @ columns.T))
+        wide_first = round_to_bytes(rows @ round_to_bytes(values @ columns.T))
         if _WIDTH_FIRST_ALWAYS:
             return wide_first.to(torch.uint8)
-        tall_first = _round_to_bytes(_round_to_bytes(rows @ values) @ columns.T)
+        tall_first = round_to_bytes(round_to_bytes(rows @ values) @ columns.T)
         shrinks = [size - target for size, target in zip(sizes, targets, strict=True)]
         is_tall = (shrinks[0] > 0) & (shrinks[0] > 2 * shrinks[1])
         return torch.where(is_tall, tall_first, wide_first).to(torch.uint8)
@@ -114,6 +114,6 @@ class Resizer(nn.Module):
         return torch.where(x < 1.0, near, torch.where(x < 2.0, far, torch.zeros_like(x)))
 
 
-def _round_to_bytes(sums: Tensor) -> Tensor:
+def round_to_bytes(sums: Tensor) -> Tensor:
     """Sums in units of 2^-22 -> whole bytes; halves are rounded up."""
     return (sums / _UNIT + 0.5).floor().clamp(min=0.0, max=255.0)

@@ -92,7 +92,7 @@ def train_module(
     callbacks: list[Callback] = vars(trainer)["callbacks"]
     keeper = _Keeper(trial, progress, interruption)
     callbacks.insert(0, keeper)
-    with interruption, _quiet():
+    with interruption, quiet_lightning():
         try:
             trainer.fit(module, NextEpoch(train, lambda: trainer.current_epoch), InOrder(val))
         except SystemExit as stop:
@@ -166,7 +166,7 @@ class _Keeper(Callback):
 def trainer_for(config: HeadConfig, device: torch.device, *callbacks: Callback) -> pl.Trainer:
     """A Trainer with the epochs and the patience of a head's options, which writes and prints nothing."""
     stopping = EarlyStopping("val_loss", min_delta=config.min_delta, patience=config.patience)
-    with _quiet():
+    with quiet_lightning():
         return pl.Trainer(
             accelerator="gpu" if device.type == "cuda" else device.type,
             devices=[device.index or 0] if device.type == "cuda" else 1,
@@ -183,10 +183,10 @@ def trainer_for(config: HeadConfig, device: torch.device, *callbacks: Callback) 
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    # Lightning prints the hardware on stderr for every head. Its warnings are still shown, except these: an unused GPU
-    # is the user's choice, the deprecation concerns Lightning and torch only, batches in memory need no worker
-    # processes, and a last batch that is too short for batch norm has no loss.
+def quiet_lightning() -> Iterator[None]:
+    """Suppress Lightning's lines about the hardware, which it prints for every head, and four of its warnings."""
+    # An unused GPU is the user's choice, the deprecation concerns Lightning and torch only, batches in memory need no
+    # worker processes, and a last batch that is too short for batch norm has no loss.
     announcer = logging.getLogger("pytorch_lightning.utilities.rank_zero")
     level = announcer.level
     announcer.setLevel(logging.WARNING)

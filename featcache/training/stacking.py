@@ -196,7 +196,7 @@ def _fastest(trials: Sequence[Trial], starts: _InitialHeads, setting: Setting) -
             return replace(setting, size=size, threads=counts[0])
         for count in counts:
             with training_threads(count):
-                seconds = _step_seconds(stack, *starts.first_batch(groups)) / stack.heads
+                seconds = step_seconds(stack, *starts.first_batch(groups)) / stack.heads
             tried.append(Setting(size=size, threads=count, seconds=seconds))
     return min(tried, key=lambda each: each.seconds / (THREADS_GAIN if (each.threads or 1) > 1 else 1))
 
@@ -209,7 +209,7 @@ def _thread_counts(stack: Stack, rows: int) -> tuple[int | None, ...]:
     return (1, everything) if everything > 1 and rows * stack.weights >= SMALL_STEP else (1,)
 
 
-def _step_seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
+def step_seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
     """The mean time of a few steps, in seconds; the first step is not counted."""
     random = StepRandom([0] * stack.groups, 0, 0, stack.device) if stack.draws else None
     stack.step(features, targets, random)

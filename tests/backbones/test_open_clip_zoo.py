@@ -19,8 +19,7 @@ from tiny_clip import CLIP, RESNET, SIGLIP, network_of, save
 from featcache.backbones import load_backbone
 from featcache.backbones.network import Network
 from featcache.backbones.weights import source_of
-from featcache.backbones.zoos import zoo_of
-from featcache.backbones.zoos.open_clip import _model
+from featcache.backbones.zoos import TEXT_PREFIX, zoo_of
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName
 
 
@@ -71,7 +70,7 @@ def test_features_are_the_image_embeddings_of_the_library(name: str, file: str, 
 @pytest.mark.parametrize("name", [CLIP, SIGLIP])
 def test_images_of_another_size_are_those_of_the_library(name: str, tmp_path: Path) -> None:
     path = save(network_of(name), tmp_path / "clip.safetensors")
-    own = open_clip.create_model(_model(name), pretrained=str(path), force_image_size=48).eval()
+    own = open_clip.create_model(name.removeprefix(TEXT_PREFIX), pretrained=str(path), force_image_size=48).eval()
     network = load_backbone(name, weights=str(path), image_size=48, data_dir=tmp_path)
     images = some_images(2, 48)
     given = network.spec.transform.normalize(torch.from_numpy(images).permute(0, 3, 1, 2))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.models.auto import modeling_auto
 
 from featcache.backbones.zoos import PRE_LOGITS, TOKENS, Architecture, TokenLayout
-from featcache.backbones.zoos.transformers import TransformersZoo, _commit
+from featcache.backbones.zoos.transformers import TransformersZoo, commit_of
 from featcache.backbones.zoos.vision_models import FAMILIES, TWO_TOWERS
 from featcache.errors import DownloadError, InvalidOption, MissingExtra, UnknownName, WeightsError
 
@@ -502,7 +502,7 @@ def offline_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The local cache of the hub's client, without a network."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    _commit.cache_clear()
+    commit_of.cache_clear()
     return tmp_path
 
 
@@ -533,9 +533,9 @@ def test_all_files_of_a_model_are_of_one_commit(tmp_path: Path, monkeypatch: pyt
 
     tiny_vit(tmp_path / COMMIT)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    _commit.cache_clear()
+    commit_of.cache_clear()
     ZOO.weights("hf:org/model@v1", "default")
-    _commit.cache_clear()
+    commit_of.cache_clear()
     assert [revision for revision, _ in requests] == ["v1", *[COMMIT] * (len(requests) - 1)]
     wanted = {pattern for _, patterns in requests for pattern in patterns}
     assert {pattern.rpartition(".")[2] for pattern in wanted} == {"json", "safetensors"}

@@ -84,7 +84,7 @@ def test_another_error_than_featcaches_own_is_a_fault(monkeypatch: pytest.Monkey
     ],
 )
 def test_wrong_features_are_no_success(monkeypatch: pytest.MonkeyPatch, rows: torch.Tensor, reason: str) -> None:
-    monkeypatch.setattr(zoo, "_features", lambda network: rows.numpy())
+    monkeypatch.setattr(zoo, "features_of_two_images", lambda network: rows.numpy())
     refusal = zoo.try_network("squeezenet1_1", sizes=(64,)).refusal
     assert refusal is not None
     assert reason in refusal
@@ -94,8 +94,8 @@ def test_logits_are_distinguished_from_features_of_the_same_length() -> None:
     logits = torch.rand(2, 1000).numpy()
     close = (logits * (1 + 1e-6)).astype(np.float32)
     with pytest.raises(zoo.WrongFeatures):
-        zoo._require_no_logits(logits, close)
-    zoo._require_no_logits(logits, logits[::-1])
+        zoo.require_no_logits(logits, close)
+    zoo.require_no_logits(logits, logits[::-1])
 
 
 def test_a_network_that_is_too_large_is_cut_without_weights(monkeypatch: pytest.MonkeyPatch) -> None:

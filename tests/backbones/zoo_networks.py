@@ -135,12 +135,12 @@ def check_features(name: str, file: str, size: int) -> Outcome:
     expected = _width_of(name, root.network)
     _require(layer.feature_dim == expected, f"pre_logits is {layer.feature_dim} wide, expected {expected}")
     if network is not None:
-        features = _features(network)
+        features = features_of_two_images(network)
         _require_sound(features, layer.feature_dim)
         # The logits of a network without a classifier are its features.
         classes = 1000 if name in TORCHVISION else int(root.network.num_classes)
         if classes == layer.feature_dim:
-            _require_no_logits(features, _features(_load(name, size, (LOGITS,))))
+            require_no_logits(features, features_of_two_images(_load(name, size, (LOGITS,))))
     return Outcome(
         name=name, file=file, image_size=size, feature_dim=expected, parameters=parameters, computed=computed
     )
@@ -157,7 +157,7 @@ def _load(name: str, size: int, layers: tuple[str, ...]) -> Network:
     return load(options, weights_dir=Path(tempfile.gettempdir()))
 
 
-def _features(network: Network) -> Rows:
+def features_of_two_images(network: Network) -> Rows:
     (rows,) = network.on().features(checks.probe_images(network.spec.transform.image_size)).values()
     return rows.numpy()
 
@@ -169,7 +169,7 @@ def _require_sound(features: Rows, width: int) -> None:
     _require(difference > checks.TWICE_TOLERANCE, "two different images have the same features")
 
 
-def _require_no_logits(features: Rows, logits: Rows) -> None:
+def require_no_logits(features: Rows, logits: Rows) -> None:
     _require(checks.relative_difference(features, logits) > checks.ALONE_TOLERANCE, "pre_logits is the logits")
 
 

@@ -278,7 +278,7 @@ def test_labels_that_are_no_class_are_refused_when_they_are_read(
     (split, table), *_ = tables().items()
     wrong = {split: replace(table, targets={"label": np.full(len(table), 3)})}
     with monkeypatch.context() as patch:
-        patch.setattr("featcache.cache.targets._require_codes", lambda column, values: None)
+        patch.setattr("featcache.cache.targets.require_codes", lambda column, values: None)
         path = make(tmp_path / ("c.h5" if make is make_cache else "c"), split_tables=wrong)
     with FeatureCache.open(path) as cache, pytest.raises(CacheForeign, match="expected values from -1 to 2, got 3"):
         _ = cache["train"].labels

@@ -121,7 +121,7 @@ def test_an_empty_name_removes_nothing(cache: Path) -> None:
 
 
 def test_a_result_that_is_no_json_is_one_error_object(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("featcache.cli.caches._entry_json", lambda entry: {"size": float("nan")})
+    monkeypatch.setattr("featcache.cli.caches.entry_json", lambda entry: {"size": float("nan")})
     assert json.loads(featcache("ls", "--json", expect=1).stdout)["error"]["kind"] == "ValueError"
 
 

@@ -115,7 +115,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Commands print for a terminal of 80 columns."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("NO_COLOR", "1")
-    monkeypatch.setattr(printing, "_is_terminal", lambda: True)
+    monkeypatch.setattr(printing, "is_terminal", lambda: True)
 
 
 def table_widths(*words: str) -> list[int]:

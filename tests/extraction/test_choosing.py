@@ -63,7 +63,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         names.append(candidate.runner)
         return SPEEDS[candidate.runner]
 
-    monkeypatch.setattr(choosing, "_measure", speed)
+    monkeypatch.setattr(choosing, "measure_speed", speed)
     monkeypatch.setattr(choosing, "require_usable", lambda *_: None)
     monkeypatch.setattr("featcache.backbones.devices.cores", lambda: 1)
     return names
@@ -175,14 +175,14 @@ def test_speeds_that_cannot_be_kept_are_a_warning(
 def test_a_runner_that_cannot_compute_the_network_is_passed_over_with_a_warning(
     error: Exception, network: Network, measured: list[str], chosen: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    others = choosing._measure
+    others = choosing.measure_speed
 
     def speed(network: Network, candidate: Chosen) -> Speed:
         if candidate.runner == "compiled":
             raise error
         return others(network, candidate)
 
-    monkeypatch.setattr(choosing, "_measure", speed)
+    monkeypatch.setattr(choosing, "measure_speed", speed)
     reporter = RecordingReporter()
     assert chosen(network, MANY, reporter=reporter).runner == "openvino"
     (warning,) = reporter.warnings
@@ -274,7 +274,7 @@ def test_the_default_precision_is_one_that_the_runner_supports(
     network: Network, chosen: Choose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "require_usable", lambda *_: None)
-    monkeypatch.setattr("featcache.backbones.devices._multiplies_bf16", lambda _: True)
+    monkeypatch.setattr("featcache.backbones.devices.multiplies_bf16", lambda _: True)
     assert chosen(network, 1, "openvino", "auto").precision == "bf16"
     assert chosen(network, 1, "ncnn", "auto").precision == "fp32"
 

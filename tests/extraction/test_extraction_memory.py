@@ -29,7 +29,7 @@ from featcache.images.samples import Sample, Samples
 from featcache.images.source import ImageSource, Stamp
 
 SIDE = 80
-FEW, MANY = 200, 2000  # of each class
+FEW, MANY = 100, 1000  # of each class
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
 # --- lists of very many images ------------------------------------------------------------------------------
 
-IMAGES = 100_000
+IMAGES = 30_000
 
 
 class Numbered(ImageSource):

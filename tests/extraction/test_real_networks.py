@@ -20,7 +20,7 @@ from torchvision.transforms import InterpolationMode, v2
 import featcache
 from featcache.backbones.program import Program
 
-ROWS = 8
+ROWS = 4
 
 
 def plain_vgg16(weights: Path) -> nn.Module:

@@ -128,7 +128,7 @@ def test_models_of_transformers_are_found_again(
     name = f"hf:{write_vit(folder)}"
     if on_the_hub:
         # As if it had been downloaded: the hub's client keeps each commit in a folder with its name.
-        monkeypatch.setattr("featcache.backbones.zoos.transformers._download", lambda *_: folder)
+        monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(folder))
         name = "hf:acme/tiny"
     done = extract(replace(request_, backbone=name, weights="default", precision="fp32", image_size=64))
     with FeatureCache.open(done.cache) as cache:

@@ -324,7 +324,7 @@ def test_an_archive_on_another_file_system_is_copied(
 def test_a_download_without_usable_files_is_an_error(
     cifar_server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.images.acquisition._move_up", lambda staging, root: None)
+    monkeypatch.setattr("featcache.images.acquisition.move_up", lambda staging, root: None)
     with pytest.raises(DownloadError, match="cannot find"):
         open_images("cifar10", datasets_dir=tmp_path / "sets")
 

@@ -82,7 +82,7 @@ def test_a_file_with_other_outputs_is_not_published(
 ) -> None:
     path = tmp_path / "head.pt2"
     path.write_text("an older file")
-    monkeypatch.setattr("featcache.inference.network._round_to_bytes", lambda sums: 0.9 * sums / (1 << 22))
+    monkeypatch.setattr("featcache.inference.network.round_to_bytes", lambda sums: 0.9 * sums / (1 << 22))
     run = workspace.train("centroid", "pixels")
     with pytest.raises(ExportError, match=r"expected \w+ 0\.\d{4}, got \w+ 0\.\d{4}; the greatest difference is"):
         export(workspace, run, path, "pt2")

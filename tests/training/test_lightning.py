@@ -30,7 +30,7 @@ from featcache.lightning import FeatureDataModule, HeadModule
 from featcache.rows.devices import seed_generators
 from featcache.runs.fit import train_head
 from featcache.runs.run import Run
-from featcache.training.by_trainer import _quiet
+from featcache.training.by_trainer import quiet_lightning
 from featcache.training.fit import fit
 from featcache.training.preparation import Prepared, open_prepared, prepare
 
@@ -128,7 +128,7 @@ def test_engine_trainer_and_plain_loop_give_the_same_head(cache: FeatureCache, t
     assert epochs == 50, "200 steps: val is still falling"
     data = FeatureDataModule(cache, config)
     module = HeadModule.of(data)
-    with _quiet():
+    with quiet_lightning():
         quiet_trainer(tmp_path, max_epochs=epochs).fit(module, data)
     expected = plain_loop(prepared, config, epochs, target)
     assert isinstance(fitted.head, nn.Module)
@@ -249,7 +249,7 @@ def test_cluster_job_is_not_taken_for_a_distributed_training(
 
 def test_other_warnings_of_lightning_are_shown() -> None:
     level = logging.getLogger("pytorch_lightning.utilities.rank_zero").level
-    with pytest.warns(UserWarning, match="something is wrong"), _quiet():
+    with pytest.warns(UserWarning, match="something is wrong"), quiet_lightning():
         pl.utilities.rank_zero_warn("something is wrong")
     assert logging.getLogger("pytorch_lightning.utilities.rank_zero").level == level
 

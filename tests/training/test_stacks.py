@@ -226,7 +226,7 @@ def test_the_size_of_a_stack_is_the_fastest_by_measurement(
         assert torch.get_num_threads() == 1
         return tried[-1] * (1.0 if tried[-1] == fastest else 1.1)
 
-    monkeypatch.setattr(stacking, "_step_seconds", seconds)
+    monkeypatch.setattr(stacking, "step_seconds", seconds)
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
     configs = [HeadConfig(head="linear", lr=lr, max_epochs=1) for lr in np.geomspace(1e-4, 1e-1, 20).tolist()]
     _, sizes = train_together(cache, configs)
@@ -241,7 +241,7 @@ def test_all_threads_are_used_if_they_are_clearly_faster(
     def seconds(stack: Stack, features: Tensor, targets: Tensor) -> float:
         return fast if torch.get_num_threads() == 2 else 1.0
 
-    monkeypatch.setattr(stacking, "_step_seconds", seconds)
+    monkeypatch.setattr(stacking, "step_seconds", seconds)
     monkeypatch.setattr(stacking, "FEWEST_STEPS_TO_TRY", 1)
     monkeypatch.setattr(stacking, "SMALL_STEP", 1)
     with training_threads(2):

@@ -152,9 +152,9 @@ def _try(network: Network, candidate: Chosen, report: Report) -> Speed | None:
     """Measure a runner; None, with a warning, if it cannot compute this network or computes other features."""
     if candidate.runner == "eager":
         # Eager is the fallback, so its exceptions are the network's own, and its drift is measured later.
-        return _measure(network, candidate)
+        return measure_speed(network, candidate)
     try:
-        return _measure(network, candidate)
+        return measure_speed(network, candidate)
     except RunnerUnsuitable as error:
         report.warn(f"{error.message}; trying the next runner")
     except FeatcacheError:
@@ -165,7 +165,8 @@ def _try(network: Network, candidate: Chosen, report: Report) -> Speed | None:
     return None
 
 
-def _measure(network: Network, candidate: Chosen) -> Speed:
+def measure_speed(network: Network, candidate: Chosen) -> Speed:
+    """Measure how long a runner takes to start, and its images per second, on images of noise."""
     batch = _batch(network)
     began = time.perf_counter()
     program = network.on("cpu", candidate.precision, candidate.runner, batch_size=_IMAGES)

@@ -80,7 +80,7 @@ class TransformersZoo:
         repository = _on_the_hub(name)
         if repository is None:
             return f"file:{_folder(name).resolve()}"
-        return f"{_PREFIX}{repository[0]}@{_commit(*repository)}"
+        return f"{_PREFIX}{repository[0]}@{commit_of(*repository)}"
 
     def weights(self, name: str, weights: str) -> Weights:
         from featcache.backbones.weights import Weights
@@ -153,7 +153,7 @@ def _folder(name: str, *files: str) -> Path:
     repository = _on_the_hub(name)
     if repository is None:
         return Path(name.removeprefix(_PREFIX))
-    return _download(repository[0], _commit(*repository), *_DESCRIPTIONS, *files)
+    return _download(repository[0], commit_of(*repository), *_DESCRIPTIONS, *files)
 
 
 def _on_the_hub(name: str) -> tuple[str, str | None] | None:
@@ -164,7 +164,7 @@ def _on_the_hub(name: str) -> tuple[str, str | None] | None:
 
 
 @cache
-def _commit(repository: str, revision: str | None) -> str:
+def commit_of(repository: str, revision: str | None) -> str:
     """The commit of a revision, cached so that all files of a model are of one commit even if its branch moves."""
     # The hub's client stores each commit in a folder with its name.
     return _download(repository, revision, *_DESCRIPTIONS).name
