@@ -28,10 +28,10 @@ from featcache.errors import DownloadError, InvalidOption, MissingExtra, Unknown
 
 # A dozen families with fast sizes; the slow tests use the networks' own sizes.
 FAMILIES = {
-    "timm:vit_tiny_patch16_224": (64, 96),
+    "timm:vit_tiny_patch16_224": (64,),
     "timm:vit_small_patch14_reg4_dinov2": (56,),
     "timm:vit_small_patch16_dinov3": (64,),
-    "timm:eva02_tiny_patch14_224": (56, 70),
+    "timm:eva02_tiny_patch14_224": (70,),
     "timm:swin_tiny_patch4_window7_224": (112,),
     "timm:vit_base_patch16_siglip_224": (64,),
     "timm:vit_base_patch32_clip_quickgelu_224": (),

@@ -42,6 +42,9 @@ FAMILIES = {
     "vit_b_32": 64,
 }
 
+# Larger than others of their kind.
+SLOW = ("maxvit_t", "vgg11_bn", "swin_v2_t")
+
 # The first convolution and narrow ones directly after it, which stay in fp32 in any precision.
 EXACT = {
     "vgg11_bn": {"features.0"},
@@ -93,7 +96,9 @@ class TestSeveralLayersContract(BackboneContract):
         return load("squeezenet1_1", folder, image_size=64, layers=("features.2", "features.5", "features"))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in FAMILIES]
+)
 def test_default_features_equal_the_input_of_the_networks_classifier(name: str, tmp_path: Path) -> None:
     network = load(name, tmp_path, image_size=FAMILIES[name])
     assert network.spec.layer_names == ("pre_logits",)

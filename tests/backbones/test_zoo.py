@@ -13,16 +13,14 @@ from featcache.backbones.zoos import zoo_of
 from featcache.errors import InvalidOption
 
 # Networks that test_torchvision_zoo and test_timm_zoo compare with their library are not repeated. Among these: a
-# classifier behind a convolution (ghostnet), two classifiers (repvit), windows (swin), tables that the forward method
+# classifier behind a convolution (ghostnet), two classifiers (repvit), tables that the forward method
 # makes (convit), no classifier at all (dinov2), tuples of tokens (pit).
 NAMES = (
     "squeezenet1_1",
     "timm:convit_tiny",
-    "timm:efficientvit_m0",
     "timm:ghostnet_050",
     "timm:pit_ti_224",
     "timm:repvit_m1",
-    "timm:swin_s3_tiny_224",
     "timm:test_nfnet",
     "timm:vit_small_patch14_dinov2",
     "timm:xcit_nano_12_p16_224",
@@ -33,6 +31,7 @@ MORE = (
     "timm:edgenext_xx_small",
     "timm:efficientformerv2_s0",
     "timm:efficientvit_b0",
+    "timm:efficientvit_m0",
     "timm:fastvit_t8",
     "timm:lcnet_035",
     "timm:mambaout_femto",
@@ -41,6 +40,7 @@ MORE = (
     "timm:pvt_v2_b0",
     "timm:regnetx_002",
     "timm:rexnet_100",
+    "timm:swin_s3_tiny_224",
     "timm:test_efficientnet",
     "timm:test_vit",
     "timm:tiny_vit_5m_224",

@@ -147,6 +147,32 @@ def test_a_cache_is_found_without_the_package_but_not_extended(
     assert find_cache(later.features_dir, CacheQuery()).path == done.cache
 
 
+def test_ctrl_c_is_handled_after_networks_were_freed_in_any_order(tmp_path: Path) -> None:
+    program = """
+import gc, signal, sys
+from pathlib import Path
+import numpy as np
+from featcache.backbones import load_backbone
+
+networks = [
+    load_backbone("squeezenet1_1", weights="random:0", image_size=size, data_dir=Path(sys.argv[1])) for size in (64, 96)
+]
+for one in networks:
+    size = one.spec.transform.image_size
+    one.on("cpu", "fp32", "openvino", batch_size=1).features(np.zeros((1, size, size, 3), np.uint8))
+del one
+while networks:
+    del networks[0]
+    gc.collect()
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("handled")
+"""
+    ran = subprocess.run([sys.executable, "-c", program, tmp_path], check=False, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "handled\n")
+
+
 def test_no_telemetry_is_loaded(tmp_path: Path) -> None:
     program = (
         "import sys, numpy as np\n"

@@ -553,11 +553,10 @@ def quick_collection() -> Iterator[None]:
 
 @pytest.mark.usefixtures("quick_collection")
 @pytest.mark.parametrize(
-    "options",
-    [{"shots": (4, 8), "draws": 4}, {"folds": 3}, {"seeds": 2}],
-    ids=["draws", "folds", "seeds"],
+    ("options", "share"),
+    [({"shots": (4, 8), "draws": 4}, 0.5), ({"folds": 3}, 1.5), ({"seeds": 2}, 3.0), ({"seeds": 2}, 0.5)],
+    ids=["draws", "folds", "seeds", "seeds in little memory"],
 )
-@pytest.mark.parametrize("share", [0.5, 1.5, 3.0])
 def test_the_memory_for_features_holds_for_all_that_is_open(
     cache: FeatureCache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], share: float
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 import warnings
@@ -76,7 +77,7 @@ class Program:
         return {name: torch.from_numpy(values[number]) for number, name in enumerate(self._layers)}
 
     def _compile(self) -> Any:
-        openvino = _openvino()
+        openvino, core = _openvino(), _core()
         assert self._network is not None
         ordered = in_order(_ChannelsLast(self._network), self._layers)
         with warnings.catch_warnings(), torch.no_grad(), torch.inference_mode(False):
@@ -90,7 +91,7 @@ class Program:
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
-        return openvino.Core().compile_model(model, "CPU", settings)
+        return core.compile_model(model, "CPU", settings)
 
 
 class _ChannelsLast(nn.Module):
@@ -102,6 +103,14 @@ class _ChannelsLast(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.network(images.permute(0, 3, 1, 2))
+
+
+@functools.cache
+def _core() -> Any:
+    # One for the process. Each `Core` that compiles for the CPU gives its thread another stack for signal handlers, and
+    # puts the stack that it found back when it is freed. Of several, that may be one that was freed before: the next
+    # Ctrl-C would end the process with a segmentation fault.
+    return _openvino().Core()
 
 
 def _openvino() -> Any:
