@@ -70,8 +70,8 @@ def notes(result: Result) -> list[str]:
     pays = "never pays" if gain.break_even_epoch is None else f"pays from epoch {gain.break_even_epoch} on"
     return [
         what_was_measured(result),
-        f"E = {options.epochs} epochs of each of H = {options.heads} classifiers: {speed_up(gain.cold_all_heads)} "
-        f"for all of them; for a single one, keeping outputs {pays}.",
+        f"E = {options.epochs} epochs, H = {options.heads} classifiers: {speed_up(gain.cold_all_heads)} in "
+        f"all; for one, keeping outputs {pays}.",
         # Rounding in a cache may change the outputs; it is worth a line where it changes the accuracy.
         *(same_heads(one) for one in result.agreements if one.baseline == NOTEBOOK or one.points > SAME_POINTS),
         *how_it_was_scaled(result),
@@ -94,7 +94,7 @@ def same_heads(agreement: Agreement) -> str:
     """Whether the head that was trained end to end is the head from the cache."""
     how, points = f"({agreement.precision}, stored as {agreement.stored})", f"{agreement.points:.1f}"
     if agreement.baseline == TUNED:
-        return f"Features {how} are rounded: outputs differ by {agreement.logits:.0e}, accuracy by {points} points."
+        return f"Rounded features {how}: outputs differ by {agreement.logits:.0e}, accuracy by {points} points."
     return (
         f"{'The same' if agreement.same else 'NOT the same'} classifier either way: outputs differ by "
         f"{agreement.logits:.0e} ({SAME_LOGITS:g} allowed), accuracy by {points} points ({SAME_POINTS} allowed)."
@@ -106,10 +106,10 @@ def how_it_was_scaled(result: Result) -> list[str]:
     total, reasons = summarise(result).totals[NOTEBOOK], []
     if total.scaled:
         images = sum(result.ways[NOTEBOOK].images.values())
-        reasons.append(f"from {images:,} images and {result.options.sampled_epochs} epochs, scaled by number of images")
+        reasons.append(f"from {images:,} images and {result.options.sampled_epochs} epochs, scaled by images")
     if total.multiplied:
-        reasons.append(f"one classifier's time multiplied by {result.options.heads}")
-    return [f"≈ is an estimate: {'; '.join(reasons)}."] if reasons else []
+        reasons.append(f"one classifier's time x {result.options.heads}")
+    return [f"≈ {'; '.join(reasons)}."] if reasons else []
 
 
 # --- the table and the chart -------------------------------------------------------------------------------

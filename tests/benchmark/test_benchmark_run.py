@@ -78,7 +78,7 @@ def test_what_a_person_sees_is_15_lines_without_jargon(
 ) -> None:
     show(Measured.from_json(answer))
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 15
+    assert len(lines) <= 15, "\n".join(lines)
     assert max(map(len, lines)) <= 80
     # The readers know neither featcache nor caches.
     assert not any(word in "\n".join(lines) for word in ("cache ", "cached", "backbone", "extraction", "end to end"))

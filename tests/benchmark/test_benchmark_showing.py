@@ -67,8 +67,8 @@ def test_scaled_values_are_marked() -> None:
         assert all(cell.startswith("≈ ") for cell in rows[name][1:3])
     for name in (COLD, WARM):
         assert not any("≈" in cell for cell in rows[name])
-    sample, heads = "from 150 images and 2 epochs, scaled by number of images", "one classifier's time multiplied by 4"
-    assert f"≈ is an estimate: {sample}; {heads}." in notes(result())
+    sample, heads = "from 150 images and 2 epochs, scaled by images", "one classifier's time x 4"
+    assert f"≈ {sample}; {heads}." in notes(result())
     # An accuracy from fewer images cannot be compared.
     assert [row[-1] for row in rows.values()] == ["-", "-", "70.0 %", "70.0 %"]
     assert all(len(row) == len(header(result())) for row in rows.values())

@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
 
 # --- lists of very many images ------------------------------------------------------------------------------
 
-IMAGES = 30_000
+IMAGES = 100_000
 
 
 class Numbered(ImageSource):

@@ -27,7 +27,7 @@ def test_the_notebooks_task_runs_on_a_subset(cifar_zip: Path, vgg_weights: Path,
     printed = []
     for line in (extract, *others):
         words = [here.get(word, word) for word in line.split()[1:]]
-        words += ["--weights", str(vgg_weights), "--limit", "8", "--runner", "eager"] if words[0] == "extract" else []
+        words += ["--weights", str(vgg_weights), "--limit", "12", "--runner", "eager"] if words[0] == "extract" else []
         ran = subprocess.run(
             [sys.executable, "-m", "featcache", *words, "--json"],
             cwd=tmp_path,
@@ -38,6 +38,6 @@ def test_the_notebooks_task_runs_on_a_subset(cifar_zip: Path, vgg_weights: Path,
         assert ran.returncode == 0, ran.stderr
         printed.append(json.loads(ran.stdout))
     extracted, trained = printed
-    assert (extracted["rows"], extracted["feature_dim"]) == ({"train": 8, "test": 8}, {"pre_logits": 25088})
+    assert (extracted["rows"], extracted["feature_dim"]) == ({"train": 12, "test": 12}, {"pre_logits": 25088})
     assert trained["head"] == "mlp:128,64"
-    assert (trained["n"]["train"] + trained["n"]["val"], trained["n"]["test"]) == (8, 8)
+    assert (trained["n"]["train"] + trained["n"]["val"], trained["n"]["test"]) == (12, 12)
