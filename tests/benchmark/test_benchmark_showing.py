@@ -89,9 +89,9 @@ def test_heads_that_differ_are_not_called_the_same(fault: dict[str, Any]) -> Non
 
 def test_an_accuracy_that_rounding_changed_is_shown() -> None:
     exact, product = result().agreements
-    assert not any("rounded" in line for line in notes(result()))
+    assert not any("Rounded" in line for line in notes(result()))
     other = replace(result(), agreements=(exact, replace(product, test_accuracy=(0.39, 0.43))))
-    assert any("accuracy by 4.0 points" in line and "rounded" in line for line in notes(other))
+    assert any("accuracy by 4.0 points" in line and "Rounded" in line for line in notes(other))
 
 
 def test_the_bars_are_as_long_as_the_times_of_all_heads() -> None:
