@@ -49,7 +49,7 @@ def test_the_notebook_runs_on_a_few_real_images(
         f"{name} = {value!r}"
         for name, value in {
             "images": str(cifar_zip),
-            "limit": 20,
+            "limit": 12,
             "weights": {"vgg16": str(vgg_weights), "inception_v3": str(inception_weights)},
             "seeds": 1,
         }.items()
