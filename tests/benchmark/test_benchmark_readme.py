@@ -35,7 +35,7 @@ def test_the_comparison_has_the_measured_picture_and_table(renderer: ModuleType,
     page = renderer.render(readme, {"comparison": renderer.comparison(result())})
     pictures, rows = re.findall(r"<img [^>]*src=\"([^\"]+)\"", page), re.findall(r"^\| .*", page, re.MULTILINE)
     assert "benchmarks/results/end_to_end_cifar10-vgg16.svg" in pictures
-    assert any(row.startswith("| the network runs | first | all 4 | correct |") for row in rows)
+    assert any(row.startswith("| the network runs | 1 classifier | all 4 | correct |") for row in rows)
 
 
 def test_the_headline_is_the_fair_speed_up_and_the_large_one_stands_beside_it(renderer: ModuleType) -> None:
