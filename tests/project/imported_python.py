@@ -1,9 +1,9 @@
-"""An interpreter that has imported the libraries already; commands are forked from it instead of started.
+"""An interpreter that has imported featcache and its libraries; commands are forked from it instead of started.
 
-Most of the time of a short command is the import of torch. The programs `featcache` and `python` in a folder that goes
-first in PATH send their words, folder, environment and open files to a server, which forks; the new process imports
-featcache itself afresh, runs as any other and ends with its own exit code. So pipes, redirections and here-documents
-are those of the shell.
+Most of the time of a short command is the import of torch and of other libraries. The programs `featcache` and `python`
+in a folder that goes first in PATH send their words, folder, environment and open files to a server, which forks; the
+new process runs as any other and ends with its own exit code. So pipes, redirections and here-documents are those of
+the shell.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gc
 import importlib
 import json
 import os
+import pkgutil
 import socket
 import subprocess
 import sys
@@ -22,7 +23,12 @@ import types
 from collections.abc import Iterator
 from pathlib import Path
 
-LIBRARIES = ("numpy", "h5py", "PIL.Image", "torch", "torchvision", "pytorch_lightning", "sklearn.linear_model", "timm")
+LIBRARIES = (
+    *("numpy", "h5py", "PIL.Image", "torch", "torchvision", "pytorch_lightning", "sklearn.linear_model", "timm"),
+    *("altair", "onnxscript", "pydantic", "torch.onnx", "torch.export", "typer"),
+)
+# Modules that need an extra, or are programs.
+_NOT_IMPORTED = ("ray", "__main__")
 
 # `-S` skips the site-packages, which a client does not need. Other words than these are left to Python itself.
 CLIENT = """\
@@ -61,6 +67,14 @@ def fast_programs(folder: Path) -> Iterator[Path]:
             yield folder
         finally:
             server.terminate()
+
+
+def import_featcache() -> None:
+    """Import all modules of featcache."""
+    package = importlib.import_module("featcache")
+    for module in pkgutil.walk_packages(package.__path__, "featcache."):
+        if not any(part in module.name for part in _NOT_IMPORTED):
+            importlib.import_module(module.name)
 
 
 def run_requests(address: str) -> None:
@@ -136,6 +150,7 @@ def run_python(words: list[str]) -> None:
 if __name__ == "__main__":
     for library in LIBRARIES:
         importlib.import_module(library)
+    import_featcache()
     # Objects that are neither looked at nor freed are not copied into each process.
     gc.freeze()
     run_requests(sys.argv[1])

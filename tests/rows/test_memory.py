@@ -52,8 +52,16 @@ def peaks(task: Task, _: Reporter) -> list[int]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak is the kernel's")
-@pytest.mark.parametrize("train_views", [None, *TRAIN_VIEWS])
-@pytest.mark.parametrize("head_batch_size", [16, 256], ids=["batches in windows", "batches in pieces"])
+@pytest.mark.parametrize(
+    ("head_batch_size", "train_views"),
+    [
+        pytest.param(
+            size, views, id=f"batches in {how}, {views}", marks=pytest.mark.slow if size > 16 and views else ()
+        )
+        for size, how in ((16, "windows"), (256, "pieces"))
+        for views in (None, *TRAIN_VIEWS)
+    ],
+)
 def test_a_streamed_cache_is_not_in_memory(
     tmp_path: Path, head_batch_size: int, train_views: TrainViews | None
 ) -> None:
