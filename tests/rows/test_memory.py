@@ -58,7 +58,7 @@ def peaks(task: Task, _: Reporter) -> list[int]:
         pytest.param(
             size, views, id=f"batches in {how}, {views}", marks=pytest.mark.slow if size > 16 and views else ()
         )
-        for size, how in ((16, "windows"), (256, "pieces"))
+        for size, how in ((16, "batches in windows"), (256, "batches in pieces"))
         for views in (None, *TRAIN_VIEWS)
     ],
 )
