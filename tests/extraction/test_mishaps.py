@@ -59,6 +59,15 @@ def test_a_segment_whose_images_were_all_skipped_is_not_computed_again(tmp_path:
     assert (done.computed, done.reused, len(done.skipped)) == (1, 10, 1)
 
 
+def test_images_of_the_trial_batch_do_not_count_as_existing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = write_images(tmp_path / "images", train=20, test=2)
+    with caplog.at_level("INFO", "featcache"):
+        done = extract(request(folder, tmp_path), Execution(batch_size=8))
+    assert done.computed == 66
+    assert any(record.message.startswith("66 images to extract with") for record in caplog.records)
+    assert not any("exist already" in record.message for record in caplog.records)
+
+
 def test_an_image_that_changes_while_the_trial_batch_is_computed_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
