@@ -167,28 +167,34 @@ def _numbers(images: Images, works: Sequence[_Work]) -> Iterator[Numbers]:
 
 def _report_existing(cut: Cut) -> None:
     job = cut.inventory.job
-    rows, missing = len(job.images), _count_missing(cut)
+    rows, (missing, unknown) = len(job.images), _count_missing(cut)
+    least, most = ("at least ", "at most ") if unknown else ("", "")
     size = f"the cache will have {human_bytes(feature_bytes(job.spec, job.images.rows_of_splits))}"
     if missing == rows:
         views = f", {job.spec.views} views of each train image" if job.spec.views > 1 else ""
-        job.reporter.info(f"{rows:,} images to extract with {job.backbone.name}{views}; {size}")
+        job.reporter.info(f"{most}{rows:,} images to extract with {job.backbone.name}{views}; {size}")
     elif job.execution.shard is not None:
-        job.reporter.info(f"{missing:,} images to extract in this share of {rows:,}; {size}")
+        job.reporter.info(f"{most}{missing:,} images to extract in this share of {rows:,}; {size}")
     else:
-        job.reporter.info(f"{rows - missing:,} of {rows:,} images exist already, {missing:,} to extract; {size}")
+        job.reporter.info(
+            f"{least}{rows - missing:,} of {rows:,} images exist already, {most}{missing:,} to extract; {size}"
+        )
 
 
-def _count_missing(cut: Cut) -> int:
-    """How many images of the units have no row on disk. Images whose digest is not known yet count as missing."""
+def _count_missing(cut: Cut) -> tuple[int, int]:
+    """How many images of the units have no row on disk, and of how many of these that is not known yet.
+
+    The digests of the latter are looked up when their unit is reached; some of their rows may be found then.
+    """
     images = cut.inventory.job.images
     numbers = np.concatenate([unit.images for unit in cut.todo])
-    known = numbers[images.known[numbers]]
     # Rows in memory were computed a moment ago, to try out the speed.
     stored = [donor for donor in cut.donors if not isinstance(donor, MemoryDonor)]
-    if not stored or not len(known):
-        return len(numbers)
+    if not stored:
+        return len(numbers), 0
+    known = numbers[images.known[numbers]]
     donors = Donors(stored, cut.inventory.warn)
-    return len(numbers) - int((donors.locate(images.digests[known]).donor >= 0).sum())
+    return len(numbers) - int((donors.locate(images.digests[known]).donor >= 0).sum()), len(numbers) - len(known)
 
 
 def _require_space(cut: Cut) -> None:

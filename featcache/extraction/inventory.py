@@ -48,8 +48,8 @@ class Inventory:
 
     @property
     def features_dir(self) -> Path:
-        """The folder of all caches."""
-        return self.job.request.features_dir
+        """The folder of all caches, absolute like the paths of open ones, with which its paths are compared."""
+        return self.job.request.features_dir.absolute()
 
     def _once(self, report: Callable[[str], None], text: str) -> None:
         if text not in self._reported:

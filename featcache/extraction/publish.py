@@ -189,7 +189,9 @@ def _move_aside(inventory: Inventory, existing: FeatureCache | None) -> None:
     """Rename an unreadable file at the cache's path instead of overwriting it."""
     path = inventory.packed_path
     if path.exists() and (existing is None or existing.path != path):
-        inventory.job.reporter.warn(f"the unreadable file was kept as {keep_damaged(path)} (`featcache gc` lists it)")
+        job = inventory.job
+        kept = job.request.features_dir / keep_damaged(path).name
+        job.reporter.warn(f"the unreadable file was kept as {kept} (`featcache gc` lists it)")
 
 
 def _close(splits: Iterable[CachedSplit]) -> None:

@@ -359,6 +359,23 @@ def test_after_ctrl_c_the_same_call_continues(
     assert arrays(after.cache) == reference
 
 
+@pytest.mark.parametrize("pack", [True, False])
+def test_a_relative_data_folder_is_treated_as_an_absolute_one(
+    images: Path, tmp_path: Path, pack: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    request, execution = Request(dataset=images, backbone=tiny_backbone(), data_dir=Path("data")), Execution(pack=pack)
+    first = extract(request, execution)
+    next(images.rglob("*.jpg")).unlink()
+    again = extract(request, execution)
+    assert (again.computed, again.reused) == (0, first.computed - 1)
+    assert again.cache == first.cache and not again.cache.is_absolute()
+    left = {path.name for path in Path("data/features").iterdir() if not path.name.startswith(".")}
+    assert left == {again.cache.name}
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert extract(request, execution).computed == 0
+
+
 def test_damaged_rows_count_as_absent(request_: Request, caplog: pytest.LogCaptureFixture) -> None:
     first = extract(request_)
     reference = arrays(first.cache)
