@@ -116,4 +116,5 @@ def _whole(cache: FeatureCache, column: Column) -> Target:
 def _text(value: str | float | tuple[str, ...]) -> str:
     if isinstance(value, tuple):
         return ";".join(value) or "no class"
-    return f"{value:g}" if isinstance(value, float) else value
+    # All digits that a number of a table has: 20240101 and 20240102 differ.
+    return f"{value:.15g}" if isinstance(value, float) else value

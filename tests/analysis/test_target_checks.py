@@ -57,6 +57,11 @@ def test_far_numbers_are_found_and_missing_ones_are_not(tmp_path: Path) -> None:
     assert section.withheld == "age: 7 numbers are too few"
 
 
+def test_copies_with_long_numbers_that_differ_in_their_last_digit_contradict_each_other(tmp_path: Path) -> None:
+    table = table_with(tmp_path, encode("day", ["20240101", "20240102"] * 30), encode("age", ["0.1", "0.1"] * 30))
+    assert table.different_values(np.array([0, 1])) == {"day": ("20240101", "20240102")}
+
+
 def test_labels_are_not_doubted_where_the_features_know_nothing(tmp_path: Path) -> None:
     features, labels = clouds(300, distance=0.0)
     table = ImageTable.of(write_cache(tmp_path, {"train": (features, labels)}))
