@@ -107,7 +107,7 @@ def _audit(
     together = _group_numbers(equal, group_matches(likely.matches))
     images = counts(table)
     sections = [
-        *copy_sections(table, certain, likely, _method_note(table, pairs, pictures)),
+        *copy_sections(table, certain, likely, pictures, _method_note(table, pairs, pictures)),
         label_errors(table, rows, groups=together, seed=seed, progress=progress),
         outliers(table, root_directions(table, seed=seed, progress=progress)),
         split_section(table, rows, seed=seed),

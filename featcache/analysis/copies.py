@@ -51,6 +51,7 @@ _CERTAIN: Final = {
     "pixels": "the same pixels in other files",
     "mirrored_pixels": "the same pixels, mirrored",
 }
+_UNREAD: Final = "that cannot be read, or have changed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,9 +186,18 @@ def _not_compared(pictures: Pictures | None) -> Iterator[str]:
             yield f"{human_count(count, 'image')} {why}: their outlines cannot be compared"
     if pictures.unread:
         yield (
-            f"{human_count(pictures.unread, 'image')} that cannot be read, or have changed: only pairs with a cosine "
-            f"of at least {FEATURES_ALONE:g} are listed"
+            f"{human_count(pictures.unread, 'image')} {_UNREAD}: only pairs with a cosine of at least "
+            f"{FEATURES_ALONE:g} are listed"
         )
+
+
+def _compared_by_bytes(pictures: Pictures | None) -> str | None:
+    """Of which images only the same bytes are certain, as a sentence; None if the pixels of all were compared."""
+    if pictures is None:
+        return "the pixels were not compared: only the same bytes are found"
+    if pictures.unread:
+        return f"{human_count(pictures.unread, 'image')} {_UNREAD}: of these only the same bytes are found"
+    return None
 
 
 def _compare(pairs: Pairs, pictures: Pictures | None) -> Iterator[Match]:
@@ -248,13 +258,16 @@ def group_matches(matches: Sequence[Match]) -> list[Group]:
 # --- findings ----------------------------------------------------------------------------------------------
 
 
-def copy_sections(table: ImageTable, certain: Sequence[Group], likely: Likely, note: str) -> tuple[Section, ...]:
+def copy_sections(
+    table: ImageTable, certain: Sequence[Group], likely: Likely, pictures: Pictures | None, note: str
+) -> tuple[Section, ...]:
     """The sections of leaks, duplicates, look-alikes and questions about labels.
 
     Args:
         table: The images.
         certain: Groups of equal images.
         likely: Likely matches between other images.
+        pictures: The images whose pixels were compared; None: bytes only.
         note: How likely matches were searched.
     """
     facts = [_certain_finding(table, group) for group in certain]
@@ -265,9 +278,10 @@ def copy_sections(table: ImageTable, certain: Sequence[Group], likely: Likely, n
         (differ if len(labels) > 1 else same).append(match)
     withheld = "; ".join(likely.withheld) or None
     certain_by = "the same bytes, the same decoded pixels, or the same pixels mirrored: certain"
+    only_bytes = _compared_by_bytes(pictures)
     return (
-        _section("leak", [one for one in facts if one.kind == "leak"], certain_by),
-        _section("duplicate", [one for one in facts if one.kind == "duplicate"], certain_by),
+        _section("leak", [one for one in facts if one.kind == "leak"], certain_by, only_bytes),
+        _section("duplicate", [one for one in facts if one.kind == "duplicate"], certain_by, only_bytes),
         _section("look_alike", [_likely_finding(table, group) for group in group_matches(same)], note, withheld),
         _section(
             "label_question",

@@ -190,6 +190,20 @@ def test_an_image_that_has_changed_since_is_not_compared(tmp_path: Path) -> None
     audit = audit_cache(cache, source=changed)
     assert findings_of(audit) == []
     assert audit.withheld["look_alike"].startswith("90 images that cannot be read, or have changed: ")
+    for kind in ("leak", "duplicate"):
+        assert audit.withheld[kind] == (
+            "90 images that cannot be read, or have changed: of these only the same bytes are found"
+        )
+
+
+def test_leaks_whose_pixels_were_not_compared_are_withheld(tmp_path: Path) -> None:
+    cache, source = plant_copy(tmp_path, mirror, cosine=0.8)
+    compared, not_compared = audit_cache(cache, source=source), audit_cache(cache)
+    assert [one.kind for one in findings_of(compared)] == ["leak"]
+    assert not {"leak", "duplicate"} & set(compared.withheld)
+    assert findings_of(not_compared) == []
+    for kind in ("leak", "duplicate"):
+        assert not_compared.withheld[kind] == "the pixels were not compared: only the same bytes are found"
 
 
 def test_transparency_counts_as_pixels(tmp_path: Path) -> None:
