@@ -88,6 +88,8 @@ def _predict_fold(
     with warnings.catch_warnings():
         # Approximate probabilities are sufficient here.
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # Labels are classes, also if there are nearly as many as images.
+        warnings.filterwarnings("ignore", message="The number of unique classes", category=UserWarning)
         head.fit(directions[numbers[fitted]] * scale, labels[fitted])
     for start in range(0, len(unseen), _BLOCK):
         some = unseen[start : start + _BLOCK]

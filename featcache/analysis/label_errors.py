@@ -40,7 +40,11 @@ def label_errors(
     numbers = np.flatnonzero(table.labels >= 0)
     labels = table.labels[numbers]
     if len(numbers) < LEAST_IMAGES or len(np.unique(labels)) < 2:
-        reason = f"{human_count(len(numbers), 'labelled image')} of {len(np.unique(labels))} classes are too few"
+        classes = human_count(len(np.unique(labels)), "class", "classes")
+        reason = (
+            f"too few: {human_count(len(numbers), 'labelled image')} of {classes}; it takes {LEAST_IMAGES} images, and "
+            "two classes"
+        )
         return Section(kind="label_error", note=_METHOD, withheld=reason)
     probabilities = out_of_fold(directions, numbers, labels, groups=groups[numbers], seed=seed, progress=progress)
     agree = float((probabilities.argmax(axis=1) == labels).mean())

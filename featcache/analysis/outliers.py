@@ -32,7 +32,7 @@ _BLOCK: Final = 8192
 def outliers(table: ImageTable, root_directions: Values) -> Section:
     """The section of outliers, the farthest first. `root_directions`: float32 (N, d), of all images."""
     if len(table) < LEAST_IMAGES:
-        reason = f"{human_count(len(table), 'image')} are too few"
+        reason = f"too few: {human_count(len(table), 'image')}; it takes {LEAST_IMAGES}"
         return Section(kind="outlier", note="distance to the nearest class", withheld=reason)
     distances, nearest = class_distances(root_directions, table.labels)
     low, middle, high = np.quantile(distances, [0.25, 0.5, 0.75])

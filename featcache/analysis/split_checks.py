@@ -14,6 +14,7 @@ from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.values import Rows, Values, thin
 from featcache.images.splits import SPLIT_WORDS
+from featcache.text import human_count
 
 Counts = Mapping[str, Mapping[str, int]]
 
@@ -82,7 +83,8 @@ def _small(table: ImageTable) -> Iterator[Finding]:
             yield Finding(
                 kind="split",
                 score=1 - size / SMALL_SPLIT,
-                reason=f"{split} has {size} images: an accuracy of 90 % on them is uncertain by {points:.0f} points",
+                reason=f"{split} has {human_count(size, 'image')}: an accuracy of 90 % on them is uncertain by "
+                f"{points:.0f} points",
             )
 
 
@@ -205,4 +207,4 @@ def _range(sizes: Mapping[str, int]) -> str:
         return "no labels"
     low, high = min(labelled), max(labelled)
     each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    return f"{len(labelled)} classes of {each} images"
+    return f"{human_count(len(labelled), 'class', 'classes')} of {each} {'image' if high == 1 else 'images'}"

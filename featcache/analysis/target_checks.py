@@ -40,7 +40,9 @@ def target_sections(table: ImageTable) -> tuple[Section, ...]:
             if numbers
             else "the cache has no target of numbers",
             withheld="; ".join(
-                f"{target.name}: {human_count(int(target.has_value.sum()), 'number')} are too few" for target in few
+                f"{target.name}: too few, {human_count(int(target.has_value.sum()), 'number')}; "
+                f"it takes {LEAST_NUMBERS}"
+                for target in few
             )
             or None,
         ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -305,3 +306,20 @@ def test_large_directions_are_memory_mapped(tmp_path: Path, monkeypatch: pytest.
         monkeypatch.setattr("featcache.analysis.directions.RESIDENT_BYTES", 1000)
         assert isinstance(directions(ImageTable.of(cache)), np.memmap)
         assert audit_cache(cache).to_json()["sections"] == expected
+
+
+def test_labels_of_nearly_as_many_classes_as_images_are_audited_without_a_warning(tmp_path: Path) -> None:
+    features, _ = clouds(80)
+    names = tuple(f"c{n:02d}" for n in range(60))
+    cache = write_cache(tmp_path, {"train": (features, np.arange(80) % 60)}, classes=names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert "too" not in audit_cache(cache).withheld["label_error"]
+
+
+def test_one_image_is_called_one_image(tmp_path: Path) -> None:
+    features, labels = clouds(1)
+    audit = audit_cache(write_cache(tmp_path, {"train": (features, labels), "test": (features, labels)}))
+    texts = [*audit.withheld.values(), *(one.reason for part in audit.sections for one in part.findings)]
+    assert "test has 1 image: an accuracy of 90 % on them is uncertain by 59 points" in texts
+    assert not any("1 images" in text or "1 classes" in text or "1 image are" in text for text in texts)

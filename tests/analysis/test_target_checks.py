@@ -54,7 +54,7 @@ def test_far_numbers_are_found_and_missing_ones_are_not(tmp_path: Path) -> None:
     assert [text.split(";")[0] for text in reasons(table, "far_number")] == ["age is 900", "age is -50"]
     few = encode("age", [*cells[:8], *[None] * 52])
     (section,) = [one for one in target_sections(table_with(tmp_path / "b", few)) if one.kind == "far_number"]
-    assert section.withheld == "age: 7 numbers are too few"
+    assert section.withheld == "age: too few, 7 numbers; it takes 20"
 
 
 def test_copies_with_long_numbers_that_differ_in_their_last_digit_contradict_each_other(tmp_path: Path) -> None:
@@ -73,7 +73,9 @@ def test_labels_are_not_doubted_where_the_features_know_nothing(tmp_path: Path) 
 def test_a_cache_of_one_class_is_audited(tmp_path: Path) -> None:
     features, _ = clouds(80)
     audit = audit_cache(write_cache(tmp_path, {"train": (features, np.zeros(80, np.int64))}, classes=("ant",)))
-    assert "1 classes are too few" in audit.withheld["label_error"]
+    assert (
+        audit.withheld["label_error"] == "too few: 80 labelled images of 1 class; it takes 50 images, and two classes"
+    )
     assert [one.reason for one in audit.section("constant_target").findings] == [
         "label is ant for all 80 images that have a value: nothing can be learned"
     ]
