@@ -220,6 +220,8 @@ def _show_run(exported: ExportedRun, common: Common) -> None:
     what, columns = ("values", "columns") if numbers else ("probabilities", "classes")
     # What is trained further gives logits.
     outputs = "logits" if exported.format == "torch" and not numbers else what
+    # `ExportedRun.greatest_difference` is so, because numbers may have any size.
+    relative = ", relative to the largest number of their column" if numbers else ""
     same = "the same predicted class, " if exported.target.kind == "classes" else ""
     images = human_count(exported.images, "image")
     print_line(Bold(human_bytes(exported.nbytes)), f" in {human_path(exported.path)} ({exported.format})")
@@ -229,7 +231,10 @@ def _show_run(exported: ExportedRun, common: Common) -> None:
             ("input", _INPUTS.get(exported.format, "images: uint8 (N, H, W, 3), RGB, of any size")),
             ("output", f"{outputs}: float32 (N, {len(names)}), in the order of the {columns}"),
             (columns, human_list(names, _MOST_NAMED)),
-            ("verified", f"on {images}: {same}{what} within {exported.greatest_difference:.1g} of featcache's"),
+            (
+                "verified",
+                f"on {images}: {same}{what} within {exported.greatest_difference:.1g} of featcache's{relative}",
+            ),
         ]
     )
     print_next(common, "report", human_path(exported.run))

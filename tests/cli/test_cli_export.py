@@ -9,6 +9,8 @@ import pyarrow.parquet
 import pytest
 from command_line import CLASSES, answer, complaint, featcache
 
+from featcache.cache.reader import FeatureCache
+
 
 @pytest.fixture(autouse=True)
 def run(cache: Path, here: Path) -> Path:
@@ -55,6 +57,17 @@ def test_a_better_run_on_val_is_mentioned(run: Path) -> None:
     for name in ("best", run.name):
         result = featcache("predict", name, "pictures/test", "--json")
         assert json.loads(result.stdout)["better_run"] is None and "warning" not in result.stderr
+
+
+def test_how_near_numbers_are_is_called_relative(cache: Path, here: Path) -> None:
+    with FeatureCache.open(cache) as opened:
+        ids = [sample for split in opened.splits for sample in opened[split].ids]
+    lines = [f"{sample},{number % 7 * 1e12}" for number, sample in enumerate(ids)]
+    (here / "t.csv").write_text("\n".join(["id,mass", *lines]))
+    featcache("label", cache, "t.csv")
+    featcache("train-head", "--head", "ridge", "--target", "mass")
+    stdout = " ".join(featcache("export", "latest", "-o", "head.pt2").stdout.split())
+    assert "of featcache's, relative to the largest number of their column" in stdout
 
 
 def test_a_run_becomes_a_module_to_train(here: Path) -> None:
