@@ -215,10 +215,18 @@ def _require_learnable(cache: FeatureCache, target: HeadTarget) -> None:
     if target.kind == "classes" and target.outputs < 2:
         raise HeadError(
             f"expected at least 2 classes, got {target.outputs} ({', '.join(target.names) or 'none'})",
-            hint="put the images of each class in a folder of its own; a head needs at least two classes",
+            hint=_other_targets(cache, target)
+            or "put the images of each class in a folder of its own; a head needs at least two classes",
         )
     if not target.outputs:
         raise HeadError(f"the target {target.columns[0]} has no class", hint="`featcache label` adds another")
+
+
+def _other_targets(cache: FeatureCache, target: HeadTarget) -> str:
+    """The other targets of the cache that a head can predict, as a hint; empty if there are none."""
+    kinds = ("classes", "lists", "numbers")
+    names = [name for name, one in cache.targets.items() if one.kind in kinds and name not in target.columns]
+    return f"the cache has other targets, and --target names one: {few_names(names)}" if names else ""
 
 
 def _rows_with_value(cache: FeatureCache, split: str, target: HeadTarget, notes: list[str]) -> SplitRows:
