@@ -20,6 +20,7 @@ from featcache.benchmark.result import (
     Total,
     summarise,
 )
+from featcache.text import human_count
 
 TITLES = {
     NOTEBOOK: "in every epoch, as in a notebook",
@@ -70,8 +71,8 @@ def notes(result: Result) -> list[str]:
     pays = "never pays" if gain.break_even_epoch is None else f"pays from epoch {gain.break_even_epoch} on"
     return [
         what_was_measured(result),
-        f"E = {options.epochs} epochs, H = {options.heads} classifiers: {speed_up(gain.cold_all_heads)} in "
-        f"all; for one, keeping outputs {pays}.",
+        f"E = {options.epochs} epochs, H = {human_count(options.heads, 'classifier')}: "
+        f"{speed_up(gain.cold_all_heads)} in all; for one, keeping outputs {pays}.",
         # Rounding in a cache may change the outputs; it is worth a line where it changes the accuracy.
         *(same_heads(one) for one in result.agreements if one.baseline == NOTEBOOK or one.points > SAME_POINTS),
         *how_it_was_scaled(result),
@@ -82,10 +83,12 @@ def what_was_measured(result: Result) -> str:
     """Images, backbone, head and machine, as one sentence."""
     options, images = result.options, result.ways[WARM].images
     size = f" at {options.image_size}x{options.image_size}" if options.image_size else ""
+    test = images.get("test", 0)
+    tested = f"{test:,} to test on" if test else 'none to test on, so "correct" is of those to choose by'
     untrained = " (untrained)" if result.features.weights.startswith("random:") else ""
     return (
         f"{images['train']:,} images of {Path(options.dataset).name} to learn from, {images['val']:,} to choose by, "  # type: ignore[arg-type]
-        f"{images.get('test', 0):,} to test on; {options.name}{untrained}{size}; classifier {options.head.head}; "
+        f"{tested}; {options.name}{untrained}{size}; classifier {options.head.head}; "
         f"{result.machine['cores']} cores of {result.machine['processor']}."
     )
 

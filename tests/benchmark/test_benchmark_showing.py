@@ -53,6 +53,16 @@ def test_the_sentence_has_the_fair_speed_up_first_and_its_baseline() -> None:
     )
 
 
+def test_without_test_images_the_notes_state_what_correct_is_of() -> None:
+    images = {"train": 800, "val": 200}
+    ways = {name: way(name, images=images, test_accuracy=None) for name in WAYS}
+    untested = result(make_options(heads=1, sample=None, sample_epochs=None), **ways)
+    assert cells(untested, WARM)[-1] == "60.0 %"
+    assert '200 to choose by, none to test on, so "correct" is of those to choose by; ' in notes(untested)[0]
+    assert ", H = 1 classifier: " in notes(untested)[1]
+    assert "500 to test on; " in notes(result())[0]
+
+
 def test_what_is_slower_is_called_slower() -> None:
     quick = way(TUNED, images=SAMPLE, epoch_s=(0.1, 0.1))
     assert "trained a first classifier 16 times slower" in sentence(result(tuned=quick))
