@@ -405,8 +405,9 @@ def test_a_cache_with_views_is_cut_as_one_without(tmp_path: Path) -> None:
 
 def test_of_a_cache_without_classes_the_other_targets_are_named(tmp_path: Path) -> None:
     columns = (Column(name="patient", kind="groups", names=("p",)), Column(name="age", kind="numbers"))
-    unlabelled = {"labels": np.full(30, -1), "targets": {"patient": np.zeros(30, np.int64), "age": np.arange(30.0)}}
-    cache = write_cache(tmp_path, {"train": replace(blobs(30), **unlabelled)}, classes=(), columns=columns)
+    targets = {"patient": np.zeros(30, np.int64), "age": np.arange(30.0)}
+    unlabelled = replace(blobs(30), labels=np.full(30, -1), targets=targets)
+    cache = write_cache(tmp_path, {"train": unlabelled}, classes=(), columns=columns)
     with pytest.raises(HeadError, match="at least 2 classes, got 0") as raised:
         cut_cache(cache, val_fraction=0.2, val_seed=42)
     assert raised.value.hint == "the cache has other targets, and --target names one: age"
