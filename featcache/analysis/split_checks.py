@@ -29,6 +29,8 @@ COMPARED: Final = 2_000
 LEAST_COMPARED: Final = 50
 # A class is out of balance below a third, or above three times, of the median class.
 IMBALANCE: Final = 3
+# The kinds of targets that a head can predict.
+_LEARNABLE: Final = ("classes", "lists", "numbers")
 
 
 def counts(table: ImageTable) -> Counts:
@@ -161,10 +163,15 @@ def _same_classes(table: ImageTable, one: str, other: str, seed: int) -> tuple[R
 
 
 def missing_labels_section(table: ImageTable) -> Section:
-    """The section of images without a label, one finding per split; images of a split without any are not listed."""
+    """The section of images without a label, one finding per split; images of a split without any are not listed.
+
+    If no image of the cache has a label, heads learn its other targets: then those without a value of any of them.
+    """
     findings = []
-    label = table.targets.get(table.label_name)
-    known = np.zeros(len(table), np.bool_) if label is None else label.has_value
+    learnable = {name: one.has_value for name, one in table.targets.items() if one.kind in _LEARNABLE}
+    known, what = learnable.pop(table.label_name, np.zeros(len(table), np.bool_)), "label"
+    if not known.any() and learnable:
+        known, what = np.any(list(learnable.values()), axis=0), f"value of {' or '.join(learnable)}"
     for split in table.splits:
         numbers = table.of_split(split)
         without = numbers[~known[numbers]]
@@ -175,7 +182,7 @@ def missing_labels_section(table: ImageTable) -> Section:
                     kind="unlabelled",
                     samples=table.samples(without) if partly else (),
                     score=len(without) / len(numbers),
-                    reason=f"{len(without):,} of {len(numbers):,} images of {split} have no label",
+                    reason=f"{len(without):,} of {len(numbers):,} images of {split} have no {what}",
                 )
             )
     return Section(kind="unlabelled", findings=tuple(findings), note="heads are trained without these images")

@@ -12,6 +12,7 @@ from audit_caches import clouds, write_cache
 from featcache.analysis.audit import audit_cache
 from featcache.analysis.directions import directions
 from featcache.analysis.label_errors import label_errors
+from featcache.analysis.split_checks import missing_labels_section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.target_checks import target_sections
 from featcache.cache.targets import Target, encode
@@ -60,6 +61,22 @@ def test_far_numbers_are_found_and_missing_ones_are_not(tmp_path: Path) -> None:
 def test_copies_with_long_numbers_that_differ_in_their_last_digit_contradict_each_other(tmp_path: Path) -> None:
     table = table_with(tmp_path, encode("day", ["20240101", "20240102"] * 30), encode("age", ["0.1", "0.1"] * 30))
     assert table.different_values(np.array([0, 1])) == {"day": ("20240101", "20240102")}
+
+
+def test_images_without_labels_are_found_only_where_heads_have_nothing_else_to_learn(tmp_path: Path) -> None:
+    missing = encode("label", [None] * 60, kind="classes")
+    ages = encode("age", [None if n in (3, 4, 50) else str(n) for n in range(60)])
+    days = encode("day", [None if n in (3, 50) else str(n) for n in range(60)])
+
+    def found(*targets: Target) -> list[str]:
+        folder = tmp_path / str(len(targets))
+        return [one.reason for one in missing_labels_section(table_with(folder, *targets)).findings]
+
+    assert found(missing) == ["40 of 40 images of train have no label", "20 of 20 images of test have no label"]
+    assert found(missing, ages, days) == [
+        "1 of 40 images of train have no value of age or day",
+        "1 of 20 images of test have no value of age or day",
+    ]
 
 
 def test_labels_are_not_doubted_where_the_features_know_nothing(tmp_path: Path) -> None:
