@@ -68,7 +68,7 @@ def require_text_encoder(spec: Spec, layers: Sequence[str], weights: str | None,
     raise InvalidOption(
         f"the head {head} compares images with texts: expected the layer {PRE_LOGITS} of a backbone "
         f"{TEXT_PREFIX}NAME, got {', '.join(layers)} of {spec.backbone}",
-        hint=shlex.join(again),
+        hint=f"--layer {PRE_LOGITS}" if named and PRE_LOGITS in spec.layer_names else shlex.join(again),
     )
 
 

@@ -311,6 +311,14 @@ def test_another_layer_is_refused_with_the_line_to_type(clip: Zero, tmp_path: Pa
     )
 
 
+def test_of_several_layers_the_one_to_name_is_the_hint(clip: Zero, tmp_path: Path) -> None:
+    cache = featcache.extract(clip.pictures, CLIP, layers=["pre_logits", "visual.ln_post"], **clip.options)
+    with pytest.raises(InvalidOption, match=r"pre_logits, visual\.ln_post") as raised:
+        train_head(cache, HEAD, layers=cache.layers, runs_dir=tmp_path, progress=False)
+    assert str(raised.value.hint) == "--layer pre_logits"
+    train_head(cache, HEAD, layers=["pre_logits"], runs_dir=tmp_path, progress=False)
+
+
 def test_weights_that_changed_or_are_gone_are_refused(pictures: Path, tmp_path: Path) -> None:
     zero = Zero(CLIP, pictures, tmp_path)
     embed_classes.cache_clear()
