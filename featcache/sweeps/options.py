@@ -8,6 +8,9 @@ from typing import Annotated, ClassVar
 from featcache.config import Option, check
 from featcache.errors import InvalidOption
 
+#: Seeds, or draws, of one combination. A larger number is a slip of the keyboard, and would fill the memory.
+MOST_REPEATS = 10_000
+
 
 def _whole_numbers(text: str) -> tuple[int, ...]:
     """`1,5,10` -> (1, 5, 10). Raises InvalidOption for anything else."""
@@ -29,6 +32,7 @@ class SweepOptions:
             help="Repeat with N seeds, and rank by the mean. The seeds are --seed and those that follow it.",
             metavar="<n>",
             least=1,
+            greatest=MOST_REPEATS,
         ),
     ] = 1
     folds: Annotated[
@@ -51,7 +55,15 @@ class SweepOptions:
         ),
     ] = None
     draws: Annotated[
-        int | None, Option(help="Random draws for each of --shots.", metavar="<n>", default="5", least=1, advanced=True)
+        int | None,
+        Option(
+            help="Random draws for each of --shots.",
+            metavar="<n>",
+            default="5",
+            least=1,
+            greatest=MOST_REPEATS,
+            advanced=True,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

@@ -177,7 +177,7 @@ def test_as_written_is_refused_for_weights_that_carry_their_own_mean(vgg_weights
 
 
 def test_no_seed_at_all_is_refused() -> None:
-    assert "expected --seeds of at least 1" in complaint("reproduce", "mlp", "--seeds", "0", expect=2)[0]
+    assert "expected --seeds between 1 and 10000" in complaint("reproduce", "mlp", "--seeds", "0", expect=2)[0]
 
 
 NETWORKS = ("vgg16", "inception_v3")

@@ -107,6 +107,7 @@ def test_without_a_grid_and_with_one_backbone_it_is_one_head(tmp_path: Path) -> 
         (f"{DIGITS}[grid]\nlrr = [0.1]", "[grid]: unknown option of a grid 'lrr'", "did you mean lr"),
         (f"{DIGITS}[grid]\nval_seed = [1]", "[grid]: val_seed cannot be varied", "--folds"),
         (f"{DIGITS}[grid]\nseed = [1]\n[sweep]\nseeds = 2", "[head] [grid]: --seeds and --grid seed", "leave one"),
+        (f"{DIGITS}[sweep]\nseeds = 1000000000000", "[sweep]: expected --seeds between 1 and 10000, got 1", ""),
         (f"{DIGITS}[sweep]\nshots = [1]\nfolds = 3", "[sweep]: --folds and --shots are two ways", "take one"),
         (f"{DIGITS}[report]\nmap = 'lda'", "[report]: expected --map pca, tsne, umap or none, got 'lda'", ""),
         (f"{DIGITS}[report]\nopen = true", "[report] has no option 'open'", ""),

@@ -108,8 +108,8 @@ def test_seeds_are_a_number_or_a_list() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"seeds": 0}, "expected --seeds of at least 1, got 0"),
-        ({"seeds": True}, "expected --seeds a whole number of at least 1, got True"),
+        ({"seeds": 0}, "expected --seeds between 1 and 10000, got 0"),
+        ({"seeds": True}, "expected --seeds a whole number between 1 and 10000, got True"),
         ({"folds": 1}, "expected --folds of at least 2, got 1"),
         ({"shots": (0,)}, "expected --shots of at least 1, got 0"),
         ({"shots": "1;5"}, "whole numbers such as 1,5,10, got '1;5'"),
