@@ -18,6 +18,7 @@ from featcache.config import divide_options, merge_fields
 from featcache.errors import FeatcacheError, InvalidOption, UnknownName
 from featcache.extraction.execution import Execution
 from featcache.extraction.request import Request, StorageOptions
+from featcache.heads.architectures import head_with_absolute_files
 from featcache.heads.config import HeadConfig
 from featcache.heads.own import own_loss
 from featcache.images.options import ImageOptions
@@ -39,6 +40,7 @@ TABLES: Mapping[str, tuple[type, ...]] = {
 #: Options that a table does not have: a shard gives no cache to train on, and opening a page belongs to the command.
 LEFT_OUT: Mapping[str, tuple[str, ...]] = {"extract": ("shard",), "report": ("open",)}
 _GRID, _EXPECTED = "grid", "expected"
+_EXPECTATIONS = {"fingerprints": (list, "a list"), "images": (str, "a text"), "targets": (str, "a text")}
 _SEVERAL = ("backbones", "beside")
 # Fields of a HeadConfig that are no options: they belong to heads and losses of your own.
 _OWN = ("head_arguments", "own_loss")
@@ -105,6 +107,7 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
             )
             for name in _SEVERAL
         }
+        head, grid = tables.head(), tables.grid()
         report = tables.options("report")
         options = tables.report(report)
     several = _GRID in tables.content or "sweep" in tables.content or len(requests["backbones"]) > 1
@@ -113,10 +116,10 @@ def read_experiment(file: Path | str, *, data_dir: Path | str = "data") -> Exper
         requests=requests["backbones"],
         beside=requests["beside"],
         execution=tables.record("extract", Execution),
-        head=tables.options("head", also=_OWN),
+        head=head,
         training=tables.options("training", without=_OF_ONE_HEAD if several else ()),
         sweep=tables.options("sweep") if several else None,
-        grid=tables.grid(),
+        grid=grid,
         report=options,
         output=options.output if "output" in report else None,
         expected=tables.expectation(),
@@ -196,7 +199,7 @@ class _Tables:
         """The backbones of a table, with how their features are stored."""
         from featcache.backbones.describe import Choice
 
-        if name not in self.content and name == "backbones":
+        if name == "backbones" and not self._each(name):
             raise InvalidOption(f"{self.file}: expected [[backbones]], got none", hint='backbone = "vgg16"')
         for table in self._each(name):
             given, stored = self._options(name, table)
@@ -214,22 +217,33 @@ class _Tables:
             }
             return ReportOptions(**{**given, **paths})
 
+    def head(self) -> dict[str, Any]:
+        """The options of the head, with absolute paths of files of texts."""
+        given = self.options("head", also=_OWN)
+        with self.naming("head"):
+            if isinstance(given.get("head"), str):
+                given["head"] = head_with_absolute_files(given["head"])
+        return given
+
     def grid(self) -> Mapping[str, Any]:
-        """The grid, whose values are checked."""
+        """The grid, whose values are checked, with absolute paths of files of texts."""
         from featcache.sweeps.grid import grid_texts
 
         with self.naming(_GRID):
             grid_texts(self.content.get(_GRID, {}))
-        return dict(self.content.get(_GRID, {}))
+            grid = dict(self.content.get(_GRID, {}))
+            if "head" in grid:
+                grid["head"] = [head_with_absolute_files(one) for one in grid["head"]]
+        return grid
 
     def expectation(self) -> Mapping[str, Any]:
         """What the features and images were when the file was written."""
         table: Mapping[str, Any] = self.content.get(_EXPECTED, {})
         for name, value in table.items():
-            kind, what = {"fingerprints": (list, "a list"), "images": (str, "a text")}.get(name, (None, ""))
+            kind, what = _EXPECTATIONS.get(name, (None, ""))
             if kind is None:
                 with self.naming(_EXPECTED):
-                    raise UnknownName("option", name, ["fingerprints", "images"])
+                    raise UnknownName("option", name, _EXPECTATIONS)
             if not isinstance(value, kind):
                 raise InvalidOption(
                     f"{self.file} [{_EXPECTED}]: expected {what} for {name}, got {value!r}",

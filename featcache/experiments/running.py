@@ -17,6 +17,7 @@ from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
 from featcache.progress import StageProgress
+from featcache.rows.options import RowOptions
 from featcache.runs.experiment_file import expectations
 from featcache.runs.files import REPORT_FILE
 from featcache.runs.fit import RUNS_DIR, epoch_progress, train_head
@@ -147,14 +148,16 @@ def _extract(requests: Sequence[Request], execution: Execution, reporter: Report
 
 
 def _compare(experiment: Experiment, paths: Sequence[Path], reporter: Reporter) -> None:
-    """Warn where features or images are not those that the file expects."""
+    """Warn where features, images or targets are not those that the file expects."""
     if not experiment.expected:
         return
+    options = RowOptions(**{name: experiment.head[name] for name in ("target", "group") if name in experiment.head})
     with ExitStack() as held:
-        found = expectations([held.enter_context(FeatureCache.open(path)) for path in paths])
+        found = expectations([held.enter_context(FeatureCache.open(path)) for path in paths], options)
     words = {
         "fingerprints": "the features are computed in another way (other weights, or another version)",
         "images": "the images are others",
+        "targets": "the labels, other targets or groups are others",
     }
     for name, what in words.items():
         if name in experiment.expected and experiment.expected[name] != found[name]:

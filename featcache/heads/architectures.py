@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from featcache.errors import InvalidOption, UnknownName
 from featcache.heads.own import OwnFactory, require_path
-from featcache.heads.templates import parse_templates
+from featcache.heads.templates import absolute_files, parse_templates
 
 if TYPE_CHECKING:
     from torch import nn
@@ -135,6 +135,12 @@ def parse_head(text: str) -> Architecture:
     if rest and not kind.sized:
         raise InvalidOption(f"the head {name} takes no sizes, got {rest!r}", hint=f"{name}, or mlp:128,64")
     return Architecture(kind=name, hidden=_parse_sizes(rest) if kind.sized else ())
+
+
+def head_with_absolute_files(text: str) -> str:
+    """The name of the same head, with absolute paths of its files of texts. Raises what `parse_head` raises."""
+    found = parse_head(text)
+    return str(replace(found, templates=absolute_files(found.templates))) if found.templates else text
 
 
 def head_names() -> tuple[str, ...]:

@@ -38,6 +38,11 @@ def tokenizer_of(parts: Sequence[str]) -> Path | None:
     return next((Path(part).expanduser() for part in parts if _is_tokenizer(part)), None)
 
 
+def absolute_files(parts: Sequence[str]) -> tuple[str, ...]:
+    """The parts of a name, with absolute paths of the files among them."""
+    return tuple(part if NAME in part else str(Path(part).expanduser().absolute()) for part in parts)
+
+
 def read_templates(parts: Sequence[str]) -> tuple[str, ...]:
     """All templates among the parts of a name, those of files included, each once.
 

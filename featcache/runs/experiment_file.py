@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tomli_w
@@ -15,8 +16,10 @@ import tomli_w
 from featcache.cache.reader import FeatureCache
 from featcache.cache.targets import IMAGES
 from featcache.config import non_default_options
+from featcache.heads.architectures import head_with_absolute_files
 from featcache.heads.config import HeadConfig
 from featcache.heads.own import decode_arguments
+from featcache.rows.options import RowOptions
 from featcache.text import message_line
 from featcache.training.preparation import Prepared
 
@@ -27,7 +30,7 @@ _OWN_HEAD = (
     "The head is your own. A class of modules that can be imported is found; anything else must be passed again."
 )
 _OWN_LOSS = "The loss is your own function. It is found only in a Python process that was given it before."
-_EXPECTED = "What the features and images were. `featcache run` warns where they differ."
+_EXPECTED = "What the features, images and targets were. `featcache run` warns where they differ."
 _OWN_TRAINER = "A Trainer object was given from Python; this file has Lightning's default one."
 
 
@@ -62,22 +65,32 @@ def experiment_file(
         *_table("head", {**_head_options(config), **again.get("head", {})}, _head_comments(config)),
         *_table("training", training, [_OWN_TRAINER] * own_trainer),
         *_table("sweep", again.get("sweep", {})),
-        *_table("expected", expectations(caches), [_EXPECTED]),
+        *_table("expected", expectations(caches, config), [_EXPECTED]),
     ]
     # A path with bytes that are not UTF-8 has no form in TOML: reading the file is then an error.
     return "\n".join([*lines, ""]).encode("utf-8", "backslashreplace")
 
 
-def expectations(caches: Sequence[FeatureCache]) -> dict[str, Any]:
-    """What a repetition compares: the fingerprints of the caches, and a digest of the bytes of all images.
+def expectations(caches: Sequence[FeatureCache], options: RowOptions) -> dict[str, Any]:
+    """What a repetition compares: fingerprints of the caches, and digests of all images and of their targets.
 
     Args:
         caches: The caches of the backbones, then those beside.
+        options: The options that name the targets and the groups.
     """
-    images = hashlib.sha256()
+    images, targets = hashlib.sha256(), hashlib.sha256()
     for split in caches[0].splits:
         images.update(f"{split}\0".encode() + caches[0][split].digests.tobytes())
-    return {"fingerprints": [cache.spec.fingerprint for cache in caches], "images": images.hexdigest()}
+        for name in filter(None, (*options.target, options.group)):
+            if name in caches[0].targets:
+                found = caches[0][split].target(name)
+                known = [split, name, found.column.names, found.values.tolist(), found.has_value.tolist()]
+                targets.update(repr(known).encode())
+    return {
+        "fingerprints": [cache.spec.fingerprint for cache in caches],
+        "images": images.hexdigest(),
+        "targets": targets.hexdigest(),
+    }
 
 
 def _tables(cache: FeatureCache, name: str) -> Mapping[str, Any]:
@@ -104,6 +117,7 @@ def _backbone(cache: FeatureCache, name: str) -> list[str]:
 
 
 def _head_options(config: HeadConfig) -> dict[str, Any]:
+    config = replace(config, head=head_with_absolute_files(config.head))
     own = {"head_arguments": _arguments(config), "own_loss": config.own_loss}
     seeds = {"seed": config.seed, "val_seed": config.val_seed}
     given = {name: value for name, value in own.items() if value}

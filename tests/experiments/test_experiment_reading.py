@@ -85,6 +85,7 @@ def test_without_a_grid_and_with_one_backbone_it_is_one_head(tmp_path: Path) -> 
         ('[backbones]\nbackbone = "pixels"', "expected a table [[backbones]], got backbones = {", "docs"),
         ('[[backbones]]\nbackbone = "pixels"', "expected [images] with dataset, got none", "dataset = "),
         ('[images]\ndataset = "digits"', "expected [[backbones]], got none", "backbone = "),
+        ('backbones = []\n[images]\ndataset = "digits"', "expected [[backbones]], got none", "backbone = "),
         (f"{DIGITS}[[backbones]]\npool = 'avg'", "[backbones]: expected backbone, got none", "backbone = "),
         (f"{DIGITS}layer = 'layer4'", "[backbones] has no option 'layer'", "did you mean layers"),
         (f"{DIGITS}views = 0", "[backbones]: expected --views of at least 1, got 0", "docs"),
@@ -156,6 +157,15 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: py
     assert (request.dataset, request.weights) == (str(there / "photos"), str(there / "own.safetensors"))
     assert (read.output, read.report.figures) == (there / "pages" / "page.html", Path("/elsewhere"))
     assert request.data_dir == Path("data")
+
+
+def test_files_of_texts_for_the_classes_are_relative_to_the_file(tmp_path: Path) -> None:
+    head = "text:a {}|texts.txt|~/tokenizer.json"
+    text = f'{DIGITS}[head]\nhead = "{head}"\n[grid]\nhead = ["centroid", "{head}"]'
+    experiment = read_experiment(write_experiment(tmp_path / "there", text))
+    expected = f"text:a {{}}|{tmp_path / 'there' / 'texts.txt'}|{Path.home() / 'tokenizer.json'}"
+    assert experiment.head["head"] == expected
+    assert experiment.grid["head"] == ["centroid", expected]
 
 
 def test_the_page_names_every_table_and_no_option_that_does_not_exist() -> None:

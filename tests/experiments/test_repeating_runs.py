@@ -324,3 +324,21 @@ def test_changed_images_are_a_warning(here: Path) -> None:
     other = CliRunner().invoke(app, line, prog_name="featcache")
     assert other.exit_code == 0, other.output
     assert "the images are others than when" in " ".join(other.output.split())
+
+
+def test_changed_labels_are_a_warning(here: Path) -> None:
+    (here / "set").mkdir()
+    rows = [(f"{number}.png", ("train", "test")[number % 2], "ab"[number // 12]) for number in range(24)]
+    for number, (name, _, _) in enumerate(rows):
+        Image.new("RGB", (8, 8), (number * 10, 0, 255 * (number // 12))).save(here / "set" / name)
+    table = here / "set" / "labels.csv"
+    lines = ["file_name,split,label", *map(",".join, rows)]
+    table.write_text("\n".join(lines))
+    run = solve(featcache.extract(table, "pixels", image_size=8, progress=False))
+    line = ["run", str(run.folder / FILE), "--data-dir", "other"]
+    same = CliRunner().invoke(app, line, prog_name="featcache")
+    assert same.exit_code == 0 and "the results will differ" not in same.output
+    table.write_text("\n".join([*lines[:1], lines[1].replace(",a", ",b"), *lines[2:]]))
+    other = CliRunner().invoke(app, line, prog_name="featcache")
+    assert other.exit_code == 0, other.output
+    assert "the labels, other targets or groups are others than when" in " ".join(other.output.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,16 @@ def test_templates_in_a_file_are_those_of_the_name(clip: Zero, tmp_path: Path) -
     file = tmp_path / "animals.txt"
     file.write_text("\n".join(["", *TEMPLATES, ""]))
     assert clip.train(f"text:{file}").weights_sha256 == clip.train().weights_sha256
+
+
+def test_the_file_that_repeats_a_run_finds_the_templates_from_any_folder(
+    clip: Zero, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("animals.txt").write_text("\n".join(TEMPLATES))
+    run = clip.train("text:animals.txt")
+    written = tomllib.loads((run.folder / "experiment.toml").read_text())
+    assert written["head"]["head"] == f"text:{tmp_path / 'animals.txt'}"
 
 
 def test_it_is_a_row_of_a_sweep_also_with_few_shots(clip: Zero, tmp_path: Path) -> None:
