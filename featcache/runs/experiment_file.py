@@ -84,8 +84,9 @@ def expectations(caches: Sequence[FeatureCache], options: RowOptions) -> dict[st
         for name in filter(None, (*options.target, options.group)):
             if name in caches[0].targets:
                 found = caches[0][split].target(name)
-                known = [split, name, found.column.names, found.values.tolist(), found.has_value.tolist()]
-                targets.update(repr(known).encode())
+                texts = found.values.dtype == object
+                targets.update(repr((split, name, found.column.names)).encode() + found.has_value.tobytes())
+                targets.update(repr(found.values.tolist()).encode() if texts else found.values.tobytes())
     return {
         "fingerprints": [cache.spec.fingerprint for cache in caches],
         "images": images.hexdigest(),
