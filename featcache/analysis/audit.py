@@ -130,7 +130,10 @@ def _read_pictures(
     source: ImageSource, table: ImageTable, by_bytes: Rows, workers: int, progress: StageProgress | None
 ) -> Pictures:
     """All images, one of several with equal bytes: equal pixels must not depend on what a network sees in them."""
-    pictures = Pictures.read(source, table, np.unique(by_bytes), workers=workers, progress=progress)
+    copies: dict[int, list[int]] = {}
+    for number in np.flatnonzero(by_bytes != np.arange(len(by_bytes))).tolist():
+        copies.setdefault(int(by_bytes[number]), []).append(number)
+    pictures = Pictures.read(source, table, np.unique(by_bytes), copies=copies, workers=workers, progress=progress)
     return pictures.with_equal_bytes(by_bytes)
 
 

@@ -191,7 +191,7 @@ def _not_compared(pictures: Pictures | None) -> Iterator[str]:
         )
 
 
-def _compared_by_bytes(pictures: Pictures | None) -> str | None:
+def _note_on_pixels(pictures: Pictures | None) -> str | None:
     """Of which images only the same bytes are certain, as a sentence; None if the pixels of all were compared."""
     if pictures is None:
         return "the pixels were not compared: only the same bytes are found"
@@ -278,7 +278,7 @@ def copy_sections(
         (differ if len(labels) > 1 else same).append(match)
     withheld = "; ".join(likely.withheld) or None
     certain_by = "the same bytes, the same decoded pixels, or the same pixels mirrored: certain"
-    only_bytes = _compared_by_bytes(pictures)
+    only_bytes = _note_on_pixels(pictures)
     return (
         _section("leak", [one for one in facts if one.kind == "leak"], certain_by, only_bytes),
         _section("duplicate", [one for one in facts if one.kind == "duplicate"], certain_by, only_bytes),

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -120,19 +122,23 @@ class Pictures:
         table: ImageTable,
         numbers: Rows,
         *,
+        copies: Mapping[int, Sequence[int]] | None = None,
         workers: int = 2,
         progress: StageProgress | None = None,
     ) -> Pictures:
         """Read the images with these `numbers`, int64 (n,).
 
+        `copies`: the other images with the bytes of an image, one of which is read if it cannot be read or has changed.
         `progress` is called with ("looking", images done, images in all).
         """
+        copies = copies or {}
         place = np.full(len(table), -1, np.int64)
         kept: list[Picture] = []
         chunks = [numbers[start : start + _CHUNK] for start in range(0, len(numbers), _CHUNK)]
+        look = partial(_look, source, table, copies)
         with ThreadPoolExecutor(workers, thread_name_prefix="look") as pool:
             done = 0
-            for chunk, seen in zip(chunks, pool.map(lambda some: _look(source, table, some), chunks), strict=True):
+            for chunk, seen in zip(chunks, pool.map(look, chunks), strict=True):
                 for number, picture in zip(chunk.tolist(), seen, strict=True):
                     if picture is not None:
                         place[number] = len(kept)
@@ -226,8 +232,15 @@ def _as_array(digests: list[bytes]) -> Bytes:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, _DIGEST_BYTES)
 
 
-def _look(source: ImageSource, table: ImageTable, numbers: Rows) -> list[Picture | None]:
-    return [_read(source, table.sample(number), table.digests[number].tobytes()) for number in numbers.tolist()]
+def _look(
+    source: ImageSource, table: ImageTable, copies: Mapping[int, Sequence[int]], numbers: Rows
+) -> list[Picture | None]:
+    found = []
+    for number in numbers.tolist():
+        same = (number, *copies.get(number, ()))
+        tried = (_read(source, table.sample(one), table.digests[one].tobytes()) for one in same)
+        found.append(next((one for one in tried if one is not None), None))
+    return found
 
 
 def _read(source: ImageSource, sample: Sample, expected: bytes) -> Picture | None:

@@ -16,8 +16,8 @@ from featcache.extraction.reporting import ProgressReporter, Reporter
 from featcache.extraction.request import Request
 from featcache.extraction.result import Extraction
 from featcache.extraction.run import extract_each
+from featcache.heads.config import HeadConfig
 from featcache.progress import StageProgress
-from featcache.rows.options import RowOptions
 from featcache.runs.experiment_file import expectations
 from featcache.runs.files import REPORT_FILE
 from featcache.runs.fit import RUNS_DIR, epoch_progress, train_head
@@ -151,7 +151,7 @@ def _compare(experiment: Experiment, paths: Sequence[Path], reporter: Reporter) 
     """Warn where features, images or targets are not those that the file expects."""
     if not experiment.expected:
         return
-    options = RowOptions(**{name: experiment.head[name] for name in ("target", "group") if name in experiment.head})
+    options = HeadConfig.of({name: experiment.head[name] for name in ("target", "group") if name in experiment.head})
     with ExitStack() as held:
         found = expectations([held.enter_context(FeatureCache.open(path)) for path in paths], options)
     words = {

@@ -196,6 +196,19 @@ def test_an_image_that_has_changed_since_is_not_compared(tmp_path: Path) -> None
         )
 
 
+def test_of_images_with_the_same_bytes_one_that_is_unchanged_is_compared(tmp_path: Path) -> None:
+    pictures = {"train": [photograph(n) for n in range(60)], "test": [photograph(100 + n) for n in range(30)]}
+    pictures["train"][10] = pictures["train"][4]
+    pictures["test"][3] = mirror(pictures["train"][4])
+    digests = {split: [digest(one) for one in some] for split, some in pictures.items()}
+    splits = {"train": (TRAIN, LABELS), "test": (TEST, TEST_LABELS)}
+    cache = write_cache(tmp_path, splits, digests=digests)
+    pictures["train"][4] = photograph(999)
+    source = ArraySource({split: (some, splits[split][1]) for split, some in pictures.items()}, classes=CLASSES)
+    (leak,) = audit_cache(cache, source=source).section("leak").findings
+    assert ids(leak) == ["train/00004", "train/00010", "test/00003"]
+
+
 def test_leaks_whose_pixels_were_not_compared_are_withheld(tmp_path: Path) -> None:
     cache, source = plant_copy(tmp_path, mirror, cosine=0.8)
     compared, not_compared = audit_cache(cache, source=source), audit_cache(cache)

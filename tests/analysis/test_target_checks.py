@@ -68,12 +68,12 @@ def test_images_without_labels_are_found_only_where_heads_have_nothing_else_to_l
     ages = encode("age", [None if n in (3, 4, 50) else str(n) for n in range(60)])
     days = encode("day", [None if n in (3, 50) else str(n) for n in range(60)])
 
-    def found(*targets: Target) -> list[str]:
+    def messages_of(*targets: Target) -> list[str]:
         folder = tmp_path / str(len(targets))
         return [one.reason for one in missing_labels_section(table_with(folder, *targets)).findings]
 
-    assert found(missing) == ["40 of 40 images of train have no label", "20 of 20 images of test have no label"]
-    assert found(missing, ages, days) == [
+    assert messages_of(missing) == ["40 of 40 images of train have no label", "20 of 20 images of test have no label"]
+    assert messages_of(missing, ages, days) == [
         "1 of 40 images of train have no value of age or day",
         "1 of 20 images of test have no value of age or day",
     ]
