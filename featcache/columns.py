@@ -22,7 +22,9 @@ from typing import Annotated, ClassVar, Final
 from featcache.config import Option, check
 from featcache.errors import InvalidOption, UnknownName, nearest
 
-KINDS: Final = ("classes", "lists", "numbers", "groups", "text")
+#: The kinds of values that a head can predict.
+TARGET_KINDS: Final = ("classes", "lists", "numbers")
+KINDS: Final = (*TARGET_KINDS, "groups", "text")
 #: The name of the main target: classes from folder names, from a table's label column or from a data set.
 LABEL: Final = "label"
 #: Separates the class names of one image within a cell.

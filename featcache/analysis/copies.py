@@ -51,7 +51,7 @@ _CERTAIN: Final = {
     "pixels": "the same pixels in other files",
     "mirrored_pixels": "the same pixels, mirrored",
 }
-_UNREAD: Final = "that cannot be read, or have changed"
+_UNREAD: Final = "that cannot be read or that changed"
 
 
 @dataclass(frozen=True, kw_only=True)

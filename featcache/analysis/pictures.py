@@ -128,7 +128,8 @@ class Pictures:
     ) -> Pictures:
         """Read the images with these `numbers`, int64 (n,).
 
-        `copies`: the other images with the bytes of an image, one of which is read if it cannot be read or has changed.
+        `copies`: for an image the others with the same bytes; one of them is read where the image itself cannot be read
+        or has changed.
         `progress` is called with ("looking", images done, images in all).
         """
         copies = copies or {}

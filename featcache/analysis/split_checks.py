@@ -13,6 +13,7 @@ from featcache.analysis.folds import out_of_fold
 from featcache.analysis.records import Finding, Section
 from featcache.analysis.table import ImageTable
 from featcache.analysis.values import Rows, Values, thin
+from featcache.columns import TARGET_KINDS
 from featcache.images.splits import SPLIT_WORDS
 from featcache.text import human_count
 
@@ -29,8 +30,6 @@ COMPARED: Final = 2_000
 LEAST_COMPARED: Final = 50
 # A class is out of balance below a third, or above three times, of the median class.
 IMBALANCE: Final = 3
-# The kinds of targets that a head can predict.
-_LEARNABLE: Final = ("classes", "lists", "numbers")
 
 
 def counts(table: ImageTable) -> Counts:
@@ -168,7 +167,7 @@ def missing_labels_section(table: ImageTable) -> Section:
     If no image of the cache has a label, heads learn its other targets: then those without a value of any of them.
     """
     findings = []
-    learnable = {name: one.has_value for name, one in table.targets.items() if one.kind in _LEARNABLE}
+    learnable = {name: one.has_value for name, one in table.targets.items() if one.kind in TARGET_KINDS}
     known, what = learnable.pop(table.label_name, np.zeros(len(table), np.bool_)), "label"
     if not known.any() and learnable:
         known, what = np.any(list(learnable.values()), axis=0), f"value of {' or '.join(learnable)}"

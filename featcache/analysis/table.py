@@ -11,7 +11,7 @@ import numpy.typing as npt
 from featcache.analysis.values import Rows, Values, blocks
 from featcache.cache.reader import FeatureArray, FeatureCache
 from featcache.cache.targets import Column, Target
-from featcache.columns import LABEL
+from featcache.columns import LABEL, TARGET_KINDS
 from featcache.images.samples import Sample
 
 
@@ -87,7 +87,7 @@ class ImageTable:
         """
         found = {}
         for name, target in self.targets.items():
-            if target.kind in ("classes", "lists", "numbers"):
+            if target.kind in TARGET_KINDS:
                 some = target.at(numbers).decode()
                 texts = sorted({_text(value) for value in some if value is not None})
                 if len(texts) > 1:

@@ -32,7 +32,7 @@ from featcache.cli.printing import (
 )
 from featcache.cli.terminal import Terminal
 from featcache.cli.usage import WrongUsage, usage_errors
-from featcache.columns import LABEL, ColumnOptions
+from featcache.columns import LABEL, TARGET_KINDS, ColumnOptions
 from featcache.config import Option, merge_fields
 from featcache.errors import CacheDamaged
 from featcache.extraction.execution import ComputeOptions
@@ -303,7 +303,7 @@ def _show_info(entry: CacheEntry, details: dict[str, Any], common: Common) -> No
     described = [(f"target {one['name']}", describe_target(**one)) for one in targets]
     print_pairs([*_entry_pairs(entry), *described, *_flat(details)])
     kinds = {one["name"]: one["kind"] for one in targets}
-    if kinds.get(LABEL) in ("classes", "lists", "numbers") and "train" in (entry.rows or {}):
+    if kinds.get(LABEL) in TARGET_KINDS and "train" in (entry.rows or {}):
         print_next(common, "train-head", entry.name)
     else:
         _show_command(entry.command, common)

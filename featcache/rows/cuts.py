@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.cache.reader import FeatureCache
+from featcache.columns import TARGET_KINDS
 from featcache.errors import HeadError, InvalidOption
 from featcache.rows.groups import group_codes, group_overlap_notes, units_of
 from featcache.rows.stratifying import Rows, label_units, stratify_share
@@ -224,8 +225,7 @@ def _require_learnable(cache: FeatureCache, target: HeadTarget) -> None:
 
 def _other_targets(cache: FeatureCache, target: HeadTarget) -> str:
     """The other targets of the cache that a head can predict, as a hint; empty if there are none."""
-    kinds = ("classes", "lists", "numbers")
-    names = [name for name, one in cache.targets.items() if one.kind in kinds and name not in target.columns]
+    names = [name for name, one in cache.targets.items() if one.kind in TARGET_KINDS and name not in target.columns]
     return f"the cache has other targets, and --target names one: {few_names(names)}" if names else ""
 
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.columns import LABEL
+from featcache.columns import LABEL, TARGET_KINDS
 from featcache.display import Shown
 from featcache.errors import HeadError, InvalidOption, UnknownName
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 Values = NDArray[Any]
 
 TargetKind = Literal["classes", "lists", "numbers"]
-TARGET_KINDS: tuple[str, ...] = get_args(TargetKind)
 _METRICS = {"classes": "accuracy", "lists": "map", "numbers": "r2"}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 from featcache.config import Option, check
 from featcache.errors import InvalidOption
 
-#: Seeds, or draws, of one combination. A larger number is a slip of the keyboard, and would fill the memory.
+#: Seeds, or draws, of one combination. A larger number is a typing error, and would fill the memory.
 MOST_REPEATS = 10_000
 
 

@@ -189,10 +189,10 @@ def test_an_image_that_has_changed_since_is_not_compared(tmp_path: Path) -> None
     changed = ArraySource({"train": (other, LABELS), "test": ([photograph(600)] * 30, TEST_LABELS)}, classes=CLASSES)
     audit = audit_cache(cache, source=changed)
     assert findings_of(audit) == []
-    assert audit.withheld["look_alike"].startswith("90 images that cannot be read, or have changed: ")
+    assert audit.withheld["look_alike"].startswith("90 images that cannot be read or that changed: ")
     for kind in ("leak", "duplicate"):
         assert audit.withheld[kind] == (
-            "90 images that cannot be read, or have changed: of these only the same bytes are found"
+            "90 images that cannot be read or that changed: of these only the same bytes are found"
         )
 
 

@@ -28,7 +28,7 @@ LIBRARIES = (
     *("altair", "onnxscript", "pydantic", "torch.onnx", "torch.export", "typer"),
 )
 # Modules that need an extra, or are programs.
-_NOT_IMPORTED = ("ray", "__main__")
+_NOT_IMPORTED = ("ray_engine", "__main__")
 
 # `-S` skips the site-packages, which a client does not need. Other words than these are left to Python itself.
 CLIENT = """\
@@ -73,7 +73,7 @@ def import_featcache() -> None:
     """Import all modules of featcache."""
     package = importlib.import_module("featcache")
     for module in pkgutil.walk_packages(package.__path__, "featcache."):
-        if not any(part in module.name for part in _NOT_IMPORTED):
+        if module.name.rpartition(".")[2] not in _NOT_IMPORTED:
             importlib.import_module(module.name)
 
 
